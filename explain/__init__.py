@@ -1,0 +1,1 @@
+"""Why a model does worse on one domain than on another: hierarchical decomposition with intervals."""
