@@ -1,0 +1,1 @@
+"""Real models and data sets for the recipes: pinned wheels, Hub data sets and local files behind one interface."""

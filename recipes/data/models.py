@@ -1,0 +1,71 @@
+"""The base model named in a recipe: shipped in a wheel, a folder, or a Hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from recipes.data import wheels
+from recipes.front.errors import RunError
+
+__all__ = ["SHIPPED", "check_model", "resolve_model"]
+
+SHIPPED = {"minilm": "minilm"}  # name after "shipped:" -> key of the wheel whose folder `from_pretrained` reads
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def _shipped_key(name: str) -> str | None:
+    """The wheel of a ``shipped:`` name, or None for other names."""
+    if not name.startswith("shipped:"):
+        return None
+    key = SHIPPED.get(name.removeprefix("shipped:"))
+    if key is None:
+        accepted = ", ".join(f"shipped:{known}" for known in SHIPPED)
+        raise RunError(f"no shipped model is called {name!r}; accepted: {accepted}, a folder or a Hub id")
+    return key
+
+
+def _folder(name: str) -> Path | None:
+    """The folder a name stands for, or None for a Hub id."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RunError(f"model folder {path} has no config.json; give a folder written by save_pretrained")
+        return path
+    if path.exists():
+        raise RunError(f"model {name!r} is a file; give the folder that holds its config.json")
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise RunError(f"model {name!r} is neither an existing folder nor a Hub id such as 'roberta-base'")
+    return None
+
+
+def resolve_model(name: str) -> Path | str:
+    """What to give to ``from_pretrained``.
+
+    Args:
+        name: ``shipped:minilm``, a folder with a ``config.json``, or a Hub id.
+
+    Returns:
+        The folder (a shipped model is fetched on first use), or the Hub id unchanged.
+
+    Raises:
+        RunError: When the name is none of these, or the model cannot be fetched.
+    """
+    key = _shipped_key(name)
+    return wheels.fetch(key) if key else _folder(name) or name
+
+
+def check_model(name: str) -> str:
+    """One sentence for the pre-flight: which model it is and what would be fetched, without fetching.
+
+    Args:
+        name: As for `resolve_model`.
+
+    Raises:
+        RunError: When the name is wrong.
+    """
+    key = _shipped_key(name)
+    if key:
+        return f"model {name}: {wheels.describe(key)}"
+    folder = _folder(name)
+    return f"model folder {folder}" if folder else f"Hub model {name!r} (fetched by transformers on first use)"

