@@ -70,7 +70,9 @@ class TaskSource:
 
 def _did_you_mean(value: str, accepted: Sequence[str]) -> str:
     close = difflib.get_close_matches(value, accepted, n=1)
-    return f"did you mean {close[0]!r}? accepted: {', '.join(accepted)}" if close else f"accepted: {', '.join(accepted)}"
+    return (
+        f"did you mean {close[0]!r}? accepted: {', '.join(accepted)}" if close else f"accepted: {', '.join(accepted)}"
+    )
 
 
 def _validate(source: TaskSource) -> None:
@@ -96,7 +98,9 @@ def _validate(source: TaskSource) -> None:
     if source.source == "shipped":
         task = source.path or source.name
         if task not in text_tasks.TASKS:
-            raise RunError(f"{where}: no shipped task is called {task!r}; {_did_you_mean(task, list(text_tasks.TASKS))}")
+            raise RunError(
+                f"{where}: no shipped task is called {task!r}; {_did_you_mean(task, list(text_tasks.TASKS))}"
+            )
         if source.kind != "classification":
             raise RunError(f"{where}: the shipped task {task!r} is a classification, kind {source.kind!r} does not fit")
     elif not source.path:
@@ -124,7 +128,7 @@ def check_task(source: TaskSource) -> str:
     if source.source == "hub":
         subset = f", subset {source.subset!r}" if source.subset else ""
         splits = ", ".join(repr(split) for split in (source.train, source.validation, source.test) if split)
-        return f"task {source.name}: Hub data set {source.path!r}{subset}, splits {splits} (fetched by datasets on first use)"
+        return f"task {source.name}: Hub data set {source.path!r}{subset}, splits {splits}, fetched on first use"
     files = [file for group in tables.split_files(source).values() for file in group]
     size = sum(file.stat().st_size for file in files)
     return f"task {source.name}: {', '.join(map(str, files))} ({size / 1e6:.1f} MB)"
@@ -133,8 +137,8 @@ def check_task(source: TaskSource) -> str:
 def load_task(source: TaskSource, seed: int) -> TextTask:
     """Read a task into train, validation and test.
 
-    Splits that the source does not have are cut from train, stratified and always the same rows: 20 % for test, 10 % for
-    validation (10 % of train where only validation is missing). Rows whose text occurs twice are dropped before a cut.
+    Splits that the source does not have are cut from train, stratified: 20 % for test, 10 % for validation. Before a cut, rows
+    whose text occurs twice are dropped. The cut is the same for every seed, so that no run tests on what another trained on.
 
     Args:
         source: The task as the recipe names it.

@@ -56,9 +56,9 @@ class TextTask:
 
 
 def text_key(text: Text) -> Text:
-    """The form under which two texts count as the same: case folded, white space collapsed.
+    r"""The form under which two texts count as the same: case folded, white space collapsed.
 
-    >>> text_key("  Hello\\n World ")
+    >>> text_key("  Hello\n World ")
     'hello world'
     """
     if isinstance(text, tuple):
@@ -69,8 +69,8 @@ def text_key(text: Text) -> Text:
 def stratified_order(groups: Sequence[Hashable], seed: int) -> list[int]:
     """A seeded order of the rows in which every prefix has about the groups' proportions.
 
-    Row ``i``, the ``k``-th of a shuffled group of ``n`` rows, is placed by ``(k + 1/2) / n``, ties in shuffled order. The
-    first rows are therefore a stratified sample of any size, and smaller samples are contained in larger ones.
+    Row ``i``, the ``k``-th of a shuffled group of ``n`` rows, is placed by ``(k + 1/2) / n``, ties in shuffled order.
+    The first rows are therefore a stratified sample of any size, and smaller samples are contained in larger ones.
 
     Args:
         groups: One group a row: the class, or one constant for a plain shuffle.

