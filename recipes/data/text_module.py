@@ -35,8 +35,8 @@ class PadCollate:
         fill: Padding value of every sequence field, e.g. ``{"input_ids": pad_id, "attention_mask": 0}``.
         side: ``right`` or ``left``, as the tokenizer pads.
 
-    Called with rows it returns sequence fields of shape (batch, longest), int64; ``labels`` (batch,), int64 for classes and
-    float32 for regression; ``task`` (batch,), int64, where rows carry one.
+    Called with rows it returns sequence fields of shape (batch, longest), int64; ``labels`` (batch,), int64 for
+    classes and float32 for regression; ``task`` (batch,), int64, where rows carry one.
     """
 
     fill: dict[str, int]
@@ -113,7 +113,11 @@ class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
 
     def prepare_data(self) -> None:
         """Fetch the tokenizer, on one process only."""
-        resolve_model(self.tokenizer_name)
+        self._tokenizer_path()
+
+    def _tokenizer_path(self) -> str:
+        shipped = self.tokenizer_name.startswith("shipped:")
+        return str(resolve_model(self.tokenizer_name)) if shipped else self.tokenizer_name
 
     def setup(self, stage: str | None = None) -> None:
         """Tokenise the splits of a stage that are not tokenised yet.
@@ -125,7 +129,7 @@ class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
         missing = [split for split in wanted if split not in self._rows]
         if not missing:
             return
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(self.tokenizer_name))
+        tokenizer = AutoTokenizer.from_pretrained(self._tokenizer_path())
         if not 4 <= self.max_length <= tokenizer.model_max_length:
             raise RunError(
                 f"max_length is {self.max_length}; the tokenizer {self.tokenizer_name} accepts 4 to "

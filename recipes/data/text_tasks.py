@@ -24,7 +24,7 @@ LINK = re.compile(r"https?://\S+")
 class ShippedTask:
     """Where a shipped task comes from.
 
-    Args:
+    Attributes:
         wheel: Key of the pinned wheel.
         files: Members to read: one, or train and test where the split is official.
         parse: Reads one member into rows of text and class name.
@@ -60,7 +60,7 @@ def _tweets(path: Path) -> Rows:
 
 
 def _sms(path: Path) -> Rows:
-    """Read the SMS table, where cells with an unbalanced quote swallowed the raw ``label<tab>text`` lines after them."""
+    """Read the SMS table, where cells with an unbalanced quote swallowed the ``label<tab>text`` lines after them."""
     frame = _table(path)
     rows: Rows = []
     for text, spam in zip(frame["text"], frame["spam"], strict=True):
