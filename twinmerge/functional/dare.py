@@ -1,0 +1,118 @@
+"""DARE: drop most of every task vector at random and rescale the rest, before another method merges them."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from twinmerge.functional.state import State, check_states, merge_state
+from twinmerge.functional.task_arithmetic import task_arithmetic
+from twinmerge.functional.ties import ties
+
+
+def dare(
+    pretrained: State, experts: Sequence[State], *, drop: float = 0.9, scale: float = 0.3, seed: int = 0
+) -> dict[str, Tensor]:
+    """Task arithmetic over task vectors that went through :func:`drop_and_rescale`.
+
+    Args:
+        pretrained: Base weights by name.
+        experts: At least one state dict of the same names and shapes.
+        drop: Fraction p of every task vector that is dropped, in [0, 1).
+        scale: Coefficient of the sum of task vectors.
+        seed: Seed of the masks; neither the order of the experts nor that of the tensors changes them.
+
+    Returns:
+        Merged weights by name, in the types of the base.
+
+    Raises:
+        ValueError: If the drop rate is out of range, there is no expert, names or shapes differ, or a weight is NaN or
+            infinite.
+
+    Example:
+        >>> import torch
+        >>> dare({"w": torch.zeros(2)}, [{"w": torch.tensor([1.0, 2.0])}], drop=0.0, scale=0.5)
+        {'w': tensor([0.5000, 1.0000])}
+
+    Reference:
+        Yu et al. (2024), "Language models are Super Mario", arXiv 2311.03099, section 3.2.
+    """
+    return task_arithmetic(pretrained, drop_and_rescale(pretrained, experts, drop=drop, seed=seed), scale=scale)
+
+
+def dare_ties(
+    pretrained: State,
+    experts: Sequence[State],
+    *,
+    drop: float = 0.9,
+    scale: float = 1.0,
+    density: float = 0.2,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """TIES-Merging over task vectors that went through :func:`drop_and_rescale`.
+
+    Args:
+        pretrained: Base weights by name.
+        experts: At least one state dict of the same names and shapes.
+        drop: Fraction p of every task vector that is dropped, in [0, 1).
+        scale: Coefficient of the merged task vector.
+        density: Fraction of every task vector that the trimming of TIES keeps, in (0, 1]; it has no effect where the
+            drop leaves less than that.
+        seed: Seed of the masks; neither the order of the experts nor that of the tensors changes them.
+
+    Returns:
+        Merged weights by name, in the types of the base.
+
+    Raises:
+        ValueError: As :func:`dare` and :func:`~twinmerge.functional.ties.ties`.
+
+    Reference:
+        Yu et al. (2024), arXiv 2311.03099, section 4.1 (DARE as a plug-in for TIES-Merging).
+    """
+    sparse = drop_and_rescale(pretrained, experts, drop=drop, seed=seed)
+    return ties(pretrained, sparse, scale=scale, density=density)
+
+
+def drop_and_rescale(pretrained: State, experts: Sequence[State], *, drop: float, seed: int) -> list[dict[str, Tensor]]:
+    r"""Experts with sparse task vectors, :math:`\theta_0 + m \odot (\theta_t - \theta_0) / (1 - p)`.
+
+    Every entry of the mask m is 1 with probability 1 - p and 0 otherwise.
+
+    Args:
+        pretrained: Base weights by name.
+        experts: At least one state dict of the same names and shapes.
+        drop: p, in [0, 1).
+        seed: Seed of the masks. Each mask's own seed is a digest of it, the tensor's name and the expert's values, so
+            the mask follows the expert wherever it stands in the list.
+
+    Returns:
+        The experts, in order, in float32 (float64 where base or expert is).
+
+    Raises:
+        ValueError: If p is out of range, there is no expert, names or shapes differ, or a weight is NaN or infinite.
+    """
+    if not 0 <= drop < 1:
+        raise ValueError(f"the drop rate is {drop}, but it must be at least 0 and below 1, as in 0.9")
+    check_states(pretrained, experts)
+    # Promoted first, because merge_state hands results back in the type of its base.
+    base_state = {name: _promoted(tensor) for name, tensor in pretrained.items()}
+
+    def sparse(expert: State) -> dict[str, Tensor]:
+        return merge_state(
+            base_state, [expert], lambda name, base, tensors: _masked(name, base, next(tensors), drop, seed)
+        )
+
+    return [sparse(expert) for expert in experts]
+
+
+def _promoted(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
+
+
+def _masked(name: str, base: Tensor, tensor: Tensor, drop: float, seed: int) -> Tensor:
+    digest = hashlib.blake2b(f"{seed}:{name}:".encode(), digest_size=8)
+    digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()) >> 1)
+    kept = torch.rand(tensor.shape, generator=generator).to(base.device) >= drop
+    return base + (tensor - base) * kept / (1 - drop)
