@@ -1,0 +1,1 @@
+"""Recipes: a YAML file in, a run folder out (`python -m recipes.run FILE.yaml`)."""

@@ -1,0 +1,135 @@
+"""The command `python -m recipes.run FILE.yaml`: read, check, run; it imports neither torch nor lightning by itself."""
+
+import argparse
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from recipes.front.errors import RecipeError, RunError
+
+USAGE = """\
+python -m recipes.run FILE.yaml [key.sub=value ...] [--check] [--print-config] [--resume [CKPT]]
+                             [--out DIR] [--force] [--quiet] [--debug]
+       python -m recipes.run --list | --schema NAME | --new NAME"""
+EPILOG = """\
+FILE.yaml is a path, or the name of a shipped recipe (see --list). An override changes one key:
+  python -m recipes.run merge.yaml name=mine trainer.max_epochs=3 tasks.0.max_train=64
+A run writes runs/<recipe>-<name>/<n>/. Exit code: 0 done, 1 the run failed, 2 the recipe is wrong, 130 interrupted."""
+_CHECKPOINT = re.compile(r".*\.ckpt/?")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that reports mistakes as the front does."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.fullmatch(r"unrecognized arguments: (\S+)(.*)", message)
+        if found is None:
+            raise RecipeError(f"{message}; see --help")
+        word = found[1]
+        if "=" in word and "." in word.partition("=")[0]:
+            raise RecipeError(f"{word}: unknown option; an override is written without dashes: {word.lstrip('-')}")
+        from recipes.front.schema import did_you_mean
+
+        options = [name for action in self._actions for name in action.option_strings if name != "-h"]
+        raise RecipeError(f"{word}: unknown option; {did_you_mean(word, options)}")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="recipes.run",
+        usage=USAGE,
+        description="Run a recipe: YAML in, run folder out.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("words", nargs="*", metavar="FILE.yaml key.sub=value", help="the recipe, then overrides")
+    add("--check", action="store_true", help="numbered pre-flight checks, then the plan; writes nothing")
+    add("--print-config", action="store_true", help="print the resolved recipe, with help as comments")
+    add(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="CKPT",
+        help="go on with the newest run of this name, or the one in --out",
+    )
+    add("--out", type=Path, metavar="DIR", help="run folder to use instead of runs/<recipe>-<name>/<n>/")
+    add("--force", action="store_true", help="replace the run in --out")
+    add("--quiet", action="store_true", help="print errors only")
+    add("--debug", action="store_true", help="show the traceback of a failure")
+    add("--list", action="store_true", help="list the recipes")
+    add("--schema", metavar="NAME", help="print the JSON schema of a recipe")
+    add("--new", metavar="NAME", help="print a starter YAML of a recipe")
+    return parser
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; the word after `--resume` belongs to it only when it names a checkpoint."""
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--resume":
+            word = f"--resume={rest.pop(0)}" if rest and _CHECKPOINT.fullmatch(rest[0]) else "--resume="
+        words.append(word)
+    options = _parser().parse_intermixed_args(words)
+    if not options.words and not (options.list or options.schema or options.new):
+        raise RecipeError("name a recipe file, such as merge.yaml; see --list and --help")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 1 failed, 2 wrong recipe, 130 interrupted."""
+    command = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in command
+    try:
+        return _dispatch(_arguments(command), command)
+    except (RecipeError, RunError) as error:
+        if debug:
+            traceback.print_exc()
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `--list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(options: argparse.Namespace, command: Sequence[str]) -> int:
+    from recipes.front import show
+
+    if options.list:
+        print(show.list_recipes(), flush=True)
+        return 0
+    if options.schema:
+        print(show.json_schema(options.schema), flush=True)
+        return 0
+    if options.new:
+        print(show.starter(options.new), end="", flush=True)
+        return 0
+    from recipes.front import parse
+
+    path, is_shipped = parse.find_recipe(options.words[0])
+    if is_shipped:
+        print(f"{options.words[0]} is not here: using the recipe that ships as {path}", file=sys.stderr)
+    parsed = parse.parse(path, options.words[1:])
+    if options.print_config:
+        print(show.to_yaml(parsed.recipe), end="", flush=True)
+        return 0
+    from recipes.front.execute import check, run
+
+    if options.check:
+        check(parsed, quiet=options.quiet)
+        return 0
+    return run(parsed, options, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
