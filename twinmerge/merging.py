@@ -1,0 +1,92 @@
+"""Merge experts: a static shared expert in the base's place, exclusive experts attached over it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from twinmerge.exclusive import Exclusive, LoraTerms, exclusive_experts, exclusive_lora
+from twinmerge.functional.methods import METHODS
+from twinmerge.modeling_twin import attach
+
+State = Mapping[str, Tensor]
+
+
+def shared_expert(model: nn.Module, experts: Mapping[str, State], method: str, **options: Any) -> dict[str, Tensor]:
+    """Parameters of the shared expert by a static method.
+
+    Args:
+        model: the pretrained base; left as it is.
+        experts: task -> parameters, same names and shapes as the base's.
+        method: a name of `twinmerge.functional.METHODS`.
+        options: the method's own, such as `scale`.
+
+    Raises:
+        ValueError: for an unknown method, mismatched experts, NaN weights, or fewer than two experts.
+    """
+    if len(experts) < 2:
+        raise ValueError(f"merging needs at least two experts and got {len(experts)}; add a task.")
+    if method not in METHODS:
+        raise ValueError(f"method '{method}' is unknown; choose one of {', '.join(METHODS)}.")
+    pretrained = {name: value.detach() for name, value in model.named_parameters()}
+    return METHODS[method](pretrained, list(experts.values()), **options)
+
+
+def set_parameters(model: nn.Module, state: State) -> nn.Module:
+    """Copy parameters into a model, in place; tied ones follow."""
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected:
+        raise ValueError(f"{type(model).__name__} has no parameter '{unexpected[0]}'; the state is of another model.")
+    return model
+
+
+def merge(
+    model: nn.Module,
+    experts: Mapping[str, State],
+    method: str = "task_arithmetic",
+    *,
+    rank: Mapping[str, Any],
+    **options: Any,
+) -> tuple[Any, Exclusive]:
+    """Twin-Merging of full fine-tunes, without its router.
+
+    Args:
+        model: the pretrained base; becomes the twin, in place.
+        experts: task -> parameters.
+        method: of the shared expert.
+        rank: exactly one rank policy of `exclusive_experts`, such as {"rank": 8}, and its `tolerance` and `seed`.
+        options: of the method.
+
+    Returns:
+        The twin, with `router` None, and its exclusive experts with their certificates.
+    """
+    shared = shared_expert(model, experts, method, **options)
+    transposed = frozenset(f"{n}.weight" for n, m in model.named_modules() if isinstance(m, Conv1D))
+    exclusive = exclusive_experts(shared, experts, transposed=transposed, **rank)
+    set_parameters(model, shared)
+    return attach(model, list(experts), [exclusive.experts[t] for t in experts]), exclusive
+
+
+def merge_lora(model: nn.Module, experts: Mapping[str, LoraTerms], scale: float, rank: int) -> tuple[Any, Exclusive]:
+    """Twin-Merging of LoRA fine-tunes in the exact product form, shared expert by task arithmetic.
+
+    Args:
+        model: the pretrained base; becomes the twin, in place.
+        experts: task -> parameter name -> (scale, B, A), of the weight as the layer multiplies it.
+        scale: coefficient of the sum of all adapters; 1 / len(experts) is the average.
+        rank: kept per exclusive expert.
+    """
+    if len(experts) < 2:
+        raise ValueError(f"merging needs at least two experts and got {len(experts)}; add a task.")
+    exclusive = exclusive_lora(experts, scale, rank)
+    parameters = dict(model.named_parameters())
+    transposed = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, Conv1D)}
+    for terms in experts.values():
+        for name, (factor, B, A) in terms.items():
+            delta = (scale * factor) * (B.double() @ A.double())
+            weight = parameters[name]
+            weight.data += (delta.t() if name in transposed else delta).reshape(weight.shape).to(weight.dtype)
+    return attach(model, list(experts), [exclusive.experts[t] for t in experts]), exclusive

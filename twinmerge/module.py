@@ -1,0 +1,210 @@
+"""Fine-tuning as a LightningModule: any encoder with a task head, any sequence classifier, any causal language model.
+
+An expert made here is an ordinary Hugging Face folder (or a PEFT folder for LoRA); a merged twin is fine-tuned by the same
+module: ``Trainer.fit(FinetuneModule(twinmerge.load(folder), question="spam"), datamodule)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import lightning
+import torch
+import torch.nn.functional as F
+import torchmetrics
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
+from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+
+from twinmerge.modeling_twin import Head
+
+METRICS = ("accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman")
+
+
+def task_metric(name: str, labels: int) -> torchmetrics.MetricCollection:
+    """The torchmetrics behind a task's score; the score is their mean.
+
+    Args:
+        name: `accuracy`, `f1` (macro), `mcc` (Matthews), `accuracy_f1` or `pearson_spearman`.
+        labels: classes; 1 for regression.
+
+    Raises:
+        ValueError: for another name.
+
+    >>> list(task_metric("accuracy_f1", 3))
+    ['accuracy', 'f1']
+    """
+    if name not in METRICS:
+        raise ValueError(f"metric '{name}' is unknown; choose one of {', '.join(METRICS)}.")
+    if name == "pearson_spearman":
+        return torchmetrics.MetricCollection({"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()})
+    made = {
+        "accuracy": MulticlassAccuracy(labels, average="micro"),
+        "f1": MulticlassF1Score(labels, average="macro"),
+        "mcc": MulticlassMatthewsCorrCoef(labels),
+    }
+    return torchmetrics.MetricCollection({part: made[part] for part in name.split("_")})
+
+
+def fixed_head(width: int, labels: int, seed: int) -> Head:
+    """A random orthonormal head on the layer-normed mean feature, never trained: all task knowledge must go elsewhere.
+
+    Args:
+        width: hidden size of the encoder, at least `labels`.
+        labels: outputs.
+        seed: same seed, same head.
+    """
+    head = Head(width, labels, pooling="mean", layer_norm=True)
+    with torch.no_grad():
+        nn.init.orthogonal_(head.out_proj.weight, generator=torch.Generator().manual_seed(seed))
+        head.out_proj.bias.zero_()
+    return cast(Head, head.requires_grad_(False))
+
+
+class FinetuneModule(lightning.LightningModule):
+    """Fine-tune one model on one task, in full or by LoRA, with AdamW, linear warm-up and linear decay.
+
+    Logged: `train/loss`, `validation/loss`, `validation/<metric>` and `validation/score` (their mean), the same for test.
+
+    Args:
+        model: a model, or a folder or Hub name for `AutoModel`.
+        labels: outputs of the task's head; 1 for regression; 0 when the model computes its own loss from `labels`
+            (sequence classifiers, causal language models).
+        heads: `trained`, or `fixed` for a random orthonormal head that stays as it is.
+        pooling: `mean`, `first` or `last` token state for the head.
+        question: for a twin: the head to train and evaluate; the router still chooses the mixture from the input.
+        metric: one of `METRICS`.
+        learning_rate: peak, above 0.
+        weight_decay: of AdamW, on matrices only.
+        warmup: fraction of all steps, in [0, 1).
+        frozen: parameters whose name contains one of these stay as they are.
+        lora_rank: 0 trains the parameters themselves; otherwise a PEFT adapter of that rank on all linear layers.
+        seed: of the head's initial values.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str = "sentence-transformers/all-MiniLM-L6-v2",
+        labels: int = 0,
+        *,
+        heads: str = "trained",
+        pooling: str = "mean",
+        question: str = "",
+        metric: str = "accuracy",
+        learning_rate: float = 2e-4,
+        weight_decay: float = 0.01,
+        warmup: float = 0.1,
+        frozen: tuple[str, ...] = (),
+        lora_rank: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if heads not in ("trained", "fixed"):
+            raise ValueError(f"heads '{heads}' is unknown; choose trained or fixed.")
+        self.save_hyperparameters(ignore=["model"])
+        if isinstance(model, str):
+            from transformers import AutoModel
+
+            model = cast(nn.Module, AutoModel.from_pretrained(model))
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in frozen):
+                parameter.requires_grad_(False)
+        if lora_rank:
+            from peft import LoraConfig, get_peft_model
+
+            config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear")
+            model = cast(nn.Module, get_peft_model(cast(Any, model), config))
+        self.model = model.train()
+        self.head: Head | None = None
+        if labels and not question:
+            width = cast(Any, model).config.hidden_size
+            if heads == "fixed":
+                self.head = fixed_head(width, labels, seed)
+            else:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    self.head = Head(width, labels, pooling)
+        outputs = labels or int(getattr(cast(Any, model).config, "num_labels", 2))
+        if question:
+            outputs = cast(Any, model).heads[question].out_proj.out_features
+        self.outputs = outputs
+        self.metrics = nn.ModuleDict(
+            {stage: task_metric(metric, outputs).clone(prefix=f"{stage}/") for stage in ("validation", "test")}
+        )
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits of a batch (input_ids, attention_mask, ...): shape (batch, labels), or the model's own."""
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        if self.hparams["question"]:
+            return cast(
+                Tensor,
+                cast(Any, self.model).classify(**inputs, head=self.hparams["question"]).logits[:, : self.outputs],
+            )
+        outputs = self.model(**inputs)
+        if self.head is None:
+            return cast(Tensor, outputs.logits)
+        return cast(Tensor, self.head(outputs[0], batch.get("attention_mask")))
+
+    def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss and logits: cross-entropy, squared error for regression, or the model's own loss."""
+        if self.head is None and not self.hparams["question"]:
+            outputs = self.model(**batch)
+            return outputs.loss, outputs.logits
+        logits = self(batch)
+        if self.outputs == 1:
+            return F.mse_loss(logits[:, 0].float(), batch["labels"].float()), logits
+        return F.cross_entropy(logits.float(), batch["labels"]), logits
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
+        """One batch's loss."""
+        loss, _ = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_index: int) -> None:
+        """Accumulate the validation loss and metrics."""
+        self._evaluate("validation", batch)
+
+    def test_step(self, batch: Mapping[str, Tensor], batch_index: int) -> None:
+        """Accumulate the test loss and metrics."""
+        self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: Mapping[str, Tensor]) -> None:
+        loss, logits = self.loss(batch)
+        self.log(f"{stage}/loss", loss, batch_size=len(batch["input_ids"]), sync_dist=True)
+        labels = batch["labels"]
+        if logits.dim() == 2 and labels.dim() == 1:  # language models are judged by their loss alone
+            guesses = (logits[:, 0], labels.float()) if self.outputs == 1 else (logits, labels)
+            cast(Any, self.metrics[stage]).update(*guesses)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch's validation metrics and score."""
+        self._log_score("validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics and score."""
+        self._log_score("test")
+
+    def _log_score(self, stage: str) -> None:
+        metrics = cast(Any, self.metrics[stage])
+        if not next(iter(metrics.values())).update_called:
+            return
+        values = metrics.compute()
+        self.log_dict({**values, f"{stage}/score": torch.stack(list(values.values())).mean()}, prog_bar=True)
+        metrics.reset()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with weight decay on matrices, warm-up then linear decay to zero over all steps."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.hparams["weight_decay"]},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.hparams["learning_rate"])
+        steps = int(self.trainer.estimated_stepping_batches)
+        rise = max(1, round(self.hparams["warmup"] * steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / rise, max(0.0, (steps - step) / max(1, steps - rise)))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
