@@ -199,20 +199,18 @@ class _Blocks:
         return result
 
     def squared_norm(self) -> float:
-        """||D||^2, rows in the working precision and their sum in float64."""
-        return math.fsum(float(torch.linalg.vector_norm(block, dim=1).double().square().sum()) for _, block in self)
+        """||D||^2."""
+        return math.fsum(_squared_norm(block) for _, block in self)
 
     def squared_error(self, left: Tensor, right: Tensor) -> float:
         """||D - left @ right^T||^2 by subtraction."""
-        return math.fsum(
-            float(
-                torch.linalg.vector_norm(torch.addmm(block, left[rows], right.T, alpha=-1), dim=1)
-                .double()
-                .square()
-                .sum()
-            )
-            for rows, block in self
-        )
+        return math.fsum(_squared_norm(torch.addmm(block, left[rows], right.T, alpha=-1)) for rows, block in self)
+
+
+def _squared_norm(matrix: Tensor) -> float:
+    """Sum of squares: along the contiguous dimension in the matrix's precision, and over the other in float64."""
+    along = 1 if matrix.stride(1) == 1 else 0
+    return float(torch.linalg.vector_norm(matrix, dim=along).double().square().sum())
 
 
 def _factorize(
@@ -228,6 +226,7 @@ def _factorize(
             return left, right, residual, "krylov"
 
     exact = blocks if blocks.dtype == torch.float64 else _Blocks(blocks.tall, blocks.scale, torch.float64)
+    total = exact.squared_norm()
     right = torch.linalg.eigh(exact.gram())[1][:, -rank:].flip(1)
     left = exact.times(right)
     residual = _residual(exact, left, right, total)
@@ -242,7 +241,7 @@ def _factorize(
 
 def _residual(blocks: _Blocks, left: Tensor, right: Tensor, total: float) -> float:
     """Relative residual of the projection D V V^T = left V^T, from the certificate unless it would cancel."""
-    rest = total - float(torch.linalg.vector_norm(left, dim=1).double().square().sum())
+    rest = total - _squared_norm(left)
     if rest < 1e4 * torch.finfo(blocks.dtype).eps * total:
         rest = blocks.squared_error(left, right)
     return min(1.0, math.sqrt(rest / total))
