@@ -32,9 +32,9 @@ class NewestCheckpoint(ModelCheckpoint):  # type: ignore[misc]
 
 
 class SaveOnInterrupt(Callback):  # type: ignore[misc]
-    """Answers the first Ctrl-C by finishing the batch and saving; a second one stops at once.
+    """Answers the first Ctrl-C, and a request to terminate, by finishing the batch and saving.
 
-    With several processes Ctrl-C stops at once: they do not all see it in the same batch.
+    A second Ctrl-C stops at once, and so does the first with several processes: they see it in different batches.
 
     Args:
         path: Folder of the checkpoints of one training phase.
@@ -52,8 +52,9 @@ class SaveOnInterrupt(Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save and stop, when asked to."""
-        if self._asked:
+        if self._asked or (trainer.world_size == 1 and trainer.received_sigterm):
             trainer.save_checkpoint(self._file)
+        if self._asked:
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

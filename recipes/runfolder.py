@@ -40,7 +40,6 @@ class RunFolder:
         self.title = title
         self.resume = resume
         self.quiet = quiet
-        self._figures: list[str] = []
 
     @property
     def checkpoints(self) -> Path:
@@ -92,7 +91,6 @@ class RunFolder:
         writer.writerows(plain_json(list(rows)))
         write_text(self.path / "figures" / f"{name}.csv", text.getvalue())
         write_bytes(self.path / "figures" / f"{name}.png", image.getvalue())
-        self._figures = [*(other for other in self._figures if other != name), name]
 
     def finish(
         self,
@@ -106,7 +104,7 @@ class RunFolder:
         Args:
             result: The numbers the run is for.
             tables: Rows of each table by its title.
-            figures: Names of the figures to show; all that this run drew when None.
+            figures: Names of the figures to show; all of the folder, oldest first, when None.
             summary: What was found, in a paragraph of plain text.
         """
         if process_rank() != 0:
@@ -116,7 +114,8 @@ class RunFolder:
             for name in ("recipe.yaml", "command.txt", "environment.json")
             if (self.path / name).is_file()
         }
-        names = self._figures if figures is None else figures
+        drawn = sorted((self.path / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns)
+        names = [path.stem for path in drawn] if figures is None else figures
         images = {name: (self.path / "figures" / f"{name}.png").read_bytes() for name in names}
         plain: Any = plain_json(dict(tables or {}))
         page = render(Report(self.title, summary, plain, images, details))

@@ -85,8 +85,10 @@ def _guarded(parsed: Parsed, folder: RunFolder, again: str, *, debug: bool) -> i
     except (RecipeError, RunError):
         raise
     except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning answers Ctrl-C with SystemExit(1), raised while the KeyboardInterrupt is handled
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+        # Lightning answers Ctrl-C with SystemExit(1), raised while the KeyboardInterrupt is handled, and the request to
+        # terminate with a SystemExit of its own
+        terminated = type(error).__name__ == "SIGTERMException"
+        if isinstance(error, SystemExit) and not (terminated or isinstance(error.__context__, KeyboardInterrupt)):
             raise
         if process_rank() == 0:
             print(f"interrupted; go on with: {again}", file=sys.stderr)

@@ -13,9 +13,8 @@ from recipes import table
 from recipes.front.errors import RecipeError
 from recipes.front.schema import REQUIRED, describe, did_you_mean, fields_of, members, show, to_plain
 from recipes.front.types import FieldError
-from recipes.front.yaml_lines import Document, Key, dotted, load_yaml
+from recipes.front.yaml_lines import REFUSED, Document, Key, dotted, load_yaml
 
-_BAD: Any = object()  # stands for a value that was refused; its problem is already noted
 _ABSENT: Any = object()
 
 
@@ -90,8 +89,10 @@ def parse(path: Path, overrides: Sequence[str] = ()) -> Parsed:
         problems.raise_if_any()
     schema = table.load(name).Recipe
     for text, keys, value in pairs:
+        problems.overrides.pop(keys, None)  # the last one counts, also in this order
         problems.overrides[keys] = text
-        _override(document.data, schema, keys, value, problems)
+        if (refusal := _override(document.data, schema, keys, value)) is not None:
+            problems.rows.append((math.inf, f"override {text}: {refusal}"))
     recipe = _Builder(problems).build(schema, document.data, ())
     problems.raise_if_any()
     return Parsed(name, recipe, to_plain(recipe), source)
@@ -139,32 +140,31 @@ def _split(override: str) -> tuple[str, Key, Any]:
     return override, keys, document.data
 
 
-def _override(data: Any, schema: Any, keys: Key, value: Any, problems: _Problems) -> None:
-    """Set one value inside plain data, taking over the default of a list or mapping that the file leaves out."""
+def _override(data: Any, schema: Any, keys: Key, value: Any) -> str | None:
+    """Set one value inside plain data, or say why not; a list or mapping that the file leaves out has its default."""
     default: Any = _ABSENT
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(data, list):
             if not isinstance(key, int) or key > len(data):
-                problems.add(keys[: depth + 1], f"expected an index from 0 to {len(data)}, got {key}")
-                return
+                return f"{dotted(keys[:depth])}: expected an index from 0 to {len(data)}, got {key}"
             if key == len(data):
                 data.append({})
             slot: Any = key
         elif isinstance(data, dict):
             slot = str(key)
         else:
-            problems.add(keys[: depth + 1], f"{show(data)} has no keys inside")
-            return
+            return f"{dotted(keys[:depth])}: {show(data)} has no keys inside"
         schema, default = _child(schema, slot, default)
         if last:
             data[slot] = value
-            return
+            return None
         present = data[slot] if isinstance(slot, int) else data.get(slot)
         if present is None:
             inherited = to_plain(default) if isinstance(default, list | dict) else {}
             data[slot] = present = copy.deepcopy(inherited)
         data = present
+    return None
 
 
 def _child(schema: Any, slot: str | int, default: Any) -> tuple[Any, Any]:
@@ -187,8 +187,10 @@ class _Builder:
         self.problems = problems
 
     def build(self, kind: Any, value: Any, path: Key, base: Any = None) -> Any:
-        """Return the typed value, or `_BAD` once its problems are noted."""
+        """Return the typed value, or `REFUSED` once its problems are noted."""
         kinds = members(kind)
+        if value is REFUSED:
+            return REFUSED
         if value is None and (type(None) in kinds or kind is Any):
             return None
         blocks = [member for member in kinds if dataclasses.is_dataclass(member)]
@@ -202,14 +204,16 @@ class _Builder:
             return value
         if isinstance(value, str) and str in kinds:
             return value  # taken as written: the engine would read 'null' or '{a: b}' as YAML once more
+        if any(type(value) is type(choice) and value == choice for choice in _choices(kind)):
+            return value  # as written too: the engine makes 16 of '16' where both are choices
         return self.leaf(kind, value, path)
 
     def items(self, kind: Any, value: Any, path: Key) -> Any:
         if isinstance(value, list):
             built: Any = [self.build(kind, item, (*path, index)) for index, item in enumerate(value)]
-            return _BAD if any(item is _BAD for item in built) else built
+            return REFUSED if any(item is REFUSED for item in built) else built
         built = {key: self.build(kind, item, (*path, key)) for key, item in value.items()}
-        return _BAD if any(item is _BAD for item in built.values()) else built
+        return REFUSED if any(item is REFUSED for item in built.values()) else built
 
     def block(self, schema: Any, value: dict[str, Any], path: Key, base: Any) -> Any:
         fields = fields_of(schema)
@@ -228,11 +232,11 @@ class _Builder:
             else:
                 wanted = f"{describe(field.kind)}{f' ({field.help})' if field.help else ''}"
                 self.problems.add((*path, field.name), f"the key is missing; expected {wanted}")
-                built = _BAD
-            bad = bad or built is _BAD
+                built = REFUSED
+            bad = bad or built is REFUSED
             arguments[field.name] = built
         if bad:
-            return _BAD
+            return REFUSED
         try:
             return schema(**arguments)
         except FieldError as error:
@@ -240,7 +244,7 @@ class _Builder:
             self.problems.add((*path, *where), error.message)
         except (ValueError, TypeError, RecipeError) as error:
             self.problems.add(path, str(error))
-        return _BAD
+        return REFUSED
 
     def leaf(self, kind: Any, value: Any, path: Key) -> Any:
         """Check one value with the engine; an override such as `name=007` may also be the text it was typed as."""
@@ -250,14 +254,17 @@ class _Builder:
         text = self.problems.override_of(path)
         if text is not None and str in members(kind) and not isinstance(value, dict | list):
             return text.partition("=")[2]
-        literals = [choice for member in members(kind) if get_origin(member) is Literal for choice in get_args(member)]
-        if isinstance(value, str) and literals:
-            accepted = [str(choice) for choice in literals]
+        if isinstance(value, str) and (accepted := [str(choice) for choice in _choices(kind)]):
             self.problems.add(path, f"expected {describe(kind)}, got {show(value)}; {did_you_mean(value, accepted)}")
         else:
             hint = "; write it in quotes" if str in members(kind) and isinstance(value, int | float) else ""
             self.problems.add(path, f"expected {describe(kind)}, got {show(value)}{hint}")
-        return _BAD
+        return REFUSED
+
+
+def _choices(kind: Any) -> list[Any]:
+    """Return what a type accepts by value."""
+    return [choice for member in members(kind) if get_origin(member) is Literal for choice in get_args(member)]
 
 
 def check_leaf(kind: Any, value: Any) -> Any:

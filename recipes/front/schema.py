@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import docstring_parser
 
 REQUIRED = dataclasses.MISSING
+MANY = 14  # a message lists at most so many keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,4 +161,8 @@ def did_you_mean(got: str, accepted: list[str]) -> str:
     """
     near = difflib.get_close_matches(got, accepted, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    return f"{guess}Accepted: {', '.join(accepted) or 'nothing here'}"
+    shown, more = accepted, ""
+    if len(accepted) > MANY:
+        shown = difflib.get_close_matches(got, accepted, n=MANY, cutoff=0)
+        more = f" and {len(accepted) - MANY} more, see --schema"
+    return f"{guess}Accepted: {', '.join(shown) or 'none'}{more}"

@@ -96,8 +96,8 @@ def to_yaml(recipe: Any, *, comments: bool = True) -> str:
         comments: Write the help of each key above it.
     """
     lines = _block(recipe, 0, comments)
-    about = summary_of(type(recipe))
-    return "\n".join(_comment(about, 0) * (comments and bool(about)) + lines) + "\n"
+    head = [*_comment(summary_of(type(recipe)), 0), ""] if comments and summary_of(type(recipe)) else []
+    return "\n".join([*head, *lines]) + "\n"
 
 
 def _block(value: Any, depth: int, comments: bool) -> list[str]:
@@ -106,9 +106,11 @@ def _block(value: Any, depth: int, comments: bool) -> list[str]:
     lines: list[str] = []
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in fields_of(type(value)):
-            if comments and field.help:
-                lines += _comment(field.help, depth)
-            lines += _entry(f"{pad}{field.name}:", getattr(value, field.name), depth, comments)
+            item = getattr(value, field.name)
+            text = field.help or (summary_of(type(item)) if dataclasses.is_dataclass(item) else "")
+            if comments and text:
+                lines += _comment(text, depth)
+            lines += _entry(f"{pad}{field.name}:", item, depth, comments)
     elif isinstance(value, dict):
         for key, item in value.items():
             lines += _entry(f"{pad}{scalar(str(key))}:", item, depth, comments)

@@ -13,6 +13,7 @@ from recipes.front.errors import RecipeError
 Key = tuple[str | int, ...]
 MAX_NODES = 100_000  # a page of aliases of aliases would otherwise fill the memory
 MAX_DEPTH = 60
+REFUSED: Any = type("Refused", (), {"__repr__": lambda self: "?"})()  # stands for a value whose problem is noted
 
 
 class _Loader(yaml.SafeLoader):
@@ -139,10 +140,10 @@ class _Builder:
         if kind == "float":
             if text[-1] in "fFnN" or not math.isfinite(float(text)):
                 self.problem(line, path, f"expected a finite number, got {text}")
-                return 0.0
+                return REFUSED
             return float(text)
         self.problem(line, path, f"the tag {node.tag} is not accepted; write plain values")
-        return None
+        return REFUSED
 
     def problem(self, line: int, path: Key, message: str) -> None:
         name = f"{dotted(path)}: " if path else ""
