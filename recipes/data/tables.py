@@ -131,11 +131,12 @@ def _rows(source: TaskSource, where: str, columns: dict[str, list[Any]]) -> list
     texts = zip(*(columns[name] for name in source.text), strict=True)
     for number, (values, label) in enumerate(zip(texts, columns[source.label], strict=True), start=1):
         at = f"task {source.name!r}: {where}, row {number}"
+        blank = not any(
+            str(value).strip() for value in values
+        )  # one side of a pair may be empty: public sets have such
         for column, value in zip(source.text, values, strict=True):
-            if not isinstance(value, str) or not value.strip():
-                raise RunError(
-                    f"{at}: text column {column!r} is {value!r}; give a text that is not empty, or drop the row"
-                )
+            if blank or not isinstance(value, str):
+                raise RunError(f"{at}: text column {column!r} is {value!r}; give a text, or drop the row")
         stripped = [value.strip() for value in values]
         text = stripped[0] if len(stripped) == 1 else (stripped[0], stripped[1])
         rows.append((text, _label(at, source, label)))

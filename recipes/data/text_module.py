@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from recipes.data.models import resolve_model
 from recipes.front.errors import RunError
+from recipes.resume import ResumableLoader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,12 +162,11 @@ class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
     def _mark(self, row: Row, task: int) -> Row:
         return {**row, "task": task}
 
-    def train_dataloader(self) -> DataLoader[Row]:
-        """Training rows in an order given by seed and epoch."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(
-            _Rows(self._rows["train"]), self.batch_size, shuffle=True, generator=generator, collate_fn=self._collate
-        )
+    def train_dataloader(self) -> ResumableLoader:
+        """Training rows in an order given by seed, epoch and rank, which a checkpoint resumes in the middle."""
+        rows = self._rows["train"]
+        lengths = [len(row["input_ids"]) for row in rows]
+        return ResumableLoader(_Rows(rows), self.batch_size, seed=self.seed, lengths=lengths, collate_fn=self._collate)
 
     def val_dataloader(self) -> DataLoader[Row]:
         """Validation rows, sorted by length."""

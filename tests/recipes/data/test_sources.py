@@ -136,6 +136,17 @@ def test_pairs_and_regression(tmp_path):
     assert second.startswith("second ")
 
 
+def test_one_side_of_a_pair_may_be_empty(tmp_path):
+    source = TaskSource("pairs", source="jsonl", path=str(tmp_path / "rows.jsonl"), text=["text", "other"])
+    write(one(frame(), text=""), tmp_path / "rows.jsonl")
+    task = load_task(source, seed=0)
+    assert ("", "second 0") in [*task.train.texts, *task.validation.texts, *task.test.texts]
+    for data in (one(frame(), text="", other=" "), one(frame(), other=None)):
+        write(data, tmp_path / "rows.jsonl")
+        with pytest.raises(RunError, match="row 1: "):
+            load_task(source, seed=0)
+
+
 def test_whole_number_labels_are_ordered_by_value(tmp_path):
     data = frame(60).assign(label=[i % 12 for i in range(60)])
     for form in ("csv", "jsonl", "parquet"):
