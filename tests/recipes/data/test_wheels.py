@@ -1,9 +1,11 @@
 """Fetching pinned wheels with the real pip, and every fault on the way."""
 
+import contextlib
 import errno
 import http.server
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -206,6 +208,21 @@ def test_what_a_killed_process_left_is_removed(toy, cache):
     (left / "half.whl").write_bytes(b"half")
     wheels.fetch("toy")
     assert not (cache / ".toy-tmp-abc").exists()
+
+
+def test_a_terminal_shows_a_bar(toy, cache):
+    code = f"from recipes.data import pins, wheels; pins.WHEELS['toy'] = pins.{toy!r}; wheels.fetch('toy')"
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm"}) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal is gone when the process is
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"fetching toy-weights==1.0" in shown
+    assert b"17.4/17.4 kB" in shown or b"0/17.4 kB" in shown
 
 
 def test_processes_at_the_same_time_download_once(toy, cache):
