@@ -115,7 +115,8 @@ def spectrum(matrix: Tensor, limit: int | None = None) -> Tensor:
     Args:
         matrix: D, shape (m, n), floating point.
         limit: How many leading values are wanted, between 1 and min(m, n); all when not given. A small limit costs a
-            few passes over the matrix (:func:`truncated_svd`), all values cost its Gram matrix in float64.
+            few passes over the matrix and gives lower bounds (:func:`truncated_svd`), all values cost its Gram matrix
+            in float64.
 
     Returns:
         Singular values in float64, shape (min(m, n),) or (limit,). Values below 1e-8 of the largest are noise.
@@ -234,7 +235,7 @@ def _factorize(
     if residual > 1e-6 or residual <= rounding:
         return left, right, residual, "gram"
 
-    U, S, Vh = torch.linalg.svd(exact.times(torch.eye(exact.shape[1], dtype=torch.float64, device=right.device)), False)
+    U, S, Vh = torch.linalg.svd(torch.cat([block for _, block in exact]), full_matrices=False)
     left, right = U[:, :rank] * S[:rank], Vh[:rank].T
     return left, right, _residual(exact, left, right, total), "svd"
 

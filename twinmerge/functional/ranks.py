@@ -113,7 +113,7 @@ def ranks_from_budget(
 
     One more direction of a tensor costs (m + n) numbers and keeps :math:`\sigma^2`, so directions are bought in the
     order of :math:`\sigma^2 / (m + n)` over all tensors and experts until the bytes are spent. No other choice of the
-    same size keeps more. Past the break-even rank a tensor is bought whole, as it is then stored dense.
+    same size keeps more. No rank goes past the break-even, where factors would outgrow the matrix.
 
     Args:
         shapes: (m, n) by key.
@@ -133,31 +133,23 @@ def ranks_from_budget(
         {'a': 2, 'b': 1}
     """
     keys = list(shapes)
-    worth, cost, owner = [], [], []
-    for index, key in enumerate(keys):
+    gains, prices = [], []
+    for key in keys:
         m, n = shapes[key]
-        squares = spectra[key].double().cpu().square()
-        factored = min(len(squares), _break_even(shapes[key]))
-        # What is left of a dense tensor, in one piece: its price is what the factors have not yet paid of m * n.
-        prices = torch.full((factored + 1,), float(m + n), dtype=torch.float64)
-        prices[-1] = m * n - factored * (m + n)
-        gains = torch.cat([squares[:factored], squares[factored:].sum()[None]])
-        worth.append((gains / prices.clamp(min=1e-9)).cummin(0).values)  # never before the directions it comes after
-        cost.append(prices)
-        owner.append(torch.full((factored + 1,), index))
-    wanted = torch.cat(worth)
-    order = wanted.argsort(descending=True, stable=True)
-    order = order[wanted[order] > 0]
-    spent = torch.cat(cost)[order].cumsum(0) * bytes_per_value
-    bought = torch.bincount(torch.cat(owner)[order[spent <= budget]], minlength=len(keys)).tolist()
-    if len(order) and not any(bought):
+        squares = spectra[key].double().cpu().square()[: max(1, _break_even(shapes[key]))]
+        gains.append(squares)
+        prices.append(torch.full_like(squares, min(m + n, m * n) * bytes_per_value))
+    owner = torch.arange(len(keys)).repeat_interleave(torch.tensor([len(squares) for squares in gains]))
+    gain, price = torch.cat(gains), torch.cat(prices)
+    order = (gain / price).argsort(descending=True, stable=True)
+    order = order[gain[order] > 0]
+    spent = price[order].cumsum(0)
+    if len(order) and spent[0] > budget:
         raise ValueError(
             f"the budget is {budget} bytes, but the first direction takes {int(spent[0])} bytes: give at least that"
         )
-    return {
-        key: min(shapes[key]) if count > _break_even(shapes[key]) else count
-        for key, count in zip(keys, bought, strict=True)
-    }
+    bought = torch.bincount(owner[order[spent <= budget]], minlength=len(keys))
+    return dict(zip(keys, bought.tolist(), strict=True))
 
 
 def stored_dense(shape: Shape, rank: int) -> bool:
