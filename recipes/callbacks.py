@@ -30,11 +30,17 @@ class NewestCheckpoint(ModelCheckpoint):  # type: ignore[misc]
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
             super().setup(trainer, pl_module, stage)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in this folder, also when it was moved since."""
+        path = Path(self.dirpath)
+        moved = {key: str(path / Path(state_dict[key]).name) for key in ("best_model_path",) if state_dict[key]}
+        super().load_state_dict(state_dict | moved | {"dirpath": self.dirpath})
+
 
 class SaveOnInterrupt(Callback):  # type: ignore[misc]
-    """Answers the first Ctrl-C, and a request to terminate, by finishing the batch and saving.
+    """Answers the first Ctrl-C or request to terminate by saving after the batch and stopping; a second stops at once.
 
-    A second Ctrl-C stops at once, and so does the first with several processes: they see it in different batches.
+    With several processes the first one stops at once: they would see it in different batches.
 
     Args:
         path: Folder of the checkpoints of one training phase.
@@ -42,42 +48,60 @@ class SaveOnInterrupt(Callback):  # type: ignore[misc]
 
     def __init__(self, path: Path) -> None:
         self._file = path / "interrupted.ckpt"
-        self._asked = False
-        self._before: Any = None
+        self._asked = self._saved = False
+        self._before: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to Ctrl-C."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen, once Lightning has set its own handlers."""
         if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save and stop, when asked to."""
-        if self._asked or (trainer.world_size == 1 and trainer.received_sigterm):
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when asked to, but not where Lightning would resume after a validation or step that is still due."""
+        done = batch_idx + 1
+        validates = trainer.enable_validation and bool(trainer.val_check_batch) and done % trainer.val_check_batch == 0
+        due = validates or done >= trainer.num_training_batches or done % trainer.accumulate_grad_batches != 0
+        if self._asked and not due:
             trainer.save_checkpoint(self._file)
-        if self._asked:
-            raise KeyboardInterrupt
+            self._saved = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the saving to `NewestCheckpoint`, which does it now anyway."""
+        self._saved = self._saved or self._asked
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Stop after saving: by now the metrics of the last batch are written too."""
+        self._stop()
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Stop after saving."""
+        self._stop()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training is over: what an earlier interruption saved is no longer needed."""
+        """Training is over, so what an earlier interruption saved is no longer needed; stop when asked to."""
+        self._restore()
         if trainer.is_global_zero:
             self._file.unlink(missing_ok=True)
+        self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop listening."""
         self._restore()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop listening."""
-        self._restore()
+    def _stop(self) -> None:
+        if self._saved:
+            raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
         self._restore()
 
     def _restore(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
 
 class PhaseProgress(ProgressBar):  # type: ignore[misc]

@@ -1,0 +1,125 @@
+"""Fixtures for every test: no network, and nothing left behind: environment, threads, processes, process groups."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+os.environ.update(OFFLINE)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+# set on purpose by the libraries, once for the whole process
+ALLOWED_KEYS = {
+    "CUDA_MODULE_LOADING",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
+    "PYTEST_CURRENT_TEST",
+    "PYTEST_VERSION",
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+    "TF2_BEHAVIOR",
+    "TF_CPP_MIN_LOG_LEVEL",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+}
+# threads of libraries that live as long as the process
+ALLOWED_THREADS = ("TMonitor", "tqdm", "QueueFeederThread", "QueueManagerThread", "ThreadPoolExecutor", "asyncio")
+
+
+@pytest.fixture(autouse=True)
+def environment_police() -> Iterator[None]:
+    """Restore the environment, and fail a test that leaves a variable behind."""
+    before = dict(os.environ)
+    yield
+    left = {key for key in os.environ if os.environ[key] != before.get(key)} - ALLOWED_KEYS
+    os.environ.clear()
+    os.environ.update(before)
+    assert not left, f"the test leaves these environment variables behind: {sorted(left)}"
+
+
+@pytest.fixture(autouse=True)
+def signal_police() -> Iterator[None]:
+    """Restore the signal handlers, and fail a test that leaves one behind (Lightning's own are restored silently)."""
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in watched}
+    yield
+    after = {number: signal.getsignal(number) for number in watched}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    left = [
+        number.name
+        for number in watched
+        if after[number] is not before[number]
+        and getattr(after[number], "__module__", "").startswith(("recipes", "tests"))
+    ]
+    assert not left, f"the test leaves a handler behind for {left}"
+
+
+@pytest.fixture(autouse=True)
+def process_group_police() -> Iterator[None]:
+    """Destroy the process group, and fail a test that leaves one behind."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    torch.distributed.destroy_process_group()
+    pytest.fail("the test leaves a torch.distributed process group behind")
+
+
+@pytest.fixture(autouse=True)
+def thread_police() -> Iterator[None]:
+    """Fail a test that leaves a thread of its own behind."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 2.0
+    while (left := _new_threads(before)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left, f"the test leaves these threads behind: {left}"
+
+
+def _new_threads(before: set[threading.Thread]) -> list[str]:
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if thread not in before and thread.is_alive() and not thread.name.startswith(ALLOWED_THREADS)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def child_police() -> Iterator[None]:
+    """Fail a test that leaves a child process behind."""
+    before = _children()
+    yield
+    deadline = time.monotonic() + 2.0
+    while (left := _children() - before) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left, f"the test leaves these child processes behind: {sorted(left)}"
+
+
+def _children() -> set[str]:
+    """Return command lines and ids of the living children, where the system tells them (/proc)."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:  # it ended while we looked
+            continue
+        helper = "resource_tracker" in command or "semaphore_tracker" in command
+        if fields[1] == str(os.getpid()) and fields[0] != "Z" and not helper:
+            found.add(f"{stat.parent.name}: {command}")
+    return found
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Accept the one warning that lightning 2.6 provokes in torch 2.14 at every fit."""
+    config.addinivalue_line("filterwarnings", "ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")
