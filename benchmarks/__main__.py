@@ -1,13 +1,13 @@
 """List every benchmark, the command that remakes it and whether its results are there: ``python -m benchmarks``.
 
-README.md and the pages in docs/ quote figures from ``benchmarks/results/*.json`` only. A quoted number is followed, with no
-space, by its source in an HTML comment, ``<!-- <file>.<figure>:<format> -->``::
+README.md and the pages in docs/ quote figures from ``benchmarks/results/*.json`` only. A quoted number is followed,
+with no space, by its source in an HTML comment, ``<!-- <file>.<figure>:<format> -->``::
 
-    Factorising is 12.3x<!-- factorize.speedup_2048:.1f --> faster, with at most
-    0.7%<!-- factorize.max_excess_residual:.1%  --> more residual (12.3 [11.8<!-- factorize.speedup_2048.low:.1f -->, ...]).
+    Factorising is 12.3x<!-- factorize.speedup_2048:.1f --> faster (at least
+    11.8x<!-- factorize.speedup_2048.low:.1f -->), with 0.7%<!-- factorize.max_excess_residual:.1% --> more residual.
 
-The format is Python's; a unit in letters may stand between the number and the comment; ``.low`` and ``.high`` name the bounds
-of an interval. ``tests/test_figures.py`` compares every such number with the committed file.
+The format is Python's; a unit in letters may stand between the number and the comment; ``.low`` and ``.high`` name the
+bounds of an interval. ``tests/test_figures.py`` compares every such number with the committed file.
 """
 
 import ast
