@@ -16,7 +16,7 @@ from recipes.front.errors import RunError
 from recipes.resume import ResumableLoader
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from recipes.data.splits import TextTask
@@ -86,6 +86,7 @@ class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
         max_length: Longest sequence in tokens, special tokens included; at least 4, at most what the tokenizer allows.
         seed: Fixes the order of the training rows.
         eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
+        causal: Make ``labels`` the tokens themselves, for a language model; the task's own labels are not used.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
         max_length: int = 128,
         seed: int = 0,
         eval_batch_size: int | None = None,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         if not tasks:
@@ -109,6 +111,7 @@ class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
         self.eval_batch_size = eval_batch_size or 2 * batch_size
         self.max_length = max_length
         self.seed = seed
+        self.causal = causal
         self._rows: dict[str, list[Row]] = {}
         self._collate: PadCollate | None = None
 
@@ -138,6 +141,8 @@ class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
             )
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         fill = {"input_ids": pad, "attention_mask": 0, "token_type_ids": tokenizer.pad_token_type_id}
+        if self.causal:
+            fill["labels"] = -100  # no loss on padding
         self._collate = PadCollate(fill, tokenizer.padding_side)
         for split in missing:
             self._rows[split] = self._encode(tokenizer, split)
@@ -155,7 +160,7 @@ class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
             fields = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded]
             for i, label in enumerate(part.labels):
                 row: Row = {name: encoded[name][i] for name in fields}
-                row["labels"] = float(label) if floats else label
+                row["labels"] = row["input_ids"] if self.causal else float(label) if floats else label
                 rows.append(self._mark(row, number))
         return rows
 
@@ -180,6 +185,14 @@ class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
         """The test rows."""
         return self._sorted("test")
 
+    def by_length(self, split: str) -> Iterator[tuple[list[int], Batch]]:
+        """Batches of a split with little padding, each with its rows' positions in the split (tasks one by one)."""
+        rows, collate = self._rows[split], self._collate
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+        for start in range(0, len(order), self.eval_batch_size):
+            positions = order[start : start + self.eval_batch_size]
+            yield positions, collate([rows[i] for i in positions])  # type: ignore[misc]
+
     def _sorted(self, split: str) -> DataLoader[Row]:
         rows = list(self._rows[split])
         random.Random(self.seed).shuffle(rows)  # noqa: S311 - rows of equal length must not stand task by task
@@ -197,6 +210,7 @@ class TextDataModule(MixedTextDataModule):
         max_length: Longest sequence in tokens.
         seed: Fixes the order of the training rows.
         eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
+        causal: Make ``labels`` the tokens themselves, for a language model; the task's own labels are not used.
     """
 
     def __init__(
@@ -208,6 +222,7 @@ class TextDataModule(MixedTextDataModule):
         max_length: int = 128,
         seed: int = 0,
         eval_batch_size: int | None = None,
+        causal: bool = False,
     ) -> None:
         super().__init__(
             [task],
@@ -216,6 +231,7 @@ class TextDataModule(MixedTextDataModule):
             max_length=max_length,
             seed=seed,
             eval_batch_size=eval_batch_size,
+            causal=causal,
         )
 
     def _mark(self, row: Row, task: int) -> Row:

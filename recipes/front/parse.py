@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from recipes import table
 from recipes.front.errors import RecipeError
@@ -84,7 +84,7 @@ def parse(path: Path, overrides: Sequence[str] = ()) -> Parsed:
     if name is _ABSENT:
         problems.add((), f"recipe: the key is missing; write one of {', '.join(table.TABLE)}")
         problems.raise_if_any()
-    if name not in table.TABLE:
+    if not isinstance(name, str) or name not in table.TABLE:
         problems.add(("recipe",), f"unknown recipe {show(name)}; {did_you_mean(str(name), list(table.TABLE))}")
         problems.raise_if_any()
     schema = table.load(name).Recipe
@@ -110,7 +110,10 @@ class _Problems:
     def override_of(self, path: Key) -> str | None:
         """Return the last override that set this path or something around it."""
         names = [str(part) for part in path]
-        found = [text for keys, text in self.overrides.items() if names[: len(keys)] == [str(key) for key in keys]]
+        lists = [([str(key) for key in keys], text) for keys, text in self.overrides.items()]
+        found = [text for keys, text in lists if names[: len(keys)] == keys]
+        if not found and path[:-1] not in self.document.lines:  # a key is missing in what an override made
+            found = [text for keys, text in lists if keys[: len(names) - 1] == names[:-1]]
         return found[-1] if found else None
 
     def add(self, path: Key, message: str) -> None:
@@ -206,7 +209,10 @@ class _Builder:
             return value  # taken as written: the engine would read 'null' or '{a: b}' as YAML once more
         if any(type(value) is type(choice) and value == choice for choice in _choices(kind)):
             return value  # as written too: the engine makes 16 of '16' where both are choices
-        return self.leaf(kind, value, path)
+        rest = [member for member in kinds if not _is_container(member) or isinstance(value, dict | list)]
+        if blocks and len(kinds) - len(blocks) <= (type(None) in kinds):
+            rest = []  # the engine would take a list for a block
+        return self.leaf(kind, Union[tuple(rest)] if rest else None, value, path)
 
     def items(self, kind: Any, value: Any, path: Key) -> Any:
         if isinstance(value, list):
@@ -246,11 +252,11 @@ class _Builder:
             self.problems.add(path, str(error))
         return REFUSED
 
-    def leaf(self, kind: Any, value: Any, path: Key) -> Any:
+    def leaf(self, kind: Any, candidates: Any, value: Any, path: Key) -> Any:
         """Check one value with the engine; an override such as `name=007` may also be the text it was typed as."""
-        if value is not None:
+        if value is not None and candidates is not None:
             with contextlib.suppress(ValueError):
-                return check_leaf(kind, value)
+                return check_leaf(candidates, value)
         text = self.problems.override_of(path)
         if text is not None and str in members(kind) and not isinstance(value, dict | list):
             return text.partition("=")[2]
@@ -260,6 +266,10 @@ class _Builder:
             hint = "; write it in quotes" if str in members(kind) and isinstance(value, int | float) else ""
             self.problems.add(path, f"expected {describe(kind)}, got {show(value)}{hint}")
         return REFUSED
+
+
+def _is_container(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) or get_origin(kind) in {list, dict}
 
 
 def _choices(kind: Any) -> list[Any]:

@@ -104,6 +104,8 @@ class _Builder:
             line = node.start_mark.line + 1
             raise RecipeError(f"{self.source}:{line}: too large or nested too deeply (an alias inside itself?)")
         self.document.lines.setdefault(path, node.start_mark.line + 1)
+        if not isinstance(node, ScalarNode) and node.tag not in {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}:
+            return self.tag(node, path)
         if isinstance(node, MappingNode):
             return self.mapping(node, path)
         if isinstance(node, SequenceNode):
@@ -142,7 +144,10 @@ class _Builder:
                 self.problem(line, path, f"expected a finite number, got {text}")
                 return REFUSED
             return float(text)
-        self.problem(line, path, f"the tag {node.tag} is not accepted; write plain values")
+        return self.tag(node, path)
+
+    def tag(self, node: Node, path: Key) -> Any:
+        self.problem(node.start_mark.line + 1, path, f"the tag {node.tag} is not accepted; write plain values")
         return REFUSED
 
     def problem(self, line: int, path: Key, message: str) -> None:

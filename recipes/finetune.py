@@ -1,0 +1,231 @@
+"""Fine-tune one expert per task from a common base and save each as a Hugging Face or PEFT folder.
+
+``python -m recipes.run finetune.yaml`` trains every task of the recipe in turn with a `lightning.Trainer` and leaves
+``experts/<task>/`` in the run folder: the encoder (or a LoRA adapter) with its tokenizer, the task's head in
+``head.safetensors`` and ``expert.json`` with labels and test scores. Such folders are what ``merge.yaml`` takes. A task whose
+expert is complete is not trained again by ``--resume``; the interrupted one goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from recipes.data.models import check_model, resolve_model
+from recipes.data.sources import TaskSource, check_task, load_task
+from recipes.front.types import FieldError, check_name, check_positive
+from recipes.quiet import hush_libraries
+from recipes.trainer import TrainerConfig, build_trainer
+
+if TYPE_CHECKING:
+    from recipes.runfolder import RunFolder
+
+
+@dataclass
+class Training:
+    """How an expert is trained.
+
+    Attributes:
+        model: encoder (AutoModel with a head of ours), classifier (AutoModelForSequenceClassification), or causal
+            (AutoModelForCausalLM, trained on the texts alone).
+        heads: trained, or fixed (one random orthonormal head a task that is never trained).
+        pooling: Which token states the head of an encoder sees: mean, first or last.
+        batch_size: Rows a training step.
+        max_length: Longest sequence in tokens.
+        learning_rate: Peak of AdamW's rate.
+        weight_decay: Of AdamW, on matrices.
+        warmup: Share of the steps with a rising rate.
+        frozen: Parameters whose name contains one of these are not trained.
+        lora_rank: 0 trains the weights themselves, else LoRA adapters of this rank.
+    """
+
+    model: Literal["encoder", "classifier", "causal"] = "encoder"
+    heads: Literal["trained", "fixed"] = "trained"
+    pooling: Literal["mean", "first", "last"] = "mean"
+    batch_size: int = 16
+    max_length: int = 64
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    frozen: list[str] = field(default_factory=list)
+    lora_rank: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no training could use."""
+        for key in ("batch_size", "max_length", "learning_rate"):
+            check_positive(getattr(self, key), key)
+        if not 0 <= self.warmup < 1:
+            raise FieldError("warmup", f"expected a share from 0 to below 1, got {self.warmup}")
+        if self.weight_decay < 0 or self.lora_rank < 0:
+            key = "weight_decay" if self.weight_decay < 0 else "lora_rank"
+            raise FieldError(key, f"expected 0 or more, got {getattr(self, key)}")
+
+
+@dataclass
+class Recipe:
+    """Fine-tune one expert per task.
+
+    Attributes:
+        recipe: Always finetune.
+        name: Name of the run.
+        seed: Seed of the data's subsamples, the heads, the order and the dropout.
+        base: Model to start from: shipped:minilm, a folder or a Hub name.
+        tasks: The tasks, one expert each.
+        training: How each is trained.
+        trainer: Arguments of lightning.Trainer.
+    """
+
+    tasks: list[TaskSource]
+    recipe: Literal["finetune"] = "finetune"
+    name: str = "experts"
+    seed: int = 0
+    base: str = "shipped:minilm"
+    training: Training = field(default_factory=Training)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=3, gradient_clip_val=1.0))
+
+    def __post_init__(self) -> None:
+        """Refuse an empty or ambiguous list of tasks."""
+        check_name(self.name, "name")
+        check_tasks(self.tasks)
+
+
+def check_tasks(tasks: list[TaskSource]) -> None:
+    """Refuse a recipe without tasks, or with two of one name."""
+    if not tasks:
+        raise FieldError("tasks", "expected at least one task, got none")
+    names = [task.name for task in tasks]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise FieldError("tasks", f"two tasks are called {twice[0]!r}; give each its own name")
+
+
+def check(recipe: Recipe) -> Iterator[str]:
+    """Say where everything comes from; write nothing."""
+    yield check_model(recipe.base)
+    for task in recipe.tasks:
+        yield check_task(task)
+    yield f"plan: {len(recipe.tasks)} experts, {recipe.trainer.max_epochs} epochs each, saved under experts/<task>"
+
+
+def run(recipe: Recipe, folder: RunFolder) -> None:
+    """Train every task in turn."""
+    hush_libraries()
+    rows = []
+    for task in recipe.tasks:
+        target = folder.path / "experts" / task.name
+        card = train_expert(recipe.base, task, recipe.training, recipe.trainer, recipe.seed, target, folder)
+        rows.append(
+            {"task": task.name, "labels": len(card["labels"]), "validation": card["validation"], "test": card["test"]}
+        )
+    mean = sum(row["test"] for row in rows) / len(rows)
+    folder.finish({"mean_test_score": mean, "experts": rows}, {"Experts": rows}, summary=f"Mean test score {mean:.3f}.")
+
+
+def train_expert(
+    base: str,
+    source: TaskSource,
+    training: Training,
+    trainer_config: TrainerConfig,
+    seed: int,
+    target: Path,
+    folder: RunFolder,
+) -> dict[str, Any]:
+    """Train one expert and save it whole, or read it when it is there already.
+
+    Args:
+        base: Model to start from.
+        source: The task.
+        training: How to train.
+        trainer_config: Arguments of the Trainer.
+        seed: Of everything random.
+        target: Folder of the expert.
+        folder: Run folder, for progress, metrics and checkpoints.
+
+    Returns:
+        The content of the expert's expert.json: task, labels, head, metric and scores.
+    """
+    if (target / "expert.json").exists():
+        card: dict[str, Any] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
+        folder.say(f"expert {source.name}: found, test score {card['test']:.3f}")
+        return card
+    import lightning
+
+    from recipes.data.text_module import TextDataModule
+    from twinmerge.artefact import whole_folder
+    from twinmerge.module import FinetuneModule
+
+    lightning.seed_everything(seed, workers=True, verbose=False)
+    task = load_task(source, seed)
+    where = resolve_model(base)
+    data = TextDataModule(
+        task,
+        where,
+        batch_size=training.batch_size,
+        max_length=training.max_length,
+        seed=seed,
+        causal=training.model == "causal",
+    )
+    model = _load_model(where, training.model, len(task.labels) or 1)
+    module = FinetuneModule(
+        model,
+        labels=(len(task.labels) or 1) if training.model == "encoder" else 0,
+        heads=training.heads,
+        pooling=training.pooling,
+        metric=source.metric,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        frozen=tuple(training.frozen),
+        lora_rank=training.lora_rank,
+        seed=seed,
+    )
+    trainer = build_trainer(trainer_config, folder, source.name)
+    folder.say(f"expert {source.name}: {len(task.train.texts)} training rows, {len(task.labels) or 1} labels")
+    resume = folder.resume if folder.resume and folder.resume.parent == folder.checkpoints / source.name else None
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    score = "loss" if training.model == "causal" else "score"
+    validation = float(trainer.callback_metrics[f"validation/{score}"])
+    test = float(trainer.test(module, datamodule=data, verbose=False)[0][f"test/{score}"])
+    card = {
+        "task": source.name,
+        "labels": list(task.labels),
+        "kind": training.model,
+        "pooling": training.pooling if training.heads == "trained" else "mean",
+        "layer_norm": training.heads == "fixed",
+        "metric": source.metric,
+        "base": base,
+        "seed": seed,
+        "validation": validation,
+        "test": test,
+    }
+    if trainer.is_global_zero:
+        with whole_folder(target) as out:
+            save_expert(module, where, card, out)
+    folder.say(f"expert {source.name}: test score {test:.3f}")
+    return card
+
+
+def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: Path) -> None:
+    """Write the model (HF or PEFT folder), its tokenizer, its head and expert.json into a folder."""
+    from safetensors.torch import save_file
+    from transformers import AutoTokenizer
+
+    module.model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
+    if module.head is not None:
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in module.head.state_dict().items()}, out / "head.safetensors"
+        )
+    (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_model(where: Path | str, kind: str, labels: int) -> Any:
+    import transformers
+
+    if kind == "encoder":
+        return transformers.AutoModel.from_pretrained(where)
+    if kind == "classifier":
+        return transformers.AutoModelForSequenceClassification.from_pretrained(where, num_labels=labels)
+    return transformers.AutoModelForCausalLM.from_pretrained(where)

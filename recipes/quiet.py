@@ -1,0 +1,16 @@
+"""Keep the libraries' own chatter out of a run's output: the run has its own progress and sentences."""
+
+import logging
+import warnings
+
+
+def hush_libraries() -> None:
+    """Turn off transformers' loading bars, Lightning's tips and summaries, and warnings that no user can act on."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in ("does not have many workers", "is smaller than the logging interval", "LeafSpec", "Found .* module"):
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
