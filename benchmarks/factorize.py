@@ -19,7 +19,7 @@ from twinmerge.functional import truncated_svd
 
 RANK = 64
 SEEDS = 3
-REPEATS = 7
+REPEATS = 5
 SHAPES = {"speedup_768x3072": (768, 3072), "speedup_3072x768": (3072, 768), "speedup_2048": (2048, 2048)}
 SPECTRA = ("power law", "flat", "low rank + noise")
 
@@ -32,7 +32,8 @@ def make_matrix(shape: tuple[int, int], spectrum: str) -> Tensor:
         return noise
     if spectrum == "power law":
         U, S, Vh = torch.linalg.svd(noise, full_matrices=False)
-        return (U * torch.arange(1.0, len(S) + 1) ** -0.5) @ Vh
+        product: Tensor = (U * torch.arange(1.0, len(S) + 1) ** -0.5) @ Vh
+        return product
     left, right = torch.randn(shape[0], 32, generator=generator), torch.randn(32, shape[1], generator=generator)
     return left @ right / math.sqrt(32) + 0.01 * noise
 
@@ -45,7 +46,8 @@ def excess(matrix: Tensor, product: Tensor, best: float) -> float:
 def low_rank_product(matrix: Tensor, passes: int) -> Tensor:
     """The approximation by torch.svd_lowrank with the usual oversampling."""
     U, S, V = torch.svd_lowrank(matrix, q=RANK + 8, niter=passes)
-    return (U[:, :RANK] * S[:RANK]) @ V[:, :RANK].T
+    product: Tensor = (U[:, :RANK] * S[:RANK]) @ V[:, :RANK].T
+    return product
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ def truncated_svd(matrix: Tensor, rank: int, *, tolerance: float = 0.01, seed: i
 
     half = 2.0 ** (exponent // 2)
     root = torch.linalg.vector_norm(left, dim=0).sqrt()
-    left = torch.where(root > 0, left / root, 0.0) * half
+    left = left.mul_(torch.where(root > 0, half / root, 0.0))
     right = right * (root * half)
     up, down = (left, right) if rows >= columns else (right, left)
     return LowRank(up.to(dtype).contiguous(), down.T.to(dtype).contiguous(), residual, route)
@@ -182,8 +182,10 @@ class _Blocks:
 
     def times(self, right: Tensor) -> Tensor:
         """D @ right, shape (m, k)."""
-        parts = [block @ right for _, block in self]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        result = right.new_empty((self.shape[0], right.shape[1]))
+        for rows, block in self:
+            torch.mm(block, right, out=result[rows])
+        return result
 
     def transposed_times(self, left: Tensor) -> Tensor:
         """D^T @ left, shape (n, k)."""
