@@ -166,6 +166,7 @@ def build_trainer(
     Raises:
         RecipeError: When a class of the block is not a subclass of Lightning's base, or Lightning refuses a value.
     """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Trainer
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -184,7 +185,7 @@ def build_trainer(
     if config.barebones or config.logger is False:
         arguments["logger"] = False
     else:
-        given = [] if config.logger in {None, True} else _listed(arguments["logger"])
+        given = _listed(arguments["logger"]) if isinstance(config.logger, dict | list) else []
         board = TensorBoardLogger(folder.path, name="tensorboard", version=name)
         arguments["logger"] = [CsvMetrics(folder.path / "metrics.csv", name), board, *loggers, *given]
     arguments["default_root_dir"] = config.default_root_dir or folder.path
@@ -234,12 +235,13 @@ def _plugin_base() -> Any:
 
 
 def _instance(base: Any, value: Plugin, name: str) -> Any:
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+    set_parsing_settings(import_path_denylist=[])  # no entry of ours: it makes the engine enforce its own, such as os
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=base)
     try:
-        return parser.instantiate_classes(parser.parse_object({"value": value})).value
+        return parser.instantiate(parser.parse_object({"value": value})).value
     except (ArgumentError, ValueError, TypeError) as error:
         raise RecipeError(f"trainer.{name}: {' '.join(str(error).split())}") from error
 

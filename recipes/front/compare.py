@@ -73,9 +73,7 @@ def check_resume(folder: Path, now: Parsed) -> dict[str, tuple[Any, Any]]:
         lines = [
             f"  {key}: the run has {_shown(was)}, now it is {_shown(value)}" for key, (was, value) in refused.items()
         ]
-        raise RecipeError(
-            f"--resume: the recipe differs from the one of {folder}; set these back, or start a new run:", *lines
-        )
+        raise RecipeError(f"--resume: the recipe of {folder} differs; set these back, or start a new run:", *lines)
     return found
 
 

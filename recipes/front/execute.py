@@ -72,7 +72,8 @@ def _checkpoint(path: Path, named: str) -> Path:
 
     if named:
         verify_checkpoint(Path(named))
-        return Path(named)
+        inside = Path(named).resolve().is_relative_to(path.resolve())
+        return path / Path(named).resolve().relative_to(path.resolve()) if inside else Path(named)
     return newest_valid_checkpoint(path / "checkpoints", lambda text: print(text, file=sys.stderr)) or path
 
 

@@ -209,10 +209,7 @@ class _Builder:
             return value  # taken as written: the engine would read 'null' or '{a: b}' as YAML once more
         if any(type(value) is type(choice) and value == choice for choice in _choices(kind)):
             return value  # as written too: the engine makes 16 of '16' where both are choices
-        rest = [member for member in kinds if not _is_container(member) or isinstance(value, dict | list)]
-        if blocks and len(kinds) - len(blocks) <= (type(None) in kinds):
-            rest = []  # the engine would take a list for a block
-        return self.leaf(kind, Union[tuple(rest)] if rest else None, value, path)
+        return self.leaf(kind, value, path)
 
     def items(self, kind: Any, value: Any, path: Key) -> Any:
         if isinstance(value, list):
@@ -252,11 +249,12 @@ class _Builder:
             self.problems.add(path, str(error))
         return REFUSED
 
-    def leaf(self, kind: Any, candidates: Any, value: Any, path: Key) -> Any:
+    def leaf(self, kind: Any, value: Any, path: Key) -> Any:
         """Check one value with the engine; an override such as `name=007` may also be the text it was typed as."""
-        if value is not None and candidates is not None:
+        candidates = tuple(member for member in members(kind) if _could_be(member, value))
+        if candidates:
             with contextlib.suppress(ValueError):
-                return check_leaf(candidates, value)
+                return check_leaf(Union[candidates], value)  # noqa: UP007 (computed)
         text = self.problems.override_of(path)
         if text is not None and str in members(kind) and not isinstance(value, dict | list):
             return text.partition("=")[2]
@@ -268,8 +266,14 @@ class _Builder:
         return REFUSED
 
 
-def _is_container(kind: Any) -> bool:
-    return dataclasses.is_dataclass(kind) or get_origin(kind) in {list, dict}
+def _could_be(kind: Any, value: Any) -> bool:
+    """Say whether the shape of a value fits a type; the engine would take a list for a dataclass, and null for text."""
+    if value is None or kind is type(None):
+        return False
+    if dataclasses.is_dataclass(kind):
+        return isinstance(value, dict)
+    origin = get_origin(kind)
+    return origin not in {list, dict} or isinstance(value, origin)
 
 
 def _choices(kind: Any) -> list[Any]:

@@ -170,7 +170,7 @@ def test_loader_leaves_the_global_generators_alone():
     drop=st.booleans(),
 )
 @settings(deadline=None, max_examples=60)
-def test_global_batch_is_the_union_of_the_ranks(samples, batch, world, epoch, bucketed, drop):
+def test_global_batch_is_the_union_of_the_ranks(*, samples, batch, world, epoch, bucketed, drop):
     lengths = [(7 * index) % 11 for index in range(samples)] if bucketed else None
 
     def order(size: int, rank: int, batch_size: int) -> list[int]:
