@@ -191,11 +191,7 @@ def build_trainer(
     arguments["default_root_dir"] = config.default_root_dir or folder.path
     try:
         return Trainer(**arguments)
-    except (
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # Lightning's MisconfigurationException is a RuntimeError here
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
 
 
