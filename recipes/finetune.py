@@ -9,6 +9,7 @@ expert is complete is not trained again by ``--resume``; the interrupted one goe
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,6 +204,7 @@ def train_expert(
     if trainer.is_global_zero:
         with whole_folder(target) as out:
             save_expert(module, where, card, out)
+    shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
     folder.say(f"expert {source.name}: test score {test:.3f}")
     return card
 

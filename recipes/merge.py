@@ -179,8 +179,8 @@ class Recipe:
             raise FieldError("tasks", "expected at least two tasks to merge, got one")
         if unknown := sorted(set(self.experts) - {t.name for t in self.tasks}):
             raise FieldError("experts", f"{unknown[0]!r} is none of the tasks {', '.join(t.name for t in self.tasks)}")
-        if self.training.model != "encoder" or self.training.lora_rank:
-            raise FieldError("training", "expected model encoder and lora_rank 0 for experts with heads to be merged")
+        if self.training.model != "encoder":
+            raise FieldError("training.model", f"expected encoder for experts with heads, got {self.training.model!r}")
 
 
 def check(recipe: Recipe) -> Iterator[str]:
@@ -236,12 +236,13 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     from recipes.data.text_module import MixedTextDataModule
     from recipes.evaluation import evaluate, linear_probe, with_experts, with_heads
     from twinmerge.artefact import save
-    from twinmerge.merging import merge, set_parameters, shared_expert
+    from twinmerge.merging import set_parameters, shared_expert
 
     hush_libraries()
     base = resolve_model(recipe.base)
-    experts, heads, cards = _experts(recipe, folder)
     model = _encoder(base)
+    read = _experts(recipe, folder, model)
+    experts, heads = {t: e.state for t, e in read.items()}, {t: e.head for t, e in read.items()}
     # The router may read more inputs than the experts had labels for; only the task of each is used.
     tasks = [load_task(replace(t, max_train=recipe.router.items), recipe.seed) for t in recipe.tasks]
     data = MixedTextDataModule(
@@ -277,9 +278,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         rows[method] = score(method, with_heads(work, heads))
 
     with folder.phase("exclusive experts", 1) as progress:
-        options = {**recipe.shared.options, **_seeded(recipe.shared.method, recipe.seed)}
-        policy = {**recipe.exclusive.policy(), "seed": recipe.seed}
-        twin, exclusive = merge(copy.deepcopy(model), experts, recipe.shared.method, rank=policy, **options)
+        twin, exclusive = _merge(recipe, copy.deepcopy(model), read)
         progress.advance()
     for name, head in heads.items():
         twin.heads[name] = head
@@ -302,7 +301,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     card = {
         "base": recipe.base,
         "residuals": exclusive.residuals,
-        "sources": {t: c["digest"] for t, c in cards.items()},
+        "sources": {t: e.digest for t, e in read.items()},
     }
     labels = {t.name: list(t.labels) for t in tasks}
     texts = {"recipe.yaml": resolved.read_text(encoding="utf-8")}
@@ -313,18 +312,27 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     merge_report.finish(folder, outcome, exclusive.residuals, routing.mixture)
 
 
-def _experts(recipe: Recipe, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Weights, heads and cards of all experts, trained where missing, checked against the base."""
+@dataclass(frozen=True)
+class Expert:
+    """One expert, read and checked: full weights, LoRA terms where it is an adapter, head, and its folder's digest."""
+
+    state: dict[str, Any]
+    terms: dict[str, Any]
+    head: Any
+    digest: str
+
+
+def _experts(recipe: Recipe, folder: RunFolder, model: Any) -> dict[str, Expert]:
+    """All experts by task, trained where missing, compared with the base."""
+    import torch
     from safetensors.torch import load_file
 
-    from twinmerge.checkpoints import check_compatible, inspect_checkpoint, read_state
+    from twinmerge.checkpoints import check_compatible, inspect_checkpoint, read_lora, read_state
     from twinmerge.modeling_twin import Head
 
     base = Path(resolve_model(recipe.base))
-    names = [name for name, _ in _encoder(base).named_parameters()]
-    states: dict[str, Any] = {}
-    heads: dict[str, Any] = {}
-    cards: dict[str, Any] = {}
+    pretrained = {name: value.detach() for name, value in model.named_parameters()}
+    experts: dict[str, Expert] = {}
     for source in recipe.tasks:
         given = recipe.experts.get(source.name)
         where = Path(given).expanduser() if given else expert_folder(recipe, source)
@@ -333,21 +341,37 @@ def _experts(recipe: Recipe, folder: RunFolder) -> tuple[dict[str, Any], dict[st
         found = inspect_checkpoint(where)
         if base.is_dir():
             check_compatible(inspect_checkpoint(base), found)
-        states[source.name], _ = read_state(found, names)
+        terms = read_lora(found, pretrained) if found.kind == "lora" else {}
+        if terms:
+            state = dict(pretrained)
+            for name, (scale, B, A) in terms.items():
+                state[name] = pretrained[name] + (scale * torch.matmul(B, A)).to(pretrained[name].dtype)
+        else:
+            state, _ = read_state(found, pretrained)
         if not (where / "expert.json").exists() or not (where / "head.safetensors").exists():
-            raise RunError(
-                f"expert folder {where} has no expert.json and head.safetensors; make it with recipe finetune"
-            )
+            raise RunError(f"expert folder {where} has no expert.json and head.safetensors; make it with recipe finetune")
         card = json.loads((where / "expert.json").read_text(encoding="utf-8"))
         tensors = load_file(where / "head.safetensors")
         outputs, width = tensors["out_proj.weight"].shape
         head = Head(width, outputs, card["pooling"], card["layer_norm"], "dense.weight" in tensors)
         head.load_state_dict(tensors)
-        heads[source.name] = head.eval()
-        weights = where / "model.safetensors"
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None
-        cards[source.name] = {**card, "digest": digest}
-    return states, heads, cards
+        digest = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(set(found.files.values())))).hexdigest()
+        experts[source.name] = Expert(state, terms, head.eval(), digest)
+    return experts
+
+
+def _merge(recipe: Recipe, model: Any, experts: Mapping[str, Expert]) -> tuple[Any, Any]:
+    """The twin without its router: LoRA experts in the product form where the shared expert allows it."""
+    from twinmerge.merging import merge, merge_lora
+
+    shared, policy = recipe.shared, recipe.exclusive.policy()
+    lora = {task: e.terms for task, e in experts.items()}
+    if all(lora.values()) and shared.method in ("average", "task_arithmetic") and "rank" in policy:
+        scale = 1 / len(lora) if shared.method == "average" else shared.options.get("scale", 0.3)
+        return merge_lora(model, lora, scale, policy["rank"])
+    options = {**shared.options, **_seeded(shared.method, recipe.seed)}
+    states = {task: e.state for task, e in experts.items()}
+    return merge(model, states, shared.method, rank={**policy, "seed": recipe.seed}, **options)
 
 
 @dataclass(frozen=True)
