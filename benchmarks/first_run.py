@@ -1,0 +1,46 @@
+"""The README's first command on a fresh machine, timed: environment, first run with an empty cache, second run.
+
+Everything happens in a temporary folder: a new virtual environment from ``constraints.txt``, an empty cache, then ``merge.yaml``
+twice through the real command. `merge_first_seconds` counts the installation too, as the newcomer's clock does.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.common import write_results
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Time the three steps and write the results."""
+    with tempfile.TemporaryDirectory() as scratch:
+        python = Path(scratch) / "venv" / "bin" / "python"
+        steps = {
+            "environment": [sys.executable, "-m", "venv", str(python.parents[1])],
+            "install": [str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(ROOT)],
+            "first run": [str(python), "-m", "recipes.run", "merge.yaml"],
+            "second run": [str(python), "-m", "recipes.run", "merge.yaml"],
+        }
+        environment = {**os.environ, "GAPBRIDGE_CACHE": str(Path(scratch) / "cache")}
+        seconds = {}
+        for name, command in steps.items():
+            start = time.monotonic()
+            subprocess.run(command, check=True, cwd=scratch, env=environment)
+            seconds[name] = time.monotonic() - start
+    setup = seconds["environment"] + seconds["install"]
+    figures = {
+        "setup_seconds": setup,
+        "merge_first_seconds": setup + seconds["first run"],
+        "merge_second_seconds": seconds["second run"],
+    }
+    rows = [{"step": name, "seconds": value} for name, value in seconds.items()]
+    write_results("first_run", figures, {"steps": rows}, seeds=1)
+
+
+if __name__ == "__main__":
+    main()
