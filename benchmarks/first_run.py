@@ -1,7 +1,8 @@
 """The README's first command on a fresh machine, timed: environment, first run with an empty cache, second run.
 
-Everything happens in a temporary folder: a new virtual environment from ``constraints.txt``, an empty cache, then ``merge.yaml``
-twice through the real command. `merge_first_seconds` counts the installation too, as the newcomer's clock does.
+Everything happens in a temporary folder: a new virtual environment from ``constraints.txt``, an empty cache, then
+``merge.yaml`` twice through the real command. `merge_first_seconds` counts the installation too, as the newcomer's
+clock does.
 """
 
 import os

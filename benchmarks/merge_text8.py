@@ -1,7 +1,8 @@
 """Eight text tasks merged in both regimes over three seeds: the routed twin against every static merge.
 
-Runs ``merge_text8.yaml`` once per regime and seed through the real command, each into its own folder; finished cells are
-kept, so that an interrupted run goes on where it stopped. About two hours of one core; cells can be run side by side.
+Runs ``merge_text8.yaml`` once per regime and seed through the real command, each into its own folder; finished cells
+are kept, so that an interrupted run goes on where it stopped. About two hours of one core; cells can be run side by
+side.
 """
 
 import json

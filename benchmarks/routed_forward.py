@@ -1,9 +1,9 @@
 """One routed batch against merging each sample's weights: throughput, and overhead over the plain shared model.
 
-Encoders of MiniLM's size and with four of BERT's 768-wide layers, eight experts at rank 16 and at the paper's density 0.1,
-batches of 32 inputs of 1 and of 32 tokens. The rival merges dense differences for every sample, with one fused product
-a tensor, and runs it alone: what published code does, without its copies. Mixture weights are given, so that both sides
-skip the router. Every figure is that of the worst configuration.
+Encoders of MiniLM's size and with four of BERT's 768-wide layers, eight experts at rank 16 and at the paper's density
+0.1, batches of 32 inputs of 1 and of 32 tokens. The rival merges dense differences for every sample, with one fused
+product a tensor, and runs it alone: what published code does, without its copies. Mixture weights are given, so that
+both sides skip the router. Every figure is that of the worst configuration.
 """
 
 from __future__ import annotations

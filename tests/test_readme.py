@@ -1,0 +1,50 @@
+"""The README's commands and code are those that are tested."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import twinmerge
+from recipes.run import main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_continuous_integration_runs_the_readmes_install_and_test_commands():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for words in ("-c constraints.txt -e '.[dev]'", "python -m pytest"):
+        assert words in README
+        assert words in script
+
+
+def test_every_shipped_recipe_that_the_readme_names_exists():
+    named = set(re.findall(r"\b(\w+\.yaml)\b", README)) - {"my.yaml"}
+    assert named
+    assert all((ROOT / "recipes" / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_python_blocks_use_public_names(block):
+    used = {
+        n.attr
+        for n in ast.walk(ast.parse(block))
+        if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "twinmerge"
+    }
+    assert used <= set(twinmerge.__all__)
+
+
+@pytest.mark.slow
+def test_python_blocks_run_on_a_real_twin(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(ROOT / "recipes" / "merge_tiny.yaml"), "--out", "run", "--quiet"]) == 0
+    script = (
+        "\n".join(PYTHON)
+        .replace("runs/merge-text4/1/merged", "run/merged")
+        .replace('TaskSource("spam")', 'TaskSource("spam", max_train=32, max_validation=16, max_test=16)')
+    )
+    exec(compile(script, "README.md", "exec"), {})  # noqa: S102 - our own README
+    assert (tmp_path / "merged-tuned" / "twin.json").is_file()
