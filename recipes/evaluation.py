@@ -1,8 +1,10 @@
-"""Score merged models on all tasks' inputs shuffled together: raw, normalised by the experts, and as a recovered gap."""
+"""Score merged models on all tasks' inputs shuffled together: raw, normalised by the experts, as a recovered gap."""
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,8 @@ from twinmerge.modeling_twin import masked_mean
 from twinmerge.module import task_metric
 
 if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
+
     from recipes.data.splits import TextTask
     from twinmerge.modeling_twin import Head
 
@@ -40,8 +44,12 @@ class Scores:
         return sum(self.tasks.values()) / len(self.tasks)
 
     def normalised(self, experts: Scores) -> float:
-        """Mean over tasks of score / expert's score: the paper's metric."""
-        return sum(s / experts.tasks[t] for t, s in self.tasks.items()) / len(self.tasks)
+        """Mean over tasks of score / expert's score: the paper's metric.
+
+        Tasks whose expert scores nothing are left out; NaN when none is left.
+        """
+        shares = [s / experts.tasks[t] for t, s in self.tasks.items() if experts.tasks[t] > 0]
+        return sum(shares) / len(shares) if shares else math.nan
 
     def recovered(self, experts: Scores, base: Scores) -> dict[str, float]:
         """Share of the gap between the base with the experts' heads and the experts that is closed, per task.
@@ -61,27 +69,55 @@ def evaluate(model: Model, tasks: Sequence[TextTask], batches: Iterable[Batch], 
         batches: with `labels` and `task` beside the inputs.
         tick: called after every batch.
     """
-    metrics = [task_metric(t.metric, len(t.labels) or 1) for t in tasks]
-    spent, rows = 0.0, 0
+    return evaluate_rows(lambda inputs, asked: {"": model(inputs, asked)}, tasks, batches, tick)[""]
+
+
+def evaluate_rows(
+    model: Callable[[dict[str, Tensor], list[str]], Mapping[str, Tensor]],
+    tasks: Sequence[TextTask],
+    batches: Iterable[Batch],
+    tick: Callable[[], Any],
+) -> dict[str, Scores]:
+    """As `evaluate`, for a model whose one forward answers several rows of the table: row name -> logits."""
+    metrics: dict[str, list[MetricCollection]] = {}
+    spent, count = 0.0, 0
     with torch.inference_mode():
         for batch in batches:
             inputs = {k: v for k, v in batch.items() if k not in ("labels", "task")}
             start = time.perf_counter()
-            logits = model(inputs, [tasks[i].name for i in batch["task"].tolist()])
-            spent, rows = spent + time.perf_counter() - start, rows + len(logits)
-            for index in batch["task"].unique().tolist():
-                mine = batch["task"] == index
-                outputs = len(tasks[index].labels) or 1
-                guess, truth = logits[mine][:, :outputs].float(), batch["labels"][mine]
-                if outputs > 1 and (missed := guess.isnan().any(1)).any():  # answered another question: wrong for sure
-                    guess[missed] = F.one_hot((truth[missed] + 1) % outputs, outputs).float()
-                metrics[index].update(guess[:, 0] if outputs == 1 else guess, truth)
+            rows = model(inputs, [tasks[i].name for i in batch["task"].tolist()])
+            spent, count = spent + time.perf_counter() - start, count + len(batch["task"])
+            for name, logits in rows.items():
+                if name not in metrics:
+                    metrics[name] = [task_metric(t.metric, len(t.labels) or 1) for t in tasks]
+                for index in dict.fromkeys(batch["task"].tolist()):
+                    mine = batch["task"] == index
+                    metrics[name][index].update(*_answers(tasks[index], logits[mine], batch["labels"][mine]))
             tick()
-    scores = {
-        task.name: float(torch.stack(list(metric.compute().values())).mean())
-        for task, metric in zip(tasks, metrics, strict=True)
-    }
-    return Scores(scores, 1000 * spent / max(rows, 1))
+    return {name: Scores(_scores(tasks, found), 1000 * spent / max(count, 1)) for name, found in metrics.items()}
+
+
+def _answers(task: TextTask, logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """What a task's metric compares, rows of NaN made wrong."""
+    outputs = len(task.labels) or 1
+    guess = logits[:, :outputs].float()
+    missed = guess.isnan().any(1)
+    if not task.labels:  # nothing is wrong for sure here: the mean is the guess that knows nothing
+        guess[missed] = sum(task.train.labels) / len(task.train)
+        return guess[:, 0], truth.float()
+    truth = truth.long()  # float in a batch that has regression tasks too
+    guess[missed] = F.one_hot((truth[missed] + 1) % outputs, outputs).float()
+    return guess, truth
+
+
+def _scores(tasks: Sequence[TextTask], metrics: Sequence[MetricCollection]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for task, metric in zip(tasks, metrics, strict=True):
+        with warnings.catch_warnings():  # of a correlation with a constant guess: it is not defined, and counts 0
+            warnings.filterwarnings("ignore", message=".*(variance|close to zero).*")
+            values = torch.stack(list(metric.compute().values()))
+        found[task.name] = float(values.nan_to_num(0.0).mean())
+    return found
 
 
 def with_heads(encoder: Any, heads: Mapping[str, Head]) -> Model:
@@ -119,33 +155,27 @@ def apply_heads(hidden: Tensor, mask: Tensor | None, questions: Sequence[str], h
     return logits
 
 
-def linear_probe(
-    encoder: Any,
-    features: Mapping[str, tuple[Tensor, Tensor]],
-    limits: Sequence[int | None],
-    tasks: Sequence[TextTask],
-) -> Model:
+def linear_probe(encoder: Any, features: Mapping[str, tuple[Tensor, Tensor]], tasks: Sequence[TextTask]) -> Model:
     """Logistic (or ridge) regression a task on the frozen base's features, its strength chosen on validation.
 
     Args:
         encoder: the frozen base.
         features: `train` and `validation` -> masked mean features (rows, width) and task ids, in the tasks' row order.
-        limits: labelled training rows that the task's expert had too; None for all.
-        tasks: in the order of the ids.
+        tasks: in the order of the ids, with the labelled rows that their experts had, and no more.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     probes = {}
-    for index, (task, limit) in enumerate(zip(tasks, limits, strict=True)):
+    for index, task in enumerate(tasks):
         x, held_x = (features[s][0][features[s][1] == index].numpy() for s in ("train", "validation"))
-        y, held_y = task.train.labels[:limit], task.validation.labels
+        y, held_y = task.train.labels, task.validation.labels
         candidates = [
             make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000) if task.labels else Ridge(1 / c))
             for c in (0.001, 0.01, 0.1, 1.0)
         ]
-        probes[task.name] = max((c.fit(x[:limit], y) for c in candidates), key=lambda p: p.score(held_x, held_y))
+        probes[task.name] = max((c.fit(x, y) for c in candidates), key=lambda p: p.score(held_x, held_y))
 
     def answer(inputs: dict[str, Tensor], questions: list[str]) -> Tensor:
         pooled = masked_mean(encoder(**inputs)[0], inputs.get("attention_mask")).numpy()
@@ -153,9 +183,8 @@ def linear_probe(
         for name in dict.fromkeys(questions):
             rows = torch.tensor([q == name for q in questions])
             guess = torch.as_tensor(probes[name].predict(pooled[rows.numpy()]))
-            logits[rows] = (
-                F.one_hot(guess, logits.shape[1]).float() if guess.dtype == torch.int64 else guess[:, None].float()
-            )
+            whole = guess.dtype == torch.int64  # classes, and not the numbers of a regression
+            logits[rows] = F.one_hot(guess, logits.shape[1]).float() if whole else guess[:, None].float()
         return logits
 
     return answer

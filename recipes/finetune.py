@@ -2,21 +2,23 @@
 
 ``python -m recipes.run finetune.yaml`` trains every task of the recipe in turn with a `lightning.Trainer` and leaves
 ``experts/<task>/`` in the run folder: the encoder (or a LoRA adapter) with its tokenizer, the task's head in
-``head.safetensors`` and ``expert.json`` with labels and test scores. Such folders are what ``merge.yaml`` takes. A task whose
-expert is complete is not trained again by ``--resume``; the interrupted one goes on from its newest checkpoint.
+``head.safetensors`` and ``expert.json`` with labels and test scores. Such folders are what ``merge.yaml`` takes. A task
+whose expert is complete is not trained again by ``--resume``; the interrupted one goes on from its newest checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.data.models import check_model, resolve_model
 from recipes.data.sources import TaskSource, check_task, load_task
+from recipes.front.errors import RecipeError
 from recipes.front.types import FieldError, check_name, check_positive
 from recipes.quiet import hush_libraries
 from recipes.trainer import TrainerConfig, build_trainer
@@ -60,9 +62,13 @@ class Training:
             check_positive(getattr(self, key), key)
         if not 0 <= self.warmup < 1:
             raise FieldError("warmup", f"expected a share from 0 to below 1, got {self.warmup}")
-        if self.weight_decay < 0 or self.lora_rank < 0:
-            key = "weight_decay" if self.weight_decay < 0 else "lora_rank"
-            raise FieldError(key, f"expected 0 or more, got {getattr(self, key)}")
+        for key in ("weight_decay", "lora_rank"):
+            if getattr(self, key) < 0:
+                raise FieldError(key, f"expected 0 or more, got {getattr(self, key)}")
+        if self.heads == "fixed" and self.model != "encoder":
+            raise FieldError("heads", f"expected trained for model {self.model!r}, which has its own head, got 'fixed'")
+        if self.heads == "fixed" and self.pooling != "mean":
+            raise FieldError("pooling", f"expected mean for fixed heads, got {self.pooling!r}")
 
 
 @dataclass
@@ -102,11 +108,25 @@ def check_tasks(tasks: list[TaskSource]) -> None:
         raise FieldError("tasks", f"two tasks are called {twice[0]!r}; give each its own name")
 
 
+def check_all(steps: Iterable[Callable[[], str]]) -> Iterator[str]:
+    """Yield the line of every step of a pre-flight.
+
+    Raises:
+        RecipeError: After the last step, with the problems of all that failed.
+    """
+    problems: list[str] = []
+    for step in steps:
+        try:
+            yield step()
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(*problems)
+
+
 def check(recipe: Recipe) -> Iterator[str]:
     """Say where everything comes from; write nothing."""
-    yield check_model(recipe.base)
-    for task in recipe.tasks:
-        yield check_task(task)
+    yield from check_all([partial(check_model, recipe.base), *(partial(check_task, task) for task in recipe.tasks)])
     yield f"plan: {len(recipe.tasks)} experts, {recipe.trainer.max_epochs} epochs each, saved under experts/<task>"
 
 
@@ -168,7 +188,7 @@ def train_expert(
         seed=seed,
         causal=training.model == "causal",
     )
-    model = _load_model(where, training.model, len(task.labels) or 1)
+    model = _load_model(where, training.model, task.labels)
     module = FinetuneModule(
         model,
         labels=(len(task.labels) or 1) if training.model == "encoder" else 0,
@@ -182,12 +202,15 @@ def train_expert(
         lora_rank=training.lora_rank,
         seed=seed,
     )
-    trainer = build_trainer(trainer_config, folder, source.name)
+    trainer = build_trainer(
+        replace(trainer_config, enable_model_summary=bool(trainer_config.enable_model_summary)), folder, source.name
+    )
     folder.say(f"expert {source.name}: {len(task.train.texts)} training rows, {len(task.labels) or 1} labels")
     resume = folder.resume if folder.resume and folder.resume.parent == folder.checkpoints / source.name else None
     trainer.fit(module, datamodule=data, ckpt_path=resume)
     score = "loss" if training.model == "causal" else "score"
-    validation = float(trainer.callback_metrics[f"validation/{score}"])
+    # Asked for, and not read off the last epoch: a training that is resumed when it was complete has no last epoch.
+    validation = float(trainer.validate(module, datamodule=data, verbose=False)[0][f"validation/{score}"])
     test = float(trainer.test(module, datamodule=data, verbose=False)[0][f"test/{score}"])
     card = {
         "task": source.name,
@@ -204,7 +227,8 @@ def train_expert(
     if trainer.is_global_zero:
         with whole_folder(target) as out:
             save_expert(module, where, card, out)
-    shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
+        shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
+    trainer.strategy.barrier()  # no process reads the expert before it is there
     folder.say(f"expert {source.name}: test score {test:.3f}")
     return card
 
@@ -223,11 +247,12 @@ def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: P
     (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
-def _load_model(where: Path | str, kind: str, labels: int) -> Any:
+def _load_model(where: Path | str, kind: str, labels: tuple[str, ...]) -> Any:
     import transformers
 
     if kind == "encoder":
         return transformers.AutoModel.from_pretrained(where)
     if kind == "classifier":
-        return transformers.AutoModelForSequenceClassification.from_pretrained(where, num_labels=labels)
+        names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": 1}
+        return transformers.AutoModelForSequenceClassification.from_pretrained(where, **names)
     return transformers.AutoModelForCausalLM.from_pretrained(where)

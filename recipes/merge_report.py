@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recipes.evaluation import Scores
+    from recipes.experts import Expert
     from recipes.runfolder import RunFolder
 
 EXPLAINED = {
@@ -64,12 +65,16 @@ def result(
     }
 
 
-def sizes(base: int, trained: int, tasks: int, target: Path) -> dict[str, int]:
-    """Bytes on disk that each alternative needs: one model, all experts, or the twin folder."""
-    twin = sum(f.stat().st_size for f in target.rglob("*.safetensors"))
+def sizes(base: int, experts: Mapping[str, Expert], target: Path) -> dict[str, int]:
+    """Bytes that each alternative needs: one model, all experts (and the base under adapters), or the twin folder."""
     one = dict.fromkeys(EXPLAINED, base)
-    routed = dict.fromkeys(("routed", "routed, head routed too", "oracle"), twin)
-    return {**one, **routed, "experts": base + tasks * trained}
+    every = sum(expert.bytes for expert in experts.values())
+    routed = dict.fromkeys(("routed", "routed, head routed too", "oracle"), _weights(target))
+    return {**one, **routed, "experts": every + base * any(expert.terms for expert in experts.values())}
+
+
+def _weights(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
 
 
 def finish(

@@ -12,5 +12,11 @@ def hush_libraries() -> None:
     transformers_logging.set_verbosity_error()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in ("does not have many workers", "is smaller than the logging interval", "LeafSpec", "Found .* module"):
+    for text in (
+        "does not have many workers",
+        "is smaller than the logging interval",
+        "LeafSpec",
+        "Found .* module",
+        "in the buffer",
+    ):
         warnings.filterwarnings("ignore", message=f".*{text}.*")
