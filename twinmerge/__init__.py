@@ -1,4 +1,4 @@
-"""Twin-Merging: a shared expert, SVD-compressed exclusive experts and a router that gives every input its own mixture."""
+"""Twin-Merging: a shared expert, SVD-compressed exclusive experts and a router of every input to its own mixture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twinmerge.artefact import densify, load, save, verify
+    from twinmerge.artefact import load, save, verify
+    from twinmerge.dense import check_routing, densify
     from twinmerge.errors import CheckpointError
     from twinmerge.merging import merge, merge_lora, shared_expert
     from twinmerge.modeling_twin import Head, Router, attach
@@ -22,7 +23,8 @@ _WHERE = {
     "Router": "modeling_twin",
     "RouterModule": "router",
     "attach": "modeling_twin",
-    "densify": "artefact",
+    "check_routing": "dense",
+    "densify": "dense",
     "fit_temperature": "router",
     "knn_router": "router",
     "load": "artefact",
@@ -40,6 +42,7 @@ __all__ = [
     "Router",
     "RouterModule",
     "attach",
+    "check_routing",
     "densify",
     "fit_temperature",
     "knn_router",

@@ -1,69 +1,45 @@
 """The twin folder: save a routed model, verify it, and load it routed, shared or as one expert.
 
-Everything in the folder is readable by stock tools: the shared expert by `from_pretrained`, every exclusive expert as a PEFT
-LoRA folder, and the routed model by `from_pretrained(..., trust_remote_code=True)`.
+Everything in the folder is readable by stock tools: the shared expert by `from_pretrained`, every exclusive expert as a
+PEFT LoRA folder, and the routed model by `from_pretrained(..., trust_remote_code=True)`.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
-from twinmerge import modeling_twin, routed_layers
-from twinmerge.checkpoints import read_header
+from twinmerge.checkpoints import inspect_checkpoint, read_json
+from twinmerge.dense import densify, stock_view
 from twinmerge.errors import CheckpointError
-from twinmerge.modeling_twin import FORMAT_VERSION, Router, TwinForCausalLM, TwinMixin, TwinModel
+from twinmerge.modeling_twin import FORMAT_VERSION, LOADERS, TwinMixin, assemble
 from twinmerge.peft_folder import write_expert
+from twinmerge.whole_folder import restore_interrupted, whole_folder
+
+__all__ = ["MANIFEST", "bundle", "densify", "load", "model_card", "save", "verify", "whole_folder"]
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-
-@contextmanager
-def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Fill a temporary sibling, then put it in place by renaming: a killed run leaves the old folder or a whole new one.
-
-    Raises:
-        FileExistsError: when the target exists and `overwrite` is false.
-    """
-    restore_interrupted(target)
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists already; choose another folder or overwrite it explicitly.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    working = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir()
-    try:
-        yield working
-        for file in working.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        previous = target.with_name(f".{target.name}.old")
-        if target.exists():
-            target.rename(previous)
-        working.rename(target)
-        shutil.rmtree(previous, ignore_errors=True)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
-
-
-def restore_interrupted(target: Path) -> None:
-    """Put the previous folder back when a save was killed between its two renames."""
-    previous = target.with_name(f".{target.name}.old")
-    if previous.exists() and not target.exists():
-        previous.rename(target)
+_TOKENIZER = (
+    "tokenizer",
+    "vocab",
+    "merges",
+    "special_tokens",
+    "added_tokens",
+    "spiece",
+    "sentencepiece",
+    "chat_template",
+)
+_BUNDLED = ("routed_layers", "attaching", "twin_parts", "twin_mixin", "modeling_twin")
 
 
 def save(
@@ -75,101 +51,117 @@ def save(
     texts: Mapping[str, str] | None = None,
     labels: Mapping[str, list[str]] | None = None,
     overwrite: bool = False,
+    max_shard_size: str = "5GB",
 ) -> Path:
     """Write a routed model as a twin folder.
 
     Args:
         twin: a model made by `attach` or `load`, fine-tuned or not.
         folder: where to; written whole or not at all.
-        tokenizer: a tokenizer, or a folder with tokenizer files to copy.
-        card: facts for twin.json, such as the base, the ranks and residuals, and source hashes.
+        tokenizer: a tokenizer or processor, a folder with tokenizer files to copy, or a Hub name.
+        card: facts for twin.json, such as the base, the residuals and source hashes.
         texts: further files, name -> content (recipe.yaml, result.json, README.md).
         labels: label names per task.
         overwrite: replace an existing folder.
+        max_shard_size: of one file of the shared expert.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: for a model without routing or a task name with other characters than letters, digits, _ and -.
+        ValueError: for a model without routing, or the name of a task, head or text that is no plain file name.
         FileExistsError: when the folder exists and `overwrite` is false.
     """
     if not isinstance(twin, TwinMixin):
         raise ValueError(f"a {type(twin).__name__} has no routing; make a twin with attach or load before saving.")
-    if bad := [t for t in twin.tasks if not _NAME.fullmatch(t)]:
+    if bad := [name for name in (*twin.tasks, *twin.heads) if not _NAME.fullmatch(name)]:
         raise ValueError(f"task name {bad[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
+    if bad := [name for name in texts or () if Path(name).name != name or name in ("", MANIFEST, "twin.json")]:
+        raise ValueError(f"text {bad[0]!r} is not a plain file name; give one such as recipe.yaml.")
     target = Path(folder)
     with whole_folder(target, overwrite=overwrite) as out:
-        stock = _save_shared(twin, out)
-        ranks = {}
-        for index, task in enumerate(twin.tasks):
-            ranks[task] = write_expert(cast(nn.Module, twin), index, out / "experts" / task)
+        stock = _save_shared(twin, out, max_shard_size)
+        ranks = {task: write_expert(twin, i, out / "experts" / task) for i, task in enumerate(twin.tasks)}
+        (out / "heads").mkdir()
         for task, head in twin.heads.items():
-            (out / "heads").mkdir(exist_ok=True)
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in head.state_dict().items()},
-                out / "heads" / f"{task}.safetensors",
-            )
+            _save_module(head, out / "heads" / f"{task}.safetensors")
         if twin.router is not None:
-            save_file(
-                {k: v.cpu().contiguous() for k, v in twin.router.state_dict().items()}, out / "router.safetensors"
-            )
-        if isinstance(tokenizer, str | Path):
-            for file in Path(tokenizer).glob("*"):
-                if file.name.startswith(
-                    ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece")
-                ):
-                    shutil.copyfile(file, out / file.name)
-        elif tokenizer is not None:
-            tokenizer.save_pretrained(out)
-        for module in (modeling_twin, routed_layers):
-            source = Path(cast(str, module.__file__))
-            shutil.copyfile(source, out / source.name)
-        router = twin.router
+            _save_module(twin.router, out / "router.safetensors")
+        _save_tokenizer(tokenizer, out)
+        (out / "modeling_twin.py").write_text(bundle(), encoding="utf-8")
         description = {
+            **(card or {}),
             "format_version": FORMAT_VERSION,
             "tasks": list(twin.tasks),
             "base_class": stock,
             "features": "masked mean of the shared expert's last hidden state",
-            "router": None if router is None else router.spec(),
+            "router": None if twin.router is None else twin.router.spec(),
             "heads": {
                 task: {"pooling": h.pooling, "layer_norm": h.layer_norm, "labels": (labels or {}).get(task)}
                 for task, h in twin.heads.items()
             },
             "ranks": ranks,
-            **(card or {}),
         }
         (out / "twin.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        for name, text in (texts or {}).items():
+        for name, text in {"README.md": model_card(description, target.name), **(texts or {})}.items():
             (out / name).write_text(text, encoding="utf-8")
-        if not (out / "README.md").exists():
-            (out / "README.md").write_text(model_card(description, target.name), encoding="utf-8")
         (out / MANIFEST).write_text(json.dumps(_digest(out), indent=2) + "\n", encoding="utf-8")
     return target
 
 
-def _save_shared(twin: Any, out: Path) -> str:
-    """The shared expert alone, as the stock class writes it; adds the entry that finds the routed class."""
-    stock = next(
-        c for c in type(twin).__mro__ if c.__module__.startswith("transformers.") and hasattr(c, "from_pretrained")
-    )
-    state = {
-        name: value
-        for name, value in twin.state_dict().items()
-        if name.split(".")[0] not in ("router", "heads") and ".experts_" not in name
-    }
-    # The stock class writes it, so that tied weights, shards and generation settings are what transformers expects.
-    with torch.device("meta"):
-        model = stock(twin.config)
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()
-    model.save_pretrained(out)
+def _save_shared(twin: Any, out: Path, max_shard_size: str) -> str:
+    """The shared expert as its stock class writes it, and the entry of config.json that finds the routed class."""
+    model = stock_view(twin)
+    model.save_pretrained(out, max_shard_size=max_shard_size)
+    loader = next((c for c in LOADERS if type(model) in _classes(c.auto, model.config)), None)
+    if loader is None:
+        names = ", ".join(c.auto.__name__ for c in LOADERS)
+        raise ValueError(f"a {type(model).__name__} is loaded by none of {names}; make the twin of a class that is.")
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-    causal = any("CausalLM" in name or "LMHead" in name for name in config["architectures"])
-    auto, routed = ("AutoModelForCausalLM", TwinForCausalLM) if causal else ("AutoModel", TwinModel)
-    config["auto_map"] = {auto: f"modeling_twin.{routed.__name__}"}
+    config["auto_map"] = {loader.auto.__name__: f"modeling_twin.{loader.__name__}"}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return str(stock.__name__)
+    return type(model).__name__
+
+
+def _classes(auto: Any, config: Any) -> tuple[type, ...]:
+    mapping = auto._model_mapping
+    found = mapping.get(type(config), ())
+    return tuple(found) if isinstance(found, list | tuple) else (found,)
+
+
+def _save_module(module: nn.Module, file: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, file)
+
+
+def _save_tokenizer(tokenizer: Any, out: Path) -> None:
+    if isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
+        for file in Path(tokenizer).glob("*"):
+            if file.name.startswith((*_TOKENIZER, "preprocessor_config", "processor_config")):
+                shutil.copyfile(file, out / file.name)
+        return
+    if isinstance(tokenizer, str | Path):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out)
+
+
+def bundle() -> str:
+    """The source of the routed model as the one file modeling_twin.py, free of imports from this package."""
+    bodies = []
+    for name in _BUNDLED:
+        source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            ours = isinstance(node, ast.ImportFrom) and (node.level > 0 or node.module == "__future__")
+            listed = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            if docstring or ours or listed:
+                lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or 0) - node.lineno + 1)
+        bodies.append(re.sub(r"\n{3,}", "\n\n\n", "\n".join(lines)).strip())
+    start = '"""The routed model of this twin folder; it needs torch, safetensors and transformers only."""'
+    return "\n\n\n".join((f"{start}\n\nfrom __future__ import annotations", *bodies)) + "\n"
 
 
 def model_card(description: Mapping[str, Any], name: str, recipe: str = "") -> str:
@@ -189,57 +181,58 @@ exclusive expert per task ({tasks}), and a router that gives every input its own
 
 | call | gives |
 |---|---|
-| `AutoModel….from_pretrained(folder)` | the shared expert, a plain {description["base_class"]}, no code of this folder run |
+| `AutoModel….from_pretrained(folder)` | the shared expert, a {description["base_class"]}; no code of this folder |
 | `PeftModel.from_pretrained(shared, folder + "/experts/<task>")` | the shared expert with one exclusive expert |
-| `AutoModel….from_pretrained(folder, trust_remote_code=True)` | the routed model; runs modeling_twin.py of this folder |
+| `AutoModel….from_pretrained(folder, trust_remote_code=True)` | the routed model; runs this folder's modeling_twin.py |
 | `twinmerge.load(folder, mode="routed")` | the same, manifest verified, no code of this folder run |
 
-For a fixed mixture with PEFT use `add_weighted_adapter(..., combination_type="cat")`; `"linear"` averages the factors A and B
-apart, which is another and wrong model.
+For a fixed mixture with PEFT use `add_weighted_adapter(..., combination_type="cat")`; `"linear"` averages the factors A
+and B apart, which is another and wrong model. PEFT mixes matrices only: where experts also changed norms or biases,
+`twinmerge.densify` gives the exact fixed mixture.
 {made}"""
 
 
 def _digest(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
-    return {
-        f.relative_to(folder).as_posix(): {
-            "bytes": f.stat().st_size,
-            "sha256": hashlib.sha256(f.read_bytes()).hexdigest(),
-        }
-        for f in files
-    }
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        # What version control and download tools keep beside the files (.git, .cache) is none of the folder's.
+        if file.is_file() and name.as_posix() != MANIFEST and not any(p.startswith(".") for p in name.parts):
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[name.as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
+    return found
 
 
 def verify(folder: str | Path) -> None:
-    """Compare every file with the manifest.
+    """Compare every file with the manifest; names that begin with a dot are left out.
 
     Raises:
-        CheckpointError: naming the first file that is missing, added, changed or a link out of the folder.
+        CheckpointError: naming the first file that is missing, added or changed.
     """
     root = Path(folder)
     restore_interrupted(root)
     if not (root / MANIFEST).exists():
         raise CheckpointError(f"{root} has no {MANIFEST}; it is not a twin folder, or it was not saved whole.")
+    manifest = read_json(root / MANIFEST)
     try:
-        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         found = _digest(root)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CheckpointError(f"{root} cannot be verified ({error}); copy it again.") from error
-    for name in sorted(manifest.keys() | (found.keys() & {"model.safetensors", "modeling_twin.py"})):
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{root / MANIFEST} is not a table of files; copy the twin folder again.")
+    for name in sorted(manifest.keys() | found.keys()):
         if name not in found:
             raise CheckpointError(f"{root / name} is missing; copy the twin folder again.")
-        if found[name] != manifest.get(name):
+        if name not in manifest:
+            raise CheckpointError(f"{root / name} was added since the folder was saved; remove it.")
+        if found[name] != manifest[name]:
             raise CheckpointError(
                 f"{root / name} was changed since it was saved (sha256 differs); copy the twin folder again."
             )
-    experts = {name.split("/")[1] for name in found if name.startswith("experts/")}
-    if experts - {n.split("/")[1] for n in manifest if n.startswith("experts/")}:
-        raise CheckpointError(
-            f"{root / 'experts'} holds folders that the manifest does not know; copy the twin folder again."
-        )
 
 
-def load(folder: str | Path, mode: str = "routed", *, check: bool = True) -> Any:
+def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **options: Any) -> Any:
     """Load a twin folder with this package's own code; no code of the folder is run.
 
     Args:
@@ -247,6 +240,7 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True) -> Any
         mode: `routed`; `shared` for the stock model with the shared expert; `expert:<task>` for the stock model with
             one exclusive expert added to its weights.
         check: verify every file against the manifest first.
+        options: of `from_pretrained`, such as `dtype`.
 
     Returns:
         A model in eval mode.
@@ -255,101 +249,43 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True) -> Any
         CheckpointError: for a damaged folder, a missing or unexpected tensor, or an unknown mode or task.
     """
     root = Path(folder)
-    if not root.is_dir():
-        restore_interrupted(root)
+    restore_interrupted(root)
     if not root.is_dir():
         raise CheckpointError(f"{root} is not a folder; give a twin folder written by twinmerge.save.")
     if check:
         verify(root)
-    description = json.loads((root / "twin.json").read_text(encoding="utf-8"))
-    if any(not _NAME.fullmatch(t) for t in description["tasks"]):
-        raise CheckpointError(f"{root / 'twin.json'} names a task that is no folder name; the folder is not ours.")
-    task = mode.partition(":")[2]
-    if mode not in ("routed", "shared") and (not mode.startswith("expert:") or task not in description["tasks"]):
-        raise CheckpointError(
-            f"mode '{mode}' is unknown; choose routed, shared or expert:<task> with a task of {', '.join(description['tasks'])}."
-        )
-    model = _stock_model(root)
-    if mode == "shared":
-        return model
     try:
-        twin = modeling_twin.assemble(model, root)
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{root} lacks or adds tensors ({error}); copy the twin folder again.") from error
+        tasks = read_json(root / "twin.json")["tasks"]
+        if any(not _NAME.fullmatch(t) for t in tasks):
+            raise CheckpointError(f"{root / 'twin.json'} names a task that is no folder name; the folder is not ours.")
+        task = mode.partition(":")[2]
+        if mode not in ("routed", "shared") and (not mode.startswith("expert:") or task not in tasks):
+            known = ", ".join(tasks)
+            raise CheckpointError(
+                f"mode '{mode}' is unknown; choose routed, shared or expert:<task> with a task of {known}."
+            )
+        model = _stock_model(root, options)
+        if mode == "shared":
+            return model
+        twin = assemble(model, root)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a damaged file provokes in the libraries that read it
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"{root} cannot be read as a twin folder ({reason}); copy it again.") from error
     return twin if mode == "routed" else densify(twin, {task: 1.0})
 
 
-def _stock_model(root: Path) -> Any:
-    import transformers
-
-    auto_map = json.loads((root / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
-    auto = getattr(transformers, next(iter(auto_map), "AutoModel"))
-    for file in root.glob("model*.safetensors"):
-        read_header(file)
-    model, report = auto.from_pretrained(root, trust_remote_code=False, output_loading_info=True)
+def _stock_model(root: Path, options: Mapping[str, Any]) -> Any:
+    inspect_checkpoint(root)  # headers first: they say best what is wrong
+    named = read_json(root / "config.json").get("auto_map", {})
+    auto = next((c.auto for c in LOADERS if c.auto.__name__ in named), None)
+    if auto is None:
+        raise CheckpointError(f"{root / 'config.json'} does not name a twin class; copy the twin folder again.")
+    model, report = auto.from_pretrained(root, trust_remote_code=False, output_loading_info=True, **options)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             raise CheckpointError(
                 f"{root}: {kind.replace('_', ' ')}: {sorted(map(str, report[kind]))[0]}; copy the twin folder again."
             )
     return model.eval()
-
-
-def densify(twin: Any, weights: Mapping[str, float]) -> Any:
-    """A stock model whose weights are the shared expert plus a fixed mixture of the exclusive experts.
-
-    Args:
-        twin: a routed model; left as it is.
-        weights: task -> coefficient; absent tasks count 0.
-
-    Raises:
-        ValueError: for a task that the twin does not have.
-    """
-    if unknown := sorted(set(weights) - set(twin.tasks)):
-        raise ValueError(f"no expert named {unknown[0]!r}; this twin has {', '.join(twin.tasks)}.")
-    stock = next(
-        c for c in type(twin).__mro__ if c.__module__.startswith("transformers.") and hasattr(c, "from_pretrained")
-    )
-    row = torch.tensor([float(weights.get(t, 0.0)) for t in twin.tasks])
-    state = {
-        n: v
-        for n, v in twin.state_dict().items()
-        if n.split(".")[0] not in ("router", "heads") and ".experts_" not in n
-    }
-    with torch.no_grad():
-        for name, delta in mixed_differences(twin, row).items():
-            state[name] = (state[name].float() + delta).to(state[name].dtype)
-    model = stock(twin.config)
-    model.load_state_dict(state, strict=False)
-    model.tie_weights()
-    return model.eval()
-
-
-def mixed_differences(twin: Any, row: Tensor) -> dict[str, Tensor]:
-    """Parameter name -> sum over experts of row[t] times its difference, in the parameter's own layout, float32."""
-    out: dict[str, Tensor] = {}
-    for name, module in twin.named_modules():
-        if isinstance(module, routed_layers.FactoredLayer):
-            weight = cast(Tensor, module.weight)
-            merged = (module.experts_up.float() * row[module.experts_owner]) @ module.experts_down.float()
-            out[f"{name}.weight"] = (merged.t() if isinstance(module, routed_layers.RoutedConv1D) else merged).reshape(
-                weight.shape
-            )
-            if module.experts_bias is not None:
-                out[f"{name}.bias"] = row @ module.experts_bias.float()
-        elif isinstance(module, routed_layers.RoutedNorm):
-            for leaf, stack in (("weight", module.experts_weight), ("bias", module.experts_bias)):
-                if stack is not None:
-                    out[f"{name}.{leaf}"] = row @ stack.float()
-        elif isinstance(module, routed_layers.RoutedAny):
-            for leaf, stack in module.experts_delta.items():
-                out[f"{name}.{leaf}"] = torch.tensordot(row, stack.float(), dims=1)
-    return out
-
-
-def load_router(folder: str | Path) -> Router:
-    """The router of a twin folder alone."""
-    root = Path(folder)
-    router = Router(**json.loads((root / "twin.json").read_text(encoding="utf-8"))["router"])
-    router.load_state_dict(load_file(root / "router.safetensors"))
-    return router.eval()

@@ -1,12 +1,11 @@
 """Read checkpoints that are to be merged: Hugging Face folders and PEFT folders, checked from their headers first.
 
-Names, shapes, vocabularies and tokenizers are compared without reading a weight, so a pre-flight is instant and needs no
-torch. Supports safetensors only: pickled files can run code and cannot be inspected without loading them.
+Names, shapes, vocabularies and tokenizers are compared without reading a weight, so a pre-flight is instant and needs
+no torch. Supports safetensors only: pickled files can run code and cannot be inspected without loading them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,15 @@ if TYPE_CHECKING:
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _HEADER_LIMIT = 100 * 2**20
+_FACTORS = {"A.weight": "B.weight", "B.weight": "A.weight", "embedding_A": "embedding_B", "embedding_B": "embedding_A"}
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 @dataclass(frozen=True)
@@ -67,12 +75,17 @@ def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{file} has a corrupted safetensors header; copy or train it again.") from error
-    header.pop("__metadata__", None)
+    try:
+        header.pop("__metadata__", None)
+        entries = {name: (str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in header.items()}
+        offsets = [(name, *entry["data_offsets"]) for name, entry in header.items()]
+        places = sorted((int(start), int(stop), str(name)) for name, start, stop in offsets)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} has a corrupted safetensors header; copy or train it again.") from error
     end = 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        start, stop = entry["data_offsets"]
-        wanted = _BYTES.get(entry["dtype"], 1) * prod(entry["shape"])
-        if start != end or (entry["dtype"] in _BYTES and stop - start != wanted):
+    for start, stop, name in places:
+        dtype, shape = entries[name]
+        if start != end or (dtype in _BYTES and stop - start != _BYTES[dtype] * prod(shape)):
             raise CheckpointError(
                 f"{file} places tensor '{name}' wrongly; the file is corrupted, copy or train it again."
             )
@@ -82,28 +95,29 @@ def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             f"{file} is truncated or padded: it has {size} bytes and its header announces {8 + length + end}; "
             "copy or train it again."
         )
-    return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+    return entries
 
 
 def inspect_checkpoint(folder: Path) -> Checkpoint:
     """Read a folder's configuration and headers, no weights.
 
     Raises:
-        CheckpointError: when the folder holds neither a model nor a PEFT LoRA adapter in safetensors, or holds it broken.
+        CheckpointError: when the folder holds neither a model nor a PEFT LoRA adapter in safetensors, or a broken one.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give a Hugging Face or PEFT folder.")
+    index: Any = {}
     kind = "lora" if (folder / "adapter_config.json").exists() else "full"
-    config = _read_json(folder / ("adapter_config.json" if kind == "lora" else "config.json"))
+    config = read_json(folder / ("adapter_config.json" if kind == "lora" else "config.json"))
     if kind == "lora":
-        if config.get("peft_type") != "LORA" or config.get("use_dora"):
-            raise CheckpointError(
-                f"{folder} holds a {config.get('peft_type')} adapter; only plain LoRA can be merged exactly."
-            )
+        _refuse_other_adapters(folder, config)
         files = [folder / "adapter_model.safetensors"]
     elif (folder / "model.safetensors.index.json").exists():
-        index = _read_json(folder / "model.safetensors.index.json")["weight_map"]
-        names = sorted(set(index.values()))
+        index = read_json(folder / "model.safetensors.index.json")
+        index = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(index, dict):
+            raise CheckpointError(f"{folder} has an index without weight_map; copy the folder again.")
+        names = sorted(set(map(str, index.values())))
         if odd := [n for n in names if not re.fullmatch(r"[\w.-]+\.safetensors", n)]:
             raise CheckpointError(
                 f"{folder}: the index names the file '{odd[0]}'; only plain names in the folder are read."
@@ -118,6 +132,10 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     for file in files:
         for name, entry in read_header(file).items():
             tensors[name], owner[name] = entry, file
+    if odd := sorted(name for name in index if owner.get(name) != folder / str(index[name])):
+        raise CheckpointError(
+            f"{folder}: the index places tensor '{odd[0]}' in {index[odd[0]]}, which does not hold it; copy it again."
+        )
     return Checkpoint(folder, kind, config, tensors, owner)
 
 
@@ -144,11 +162,12 @@ def check_compatible(base: Checkpoint, expert: Checkpoint) -> str:
         CheckpointError: naming the first tensor, vocabulary or tokenizer that differs.
     """
     if expert.kind == "lora":
-        return f"{expert.folder}: LoRA adapter, {len(expert.tensors)} tensors"
+        return _check_adapter(base, expert)
     ours, theirs = base.config.get("model_type"), expert.config.get("model_type")
     if ours != theirs:
         raise CheckpointError(
-            f"{expert.folder} is a {theirs} model and the base {base.folder} is {ours}; experts must be fine-tunes of the base."
+            f"{expert.folder} is a {theirs} model and the base {base.folder} is {ours}; "
+            "experts must be fine-tunes of the base."
         )
     for key in ("vocab_size", "hidden_size", "num_hidden_layers"):
         if base.config.get(key) != expert.config.get(key):
@@ -168,11 +187,7 @@ def check_compatible(base: Checkpoint, expert: Checkpoint) -> str:
                 f"{expert.folder} has '{name}' of shape {list(other)} and the base {list(shape)}; "
                 "experts must be fine-tunes of the base."
             )
-    digests = [_tokenizer_digest(c.folder) for c in (base, expert)]
-    if None not in digests and digests[0] != digests[1]:
-        raise CheckpointError(
-            f"{expert.folder} has another tokenizer than the base {base.folder}; they must be the same."
-        )
+    _check_tokenizer(base, expert)
     return f"{expert.folder}: {len(names)} tensors of the base's shapes, {expert.bytes / 1e6:.1f} MB"
 
 
@@ -212,30 +227,74 @@ def read_lora(checkpoint: Checkpoint, base: Iterable[str]) -> dict[str, tuple[fl
     from safetensors.torch import load_file
 
     tensors = load_file(checkpoint.folder / "adapter_model.safetensors")
-    config, known = checkpoint.config, set(base)
+    config = checkpoint.config
     terms: dict[str, tuple[float, Tensor, Tensor]] = {}
-    for key, value in tensors.items():
-        if not value.isfinite().all():
-            raise CheckpointError(f"{checkpoint.folder}: tensor '{key}' holds NaN or infinite values; train it again.")
-        module, _, kind = key.removeprefix("base_model.model.").partition(".lora_")
-        if kind not in ("A.weight", "B.weight", "embedding_A", "embedding_B"):
+    for name, (module, first, second) in _adapted(checkpoint, base).items():
+        A, B = tensors[first], tensors[second]
+        if not (A.isfinite().all() and B.isfinite().all()):
             raise CheckpointError(
-                f"{checkpoint.folder}: '{key}' is not a LoRA factor of a weight; merge the adapter into its base with PEFT's "
-                "merge_and_unload and give the full folder instead."
+                f"{checkpoint.folder}: LoRA of '{name}' holds NaN or infinite values; train it again."
             )
-        if kind not in ("A.weight", "embedding_A"):
-            continue
-        name = next((n for n in (f"{module}.weight", f"{module.partition('.')[2]}.weight") if n in known), None)
-        if name is None:
-            raise CheckpointError(f"{checkpoint.folder} changes '{module}', which the base does not have.")
-        rank = value.shape[0]
+        rank = A.shape[0]
         alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-        if kind == "embedding_A":
-            terms[name] = (scale, value.t(), tensors[key.replace("_A", "_B")].t())
-        else:
-            terms[name] = (scale, tensors[key.replace("lora_A", "lora_B")].flatten(1), value.flatten(1))
+        embedding = first.endswith("embedding_A")
+        terms[name] = (scale, A.t(), B.t()) if embedding else (scale, B.flatten(1), A.flatten(1))
     return terms
+
+
+def _adapted(checkpoint: Checkpoint, base: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """What an adapter changes: base parameter -> (module, key of A, key of B); refuses all that is no LoRA factor."""
+    found = {}
+    for key, (_, shape) in checkpoint.tensors.items():
+        module, _, kind = key.removeprefix("base_model.model.").partition(".lora_")
+        if kind not in _FACTORS:
+            raise CheckpointError(
+                f"{checkpoint.folder}: '{key}' is not a LoRA factor of a weight; merge the adapter into its base with "
+                "PEFT's merge_and_unload and give the full folder instead."
+            )
+        other = key.removesuffix(kind) + _FACTORS[kind]
+        if other not in checkpoint.tensors:
+            raise CheckpointError(f"{checkpoint.folder} has '{key}' without its other factor; copy the folder again.")
+        if "A" in kind:
+            ranks = shape[0], checkpoint.tensors[other][1][1]
+            if ranks[0] != ranks[1]:
+                raise CheckpointError(
+                    f"{checkpoint.folder}: the factors of '{module}' have ranks {ranks[0]} and {ranks[1]} (a grouped "
+                    "convolution?); merge the adapter into its base with PEFT's merge_and_unload and give that folder."
+                )
+            found[f"{module}.weight"] = (module, key, other)
+    names = align(base, found)
+    if unknown := sorted(found.keys() - names.values()):
+        raise CheckpointError(f"{checkpoint.folder} changes '{unknown[0]}', which the base does not have.")
+    return {ours: found[theirs] for ours, theirs in names.items()}
+
+
+def _check_adapter(base: Checkpoint, expert: Checkpoint) -> str:
+    adapted = _adapted(expert, base.tensors)
+    for name, (_, first, second) in adapted.items():
+        A, B = expert.tensors[first][1], expert.tensors[second][1]
+        product, shape = (B[0], prod(A[1:])), base.tensors[name][1]
+        if (shape[0], prod(shape[1:])) not in (product, product[::-1]):  # transposed: embeddings and Conv1D
+            raise CheckpointError(
+                f"{expert.folder} adapts '{name}' as {list(product)} and the base has {list(shape)}; "
+                "experts must be fine-tunes of the base."
+            )
+    _check_tokenizer(base, expert)
+    return f"{expert.folder}: LoRA adapter of {len(adapted)} of the base's tensors"
+
+
+def _refuse_other_adapters(folder: Path, config: Mapping[str, Any]) -> None:
+    kind, start = config.get("peft_type"), str(config.get("init_lora_weights", True)).lower()
+    odd = [key for key in ("use_dora", "layer_replication", "target_parameters") if config.get(key)]
+    if kind != "LORA" or odd:
+        named = f"a {kind} adapter" + (f" with {odd[0]}" if odd else "")
+        raise CheckpointError(f"{folder} holds {named}; only plain LoRA can be merged exactly.")
+    if start.startswith(("pissa", "olora", "corda")):
+        raise CheckpointError(
+            f"{folder} was initialised by {start}, which changes the base; save it with PEFT's "
+            "path_initial_model_for_weight_conversion, or merge it and give the full folder."
+        )
 
 
 def _pattern(pattern: Mapping[str, float] | None, module: str, default: float) -> float:
@@ -246,22 +305,35 @@ def _is_head(name: str) -> bool:
     return name.split(".", 1)[0] in {"classifier", "score", "cls", "lm_head", "qa_outputs", "pre_classifier"}
 
 
-def _read_json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        CheckpointError: for a missing or broken file.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(
-            f"{file} cannot be read ({error.strerror}); give a Hugging Face or PEFT folder."
+            f"{file} cannot be read ({error.strerror}); give a Hugging Face, PEFT or twin folder."
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{file} is not valid JSON ({error}); copy the folder again.") from error
 
 
-def _tokenizer_digest(folder: Path) -> str | None:
+def _check_tokenizer(base: Checkpoint, expert: Checkpoint) -> None:
+    both = (name for name in _TOKENIZERS if (base.folder / name).exists() and (expert.folder / name).exists())
+    name = next(both, None)
+    if name is not None and _vocabulary(base.folder / name) != _vocabulary(expert.folder / name):
+        raise CheckpointError(
+            f"{expert.folder} has another tokenizer than the base {base.folder} ({name} differs); "
+            "experts must be fine-tunes of the base."
+        )
+
+
+def _vocabulary(file: Path) -> Any:
+    if file.name != "tokenizer.json":
+        return file.read_bytes()
     # Only what maps text to ids counts: padding and truncation settings are written back by every save.
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        return None
-    content = _read_json(file)
-    kept = {key: content.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    content = read_json(file)
+    return {key: content.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}

@@ -1,7 +1,7 @@
 """Exclusive experts: the difference of every expert to the shared expert, compressed tensor by tensor.
 
-Lu et al., "Twin-Merging", NeurIPS 2024, arXiv 2406.15479: v_t = theta_t - theta_shared, kept as SVD_r(v_t). Matrices are
-truncated; vectors (norms, biases) stay dense, as they are small and matter.
+Lu et al., "Twin-Merging", NeurIPS 2024, arXiv 2406.15479: v_t = theta_t - theta_shared, kept as SVD_r(v_t). Matrices
+are truncated; vectors (norms, biases) stay dense, as they are small and matter.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ def exclusive_experts(
     tolerance: float = 0.01,
     seed: int = 0,
     transposed: frozenset[str] = frozenset(),
+    kernels: frozenset[str] = frozenset(),
 ) -> Exclusive:
     """Differences to the shared expert, truncated under exactly one rank policy.
+
+    One difference is in memory at a time, and twice computed: its shape (or spectrum) decides the ranks first.
 
     Args:
         shared: the shared expert's parameters.
@@ -59,58 +62,85 @@ def exclusive_experts(
         tolerance: accepted excess residual of the randomised factorisation, see `truncated_svd`.
         seed: of its sketches.
         transposed: weights stored as (in, out), such as those of GPT-2's Conv1D; their factors are made for (out, in).
+        kernels: three-dimensional weights that are convolution kernels, factored as (out, in * width); all other
+            three-dimensional parameters are fused experts, one matrix per leading index.
 
     Returns:
         An `Exclusive`; parameters that no expert changes are absent.
+
+    Raises:
+        ValueError: when not exactly one policy is given or its value is out of range, and for weights that cannot be
+            factorised (NaN).
     """
     result = Exclusive({t: {} for t in experts}, {t: {} for t in experts}, {t: {} for t in experts})
-    matrices: dict[tuple[str, str], Tensor] = {}
+    changed: dict[tuple[str, str], int] = {}  # (task, parameter) -> its number of matrices
+
+    def matrices(task: str, name: str) -> Tensor:
+        difference = _difference(experts[task][name], shared[name])
+        if difference.dim() == 3 and name not in kernels:
+            return difference
+        flat = difference.flatten(1)
+        return (flat.t() if name in transposed else flat)[None]
+
     for task, state in experts.items():
         for name, value in shared.items():
-            if not value.is_floating_point() or torch.equal(state[name], value):
+            if not value.is_floating_point() or torch.equal(state[name].to(value), value):
                 continue
-            difference = (
-                state[name].double() - value.double()
-                if value.dtype == torch.float64
-                else (state[name].float() - value.float())
-            )
             if value.dim() < 2:
-                result.experts[task][name] = difference
-            elif value.dim() == 3:  # fused experts: one matrix per leading index
-                for i, part in enumerate(difference):
-                    matrices[task, f"{name}#{i}"] = part
+                result.experts[task][name] = _difference(state[name], value)
             else:
-                flat = difference.flatten(1)
-                matrices[task, name] = flat.t() if name in transposed else flat
-    shapes = {key: (m.shape[0], m.shape[1]) for key, m in matrices.items()}
-    spectra = {k: spectrum(m) for k, m in matrices.items()} if energy is not None or budget is not None else None
-    ranks = (
-        choose_ranks(shapes, rank=rank, density=density, energy=energy, budget=budget, spectra=spectra)
-        if shapes
-        else {}
-    )
-    fused: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
-    for (task, name), matrix in matrices.items():
-        kept, shape = ranks[task, name], shapes[task, name]
-        parameter, _, index = name.partition("#")
-        result.ranks[task][name] = kept
-        result.residuals[task][name] = 1.0
-        if not kept:
-            continue
-        if stored_dense(shape, kept) and not index:
-            result.ranks[task][name], result.residuals[task][name] = min(shape), 0.0
-            dense = matrix.t() if name in transposed else matrix
-            result.experts[task][name] = dense.reshape(shared[name].shape)
-            continue
-        low = truncated_svd(matrix, kept, tolerance=tolerance, seed=seed)
-        result.residuals[task][name] = low.residual
-        if index:
-            fused.setdefault((task, parameter), []).append((low.up, low.down))
-        else:
-            result.experts[task][name] = (low.up, low.down)
-    for (task, parameter), parts in fused.items():
-        result.experts[task][parameter] = torch.stack([up @ down for up, down in parts])
+                changed[task, name] = len(value) if value.dim() == 3 and name not in kernels else 1
+
+    keys = [(task, name, i) for (task, name), count in changed.items() for i in range(count)]
+    shapes = {key: _shape(shared[key[1]], key[1] in transposed, key[1] in kernels) for key in keys}
+    spectra = None
+    if energy is not None or budget is not None:
+        spectra = {(t, n, i): spectrum(m) for t, n in changed for i, m in enumerate(matrices(t, n))}
+    policy = {"rank": rank, "density": density, "energy": energy, "budget": budget}
+    ranks = choose_ranks(shapes, **policy, spectra=spectra) if shapes else {}  # type: ignore[arg-type]
+    for (task, name), count in changed.items():
+        stack = matrices(task, name)
+        kept = [ranks[task, name, i] for i in range(count)]
+        dense = stored_dense(shapes[task, name, 0], max(kept))
+        lows = []
+        for i, matrix in enumerate(stack):
+            label = name if stack.shape[0] == 1 else f"{name}#{i}"
+            result.ranks[task][label] = min(shapes[task, name, 0]) if dense else kept[i]
+            result.residuals[task][label] = 0.0 if dense else 1.0
+            if kept[i] and not dense:
+                low = truncated_svd(matrix, kept[i], tolerance=tolerance, seed=seed)
+                result.residuals[task][label] = low.residual
+                lows.append((i, low.up, low.down))
+        if dense:
+            whole = stack if len(stack) > 1 else stack[0].t() if name in transposed else stack[0]
+            result.experts[task][name] = whole.reshape(shared[name].shape)
+        elif lows and shared[name].dim() == 3 and name not in kernels:
+            result.experts[task][name] = _padded(lows, stack)
+        elif lows:
+            result.experts[task][name] = lows[0][1:]
     return result
+
+
+def _difference(expert: Tensor, shared: Tensor) -> Tensor:
+    wide = torch.float64 if shared.dtype == torch.float64 else torch.float32
+    return expert.to(shared.device, wide) - shared.to(wide)
+
+
+def _shape(value: Tensor, transposed: bool, kernel: bool) -> tuple[int, int]:
+    if value.dim() == 3 and not kernel:
+        return value.shape[1], value.shape[2]
+    m, n = value.shape[0], value[0].numel()
+    return (n, m) if transposed else (m, n)
+
+
+def _padded(lows: list[tuple[int, Tensor, Tensor]], stack: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of fused experts padded to one rank: (leading, m, r) and (leading, r, n)."""
+    rank = max(up.shape[1] for _, up, _ in lows)
+    ups = stack.new_zeros(stack.shape[0], stack.shape[1], rank)
+    downs = stack.new_zeros(stack.shape[0], rank, stack.shape[2])
+    for i, up, down in lows:
+        ups[i, :, : up.shape[1]], downs[i, : down.shape[0]] = up, down
+    return ups, downs
 
 
 def exclusive_lora(experts: Mapping[str, LoraTerms], shared_scale: float, rank: int) -> Exclusive:
@@ -122,7 +152,12 @@ def exclusive_lora(experts: Mapping[str, LoraTerms], shared_scale: float, rank: 
         experts: task -> parameter name -> (scale, B, A), see `read_lora`.
         shared_scale: c, the coefficient of task arithmetic, or 1 / experts for the average.
         rank: kept, at least 1; layers whose stacked rank is smaller keep all of it.
+
+    Raises:
+        ValueError: for a rank below 1, or factors that are not finite or do not fit each other.
     """
+    if rank < 1:
+        raise ValueError(f"the rank is {rank}; keep at least 1 direction of every exclusive expert.")
     result = Exclusive({t: {} for t in experts}, {t: {} for t in experts}, {t: {} for t in experts})
     for name in sorted({n for terms in experts.values() for n in terms}):
         for task in experts:

@@ -37,9 +37,11 @@ def shared_expert(model: nn.Module, experts: Mapping[str, State], method: str, *
 
 def set_parameters(model: nn.Module, state: State) -> nn.Module:
     """Copy parameters into a model, in place; tied ones follow."""
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected:
-        raise ValueError(f"{type(model).__name__} has no parameter '{unexpected[0]}'; the state is of another model.")
+    names = {name for name, _ in model.named_parameters()}
+    if odd := sorted(names ^ state.keys()):
+        place = "the state lacks" if odd[0] in names else "has no place for"
+        raise ValueError(f"{type(model).__name__}: {place} '{odd[0]}'; give all parameters of this model.")
+    model.load_state_dict(state, strict=False)
     return model
 
 
@@ -64,8 +66,8 @@ def merge(
         The twin, with `router` None, and its exclusive experts with their certificates.
     """
     shared = shared_expert(model, experts, method, **options)
-    transposed = frozenset(f"{n}.weight" for n, m in model.named_modules() if isinstance(m, Conv1D))
-    exclusive = exclusive_experts(shared, experts, transposed=transposed, **rank)
+    transposed, kernels = _weights_of(model, Conv1D), _weights_of(model, nn.Conv1d | nn.ConvTranspose1d)
+    exclusive = exclusive_experts(shared, experts, transposed=transposed, kernels=kernels, **rank)
     set_parameters(model, shared)
     return attach(model, list(experts), [exclusive.experts[t] for t in experts]), exclusive
 
@@ -78,15 +80,33 @@ def merge_lora(model: nn.Module, experts: Mapping[str, LoraTerms], scale: float,
         experts: task -> parameter name -> (scale, B, A), of the weight as the layer multiplies it.
         scale: coefficient of the sum of all adapters; 1 / len(experts) is the average.
         rank: kept per exclusive expert.
+
+    Returns:
+        The twin, with `router` None, and its exclusive experts with their certificates.
+
+    Raises:
+        ValueError: for fewer than two experts, a rank below 1, or an adapter of a parameter that the model does not
+            have, or of only one use of a tied one.
     """
     if len(experts) < 2:
         raise ValueError(f"merging needs at least two experts and got {len(experts)}; add a task.")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name in {name for terms in experts.values() for name in terms}:
+        if name not in parameters:
+            raise ValueError(f"an adapter changes '{name}', which {type(model).__name__} does not have.")
+        if uses := [n for n, p in parameters.items() if p is parameters[name] and n != name]:
+            raise ValueError(
+                f"an adapter changes '{name}' but not '{uses[0]}', which is tied to it; untie the base or drop it."
+            )
     exclusive = exclusive_lora(experts, scale, rank)
-    parameters = dict(model.named_parameters())
-    transposed = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, Conv1D)}
+    transposed = _weights_of(model, Conv1D)
     for terms in experts.values():
         for name, (factor, B, A) in terms.items():
             delta = (scale * factor) * (B.double() @ A.double())
             weight = parameters[name]
             weight.data += (delta.t() if name in transposed else delta).reshape(weight.shape).to(weight.dtype)
     return attach(model, list(experts), [exclusive.experts[t] for t in experts]), exclusive
+
+
+def _weights_of(model: nn.Module, kind: Any) -> frozenset[str]:
+    return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, kind))

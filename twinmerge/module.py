@@ -1,7 +1,7 @@
 """Fine-tuning as a LightningModule: any encoder with a task head, any sequence classifier, any causal language model.
 
-An expert made here is an ordinary Hugging Face folder (or a PEFT folder for LoRA); a merged twin is fine-tuned by the same
-module: ``Trainer.fit(FinetuneModule(twinmerge.load(folder), question="spam"), datamodule)``.
+An expert made here is an ordinary Hugging Face folder (or a PEFT folder for LoRA); a merged twin is fine-tuned by the
+same module: ``Trainer.fit(FinetuneModule(twinmerge.load(folder), question="spam"), datamodule)``.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def fixed_head(width: int, labels: int, seed: int) -> Head:
     with torch.no_grad():
         nn.init.orthogonal_(head.out_proj.weight, generator=torch.Generator().manual_seed(seed))
         head.out_proj.bias.zero_()
-    return cast(Head, head.requires_grad_(False))
+    return head.requires_grad_(False)
 
 
-class FinetuneModule(lightning.LightningModule):
+class FinetuneModule(lightning.LightningModule):  # type: ignore[misc]
     """Fine-tune one model on one task, in full or by LoRA, with AdamW, linear warm-up and linear decay.
 
-    Logged: `train/loss`, `validation/loss`, `validation/<metric>` and `validation/score` (their mean), the same for test.
+    Logged: `train/loss`, `validation/loss`, `validation/<metric>` and `validation/score` (their mean); `test/` alike.
 
     Args:
         model: a model, or a folder or Hub name for `AutoModel`.

@@ -1,31 +1,29 @@
 """Write one exclusive expert as a plain PEFT LoRA folder that reproduces it exactly on top of the shared expert.
 
-A difference truncated at rank r is a LoRA of rank r: `lora_alpha` equals r in every layer, so the scaling is 1. Differences
-of biases use `lora_bias`; norms and whatever has no LoRA form go whole into `modules_to_save`.
+A difference truncated at rank r is a LoRA of rank r: `lora_alpha` equals r in every layer, so the scaling is 1.
+Differences of biases use `lora_bias`; norms and whatever has no LoRA form go whole into `modules_to_save`. PEFT refuses
+`lora_bias` on embeddings, so beside biases an embedding goes whole too: freeze embeddings or biases to keep expert
+folders small. PEFT itself cannot read a module that is written whole when one inside it has a name that ends likewise
+(`embeddings` of a bare ViTModel, with its `patch_embeddings`); with a head (`vit.embeddings`) there are no such names.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
-from twinmerge.routed_layers import (
-    FactoredLayer,
-    RoutedAny,
-    RoutedConv,
-    RoutedConv1D,
-    RoutedEmbedding,
-    RoutedLayer,
-    RoutedNorm,
-)
+from twinmerge.dense import is_routing, mixed_differences
+from twinmerge.routed_layers import FactoredLayer, RoutedAny, RoutedConv, RoutedConv1D, RoutedEmbedding, RoutedLayer
 
 
-def write_expert(twin: nn.Module, index: int, folder: Path) -> dict[str, int]:
+def write_expert(twin: Any, index: int, folder: Path) -> dict[str, int]:
     """Write expert number `index` of a routed model.
 
     Args:
@@ -34,19 +32,27 @@ def write_expert(twin: nn.Module, index: int, folder: Path) -> dict[str, int]:
         folder: made here; gets adapter_config.json and adapter_model.safetensors.
 
     Returns:
-        The rank of every LoRA layer by module name.
+        The rank of every factored module by its name, and of every factored parameter of other modules by its own.
     """
+    routed = {name: module for name, module in twin.named_modules() if isinstance(module, RoutedLayer)}
+    lora = _lora_modules(routed)
+    biased = any(module.experts_bias is not None for module in lora.values())
+    if biased:
+        lora = {name: module for name, module in lora.items() if not isinstance(module, RoutedEmbedding)}
+    whole = [name for name in routed if name not in lora]
+    # PEFT takes every module whose name ends in one of these, dot or no dot, and then wants its weights too.
+    whole = [n for n, m in twin.named_modules() if n.endswith(tuple(whole)) and any(True for _ in m.parameters())]
+    whole = sorted(name for name in whole if not any(name.startswith(f"{other}.") for other in whole))
+    lora = {n: m for n, m in lora.items() if not f"{n}.".startswith(tuple(f"{w}." for w in whole))}
     tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    whole: list[str] = []
-    biased = any(isinstance(m, FactoredLayer) and m.experts_bias is not None for m in twin.modules())
-    for name, module in twin.named_modules():
-        if isinstance(module, FactoredLayer):
-            ranks[name] = _write_lora(name, module, index, biased, tensors)
-        elif isinstance(module, RoutedLayer):
-            whole.append(name)
-            tensors.update({f"{name}.{leaf}": value for leaf, value in _merged(module, index).items()})
+    for name, module in lora.items():
+        tensors.update({f"{name}.{leaf}": t for leaf, t in _lora(module, index, biased).items()})
+    row = one_hot(torch.tensor(index), len(twin.tasks)).float()
+    for name in whole:
+        tensors.update({f"{name}.{leaf}": t for leaf, t in _merged(twin.get_submodule(name), row).items()})
+    ranks = {name: _lora_rank(module, index) for name, module in lora.items()}
     rank = max(ranks.values(), default=1)
+    pattern = {f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "base_model_name_or_path": "../..",
@@ -57,11 +63,11 @@ def write_expert(twin: nn.Module, index: int, folder: Path) -> dict[str, int]:
         "lora_dropout": 0.0,
         "bias": "none",
         "lora_bias": biased,
-        "fan_in_fan_out": any(isinstance(m, RoutedConv1D) for m in twin.modules()),
-        "target_modules": sorted(ranks),
-        "modules_to_save": sorted(whole) or None,
-        "rank_pattern": {k: r for k, r in ranks.items() if r != rank},
-        "alpha_pattern": {k: r for k, r in ranks.items() if r != rank},
+        "fan_in_fan_out": any(isinstance(m, RoutedConv1D) for m in lora.values()),
+        "target_modules": sorted(lora),
+        "modules_to_save": whole or None,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
     }
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -70,33 +76,56 @@ def write_expert(twin: nn.Module, index: int, folder: Path) -> dict[str, int]:
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
-    return ranks
+    return _ranks(routed, index)
 
 
-def _write_lora(name: str, module: FactoredLayer, index: int, biased: bool, tensors: dict[str, Tensor]) -> int:
+def _lora_modules(routed: dict[str, RoutedLayer]) -> dict[str, FactoredLayer]:
+    """The factored layers that no other routed module contains: those inside one are saved whole with it."""
+    containers = tuple(f"{name}." for name, module in routed.items() if isinstance(module, RoutedAny))
+    return {
+        name: module
+        for name, module in routed.items()
+        if isinstance(module, FactoredLayer) and not name.startswith(containers)
+    }
+
+
+def _lora_rank(module: FactoredLayer, index: int) -> int:
+    return max(1, int((module.experts_owner == index).sum()))  # PEFT has no rank 0
+
+
+def _lora(module: FactoredLayer, index: int, biased: bool) -> dict[str, Tensor]:
     mine = module.experts_owner == index
     up, down = module.experts_up[:, mine], module.experts_down[mine]
-    if not down.shape[0]:  # PEFT has no rank 0
+    if not down.shape[0]:
         up, down = up.new_zeros(up.shape[0], 1), down.new_zeros(1, down.shape[1])
     if isinstance(module, RoutedEmbedding):
-        tensors[f"{name}.lora_embedding_A"], tensors[f"{name}.lora_embedding_B"] = up.t(), down.t()
-    elif isinstance(module, RoutedConv):
-        kernel = module.weight.shape[1:]  # type: ignore[union-attr]
-        tensors[f"{name}.lora_A.weight"] = down.reshape(-1, *kernel)
-        tensors[f"{name}.lora_B.weight"] = up.reshape(*up.shape, *[1] * (len(kernel) - 1))
-    else:
-        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down, up
-    if biased and not isinstance(module, RoutedEmbedding):
-        none = torch.zeros(up.shape[0], dtype=up.dtype)
-        tensors[f"{name}.lora_B.bias"] = none if module.experts_bias is None else module.experts_bias[index]
-    return int(down.shape[0])
+        return {"lora_embedding_A": up.t(), "lora_embedding_B": down.t()}
+    if isinstance(module, RoutedConv):
+        kernel = cast(Tensor, module.weight).shape[1:]
+        up, down = up.reshape(*up.shape, *[1] * (len(kernel) - 1)), down.reshape(-1, *kernel)
+    tensors = {"lora_A.weight": down, "lora_B.weight": up}
+    if biased:
+        bias = module.experts_bias
+        tensors["lora_B.bias"] = up.new_zeros(up.shape[0]) if bias is None else bias[index]
+    return tensors
 
 
-def _merged(module: RoutedLayer, index: int) -> dict[str, Tensor]:
-    stock = {k: v for k, v in module.named_parameters(recurse=False) if not k.startswith("experts_")}
-    if isinstance(module, RoutedAny):
-        return {k: v + module.experts_delta[k][index] if k in module.experts_delta else v for k, v in stock.items()}
-    if not isinstance(module, RoutedNorm):
-        raise TypeError(f"{type(module).__name__} has no PEFT form.")
-    deltas = {"weight": module.experts_weight, "bias": module.experts_bias}
-    return {k: v if deltas[k] is None else v + deltas[k][index] for k, v in stock.items()}  # type: ignore[index]
+def _merged(module: nn.Module, row: Tensor) -> dict[str, Tensor]:
+    """All of a module's own parameters, those of modules within it included, with one expert's difference added."""
+    differences = mixed_differences(module, row)
+    stock = {name: p for name, p in module.named_parameters() if not is_routing(name)}
+    return {
+        name: (p.to(differences[name].dtype) + differences[name]).to(p.dtype) if name in differences else p
+        for name, p in stock.items()
+    }
+
+
+def _ranks(routed: dict[str, RoutedLayer], index: int) -> dict[str, int]:
+    ranks = {}
+    for name, module in routed.items():
+        if isinstance(module, FactoredLayer):
+            ranks[name] = int((module.experts_owner == index).sum())
+        elif isinstance(module, RoutedAny):
+            for leaf, up in module.experts_ups.items():
+                ranks[f"{name}.{leaf.replace('/', '.')}"] = int(up.shape[-1])
+    return ranks

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from twinmerge.modeling_twin import Router
 
 
-class RouterModule(lightning.LightningModule):
+class RouterModule(lightning.LightningModule):  # type: ignore[misc]
     """Cross-entropy on task ids; the paper trains its router the same way (Lu et al. 2024, section 4).
 
     Logged: `train/loss`, `validation/loss`, `validation/accuracy` (of naming the task), and the same for test.
@@ -81,7 +81,7 @@ class RouterModule(lightning.LightningModule):
         )
 
 
-class FeatureDataModule(lightning.LightningDataModule):
+class FeatureDataModule(lightning.LightningDataModule):  # type: ignore[misc]
     """Features and task ids in memory; a step's global batch is the same on one process and on many.
 
     Args:
@@ -108,7 +108,9 @@ class FeatureDataModule(lightning.LightningDataModule):
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         if self.batch_size % world:
             raise ValueError(f"batch_size {self.batch_size} cannot be dealt out to {world} processes; give a multiple.")
-        sampler = DistributedSampler(self.sets["train"], world, rank, shuffle=True, seed=self.seed)
+        sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(
+            self.sets["train"], world, rank, shuffle=True, seed=self.seed
+        )
         return DataLoader(self.sets["train"], self.batch_size // world, sampler=sampler)
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
@@ -117,7 +119,7 @@ class FeatureDataModule(lightning.LightningDataModule):
 
 
 def fit_temperature(router: Router, features: Tensor, task: Tensor) -> float:
-    """Set and return the temperature that minimises cross-entropy on held-out features (Guo et al. 2017, arXiv 1706.04599).
+    """Set and return the temperature of the lowest held-out cross-entropy (Guo et al. 2017, arXiv 1706.04599).
 
     Args:
         router: trained; its temperature is replaced.

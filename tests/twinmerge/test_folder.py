@@ -1,0 +1,443 @@
+"""The twin folder: five ways to load it, what its manifest refuses, and what a kill leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import twinmerge
+from tests.twinmerge import tiny
+from twinmerge import CheckpointError, Head, attach
+from twinmerge.artefact import bundle, whole_folder
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),  # transformers' own, from PEFT
+    pytest.mark.filterwarnings("ignore:.*merging LoRA weights won't be possible.*"),
+    pytest.mark.filterwarnings("ignore:.*tie_word_embeddings=True.*"),
+    pytest.mark.filterwarnings("ignore:.*fan_in_fan_out.*"),
+]
+
+BUILDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "bert": (tiny.bert, {}),
+    "bert_frozen": (tiny.bert, {"skip": ("embeddings", "pooler")}),
+    "bert_classifier": (tiny.bert_classifier, {}),
+    "bert_masked_lm": (tiny.bert_masked_lm, {}),
+    "gpt2": (tiny.gpt2, {}),
+    "llama": (tiny.llama, {}),
+    "llama_tied": (tiny.llama_tied, {}),
+    "mixtral": (tiny.mixtral, {}),
+    "vit": (tiny.vit, {"skip": ("mask_token",)}),
+    "vit_classifier": (tiny.vit_classifier, {"skip": ("mask_token",)}),
+    "llama_body": (tiny.llama_body, {"skip": ("layers.0.input_layernorm",)}),
+    "bart": (tiny.bart, {}),
+}
+
+
+def inputs_of(name: str) -> dict[str, Tensor]:
+    return tiny.images() if "vit" in name else tiny.text()
+
+
+def make_twin(name: str, **options: Any) -> tuple[Any, list[dict[str, Any]]]:
+    build, chosen = BUILDS[name]
+    model = build()
+    experts = tiny.differences(model, **(chosen | options))
+    twin = attach(model, tiny.TASKS, experts, tiny.router(32))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for i, task in enumerate(tiny.TASKS):
+            twin.heads[task] = Head(32, i + 1, ("mean", "first", "last")[i], i == 0, i == 1)
+    return twin.eval(), experts
+
+
+def outputs(model: Any, name: str, **options: Any) -> Tensor:
+    inputs = inputs_of(name)
+    with torch.no_grad():
+        out = model(**inputs, **options)[0]
+    mask = inputs.get("attention_mask")
+    return out if mask is None or out.dim() < 3 else out[mask.bool()]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root, made = tmp_path_factory.mktemp("twins"), {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = twinmerge.save(make_twin(name)[0], root / name, labels={"topic": ["a", "b"]})
+        return made[name]
+
+    return folder
+
+
+def stock(folder: Path) -> Any:
+    auto = next(iter(json.loads((folder / "config.json").read_text())["auto_map"]))
+    model, report = getattr(transformers, auto).from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_stock_tools_read_the_shared_expert_to_the_bit(name: str, folders: Callable[[str], Path]) -> None:
+    build, _ = BUILDS[name]
+    model, wanted = stock(folders(name)), build()
+    assert type(model) is type(wanted)
+    assert not hasattr(model, "mixture")
+    ours = dict(model.named_parameters())
+    assert all(torch.equal(ours[n], p) for n, p in wanted.named_parameters())
+    saved = load_file(folders(name) / "model.safetensors")
+    assert ("lm_head.weight" in saved) == (name in ("llama", "mixtral"))
+    assert not any("experts_" in key for key in saved)
+    assert json.loads((folders(name) / "config.json").read_text())["architectures"] == [type(wanted).__name__]
+
+
+@pytest.mark.parametrize("name", sorted(BUILDS.keys() - {"vit"}))  # see the docstring of peft_folder
+def test_peft_reads_every_expert_exactly(name: str, folders: Callable[[str], Path]) -> None:
+    folder = folders(name)
+    _, experts = make_twin(name)
+    for index, task in enumerate(tiny.TASKS):
+        model = peft.PeftModel.from_pretrained(stock(folder), folder / "experts" / task).eval()
+        base = BUILDS[name][0]()
+        wanted = torch.func.functional_call(
+            base, tiny.dense_state(base, [experts[index]], [1.0]), kwargs=inputs_of(name)
+        )[0]
+        got = outputs(model, name)
+        mask = inputs_of(name).get("attention_mask")
+        wanted = wanted if mask is None or wanted.dim() < 3 else wanted[mask.bool()]
+        torch.testing.assert_close(got, wanted.detach(), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_our_load_in_every_mode(name: str, folders: Callable[[str], Path]) -> None:
+    folder = folders(name)
+    twin, experts = make_twin(name)
+    routed = twinmerge.load(folder)
+    assert routed.tasks == list(tiny.TASKS)
+    torch.testing.assert_close(outputs(routed, name), outputs(twin, name), rtol=2e-4, atol=2e-4)
+    weights = tiny.mixtures(4)
+    got, wanted = (outputs(t, name, router_weights=weights) for t in (routed, twin))
+    torch.testing.assert_close(got, wanted, rtol=2e-4, atol=2e-4)
+    a, b = (t.classify(**inputs_of(name), head=["topic", "mood", "spam", "topic"]) for t in (routed, twin))
+    torch.testing.assert_close(a.logits, b.logits, rtol=2e-4, atol=2e-4)
+    shared = twinmerge.load(folder, mode="shared")
+    assert all(torch.equal(dict(shared.named_parameters())[n], p) for n, p in BUILDS[name][0]().named_parameters())
+    expert = twinmerge.load(folder, mode="expert:topic")
+    base = BUILDS[name][0]()
+    state = tiny.dense_state(base, [experts[1]], [1.0])
+    for n, p in expert.named_parameters():
+        torch.testing.assert_close(p, state[n], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_save_load_save_changes_nothing(name: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    first = twinmerge.load(folders(name))
+    second = twinmerge.load(twinmerge.save(first, tmp_path / "again"))
+    torch.testing.assert_close(outputs(second, name), outputs(first, name), rtol=1e-5, atol=1e-5)
+    sizes = [sum(p.numel() for p in t.parameters()) for t in (make_twin(name)[0], first, second)]
+    assert sizes[0] == sizes[1] == sizes[2]  # factors come back as factors
+    for file in ("model.safetensors", "router.safetensors", "heads/topic.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (folders(name) / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama_tied", "mixtral", "vit", "bert_classifier", "bart"])
+def test_the_remote_code_is_the_routed_model(
+    name: str, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders(name), tmp_path / f"copy_{name}")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    auto = next(iter(json.loads((folder / "config.json").read_text())["auto_map"]))
+    remote = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
+    assert "twinmerge" not in {c.__module__.split(".")[0] for c in type(remote).__mro__}
+    torch.testing.assert_close(outputs(remote, name), outputs(twinmerge.load(folder), name), rtol=1e-5, atol=1e-5)
+    for key in [k for k in sys.modules if k.startswith("transformers_modules")]:
+        del sys.modules[key]
+
+
+def test_the_bundled_code_stands_alone() -> None:
+    import ast
+
+    tree = ast.parse(bundle())
+    names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    assert len(names) == len(set(names))
+    imports = {
+        (n.module if isinstance(n, ast.ImportFrom) else n.names[0].name).split(".")[0]
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Import | ast.ImportFrom)
+    }
+    assert imports - set(sys.stdlib_module_names) == {"torch", "safetensors", "transformers", "huggingface_hub"}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_peft_mixes_experts_with_cat(name: str, tmp_path: Path) -> None:
+    """Matrices only: PEFT mixes neither whole modules nor LoRA biases."""
+    skip = ("norm", "ln_", "bias")
+    twin, experts = make_twin(name, skip=skip)
+    folder = twinmerge.save(twin, tmp_path / "twin")
+    model = peft.PeftModel.from_pretrained(stock(folder), folder / "experts" / "spam", adapter_name="spam")
+    for task in tiny.TASKS[1:]:
+        model.load_adapter(folder / "experts" / task, adapter_name=task)
+    model.add_weighted_adapter(list(tiny.TASKS), [0.5, 0.3, 0.2], "mix", combination_type="cat")
+    model.set_adapter("mix")
+    row = torch.tensor([[0.5, 0.3, 0.2]])
+    wanted = outputs(twin, name, router_weights=row)
+    torch.testing.assert_close(outputs(model.eval(), name), wanted, rtol=2e-4, atol=2e-4)
+
+
+def test_a_sharded_shared_expert(tmp_path: Path) -> None:
+    twin, _ = make_twin("gpt2")
+    folder = twinmerge.save(twin, tmp_path / "twin", max_shard_size="40KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    for load in (twinmerge.load, lambda f: twinmerge.load(f, mode="expert:mood")):
+        assert load(folder) is not None
+    torch.testing.assert_close(outputs(twinmerge.load(folder), "gpt2"), outputs(twin, "gpt2"), rtol=1e-5, atol=1e-5)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    names = sorted(index["weight_map"])
+    others = set(index["weight_map"].values()) - {index["weight_map"][names[0]]}
+    index["weight_map"][names[0]] = min(others)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="the index places tensor"):
+        twinmerge.load(folder, check=False)
+
+
+def test_types_and_options(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    half = twinmerge.load(folders("llama"), dtype=torch.bfloat16)
+    assert half.model.layers[0].mlp.up_proj.experts_up.dtype == torch.bfloat16
+    again = twinmerge.load(twinmerge.save(half, tmp_path / "half"))
+    assert again.dtype == torch.bfloat16
+    difference = (outputs(again, "llama").float() - outputs(half, "llama").float()).abs().max()
+    assert difference < 0.05 * outputs(half, "llama").abs().max()
+
+
+def test_generation_settings_tokenizer_texts_and_card(tmp_path: Path) -> None:
+    twin, _ = make_twin("llama")
+    twin.generation_config.max_new_tokens = 7
+    source = tmp_path / "base"
+    source.mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    (source / "model.safetensors").write_text("not copied")
+    texts = {"recipe.yaml": "recipe: merge\n"}
+    card = {"base": "a base", "residuals": {}, "tasks": "cannot be overwritten"}
+    folder = twinmerge.save(twin, tmp_path / "twin", tokenizer=source, texts=texts, card=card)
+    assert json.loads((folder / "generation_config.json").read_text())["max_new_tokens"] == 7
+    assert (folder / "tokenizer.json").read_text() == "{}"
+    assert (folder / "recipe.yaml").read_text() == texts["recipe.yaml"]
+    assert json.loads((folder / "twin.json").read_text())["tasks"] == list(tiny.TASKS)
+    assert json.loads((folder / "twin.json").read_text())["base"] == "a base"
+    assert "a base" in (folder / "README.md").read_text()
+    twinmerge.verify(folder)
+
+
+# Damage.
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+FILES = (
+    "model.safetensors",
+    "config.json",
+    "twin.json",
+    "router.safetensors",
+    "heads/mood.safetensors",
+    "experts/spam/adapter_model.safetensors",
+    "experts/spam/adapter_config.json",
+    "modeling_twin.py",
+    "MANIFEST.json",
+)
+DAMAGE: dict[str, Callable[[Path], Any]] = {"flip": _flip, "truncate": _truncate, "delete": Path.unlink}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_damage_is_one_sentence(damage: str, name: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders("bert_frozen"), tmp_path / "twin")
+    DAMAGE[damage](folder / name)
+    with pytest.raises(CheckpointError) as caught:
+        twinmerge.load(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    harmless = name in ("modeling_twin.py", "MANIFEST.json") or (damage == "flip" and name.endswith(".safetensors"))
+    if not harmless and not (damage != "delete" and name.endswith(".json")):  # cut white space is still JSON
+        with pytest.raises(CheckpointError) as caught:
+            twinmerge.load(folder, check=False)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["extra.bin", "experts/spam/more.safetensors", "experts/odd/adapter_config.json", "heads/x"]
+)
+def test_an_added_file_is_refused(name: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders("bert_frozen"), tmp_path / "twin")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("x")
+    with pytest.raises(CheckpointError, match="was added since"):
+        twinmerge.load(folder)
+    (folder / name).unlink()
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "lock").write_text("")  # what download tools leave is none of the folder's
+    twinmerge.load(folder)
+
+
+@pytest.mark.parametrize(
+    "part", ["experts/spam/adapter_model.safetensors", "router.safetensors", "heads/mood.safetensors"]
+)
+@pytest.mark.parametrize("change", ["remove", "add"])
+def test_missing_and_unexpected_tensors_are_refused_unverified(
+    part: str, change: str, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders("bert_frozen"), tmp_path / "twin")
+    tensors = load_file(folder / part)
+    for name in sorted(tensors) if change == "remove" else ["odd.weight"]:
+        changed = {k: v for k, v in tensors.items() if k != name} | ({name: torch.ones(2)} if change == "add" else {})
+        save_file(changed, folder / part)
+        with pytest.raises(CheckpointError) as caught:
+            twinmerge.load(folder, check=False)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["remove", "add"])
+def test_the_shared_expert_must_be_complete(change: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders("bert_frozen"), tmp_path / "twin")
+    tensors = load_file(folder / "model.safetensors")
+    if change == "remove":
+        tensors.pop("pooler.dense.bias")
+    else:
+        tensors["odd.weight"] = torch.ones(2)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="pooler.dense.bias" if change == "remove" else "odd.weight"):
+        twinmerge.load(folder, check=False)
+
+
+def test_other_refusals(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders("bert_frozen"), tmp_path / "twin")
+    twin, _ = make_twin("bert_frozen")
+    card = json.loads((folder / "twin.json").read_text())
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: twinmerge.load(tmp_path / "none"), "is not a folder"),
+        (lambda: twinmerge.load(tmp_path), "has no MANIFEST.json"),
+        (lambda: twinmerge.load(folder, mode="best"), "choose routed, shared or expert:<task> with a task of spam"),
+        (lambda: twinmerge.load(folder, mode="expert:ham"), "mode 'expert:ham' is unknown"),
+        (lambda: twinmerge.load(folder, mode="expert:../spam"), "is unknown"),
+        (lambda: twinmerge.save(tiny.bert(), tmp_path / "x"), "a BertModel has no routing"),
+        (lambda: twinmerge.save(twin, tmp_path / "x", texts={"../evil": ""}), "is not a plain file name"),
+        (lambda: twinmerge.save(twin, tmp_path / "x", texts={"twin.json": ""}), "is not a plain file name"),
+    ]
+    for call, message in calls:
+        with pytest.raises(ValueError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FileExistsError, match="exists already"):
+        twinmerge.save(twin, folder)
+    for change, message in (({"format_version": 99}, "update it"), ({"tasks": ["../spam"]}, "no folder name")):
+        (folder / "twin.json").write_text(json.dumps(card | change))
+        with pytest.raises(CheckpointError, match=message):
+            twinmerge.load(folder, check=False)
+    for name in ("a/b", "..", "a.b", "", "x" * 65):
+        twin.tasks[0] = name
+        with pytest.raises(ValueError, match="is not a folder name"):
+            twinmerge.save(twin, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["twin"]
+
+
+def test_a_failing_save_leaves_the_old_folder(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders("bert_frozen"), tmp_path / "twin")
+    twin, _ = make_twin("bert_frozen")
+
+    class Broken:
+        def save_pretrained(self, where: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        twinmerge.save(twin, folder, tokenizer=Broken(), overwrite=True)
+    twinmerge.load(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["twin"]
+
+
+def test_whole_folder_cleans_up_after_the_dead(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    left = tmp_path / f".made.{dead.stdout.strip()}.part"
+    left.mkdir()
+    with whole_folder(target) as out:
+        (out / "a").write_text("1")
+    assert not left.exists()
+    (tmp_path / ".made.old").mkdir()  # killed after the second rename: the next save must not stumble over it
+    (tmp_path / ".made.old" / "a").write_text("0")
+    with whole_folder(target, overwrite=True) as out:
+        (out / "a").write_text("2")
+    assert (target / "a").read_text() == "2"
+    target.rename(tmp_path / ".made.old")  # killed between the two renames
+    with pytest.raises(FileExistsError), whole_folder(target):
+        pass
+    assert (target / "a").read_text() == "2"
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+import twinmerge
+from tests.twinmerge.test_folder import make_twin
+twin, _ = make_twin("bert_frozen")
+for line in sys.stdin:
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        os.waitpid(child, 0)
+        print("gone", flush=True)
+        continue
+    version = 1000 * int(line)
+    while True:
+        version += 1
+        twin.pooler.dense.bias.data.fill_(version)
+        twinmerge.save(twin, sys.argv[1], overwrite=True)
+        print(version, flush=True)
+"""
+
+
+def test_a_kill_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
+    """A real process saves again and again; whenever it is killed, what it last reported or began is there, whole."""
+    target, root = tmp_path / "twin", Path(__file__).parents[2]
+    command = [sys.executable, "-c", WRITER, str(target)]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes) as process:
+        for turn in range(15):
+            process.stdin.write(f"{turn}\n")
+            process.stdin.flush()
+            child = int(process.stdout.readline())
+            reported = int(process.stdout.readline())  # the first save of this turn is done: some folder is there
+            time.sleep(0.004 * turn + 0.0017 * (turn % 5))
+            os.kill(child, signal.SIGKILL)
+            while (line := process.stdout.readline().strip()) != "gone":
+                reported = int(line)
+            found = twinmerge.load(target, mode="shared").pooler.dense.bias.detach()
+            assert float(found[0]) in (reported, reported + 1)
+            assert (found == found[0]).all()
+        process.stdin.close()
+    twinmerge.save(make_twin("bert_frozen")[0], target, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["twin"]

@@ -1,0 +1,223 @@
+"""Attach experts to a stock model: which module is routed how, tied weights, and the checks of names and shapes.
+
+Part of a twin folder's ``modeling_twin.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
+
+from .routed_layers import (
+    FactoredLayer,
+    Mixture,
+    RoutedAny,
+    RoutedConv,
+    RoutedConv1D,
+    RoutedEmbedding,
+    RoutedLayer,
+    RoutedLinear,
+    RoutedNorm,
+    routed_class,
+)
+
+
+def attach_experts(model: nn.Module, mixture: Mixture, experts: Sequence[Mapping[str, Any]]) -> None:
+    """Route every module that one of the experts changes, in place; names and differences as in `attach`.
+
+    Raises:
+        ValueError: for a parameter that the model does not have or that cannot differ per input, or a wrong shape.
+    """
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), []).append(name)
+    tied = {name: names for names in aliases.values() for name in names}
+    units: dict[str, dict[str, list[Any]]] = {}
+    shared: list[list[tuple[str, str]]] = []
+    done: set[str] = set()
+    for name in sorted({n for expert in experts for n in expert}):
+        if name not in tied:
+            raise ValueError(f"the experts change parameter '{name}', which {type(model).__name__} does not have.")
+        if name in done:
+            continue
+        done.update(tied[name])
+        differences = [next((e[n] for n in tied[name] if e.get(n) is not None), None) for e in experts]
+        places = [_unit(model, n) for n in tied[name]]
+        # A module that only passes a tied parameter on to one inside it leaves the routing to that one.
+        places = [p for p in places if not any(q[0].startswith(f"{p[0]}.") for q in places)]
+        for unit, leaf in places:
+            units.setdefault(unit, {})[leaf] = _as_stored(model, unit, leaf, differences)
+        shared.append(places)
+    for unit, leaves in units.items():
+        attach_layer(model.get_submodule(unit), mixture, leaves)
+    for places in shared:
+        _tie([(model.get_submodule(unit), leaf) for unit, leaf in places])
+
+
+def _unit(model: nn.Module, name: str) -> tuple[str, str]:
+    """The module to route for a parameter, and the parameter's name within it."""
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        module, child = model.get_submodule(".".join(parts[:depth])), parts[depth]
+        # torch's attention reads the weights of its parts; a list of experts is called on a choice of the tokens.
+        listed = child == "experts" and isinstance(getattr(module, child), nn.ModuleList | nn.ModuleDict)
+        if isinstance(module, nn.MultiheadAttention) or listed:
+            return ".".join(parts[:depth]), ".".join(parts[depth:])
+    if len(parts) == 1 or "relative_attention_bias" in parts:
+        raise ValueError(
+            f"parameter '{name}' is not used along the batch and cannot differ per input; freeze it in the experts."
+        )
+    return ".".join(parts[:-1]), parts[-1]
+
+
+def _as_stored(model: nn.Module, unit: str, leaf: str, differences: list[Any]) -> list[Any]:
+    """Factors of a transposed weight, turned round where the fallback will multiply them into the stored layout."""
+    holder = model.get_submodule(f"{unit}.{leaf}".rpartition(".")[0])
+    if not isinstance(holder, Conv1D) or ("." not in leaf and layer_kind(holder) is RoutedConv1D):
+        return differences
+    return [(d[1].t(), d[0].t()) if isinstance(d, tuple) else d for d in differences]
+
+
+def _tie(places: list[tuple[nn.Module, str]]) -> None:
+    """Let modules with a tied parameter share its factors, so that they are stored and trained once."""
+    factored = [(cast(Any, module), leaf) for module, leaf in places if isinstance(module, FactoredLayer)]
+    for module, leaf in factored[1:]:
+        first = factored[0][0]
+        if leaf == "bias":
+            module.experts_bias = first.experts_bias
+        else:
+            module.experts_up, module.experts_down = first.experts_up, first.experts_down
+
+
+def rms_epsilon(module: nn.Module) -> float | None:
+    """The epsilon of a module that computes x / sqrt(mean(x^2) + epsilon) * weight, found by trial; else None."""
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    named = dict(module.named_parameters())
+    if not isinstance(epsilon, float) or set(named) != {"weight"} or named["weight"].dim() != 1:
+        return None
+    width = named["weight"].shape[0]
+    scale = torch.linspace(0.5, 2.0, width)
+    x = torch.linspace(-1.0, 2.0, 2 * width).reshape(2, width) * epsilon**0.5  # small enough for epsilon to matter
+    try:
+        y = functional_call(module, {"weight": scale}, (x,))
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return None
+    wanted = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * scale
+    same = isinstance(y, Tensor) and y.shape == x.shape and torch.allclose(y.float(), wanted, rtol=1e-3)
+    return epsilon if same else None
+
+
+def layer_kind(module: nn.Module) -> type[RoutedLayer]:
+    """The routed class that serves a stock module; a subclass with a forward of its own is not taken for its base."""
+    forward = type(module).forward
+    if forward is nn.Linear.forward:
+        return RoutedLinear
+    if forward is Conv1D.forward:
+        return RoutedConv1D
+    if forward is nn.Embedding.forward and cast(nn.Embedding, module).max_norm is None:
+        return RoutedEmbedding
+    if forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward) and cast(nn.Conv2d, module).groups == 1:
+        return RoutedConv
+    if forward is nn.LayerNorm.forward and len(cast(nn.LayerNorm, module).normalized_shape) == 1:
+        return RoutedNorm
+    return RoutedNorm if rms_epsilon(module) is not None else RoutedAny
+
+
+def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, Sequence[Any]]) -> Any:
+    """Turn a stock module into its routed kind, in place: same parameters and names, still an instance of its class.
+
+    Args:
+        module: any module.
+        mixture: of the model.
+        differences: parameter name within the module -> one (up, down), difference or None per expert.
+
+    Raises:
+        ValueError: for a difference of another shape than its parameter, or a module whose forward is replaced.
+    """
+    if "forward" in vars(module):
+        raise ValueError(
+            f"a {type(module).__name__} has had its forward replaced (accelerate's device_map does that) and cannot be "
+            "routed; load the model without it."
+        )
+    stock = {name: module.get_parameter(name) for name in differences}
+    kind: Any = layer_kind(module) if set(differences) <= {"weight", "bias"} else RoutedAny
+    epsilon = rms_epsilon(module) or getattr(module, "eps", None)
+    routed = cast(Any, module)
+    routed.__class__ = routed_class(kind, routed.__class__)
+    routed.mixture = mixture
+    if kind is RoutedAny:
+        paired = {name: _paired(ds, stock[name]) for name, ds in differences.items()}
+        dense = {name: _stacked(differences, name, stock[name]) for name, pair in paired.items() if pair is None}
+        routed.attach(dense, {name: pair for name, pair in paired.items() if pair is not None})
+        return routed
+    bias = _stacked(differences, "bias", stock.get("bias"))
+    if kind is RoutedNorm:
+        routed.attach(epsilon, _stacked(differences, "weight", stock.get("weight")), bias)
+        return routed
+    experts = len(next(iter(differences.values())))
+    transposed = kind is RoutedConv1D
+    pairs = [_factors(d, routed.weight, transposed) for d in differences.get("weight", [None] * experts)]
+    routed.attach([up for up, _ in pairs], [down for _, down in pairs], bias)
+    return routed
+
+
+def _stacked(differences: Mapping[str, Sequence[Any]], name: str, like: Tensor | None) -> Any:
+    """One parameter's differences as (experts, *shape), or None when no expert has any."""
+    if like is None:
+        return None
+    made = []
+    for difference in differences[name]:
+        dense = torch.zeros_like(like) if difference is None else difference
+        dense = torch.matmul(*dense) if isinstance(dense, tuple) else dense
+        made.append(_checked(dense, like).detach().reshape(like.shape).to(like))
+    return torch.stack(made).detach()
+
+
+def _paired(differences: Sequence[Any], like: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Factors of all experts padded to one rank and stacked, where every difference is a pair and that is smaller."""
+    pairs = [d for d in differences if d is not None]
+    if not pairs or not all(isinstance(d, tuple) for d in pairs):
+        return None
+    rank = max(down.shape[-2] for _, down in pairs)
+    m, n = pairs[0][0].shape[-2], pairs[0][1].shape[-1]
+    if rank * (m + n) >= m * n:
+        return None
+    up = like.new_zeros(len(differences), *pairs[0][0].shape[:-1], rank)
+    down = like.new_zeros(len(differences), *pairs[0][1].shape[:-2], rank, n)
+    for index, pair in enumerate(differences):
+        if pair is not None:
+            _checked(pair[0][..., :1] @ pair[1][..., :1, :], like)
+            up[index, ..., : pair[0].shape[-1]], down[index, ..., : pair[1].shape[-2], :] = pair
+    return up.detach(), down.detach()
+
+
+def _factors(difference: Any, weight: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
+    m, n = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight[0].numel())
+    if difference is None:
+        return weight.new_zeros(m, 0), weight.new_zeros(0, n)
+    if not isinstance(difference, tuple):
+        dense = _checked(difference, weight)
+        dense = dense.t() if transposed else dense.reshape(m, n)
+        eye = torch.eye(min(m, n))  # a dense difference is its own factor beside an identity
+        difference = (eye, dense) if m < n else (dense, eye)
+    up, down = difference
+    if (up.shape[0], down.shape[1]) != (m, n) or up.shape[1] != down.shape[0]:
+        raise ValueError(
+            f"an expert has factors of shapes {tuple(up.shape)} and {tuple(down.shape)}, but the weight takes ({m}, r) "
+            f"and (r, {n}); give experts of the same architecture."
+        )
+    return up.to(weight).detach(), down.to(weight).detach()
+
+
+def _checked(difference: Tensor, like: Tensor) -> Tensor:
+    if difference.numel() != like.numel():
+        raise ValueError(
+            f"an expert has a difference of shape {tuple(difference.shape)} for a parameter of shape "
+            f"{tuple(like.shape)}; give experts of the same architecture."
+        )
+    return difference

@@ -1,0 +1,138 @@
+"""Dense models out of a twin: stock models with a fixed mixture in their weights, and a check of the routing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from twinmerge.routed_layers import ADDED, FactoredLayer, RoutedAny, RoutedConv1D, RoutedLayer, RoutedNorm
+
+
+def mixed_differences(twin: nn.Module, row: Tensor) -> dict[str, Tensor]:
+    """Sum over experts of row[t] times expert t's difference, in each parameter's own layout.
+
+    Args:
+        twin: a routed model, or a part of one.
+        row: shape (experts,).
+
+    Returns:
+        Parameter name -> difference, float32 (float64 where the factors are).
+    """
+    return {
+        ".".join(filter(None, (name, leaf))): difference.reshape(module.get_parameter(leaf).shape)
+        for name, module in twin.named_modules()
+        if isinstance(module, RoutedLayer)
+        for leaf, difference in _differences(module, row)
+    }
+
+
+def _differences(module: RoutedLayer, row: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def wide(stack: Tensor) -> Tensor:
+        return stack.detach() if stack.dtype == torch.float64 else stack.detach().float()
+
+    if isinstance(module, FactoredLayer):
+        up, down = wide(module.experts_up), wide(module.experts_down)
+        merged = (up * row.to(up)[module.experts_owner]) @ down
+        yield "weight", merged.t() if isinstance(module, RoutedConv1D) else merged
+        if module.experts_bias is not None:
+            yield "bias", row.to(up) @ wide(module.experts_bias)
+    elif isinstance(module, RoutedNorm):
+        for leaf, stack in (("weight", module.experts_weight), ("bias", module.experts_bias)):
+            if stack is not None:
+                yield leaf, row.to(wide(stack)) @ wide(stack)
+    elif isinstance(module, RoutedAny):
+        yield from ((leaf, wide(difference)) for leaf, difference in module.differences(row).items())
+
+
+def stock_view(twin: Any) -> Any:
+    """The stock model with the shared expert: its parameters and buffers are the twin's own, not copies.
+
+    Args:
+        twin: a routed model; left as it is.
+    """
+    shared = {name: p for name, p in twin.named_parameters() if not is_routing(name)}
+    experts = [p for name, p in twin.named_parameters() if is_routing(name)]
+    nothing = nn.Parameter(torch.empty(0), requires_grad=False)
+    memo: dict[int, Any] = {id(p): p for p in (*shared.values(), *twin.buffers())}
+    memo.update({id(p): nothing for p in experts})
+    model = copy.deepcopy(twin, memo)
+    for module in model.modules():
+        if isinstance(module, RoutedLayer):
+            for name in [n for n in ADDED if hasattr(module, n)]:
+                delattr(module, name)
+            module.__class__ = type(module).__bases__[1]
+    for name in ("mixture", "tasks", "router", "heads", "_accepted"):
+        delattr(model, name)
+    model.__class__ = type(twin).__bases__[1]
+    return model
+
+
+def is_routing(name: str) -> bool:
+    """Whether a parameter of a twin belongs to its routing: router, heads or experts."""
+    parts = name.split(".")
+    return parts[0] in ("router", "heads") or not ADDED.isdisjoint(parts)
+
+
+def densify(twin: Any, weights: Mapping[str, float]) -> Any:
+    """A stock model whose weights are the shared expert plus a fixed mixture of the exclusive experts.
+
+    Args:
+        twin: a routed model; left as it is.
+        weights: task -> coefficient; absent tasks count 0.
+
+    Returns:
+        A model in eval mode, on the twin's device and in its type, with parameters of its own.
+
+    Raises:
+        ValueError: for a task that the twin does not have.
+    """
+    if unknown := sorted(set(weights) - set(twin.tasks)):
+        raise ValueError(f"no expert named {unknown[0]!r}; this twin has {', '.join(twin.tasks)}.")
+    differences = mixed_differences(twin, torch.tensor([float(weights.get(t, 0.0)) for t in twin.tasks]))
+    model = copy.deepcopy(stock_view(twin))
+    changed: set[int] = set()
+    for name, difference in differences.items():
+        parameter = model.get_parameter(name)
+        if id(parameter) not in changed:  # a tied parameter is met under each of its names
+            parameter.data = (parameter.data.to(difference.dtype) + difference).to(parameter.dtype)
+        changed.add(id(parameter))
+    return model.requires_grad_(True).eval()
+
+
+def check_routing(twin: Any, tolerance: float = 1e-3, **inputs: Any) -> float:
+    """Compare the routed forward of a batch with a dense merge per input: the proof that no module escapes routing.
+
+    A model whose code reads a weight past the module that holds it would not see its experts; this finds out.
+
+    Args:
+        twin: a routed model, in eval mode.
+        tolerance: largest accepted difference, relative to the largest output.
+        inputs: of the forward; tensors with the batch along their first dimension. Two or three inputs are enough.
+
+    Returns:
+        The largest relative difference.
+
+    Raises:
+        ValueError: when it is above the tolerance.
+    """
+    count = next(v.shape[0] for v in inputs.values() if isinstance(v, Tensor))
+    ranks = torch.arange(1.0, count * len(twin.tasks) + 1).reshape(count, -1)  # a mixture of its own for every input
+    weights = (ranks % 7 + ranks % 3).softmax(-1)
+    with torch.no_grad():
+        routed = twin(**inputs, router_weights=weights)[0]
+        worst = 0.0
+        for i, row in enumerate(weights.tolist()):
+            model = densify(twin, dict(zip(twin.tasks, row, strict=True)))
+            one = {k: v[i : i + 1] if isinstance(v, Tensor) else v for k, v in inputs.items()}
+            dense = cast(Tensor, model(**one)[0])
+            worst = max(worst, float((routed[i : i + 1] - dense).abs().max() / dense.abs().max()))
+    if worst > tolerance:
+        raise ValueError(
+            f"the routed {type(twin).__name__} differs from a dense merge by {worst:.1e} (accepted: {tolerance:.0e}); "
+            "part of it does not see its experts: freeze that part when training them."
+        )
+    return worst

@@ -1,0 +1,288 @@
+"""The routed model: one batched forward in which every input has its own mixture of the exclusive experts.
+
+Source of the method: Lu et al., "Twin-Merging: Dynamic Integration of Modular Expertise in Model Merging", NeurIPS
+2024, arXiv 2406.15479: theta(x) = theta_shared + sum_t w_t(x) SVD_r(theta_t - theta_shared). Part of a twin folder's
+``modeling_twin.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attaching import attach_experts
+from .routed_layers import ADDED, Mixture
+from .twin_parts import Head, Router, masked_mean
+
+
+@dataclass
+class TwinOutput:
+    """What `classify` returns.
+
+    Attributes:
+        logits: shape (batch, most labels), minus infinity beyond the labels of a row's own head.
+        router_weights: shape (batch or 1, tasks).
+        task: shape (batch,), index of the task whose head answered.
+    """
+
+    logits: Tensor
+    router_weights: Tensor
+    task: Tensor
+
+
+class TwinMixin:
+    """Adds routing to any transformers model.
+
+    One forward at a time: the mixture in flight belongs to the model, so threads must not share one twin.
+
+    Attributes:
+        tasks: names of the exclusive experts, in the order of the router's outputs.
+        router: the trained `Router`, or None: then `router_weights` must be given.
+        heads: one `Head` per task that has its own, under the task's name.
+        mixture: the weights in use; `with twin.mixture.use(w)` holds them over any calls.
+    """
+
+    mixture: Mixture
+    tasks: list[str]
+    router: Router | None
+    heads: nn.ModuleDict
+    _accepted: frozenset[str]
+
+    def __reduce__(self) -> Any:  # the class is made at run time, so pickle must be told how
+        return _blank_twin, (type(self).__bases__[1],), self.__dict__
+
+    def route(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """The mixture of each input, from the input alone: shape (batch, tasks), rows summing to 1."""
+        if self.router is None:
+            raise ValueError("this twin has no router; pass router_weights of shape (batch, tasks), or train a router.")
+        return self.router.weights(self.features(input_ids, attention_mask, **kwargs))
+
+    def features(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Router features: masked mean of the shared expert's last hidden state, shape (batch, width), float32.
+
+        Args:
+            input_ids: the model's main input (`pixel_values` of an image model), also by its own name.
+            attention_mask: shape (batch, tokens).
+            kwargs: passed on to the model's body.
+        """
+        with self.mixture.use(None):
+            hidden = self._hidden(input_ids, attention_mask, **kwargs)
+        return masked_mean(hidden, attention_mask)
+
+    def _hidden(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+        """Last hidden state of the model's body (of the encoder, where there is one) under the mixture in use."""
+        model = cast(Any, self)
+        if inputs is not None:
+            kwargs[model.main_input_name] = inputs
+        if kwargs.get(model.main_input_name) is None:
+            raise ValueError(
+                f"routing reads {model.main_input_name}; pass it, or router_weights of shape (batch, tasks)."
+            )
+        if attention_mask is not None:
+            kwargs["attention_mask"] = attention_mask
+        decoder = "past_key_values" in self._accepted and getattr(model.config, "is_decoder", True)
+        if decoder:
+            kwargs.setdefault("use_cache", False)
+            if (
+                attention_mask is not None and "position_ids" in self._accepted
+            ):  # as generate has it: left padding is free
+                positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+                kwargs.setdefault("position_ids", positions)
+        body = _body(model)
+        return cast(Tensor, (super().forward if body is self else body)(**kwargs)[0])  # type: ignore[misc]
+
+    def routed_forward(self, *args: Any, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
+        """The stock forward under this batch's mixture; inside `generate` the prompt's mixture is held.
+
+        Raises:
+            ValueError: when a cached sequence is continued without its mixture, or the weights have another shape.
+        """
+        if self.mixture.weights is not None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        kwargs |= dict(zip(inspect.signature(super().forward).parameters, args, strict=False))  # type: ignore[misc]
+        if router_weights is None:
+            cache = kwargs.get("past_key_values")
+            if cache is not None and cache.get_seq_length() > 0:
+                raise ValueError("a continued sequence keeps the mixture of its prompt; pass it as router_weights.")
+            main = cast(Any, self).main_input_name
+            side = {k: kwargs[k] for k in ("token_type_ids", "position_ids") if kwargs.get(k) is not None}
+            router_weights = self.route(kwargs.get(main), kwargs.get("attention_mask"), **side)
+        with self.mixture.use(self._weights(router_weights)):
+            return super().forward(**kwargs)  # type: ignore[misc]
+
+    def _weights(self, weights: Tensor) -> Tensor:
+        if weights.dim() != 2 or weights.shape[1] != len(self.tasks):
+            raise ValueError(
+                f"router_weights have shape {tuple(weights.shape)}, and this twin takes (batch, {len(self.tasks)})."
+            )
+        return weights.to(cast(Any, self).device)
+
+    def generate(self, inputs: Tensor | None = None, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
+        """`generate` of transformers with the mixture computed once from the prompt and held while decoding."""
+        model = cast(Any, self)
+        if router_weights is None:
+            prompt = inputs if inputs is not None else kwargs.get(model.main_input_name)
+            mask, settings = kwargs.get("attention_mask"), kwargs.get("generation_config") or model.generation_config
+            pad, eos = (kwargs.get(f"{k}_token_id", getattr(settings, f"{k}_token_id")) for k in ("pad", "eos"))
+            if mask is None and prompt is not None and pad is not None:  # the mask that generate infers too
+                ends = eos if isinstance(eos, list) else [eos]
+                mask = torch.ones_like(prompt) if pad in ends else prompt.ne(pad).long()
+            with torch.no_grad():
+                router_weights = self.route(prompt, mask)
+        with self.mixture.use(self._weights(router_weights)):
+            return super().generate(inputs, **kwargs)  # type: ignore[misc]
+
+    def classify(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        head: str | Sequence[str] | None = None,
+        router_weights: Tensor | None = None,
+        **kwargs: Any,
+    ) -> TwinOutput:
+        """Routed encoder, then a task head.
+
+        Args:
+            input_ids: shape (batch, tokens), or the model's other main input by its name.
+            attention_mask: shape (batch, tokens).
+            head: the question asked, one name or one per row: it picks the head and nothing else. None lets the
+                router's largest weight pick the head too.
+            router_weights: shape (batch, tasks), overrides the router (an oracle, or a fixed mixture).
+            kwargs: passed on to the encoder.
+
+        Raises:
+            ValueError: for a head that this twin does not have.
+        """
+        if router_weights is None:
+            router_weights = self.route(input_ids, attention_mask, **kwargs)
+        router_weights = self._weights(router_weights)
+        with self.mixture.use(router_weights):
+            hidden = self._hidden(input_ids, attention_mask, **kwargs)
+        rows = hidden.shape[0]
+        names = self.tasks if head is None else [head] * rows if isinstance(head, str) else list(head)
+        if unknown := sorted(set(names) - set(self.heads)):
+            known = ", ".join(self.heads) or "no heads"
+            raise ValueError(f"no head named {unknown[0]!r}; this twin has {known}.")
+        if head is not None and len(names) != rows:
+            raise ValueError(f"{len(names)} heads are named for {rows} inputs; name one, or one per input.")
+        if head is None:
+            task = router_weights.argmax(-1).expand(rows)
+        else:
+            task = torch.tensor([self.tasks.index(n) for n in names], device=hidden.device)
+        labels = max(cast(Head, h).out_proj.out_features for h in self.heads.values())
+        logits = hidden.new_full((rows, labels), float("-inf"))
+        for index in sorted(set(task.tolist())):
+            mine = task == index
+            part = self.heads[self.tasks[index]](hidden[mine], None if attention_mask is None else attention_mask[mine])
+            logits[mine, : part.shape[1]] = part.to(logits.dtype)
+        return TwinOutput(logits, router_weights, task)
+
+    def train_only(self, *parts: str) -> Any:
+        """Freeze everything but the named parts, any of `router`, `shared`, `experts`, `heads`; returns the model.
+
+        Raises:
+            ValueError: for any other part.
+        """
+        if unknown := sorted(set(parts) - {"router", "shared", "experts", "heads"}):
+            raise ValueError(f"part {unknown[0]!r} is unknown; choose among router, shared, experts, heads.")
+        for name, parameter in cast(Any, self).named_parameters():
+            first = name.split(".")[0]
+            added = not ADDED.isdisjoint(name.split("."))
+            part = first if first in ("router", "heads") else "experts" if added else "shared"
+            parameter.requires_grad_(part in parts)
+        return self
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: the stock method would write the experts into a folder that nothing reads.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a twin is not saved by save_pretrained; use twinmerge.save(twin, folder).")
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
+    ) -> None:
+        # Layers are computed again in the backward pass, when the mixture of the forward is no longer in use.
+        if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            raise ValueError("a twin needs gradient checkpointing with use_reentrant=False, the default.")
+        held = partial(_recomputed, self.mixture, gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, held, **kwargs)  # type: ignore[misc]
+
+
+def _recomputed(mixture: Mixture, stock: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+    weights = mixture.weights
+
+    def again(*inner: Any, **named: Any) -> Any:
+        with mixture.use(weights):
+            return function(*inner, **named)
+
+    return stock(again, *args, **kwargs)
+
+
+def attach(
+    model: nn.Module, tasks: Sequence[str], experts: Sequence[Mapping[str, Any]], router: Router | None = None
+) -> Any:
+    """Put routing over a stock transformers model that holds the shared expert, in place.
+
+    Args:
+        model: the stock model; its parameters stay, by name and value.
+        tasks: names of the experts.
+        experts: per task, parameter name -> (up (m, r), down (r, n)) of the weight as the layer multiplies it
+            (out x in; embeddings: rows x width; convolutions: out x in*kernel; fused experts: with a leading
+            dimension), or a difference of the parameter's shape. A tied weight goes by any of its names.
+        router: None leaves the twin without one.
+
+    Returns:
+        The same object, now of class Twin<stock class>.
+
+    Raises:
+        ValueError: for tasks, experts and router that do not fit each other, and for a parameter that the model does
+            not have, that has another shape, or that cannot differ per input.
+    """
+    if isinstance(model, TwinMixin):
+        raise ValueError("the model is a twin already; attach all experts at once, to the stock model.")
+    if not tasks or len(set(tasks)) != len(tasks) or len(tasks) != len(experts):
+        raise ValueError(f"{len(experts)} experts cannot be named {list(tasks)}; give one distinct name per expert.")
+    if router is not None and router.tasks != len(tasks):
+        raise ValueError(f"the router has {router.tasks} outputs for {len(tasks)} experts; train it on these tasks.")
+    mixture, stock = Mixture(), type(model)
+    attach_experts(model, mixture, experts)
+    body = _body(model)
+    twin = cast(Any, model)
+    twin.__class__ = _twin_class(cast(Any, stock))
+    twin.mixture, twin.tasks, twin.router, twin.heads = mixture, list(tasks), router, nn.ModuleDict()
+    twin._accepted = frozenset(inspect.signature((stock if body is model else type(body)).forward).parameters)
+    return twin
+
+
+def _body(model: Any) -> Any:
+    """The part that ends in hidden states: the encoder of an encoder-decoder, the model without its head otherwise."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+
+
+@cache
+def _twin_class(stock: Any) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return TwinMixin.routed_forward(self, *args, **kwargs)
+
+    # transformers asks the signature of forward which arguments a model takes (generate, Trainer, left padding).
+    signature = inspect.signature(stock.forward)
+    parameters = list(signature.parameters.values())
+    extra = inspect.Parameter("router_weights", inspect.Parameter.KEYWORD_ONLY, default=None)
+    at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    signature = signature.replace(parameters=[*parameters[:at], extra, *parameters[at:]])
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    return type(f"Twin{stock.__name__}", (TwinMixin, stock), {"forward": forward})
+
+
+def _blank_twin(stock: Any) -> Any:
+    made = _twin_class(stock)
+    return made.__new__(made)

@@ -1,0 +1,168 @@
+"""The trainable parts of a twin beside its experts: the router and the task heads.
+
+Part of a twin folder's ``modeling_twin.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the real tokens, so that padding changes nothing.
+
+    Args:
+        hidden: shape (batch, tokens, width).
+        mask: shape (batch, tokens), 1 for real tokens; None counts all.
+
+    Returns:
+        Shape (batch, width), in float32.
+
+    >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]])).item()
+    2.0
+    """
+    if mask is None:
+        return hidden.float().mean(1)
+    weight = mask.to(torch.float32).unsqueeze(-1)
+    return (hidden.float() * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+
+class Router(nn.Module):
+    """Features of the shared expert to one weight per exclusive expert: softmax(logits / temperature).
+
+    Kinds: `mlp`, the paper's network (three linear layers, batch norm, LeakyReLU, dropout 0.5); `linear`, multinomial
+    logistic regression; `knn`, training-free votes of the nearest stored training features by cosine (a deviation).
+
+    Args:
+        width: features, at least 1.
+        tasks: experts, at least 1.
+        kind: `mlp`, `linear` or `knn`.
+        temperature: above 0; small values make the mixture harder.
+        top_k: keep the largest k weights and renormalise (a deviation); 0 keeps all, as in the paper.
+        neighbours: votes counted by `knn`.
+        bank: stored features of `knn`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    bank: Tensor
+    bank_task: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        tasks: int,
+        kind: str = "mlp",
+        temperature: float = 1.0,
+        top_k: int = 0,
+        neighbours: int = 10,
+        bank: int = 0,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"the router's temperature is {temperature}; give a number above 0.")
+        self.kind, self.tasks, self.temperature = kind, tasks, temperature
+        self.top_k, self.neighbours = top_k, neighbours
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        if kind == "mlp":
+            hidden = 2 * width
+            layers = [
+                layer
+                for i in (width, hidden)
+                for layer in (nn.Linear(i, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(), nn.Dropout(0.5))
+            ]
+            self.net: nn.Module = nn.Sequential(*layers, nn.Linear(hidden, tasks))
+        elif kind == "linear":
+            self.net = nn.Linear(width, tasks)
+        elif kind == "knn":
+            self.register_buffer("bank", torch.zeros(bank, width))
+            self.register_buffer("bank_task", torch.zeros(bank, dtype=torch.long))
+        else:
+            raise ValueError(f"router kind '{kind}' is unknown; choose mlp, linear or knn.")
+
+    def train(self, mode: bool = True) -> Router:
+        """Training mode for a router that is trained; a frozen one always evaluates (no dropout, statistics kept)."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+
+    def spec(self) -> dict[str, Any]:
+        """The arguments that make this router again, as plain values."""
+        bank = self.bank.shape[0] if self.kind == "knn" else 0
+        return {
+            "width": self.mean.shape[0],
+            "tasks": self.tasks,
+            "kind": self.kind,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "neighbours": self.neighbours,
+            "bank": bank,
+        }
+
+    def standardise(self, features: Tensor) -> None:
+        """Take the mean and standard deviation of training features, shape (items, width), as this router's scale."""
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(features.std(0).clamp_min(1e-6))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of shape (batch, tasks) from features of shape (batch, width)."""
+        scaled = (features.to(self.mean.dtype) - self.mean) / self.std
+        if self.kind != "knn":
+            return cast(Tensor, self.net(scaled))
+        similar = F.normalize(scaled, dim=-1) @ F.normalize(self.bank, dim=-1).t()
+        nearest = self.bank_task[similar.topk(min(self.neighbours, self.bank.shape[0]), dim=-1).indices]
+        votes = F.one_hot(nearest, self.tasks).sum(1).to(features.dtype)
+        return (votes / votes.sum(-1, keepdim=True)).clamp_min(1e-8).log()
+
+    def weights(self, features: Tensor) -> Tensor:
+        """Weights of shape (batch, tasks), each row summing to 1."""
+        weights: Tensor = (self(features) / self.temperature).softmax(-1)
+        if 0 < self.top_k < self.tasks:
+            kept = weights.topk(self.top_k, dim=-1)
+            weights = torch.zeros_like(weights).scatter(-1, kept.indices, kept.values)
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights
+
+
+class Head(nn.Module):
+    """A task's own head on pooled token states: [layer norm] -> [dense -> tanh] -> linear.
+
+    Args:
+        width: hidden size of the encoder.
+        labels: outputs; 1 for regression.
+        pooling: `mean` over real tokens, `first` token or `last` real token.
+        layer_norm: normalise the pooled feature, without parameters.
+        dense: a tanh layer before the output, as in RoBERTa's classification head.
+    """
+
+    def __init__(
+        self, width: int, labels: int, pooling: str = "mean", layer_norm: bool = False, dense: bool = False
+    ) -> None:
+        super().__init__()
+        if pooling not in ("mean", "first", "last"):
+            raise ValueError(f"pooling '{pooling}' is unknown; choose mean, first or last.")
+        self.pooling, self.layer_norm = pooling, layer_norm
+        self.dense = nn.Linear(width, width) if dense else None
+        self.out_proj = nn.Linear(width, labels)
+
+    def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Token states of shape (batch, tokens, width) to one feature each, shape (batch, width)."""
+        if self.pooling == "mean":
+            pooled = masked_mean(hidden, mask).to(hidden.dtype)
+        elif self.pooling == "first":
+            pooled = hidden[:, 0]
+        else:
+            tokens = torch.arange(hidden.shape[1], device=hidden.device)
+            last = tokens[-1:] if mask is None else (tokens * mask).argmax(1)
+            pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+        return F.layer_norm(pooled, pooled.shape[-1:]) if self.layer_norm else pooled
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits of shape (batch, labels)."""
+        pooled = self.pool(hidden, mask)
+        if self.dense is not None:
+            pooled = torch.tanh(self.dense(pooled))
+        return cast(Tensor, self.out_proj(pooled))
