@@ -185,7 +185,7 @@ def test_the_bundled_code_stands_alone() -> None:
 def test_peft_mixes_experts_with_cat(name: str, tmp_path: Path) -> None:
     """Matrices only: PEFT mixes neither whole modules nor LoRA biases."""
     skip = ("norm", "ln_", "bias")
-    twin, experts = make_twin(name, skip=skip)
+    twin, _ = make_twin(name, skip=skip)
     folder = twinmerge.save(twin, tmp_path / "twin")
     model = peft.PeftModel.from_pretrained(stock(folder), folder / "experts" / "spam", adapter_name="spam")
     for task in tiny.TASKS[1:]:
