@@ -32,6 +32,10 @@ _TOKENIZERS = (
 )
 
 
+class _UnknownModuleError(CheckpointError):
+    """An adapter changes a module that the base does not seem to have."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What the headers of a folder say.
@@ -201,21 +205,49 @@ def read_state(checkpoint: Checkpoint, base: Iterable[str]) -> tuple[dict[str, T
 
     wanted = list(base)
     names = align(wanted, checkpoint.tensors)
+    tensors: dict[str, Tensor] = {}
+    if len(names) == len(wanted):
+        for file in sorted(set(checkpoint.files.values())):
+            with safe_open(file, framework="pt") as opened:
+                tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 - no mapping
+    else:  # transformers saves some models, such as fused experts, under other names than they have in memory
+        model, report = _architecture(checkpoint).from_pretrained(checkpoint.folder, output_loading_info=True)
+        if lacking := sorted(map(str, report["missing_keys"])):
+            raise CheckpointError(
+                f"{checkpoint.folder} lacks the tensor '{lacking[0]}' of the base; is it a fine-tune of it?"
+            )
+        tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        names = align(wanted, tensors)
     if missing := [n for n in wanted if n not in names]:
         raise CheckpointError(
             f"{checkpoint.folder} lacks the tensor '{missing[0]}' of the base; is it a fine-tune of it?"
         )
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(set(checkpoint.files.values())):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - safe_open is not a mapping
-                tensors[name] = opened.get_tensor(name)
-                if tensors[name].is_floating_point() and not tensors[name].isfinite().all():
-                    raise CheckpointError(
-                        f"{file}: tensor '{name}' holds NaN or infinite values; train the expert again."
-                    )
-    merged = {ours: tensors.pop(theirs) for ours, theirs in names.items()}
-    return merged, tensors
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(
+                f"{checkpoint.folder}: tensor '{name}' holds NaN or infinite values; train the expert again."
+            )
+    return {ours: tensors.pop(theirs) for ours, theirs in names.items()}, tensors
+
+
+def _architecture(checkpoint: Checkpoint) -> Any:
+    import transformers
+
+    name = next(iter(checkpoint.config.get("architectures") or ()), "")
+    found = getattr(transformers, name, None)
+    if not hasattr(found, "from_pretrained"):
+        raise CheckpointError(f"{checkpoint.folder} is of architecture '{name}', which transformers does not have.")
+    return found
+
+
+def _in_memory(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's parameters, from its configuration alone."""
+    import torch
+
+    kind = _architecture(checkpoint)
+    with torch.device("meta"):
+        model = kind(kind.config_class.from_pretrained(checkpoint.folder))
+    return {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
 def read_lora(checkpoint: Checkpoint, base: Iterable[str]) -> dict[str, tuple[float, Tensor, Tensor]]:
@@ -266,15 +298,20 @@ def _adapted(checkpoint: Checkpoint, base: Iterable[str]) -> dict[str, tuple[str
             found[f"{module}.weight"] = (module, key, other)
     names = align(base, found)
     if unknown := sorted(found.keys() - names.values()):
-        raise CheckpointError(f"{checkpoint.folder} changes '{unknown[0]}', which the base does not have.")
+        raise _UnknownModuleError(f"{checkpoint.folder} changes '{unknown[0]}', which the base does not have.")
     return {ours: found[theirs] for ours, theirs in names.items()}
 
 
 def _check_adapter(base: Checkpoint, expert: Checkpoint) -> str:
-    adapted = _adapted(expert, base.tensors)
+    shapes = {name: shape for name, (_, shape) in base.tensors.items()}
+    try:
+        adapted = _adapted(expert, shapes)
+    except _UnknownModuleError:  # transformers saves some models under other names than they have in memory
+        shapes = _in_memory(base)
+        adapted = _adapted(expert, shapes)
     for name, (_, first, second) in adapted.items():
         A, B = expert.tensors[first][1], expert.tensors[second][1]
-        product, shape = (B[0], prod(A[1:])), base.tensors[name][1]
+        product, shape = (B[0], prod(A[1:])), shapes[name]
         if (shape[0], prod(shape[1:])) not in (product, product[::-1]):  # transposed: embeddings and Conv1D
             raise CheckpointError(
                 f"{expert.folder} adapts '{name}' as {list(product)} and the base has {list(shape)}; "
