@@ -188,7 +188,7 @@ def train_expert(
         seed=seed,
         causal=training.model == "causal",
     )
-    model = _load_model(where, training.model, task.labels)
+    model = _load_model(where, training, task.labels)
     module = FinetuneModule(
         model,
         labels=(len(task.labels) or 1) if training.model == "encoder" else 0,
@@ -199,7 +199,7 @@ def train_expert(
         weight_decay=training.weight_decay,
         warmup=training.warmup,
         frozen=tuple(training.frozen),
-        lora_rank=training.lora_rank,
+        lora_rank=0 if training.model == "classifier" else training.lora_rank,
         seed=seed,
     )
     trainer = build_trainer(
@@ -247,12 +247,21 @@ def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: P
     (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
-def _load_model(where: Path | str, kind: str, labels: tuple[str, ...]) -> Any:
+def _load_model(where: Path | str, training: Training, labels: tuple[str, ...]) -> Any:
     import transformers
 
-    if kind == "encoder":
+    if training.model == "encoder":
         return transformers.AutoModel.from_pretrained(where)
-    if kind == "classifier":
-        names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": 1}
-        return transformers.AutoModelForSequenceClassification.from_pretrained(where, **names)
-    return transformers.AutoModelForCausalLM.from_pretrained(where)
+    if training.model == "causal":
+        return transformers.AutoModelForCausalLM.from_pretrained(where)
+    names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": 1}
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(where, **names)
+    if not training.lora_rank:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    # The head is new, so the adapter must carry it: PEFT saves it for this type of task only.
+    rank = training.lora_rank
+    return get_peft_model(
+        model, LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    )

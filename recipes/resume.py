@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -185,15 +186,24 @@ class ResumableLoader(DataLoader[Any]):
         order.skip = state["batches"] * order.batch_size if inside else 0
 
 
+def _is_stateful(loader: Any) -> bool:
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+
+
 def _length(dataset: Sized) -> int:
     return len(dataset)
 
 
 class RandomStates(Callback):  # type: ignore[misc]
-    """Saves the random states of Python, numpy and torch of every rank, and restores them when training goes on."""
+    """Saves the random states of Python, numpy and torch of every rank, and restores them when training goes on.
+
+    It also puts every `ResumableLoader` in its saved place once more: Lightning forgets to when the module reads
+    `trainer.estimated_stepping_batches` in `configure_optimizers`, which makes the loaders before the state is read.
+    """
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
+        self._places: list[dict[str, int]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all ranks; every rank must call this, as Lightning does."""
@@ -209,8 +219,18 @@ class RandomStates(Callback):  # type: ignore[misc]
         ranks = state_dict["ranks"]
         self._loaded = ranks[rank] if rank < len(ranks) else None
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the loaders' places until training starts."""
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        self._places = loop.get("state_dict", {}).get("combined_loader", [])
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore them, after everything that draws numbers on the way to the first batch."""
+        stateful = [loader for loader in CombinedLoader(trainer.train_dataloader).flattened if _is_stateful(loader)]
+        for loader, place in zip(stateful, self._places, strict=False):
+            if isinstance(loader, ResumableLoader):
+                loader.load_state_dict(place)
+        self._places = []
         if self._loaded is not None:
             restore_random_state(self._loaded)
             self._loaded = None

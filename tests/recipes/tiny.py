@@ -1,10 +1,16 @@
 """A tiny base model with a real tokenizer, three small csv tasks with learnable labels, and the recipes over them."""
 
+import contextlib
+import io
 import json
 import os
 import random
 import signal
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 import yaml
@@ -12,6 +18,9 @@ from lightning.pytorch import Callback
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertLMHeadModel, BertModel, PreTrainedTokenizerFast
 
+from recipes.run import main
+
+ROOT = Path(__file__).parents[2]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 SUBJECTS = [
     "the cook",
@@ -100,26 +109,82 @@ def task_source(folder: Path, name: str, **changes: object) -> dict[str, object]
     return made | changes
 
 
-def recipe_text(kind: str, folder: Path, tasks: tuple[str, ...] = ("mood", "topic"), **changes: object) -> str:
-    """A finetune or merge recipe over the tiny base and tasks as YAML; a mapping is merged into the default's."""
-    recipe: dict[str, object] = {
-        "recipe": kind,
-        "name": "tiny",
-        "base": str(folder / "base"),
-        "tasks": [task_source(folder, name) for name in tasks],
-        "training": {"batch_size": 8, "max_length": 24, "learning_rate": 2.0e-3},
-        "trainer": {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "gradient_clip_val": 1.0},
-    }
-    if kind == "merge":
-        recipe |= {
-            "exclusive": {"rank": 4},
-            "router": {"items": 100, "epochs": 8, "batch_size": 32, "learning_rate": 5.0e-3},
-            "baselines": {"scales": [0.5]},
+@dataclass
+class Outcome:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+class World:
+    """A folder with the base, the three tasks and a cache; recipes are run in it.
+
+    Args:
+        folder: An empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.base = save_base(folder / "base")
+        for name in (*SAYS, "count"):
+            write_csv(folder / f"{name}.csv", name)
+
+    def recipe(self, kind: str, tasks: tuple[str, ...] = ("mood", "topic"), **changes: object) -> dict[str, object]:
+        """A recipe over the base and tasks; a mapping among the changes is merged into the default's."""
+        made: dict[str, object] = {
+            "recipe": kind,
+            "name": "tiny",
+            "base": str(self.base),
+            "tasks": [task_source(self.folder, name) for name in tasks],
+            "training": {"batch_size": 8, "max_length": 24, "learning_rate": 2.0e-3},
+            "trainer": {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "gradient_clip_val": 1.0},
         }
-    for key, value in changes.items():
-        before = recipe.get(key)
-        recipe[key] = before | value if isinstance(before, dict) and isinstance(value, dict) else value
-    return yaml.safe_dump(recipe, sort_keys=False)
+        if kind == "merge":
+            made |= {
+                "exclusive": {"rank": 4},
+                "router": {"items": 100, "epochs": 4, "batch_size": 32, "learning_rate": 5.0e-3},
+                "baselines": {"scales": [0.5]},
+            }
+        for key, value in changes.items():
+            before = made.get(key)
+            made[key] = before | value if isinstance(before, dict) and isinstance(value, dict) else value
+        return made
+
+    def run(self, recipe: dict[str, object], out: str, *words: str, cache: str = "cache") -> Outcome:
+        """Run the command in this process; the run folder is `out` of this world."""
+        said, complained = io.StringIO(), io.StringIO()
+        with (
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(complained),
+            mock.patch.dict(os.environ, {"GAPBRIDGE_CACHE": str(self.folder / cache)}),
+        ):
+            code = main([self._written(recipe, out), "--out", out, *words])
+        return Outcome(code, said.getvalue(), complained.getvalue())
+
+    def spawn(self, recipe: dict[str, object], out: str, *words: str, cache: str = "cache") -> Outcome:
+        """Run the command in a process of its own."""
+        done = subprocess.run(
+            [sys.executable, "-m", "recipes.run", self._written(recipe, out), "--out", out, *words],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "GAPBRIDGE_CACHE": str(self.folder / cache)},
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def _written(self, recipe: dict[str, object], out: str) -> str:
+        (self.folder / f"{out}.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        return f"{out}.yaml"
+
+    def files(self) -> set[str]:
+        """Everything in this world but the recipes and lock files."""
+        found = (f.relative_to(self.folder) for f in self.folder.rglob("*"))
+        return {str(f) for f in found if f.suffix != ".yaml" or len(f.parts) > 1}
 
 
 def numbers(result: Path) -> dict[str, object]:
@@ -131,12 +196,12 @@ def numbers(result: Path) -> dict[str, object]:
 
 
 class KillOnce(Callback):
-    """Kills the process, or presses Ctrl-C, in the second training of a run; the file given is a fuse.
+    """Sends this process a signal in the middle of a training.
 
     Args:
-        fuse: File with the number of a signal; it is removed when the signal is sent. No file, no signal.
+        fuse: File with the number of the signal and the name of the task; removed when the signal is sent. No file, no
+            signal.
         step: Global step after which it happens.
-        rows: Training rows of the task that is meant.
     """
 
     def __init__(self, fuse: str, step: int) -> None:
@@ -145,7 +210,7 @@ class KillOnce(Callback):
     def on_train_batch_end(self, trainer, *_) -> None:
         if not self.fuse.exists() or trainer.global_step < self.step:
             return
-        number, label = self.fuse.read_text().split()
-        if label in str(trainer.checkpoint_callback.dirpath):
+        number, task = self.fuse.read_text().split()
+        if Path(trainer.checkpoint_callback.dirpath).name == task:
             self.fuse.unlink()
             os.kill(os.getpid(), signal.Signals(int(number)))
