@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
-from twinmerge.modeling_twin import Head
+from twinmerge.modeling_twin import Head, TwinMixin
+from twinmerge.routed_layers import ADDED
 
 METRICS = ("accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman")
 
@@ -30,13 +31,15 @@ def task_metric(name: str, labels: int) -> torchmetrics.MetricCollection:
         labels: classes; 1 for regression.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for another name, or a metric of classes for a regression.
 
     >>> list(task_metric("accuracy_f1", 3))
     ['accuracy', 'f1']
     """
     if name not in METRICS:
         raise ValueError(f"metric '{name}' is unknown; choose one of {', '.join(METRICS)}.")
+    if labels == 1 and name != "pearson_spearman":
+        raise ValueError(f"metric '{name}' counts classes and the task has one output; choose pearson_spearman.")
     if name == "pearson_spearman":
         return torchmetrics.MetricCollection({"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()})
     made = {
@@ -66,9 +69,11 @@ class FinetuneModule(lightning.LightningModule):  # type: ignore[misc]
     """Fine-tune one model on one task, in full or by LoRA, with AdamW, linear warm-up and linear decay.
 
     Logged: `train/loss`, `validation/loss`, `validation/<metric>` and `validation/score` (their mean); `test/` alike.
+    An encoder's unused pooler and a twin's other heads get no gradient: on several processes freeze them (`frozen`) or
+    use the strategy `ddp_find_unused_parameters_true`.
 
     Args:
-        model: a model, or a folder or Hub name for `AutoModel`.
+        model: a model, or a folder or Hub name for `AutoModel`; a twin keeps what `train_only` left trainable.
         labels: outputs of the task's head; 1 for regression; 0 when the model computes its own loss from `labels`
             (sequence classifiers, causal language models).
         heads: `trained`, or `fixed` for a random orthonormal head that stays as it is.
@@ -102,7 +107,13 @@ class FinetuneModule(lightning.LightningModule):  # type: ignore[misc]
         super().__init__()
         if heads not in ("trained", "fixed"):
             raise ValueError(f"heads '{heads}' is unknown; choose trained or fixed.")
-        self.save_hyperparameters(ignore=["model"])
+        self.save_hyperparameters(ignore=[] if isinstance(model, str) else ["model"])
+        twin = isinstance(model, TwinMixin)
+        if question and (not twin or question not in cast(Any, model).heads):
+            known = ", ".join(cast(Any, model).heads) if twin else "it is no twin"
+            raise ValueError(f"question '{question}' is no head of the model ({known}); name one of a twin's heads.")
+        if twin and lora_rank:
+            raise ValueError(f"lora_rank is {lora_rank}, but a twin has low-rank experts of its own to train; give 0.")
         if isinstance(model, str):
             from transformers import AutoModel
 
@@ -175,7 +186,7 @@ class FinetuneModule(lightning.LightningModule):  # type: ignore[misc]
         self.log(f"{stage}/loss", loss, batch_size=len(batch["input_ids"]), sync_dist=True)
         labels = batch["labels"]
         if logits.dim() == 2 and labels.dim() == 1:  # language models are judged by their loss alone
-            guesses = (logits[:, 0], labels.float()) if self.outputs == 1 else (logits, labels)
+            guesses = (logits[:, 0].float(), labels.float()) if self.outputs == 1 else (logits, labels)
             cast(Any, self.metrics[stage]).update(*guesses)
 
     def on_validation_epoch_end(self) -> None:
@@ -190,9 +201,25 @@ class FinetuneModule(lightning.LightningModule):  # type: ignore[misc]
         metrics = cast(Any, self.metrics[stage])
         if not next(iter(metrics.values())).update_called:
             return
-        values = metrics.compute()
+        values = {name: value.float() for name, value in metrics.compute().items()}  # a Matthews 0 is an integer
         self.log_dict({**values, f"{stage}/score": torch.stack(list(values.values())).mean()}, prog_bar=True)
         metrics.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave a twin's frozen experts out: a checkpoint is for resuming, and they lie in the twin folder."""
+        for name in self._frozen_experts():
+            checkpoint["state_dict"].pop(name, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the frozen experts from the twin that this module was made with."""
+        own = self.state_dict()
+        checkpoint["state_dict"] = {**{name: own[name] for name in self._frozen_experts()}, **checkpoint["state_dict"]}
+
+    def _frozen_experts(self) -> list[str]:
+        if not isinstance(self.model, TwinMixin):
+            return []
+        parameters = self.named_parameters(remove_duplicate=False)
+        return [n for n, p in parameters if not p.requires_grad and not ADDED.isdisjoint(n.split("."))]
 
     def configure_optimizers(self) -> Any:
         """AdamW with weight decay on matrices, warm-up then linear decay to zero over all steps."""

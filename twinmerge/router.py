@@ -18,6 +18,10 @@ from twinmerge.modeling_twin import Router
 class RouterModule(lightning.LightningModule):  # type: ignore[misc]
     """Cross-entropy on task ids; the paper trains its router the same way (Lu et al. 2024, section 4).
 
+    On several processes (strategy ddp) the global batch is that of one process, and a `linear` router ends with the
+    same weights. The paper's `mlp` does not: on the CPU every process has its own batch statistics and dropout (on
+    GPUs `sync_batchnorm=True` shares the statistics).
+
     Logged: `train/loss`, `validation/loss`, `validation/accuracy` (of naming the task), and the same for test.
 
     Args:
@@ -83,6 +87,8 @@ class RouterModule(lightning.LightningModule):  # type: ignore[misc]
 
 class FeatureDataModule(lightning.LightningDataModule):  # type: ignore[misc]
     """Features and task ids in memory; a step's global batch is the same on one process and on many.
+
+    Where the number of items is no multiple of the processes, the last batch repeats an item to be dealt out evenly.
 
     Args:
         train: features (items, width) and task ids (items,).

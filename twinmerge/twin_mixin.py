@@ -178,8 +178,9 @@ class TwinMixin:
             task = torch.tensor([self.tasks.index(n) for n in names], device=hidden.device)
         labels = max(cast(Head, h).out_proj.out_features for h in self.heads.values())
         logits = hidden.new_full((rows, labels), float("-inf"))
-        for index in sorted(set(task.tolist())):
-            mine = task == index
+        answering = [self.tasks.index(head)] if isinstance(head, str) else sorted(set(task.tolist()))
+        for index in answering:
+            mine = slice(None) if len(answering) == 1 else task == index
             part = self.heads[self.tasks[index]](hidden[mine], None if attention_mask is None else attention_mask[mine])
             logits[mine, : part.shape[1]] = part.to(logits.dtype)
         return TwinOutput(logits, router_weights, task)
