@@ -155,7 +155,7 @@ def _check_base(recipe: Recipe) -> str:
     except CheckpointError as error:
         raise RecipeError(f"base: {error}") from error
     if base is None:
-        return "base: not on this machine, so that experts are compared with it when the run starts"
+        return "base: not here as a folder, so that experts are compared with it when the run starts"
     _check_rank(recipe, [shape for _, shape in base.tensors.values()], RecipeError)
     return f"base: {len(base.tensors)} tensors, {base.bytes / 1e6:.1f} MB"
 
