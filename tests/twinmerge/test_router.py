@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.twinmerge import tiny
-from tests.twinmerge.train_ddp import features
+from tests.twinmerge.train_ddp import features, main
 from twinmerge import FeatureDataModule, Router, RouterModule, fit_temperature, knn_router
 
 pytestmark = [
@@ -25,17 +25,14 @@ pytestmark = [
 
 
 def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    results = []
-    for devices in (1, 2):
-        out = tmp_path / f"{devices}.safetensors"
-        command = [sys.executable, "-m", "tests.twinmerge.train_ddp", str(out), str(devices)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(load_file(out))
+    root, out = Path(__file__).parents[2], [tmp_path / f"{devices}.safetensors" for devices in (1, 2)]
+    main(out[0], 1)
+    command = [sys.executable, "-m", "tests.twinmerge.train_ddp", str(out[1]), "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 280}
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [load_file(file) for file in out]
     assert results[0].keys() == results[1].keys()
     assert any(n.startswith("twin.") and "experts_" in n for n in results[0])
     for name, value in results[0].items():

@@ -13,11 +13,11 @@ from transformers.pytorch_utils import Conv1D
 TASKS = ("spam", "topic", "mood")
 
 
-def bert(**options: Any) -> Any:
+def bert(layers: int = 2, **options: Any) -> Any:
     config = transformers.BertConfig(
         vocab_size=64,
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         intermediate_size=48,
         max_position_embeddings=40,
@@ -38,12 +38,12 @@ def bert_classifier(labels: int = 3) -> Any:
     return make(transformers.BertForSequenceClassification, config)
 
 
-def gpt2() -> Any:
+def gpt2(layers: int = 2) -> Any:
     config = transformers.GPT2Config(
         vocab_size=64,
         n_positions=48,
         n_embd=32,
-        n_layer=2,
+        n_layer=layers,
         n_head=4,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
