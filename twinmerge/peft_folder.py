@@ -5,6 +5,7 @@ Differences of biases use `lora_bias`; norms and whatever has no LoRA form go wh
 `lora_bias` on embeddings, so beside biases an embedding goes whole too: freeze embeddings or biases to keep expert
 folders small. PEFT itself cannot read a module that is written whole when one inside it has a name that ends likewise
 (`embeddings` of a bare ViTModel, with its `patch_embeddings`); with a head (`vit.embeddings`) there are no such names.
+The two uses of a tied weight have an adapter each: exact in a forward, but PEFT's `merge_and_unload` adds both.
 """
 
 from __future__ import annotations
