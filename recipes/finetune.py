@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -200,7 +201,7 @@ def train_expert(
         warmup=training.warmup,
         frozen=tuple(training.frozen),
         lora_rank=0 if training.model == "classifier" else training.lora_rank,
-        seed=seed,
+        seed=head_seed(source.name, training.heads, seed),
     )
     trainer = build_trainer(
         replace(trainer_config, enable_model_summary=bool(trainer_config.enable_model_summary)), folder, source.name
@@ -231,6 +232,11 @@ def train_expert(
     trainer.strategy.barrier()  # no process reads the expert before it is there
     folder.say(f"expert {source.name}: test score {test:.3f}")
     return card
+
+
+def head_seed(task: str, heads: str, seed: int) -> int:
+    """Seed of a task's head; fixed heads differ between tasks, or tasks of as many labels would share their answers."""
+    return zlib.crc32(f"{task} {seed}".encode()) if heads == "fixed" else seed
 
 
 def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: Path) -> None:
