@@ -187,8 +187,8 @@ exclusive expert per task ({tasks}), and a router that gives every input its own
 | `twinmerge.load(folder, mode="routed")` | the same, manifest verified, no code of this folder run |
 
 For a fixed mixture with PEFT use `add_weighted_adapter(..., combination_type="cat")`; `"linear"` averages the factors A
-and B apart, which is another and wrong model. PEFT mixes matrices only, and its `merge_and_unload` adds to a tied output
-layer twice: where experts also changed norms or biases, or to merge into tied weights, use `twinmerge.densify`.
+and B apart, which is another and wrong model. PEFT mixes matrices only, and its `merge_and_unload` adds to a tied
+output layer twice: where experts also changed norms or biases, or to merge tied weights, use `twinmerge.densify`.
 {made}"""
 
 
