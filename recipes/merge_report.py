@@ -134,20 +134,15 @@ def _draw_scores(folder: RunFolder, table: list[dict[str, Any]]) -> None:
 
 
 def _draw_tasks(folder: RunFolder, raw: list[dict[str, Any]], tasks: list[str]) -> None:
-    figure, axes = _figure(max(6, 1.1 * len(tasks)), 4)
-    for row in raw:
-        bold = row["row"] in ("experts", "routed")
-        axes.plot(
-            tasks,
-            [row[t] for t in tasks],
-            "o-",
-            label=row["row"],
-            linewidth=2 if bold else 0.8,
-            alpha=1 if bold else 0.6,
-        )
+    figure, axes = _figure(max(6, 1.3 * len(tasks)), 4)
+    for number, row in enumerate(raw):  # one column a task, its rows side by side
+        places = [column + 0.7 * (number / max(len(raw) - 1, 1) - 0.5) for column in range(len(tasks))]
+        stands_out = row["row"] in ("experts", "routed")
+        axes.plot(places, [row[t] for t in tasks], "D" if stands_out else "o", markersize=5, label=row["row"])
+    axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylabel("test score")
     axes.tick_params(axis="x", rotation=30)
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     folder.figure("tasks", figure, [[r["row"], *(r[t] for t in tasks)] for r in raw], ["row", *tasks])
 
 
