@@ -35,15 +35,17 @@ def main() -> None:
     tables: dict[str, list[dict[str, Any]]] = {}
     for regime in REGIMES:
         runs = [json.loads((cell(regime, seed) / "result.json").read_text()) for seed in SEEDS]
-        figures[f"routed_normalised_{regime}"] = interval([r["rows"]["routed"]["normalised"] for r in runs])
-        figures[f"routed_gap_recovered_{regime}"] = interval([r["rows"]["routed"]["gap_recovered"] for r in runs])
+        for name in runs[0]["rows"]:
+            mine = [run["rows"][name] for run in runs]
+            slug = name.replace(", ", " ").replace(" ", "_")
+            figures[f"{slug}_normalised_{regime}"] = interval([m["normalised"] for m in mine])
+            figures[f"{slug}_gap_recovered_{regime}"] = interval([m["gap_recovered"] for m in mine])
         figures[f"best_static_normalised_{regime}"] = interval([r["best_static_normalised"] for r in runs])
         figures[f"advantage_over_best_static_{regime}"] = interval(
             [r["rows"]["routed"]["normalised"] - r["best_static_normalised"] for r in runs]
         )
         figures[f"routed_gap_over_probe_{regime}"] = interval([over_probe(r["rows"]) for r in runs])
         figures[f"router_accuracy_{regime}"] = interval([r["router"]["accuracy"] for r in runs])
-        figures[f"oracle_normalised_{regime}"] = interval([r["rows"]["oracle"]["normalised"] for r in runs])
         tables[f"rows_{regime}"] = [row(name, runs) for name in runs[0]["rows"]]
         tables[f"tasks_{regime}"] = [
             {"seed": seed, "row": name, **values["tasks"]}
