@@ -60,7 +60,18 @@ class Scores:
         return {t: (self.tasks[t] - base.tasks[t]) / gap for t, gap in gaps.items() if gap >= 0.02}
 
 
-def evaluate(model: Model, tasks: Sequence[TextTask], batches: Iterable[Batch], tick: Callable[[], Any]) -> Scores:
+def evaluation_device(accelerator: Any) -> torch.device:
+    """Where merged models are scored: on a CUDA device, unless there is none or the recipe's Trainer is on the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
+
+
+def evaluate(
+    model: Model,
+    tasks: Sequence[TextTask],
+    batches: Iterable[Batch],
+    tick: Callable[[], Any],
+    device: torch.device | str = "cpu",
+) -> Scores:
     """Run a model over mixed batches and score each task with its own metric.
 
     Args:
@@ -68,8 +79,9 @@ def evaluate(model: Model, tasks: Sequence[TextTask], batches: Iterable[Batch], 
         tasks: in the order of the batches' `task` index.
         batches: with `labels` and `task` beside the inputs.
         tick: called after every batch.
+        device: of the model; inputs are moved there, and logits back.
     """
-    return evaluate_rows(lambda inputs, asked: {"": model(inputs, asked)}, tasks, batches, tick)[""]
+    return evaluate_rows(lambda inputs, asked: {"": model(inputs, asked)}, tasks, batches, tick, device)[""]
 
 
 def evaluate_rows(
@@ -77,15 +89,17 @@ def evaluate_rows(
     tasks: Sequence[TextTask],
     batches: Iterable[Batch],
     tick: Callable[[], Any],
+    device: torch.device | str = "cpu",
 ) -> dict[str, Scores]:
     """As `evaluate`, for a model whose one forward answers several rows of the table: row name -> logits."""
     metrics: dict[str, list[MetricCollection]] = {}
     spent, count = 0.0, 0
     with torch.inference_mode():
         for batch in batches:
-            inputs = {k: v for k, v in batch.items() if k not in ("labels", "task")}
             start = time.perf_counter()
-            rows = model(inputs, [tasks[i].name for i in batch["task"].tolist()])
+            inputs = {k: v.to(device) for k, v in batch.items() if k not in ("labels", "task")}
+            answers = model(inputs, [tasks[i].name for i in batch["task"].tolist()])
+            rows = {name: logits.cpu() for name, logits in answers.items()}
             spent, count = spent + time.perf_counter() - start, count + len(batch["task"])
             for name, logits in rows.items():
                 if name not in metrics:
@@ -134,9 +148,10 @@ def with_experts(experts: Mapping[str, Any], heads: Mapping[str, Head]) -> Model
     """Every question answered by its own expert and head: the reference that merging is measured against."""
 
     def answer(inputs: dict[str, Tensor], questions: list[str]) -> Tensor:
-        logits = torch.full((len(questions), _labels(heads)), float("-inf"))
+        device = inputs["input_ids"].device
+        logits = torch.full((len(questions), _labels(heads)), float("-inf"), device=device)
         for name in dict.fromkeys(questions):
-            rows = torch.tensor([q == name for q in questions])
+            rows = torch.tensor([q == name for q in questions], device=device)
             part = {k: v[rows] for k, v in inputs.items()}
             scores = heads[name](experts[name](**part)[0], part.get("attention_mask"))
             logits[rows, : scores.shape[1]] = scores
@@ -178,7 +193,7 @@ def linear_probe(encoder: Any, features: Mapping[str, tuple[Tensor, Tensor]], ta
         probes[task.name] = max((c.fit(x, y) for c in candidates), key=lambda p: p.score(held_x, held_y))
 
     def answer(inputs: dict[str, Tensor], questions: list[str]) -> Tensor:
-        pooled = masked_mean(encoder(**inputs)[0], inputs.get("attention_mask")).numpy()
+        pooled = masked_mean(encoder(**inputs)[0], inputs.get("attention_mask")).cpu().numpy()
         logits = torch.full((len(questions), max(len(t.labels) or 1 for t in tasks)), float("-inf"))
         for name in dict.fromkeys(questions):
             rows = torch.tensor([q == name for q in questions])

@@ -194,7 +194,14 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     from recipes import merge_report
-    from recipes.evaluation import evaluate, evaluate_rows, linear_probe, with_experts, with_heads
+    from recipes.evaluation import (
+        evaluate,
+        evaluate_rows,
+        evaluation_device,
+        linear_probe,
+        with_experts,
+        with_heads,
+    )
     from twinmerge.artefact import model_card, save
     from twinmerge.merging import set_parameters, shared_expert
     from twinmerge.modeling_twin import masked_mean
@@ -206,7 +213,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     experts = _experts(recipe, folder, model)
     if not _goes_on_alone():
         return
-    heads = {task: expert.head for task, expert in experts.items()}
+    device = evaluation_device(recipe.trainer.accelerator)
+    model.to(device)
+    heads = {task: expert.head.to(device) for task, expert in experts.items()}
     # What the experts learned from; the router may read more inputs, of which it takes the task and not the label.
     labelled = [load_task(source, recipe.seed) for source in recipe.tasks]
     tasks = [load_task(replace(source, max_train=recipe.router.items), recipe.seed) for source in recipe.tasks]
@@ -217,7 +226,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     def score(name: str, answer: Model, split: str = "test") -> Scores:
         with folder.phase(f"{split}: {name}", len(batches[split])) as progress:
-            return evaluate(answer, tasks, batches[split], progress.advance)
+            return evaluate(answer, tasks, batches[split], progress.advance, device)
 
     states = {task: expert.state for task, expert in experts.items()}
     whole = with_experts({t: set_parameters(copy.deepcopy(model), state) for t, state in states.items()}, heads)
@@ -233,7 +242,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     with folder.phase("validation: static candidates", len(grid) * len(batches["validation"])) as progress:
 
         def validate(method: str, options: dict[str, float]) -> float:
-            row = evaluate(merged(method, options), tasks, batches["validation"], progress.advance)
+            row = evaluate(merged(method, options), tasks, batches["validation"], progress.advance, device)
             return row.normalised(held)
 
         static = tune(grid, validate)
@@ -243,13 +252,16 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         twin, exclusive = _merge(recipe, copy.deepcopy(model), experts)
         progress.advance()
     twin.heads.update(heads)
-    twin.eval()
-    features = {split: task_features(twin.features, data, split, folder) for split in ("train", "validation", "test")}
+    twin.to(device).eval()
+    features = {
+        split: task_features(twin.features, data, split, folder, device=device)
+        for split in ("train", "validation", "test")
+    }
     routing = train_router(recipe.router, features, len(tasks), recipe.seed, folder)
-    twin.router = routing.router
+    twin.router = routing.router.to(device)
 
     with folder.phase("test: routed", len(batches["test"])) as progress:
-        rows |= evaluate_rows(partial(_routed, twin), tasks, batches["test"], progress.advance)
+        rows |= evaluate_rows(partial(_routed, twin), tasks, batches["test"], progress.advance, device)
     rows["oracle"] = score("oracle", partial(_oracle, twin))
     if recipe.baselines.probe:
         seen.setup("fit")
@@ -257,7 +269,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         def pooled(**inputs: Tensor) -> Tensor:
             return masked_mean(model(**inputs)[0], inputs.get("attention_mask"))
 
-        features = {s: task_features(pooled, seen, s, folder, "base features") for s in ("train", "validation")}
+        splits = ("train", "validation")
+        features = {split: task_features(pooled, seen, split, folder, "base features", device) for split in splits}
         rows["linear probe"] = score("linear probe", linear_probe(model, features, labelled))
 
     made = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
@@ -269,7 +282,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     }
     sources = {task: expert.digest for task, expert in experts.items()}
     target = save(
-        twin,
+        twin.cpu(),
         folder.path / "merged",
         tokenizer=AutoTokenizer.from_pretrained(where),
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
@@ -360,6 +373,6 @@ def _routed(twin: Any, inputs: dict[str, Tensor], asked: list[str]) -> dict[str,
 def _oracle(twin: Any, inputs: dict[str, Tensor], asked: list[str]) -> Tensor:
     import torch
 
-    true = torch.eye(len(twin.tasks))[[twin.tasks.index(name) for name in asked]]
+    true = torch.eye(len(twin.tasks), device=inputs["input_ids"].device)[[twin.tasks.index(name) for name in asked]]
     logits: Tensor = twin.classify(**inputs, head=asked, router_weights=true).logits
     return logits

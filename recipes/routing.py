@@ -12,6 +12,7 @@ from recipes.trainer import TrainerConfig, build_trainer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import torch
     from torch import Tensor
 
     from recipes.data.text_module import MixedTextDataModule
@@ -117,9 +118,14 @@ def train_router(
 
 
 def task_features(
-    encode: Callable[..., Tensor], data: MixedTextDataModule, split: str, folder: RunFolder, what: str = "features"
+    encode: Callable[..., Tensor],
+    data: MixedTextDataModule,
+    split: str,
+    folder: RunFolder,
+    what: str = "features",
+    device: torch.device | str = "cpu",
 ) -> Features:
-    """Features and task ids of a split in the order of its rows, all tasks one after the other."""
+    """Features, computed on `device`, and task ids of a split in the order of its rows, all tasks one by one."""
     import torch
 
     parts: list[Tensor] = []
@@ -128,7 +134,8 @@ def task_features(
     batches: list[tuple[list[int], dict[str, Any]]] = list(data.by_length(split))
     with folder.phase(f"{what} of {split}", len(batches)) as progress, torch.no_grad():
         for positions, batch in batches:
-            parts.append(encode(**{k: v for k, v in batch.items() if k not in ("labels", "task")}))
+            inputs = {k: v.to(device) for k, v in batch.items() if k not in ("labels", "task")}
+            parts.append(encode(**inputs).cpu())
             ids.append(batch["task"])
             order += positions
             progress.advance()
