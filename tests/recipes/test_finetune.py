@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from recipes.data.sources import TaskSource, load_task
+from recipes.finetune import head_seed
 from tests.recipes import tiny
 from twinmerge.modeling_twin import Head
 
@@ -215,3 +216,9 @@ def test_check_names_every_missing_file_and_writes_nothing(world):
     assert [f"task '{name}'" in line for name, line in zip(("mood", "topic"), done.err.splitlines(), strict=True)]
     assert world.run(world.recipe("finetune"), "checked", "--check").code == 0
     assert world.files() == before
+
+
+def test_fixed_heads_differ_between_tasks_and_seeds_and_trained_heads_start_alike():
+    assert len({head_seed(task, "fixed", seed) for task in ("movie", "amazon", "nyt") for seed in (0, 1)}) == 6
+    assert head_seed("movie", "fixed", 0) == head_seed("movie", "fixed", 0)
+    assert head_seed("movie", "trained", 3) == head_seed("nyt", "trained", 3) == 3
