@@ -253,6 +253,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         progress.advance()
     twin.heads.update(heads)
     twin.to(device).eval()
+    twin.router_reads = recipe.router.features
     features = {
         split: task_features(twin.features, data, split, folder, device=device)
         for split in ("train", "validation", "test")

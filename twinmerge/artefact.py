@@ -94,7 +94,7 @@ def save(
             "format_version": FORMAT_VERSION,
             "tasks": list(twin.tasks),
             "base_class": stock,
-            "features": "masked mean of the shared expert's last hidden state",
+            "router_reads": twin.router_reads,
             "router": None if twin.router is None else twin.router.spec(),
             "heads": {
                 task: {"pooling": h.pooling, "layer_norm": h.layer_norm, "labels": (labels or {}).get(task)}

@@ -103,6 +103,7 @@ def assemble(model: nn.Module, folder: Path) -> Any:
         router.load_state_dict(load_file(folder / "router.safetensors"))
     reference = next(model.parameters())
     twin = attach(model, card["tasks"], experts, router)
+    twin.router_reads = card.get("router_reads", "last")
     for task, spec in card["heads"].items():
         tensors = load_file(folder / "heads" / f"{task}.safetensors")
         outputs, width = tensors["out_proj.weight"].shape

@@ -14,6 +14,7 @@ from functools import cache, partial
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -47,9 +48,12 @@ class TwinMixin:
         router: the trained `Router`, or None: then `router_weights` must be given.
         heads: one `Head` per task that has its own, under the task's name.
         mixture: the weights in use; `with twin.mixture.use(w)` holds them over any calls.
+        router_reads: `last`, the paper's features from the last hidden state, or `all`, those of every layer side by
+            side (a deviation that costs no further forward).
     """
 
     mixture: Mixture
+    router_reads: str = "last"
     tasks: list[str]
     router: Router | None
     heads: nn.ModuleDict
@@ -67,17 +71,25 @@ class TwinMixin:
     def features(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Router features: masked mean of the shared expert's last hidden state, shape (batch, width), float32.
 
+        With `router_reads` of `all`, the masked means of every layer's hidden states: (batch, (layers + 1) * width).
+
         Args:
             input_ids: the model's main input (`pixel_values` of an image model), also by its own name.
             attention_mask: shape (batch, tokens).
             kwargs: passed on to the model's body.
         """
         with self.mixture.use(None):
-            hidden = self._hidden(input_ids, attention_mask, **kwargs)
-        return masked_mean(hidden, attention_mask)
+            if self.router_reads == "last":
+                return masked_mean(self._hidden(input_ids, attention_mask, **kwargs), attention_mask)
+            states = self._states(input_ids, attention_mask, output_hidden_states=True, **kwargs).hidden_states
+        return torch.cat([masked_mean(state, attention_mask) for state in states], dim=-1)
 
     def _hidden(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
         """Last hidden state of the model's body (of the encoder, where there is one) under the mixture in use."""
+        return cast(Tensor, self._states(inputs, attention_mask, **kwargs)[0])
+
+    def _states(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+        """What the model's body returns."""
         model = cast(Any, self)
         if inputs is not None:
             kwargs[model.main_input_name] = inputs
@@ -96,7 +108,7 @@ class TwinMixin:
                 positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
                 kwargs.setdefault("position_ids", positions)
         body = _body(model)
-        return cast(Tensor, (super().forward if body is self else body)(**kwargs)[0])  # type: ignore[misc]
+        return (super().forward if body is self else body)(**kwargs)  # type: ignore[misc]
 
     def routed_forward(self, *args: Any, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """The stock forward under this batch's mixture; inside `generate` the prompt's mixture is held.
@@ -259,6 +271,9 @@ def attach(
     body = _body(model)
     twin = cast(Any, model)
     twin.__class__ = _twin_class(cast(Any, stock))
+    # transformers finds by the name of the class which states forward can return, and this class is made at run time.
+    known = cast("dict[str, Any]", getattr(transformers.modeling_utils, "_CAN_RECORD_REGISTRY", {}))
+    dict.__setitem__(known, str(type(twin)), getattr(twin, "_can_record_outputs", None))
     twin.mixture, twin.tasks, twin.router, twin.heads = mixture, list(tasks), router, nn.ModuleDict()
     twin._accepted = frozenset(inspect.signature((stock if body is model else type(body)).forward).parameters)
     return twin

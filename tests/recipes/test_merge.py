@@ -133,7 +133,7 @@ def test_a_second_run_takes_the_cached_experts_and_ends_the_same(world):
 @pytest.mark.parametrize(
     ("shared", "exclusive", "router"),
     [
-        ({"method": "average"}, {"rank": None, "density": 0.2}, {"kind": "linear"}),
+        ({"method": "average"}, {"rank": None, "density": 0.2}, {"kind": "linear", "features": "all"}),
         ({"method": "ties", "options": {"scale": 0.4, "density": 0.5}}, {"rank": None, "energy": 0.9}, {"kind": "knn"}),
         ({"method": "dare", "options": {"drop": 0.5}}, {"rank": None, "budget": 20000}, {"top_k": 1}),
         ({"method": "dare_ties"}, {"rank": None}, {"temperature": 2.0}),
@@ -146,6 +146,7 @@ def test_every_shared_expert_rank_policy_and_router(world, request, shared, excl
     assert set(outcome["tuned"]) == {"average"}
     twin = twinmerge.load(world.folder / out / "merged")
     assert twin.router.kind == router.get("kind", "mlp")
+    assert twin.router_reads == router.get("features", "last")
     assert twin.router.top_k == router.get("top_k", 0)
     assert twin.router.temperature == router.get("temperature", twin.router.temperature)
     base = dict(AutoModel.from_pretrained(world.base).named_parameters())

@@ -209,6 +209,23 @@ def test_a_sharded_shared_expert(tmp_path: Path) -> None:
         twinmerge.load(folder, check=False)
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama_tied"])
+def test_a_router_that_reads_every_layer(name: str, tmp_path: Path) -> None:
+    twin, _ = make_twin(name)
+    twin.router_reads = "all"
+    inputs = inputs_of(name)
+    plain = stock(twinmerge.save(twin, tmp_path / "shared")).eval()
+    with torch.no_grad():
+        states = plain(**inputs, output_hidden_states=True).hidden_states
+        weight = inputs["attention_mask"].float()[..., None]
+        wanted = torch.cat([(s * weight).sum(1) / weight.sum(1) for s in states], dim=-1)
+        torch.testing.assert_close(twin.features(**inputs), wanted, rtol=1e-5, atol=1e-5)
+    twin.router = tiny.router(wanted.shape[1])
+    again = twinmerge.load(twinmerge.save(twin, tmp_path / "twin"))
+    assert again.router_reads == "all"
+    torch.testing.assert_close(again.route(**inputs), twin.route(**inputs))
+
+
 def test_types_and_options(folders: Callable[[str], Path], tmp_path: Path) -> None:
     half = twinmerge.load(folders("llama"), dtype=torch.bfloat16)
     assert half.model.layers[0].mlp.up_proj.experts_up.dtype == torch.bfloat16
