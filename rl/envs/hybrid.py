@@ -1,0 +1,170 @@
+"""The protocol of a batched, differentiable simulator with hybrid actions: a mode and, for every mode, real numbers."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+Noise = dict[str, Tensor]
+
+
+class HybridSimulator(ABC):
+    r"""A Markov decision process with exogenous noise, whose cost and next state are smooth once the mode is fixed.
+
+    An action is a pair of a mode :math:`x \in \{0, \dots, J - 1\}` and a vector :math:`b \in R^m`. In the mode anything
+    may jump; in the state and in ``b``, for a fixed mode, nothing does (kinks such as those of ``abs``, ``clamp`` and
+    ``max`` are fine). The law of the noise does not depend on actions, all of it is drawn before the episode, and
+    the simulator draws nothing else: the same noise and the same actions give the same costs, bit by bit.
+
+    Every tensor has the batch first. Tensors of the state are live, that is, part of an autograd graph: build new
+    tensors instead of writing into old ones, and detach nothing. Costs are minimised; the objective is
+    :math:`E \sum_t g^t c_t` with ``discount`` = g. What is *reported* is what the problem's literature reports, see
+    :func:`reported_cost`; it never trains anything.
+
+    A subclass sets the attributes below, defines the four abstract methods, and may override the others. A tensor it
+    keeps must be a plain attribute, so that :meth:`to` finds it.
+
+    Attributes:
+        n_modes: Number of modes J, at least 1.
+        action_dim: Length m of the continuous part, the same for all modes; a mode that needs fewer ignores the rest.
+        observation_dim: Length of an observation.
+        horizon: Number of decisions T of an episode, at least 1.
+        discount: g in (0, 1], the discount that training uses unless told otherwise.
+        report: ``mean`` cost per step or ``total`` cost.
+        report_from: First step that is reported; steps before it warm up.
+        buffer: Steps at either end of an episode that training may leave out of its losses, less than half the horizon.
+        device: Where states, noise and costs live.
+        dtype: Their floating type.
+    """
+
+    n_modes: int
+    action_dim: int
+    observation_dim: int
+    horizon: int
+    discount: float = 1.0
+    report: Literal["mean", "total"] = "mean"
+    report_from: int = 0
+    buffer: int = 0
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+    @abstractmethod
+    def sample_noise(self, batch: int, generator: torch.Generator) -> Noise:
+        """Everything random of ``batch`` episodes.
+
+        Args:
+            batch: Number of episodes.
+            generator: The only source of randomness; drawn from on its own device, then moved to ``device``.
+
+        Returns:
+            Tensors by name: (batch, horizon, ...) for noise of every step, (batch, ...) for what is drawn once.
+        """
+
+    @abstractmethod
+    def reset(self, noise: Noise) -> State:
+        """The first state of every episode, tensors (batch, ...) by name."""
+
+    @abstractmethod
+    def observe(self, state: State, t: int) -> Tensor:
+        """What the policy sees before decision ``t``, live: (batch, observation_dim)."""
+
+    @abstractmethod
+    def step(self, state: State, mode: Tensor, action: Tensor, noise: Noise, t: int) -> tuple[State, Tensor]:
+        """Carry decision ``t`` out.
+
+        Args:
+            state: As :meth:`reset` or :meth:`step` returned it.
+            mode: int64 (batch,), below ``n_modes``. Index with it or compare it; never use it as a number.
+            action: The feasible action of that mode, (batch, action_dim).
+            noise: As :meth:`sample_noise` returned it, whole.
+            t: Which decision, in [0, horizon).
+
+        Returns:
+            The next state and the cost (batch,), both smooth in ``state`` and ``action`` for the given mode.
+        """
+
+    def action_map(self, raw: Tensor, state: State) -> Tensor:
+        """Feasible actions of all modes from a network's raw outputs; here every real number is feasible.
+
+        Args:
+            raw: Real numbers (batch, n_modes, action_dim), around 0 at the start of training.
+            state: The current state, live: a bound that depends on it keeps its gradient.
+
+        Returns:
+            Actions (batch, n_modes, action_dim), smooth in both arguments.
+        """
+        return raw
+
+    def mode_mask(self, state: State, t: int) -> Tensor | None:
+        """Boolean (batch, n_modes), true where a mode may be chosen; None if all of them always may."""
+        return None
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """A copy whose tensors are on ``device``, those of a floating type in ``dtype``."""
+        moved = copy.copy(self)
+        moved.device = self.device if device is None else torch.device(device)
+        moved.dtype = self.dtype if dtype is None else dtype
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(moved.device, moved.dtype if value.is_floating_point() else None))
+        return moved
+
+
+Decide = Callable[[State, int], tuple[Tensor, Tensor]]
+
+
+def chosen_action(actions: Tensor, mode: Tensor) -> Tensor:
+    """The action of the chosen mode.
+
+    Args:
+        actions: (batch, n_modes, action_dim).
+        mode: int64 (batch,).
+
+    Returns:
+        (batch, action_dim).
+
+    Example:
+        >>> chosen_action(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]), torch.tensor([1, 0]))
+        tensor([[2.],
+                [3.]])
+    """
+    return actions.gather(1, mode[:, None, None].expand(-1, 1, actions.shape[2])).squeeze(1)
+
+
+def play(simulator: HybridSimulator, decide: Decide, noise: Noise) -> Tensor:
+    """Costs of whole episodes under any policy, live if the policy is.
+
+    Args:
+        simulator: The simulator.
+        decide: Takes the state and the step; gives the mode (batch,) and its feasible action (batch, action_dim).
+        noise: As ``simulator.sample_noise`` gives it.
+
+    Returns:
+        Costs (batch, horizon).
+    """
+    state, costs = simulator.reset(noise), []
+    for t in range(simulator.horizon):
+        mode, action = decide(state, t)
+        state, cost = simulator.step(state, mode, action, noise, t)
+        costs.append(cost)
+    return torch.stack(costs, dim=1)
+
+
+def reported_cost(simulator: HybridSimulator, costs: Tensor) -> Tensor:
+    """What the problem's literature reports of an episode, undiscounted: mean or total cost after the warm-up.
+
+    Args:
+        simulator: Says which, and how long the warm-up is.
+        costs: (batch, horizon).
+
+    Returns:
+        (batch,).
+    """
+    counted = costs[:, simulator.report_from :]
+    return counted.mean(dim=1) if simulator.report == "mean" else counted.sum(dim=1)
