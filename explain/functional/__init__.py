@@ -1,0 +1,1 @@
+"""Explaining as pure functions: arrays in, arrays out."""
