@@ -1,0 +1,117 @@
+"""The report: strict JSON both ways, table, text, and no heavy imports."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from explain.report import GapReport, SubsetValue, Term
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.fixture
+def report():
+    return GapReport(
+        mode="domain",
+        loss="zero_one",
+        level=0.9,
+        totals={"source": 0.25, "target": 0.35, "gap": 0.1},
+        aggregate=(
+            Term("baseline", -0.02, 0.01, -0.036, -0.004),
+            Term("covariate", 0.03, 0.01, 0.014, 0.046, "low-overlap"),
+            Term("outcome", 0.09, 0.02, 0.057, 0.123),
+        ),
+        covariate=(Term("age", NAN, NAN, NAN, NAN, "no-shift"), Term("nan", NAN, NAN, NAN, NAN, "no-shift")),
+        outcome=(
+            Term("recalibration", 0.6, 0.1, 0.43, 0.77),
+            Term("age", 0.5, 0.1, -INF, INF),
+            Term("nan", -0.1, 0.1, -0.26, 0.06, "near-one"),
+        ),
+        values=(
+            SubsetValue("outcome", (), 0.6, 0.1, 0.43, 0.77),
+            SubsetValue("outcome", ("age", "nan"), 1.0, 0.0, 1.0, 1.0),
+        ),
+        diagnostics={"ess": 812.5, "auc": NAN, "folds": [0.1, INF], "note": "text", "none": None},
+    )
+
+
+def test_json_reads_back_the_same(report):
+    text = report.to_json()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
+    back = GapReport.from_json(text)
+    assert back.to_json() == text
+    assert repr(back) == repr(report)  # NaN is not equal to itself, but prints alike
+
+
+def test_numpy_in_diagnostics_becomes_plain(report):
+    extra = replace(report, diagnostics={"ess": np.float64(3), "weights": np.array([1.0, NAN]), "n": np.int64(2)})
+    back = GapReport.from_json(extra.to_json()).diagnostics
+    assert back["ess"] == 3
+    assert back["n"] == 2
+    assert back["weights"][0] == 1
+    assert math.isnan(back["weights"][1])
+
+
+def test_the_table_has_every_term(report):
+    rows = report.table()
+    assert [(row["part"], row["name"]) for row in rows[:4]] == [
+        ("aggregate", "baseline"),
+        ("aggregate", "covariate"),
+        ("aggregate", "outcome"),
+        ("covariate", "age"),
+    ]
+    assert set(rows[0]) == {"part", "name", "value", "se", "low", "high", "status"}
+    assert len(rows) == 8
+
+
+def test_the_text_is_a_waterfall_with_the_sign_in_words(report):
+    text = report.to_text()
+    assert report.sign in text
+    assert "worse on the target" in report.sign
+    lines = text.splitlines()
+    bars = {line.split()[0]: line for line in lines if line}
+    assert "gap +0.1000" in lines[0]
+    # The bars follow each other: where the covariate term begins, the baseline term ended.
+    assert bars["baseline"].count("-") > 2
+    assert bars["covariate"].index("++") < bars["outcome"].index("++")
+    assert bars["target"].rindex("|") > bars["source"].rindex("|")
+    assert "no-shift: not estimated" in text
+    assert "near-one: " in text
+    assert "low-overlap: " in text
+
+
+@pytest.mark.parametrize(
+    ("mode", "ends", "words"),
+    [("models", ("first", "second"), "same rows"), ("gap-of-gaps", ("source", "target"), "second model loses more")],
+)
+def test_other_modes_say_what_positive_means(report, mode, ends, words):
+    other = replace(report, mode=mode, aggregate=(), totals={ends[0]: 0.1, ends[1]: 0.1, "gap": 0.0})
+    assert words in other.sign
+    assert ends[0] in other.to_text().splitlines()[0]
+
+
+def test_a_zero_gap_draws_a_waterfall(report):
+    zero = tuple(Term(term.name, 0.0, 0.0, 0.0, 0.0) for term in report.aggregate)
+    flat = replace(report, aggregate=zero, totals={"source": 0.2, "target": 0.2, "gap": 0.0})
+    assert "baseline" in flat.to_text()
+
+
+def test_refusals(report):
+    with pytest.raises(ValueError, match="mode is 'paired'"):
+        replace(report, mode="paired")
+    with pytest.raises(ValueError, match="status of a term is 'fine'"):
+        replace(report, aggregate=(Term("baseline", 0, 0, 0, 0, "fine"),))
+    for text in ("{}", "[]", "not json", '{"mode": "domain"}'):
+        with pytest.raises(ValueError, match="not the JSON of a gap report"):
+            GapReport.from_json(text)
+
+
+def test_importing_the_report_is_cheap():
+    code = "import sys, explain.report; print({'torch', 'matplotlib', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
