@@ -1,0 +1,80 @@
+"""Generalised Jensen-Shannon divergence of token distributions, from forward to reverse KL, for language models."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.functional.checks import check_logits, check_temperature
+
+
+def generalised_jsd(
+    student: Tensor, teacher: Tensor, *, beta: float = 0.5, temperature: float = 1.0, weight: Tensor | None = None
+) -> Tensor:
+    r"""Weighted mean over tokens of the generalised Jensen-Shannon divergence, times the squared temperature.
+
+    :math:`\beta KL(p_t \| m) + (1 - \beta) KL(p_s \| m)` with the mixture :math:`m = \beta p_t + (1 - \beta) p_s`. Its
+    ends are named by their limits: beta 0 is the forward KL :math:`KL(p_t \| p_s)`, beta 1 the reverse
+    :math:`KL(p_s \| p_t)`. Between them the divergence is at most log 2, so its gradient is smaller than at the ends.
+
+    Args:
+        student: Logits, shape (tokens, vocabulary).
+        teacher: Logits, shape (tokens, vocabulary).
+        beta: From 0 to 1.
+        temperature: Above 0.
+        weight: Weight of every token, shape (tokens,), at least 0; a mask is weights of 0 and 1. None is all 1.
+
+    Returns:
+        A scalar of at least 0; 0 with a gradient of 0 where all weights are 0.
+
+    Raises:
+        ValueError: If shapes, beta, the temperature or the weights do not fit.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 90.0]])
+        >>> generalised_jsd(student, teacher, beta=0.0)  # log 2
+        tensor(0.6931)
+
+    Reference:
+        Agarwal et al. (2024), "On-policy distillation of language models", arXiv 2306.13649, section 2; the ends as
+        forward and reverse KL as in Gu et al. (2024), "MiniLLM", arXiv 2306.08543.
+    """
+    check_logits(student, teacher)
+    check_temperature(temperature)
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta is {beta}, but it must be from 0 (forward KL) to 1 (reverse KL)")
+    log_student, log_teacher = (F.log_softmax(z / temperature, -1) for z in (student, teacher))
+    if beta == 0:
+        rows = _kl(log_teacher, log_student)
+    elif beta == 1:
+        rows = _kl(log_student, log_teacher)
+    else:
+        log_mixture = torch.logaddexp(log_teacher + math.log(beta), log_student + math.log1p(-beta))
+        rows = beta * _kl(log_teacher, log_mixture) + (1 - beta) * _kl(log_student, log_mixture)
+    return temperature**2 * weighted_mean(rows, weight)
+
+
+def weighted_mean(rows: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of the rows by weight; 0, with a graph, where all weights are 0.
+
+    Args:
+        rows: Shape (rows,).
+        weight: Shape (rows,), at least 0, or None for equal weights.
+
+    Raises:
+        ValueError: If the weights do not fit.
+    """
+    if weight is None:
+        return rows.mean()
+    if weight.shape != rows.shape or bool((weight < 0).any()):
+        raise ValueError(f"weights must be at least 0 and have shape {tuple(rows.shape)}, got {tuple(weight.shape)}")
+    weight = weight.to(rows.dtype)
+    total = weight.sum()
+    return (rows * weight).sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _kl(log_first: Tensor, log_second: Tensor) -> Tensor:
+    """KL of every row, from log-probabilities."""
+    return (log_first.exp() * (log_first - log_second)).sum(-1)
