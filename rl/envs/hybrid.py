@@ -39,6 +39,8 @@ class HybridSimulator(ABC):
         report: ``mean`` cost per step or ``total`` cost.
         report_from: First step that is reported; steps before it warm up.
         buffer: Steps at either end of an episode that training may leave out of its losses, less than half the horizon.
+        endless: Whether the horizon only cuts a process that goes on, so that a value of the last state is due.
+        differentiable: False where costs carry no gradient; only model-free methods can train there.
         device: Where states, noise and costs live.
         dtype: Their floating type.
     """
@@ -51,6 +53,8 @@ class HybridSimulator(ABC):
     report: Literal["mean", "total"] = "mean"
     report_from: int = 0
     buffer: int = 0
+    endless: bool = False
+    differentiable: bool = True
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
 
