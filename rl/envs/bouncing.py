@@ -21,9 +21,9 @@ class BouncingPoint(HybridSimulator):
     ========  =============  ==================  =========================
 
     with restitution e. The network's raw output sets :math:`z = \pm softplus(r)`, so that the impulse
-    :math:`b = z - p - v` has a boundary that depends on the live state and the declared mode is always the true one. The
-    cost of a period is :math:`(p' - target)^2 + effort \cdot b^2`. For every word of modes the best impulses solve a
-    bounded least-squares problem: ``rl.hpo.references.bouncing`` has the optimum.
+    :math:`b = z - p - v` has a boundary that depends on the live state, and the declared mode is always the true one.
+    The cost of a period is :math:`(p' - target)^2 + effort \cdot b^2`. For every word of modes the best impulses solve
+    a bounded least-squares problem: ``rl.hpo.references.bouncing`` has the optimum.
 
     Args:
         target: Where the point should be, above 0.

@@ -1,4 +1,4 @@
-"""Quadratic bowls: the mode picks a bowl, the action a point in it; the smallest problem that no pathwise step solves."""
+"""Quadratic bowls: the mode picks a bowl, the action a point in it; a pathwise gradient never changes the bowl."""
 
 from collections.abc import Sequence
 

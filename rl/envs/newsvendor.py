@@ -29,7 +29,7 @@ class Newsvendor(HybridSimulator):
 
     Example:
         >>> [round(value, 4) for value in Newsvendor().optimum()]
-        [0.5838, 0.9, 0.7253]
+        [0.5838, 0.9, 0.7963]
     """
 
     n_modes = 2

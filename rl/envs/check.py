@@ -1,0 +1,242 @@
+"""Check a simulator against the protocol: shapes, replay, kept inputs, gradients and undeclared jumps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl.envs.check_smoothness import check_gradients, check_jumps, play_raw
+from rl.envs.hybrid import HybridSimulator, Noise, chosen_action
+from rl.errors import SimulatorError
+
+BATCH = 6  # episodes of every check
+
+
+def check_simulator(simulator: HybridSimulator, *, seed: int = 0, scale: float = 2.0) -> list[str]:
+    r"""Play random episodes and refuse a simulator whose mixed gradient would be wrong.
+
+    With the modes and the noise held fixed, every step is differentiated by autograd and by finite differences along
+    the states that two nearby action sequences reach, and is followed along a line of actions to find jumps: a
+    function that is continuous there changes by ever less on ever shorter pieces.
+
+    Args:
+        simulator: What to check; a copy in float64 is differentiated.
+        seed: Of noise, modes and actions.
+        scale: Standard deviation of the raw actions, and the reach of the search for jumps.
+
+    Returns:
+        What was checked, one sentence each.
+
+    Raises:
+        SimulatorError: For the first breach, in one sentence that names the step and the tensor.
+
+    Example:
+        >>> from rl.envs.newsvendor import Newsvendor
+        >>> for line in check_simulator(Newsvendor()):
+        ...     print(line)
+        1 step of 2 modes and 1 action declared
+        noise, states, observations, actions and costs have their shapes and are finite
+        the same noise and actions give the same costs, for all episodes or a part of them
+        no step writes into its inputs or uses the mode as a number
+        gradients agree with finite differences at every step
+        no jump within a mode
+    """
+    _check_declaration(simulator)
+    done = [
+        f"{_count(simulator.horizon, 'step')} of {_count(simulator.n_modes, 'mode')} and "
+        f"{_count(simulator.action_dim, 'action')} declared"
+    ]
+    noise = _check_noise(simulator, seed)
+    modes, raws = _episode(simulator, noise, seed, scale)
+    done.append("noise, states, observations, actions and costs have their shapes and are finite")
+    _check_replay(simulator, noise, modes, raws)
+    done.append("the same noise and actions give the same costs, for all episodes or a part of them")
+    _check_inputs_are_kept(simulator, noise, modes, raws)
+    done.append("no step writes into its inputs or uses the mode as a number")
+    if not simulator.differentiable:
+        return [*done, "declared not differentiable: gradients and jumps were not checked"]
+    precise = simulator.to(dtype=torch.float64)
+    noise, raws = _cast(noise, torch.float64), raws.double()
+    direction = torch.randn(raws.shape, generator=torch.Generator().manual_seed(seed + 2), dtype=raws.dtype)
+    check_gradients(precise, noise, modes, raws, direction)
+    done.append("gradients agree with finite differences at every step")
+    check_jumps(precise, noise, modes, raws, scale * direction)
+    return [*done, "no jump within a mode"]
+
+
+def _check_declaration(simulator: HybridSimulator) -> None:
+    for name in ("n_modes", "action_dim", "observation_dim", "horizon"):
+        value = getattr(simulator, name, None)
+        if not isinstance(value, int) or value < 1:
+            raise SimulatorError(f"{name} is {value!r}, but it must be a whole number of at least 1; set it")
+    if not 0 < simulator.discount <= 1:
+        raise SimulatorError(f"discount is {simulator.discount}, but it must be above 0 and at most 1")
+    if simulator.report not in ("mean", "total"):
+        raise SimulatorError(f"report is {simulator.report!r}, but it must be 'mean' or 'total'")
+    if not 0 <= simulator.report_from < simulator.horizon or not 0 <= 2 * simulator.buffer < simulator.horizon:
+        raise SimulatorError(
+            f"report_from is {simulator.report_from} and buffer {simulator.buffer}, but they must be at least 0 and "
+            f"leave something of the horizon of {simulator.horizon}"
+        )
+
+
+def _check_noise(simulator: HybridSimulator, seed: int) -> Noise:
+    before = torch.get_rng_state()
+    draws = [simulator.sample_noise(BATCH, torch.Generator().manual_seed(seed)) for _ in range(2)]
+    if not torch.equal(before, torch.get_rng_state()):
+        raise SimulatorError("sample_noise draws from torch's global generator; draw from the one it is given")
+    _check_tensors(simulator, draws[0], "sample_noise", "noise")
+    for name, value in draws[0].items():
+        if not torch.equal(value, draws[1][name]):
+            raise SimulatorError(
+                f"noise['{name}'] differs between two equal generators; draw all of it from the generator"
+            )
+    return draws[0]
+
+
+def _check_tensors(simulator: HybridSimulator, tensors: Any, where: str, kind: str) -> None:
+    if not isinstance(tensors, dict):
+        raise SimulatorError(
+            f"{where} returns a {type(tensors).__name__} as the {kind}, but it must be a dict of tensors"
+        )
+    for name, value in tensors.items():
+        label = f"{kind}['{name}']"
+        if not isinstance(value, Tensor):
+            raise SimulatorError(f"{where}: {label} is a {type(value).__name__}; make it a tensor of {BATCH} episodes")
+        if value.ndim == 0 or len(value) != BATCH:
+            raise SimulatorError(
+                f"{where}: {label} has shape {tuple(value.shape)} in a batch of {BATCH}; keep the batch first and its "
+                "size"
+            )
+        _check_values(simulator, value, where, label)
+
+
+def _check_values(simulator: HybridSimulator, value: Tensor, where: str, label: str) -> None:
+    if not value.is_floating_point():
+        return
+    if value.dtype != simulator.dtype:
+        raise SimulatorError(f"{where}: {label} is {value.dtype}, but the simulator's dtype is {simulator.dtype}")
+    if not value.isfinite().all():
+        wrong = value.detach()[~value.isfinite()][0].item()
+        episode = int((~value.isfinite()).nonzero()[0, 0])
+        raise SimulatorError(f"{where}: {label} is {wrong} in episode {episode}; every cost and state must be finite")
+
+
+def _check_shape(simulator: HybridSimulator, value: Any, shape: tuple[int, ...], where: str, label: str) -> None:
+    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise SimulatorError(f"{where}: {label} has shape {got}, but it must be {shape}")
+    _check_values(simulator, value, where, label)
+
+
+def _episode(simulator: HybridSimulator, noise: Noise, seed: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Play random modes and actions, checking every tensor; returns modes and raw actions, step first."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    shape = (simulator.horizon, BATCH, simulator.n_modes, simulator.action_dim)
+    raws = scale * torch.randn(shape, generator=generator, dtype=torch.float64).to(simulator.dtype)
+    state = simulator.reset(noise)
+    _check_tensors(simulator, state, "reset", "state")
+    modes = []
+    for t in range(simulator.horizon):
+        where = f"step {t}"
+        observation = simulator.observe(state, t)
+        _check_shape(simulator, observation, (BATCH, simulator.observation_dim), where, "the observation")
+        actions = simulator.action_map(raws[t].to(simulator.device), state)
+        _check_shape(simulator, actions, shape[1:], where, "what action_map returns")
+        mask = simulator.mode_mask(state, t)
+        if mask is None:
+            mask = torch.ones(BATCH, simulator.n_modes, dtype=torch.bool)
+        if mask.dtype != torch.bool or mask.shape != (BATCH, simulator.n_modes) or not mask.any(1).all():
+            raise SimulatorError(
+                f"{where}: the mode mask is {mask.dtype} of shape {tuple(mask.shape)}, but it must be boolean of shape "
+                f"{(BATCH, simulator.n_modes)} with a true value in every row"
+            )
+        mode = torch.multinomial(mask.double().cpu(), 1, generator=generator)[:, 0].to(simulator.device)
+        following, cost = simulator.step(state, mode, chosen_action(actions, mode), noise, t)
+        _check_shape(simulator, cost, (BATCH,), where, "the cost")
+        _check_tensors(simulator, following, where, "state")
+        for name, value in following.items():
+            if name not in state or value.shape != state[name].shape:
+                before = tuple(state[name].shape) if name in state else "absent"
+                raise SimulatorError(
+                    f"{where}: state['{name}'] has shape {tuple(value.shape)}, and was {before} before"
+                )
+        if missing := sorted(state.keys() - following.keys()):
+            raise SimulatorError(f"{where}: state['{missing[0]}'] is missing from the next state; return all of it")
+        state = following
+        modes.append(mode)
+    return torch.stack(modes), raws.to(simulator.device)
+
+
+def _check_replay(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor) -> None:
+    first, again = (play_raw(simulator, noise, modes, raws)[1] for _ in range(2))
+    half = BATCH // 2
+    part = play_raw(simulator, {name: value[:half] for name, value in noise.items()}, modes[:, :half], raws[:, :half])[
+        1
+    ]
+    for t in range(simulator.horizon):
+        if not torch.equal(first[t], again[t]):
+            raise SimulatorError(
+                f"step {t}: the cost differs when the same noise and actions are played again; draw everything random "
+                "in sample_noise, and keep nothing between steps but the state"
+            )
+        if not torch.allclose(first[t, :half], part[t], rtol=1e-4, atol=1e-5):
+            raise SimulatorError(
+                f"step {t}: the cost of an episode changes when others leave the batch; episodes must not depend on "
+                "each other"
+            )
+
+
+class _Mode(Tensor):
+    """A mode that refuses to become a floating number, except by being an index."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def plain(value: Any) -> Any:
+            if isinstance(value, cls):
+                return value.as_subclass(Tensor)
+            return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
+
+        result = func(*plain(args), **{key: plain(value) for key, value in (kwargs or {}).items()})
+        name = getattr(func, "__name__", "")
+        if not isinstance(result, Tensor) or any(
+            word in name for word in ("getitem", "gather", "index", "take", "embed")
+        ):
+            return result
+        if result.is_floating_point() and name != "where":
+            raise _ModeAsNumberError(name.strip("_"))
+        return result if result.dtype == torch.bool or name == "one_hot" else result.as_subclass(cls)
+
+
+class _ModeAsNumberError(Exception):
+    """The mode went through arithmetic."""
+
+
+def _check_inputs_are_kept(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor) -> None:
+    states, _ = play_raw(simulator, noise, modes, raws)
+    for t in range(simulator.horizon):
+        state = {name: value.clone() for name, value in states[t].items()}
+        action = chosen_action(simulator.action_map(raws[t], state), modes[t])
+        inputs = {f"state['{name}']": value for name, value in state.items()}
+        inputs |= {f"noise['{name}']": value for name, value in noise.items()} | {"the action": action}
+        versions = {name: value._version for name, value in inputs.items()}
+        try:
+            simulator.step(state, modes[t].as_subclass(_Mode), action, noise, t)
+        except _ModeAsNumberError as error:
+            raise SimulatorError(
+                f"step {t}: the mode is used as a number (by '{error}'); index a table with it or compare it, as in "
+                "torch.where(mode == 1, ...)"
+            ) from None
+        for name, value in inputs.items():
+            if value._version != versions[name]:
+                raise SimulatorError(f"step {t} writes into {name} in place; build a new tensor instead")
+
+
+def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")

@@ -1,0 +1,131 @@
+"""Several stores behind one warehouse: two fixed costs, four modes, and shipments that share what the warehouse has."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from rl.envs.hybrid import HybridSimulator, Noise, State
+from rl.envs.inventory import advance, per_item
+
+
+class Stores(HybridSimulator):
+    r"""A warehouse orders from a supplier that never runs out, and ships to stores with Poisson demand.
+
+    The mode says whether the warehouse orders (fixed cost ``order_cost``) and whether a truck leaves for the stores
+    (fixed cost ``truck_cost``): 0 neither, 1 order, 2 truck, 3 both. The action is the quantity ordered and what every
+    store gets. Stores ask for :math:`w_i = \mu_i\, softplus(r_i + 1)`; if that is more than the warehouse holds, all
+    get the same share of it: :math:`w_i \min(1, W / \sum_j w_j)`, a bound that keeps its gradient.
+
+    A period costs, per store, the fixed costs, ``warehouse_holding`` for every unit that stays in the warehouse, and
+    ``holding`` and ``shortage`` in the stores as in :class:`~rl.envs.inventory.Inventory`, whose order of events is
+    kept. Episodes start empty.
+
+    Args:
+        mean: Mean demand of the n stores in a period, each above 0.
+        holding: Cost of a unit left in a store for a period; one per store, or one for all.
+        shortage: Cost of a missing unit.
+        warehouse_holding: Cost of a unit in the warehouse for a period.
+        order_cost: Fixed cost of an order of the warehouse.
+        truck_cost: Fixed cost of a truck.
+        warehouse_lead_time: Periods from the supplier to the warehouse, at least 1.
+        store_lead_time: Periods from the warehouse to the stores, at least 1.
+        horizon: Periods of an episode.
+        unmet: What happens to demand that is not met: ``backlog`` waits, ``lost`` leaves.
+        dtype: Floating type of the simulation.
+
+    Raises:
+        ValueError: If a mean is not above 0, a cost is negative, a lead time below 1, or lengths differ.
+    """
+
+    n_modes = 4
+    discount = 0.95
+    report_from = 16
+    buffer = 20
+    endless = True
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        holding: float | Sequence[float] = 1.0,
+        shortage: float | Sequence[float] = 9.0,
+        *,
+        warehouse_holding: float = 0.5,
+        order_cost: float = 100.0,
+        truck_cost: float = 50.0,
+        warehouse_lead_time: int = 3,
+        store_lead_time: int = 2,
+        horizon: int = 100,
+        unmet: Literal["backlog", "lost"] = "backlog",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.dtype = dtype
+        self.mean = torch.as_tensor(mean, dtype=dtype)
+        stores = len(self.mean)
+        self.holding = per_item(holding, stores, "holding", dtype)
+        self.shortage = per_item(shortage, stores, "shortage", dtype)
+        if not (self.mean > 0).all():
+            raise ValueError(f"the mean demands are {self.mean.tolist()}, but each must be above 0")
+        if min(warehouse_holding, order_cost, truck_cost) < 0 or min(warehouse_lead_time, store_lead_time) < 1:
+            raise ValueError(
+                f"the warehouse's holding cost is {warehouse_holding}, the fixed costs {order_cost} and {truck_cost}, "
+                f"and the lead times {warehouse_lead_time} and {store_lead_time}, but no cost may be negative, and a "
+                "lead time must be at least 1"
+            )
+        self.warehouse_holding, self.order_cost, self.truck_cost = warehouse_holding, order_cost, truck_cost
+        self.warehouse_lead_time, self.store_lead_time = warehouse_lead_time, store_lead_time
+        self.horizon, self.unmet, self.action_dim = horizon, unmet, stores + 1
+        self.observation_dim = stores * store_lead_time + warehouse_lead_time
+        self.buffer, self.report_from = min(self.buffer, horizon // 5), min(self.report_from, horizon // 5)
+        self.orders = torch.tensor([False, True, False, True])
+        self.trucks = torch.tensor([False, False, True, True])
+
+    def sample_noise(self, batch: int, generator: torch.Generator) -> Noise:
+        """Demand (batch, horizon, stores)."""
+        rate = self.mean.to(generator.device).expand(batch, self.horizon, -1)
+        return {"demand": torch.poisson(rate, generator=generator).to(self.device)}
+
+    def reset(self, noise: Noise) -> State:
+        """Empty stores (batch, n), an empty warehouse (batch, 1), and nothing under way to either."""
+        empty = torch.zeros_like(noise["demand"][:, 0])
+        return {
+            "stock": empty,
+            "under_way": empty.unsqueeze(1).expand(-1, self.store_lead_time - 1, -1),
+            "warehouse": empty[:, :1],
+            "ordered": empty[:, :1].unsqueeze(1).expand(-1, self.warehouse_lead_time - 1, -1),
+        }
+
+    def observe(self, state: State, t: int) -> Tensor:
+        """All stocks and everything under way, in mean demands: of the store, or of all stores together."""
+        stores = torch.cat([state["stock"].unsqueeze(1), state["under_way"]], dim=1) / self.mean
+        warehouse = torch.cat([state["warehouse"].unsqueeze(1), state["ordered"]], dim=1) / self.mean.sum()
+        return torch.cat([stores.flatten(1), warehouse.flatten(1)], dim=1)
+
+    def action_map(self, raw: Tensor, state: State) -> Tensor:
+        """A quantity at or above 0, and shipments that together are at most what the warehouse holds."""
+        quantity = self.mean.sum() * softplus(raw[..., :1] + 1)
+        wanted = self.mean * softplus(raw[..., 1:] + 1)
+        share = (state["warehouse"].unsqueeze(1) / wanted.sum(dim=2, keepdim=True)).clamp(max=1)
+        return torch.cat([quantity, wanted * share], dim=2)
+
+    def step(self, state: State, mode: Tensor, action: Tensor, noise: Noise, t: int) -> tuple[State, Tensor]:
+        """Order and ship, meet demand, receive what is due."""
+        ordering, driving = self.orders[mode].unsqueeze(1), self.trucks[mode].unsqueeze(1)
+        ordered, shipped = torch.where(ordering, action[:, :1], 0.0), torch.where(driving, action[:, 1:], 0.0)
+        left = state["stock"] - noise["demand"][:, t]
+        kept = state["warehouse"] - shipped.sum(dim=1, keepdim=True)
+        carrying = (self.holding * left.clamp(min=0) + self.shortage * (-left).clamp(min=0)).sum(dim=1, keepdim=True)
+        fixed = self.order_cost * ordering + self.truck_cost * driving
+        cost = (carrying + self.warehouse_holding * kept + fixed).squeeze(1) / len(self.mean)
+        to_stores, under_way = advance(state["under_way"], shipped)
+        to_warehouse, on_order = advance(state["ordered"], ordered)
+        stock = left.clamp(min=0) if self.unmet == "lost" else left
+        following = {
+            "stock": stock + to_stores,
+            "under_way": under_way,
+            "warehouse": kept + to_warehouse,
+            "ordered": on_order,
+        }
+        return following, cost
