@@ -84,8 +84,7 @@ def mixed_surrogate(
         Both parts, (batch,) each.
     """
     first = decisions.start or 0
-    steps = torch.arange(costs.shape[1], device=costs.device)
-    weights = discount**steps
+    weights = discount ** torch.arange(costs.shape[1], device=costs.device, dtype=costs.dtype)
     pathwise = (weights * costs)[:, first:].sum(1)
     if tails is not None:
         pathwise = pathwise + tails.sum(1)
@@ -110,7 +109,7 @@ def window_tails(values: Tensor, steps: Tensor, discount: float = 1.0) -> Tensor
     Returns:
         (batch, windows).
     """
-    return values * discount**steps
+    return values * discount ** steps.to(values.dtype)
 
 
 def advantages_of(costs: Tensor, values: Tensor, *, discount: float = 1.0, trace: float = 1.0) -> Tensor:
