@@ -1,0 +1,421 @@
+"""Constrained Self-Play as a LightningModule: the proxy learns first and faster, held to the data; then the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import lightning
+import torch
+from torch import Tensor, distributed, nn
+
+from rl.csp.cloning import clone, likelihood
+from rl.csp.data import Iteration
+from rl.csp.loading import load_game, load_pairs
+from rl.csp.pairs import Coverage, Pairs, PairSampler
+from rl.csp.policies import Critic, GatedPolicy, SeatPolicy
+from rl.csp.rollout import Episodes, join, play
+from rl.csp.update import Divergence, Settings, data_term, next_coefficient, update_side
+from rl.envs.markov_game import BatchedGame
+
+
+class CSPModule(lightning.LightningModule):  # type: ignore[misc]
+    r"""Adapt a policy to a target known only through data, for the worst target that agrees with the data.
+
+    An iteration is ``proxy_updates`` updates of the proxy, each on new episodes against the present agent with minus
+    our reward and the data term, then one update of the agent. The update itself is :mod:`rl.csp.update`.
+
+    The constraint is
+
+    - ``penalty``: C times the data term, with C fixed;
+    - ``lagrangian``: C follows the excess of the data term over that of the fitted model, above a floor;
+    - ``gate``: the proxy plays the fitted model with probability :math:`\kappa(o) = limit \cdot n / (n + count)` and a
+      free policy otherwise, so that it agrees with the data by construction.
+
+    The same module is every baseline, see :mod:`rl.csp.baselines`: with C = 0 it is self-play, with ``model_share`` 1
+    the best response to a model fitted to the data (BC-First), in between a restricted Nash response, and so on.
+
+    Logged, by update: `train/return`, ours in the agent's episodes; `train/return_proxy`, in the proxy's;
+    `train/excess`, by how much the data are less likely under the proxy than under the model, in nats a dimension, to
+    be watched over the whole run; `train/kl_data`, the KL(model, proxy) on the data; `train/coefficient`, C; and for
+    either side `entropy`, `clip_fraction`, `kl`, `policy_loss` and `value_loss`. By validation: `return_proxy`,
+    `return_model`, `return_pool` and `excess`, on held-out data.
+
+    Args:
+        game: A game, or the import path of a subclass of `BatchedGame`; only a path is kept in checkpoints, so with an
+            object pass it to `load_from_checkpoint` again.
+        data: The target's data: `Pairs`, or the path of a data file; likewise.
+        game_args: Arguments of the class at that path.
+        model: A fixed policy in place of the one fitted to the data: with the true target, the oracle.
+        hidden: Widths of the layers of every network.
+        memory: Width of a GRU in both policies; 0 for none.
+        chunk: Length of the sequences that recurrent policies are trained on.
+        normalise: Layer normalisation of observations.
+        log_std: Initial log standard deviation of real actions.
+        agent_rate: Of Adam, for the agent and its critic.
+        proxy_rate: Likewise for the proxy.
+        final_rate: Rates fall linearly to this fraction.
+        constraint: See above.
+        coefficient: C, at least 0; where it starts, for ``lagrangian``.
+        divergence: nll (default), forward or reverse, see :func:`rl.csp.update.data_term`.
+        slack: Excess in nats that ``lagrangian`` aims at, and that a proxy of the pool may have.
+        dual_rate: Of ``lagrangian``.
+        floor: Lowest C of ``lagrangian``.
+        ceiling: Highest.
+        gate_count: Of ``gate``: how many visits make it half sure.
+        gate_limit: Of ``gate``: how sure it can get, in [0, 1].
+        count_power: States weigh :math:`n(s)^{power}` in the data term: 0 all alike, 1 by visits.
+        radius: When observations count as the same state, see `Coverage`.
+        data_batch: Pairs of a step.
+        warm_start: Begin the proxy at the fitted model.
+        proxy_updates: Updates of the proxy before each of the agent's.
+        model_share: Share of the agent's episodes that are played against the fitted model.
+        models: Models fitted from different seeds; episodes against the model are dealt out to them.
+        pool: Snapshots of the proxy to keep; 0 for none.
+        pool_share: Share of the agent's other episodes that are played against them.
+        pool_every: Iterations between two snapshots.
+        entropy_start: Weight of the entropy bonus at the start.
+        entropy_end: From ``entropy_until`` on.
+        entropy_until: Share of the training after which the bonus stays.
+        discount: Of the advantages; None takes the game's.
+        trace: Lambda of the advantages.
+        clip: PPO's epsilon.
+        value: Weight of the value loss.
+        epochs: Passes over the episodes of an update.
+        minibatches: Steps of a pass.
+        max_norm: Gradients of a side are clipped to this norm.
+        held_out: Share of the data's episodes that are held out.
+        seed: Of the initial weights, the split of the data and the fit of the model.
+    """
+
+    def __init__(
+        self,
+        game: BatchedGame | str,
+        data: Pairs | str,
+        game_args: dict[str, Any] | None = None,
+        *,
+        model: nn.Module | None = None,
+        hidden: Sequence[int] = (64, 64),
+        memory: int = 0,
+        chunk: int = 10,
+        normalise: bool = False,
+        log_std: float = -0.5,
+        agent_rate: float = 3e-3,
+        proxy_rate: float = 3e-3,
+        final_rate: float = 1.0,
+        constraint: Literal["penalty", "lagrangian", "gate"] = "penalty",
+        coefficient: float = 30.0,
+        divergence: Divergence = "nll",
+        slack: float = 0.02,
+        dual_rate: float = 0.5,
+        floor: float = 10.0,
+        ceiling: float = 1e3,
+        gate_count: float = 1.0,
+        gate_limit: float = 1.0,
+        count_power: float = 0.0,
+        radius: float = 0.0,
+        data_batch: int = 512,
+        warm_start: bool = True,
+        proxy_updates: int = 2,
+        model_share: float = 0.0,
+        models: int = 1,
+        pool: int = 0,
+        pool_share: float = 0.5,
+        pool_every: int = 10,
+        entropy_start: float = 0.1,
+        entropy_end: float = 0.002,
+        entropy_until: float = 0.8,
+        discount: float | None = None,
+        trace: float = 0.95,
+        clip: float = 0.2,
+        value: float = 0.5,
+        epochs: int = 4,
+        minibatches: int = 1,
+        max_norm: float = 10.0,
+        held_out: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        hidden = list(hidden)
+        kept = [name for name, x in (("game", game), ("data", data)) if not isinstance(x, str)]
+        self.save_hyperparameters(ignore=[*kept, "model"])
+        _check(self.hparams)
+        self.game = load_game(game, game_args) if isinstance(game, str) else game
+        pairs = load_pairs(data, self.game) if isinstance(data, str) else data
+        self.train_pairs, self.held_out_pairs = pairs.split(held_out, seed)
+        self.sampler = PairSampler(
+            self.train_pairs, power=count_power, radius=radius, batch=data_batch, sequences=memory > 0
+        )
+        self.counts = Coverage(self.train_pairs.observations, radius)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._build(model)
+        self.coefficient: Tensor
+        self.pooled: Tensor
+        self.register_buffer("coefficient", torch.tensor(float(coefficient)))
+        self.register_buffer("pooled", torch.zeros((), dtype=torch.long))
+        self.automatic_optimization = False
+
+    def new_policy(self, seat: str) -> SeatPolicy:
+        """A policy of a seat with new weights."""
+        hp, game = self.hparams, self.game
+        return SeatPolicy(
+            game.observation_dim[seat],
+            game.n_actions[seat],
+            game.action_dim[seat],
+            hp["hidden"],
+            memory=hp["memory"],
+            normalise=hp["normalise"],
+            log_std=hp["log_std"],
+        )
+
+    def new_critic(self) -> Critic:
+        """A critic with new weights."""
+        inputs = sum(self.game.players[seat] * self.game.observation_dim[seat] for seat in self.game.seats)
+        return Critic(inputs, self.hparams["hidden"], normalise=self.hparams["normalise"])
+
+    def _build(self, model: nn.Module | None) -> None:
+        hp = self.hparams
+        ours, theirs = self.game.seats
+        self.agent, self.free = self.new_policy(ours), self.new_policy(theirs)
+        self.agent_critic, self.proxy_critic = self.new_critic(), self.new_critic()
+        # Fitted in the run itself, so they belong into its checkpoints, unlike a teacher that comes from elsewhere.
+        models = [self.new_policy(theirs) for _ in range(hp["models"])] if model is None else [model]
+        self.models = nn.ModuleList(models).requires_grad_(False)
+        self.given = model is not None
+        self.pool = nn.ModuleList(self.new_policy(theirs) for _ in range(hp["pool"])).requires_grad_(False)
+        self.proxy: nn.Module = self.free
+        if hp["constraint"] == "gate":
+            self.proxy = GatedPolicy(cast(SeatPolicy, self.models[0]), self.free, self._confidence)
+
+    # ------------------------------------------------------------------ the algorithm
+
+    def setup(self, stage: str) -> None:
+        """Fit the model and begin the proxy at it, unless a checkpoint is about to bring both."""
+        if stage == "fit" and self.trainer.ckpt_path is None:
+            self.warm_up()
+
+    def warm_up(self) -> None:
+        """Fit the models to the data, and begin the proxy at the first."""
+        hp = self.hparams
+        how = {"power": hp["count_power"], "radius": hp["radius"]}
+        if not self.given:
+            for number, model in enumerate(self.models):
+                generator = torch.Generator().manual_seed(hp["seed"] + number)
+                model.requires_grad_(True)
+                clone(cast(SeatPolicy, model), self.train_pairs, self.held_out_pairs, generator, **how)
+                model.requires_grad_(False)
+            if hp["warm_start"] and hp["constraint"] != "gate":
+                self.free.load_state_dict(self.models[0].state_dict())
+
+    def training_step(self, batch: Iteration, batch_index: int) -> None:
+        """One iteration: the proxy a few times, then the agent."""
+        hp, generator = self.hparams, batch.generator()
+        ours, theirs = self.game.seats
+        agent_steps, proxy_steps = cast(Any, self.optimizers())
+        for _ in range(hp["proxy_updates"] if self.learns_proxy else 0):
+            episodes = play(self.game, (self.agent, self.proxy), batch.episodes, generator)
+            report = update_side(
+                self.proxy,
+                self.proxy_critic,
+                episodes.experience(theirs, sign=-1.0),
+                self.settings(float(self.coefficient) if self.held_to_data else 0.0, self.progress),
+                lambda loss: self._descend(loss, proxy_steps, self.free, self.proxy_critic),
+                generator,
+                draw_data=lambda: self.sampler.draw(generator),
+                model=self.models[0],
+                reduce=self._over_processes,
+            )
+            self._note("proxy", report)
+            self.log("train/return_proxy", self._over_processes(episodes.returns.mean()))
+            self._follow_constraint(generator)
+        episodes = self._agents_episodes(batch.episodes, generator)
+        report = update_side(
+            self.agent,
+            self.agent_critic,
+            episodes.experience(ours, sign=1.0),
+            self.settings(progress=self.progress),
+            lambda loss: self._descend(loss, agent_steps, self.agent, self.agent_critic),
+            generator,
+            reduce=self._over_processes,
+        )
+        self._note("agent", report)
+        self.log("train/return", self._over_processes(episodes.returns.mean()), prog_bar=True)
+        if hp["pool"] and batch.number % hp["pool_every"] == 0 and self.excess() <= hp["slack"]:
+            self.pool[int(self.pooled) % hp["pool"]].load_state_dict(self.free.state_dict())
+            self.pooled += 1
+
+    @property
+    def learns_proxy(self) -> bool:
+        """Whether there is a proxy at all: not where every episode is played against the model."""
+        return bool(self.hparams["model_share"] < 1)
+
+    @property
+    def held_to_data(self) -> bool:
+        """Whether the proxy has a data term: not with a gate, nor with C = 0."""
+        return bool(self.hparams["constraint"] != "gate" and self.hparams["coefficient"] > 0)
+
+    def opponents(self) -> list[nn.Module]:
+        """The policies of the pool that were filled."""
+        return list(self.pool)[: int(self.pooled)]
+
+    def _agents_episodes(self, episodes: int, generator: torch.Generator) -> Episodes:
+        """Episodes against the models, the pool and the proxy, in their shares."""
+        hp = self.hparams
+        against_models = round(hp["model_share"] * episodes)
+        pool = self.opponents()
+        against_pool = round(hp["pool_share"] * (episodes - against_models)) if pool else 0
+        shares = [(self.proxy, episodes - against_models - against_pool)]
+        if against_pool:
+            chosen = int(torch.randint(len(pool), (), generator=generator))
+            shares.append((pool[chosen], against_pool))
+        for number, model in enumerate(self.models):
+            shares.append(
+                (model, against_models * (number + 1) // len(self.models) - against_models * number // len(self.models))
+            )
+        return join([play(self.game, (self.agent, other), count, generator) for other, count in shares if count])
+
+    def settings(self, coefficient: float = 0.0, progress: float = 1.0) -> Settings:
+        """Coefficients of an update.
+
+        Args:
+            coefficient: C.
+            progress: Share of the training that is done; it decides the entropy bonus.
+        """
+        hp = self.hparams
+        annealed = min(1.0, progress / hp["entropy_until"]) if hp["entropy_until"] > 0 else 1.0
+        return Settings(
+            discount=self.game.discount if hp["discount"] is None else hp["discount"],
+            trace=hp["trace"],
+            clip=hp["clip"],
+            entropy=hp["entropy_start"] + (hp["entropy_end"] - hp["entropy_start"]) * annealed,
+            value=hp["value"],
+            coefficient=coefficient,
+            divergence=hp["divergence"],
+            epochs=hp["epochs"],
+            minibatches=hp["minibatches"],
+            chunk=hp["chunk"] if hp["memory"] else 1,
+        )
+
+    def _descend(self, loss: Tensor, optimizer: Any, *learning: nn.Module) -> None:
+        optimizer.zero_grad()
+        if self._world > 1:  # data-parallel training waits for the gradient of every parameter
+            loss = loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+        self.manual_backward(loss)
+        nn.utils.clip_grad_norm_(
+            [p for module in learning for p in module.parameters() if p.requires_grad], self.hparams["max_norm"]
+        )
+        optimizer.step()
+
+    @torch.no_grad()
+    def _follow_constraint(self, generator: torch.Generator) -> None:
+        """Note how well the proxy agrees with the data, and let C follow where it is to."""
+        hp, data = self.hparams, self.sampler.draw(generator)
+        proxy, model = (policy(data.observations, data.masks, None)[0] for policy in (self.proxy, self.models[0]))
+        excess = float(self._over_processes(data_term(proxy, data) - data_term(model, data)))
+        if hp["constraint"] == "lagrangian":
+            bounds = {"rate": hp["dual_rate"], "floor": hp["floor"], "ceiling": hp["ceiling"]}
+            self.coefficient.fill_(next_coefficient(float(self.coefficient), excess, hp["slack"], **bounds))
+        self.log_dict({"train/excess": excess, "train/coefficient": self.coefficient})
+        if hp["constraint"] != "gate":
+            self.log("train/kl_data", data_term(proxy, data, "forward", model))
+
+    def _confidence(self, observations: Tensor) -> Tensor:
+        counts = self.counts(observations)
+        return self.hparams["gate_limit"] * counts / (counts + self.hparams["gate_count"])
+
+    def excess(self, *, held_out: bool = False) -> float:
+        """By how much the data are less likely under the proxy than under the model, in nats a dimension."""
+        pairs = self.held_out_pairs if held_out else self.train_pairs
+        return likelihood(self.proxy, pairs) - likelihood(self.models[0], pairs)
+
+    # ------------------------------------------------------------------ optimisation and processes
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for the agent with its critic, and for the proxy with its own."""
+        hp = self.hparams
+        sides = ((self.agent, self.agent_critic, hp["agent_rate"]), (self.free, self.proxy_critic, hp["proxy_rate"]))
+        return [
+            torch.optim.Adam(
+                [{"params": [*policy.parameters(), *critic.parameters()], "initial": rate}], rate, eps=1e-5
+            )
+            for policy, critic, rate in sides
+        ]
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]; 0 where the trainer has no number of epochs."""
+        trainer = self.trainer
+        if trainer.max_epochs is None or trainer.max_epochs < 1:
+            return 0.0
+        done = trainer.current_epoch * trainer.num_training_batches + trainer.fit_loop.epoch_loop.batch_idx
+        return min(1.0, done / (trainer.max_epochs * trainer.num_training_batches))
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Set the rates of this iteration and bring everything to the device."""
+        factor = 1 + (self.hparams["final_rate"] - 1) * self.progress
+        for optimizer in cast(Any, self.optimizers(use_pl_optimizer=False)):
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial"] * factor
+        self.sampler.to(self.device)
+
+    @property
+    def _world(self) -> int:
+        return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+    def _over_processes(self, value: Tensor) -> Tensor:
+        """Mean over processes."""
+        if self._world == 1:
+            return value
+        value = value.detach().clone()
+        distributed.all_reduce(value)
+        return value / self._world
+
+    # ------------------------------------------------------------------ evaluation
+
+    def _note(self, side: str, report: dict[str, Tensor]) -> None:
+        self.log_dict({f"train/{side}_{name}": x for name, x in report.items() if name != "data"})
+
+    def validation_step(self, batch: Iteration, batch_index: int) -> None:
+        """Returns against everyone there is, on the fixed validation chance."""
+        self._evaluate("validation", batch)
+
+    def test_step(self, batch: Iteration, batch_index: int) -> None:
+        """Likewise on episodes of the test."""
+        self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: Iteration) -> None:
+        others = {"proxy": self.proxy, "model": self.models[0]}
+        if pool := self.opponents():
+            others["pool"] = pool[-1]
+        returns = {}
+        for name, other in others.items():
+            episodes = play(self.game, (self.agent, other), batch.episodes, batch.generator())
+            returns[f"{stage}/return_{name}"] = self._over_processes(episodes.returns.mean())
+        if self.learns_proxy:
+            returns[f"{stage}/excess"] = torch.tensor(self.excess(held_out=True))
+        self.log_dict(returns, prog_bar=True, batch_size=1)
+
+
+def _check(hp: Any) -> None:
+    """Refuse values that no training could use."""
+    bounds = {
+        "coefficient": (0, None),
+        "slack": (1e-12, None),
+        "proxy_updates": (1, None),
+        "models": (1, None),
+        "pool": (0, None),
+        "model_share": (0, 1),
+        "pool_share": (0, 1),
+        "gate_limit": (0, 1),
+        "count_power": (0, 1),
+        "radius": (0, None),
+        "epochs": (1, None),
+        "minibatches": (1, None),
+        "held_out": (0, 1),
+    }
+    for name, (low, high) in bounds.items():
+        value = hp[name]
+        if not (value >= low and (high is None or value <= high)):
+            accepted = f"at least {low:g}" if high is None else f"from {low} to {high}"
+            raise ValueError(f"{name} is {value}, but it must be {accepted}.")

@@ -1,0 +1,145 @@
+"""The target's data in memory, as the data term wants them: equal pairs counted once, weighted by how often seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rl.csp.update import DataBatch
+
+REFERENCE_ROWS = 4096  # what counting compares with at most
+
+
+class Pairs(NamedTuple):
+    """Observations and actions of the target, in the order they were seen.
+
+    Attributes:
+        observations: float32 (n, O).
+        actions: int64 (n,) or float32 (n, D).
+        masks: Legal actions, boolean (n, A), or None.
+        episodes: Which episode and player each is of, int64 (n,); equal numbers stand together.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    masks: Tensor | None
+    episodes: Tensor
+
+    def rows(self, index: Tensor) -> Pairs:
+        """Some of the pairs."""
+        return Pairs(*(None if x is None else x[index] for x in self))
+
+    def split(self, share: float, seed: int) -> tuple[Pairs, Pairs]:
+        """Training and held-out pairs, split by whole episodes; with a single episode both are all of it.
+
+        Args:
+            share: Of the episodes that are held out, at least one.
+            seed: Decides which.
+        """
+        names = self.episodes.unique()
+        if len(names) < 2:
+            return self, self
+        generator = torch.Generator().manual_seed(seed)
+        held = names[torch.randperm(len(names), generator=generator)[: max(1, round(share * len(names)))]]
+        out = torch.isin(self.episodes, held)
+        return self.rows((~out).nonzero().squeeze(1)), self.rows(out.nonzero().squeeze(1))
+
+
+class Coverage:
+    """How often the data saw an observation, or one near it.
+
+    Args:
+        observations: Of the data, (n, O).
+        radius: What counts as near: the largest difference in any entry, in standard deviations of that entry over the
+            data; 0 for exact equality.
+    """
+
+    def __init__(self, observations: Tensor, radius: float = 0.0) -> None:
+        rows, counts = observations.unique(dim=0, return_counts=True)
+        if len(rows) > REFERENCE_ROWS:
+            index = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:REFERENCE_ROWS]
+            counts = counts[index] * (len(observations) / counts[index].sum())
+            rows = rows[index]
+        self.scale = observations.std(0, correction=0).clamp(min=1e-6)
+        self.rows, self.counts, self.radius = rows / self.scale, counts.float(), radius
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        """Counts (...) of observations (..., O)."""
+        flat = (observations.flatten(0, -2) / self.scale.to(observations)).to(self.rows)
+        found = []
+        for block in flat.split(1024):
+            near = torch.cdist(block[None], self.rows[None], p=float("inf"))[0] <= self.radius + 1e-4
+            found.append(near.float() @ self.counts)
+        return torch.cat(found).reshape(observations.shape[:-1]).to(observations)
+
+
+class PairSampler:
+    r"""Batches for the data term.
+
+    State s, seen n(s) times, has the weight :math:`w_s \propto n(s)^{power}`: 1 counts every step alike, 0 every state
+    alike, so that rare states cannot escape, 1/2 gives a state a slack like :math:`1/\sqrt{n(s)}`.
+
+    Args:
+        pairs: The data.
+        power: In [0, 1].
+        radius: See `Coverage`.
+        batch: Pairs of a batch; when there are no more than that, every batch is all of them and has no noise.
+        sequences: Give whole episodes instead, for recurrent policies.
+    """
+
+    def __init__(
+        self, pairs: Pairs, *, power: float = 0.0, radius: float = 0.0, batch: int = 512, sequences: bool = False
+    ) -> None:
+        counts = Coverage(pairs.observations, radius)(pairs.observations).clamp(min=1)
+        weights = counts ** (power - 1)
+        self.batch = batch
+        self.whole = _episodes(pairs, weights) if sequences else _unique(pairs, weights)
+
+    def draw(self, generator: torch.Generator) -> DataBatch:
+        """A batch of pairs or episodes, drawn by their weights."""
+        whole = self.whole
+        total = whole.weights.sum(0)
+        length = int((whole.weights > 0).sum(0).max())
+        size = max(1, self.batch // length)
+        if len(total) <= size:
+            return whole
+        chosen = torch.multinomial(total.cpu(), size, replacement=True, generator=generator).to(total.device)
+        weights = whole.weights[:, chosen] / total[chosen] / size
+        masks = None if whole.masks is None else whole.masks[:, chosen]
+        return DataBatch(whole.observations[:, chosen], whole.actions[:, chosen], masks, weights)
+
+    def to(self, device: torch.device) -> PairSampler:
+        """Move the data."""
+        self.whole = DataBatch(*(None if x is None else x.to(device) for x in self.whole))  # type: ignore[arg-type]
+        return self
+
+
+def _unique(pairs: Pairs, weights: Tensor) -> DataBatch:
+    """Distinct (observation, action, mask) with the sum of their weights, as sequences of length 1."""
+    actions = pairs.actions[:, None] if pairs.actions.dim() == 1 else pairs.actions
+    parts: Sequence[Tensor] = [pairs.observations, actions] + ([] if pairs.masks is None else [pairs.masks])
+    table = torch.cat([part.double() for part in parts], 1)
+    _, group = table.unique(dim=0, return_inverse=True)
+    size = int(group.max()) + 1
+    first = torch.full((size,), len(group)).scatter_reduce(0, group, torch.arange(len(group)), "amin")
+    summed = torch.zeros(size, dtype=weights.dtype).index_add(0, group, weights)
+    rows = pairs.rows(first)
+    masks = None if rows.masks is None else rows.masks[None]
+    return DataBatch(rows.observations[None], rows.actions[None], masks, (summed / summed.sum())[None])
+
+
+def _episodes(pairs: Pairs, weights: Tensor) -> DataBatch:
+    """Whole episodes, padded at the end with pairs of weight 0."""
+    _, lengths = pairs.episodes.unique_consecutive(return_counts=True)
+
+    def pad(x: Tensor) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(list(x.split(lengths.tolist())))
+
+    masks = pairs.masks
+    padded = None if masks is None else pad(masks)
+    if padded is not None:
+        padded = padded | ~padded.any(-1, keepdim=True)
+    return DataBatch(pad(pairs.observations), pad(pairs.actions), padded, pad(weights / weights.sum()))
