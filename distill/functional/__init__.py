@@ -1,6 +1,7 @@
 """Distillation losses as pure functions: tensors in, a scalar out; one file each."""
 
 from distill.functional.binary_kd import binary_kd
+from distill.functional.chunked import ChunkedLoss, LanguageHead, chunked_kd
 from distill.functional.correlation import correlation
 from distill.functional.crd import crd
 from distill.functional.ctkd import bounded_temperature, curriculum_strength, reverse_gradient
@@ -13,10 +14,15 @@ from distill.functional.mlkd import multi_temperature
 from distill.functional.review import hierarchical_context
 from distill.functional.rkd import rkd
 from distill.functional.standardise import standardise
+from distill.functional.vocabulary import align_vocabularies
 
 __all__ = [
+    "ChunkedLoss",
+    "LanguageHead",
+    "align_vocabularies",
     "binary_kd",
     "bounded_temperature",
+    "chunked_kd",
     "correlation",
     "crd",
     "curriculum_strength",

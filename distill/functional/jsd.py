@@ -43,17 +43,58 @@ def generalised_jsd(
     """
     check_logits(student, teacher)
     check_temperature(temperature)
+    check_beta(beta)
+    log_student, log_teacher = (F.log_softmax(z / temperature, -1) for z in (student, teacher))
+    return temperature**2 * weighted_mean(jsd_rows(log_student, log_teacher, beta), weight)
+
+
+def check_beta(beta: float) -> None:
+    """Refuse a beta outside [0, 1]."""
     if not 0 <= beta <= 1:
         raise ValueError(f"beta is {beta}, but it must be from 0 (forward KL) to 1 (reverse KL)")
-    log_student, log_teacher = (F.log_softmax(z / temperature, -1) for z in (student, teacher))
+
+
+def jsd_rows(log_student: Tensor, log_teacher: Tensor, beta: float) -> Tensor:
+    """The generalised divergence of every row, as `generalised_jsd` defines it.
+
+    Args:
+        log_student: Log-probabilities, shape (rows, classes).
+        log_teacher: Log-probabilities, shape (rows, classes).
+        beta: From 0 to 1.
+
+    Returns:
+        Shape (rows,), at least 0.
+    """
     if beta == 0:
-        rows = _kl(log_teacher, log_student)
-    elif beta == 1:
-        rows = _kl(log_student, log_teacher)
-    else:
-        log_mixture = torch.logaddexp(log_teacher + math.log(beta), log_student + math.log1p(-beta))
-        rows = beta * _kl(log_teacher, log_mixture) + (1 - beta) * _kl(log_student, log_mixture)
-    return temperature**2 * weighted_mean(rows, weight)
+        return _kl(log_teacher, log_student)
+    if beta == 1:
+        return _kl(log_student, log_teacher)
+    log_mixture = _log_mixture(log_student, log_teacher, beta)
+    return beta * _kl(log_teacher, log_mixture) + (1 - beta) * _kl(log_student, log_mixture)
+
+
+def jsd_gradient(log_student: Tensor, log_teacher: Tensor, beta: float) -> Tensor:
+    r"""Gradient of `jsd_rows` by the student's softened logits, in closed form.
+
+    :math:`p_s - p_t` for the forward KL, and :math:`p_s (g - \sum_c p_s g)` otherwise, with the score
+    :math:`g = \log(p_s / p_t)` at beta 1 and :math:`(1 - \beta) \log(p_s / m)` between: the other terms of the
+    derivative sum to a constant, which the softmax removes.
+
+    Args:
+        log_student: Log-probabilities, shape (rows, classes).
+        log_teacher: Log-probabilities, shape (rows, classes).
+        beta: From 0 to 1.
+
+    Returns:
+        Shape (rows, classes).
+    """
+    student = log_student.exp()
+    if beta == 0:
+        return student.sub_(log_teacher.exp())
+    scale = 1.0 if beta == 1 else 1 - beta
+    score = log_student - (log_teacher if beta == 1 else _log_mixture(log_student, log_teacher, beta))
+    mean = (student * score).sum(-1, keepdim=True)
+    return student.mul_(score.sub_(mean)).mul_(scale)
 
 
 def weighted_mean(rows: Tensor, weight: Tensor | None) -> Tensor:
@@ -66,15 +107,29 @@ def weighted_mean(rows: Tensor, weight: Tensor | None) -> Tensor:
     Raises:
         ValueError: If the weights do not fit.
     """
-    if weight is None:
-        return rows.mean()
-    if weight.shape != rows.shape or bool((weight < 0).any()):
-        raise ValueError(f"weights must be at least 0 and have shape {tuple(rows.shape)}, got {tuple(weight.shape)}")
-    weight = weight.to(rows.dtype)
+    return rows.mean() if weight is None else (rows * shares(weight.to(rows.dtype), len(rows))).sum()
+
+
+def shares(weight: Tensor, rows: int) -> Tensor:
+    """Weights that sum to 1, or all 0 where all are 0.
+
+    Args:
+        weight: Shape (rows,), at least 0.
+        rows: How many there must be.
+
+    Raises:
+        ValueError: If the weights do not fit.
+    """
+    if weight.shape != (rows,) or bool((weight < 0).any()):
+        raise ValueError(f"weights must be at least 0 and have shape {(rows,)}, got {tuple(weight.shape)}")
     total = weight.sum()
-    return (rows * weight).sum() / torch.where(total > 0, total, torch.ones_like(total))
+    return weight / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def _kl(log_first: Tensor, log_second: Tensor) -> Tensor:
     """KL of every row, from log-probabilities."""
     return (log_first.exp() * (log_first - log_second)).sum(-1)
+
+
+def _log_mixture(log_student: Tensor, log_teacher: Tensor, beta: float) -> Tensor:
+    return torch.logaddexp(log_teacher + math.log(beta), log_student + math.log1p(-beta))
