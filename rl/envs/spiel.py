@@ -1,0 +1,205 @@
+"""Games of OpenSpiel: sequence form for the exact solvers, scoring by its best response, and the RoShamBo bots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from rl.csp.exact.extensive import InformationSet, SequenceGame
+from rl.csp.exact.markov import MarkovGame
+
+Array = NDArray[np.float64]
+
+
+def load_game(name: str) -> Any:
+    """A game of OpenSpiel by its name, as ``kuhn_poker`` or ``leduc_poker``.
+
+    Raises:
+        ImportError: If OpenSpiel is not installed.
+        ValueError: If it has no such game.
+    """
+    pyspiel = _pyspiel()
+    try:
+        return pyspiel.load_game(name)
+    except pyspiel.SpielError as error:
+        raise ValueError(f"OpenSpiel has no game '{name}'; pyspiel.registered_names() lists them") from error
+
+
+def sequence_form(name: str) -> SequenceGame:
+    """A two-player zero-sum game of OpenSpiel in sequence form.
+
+    Args:
+        name: As for :func:`load_game`. The whole tree is walked: for games of up to about a million histories.
+
+    Returns:
+        The game; keys of information sets are OpenSpiel's information state strings.
+
+    Raises:
+        ImportError: If OpenSpiel is not installed.
+        ValueError: If the game is unknown, not zero-sum, not for two players, or players act at the same time.
+    """
+    game, kind = load_game(name), _pyspiel().GameType
+    description = game.get_type()
+    if (
+        game.num_players() != 2
+        or description.utility != kind.Utility.ZERO_SUM
+        or description.dynamics != kind.Dynamics.SEQUENTIAL
+    ):
+        raise ValueError(
+            f"'{name}' is not a two-player zero-sum game with moves in turn, so it has no sequence form here"
+        )
+    sets: tuple[dict[Hashable, InformationSet], dict[Hashable, InformationSet]] = ({}, {})
+    sizes, payoff = [1, 1], dict[tuple[int, int], float]()
+
+    def walk(state: Any, last: tuple[int, int], chance: float) -> None:
+        if state.is_terminal():
+            payoff[last] = payoff.get(last, 0.0) + chance * state.player_return(0)
+        elif state.is_chance_node():
+            for action, probability in state.chance_outcomes():
+                walk(state.child(action), last, chance * probability)
+        else:
+            player = state.current_player()
+            key, actions = state.information_state_string(player), state.legal_actions()
+            if key not in sets[player]:
+                sequences = tuple(range(sizes[player], sizes[player] + len(actions)))
+                sizes[player] += len(actions)
+                sets[player][key] = InformationSet(last[player], sequences, tuple(actions))
+            for action, sequence in zip(actions, sets[player][key].sequences, strict=True):
+                following = (sequence, last[1]) if player == 0 else (last[0], sequence)
+                walk(state.child(action), following, chance)
+
+    walk(game.new_initial_state(), (0, 0), 1.0)
+    rows, columns = np.array(list(payoff)).T
+    return SequenceGame(scipy.sparse.csr_array((list(payoff.values()), (rows, columns)), shape=tuple(sizes)), sets)
+
+
+def record_counts(
+    name: str, behaviours: tuple[Mapping[Any, Array], Mapping[Any, Array]], games: int, seat: int, seed: int
+) -> dict[str, Array]:
+    """Play games and count what one player did at every information set.
+
+    Args:
+        name: As for :func:`load_game`.
+        behaviours: Of both players by information set, over legal actions; uniform where there is none.
+        games: Number of games.
+        seat: Whose actions are counted, 0 or 1.
+        seed: Of the games.
+
+    Returns:
+        Counts of the legal actions by information set, for those that were visited.
+    """
+    game, generator = load_game(name), np.random.default_rng(seed)
+    counts: dict[str, Array] = {}
+    for _ in range(games):
+        state = game.new_initial_state()
+        while not state.is_terminal():
+            if state.is_chance_node():
+                actions, law = zip(*state.chance_outcomes(), strict=True)
+                state.apply_action(actions[_draw(np.array(law), generator)])
+                continue
+            player, actions = state.current_player(), state.legal_actions()
+            key = state.information_state_string(player)
+            chosen = _draw(behaviours[player].get(key, np.ones(len(actions))), generator)
+            if player == seat:
+                counts.setdefault(key, np.zeros(len(actions)))[chosen] += 1
+            state.apply_action(actions[chosen])
+    return counts
+
+
+def best_response_values(
+    name: str, game: SequenceGame, behaviours: tuple[Mapping[Any, Array], Mapping[Any, Array]]
+) -> tuple[float, float]:
+    """What each player gets by OpenSpiel's own best response to the other's behaviour; the sum is NashConv.
+
+    Args:
+        name: As for :func:`load_game`.
+        game: Its sequence form.
+        behaviours: Of both players by information set, over legal actions.
+
+    Returns:
+        Value of player 0's best response to player 1, and of player 1's to player 0.
+    """
+    spiel = load_game(name)
+    tabular = import_module("open_spiel.python.policy").TabularPolicy(spiel)
+    for sets, behaviour in zip(game.information_sets, behaviours, strict=True):
+        for key, (_, _, actions) in sets.items():
+            row = tabular.action_probability_array[tabular.state_lookup[key]]
+            row[:] = 0
+            row[list(actions)] = behaviour[key]
+    response = import_module("open_spiel.python.algorithms.best_response").BestResponsePolicy
+    first, second = (float(response(spiel, seat, tabular).value(spiel.new_initial_state())) for seat in (0, 1))
+    return first, second
+
+
+def roshambo_bots() -> list[str]:
+    """Names of the bots of the RoShamBo programming competition that OpenSpiel ships: real targets with habits."""
+    return list(_pyspiel().roshambo_bot_names())
+
+
+def play_roshambo(
+    bot: str, throw: Callable[[Sequence[int], Sequence[int]], int], rounds: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """One match against a bot, whose own chance cannot be seeded.
+
+    Args:
+        bot: One of :func:`roshambo_bots`.
+        throw: Our policy: takes our throws and the bot's so far, gives 0 rock, 1 paper or 2 scissors.
+        rounds: Length of the match.
+
+    Returns:
+        Our throws and the bot's, (rounds,) each.
+
+    Raises:
+        ImportError: If OpenSpiel is not installed.
+        ValueError: If there is no such bot.
+    """
+    if bot not in roshambo_bots():
+        raise ValueError(f"there is no RoShamBo bot '{bot}'; there are {', '.join(roshambo_bots())}")
+    player = _pyspiel().make_roshambo_bot(1, bot, rounds)
+    state = load_game(f"repeated_game(stage_game=matrix_rps(),num_repetitions={rounds})").new_initial_state()
+    ours, theirs = list[int](), list[int]()
+    while not state.is_terminal():
+        mine, its = throw(ours, theirs), player.step(state)
+        state.apply_actions([mine, its])
+        ours.append(mine)
+        theirs.append(its)
+    return np.array(ours), np.array(theirs)
+
+
+def roshambo_game(discount: float = 0.95) -> MarkovGame:
+    """Rock, paper, scissors against a target that remembers the last round: state 3 a + b after (a, b), 9 at first.
+
+    Its consistent sets come from :func:`roshambo_counts` of a match.
+    """
+    ours, theirs = np.arange(3)[:, None], np.arange(3)[None]
+    transition = np.broadcast_to(np.eye(10)[3 * ours + theirs], (10, 3, 3, 10))
+    reward = np.broadcast_to(np.array([0.0, 1.0, -1.0])[(ours - theirs) % 3], (10, 3, 3))
+    return MarkovGame(transition.copy(), reward.copy(), discount, np.eye(10)[9])
+
+
+def roshambo_counts(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> Array:
+    """How often the target threw what after every last round, (10, 3), the states of :func:`roshambo_game`."""
+    states = np.concatenate([[9], 3 * ours[:-1] + theirs[:-1]])
+    counts = np.zeros((10, 3))
+    np.add.at(counts, (states, theirs), 1)
+    return counts
+
+
+def _draw(law: Array, generator: np.random.Generator) -> int:
+    """One index with probabilities proportional to the law."""
+    return int(generator.choice(len(law), p=law / law.sum()))
+
+
+def _pyspiel() -> Any:
+    """OpenSpiel's module, or a sentence that says how to get it."""
+    try:
+        return import_module("pyspiel")
+    except ImportError as error:
+        raise ImportError(
+            "this game needs OpenSpiel, which is not installed: pip install 'gapbridge[games]'"
+        ) from error

@@ -1,0 +1,119 @@
+"""Any tabular Markov game as a batched game: what a network trains in is exactly what the exact solvers solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rl.csp.exact.markov import MarkovGame
+from rl.envs.markov_game import Actions, BatchedGame, State
+
+Array = NDArray[np.float64]
+Policy = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+
+
+class TabularGame(BatchedGame):
+    """A :class:`~rl.csp.exact.markov.MarkovGame` played by many episodes at once.
+
+    Args:
+        exact: The game as arrays.
+        terminal: States in which an episode is done.
+        horizon: Number of steps after which every episode is done.
+        observations: What both players see in every state, (S, D); the state's number as one-hot vector if None.
+        seats: Names of our seat and of the target's.
+
+    Raises:
+        ValueError: If observations do not fit the states, or two states look the same.
+    """
+
+    def __init__(
+        self,
+        exact: MarkovGame,
+        terminal: Sequence[int],
+        horizon: int,
+        observations: Array | None = None,
+        seats: tuple[str, str] = ("agent", "target"),
+    ) -> None:
+        S, A, B = exact.reward.shape
+        table = np.eye(S) if observations is None else observations
+        if table.ndim != 2 or len(table) != S or len(np.unique(table, axis=0)) != S:
+            raise ValueError(
+                f"the observations have shape {table.shape}, but they must be (states, D) with {S} rows that all differ"
+            )
+        self.exact, self.seats, self.horizon, self.discount = exact, seats, horizon, exact.discount
+        self.players = dict.fromkeys(seats, 1)
+        self.observation_dim = dict.fromkeys(seats, int(table.shape[1]))
+        self.n_actions = dict(zip(seats, (A, B), strict=True))
+        self.action_dim = dict.fromkeys(seats, 0)
+        self.observations = torch.tensor(table, dtype=torch.float32)
+        self._terminal = torch.zeros(S, dtype=torch.bool)
+        self._terminal[list(terminal)] = True
+        self._reward = torch.tensor(exact.reward, dtype=torch.float32)
+        self._next = _cumulative(exact.transition)
+        self._start = _cumulative(exact.start)
+
+    def reset(self, batch: int, generator: torch.Generator) -> State:
+        """``node``, ``done`` and ``time``, (batch,) each."""
+        node = _draw(self._start.expand(batch, -1), generator)
+        return {"node": node, "done": self._terminal[node], "time": torch.zeros(batch, dtype=torch.int64)}
+
+    def observe(self, state: State) -> dict[str, Tensor]:
+        """The state's observation for both seats."""
+        seen = self.observations[state["node"]][:, None]
+        return dict.fromkeys(self.seats, seen)
+
+    def step(self, state: State, actions: Actions, generator: torch.Generator) -> tuple[State, Tensor, Tensor]:
+        """Draw the next state from the table."""
+        node, done, (ours, theirs) = state["node"], state["done"], (actions[seat][:, 0] for seat in self.seats)
+        reward = self._reward[node, ours, theirs].masked_fill(done, 0)
+        following = torch.where(done, node, _draw(self._next[node, ours, theirs], generator))
+        time = state["time"] + ~done
+        done = done | self._terminal[following] | (time >= self.horizon)
+        return {"node": following, "done": done, "time": time}, reward, done
+
+    def state_counts(self, observations: Tensor, actions: Tensor) -> Array:
+        """How often the target took every action at every state, (S, B).
+
+        Args:
+            observations: Of the target, (N, D).
+            actions: int64 (N,).
+
+        Returns:
+            Counts for :func:`rl.csp.exact.consistent_sets` and :func:`rl.csp.exact.certify`.
+
+        Raises:
+            ValueError: If an observation is that of no state.
+        """
+        distance = torch.cdist(observations.double(), self.observations.double())
+        nearest, node = distance.min(1)
+        if (nearest > 1e-5).any():
+            raise ValueError(f"observation {int(nearest.argmax())} of the data is that of no state of the game")
+        counts = np.zeros(self.exact.reward.shape[::2])
+        np.add.at(counts, (node.numpy(), actions.numpy()), 1)
+        return counts
+
+    def policy(self, table: Array) -> Policy:
+        """A policy of either seat from its table (S, actions): takes observations, mask and generator."""
+        cumulative = _cumulative(table)
+
+        def act(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
+            node = torch.cdist(observation[:, 0], self.observations).argmin(1)
+            return _draw(cumulative[node], generator)[:, None]
+
+        return act
+
+
+def _cumulative(probabilities: Array) -> Tensor:
+    """Cumulative probabilities along the last axis that end in exactly 1."""
+    total = np.cumsum(probabilities, axis=-1)
+    return torch.tensor(total / total[..., -1:])
+
+
+def _draw(cumulative: Tensor, generator: torch.Generator) -> Tensor:
+    """One index a row."""
+    uniform = torch.rand(len(cumulative), 1, generator=generator, dtype=torch.float64)
+    return (cumulative <= uniform).sum(-1)
