@@ -86,7 +86,7 @@ class BouncingPoint(HybridSimulator):
         """Fly or bounce for a period."""
         impulse = action[:, 0]
         speed = state["speed"] + impulse
-        factor = torch.where(mode == 1, -self.restitution, 1.0).to(speed.dtype)
+        factor = speed.new_tensor([1.0, -self.restitution])[mode]
         position = factor * (state["position"] + speed)
         cost = (position - self.target).square() + self.effort * impulse.square()
         return {"position": position, "speed": factor * speed}, cost
