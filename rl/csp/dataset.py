@@ -1,0 +1,305 @@
+"""The file of the target's data, what it saw and did step by step: reading, writing, recording and checking it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rl.csp.pairs import Pairs
+from rl.envs.markov_game import BatchedGame
+
+Policy = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+REQUIRED = ("observation", "action", "episode", "t")
+OPTIONAL = ("player", "last", "action_mask")
+
+
+class TargetData(NamedTuple):
+    """N steps of the target, as they stand in a file.
+
+    An ``.npz`` file holds one array, and a ``.parquet`` file one column, under each name; observations and real actions
+    of a Parquet file are lists. Rewards and our own actions are not needed.
+
+    Attributes:
+        observation: What the target saw, float32 (N, O).
+        action: What it did, int64 (N,), or float32 (N, D) with entries in [-1, 1].
+        episode: Which episode, int64 (N,).
+        t: Step in the episode, int64 (N,), counted from 0 without gaps.
+        player: Which player of the target's seat, int64 (N,); all 0 if the file has none.
+        last: True at an episode's last step, boolean (N,), or None. With it, an episode that was cut off is found.
+        action_mask: Legal actions, boolean (N, A), or None.
+    """
+
+    observation: NDArray[np.float32]
+    action: NDArray[Any]
+    episode: NDArray[np.int64]
+    t: NDArray[np.int64]
+    player: NDArray[np.int64]
+    last: NDArray[np.bool_] | None = None
+    action_mask: NDArray[np.bool_] | None = None
+
+    def pairs(self) -> Pairs:
+        """The data as training takes them, sorted by episode, player and step."""
+        order = np.lexsort((self.t, self.player, self.episode))
+        _, track = np.unique(np.stack([self.episode, self.player], axis=1)[order], axis=0, return_inverse=True)
+        mask = None if self.action_mask is None else torch.from_numpy(self.action_mask[order])
+        return Pairs(
+            torch.from_numpy(self.observation[order]),
+            torch.from_numpy(self.action[order]),
+            mask,
+            torch.from_numpy(track.reshape(-1).astype(np.int64)),
+        )
+
+
+def load_data(path: str | Path) -> TargetData:
+    """Read a file of the target's data and check what can be checked without its game.
+
+    Args:
+        path: An ``.npz`` or ``.parquet`` file; see :class:`TargetData`.
+
+    Returns:
+        The data.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file has another format, is empty, lacks a column, has columns of different lengths or wrong
+            shapes, holds NaN, or has episodes with gaps or without an end.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no data file {path}; give an .npz or .parquet file of the target's steps")
+    columns = _read(path)
+    if missing := [name for name in REQUIRED if name not in columns]:
+        raise ValueError(
+            f"{path} has no {' and no '.join(missing)}; it needs {', '.join(REQUIRED)} and may have {', '.join(OPTIONAL)}"
+        )
+    try:
+        data = TargetData(
+            np.asarray(columns["observation"], dtype=np.float32),
+            _actions(columns["action"]),
+            _whole(columns["episode"], "episode"),
+            _whole(columns["t"], "t"),
+            _whole(columns.get("player", np.zeros(len(columns["episode"]), dtype=np.int64)), "player"),
+            np.asarray(columns["last"], dtype=bool) if "last" in columns else None,
+            np.asarray(columns["action_mask"], dtype=bool) if "action_mask" in columns else None,
+        )
+        _check_columns(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return data
+
+
+def save_data(path: str | Path, data: TargetData) -> None:
+    """Write the data to an ``.npz`` or ``.parquet`` file.
+
+    Args:
+        path: Its ending decides the format.
+        data: What to write.
+
+    Raises:
+        ValueError: If the ending is another one.
+    """
+    path = Path(path)
+    columns = {name: column for name, column in data._asdict().items() if column is not None}
+    if path.suffix == ".npz":
+        np.savez_compressed(path, **columns)
+    elif path.suffix == ".parquet":
+        import pandas as pd
+
+        lists = {name: column if column.ndim == 1 else list(column) for name, column in columns.items()}
+        pd.DataFrame(lists).to_parquet(path)
+    else:
+        raise ValueError(f"data cannot be written to {path}; the name must end in .npz or .parquet")
+
+
+def check_dataset(data: TargetData, game: BatchedGame) -> list[str]:
+    """Refuse data that cannot be of the target of this game.
+
+    Args:
+        data: As :func:`load_data` returns it.
+        game: The game; the target is its second seat.
+
+    Returns:
+        What the data hold, one sentence each.
+
+    Raises:
+        ValueError: For the first breach, in one sentence: shapes, actions outside the space, illegal actions, players
+            that the seat does not have.
+    """
+    _check_columns(data)
+    seat = game.seats[1]
+    if (width := data.observation.shape[1]) != game.observation_dim[seat]:
+        raise ValueError(
+            f"observations of the data have length {width}, but {seat} sees {game.observation_dim[seat]} numbers"
+        )
+    if (wrong := np.flatnonzero((data.player < 0) | (data.player >= game.players[seat]))).size:
+        raise ValueError(
+            f"the data have player {data.player[wrong[0]]} of {seat}, which has the players 0 to {game.players[seat] - 1}"
+        )
+    _check_actions(data, seat, game.n_actions[seat], game.action_dim[seat])
+    _, lengths = np.unique(data.episode * game.players[seat] + data.player, return_counts=True)
+    if lengths.max() > game.horizon:
+        raise ValueError(
+            f"an episode of the data has {lengths.max()} steps, but the game ends after {game.horizon}; give every "
+            "episode its own number"
+        )
+    return [
+        f"{len(data.t)} steps of {seat} in {len(np.unique(data.episode))} episodes",
+        f"{len(np.unique(data.observation, axis=0))} different observations of length {width}",
+        "every action is in the action space" + ("" if data.action_mask is None else " and legal"),
+    ]
+
+
+def record_target(
+    game: BatchedGame, ours: Policy, target: Policy, episodes: int, generator: torch.Generator
+) -> TargetData:
+    """Play episodes and write down what the target sees and does.
+
+    Args:
+        game: The game.
+        ours: Takes observations (batch, players, O), masks or None, and the generator; gives actions (batch, players)
+        or
+            (batch, players, D).
+        target: Likewise, for the target.
+        episodes: Number of episodes.
+        generator: The only source of chance.
+
+    Returns:
+        The data, one row a step and player of the target.
+    """
+    state, seat = game.reset(episodes, generator), game.seats[1]
+    rows: dict[str, list[Tensor]] = {name: [] for name in TargetData._fields}
+    for t in range(game.horizon):
+        live = ~state["done"]
+        if not live.any():
+            break
+        observations, masks = game.observe(state), game.action_mask(state) or {}
+        actions = {
+            name: policy(observations[name], masks.get(name), generator)
+            for name, policy in zip(game.seats, (ours, target), strict=True)
+        }
+        state, _, done = game.step(state, actions, generator)
+        players = game.players[seat]
+        row = torch.arange(episodes).repeat_interleave(players).reshape(episodes, players)
+        step = {
+            "observation": observations[seat],
+            "action": actions[seat],
+            "episode": row,
+            "t": torch.full_like(row, t),
+            "player": torch.arange(players).expand(episodes, players),
+            "last": done[:, None].expand(episodes, players),
+        }
+        if seat in masks:
+            step["action_mask"] = masks[seat]
+        for name, tensor in step.items():
+            rows[name].append(tensor[live].flatten(0, 1))
+    return TargetData(**{name: torch.cat(parts).numpy() for name, parts in rows.items() if parts})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Columns of a file by name."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"the data file {path} is empty")
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is no .npz file of plain arrays ({error}); write it with numpy.savez") from error
+    if path.suffix == ".parquet":
+        import pandas as pd
+
+        try:
+            frame = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is no Parquet file ({error})") from error
+        return {
+            str(name): np.stack(list(column)) if column.dtype == object and len(column) else column.to_numpy()
+            for name, column in frame.items()
+        }
+    raise ValueError(f"{path} is neither an .npz nor a .parquet file; the name must end in one of them")
+
+
+def _actions(column: Any) -> NDArray[Any]:
+    """int64 numbers of actions or float32 vectors."""
+    array = np.asarray(column)
+    if array.ndim == 1:
+        return _whole(array, "action")
+    return array.astype(np.float32)
+
+
+def _whole(column: Any, name: str) -> NDArray[np.int64]:
+    """int64 (N,), from whole numbers of any type."""
+    array = np.asarray(column)
+    if array.ndim != 1 or array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and (array % 1 != 0).any()):
+        raise ValueError(
+            f"{name} has shape {array.shape} and type {array.dtype}, but it must hold one whole number a step"
+        )
+    return array.astype(np.int64)
+
+
+def _check_columns(data: TargetData) -> None:
+    """What holds whatever the game is."""
+    n = len(data.t)
+    if n == 0:
+        raise ValueError("the data hold no step; record the target for at least one episode")
+    for name, column in data._asdict().items():
+        if column is None:
+            continue
+        if len(column) != n:
+            raise ValueError(f"{name} has {len(column)} rows, but t has {n}; every step needs one row in each column")
+        wanted = {"observation": (2,), "action_mask": (2,), "action": (1, 2)}.get(name, (1,))
+        if column.ndim not in wanted:
+            raise ValueError(f"{name} has shape {column.shape}, but it must have {' or '.join(map(str, wanted))} axes")
+        if not np.isfinite(column).all():
+            bad = int(np.flatnonzero(~np.isfinite(column).reshape(n, -1).all(1))[0])
+            raise ValueError(f"{name} is NaN or infinite in row {bad}; drop such episodes or repair them")
+    order = np.lexsort((data.t, data.player, data.episode))
+    episode, player, t = data.episode[order], data.player[order], data.t[order]
+    first = np.ones(n, dtype=bool)
+    first[1:] = (np.diff(episode) != 0) | (np.diff(player) != 0)
+    expected = np.where(first, 0, np.concatenate([[0], t[:-1] + 1]))
+    if (wrong := np.flatnonzero(t != expected)).size:
+        raise ValueError(
+            f"episode {episode[wrong[0]]} has the step t = {t[wrong[0]]} where {expected[wrong[0]]} is due; steps "
+            "of an episode are counted from 0 without gaps, and every episode needs its own number"
+        )
+    if data.last is not None:
+        ends = np.append(first[1:], True)
+        if (wrong := np.flatnonzero(data.last[order] != ends)).size:
+            flaw = "goes on after its last step" if data.last[order][wrong[0]] else "has no end"
+            raise ValueError(f"episode {episode[wrong[0]]} {flaw}; last must be true at the last step and nowhere else")
+
+
+def _check_actions(data: TargetData, seat: str, n_actions: int, action_dim: int) -> None:
+    """Actions inside the space of the seat."""
+    if n_actions:
+        if data.action.ndim != 1:
+            raise ValueError(
+                f"actions of the data have shape {data.action.shape}, but {seat} chooses one of {n_actions} actions, "
+                "so every step needs one whole number"
+            )
+        if (wrong := np.flatnonzero((data.action < 0) | (data.action >= n_actions))).size:
+            raise ValueError(
+                f"action {data.action[wrong[0]]} in row {wrong[0]} is outside the action space of {seat}, which has "
+                f"the actions 0 to {n_actions - 1}"
+            )
+        mask = data.action_mask
+        if mask is not None and mask.shape[1] != n_actions:
+            raise ValueError(f"action_mask has {mask.shape[1]} columns, but {seat} has {n_actions} actions")
+        if mask is not None and (wrong := np.flatnonzero(~mask[np.arange(len(mask)), data.action])).size:
+            raise ValueError(f"action {data.action[wrong[0]]} in row {wrong[0]} is not legal by its own action_mask")
+    else:
+        if data.action.shape[1:] != (action_dim,):
+            raise ValueError(
+                f"actions of the data have shape {data.action.shape}, but {seat} needs vectors of {action_dim} numbers"
+            )
+        if (wrong := np.flatnonzero((np.abs(data.action) > 1).any(1))).size:
+            raise ValueError(
+                f"the action in row {wrong[0]} has an entry outside [-1, 1]; scale the data's actions to it"
+            )
