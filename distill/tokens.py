@@ -1,0 +1,117 @@
+"""Plain text for language models: files in, blocks of tokens out, as a DataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from distill.errors import DistillError
+from distill.gathering import world
+from distill.order import ViewLoader, ViewOrder, view_of
+
+
+class Blocks(Dataset[dict[str, Any]]):
+    """Blocks of tokens, each predicted from its own start.
+
+    Args:
+        tokens: Shape (blocks, length).
+    """
+
+    def __init__(self, tokens: Any) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, view: int) -> dict[str, Any]:
+        row = view_of(view, len(self))[0]
+        return {"input_ids": self.tokens[row], "labels": self.tokens[row], "index": row}
+
+
+class TokenData(lightning.LightningDataModule):  # type: ignore[misc]
+    """Blocks of tokens from text files, whole files in train, validation or test.
+
+    Args:
+        files: Text files.
+        tokenizer: Folder or Hub name of the tokenizer of teacher and student.
+        length: Tokens of a block, at least 2.
+        batch_size: Blocks of one batch on all processes together.
+        blocks: Training blocks to keep; 0 keeps all.
+        evaluation_blocks: Of validation and test each; 0 keeps all.
+        seed: Of the training order.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        tokenizer: str,
+        *,
+        length: int = 128,
+        batch_size: int = 4,
+        blocks: int = 0,
+        evaluation_blocks: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(files) < 3:
+            raise DistillError(
+                f"{len(files)} text files cannot be split into train, validation and test; give 3 or more"
+            )
+        if length < 2:
+            raise DistillError(f"length is {length}, but a block needs 2 tokens to have one to predict")
+        self.files, self.tokenizer, self.length = sorted(map(str, files)), tokenizer, length
+        self.global_batch, self.seed = batch_size, seed
+        self.limits = {"train": blocks, "validation": evaluation_blocks, "test": evaluation_blocks}
+        self.splits: dict[str, Blocks] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and tokenise as many files as are needed, once."""
+        if self.splits:
+            return
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        order = np.random.default_rng(0).permutation(len(self.files))
+        tenth = max(1, len(self.files) // 10)
+        parts = {"validation": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
+        for split, files in parts.items():
+            self.splits[split] = Blocks(self._blocks(tokenizer, [self.files[i] for i in files], self.limits[split]))
+            if not len(self.splits[split]):
+                raise DistillError(f"the {split} files hold fewer than {self.length} tokens; give more text")
+
+    def _blocks(self, tokenizer: Any, files: list[str], limit: int) -> torch.Tensor:
+        rows: list[torch.Tensor] = []
+        rest: list[int] = []
+        for file in files:
+            text = Path(file).read_text(encoding="utf-8", errors="replace")
+            rest += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            count = len(rest) // self.length
+            rows += torch.tensor(rest[: count * self.length]).view(count, self.length)
+            rest = rest[count * self.length :]
+            if limit and len(rows) >= limit:
+                break
+        return torch.stack(rows[: limit or None]) if rows else torch.empty(0, self.length)
+
+    @property
+    def batch_size(self) -> int:
+        """Blocks of one batch on one process."""
+        return max(1, self.global_batch // world()[0])
+
+    def train_dataloader(self) -> ViewLoader:
+        """Blocks in an order of seed, epoch and rank."""
+        blocks = self.splits["train"]
+        return ViewLoader(blocks, ViewOrder(len(blocks), self.batch_size, seed=self.seed), drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Validation blocks."""
+        return DataLoader(self.splits["validation"], self.batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test blocks."""
+        return DataLoader(self.splits["test"], self.batch_size)
