@@ -76,7 +76,8 @@ def load_data(path: str | Path) -> TargetData:
     columns = _read(path)
     if missing := [name for name in REQUIRED if name not in columns]:
         raise ValueError(
-            f"{path} has no {' and no '.join(missing)}; it needs {', '.join(REQUIRED)} and may have {', '.join(OPTIONAL)}"
+            f"{path} has no {' and no '.join(missing)}; required are {', '.join(REQUIRED)}, "
+            f"optional are {', '.join(OPTIONAL)}"
         )
     try:
         data = TargetData(
@@ -139,7 +140,7 @@ def check_dataset(data: TargetData, game: BatchedGame) -> list[str]:
         )
     if (wrong := np.flatnonzero((data.player < 0) | (data.player >= game.players[seat]))).size:
         raise ValueError(
-            f"the data have player {data.player[wrong[0]]} of {seat}, which has the players 0 to {game.players[seat] - 1}"
+            f"the data have player {data.player[wrong[0]]} of {seat}, which has players 0 to {game.players[seat] - 1}"
         )
     _check_actions(data, seat, game.n_actions[seat], game.action_dim[seat])
     _, lengths = np.unique(data.episode * game.players[seat] + data.player, return_counts=True)

@@ -87,7 +87,7 @@ BAD = {
     "one episode": (lambda d: d._replace(episode=d.episode * 0), "every episode needs its own number"),
     "player": (
         lambda d: d._replace(player=d.player + 3),
-        "the data have player 3 of guard, which has the players 0 to 0",
+        "the data have player 3 of guard, which has players 0 to 0",
     ),
     "mask": (lambda d: d._replace(action_mask=np.zeros((len(d.t), 2), bool)), "is not legal by its own action_mask"),
     "mask width": (lambda d: d._replace(action_mask=np.ones((len(d.t), 5), bool)), "has 5 columns, but guard has 2"),
@@ -114,7 +114,7 @@ def test_bad_files_get_one_sentence(data, tmp_path):
         with pytest.raises(ValueError, match=r"is no \.npz|is no Parquet|neither"):
             load_data(tmp_path / name)
     np.savez(tmp_path / "short.npz", observation=data.observation, action=data.action)
-    with pytest.raises(ValueError, match="has no episode and no t; it needs observation, action, episode, t"):
+    with pytest.raises(ValueError, match="has no episode and no t; required are observation, action, episode, t"):
         load_data(tmp_path / "short.npz")
     np.savez(tmp_path / "half.npz", **{**_columns(data), "action": data.action + 0.5})
     with pytest.raises(ValueError, match=r"half.npz: action has shape .* must hold one whole number a step"):
