@@ -1,0 +1,177 @@
+"""From estimates to a report: intervals, guards, Shapley shares, and names in the order they were given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from explain.data import Sample
+from explain.estimate import Estimate, Shares, Terms, combine_means, combine_shares
+from explain.functional.aggregate import AGGREGATE_TERMS, aggregate_terms
+from explain.functional.density import Overlap
+from explain.functional.intervals import statuses
+from explain.functional.rows import Floats
+from explain.functional.shapley import sampling_variance, shapley_map
+from explain.report import GapReport, Kind, Mode, Status, SubsetValue, Term
+
+WEAK_AUC = 0.95
+WEAK_SHARE = 0.1
+RECALIBRATION = "recalibration"
+
+
+def assemble(
+    sample: Sample,
+    order: tuple[str, ...],
+    repeats: Sequence[Estimate],
+    masks: NDArray[np.bool_],
+    counts: NDArray[np.int64] | None,
+    support: Overlap,
+    *,
+    mode: Mode,
+    loss: str,
+    level: float,
+    interval: str,
+    min_shift_z: float,
+    settings: Mapping[str, Any],
+) -> GapReport:
+    """The report on all repeats.
+
+    Args:
+        sample: The data.
+        order: Names of the players in the order to report.
+        repeats: Estimates.
+        masks: Subsets, shape (S, p).
+        counts: How often each batch drew each of them, where they were sampled.
+        support: Overlap of the domains.
+        mode: Of the report.
+        loss: Name of the loss.
+        level: Of the intervals.
+        interval: "wald" or "fieller".
+        min_shift_z: Least size of a shift, in its standard errors, that is shared out.
+        settings: Further diagnostics.
+    """
+    good = support.auc <= WEAK_AUC and support.share >= WEAK_SHARE
+    expectations = combine_means([repeat.expectations for repeat in repeats], aggregate_terms(np.eye(4)), level)
+    detail = _Detail(sample.names, order, masks, counts, good, level, interval, min_shift_z)
+    shares, values, shift = {}, [], {}
+    for kind in get_args(Kind):
+        shares[kind], found, shift[kind] = detail(kind, [getattr(repeat, kind) for repeat in repeats])
+        values += found
+    return GapReport(
+        mode=mode,
+        loss=loss,
+        level=level,
+        totals=_totals(sample),
+        aggregate=_terms(AGGREGATE_TERMS, expectations, ["ok" if good else "low-overlap"] * 3),
+        covariate=shares["covariate"][1:],  # no covariate shift is explained by shifting nothing
+        outcome=shares["outcome"],
+        values=tuple(values),
+        diagnostics={"overlap": support._asdict(), "shift": shift, **settings},
+    )
+
+
+@dataclass(frozen=True)
+class _Detail:
+    """Values and shares of one conditional shift."""
+
+    names: tuple[str, ...]
+    order: tuple[str, ...]
+    masks: NDArray[np.bool_]
+    counts: NDArray[np.int64] | None
+    good: bool
+    level: float
+    interval: str
+    min_shift_z: float
+
+    def __call__(
+        self, kind: Kind, repeats: Sequence[Shares]
+    ) -> tuple[tuple[Term, ...], list[SubsetValue], dict[str, Any]]:
+        """Shares with the recalibration first, values of subsets by size, and the size of the shift."""
+        size = float(np.median([repeat.denominator for repeat in repeats]))
+        error = float(np.median([repeat.spread[-1, -1] ** 0.5 for repeat in repeats]))
+        z = size / error if error > 0 else 0.0
+        subset_names = [tuple(name for name in self.order if mask[self.names.index(name)]) for mask in self.masks]
+        by_size = sorted(
+            range(len(subset_names)),
+            key=lambda index: (len(subset_names[index]), [self.order.index(name) for name in subset_names[index]]),
+        )
+        subsets = [subset_names[index] for index in by_size]
+        pieces = {
+            "numerator": np.median([repeat.numerators for repeat in repeats], axis=0),
+            "uncorrected": np.median([repeat.plug_in[:, 0] for repeat in repeats], axis=0),
+            "uncorrected_se": np.median([repeat.plug_in[:, 1] for repeat in repeats], axis=0),
+        }
+        diagnostics = {
+            "size": size,
+            "se": error,
+            "z": z,
+            "subsets": [
+                {"subset": list(subset_names[i]), **{name: float(part[i]) for name, part in pieces.items()}}
+                for i in by_size
+            ],
+        }
+        players = (RECALIBRATION, *self.order)
+        if not z >= self.min_shift_z:
+            unknown = [
+                SubsetValue(kind, names, math.nan, math.nan, math.nan, math.nan, "no-shift") for names in subsets
+            ]
+            return tuple(_unknown(name) for name in players), unknown, diagnostics
+
+        value = self._terms(repeats, np.eye(len(self.masks))[by_size])
+        flags = self._flags(value)
+        values = [SubsetValue(kind, names, *_numbers(value, i), flags[i]) for i, names in enumerate(subsets)]
+        total = None if self.counts is None else self.counts.sum(0)
+        chosen = [0, *(1 + self.names.index(name) for name in self.order)]
+        share = self._terms(repeats, shapley_map(self.masks, total)[chosen], chosen)
+        return _terms(players, share, self._flags(share)), values, diagnostics
+
+    def _terms(self, repeats: Sequence[Shares], maps: Floats, chosen: Sequence[int] = ()) -> Terms:
+        sampling = None
+        if self.counts is not None and len(chosen):
+            values = np.median([1 - repeat.numerators / repeat.denominator for repeat in repeats], axis=0)
+            sampling = sampling_variance(self.masks, self.counts, values)[list(chosen)]
+        return combine_shares(repeats, maps, self.level, self.interval, sampling)
+
+    def _flags(self, terms: Terms) -> Sequence[Status]:
+        return statuses(terms.value, terms.variance, self.good)
+
+
+def nothing_to_explain(sample: Sample, order: tuple[str, ...], mode: Mode, loss: str, level: float) -> GapReport:
+    """The report where every row has the same loss: terms of 0 and no shares."""
+    zeros = np.zeros(3)
+    aggregate = _terms(AGGREGATE_TERMS, Terms(zeros, zeros, zeros, zeros), ["ok"] * 3)
+    return GapReport(
+        mode=mode,
+        loss=loss,
+        level=level,
+        totals=_totals(sample),
+        aggregate=aggregate,
+        covariate=tuple(_unknown(name) for name in order),
+        outcome=tuple(_unknown(name) for name in (RECALIBRATION, *order)),
+        diagnostics={"rows": list(sample.sizes)},
+    )
+
+
+def _totals(sample: Sample) -> dict[str, float]:
+    source, target = (float(part.mean()) for part in sample.loss)
+    return {"source": source, "target": target, "gap": target - source}
+
+
+def _terms(names: Sequence[str], terms: Terms, flags: Sequence[Status]) -> tuple[Term, ...]:
+    return tuple(Term(name, *_numbers(terms, i), flags[i]) for i, name in enumerate(names))
+
+
+def _numbers(terms: Terms, index: int) -> tuple[float, float, float, float]:
+    """Value, standard error and interval of one term."""
+    columns = (terms.value, terms.variance**0.5, terms.low, terms.high)
+    value, error, low, high = (float(column[index]) for column in columns)
+    return value, error, low, high
+
+
+def _unknown(name: str) -> Term:
+    return Term(name, math.nan, math.nan, math.nan, math.nan, "no-shift")

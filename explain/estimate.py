@@ -1,0 +1,189 @@
+"""Estimates of one repeat of cross-fitting, and what several repeats say together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+
+from explain.crossfit import (
+    Fold,
+    Piece,
+    covariate_piece,
+    denominator_piece,
+    expectation_piece,
+    fit_fold,
+    outcome_piece,
+    splits,
+)
+from explain.data import Codes, Sample
+from explain.functional.intervals import Ratios, covariance, critical, fieller, ratio_terms, wald
+from explain.functional.rows import Floats, Rows, mean, stack
+from explain.functional.values import curvature
+from explain.nuisances import Families
+
+Masks = NDArray[np.bool_]
+
+
+class Mean(NamedTuple):
+    """Estimates that are means of influence values, with their covariance."""
+
+    value: Floats
+    spread: Floats
+
+
+class Shares(NamedTuple):
+    """Numerators of v(s) for every subset and their denominator, with the covariance of all; and plug-in estimates.
+
+    Attributes:
+        numerators: num(s), shape (S,); 0 for the full subset.
+        denominator: The denominator.
+        spread: Covariance of the numerators and the denominator, shape (S + 1, S + 1).
+        plug_in: v(s) without any correction and its naive standard error, shape (S, 2).
+    """
+
+    numerators: Floats
+    denominator: float
+    spread: Floats
+    plug_in: Floats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one repeat of cross-fitting finds."""
+
+    expectations: Mean
+    covariate: Shares
+    outcome: Shares
+
+
+def estimate(
+    sample: Sample, families: Families, masks: Masks, folds: tuple[Codes, Codes], n_bins: int, n_jobs: int | None
+) -> Estimate:
+    """Cross-fit all nuisances and average the influence values.
+
+    Args:
+        sample: The data.
+        families: Learners.
+        masks: Subsets of the players, shape (S, p), the empty and the full one among them.
+        folds: Fold of every row.
+        n_bins: Bins of the source risk.
+        n_jobs: Of joblib; the backend is the caller's choice, as with `joblib.parallel_config("dask")`.
+    """
+    parts = splits(folds)
+    count = len(parts)
+    partial = np.flatnonzero(~masks.all(1))
+    with Parallel(n_jobs=n_jobs) as parallel:
+        fitted: list[Fold] = parallel(delayed(fit_fold)(sample, families, *part) for part in parts)
+        jobs = [(fold, masks[index]) for index in partial for fold in fitted]
+        left = parallel(delayed(covariate_piece)(sample, families, *job) for job in jobs)
+        right = parallel(delayed(outcome_piece)(sample, families, *job, n_bins) for job in jobs)
+
+    tests = [fold.test for fold in fitted]
+    covariate = [_join(sample, tests, left[i : i + count]) for i in range(0, len(left), count)]
+    outcome = [_join(sample, tests, right[i : i + count]) for i in range(0, len(right), count)]
+    empty = int(np.flatnonzero(~masks[partial].any(1))[0])
+    denominator = _join(sample, tests, [denominator_piece(sample, fold) for fold in fitted])
+    expectations = _scatter(sample, tests, [expectation_piece(sample, fold) for fold in fitted])
+    return Estimate(
+        Mean(mean(expectations), covariance(expectations, sample.clusters)),
+        _shares(sample, masks, covariate, covariate[empty]),
+        _shares(sample, masks, outcome, denominator),
+    )
+
+
+class _Joined(NamedTuple):
+    rows: Rows
+    plug_in: Floats
+    missed: float
+
+
+def _join(sample: Sample, tests: Sequence[tuple[Codes, Codes]], pieces: Sequence[Piece]) -> _Joined:
+    plug_in = np.empty(sample.sizes[1])
+    for test, piece in zip(tests, pieces, strict=True):
+        plug_in[test[1]] = piece.plug_in
+    squared = [piece.squared for piece in pieces if piece.squared is not None]
+    missed = curvature(np.stack(squared)) if squared else 0.0
+    return _Joined(_scatter(sample, tests, [piece.rows for piece in pieces]), plug_in, missed)
+
+
+def _scatter(sample: Sample, tests: Sequence[tuple[Codes, Codes]], parts: Sequence[Rows]) -> Rows:
+    """Values at the held-out rows of every fold, put back in the order of the rows."""
+    whole = Rows(*(np.empty((*part.shape[:-1], size)) for part, size in zip(parts[0], sample.sizes, strict=True)))
+    for test, part in zip(tests, parts, strict=True):
+        for domain in (0, 1):
+            whole[domain][..., test[domain]] = part[domain]
+    return whole
+
+
+def _shares(sample: Sample, masks: Masks, joined: Sequence[_Joined], denominator: _Joined) -> Shares:
+    rows = stack([*(part.rows for part in joined), denominator.rows])
+    inside = np.append(~masks.all(1), True)
+    numerators, spread = np.zeros(len(inside)), np.zeros((len(inside), len(inside)))
+    numerators[inside] = mean(rows) + np.array([part.missed for part in (*joined, denominator)])
+    spread[np.ix_(inside, inside)] = covariance(rows, sample.clusters)
+    plug_in = np.tile([1.0, 0.0], (len(masks), 1))
+    below = float(denominator.plug_in.mean())
+    for index, part in zip(np.flatnonzero(inside), joined, strict=False):
+        ratio = float(part.plug_in.mean()) / below if below else np.nan
+        error = (part.plug_in - ratio * denominator.plug_in).std() / below if below else np.nan
+        plug_in[index] = 1 - ratio, error / len(part.plug_in) ** 0.5
+    return Shares(numerators[:-1], float(numerators[-1]), spread, plug_in)
+
+
+class Terms(NamedTuple):
+    """Estimates over all repeats.
+
+    Attributes:
+        value: Shape (k,).
+        variance: Shape (k,).
+        low: Lower ends.
+        high: Upper ends.
+    """
+
+    value: Floats
+    variance: Floats
+    low: Floats
+    high: Floats
+
+
+def combine_means(repeats: Sequence[Mean], maps: Floats, level: float) -> Terms:
+    """Linear combinations of the medians over repeats; the variance is the median of variance plus squared deviation.
+
+    Reference:
+        Chernozhukov et al. (2018), "Double/debiased machine learning", arXiv 1608.00060, definition 3.3.
+    """
+    value = maps @ np.median([repeat.value for repeat in repeats], axis=0)
+    variances = [np.diag(maps @ repeat.spread @ maps.T) + (maps @ repeat.value - value) ** 2 for repeat in repeats]
+    variance = np.median(variances, axis=0)
+    return Terms(value, variance, *wald(value, variance, level))
+
+
+def combine_shares(
+    repeats: Sequence[Shares], maps: Floats, level: float, interval: str, sampling: Floats | None = None
+) -> Terms:
+    """The same for values of subsets and their linear combinations, which are ratios.
+
+    Args:
+        repeats: One for each repeat.
+        maps: Combinations of the values, shape (k, S).
+        level: Of the intervals.
+        interval: "wald" or "fieller"; of the latter, ends are medians over the repeats.
+        sampling: Variance to add because subsets were sampled, shape (k,).
+    """
+    values = [1 - repeat.numerators / repeat.denominator for repeat in repeats]
+    value = maps @ np.median(values, axis=0)
+    ratios: list[Ratios] = [
+        ratio_terms(maps, repeat.numerators, repeat.denominator, repeat.spread) for repeat in repeats
+    ]
+    extra = np.zeros(len(maps)) if sampling is None else sampling
+    variance = np.median([ratio.variance + (ratio.value - value) ** 2 for ratio in ratios], axis=0) + extra
+    if interval == "wald":
+        return Terms(value, variance, *wald(value, variance, level))
+    low, high = np.median([fieller(ratio, level) for ratio in ratios], axis=0)
+    widen = critical(level) ** 2 * extra
+    return Terms(value, variance, value - np.hypot(value - low, widen**0.5), value + np.hypot(high - value, widen**0.5))

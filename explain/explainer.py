@@ -1,0 +1,229 @@
+"""Explain why a model does worse on a target sample than on a source sample."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from explain.assemble import assemble, nothing_to_explain
+from explain.crossfit import domain_probability
+from explain.data import DOMAINS, Frames, Losses, Sample, as_frame, make_sample, read_losses, resolve_groups
+from explain.errors import ExplainError
+from explain.estimate import estimate
+from explain.folds import assign_folds
+from explain.functional.density import Overlap, density_ratio, overlap
+from explain.functional.losses import FINITE_LOSSES
+from explain.functional.rows import Rows
+from explain.functional.shapley import sample_subsets, subsets
+from explain.nuisances import Families, candidates, choose_families
+from explain.report import GapReport, Mode
+
+LOSSES = (*FINITE_LOSSES, "squared", "given")
+EXACT_PLAYERS = 10
+SEPARABLE_AUC = 0.99
+MIN_ROWS = 10  # of a domain, for each fold
+
+
+class GapExplainer(BaseEstimator):  # type: ignore[misc]
+    r"""Hierarchical decomposition of a performance gap between two domains, with intervals.
+
+    The gap is split into what the baseline variables W, the other features given them, and the outcome given all
+    features contribute (three terms that sum to the gap), and the latter two into shares of variables or groups.
+
+    Args:
+        baseline: Columns of W, known upstream of the others or to be held fixed; at least one.
+        groups: Players by name, each a column or a list of columns; every other column on its own when not given.
+        label: Column of the labels.
+        prediction: Column of predicted probabilities of the second class (labels sorted), or of predicted numbers for
+            the squared loss; a list of columns gives the probability of every class.
+        loss: "zero_one", "brier" or "log" for labels of finitely many classes, "squared" for numbers, "given" for a
+            column that holds any per-example loss (higher is worse).
+        loss_column: The column of a given loss.
+        outcome: "risk" is the paper's definition of a partial outcome shift and needs labels of finitely many classes;
+            "loss" shifts the expected loss itself and takes any loss.
+        cluster: Column that names the cluster of a row (a patient, a prompt): folds keep clusters whole and errors are
+            cluster-robust.
+        n_bins: Bins of the source risk; at least 200 target rows for each are advisable.
+        folds: Folds of cross-fitting, at least 2.
+        repeats: Cross-fits with other folds; estimates are medians.
+        learners: "linear", "hist_gb", "auto" (cross-validated choice of the two for each kind of nuisance), or a pair
+            of a scikit-learn classifier and regressor.
+        level: Level of the intervals, in (0, 1).
+        interval: "wald", or "fieller" for shares with a weak denominator.
+        min_shift_z: A shift whose size is below so many of its standard errors is not shared out.
+        trim: Rows whose probability of the target, given all features, is within this distance of 0 or 1 are left out;
+            the explained gap is then that on the common support.
+        subset_draws: Pairs of subsets drawn when there are more than 10 players.
+        seed: Decides the folds and the subsets; the same seed gives the same bits.
+        n_jobs: Of joblib.
+
+    Attributes:
+        report_: The :class:`~explain.report.GapReport`.
+
+    Raises:
+        ExplainError: If an option is out of range.
+
+    Reference:
+        Singh et al. (2024), "A hierarchical decomposition for explaining ML performance discrepancies",
+        arXiv 2402.14254.
+    """
+
+    def __init__(
+        self,
+        baseline: Sequence[Hashable] = (),
+        groups: Mapping[str, Any] | None = None,
+        *,
+        label: Hashable = "label",
+        prediction: Hashable | list[Hashable] = "prediction",
+        loss: str = "zero_one",
+        loss_column: Hashable = "loss",
+        outcome: str = "risk",
+        cluster: Hashable | None = None,
+        n_bins: int = 20,
+        folds: int = 5,
+        repeats: int = 1,
+        learners: Any = "auto",
+        level: float = 0.9,
+        interval: str = "wald",
+        min_shift_z: float = 2.0,
+        trim: float = 0.0,
+        subset_draws: int = 200,
+        seed: int = 0,
+        n_jobs: int | None = None,
+    ) -> None:
+        self.baseline, self.groups = baseline, groups
+        self.label, self.prediction = label, prediction
+        self.loss, self.loss_column, self.outcome, self.cluster = loss, loss_column, outcome, cluster
+        self.n_bins, self.folds, self.repeats, self.learners = n_bins, folds, repeats, learners
+        self.level, self.interval, self.min_shift_z, self.trim = level, interval, min_shift_z, trim
+        self.subset_draws, self.seed, self.n_jobs = subset_draws, seed, n_jobs
+
+    def fit(self, source: Any, target: Any) -> GapExplainer:
+        """Estimate all terms of the gap.
+
+        Args:
+            source: Rows of the domain the model is known on: a DataFrame, a mapping of columns, a `datasets.Dataset` or
+                a matrix (columns are then named 0, 1, ...). Not the rows the model was trained on.
+            target: Rows of the other domain, with the same columns.
+
+        Returns:
+            Itself, with `report_`.
+
+        Raises:
+            ExplainError: If an option is out of range or the data cannot be explained; the message says what to do.
+        """
+        self._check_options()
+        frames = as_frame(source, "source"), as_frame(target, "target")
+        losses = read_losses(frames, self.loss, self.outcome, self.label, self.prediction, self.loss_column)
+        self.report_ = self._explain(frames, losses, "domain", self.loss)
+        return self
+
+    def _explain(self, frames: Frames, losses: Losses, mode: Mode, loss: str) -> GapReport:
+        """The report on two tables whose losses are known."""
+        taken = {self.label, self.loss_column, self.cluster}
+        taken |= set(self.prediction) if isinstance(self.prediction, list) else {self.prediction}
+        groups = resolve_groups(list(frames[0].columns), self.baseline, self.groups, taken)
+        sample = make_sample(frames, losses, self.baseline, groups, self.cluster, self.seed)
+        if len(np.unique(np.concatenate(sample.loss))) == 1:
+            return nothing_to_explain(sample, tuple(groups), mode, loss, self.level)
+        check_counts(sample, self.folds)
+        families = choose_families(candidates(self.learners), sample)
+        rng = np.random.default_rng([self.seed, 7])
+        sample, support = self._common_support(sample, families, rng)
+
+        players, counts = len(sample.groups), None
+        if players <= EXACT_PLAYERS:
+            masks = subsets(players)
+        else:
+            masks, counts = sample_subsets(players, self.subset_draws, rng)
+        repeats = []
+        for _ in range(self.repeats):
+            folds = assign_folds(sample.sizes, self.folds, rng, sample.labels, sample.clusters)
+            repeats.append(estimate(sample, families, masks, folds, self.n_bins, self.n_jobs))
+        return assemble(
+            sample,
+            tuple(groups),
+            repeats,
+            masks,
+            counts,
+            support,
+            mode=mode,
+            loss=loss,
+            level=self.level,
+            interval=self.interval,
+            min_shift_z=self.min_shift_z,
+            settings={
+                "rows": list(sample.sizes),
+                "folds": self.folds,
+                "repeats": self.repeats,
+                "n_bins": self.n_bins,
+                "outcome": self.outcome,
+                "learners": families.names(),
+            },
+        )
+
+    def _common_support(self, sample: Sample, families: Families, rng: np.random.Generator) -> tuple[Sample, Overlap]:
+        """The rows within the common support, and how well the domains overlap there."""
+        folds = assign_folds(sample.sizes, self.folds, rng, sample.labels, sample.clusters)
+        probability = domain_probability(sample, families.density, folds)
+        everything = overlap(density_ratio(probability.source, sample.sizes), *probability)
+        if everything.auc > SEPARABLE_AUC:
+            raise ExplainError(
+                f"a classifier tells source from target with an AUC of {everything.auc:.3f}, so hardly any source row "
+                "resembles the target: leave out or coarsen the features that name the domain"
+            )
+        if not self.trim:
+            return sample, everything
+        inside = [(part > self.trim) & (part < 1 - self.trim) for part in probability]
+        kept = float(np.concatenate(inside).mean())
+        trimmed = sample.take(*(np.flatnonzero(part) for part in inside))
+        check_counts(trimmed, self.folds)
+        left = Rows(*(part[rows] for part, rows in zip(probability, inside, strict=True)))
+        return trimmed, overlap(density_ratio(left.source, trimmed.sizes), *left, kept)
+
+    def _check_options(self) -> None:
+        accepted = {
+            "loss": (self.loss in LOSSES, ", ".join(LOSSES)),
+            "outcome": (self.outcome in ("risk", "loss"), "risk, loss"),
+            "interval": (self.interval in ("wald", "fieller"), "wald, fieller"),
+            "folds": (self.folds >= 2, "2 or more"),
+            "repeats": (self.repeats >= 1, "1 or more"),
+            "n_bins": (self.n_bins >= 1, "1 or more"),
+            "level": (0 < self.level < 1, "above 0 and below 1"),
+            "trim": (0 <= self.trim < 0.5, "from 0 to below 0.5"),
+            "baseline": (
+                not isinstance(self.baseline, str) and len(self.baseline) > 0,
+                "a list of at least one column, as shares of a covariate shift are defined given a baseline",
+            ),
+        }
+        for option, (good, what) in accepted.items():
+            if not good:
+                raise ExplainError(f"{option} is {getattr(self, option)!r}, but it must be {what}")
+        if self.outcome == "risk" and self.loss not in FINITE_LOSSES:
+            raise ExplainError(
+                f"outcome='risk' needs the loss for every label, which the loss '{self.loss}' does not give: "
+                f"use one of {', '.join(FINITE_LOSSES)}, or outcome='loss'"
+            )
+
+
+def check_counts(sample: Sample, folds: int) -> None:
+    """Refuse a sample that is too small for its folds.
+
+    Raises:
+        ExplainError: If a domain, or a class in it, has fewer than 10 rows for each fold.
+    """
+    for side, role in enumerate(DOMAINS):
+        needed = MIN_ROWS * folds
+        if sample.sizes[side] < needed:
+            raise ExplainError(f"the {role} has {sample.sizes[side]} usable rows, but {folds} folds need {needed}")
+        if sample.labels is None or sample.table is None:
+            continue
+        counts = np.bincount(sample.labels[side], minlength=sample.table.source.shape[1])
+        if counts.min() < 2 * folds:
+            raise ExplainError(
+                f"a label occurs {counts.min()} times in the {role}, but {folds} folds need {2 * folds} rows of every "
+                "class: merge or leave out rare classes"
+            )

@@ -1,0 +1,88 @@
+"""Per-example losses: as a number for every row, and for finite outcomes as a table for every label."""
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from explain.functional.rows import Floats
+
+FiniteLoss = Literal["zero_one", "brier", "log"]
+FINITE_LOSSES: tuple[str, ...] = get_args(FiniteLoss)
+
+
+def loss_table(kind: FiniteLoss, predictions: Floats, classes: int) -> Floats:
+    r"""The loss of every row for every label it could have had.
+
+    With f_c the predicted probability of class c: 0-1 loss :math:`1[\arg\max f \ne y]` (two classes: class 1 when its
+    probability is above 0.5), Brier score :math:`\frac12 \sum_c (f_c - 1[y = c])^2` (two classes: :math:`(f - y)^2`),
+    log loss :math:`-\log f_y`.
+
+    Args:
+        kind: "zero_one", "brier" or "log".
+        predictions: Probability of class 1, shape (n,), for two classes; or of every class, shape (n, classes).
+        classes: Number of labels C, at least 2.
+
+    Returns:
+        Losses, shape (n, C).
+
+    Raises:
+        ValueError: If predictions have another shape or are no probabilities, or a probability of 0 or 1 makes the log
+            loss infinite.
+
+    Example:
+        >>> import numpy as np
+        >>> loss_table("brier", np.array([0.75]), 2)
+        array([[0.5625, 0.0625]])
+    """
+    predictions = np.asarray(predictions, dtype=np.float64)
+    if predictions.ndim == 1 and classes == 2:
+        predictions = np.stack([1 - predictions, predictions], axis=1)
+    if predictions.ndim != 2 or predictions.shape[1] != classes:
+        raise ValueError(
+            f"predictions have the shape {predictions.shape}, but {classes} classes need (n, {classes})"
+            + (" or (n,)" if classes == 2 else "")
+        )
+    worst = np.abs(predictions.sum(1) - 1).max(initial=0.0)
+    if not (predictions.min(initial=0.0) >= 0 and worst < 1e-4):
+        raise ValueError(
+            f"predictions range from {predictions.min():.4g} to {predictions.max():.4g} and miss a sum of 1 by "
+            f"{worst:.2g}, but they must be probabilities: apply the sigmoid or softmax first"
+        )
+    if kind == "zero_one":
+        return np.asarray(np.arange(classes) != predictions.argmax(1)[:, None], dtype=np.float64)
+    if kind == "brier":
+        squares = (predictions**2).sum(1, keepdims=True)
+        table: Floats = (squares - 2 * predictions + 1) / 2
+        return table
+    if kind == "log":
+        if predictions.min(initial=1.0) <= 0:
+            raise ValueError("a predicted probability is 0, so its log loss is infinite: clip predictions, as to 1e-6")
+        return -np.log(predictions)
+    raise ValueError(f"the loss is '{kind}', but a table of losses exists for {', '.join(FINITE_LOSSES)}")
+
+
+def observed_loss(table: Floats, labels: NDArray[np.int64]) -> Floats:
+    """The loss of every row for the label it has.
+
+    Args:
+        table: Losses for every label, shape (n, C).
+        labels: Codes from 0 to C - 1, shape (n,).
+
+    Returns:
+        Losses, shape (n,).
+    """
+    return np.take_along_axis(table, labels[:, None], axis=1)[:, 0]
+
+
+def squared_error(predictions: Floats, outcomes: Floats) -> Floats:
+    """The squared error of every row, for outcomes that are numbers.
+
+    Args:
+        predictions: Shape (n,).
+        outcomes: Shape (n,).
+
+    Returns:
+        Losses, shape (n,).
+    """
+    return np.asarray((predictions - outcomes) ** 2, dtype=np.float64)

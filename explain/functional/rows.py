@@ -1,0 +1,50 @@
+"""Two samples side by side: one array for the source domain, one for the target domain."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Rows(NamedTuple):
+    """A quantity with a value for every row of both domains; influence values have the rows as their last axis.
+
+    Attributes:
+        source: Values at the rows of the source domain, n_0 of them.
+        target: Values at the rows of the target domain, n_1 of them.
+    """
+
+    source: Floats
+    target: Floats
+
+
+def stack(parts: list[Rows]) -> Rows:
+    """Influence values of several quantities as one, shape (k, n_0) and (k, n_1)."""
+    return Rows(np.stack([part.source for part in parts]), np.stack([part.target for part in parts]))
+
+
+def mean(rows: Rows, weights: Rows | None = None) -> Floats:
+    r"""The estimate behind uncentred influence values: the mean over source rows plus the mean over target rows.
+
+    .. math:: \hat\theta = P_0\,a(O) + P_1\,b(O)
+
+    Args:
+        rows: a and b, shape (..., n_0) and (..., n_1).
+        weights: Weights of the rows of a weighted population, shape (n_0,) and (n_1,), each summing to 1; equal weights
+            when not given.
+
+    Returns:
+        The estimates, shape (...).
+
+    Example:
+        >>> import numpy as np
+        >>> float(mean(Rows(np.array([1.0, 3.0]), np.array([5.0]))))
+        7.0
+    """
+    if weights is None:
+        total: Floats = rows.source.mean(-1) + rows.target.mean(-1)
+    else:
+        total = rows.source @ weights.source + rows.target @ weights.target
+    return total
