@@ -183,7 +183,7 @@ def fleeing_prey(observation: Tensor, mask: Tensor | None, generator: torch.Gene
         Actions (batch, 1).
     """
     place = observation[:, 0, 2:4]
-    threats = observation[:, 0, 8:14].unflatten(1, (3, 2))
+    threats = observation[:, 0, 8:14].reshape(-1, 3, 2)
     nearest = threats.square().sum(2).argmin(1)
     away = -threats[torch.arange(len(place)), nearest]
     room = 1 - place * away.sign()
