@@ -65,6 +65,23 @@ def evaluation_device(accelerator: Any) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
+def in_precision(precision: str, device: torch.device | str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same forward in a number format.
+
+    Args:
+        precision: `32`, which changes nothing, or `bf16`: matrix products in bfloat16, sums and norms in float32.
+        device: where it runs.
+        forward: what is called.
+    """
+    kind = torch.device(device).type
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+            return forward(*arguments, **named)
+
+    return run
+
+
 def evaluate(
     model: Model,
     tasks: Sequence[TextTask],
@@ -154,7 +171,7 @@ def with_experts(experts: Mapping[str, Any], heads: Mapping[str, Head]) -> Model
             rows = torch.tensor([q == name for q in questions], device=device)
             part = {k: v[rows] for k, v in inputs.items()}
             scores = heads[name](experts[name](**part)[0], part.get("attention_mask"))
-            logits[rows, : scores.shape[1]] = scores
+            logits[rows, : scores.shape[1]] = scores.to(logits.dtype)
         return logits
 
     return answer
@@ -166,7 +183,7 @@ def apply_heads(hidden: Tensor, mask: Tensor | None, questions: Sequence[str], h
     for name in dict.fromkeys(questions):
         rows = torch.tensor([q == name for q in questions], device=hidden.device)
         scores = heads[name](hidden[rows], None if mask is None else mask[rows])
-        logits[rows, : scores.shape[1]] = scores
+        logits[rows, : scores.shape[1]] = scores.to(logits.dtype)
     return logits
 
 

@@ -95,6 +95,7 @@ class Recipe:
         router: The router.
         baselines: Static merges to compare with.
         eval_batch_size: Inputs an evaluation batch.
+        eval_precision: Number format of the forwards that score and route, all rows alike: 32, or bf16 by autocast.
     """
 
     tasks: list[TaskSource]
@@ -110,6 +111,7 @@ class Recipe:
     router: RouterTraining = field(default_factory=RouterTraining)
     baselines: Baselines = field(default_factory=Baselines)
     eval_batch_size: int = 64
+    eval_precision: Literal["32", "bf16"] = "32"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be merged."""
@@ -198,6 +200,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         evaluate,
         evaluate_rows,
         evaluation_device,
+        in_precision,
         linear_probe,
         with_experts,
         with_heads,
@@ -224,9 +227,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     data.setup(None)
     batches = {"validation": list(data.val_dataloader()), "test": list(data.test_dataloader())}
 
+    precise = partial(in_precision, recipe.eval_precision, device)
+
     def score(name: str, answer: Model, split: str = "test") -> Scores:
         with folder.phase(f"{split}: {name}", len(batches[split])) as progress:
-            return evaluate(answer, tasks, batches[split], progress.advance, device)
+            return evaluate(precise(answer), tasks, batches[split], progress.advance, device)
 
     states = {task: expert.state for task, expert in experts.items()}
     whole = with_experts({t: set_parameters(copy.deepcopy(model), state) for t, state in states.items()}, heads)
@@ -242,7 +247,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     with folder.phase("validation: static candidates", len(grid) * len(batches["validation"])) as progress:
 
         def validate(method: str, options: dict[str, float]) -> float:
-            row = evaluate(merged(method, options), tasks, batches["validation"], progress.advance, device)
+            answer = precise(merged(method, options))
+            row = evaluate(answer, tasks, batches["validation"], progress.advance, device)
             return row.normalised(held)
 
         static = tune(grid, validate)
@@ -255,14 +261,15 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.to(device).eval()
     twin.router_reads = recipe.router.features
     features = {
-        split: task_features(twin.features, data, split, folder, device=device)
+        split: task_features(precise(twin.features), data, split, folder, device=device)
         for split in ("train", "validation", "test")
     }
     routing = train_router(recipe.router, features, len(tasks), recipe.seed, folder)
     twin.router = routing.router.to(device)
 
     with folder.phase("test: routed", len(batches["test"])) as progress:
-        rows |= evaluate_rows(partial(_routed, twin), tasks, batches["test"], progress.advance, device)
+        answers = precise(partial(_routed, twin))
+        rows |= evaluate_rows(answers, tasks, batches["test"], progress.advance, device)
     rows["oracle"] = score("oracle", partial(_oracle, twin))
     if recipe.baselines.probe:
         seen.setup("fit")
@@ -271,7 +278,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             return masked_mean(model(**inputs)[0], inputs.get("attention_mask"))
 
         splits = ("train", "validation")
-        features = {split: task_features(pooled, seen, split, folder, "base features", device) for split in splits}
+        read = precise(pooled)
+        features = {split: task_features(read, seen, split, folder, "base features", device) for split in splits}
         rows["linear probe"] = score("linear probe", linear_probe(model, features, labelled))
 
     made = (folder.path / "recipe.yaml").read_text(encoding="utf-8")

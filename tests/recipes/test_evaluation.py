@@ -10,7 +10,16 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import BertConfig, BertModel
 
 from recipes.data.splits import Split, TextTask
-from recipes.evaluation import Scores, apply_heads, evaluate, evaluate_rows, linear_probe, with_experts, with_heads
+from recipes.evaluation import (
+    Scores,
+    apply_heads,
+    evaluate,
+    evaluate_rows,
+    in_precision,
+    linear_probe,
+    with_experts,
+    with_heads,
+)
 from twinmerge.modeling_twin import Head, Router, attach
 
 NAN = float("nan")
@@ -172,6 +181,19 @@ def inputs():
     mask = torch.ones(6, 9, dtype=torch.long)
     mask[::2, 6:] = 0
     return {"input_ids": torch.randint(0, 50, (6, 9)) * mask, "attention_mask": mask}
+
+
+@pytest.mark.parametrize(("precision", "near"), [("32", 0.0), ("bf16", 0.05)])
+def test_a_forward_in_bfloat16_is_near_and_in_32_the_same(twin, inputs, precision, near):
+    def ask(**x):
+        return twin.classify(**x, head=["spam", "trec"] * 3)
+
+    with torch.inference_mode():
+        plain, other = ask(**inputs), in_precision(precision, "cpu", ask)(**inputs)
+    assert other.logits.dtype == torch.float32
+    difference = (plain.logits - other.logits).nan_to_num(0.0).abs().max()
+    assert difference <= near
+    assert (difference > 0) == (near > 0)
 
 
 def test_the_router_never_sees_the_question(twin, inputs):
