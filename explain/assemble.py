@@ -57,7 +57,7 @@ def assemble(
     """
     good = support.auc <= WEAK_AUC and support.share >= WEAK_SHARE
     expectations = combine_means([repeat.expectations for repeat in repeats], aggregate_terms(np.eye(4)), level)
-    detail = _Detail(sample.names, order, masks, counts, good, level, interval, min_shift_z)
+    detail = Detail(sample.names, order, masks, counts, good, level, interval, min_shift_z)
     shares, values, shift = {}, [], {}
     for kind in get_args(Kind):
         shares[kind], found, shift[kind] = detail(kind, [getattr(repeat, kind) for repeat in repeats])
@@ -76,7 +76,7 @@ def assemble(
 
 
 @dataclass(frozen=True)
-class _Detail:
+class Detail:
     """Values and shares of one conditional shift."""
 
     names: tuple[str, ...]

@@ -171,9 +171,7 @@ class Losses(NamedTuple):
     labels: list[Codes] | None = None
 
 
-def read_losses(
-    frames: Frames, kind: str, outcome: str, label: Hashable, prediction: Hashable | list[Hashable], given: Hashable
-) -> Losses:
+def read_losses(frames: Frames, kind: str, outcome: str, label: Hashable, prediction: Any, given: Any) -> Losses:
     """Losses from labels and predictions, or from a column that holds them.
 
     Args:

@@ -121,18 +121,32 @@ def _scatter(sample: Sample, tests: Sequence[tuple[Codes, Codes]], parts: Sequen
 
 
 def _shares(sample: Sample, masks: Masks, joined: Sequence[_Joined], denominator: _Joined) -> Shares:
-    rows = stack([*(part.rows for part in joined), denominator.rows])
+    parts = [*joined, denominator]
+    rows = stack([part.rows for part in parts])
+    value = mean(rows) + np.array([part.missed for part in parts])
+    return make_shares(masks, value, covariance(rows, sample.clusters), np.stack([part.plug_in for part in parts]))
+
+
+def make_shares(masks: Masks, value: Floats, spread: Floats, plug_in: Floats) -> Shares:
+    """Numerators and denominator by subset, with 0 for the full one.
+
+    Args:
+        masks: Subsets, shape (S, p).
+        value: Numerators of all subsets but the full one, in their order, then the denominator, shape (S,).
+        spread: Their covariance, shape (S, S).
+        plug_in: What uncorrected estimates of them average, shape (S, n).
+    """
     inside = np.append(~masks.all(1), True)
-    numerators, spread = np.zeros(len(inside)), np.zeros((len(inside), len(inside)))
-    numerators[inside] = mean(rows) + np.array([part.missed for part in (*joined, denominator)])
-    spread[np.ix_(inside, inside)] = covariance(rows, sample.clusters)
-    plug_in = np.tile([1.0, 0.0], (len(masks), 1))
-    below = float(denominator.plug_in.mean())
-    for index, part in zip(np.flatnonzero(inside), joined, strict=False):
-        ratio = float(part.plug_in.mean()) / below if below else np.nan
-        error = (part.plug_in - ratio * denominator.plug_in).std() / below if below else np.nan
-        plug_in[index] = 1 - ratio, error / len(part.plug_in) ** 0.5
-    return Shares(numerators[:-1], float(numerators[-1]), spread, plug_in)
+    numerators, whole = np.zeros(len(inside)), np.zeros((len(inside), len(inside)))
+    numerators[inside] = value
+    whole[np.ix_(inside, inside)] = spread
+    naive = np.tile([1.0, 0.0], (len(masks), 1))
+    below = float(plug_in[-1].mean())
+    if below > 0:
+        ratio = plug_in[:-1].mean(1) / below
+        error = (plug_in[:-1] - ratio[:, None] * plug_in[-1]).std(1) / below / plug_in.shape[1] ** 0.5
+        naive[~masks.all(1)] = np.stack([1 - ratio, error], axis=1)
+    return Shares(numerators[:-1], float(numerators[-1]), whole, naive)
 
 
 class Terms(NamedTuple):

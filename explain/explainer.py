@@ -118,11 +118,22 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         self._check_options()
         frames = as_frame(source, "source"), as_frame(target, "target")
         losses = read_losses(frames, self.loss, self.outcome, self.label, self.prediction, self.loss_column)
-        self.report_ = self._explain(frames, losses, "domain", self.loss)
+        self.report_ = self.explain_losses(frames, losses, "domain", self.loss)
         return self
 
-    def _explain(self, frames: Frames, losses: Losses, mode: Mode, loss: str) -> GapReport:
-        """The report on two tables whose losses are known."""
+    def explain_losses(self, frames: Frames, losses: Losses, mode: Mode, loss: str) -> GapReport:
+        """The report on two tables whose losses are known.
+
+        Args:
+            frames: The source and the target.
+            losses: Of their rows.
+            mode: Of the report.
+            loss: Name of the loss.
+
+        Raises:
+            ExplainError: As :meth:`fit`.
+        """
+        self._check_options()
         taken = {self.label, self.loss_column, self.cluster}
         taken |= set(self.prediction) if isinstance(self.prediction, list) else {self.prediction}
         groups = resolve_groups(list(frames[0].columns), self.baseline, self.groups, taken)
@@ -209,13 +220,18 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
             )
 
 
-def check_counts(sample: Sample, folds: int) -> None:
+def check_counts(sample: Sample, folds: int, domains: int = 2) -> None:
     """Refuse a sample that is too small for its folds.
+
+    Args:
+        sample: The data.
+        folds: Number of folds.
+        domains: 1 where there is no target.
 
     Raises:
         ExplainError: If a domain, or a class in it, has fewer than 10 rows for each fold.
     """
-    for side, role in enumerate(DOMAINS):
+    for side, role in enumerate(DOMAINS[:domains]):
         needed = MIN_ROWS * folds
         if sample.sizes[side] < needed:
             raise ExplainError(f"the {role} has {sample.sizes[side]} usable rows, but {folds} folds need {needed}")

@@ -161,18 +161,26 @@ def choose_families(families: Sequence[Family], sample: Sample) -> Families:
         sample: The data.
     """
     (X_0, X_1), categorical = sample.features, sample.categorical
-    loss = _best(families, [(X_0, sample.loss.source)], categorical, classify=False)
+    loss = best_family(families, [(X_0, sample.loss.source)], categorical, classify=False)
     domain = np.repeat([0, 1], sample.sizes)
-    density = _best(families, [(np.concatenate([X_0, X_1]), domain)], categorical, classify=True)
+    density = best_family(families, [(np.concatenate([X_0, X_1]), domain)], categorical, classify=True)
     if sample.labels is None:
         return Families(outcome=loss, density=density, loss=loss)
     problems = [(X_0, sample.labels[0]), (X_1, sample.labels[1])]
-    return Families(outcome=_best(families, problems, categorical, classify=True), density=density, loss=loss)
+    return Families(outcome=best_family(families, problems, categorical, classify=True), density=density, loss=loss)
 
 
-def _best(
+def best_family(
     families: Sequence[Family], problems: Sequence[tuple[Floats, NDArray[Any]]], categorical: Mask, *, classify: bool
 ) -> Family:
+    """The family with the best cross-validated score over all problems together.
+
+    Args:
+        families: Candidates; a single one is taken as it is.
+        problems: Features and outcomes.
+        categorical: Columns of the features that hold categories.
+        classify: Whether to score the log loss of classifiers, else the squared error of regressors.
+    """
     if len(families) == 1:
         return families[0]
     splits = (StratifiedKFold if classify else KFold)(_CHOICE_FOLDS, shuffle=True, random_state=0)

@@ -1,1 +1,52 @@
 """Explaining as pure functions: arrays in, arrays out."""
+
+from explain.functional.aggregate import aggregate_terms, expectation_rows
+from explain.functional.bins import Bins, probability_bins, quantile_bins
+from explain.functional.density import Overlap, density_ratio, overlap
+from explain.functional.intervals import Ratios, covariance, fieller, ratio_terms, statuses, wald
+from explain.functional.losses import loss_table, observed_loss, squared_error
+from explain.functional.rows import Rows, mean, stack
+from explain.functional.shapley import sample_subsets, sampling_variance, shapley_map, subsets
+from explain.functional.values import (
+    covariate_rows,
+    curvature,
+    loss_level_rows,
+    outcome_denominator_rows,
+    outcome_rows,
+    risk_coefficient,
+    risk_rows,
+)
+
+__all__ = [
+    "Bins",
+    "Overlap",
+    "Ratios",
+    "Rows",
+    "aggregate_terms",
+    "covariance",
+    "covariate_rows",
+    "curvature",
+    "density_ratio",
+    "expectation_rows",
+    "fieller",
+    "loss_level_rows",
+    "loss_table",
+    "mean",
+    "observed_loss",
+    "outcome_denominator_rows",
+    "outcome_rows",
+    "overlap",
+    "probability_bins",
+    "quantile_bins",
+    "ratio_terms",
+    "risk_coefficient",
+    "risk_rows",
+    "sample_subsets",
+    "sampling_variance",
+    "shapley_map",
+    "squared_error",
+    "stack",
+    "statuses",
+    "subsets",
+    "wald",
+]

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from explain.functional.rows import Floats, Rows
+from explain.functional.rows import Floats
 
-Clusters = tuple[NDArray[np.int64], NDArray[np.int64]]
+Codes = NDArray[np.int64]
 Status = Literal["ok", "low-overlap", "near-one"]
 
 
-def covariance(rows: Rows, clusters: Clusters | None = None) -> Floats:
+def covariance(rows: Sequence[Floats], clusters: Sequence[Codes] | None = None) -> Floats:
     r"""Covariance of estimates that are means of influence values.
 
     .. math:: \frac{Cov(a)}{n_0} + \frac{Cov(b)}{n_1}
@@ -26,25 +26,23 @@ def covariance(rows: Rows, clusters: Clusters | None = None) -> Floats:
     its rows, and the outer products of the sums are added up.
 
     Args:
-        rows: Influence values, shape (k, n_0) and (k, n_1).
-        clusters: Cluster of every row, codes common to both domains.
+        rows: Influence values of every sample: both domains, shape (k, n_0) and (k, n_1), or a single sample.
+        clusters: Cluster of every row of every sample, codes common to all.
 
     Returns:
         Shape (k, k).
 
     Example:
         >>> import numpy as np
-        >>> covariance(Rows(np.array([[0.0, 2.0]]), np.array([[1.0, 1.0]])))
+        >>> covariance([np.array([[0.0, 2.0]]), np.array([[1.0, 1.0]])])
         array([[1.]])
     """
-    source, target = ((part - part.mean(-1, keepdims=True)) / part.shape[-1] for part in rows)
+    centred = [(part - part.mean(-1, keepdims=True)) / part.shape[-1] for part in rows]
     if clusters is None:
-        parts = [part @ part.T * (part.shape[-1] / (part.shape[-1] - 1)) for part in (source, target)]
-        return np.asarray(parts[0] + parts[1])
+        return np.asarray(sum(part @ part.T * (part.shape[-1] / (part.shape[-1] - 1)) for part in centred))
     codes = np.concatenate(clusters)
     present, codes = np.unique(codes, return_inverse=True)
-    both = np.concatenate([source, target], axis=-1)
-    sums = np.stack([np.bincount(codes, row, minlength=len(present)) for row in both])
+    sums = np.stack([np.bincount(codes, row, len(present)) for row in np.concatenate(centred, axis=-1)])
     return np.asarray(sums @ sums.T * (len(present) / (len(present) - 1)))
 
 

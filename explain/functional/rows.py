@@ -1,5 +1,6 @@
 """Two samples side by side: one array for the source domain, one for the target domain."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ class Rows(NamedTuple):
     target: Floats
 
 
-def stack(parts: list[Rows]) -> Rows:
+def stack(parts: Sequence[Rows]) -> Rows:
     """Influence values of several quantities as one, shape (k, n_0) and (k, n_1)."""
     return Rows(np.stack([part.source for part in parts]), np.stack([part.target for part in parts]))
 

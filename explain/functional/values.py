@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from explain.functional.rows import Floats, Rows
 
+CAP_QUANTILE = 0.99
+
 
 def covariate_rows(
     loss: Rows, mu_s: Rows, mu_sw: Rows, ratio_s: Floats, mu_x: Rows, mu_xw: Rows, ratio_x: Floats
@@ -151,6 +153,9 @@ def risk_coefficient(
 def risk_rows(ratio_x: Floats, coefficient: Floats, residual: Floats) -> Floats:
     r"""Influence values at the source rows that correct a numerator of v_Y for the estimated source risk.
 
+    A few source rows far out in the target can carry most of its variance, so :math:`\pi c` is cut off at the 99 %
+    quantile of its magnitude (from 100 rows on).
+
     Args:
         ratio_x: Density ratio of all features at the source rows, shape (n_0,).
         coefficient: c of :func:`risk_coefficient`, shape (n_0,).
@@ -159,7 +164,11 @@ def risk_rows(ratio_x: Floats, coefficient: Floats, residual: Floats) -> Floats:
     Returns:
         :math:`\pi\,c\,(Y - p_0)`, shape (n_0,).
     """
-    return ratio_x * coefficient * residual
+    weight = ratio_x * coefficient
+    if len(weight) >= 1 / (1 - CAP_QUANTILE):
+        cap = np.quantile(np.abs(weight), CAP_QUANTILE)
+        weight = np.clip(weight, -cap, cap)
+    return np.asarray(weight * residual)
 
 
 def loss_level_rows(loss: Floats, mu_1: Floats, mu_s: Floats) -> Floats:

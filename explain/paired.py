@@ -1,0 +1,230 @@
+"""Explain the difference between two models: on the same rows, or how it changes from one domain to another."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+
+from explain.assemble import Detail
+from explain.data import Codes, Losses, Sample, as_frame, make_sample, read_losses, resolve_groups
+from explain.errors import ExplainError
+from explain.estimate import Shares, make_shares
+from explain.explainer import EXACT_PLAYERS, GapExplainer, check_counts
+from explain.folds import assign_folds
+from explain.functional.intervals import covariance
+from explain.functional.rows import Floats
+from explain.functional.shapley import sample_subsets, subsets
+from explain.functional.values import curvature
+from explain.nuisances import Family, best_family, candidates
+from explain.report import GapReport
+
+Columns = Hashable | list[Hashable]
+
+
+class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
+    r"""Why a second model does worse than a first one on the same rows, with intervals.
+
+    With d the second model's loss minus the first one's and :math:`\Delta(x) = E[d|x]`,
+
+    .. math::
+        v(s) = 1 - \frac{E[(\Delta - E[\Delta|X_s])^2]}{E[\Delta^2]}
+             = \frac{MSE_0 - MSE_s}{MSE_0 - MSE_{full}}
+
+    is shared out among variables; v of no variable is the part that is the same everywhere ("recalibration"). Inputs
+    are the same for both models, so there is no shift of covariates and no density ratio.
+
+    Args:
+        groups: Players by name, each a column or a list of columns; every other column on its own when not given. Never
+            use features that one of the models has made.
+        models: Columns of the first and of the second model: predictions (a list of columns for the probability of
+            every class), or losses when the loss is "given".
+        label: Column of the labels.
+        loss: "zero_one", "brier", "log", "squared" or "given".
+        cluster: Column that names the cluster of a row.
+        folds: Folds of cross-fitting, at least 2.
+        repeats: Cross-fits with other folds; estimates are medians.
+        learners: As of :class:`~explain.explainer.GapExplainer`; only the regressor is used.
+        level: Level of the intervals.
+        interval: "wald" or "fieller".
+        min_shift_z: A difference whose size is below so many of its standard errors is not shared out.
+        subset_draws: Pairs of subsets drawn when there are more than 10 players.
+        seed: The same seed gives the same bits.
+        n_jobs: Of joblib.
+
+    Attributes:
+        report_: The :class:`~explain.report.GapReport`, with the shares under `outcome`.
+
+    Reference:
+        Singh et al. (2024), arXiv 2402.14254, with the model in the place of the domain.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Any] | None = None,
+        *,
+        models: tuple[Columns, Columns] = ("first", "second"),
+        label: Hashable = "label",
+        loss: str = "zero_one",
+        cluster: Hashable | None = None,
+        folds: int = 5,
+        repeats: int = 1,
+        learners: Any = "auto",
+        level: float = 0.9,
+        interval: str = "wald",
+        min_shift_z: float = 2.0,
+        subset_draws: int = 200,
+        seed: int = 0,
+        n_jobs: int | None = None,
+    ) -> None:
+        self.groups, self.models, self.label, self.loss, self.cluster = groups, models, label, loss, cluster
+        self.folds, self.repeats, self.learners, self.level = folds, repeats, learners, level
+        self.interval, self.min_shift_z, self.subset_draws = interval, min_shift_z, subset_draws
+        self.seed, self.n_jobs = seed, n_jobs
+
+    def fit(self, table: Any) -> ModelGapExplainer:
+        """Estimate how the difference is shared out.
+
+        Args:
+            table: Rows with features, label and the predictions (or losses) of both models, as a DataFrame, a mapping
+                of columns, a `datasets.Dataset` or a matrix.
+
+        Returns:
+            Itself, with `report_`.
+
+        Raises:
+            ExplainError: If the data cannot be explained; the message says why and what to do.
+        """
+        frame = as_frame(table, "table")
+        frames = frame, frame.iloc[:0]
+        first, second = read_pair(frames, self.loss, self.label, self.models)
+        difference = Losses([b - a for a, b in zip(first.loss, second.loss, strict=True)])
+        groups = resolve_groups(list(frame.columns), [], self.groups, _taken(self.models, self.label, self.cluster))
+        sample = make_sample(frames, difference, [], groups, self.cluster, self.seed)
+        check_counts(sample, self.folds, domains=1)
+        X, d = sample.features.source, sample.loss.source
+        family = best_family(candidates(self.learners), [(X, d)], sample.categorical, classify=False)
+
+        rng = np.random.default_rng([self.seed, 7])
+        players, counts = len(sample.groups), None
+        if players <= EXACT_PLAYERS:
+            masks = subsets(players)
+        else:
+            masks, counts = sample_subsets(players, self.subset_draws, rng)
+        repeats = []
+        for _ in range(self.repeats):
+            fold = assign_folds(sample.sizes, self.folds, rng, clusters=sample.clusters)[0]
+            repeats.append(_estimate(sample, family, masks, fold, self.n_jobs))
+        detail = Detail(sample.names, tuple(groups), masks, counts, True, self.level, self.interval, self.min_shift_z)
+        outcome, values, shift = detail("outcome", repeats)
+        means = [float(part.loss[0].mean()) for part in (first, second)]
+        self.report_ = GapReport(
+            mode="models",
+            loss=self.loss,
+            level=self.level,
+            totals={"first": means[0], "second": means[1], "gap": means[1] - means[0]},
+            outcome=outcome,
+            values=tuple(values),
+            diagnostics={
+                "shift": {"outcome": shift},
+                "rows": len(d),
+                "folds": self.folds,
+                "repeats": self.repeats,
+                "learners": {"loss": family.name},
+            },
+        )
+        return self
+
+
+def gap_of_gaps(
+    source: Any,
+    target: Any,
+    baseline: Sequence[Hashable],
+    groups: Mapping[str, Any] | None = None,
+    *,
+    models: tuple[Columns, Columns] = ("first", "second"),
+    label: Hashable = "label",
+    loss: str = "zero_one",
+    **options: Any,
+) -> GapReport:
+    """Whether, and through what, a second model loses more than a first one from the source to the target.
+
+    The decomposition of one model's gap is applied to the difference of two losses. Aggregate terms are linear in the
+    loss, so they are exactly the second model's terms minus the first one's. Shares use the loss-level definition.
+
+    Args:
+        source: Rows of the source, with the predictions (or losses) of both models.
+        target: Rows of the target.
+        baseline: Columns of the baseline.
+        groups: Players by name; every other column on its own when not given.
+        models: Columns of the first and the second model, as of :class:`ModelGapExplainer`.
+        label: Column of the labels.
+        loss: "zero_one", "brier", "log", "squared" or "given".
+        **options: Further options of :class:`~explain.explainer.GapExplainer`.
+
+    Returns:
+        The report; positive terms say that the second model loses more.
+
+    Raises:
+        ExplainError: As :meth:`~explain.explainer.GapExplainer.fit`.
+    """
+    frames = as_frame(source, "source"), as_frame(target, "target")
+    first, second = read_pair(frames, loss, label, models)
+    difference = Losses([b - a for a, b in zip(first.loss, second.loss, strict=True)])
+    taken = [name for name in _taken(models, label) if name != label]
+    explainer = GapExplainer(baseline, groups, label=label, prediction=taken, loss="given", outcome="loss", **options)
+    return explainer.explain_losses(frames, difference, "gap-of-gaps", loss)
+
+
+def read_pair(
+    frames: Sequence[pd.DataFrame], loss: str, label: Hashable, models: tuple[Columns, Columns]
+) -> tuple[Losses, Losses]:
+    """Losses of the first and of the second model.
+
+    Raises:
+        ExplainError: If there are not two models.
+    """
+    if isinstance(models, str) or len(models) != 2:
+        raise ExplainError(f"models is {models!r}, but the columns of exactly two models are needed, as in ('a', 'b')")
+    first, second = (read_losses(frames, loss, "loss", label, columns, columns) for columns in models)
+    return first, second
+
+
+def _taken(models: tuple[Columns, Columns], *others: Hashable | None) -> set[Hashable]:
+    named = {name for columns in models for name in (columns if isinstance(columns, list) else [columns])}
+    return named | {name for name in others if name is not None}
+
+
+def _estimate(sample: Sample, family: Family, masks: NDArray[np.bool_], fold: Codes, n_jobs: int | None) -> Shares:
+    """Numerators (d - m_s)^2 - (d - m_full)^2 and the denominator d^2 - (d - m_full)^2 of one cross-fit."""
+    d = sample.loss.source
+    found = Parallel(n_jobs=n_jobs)(delayed(_predict)(sample, family, mask, fold) for mask in masks)
+    held, noise = np.stack([part[0] for part in found]), np.array([part[1] for part in found])
+    full = int(np.flatnonzero(masks.all(1))[0])
+    partial = ~masks.all(1)
+    m_s, m_full = held[partial], held[full]
+    rows = np.concatenate([(d - m_s) ** 2, d[None] ** 2]) - (d - m_full) ** 2
+    missed = noise[full] - np.append(noise[partial], 0.0)
+    plug_in = np.concatenate([(m_s - m_full) ** 2, m_full[None] ** 2])
+    clusters = None if sample.clusters is None else sample.clusters[:1]
+    return make_shares(masks, rows.mean(1) + missed, covariance([rows], clusters), plug_in)
+
+
+def _predict(sample: Sample, family: Family, mask: NDArray[np.bool_], fold: Codes) -> tuple[Floats, float]:
+    """The difference expected from a subset of the players, held out at every row, and its own mean squared error."""
+    X, d = sample.features.source, sample.loss.source
+    columns = sample.columns(mask)
+    predicted = np.empty((1 + int(fold.max()), len(d)))
+    for k, out in enumerate(predicted):
+        train = fold != k
+        if len(columns):
+            model = family.fit_regressor(X[train][:, columns], d[train], sample.categorical[columns])
+            out[:] = model.predict(X[:, columns])
+        else:
+            out[:] = d[train].mean()
+    return predicted[fold, np.arange(len(d))], curvature(predicted)
