@@ -2,10 +2,10 @@
 
 Three steps, three modes and a noise of two values make 216 episodes, so the expectation of any estimator is a finite
 sum in float64, and so is the true gradient: the derivative of that sum itself, with the probabilities of the modes in
-it. ``max_rel_error`` is the largest relative error over all forms that should be unbiased, for separate networks and for
-a shared trunk; the wrong forms stand beside them with the size of their error. The Monte-Carlo rows draw 400 000
-episodes. The last table follows the cross term as the modes sharpen towards a best response, and towards something else.
-Takes about half a minute.
+it. ``max_rel_error`` is the largest relative error over all forms that should be unbiased, for separate networks and
+for a shared trunk; the wrong forms stand beside them with the size of their error. The Monte-Carlo rows draw 400 000
+episodes. The last table follows the cross term as the modes sharpen towards a best response, and towards something
+else. Takes about half a minute.
 """
 
 from __future__ import annotations
@@ -50,12 +50,15 @@ class ToyPolicy(nn.Module):
         self.K, self.k = draw(3, 2, width, scale=0.5), draw(3, 2, scale=0.3)
 
     def features(self, s: Tensor) -> Tensor:
+        """The state, or the trunk's view of it."""
         return s if self.trunk is None else torch.tanh(s @ self.trunk.T)
 
     def log_probs(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Of the modes, (batch, 3)."""
         return (self.features(observation) @ self.W.T + self.w).log_softmax(-1)
 
     def raw_actions(self, observation: Tensor) -> Tensor:
+        """Of all modes, (batch, 3, 2)."""
         return torch.einsum("jmn,bn->bjm", self.K, self.features(observation)) + self.k
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
@@ -99,7 +102,9 @@ def q_value(simulator: Enumerable, policy: Any, s: Tensor, j: int, t: int) -> Te
 def flat_gradient(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """Gradient as one vector."""
     found = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)])
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)]
+    )
 
 
 def exact_gradient(simulator: Enumerable, policy: ToyPolicy) -> Tensor:
@@ -123,12 +128,9 @@ def forms(simulator: Enumerable, policy: ToyPolicy) -> dict[str, tuple[bool, Ten
             [torch.stack([q_value(simulator, policy, states[:, t], j, t) for j in range(3)], 1) for t in range(T)], 1
         )
         taken = mode_log_probs(Q, roll.modes)
+        later = branched.branch_observations
         following = torch.stack(
-            [
-                torch.stack([value(simulator, policy, branched.branch_observations[:, t, j], t + 1) for j in range(3)], 1)
-                for t in range(T)
-            ],
-            1,
+            [torch.stack([value(simulator, policy, later[:, t, j], t + 1) for j in range(3)], 1) for t in range(T)], 1
         )
         zero, wrong = torch.zeros_like(V), torch.cat([0.6 * V[:, :T] + 1, V[:, T:]], 1)
         to_go = advantages_of(roll.costs, zero, discount=G)
@@ -145,7 +147,9 @@ def forms(simulator: Enumerable, policy: ToyPolicy) -> dict[str, tuple[bool, Ten
     live = torch.flip((weights * roll.costs).flip(1).cumsum(1), [1])
     # The cost of where the episode ends is paid with the last step's; the sum from t + 1 on keeps it.
     end = nn.functional.pad((G * 2 * states[:, -1].square().sum(1))[:, None], (T - 1, 0))
-    spread = (exact_probability(simulator, policy)[:, None] * (weights * (taken - V[:, :T])).square()).sum().div(T).sqrt()
+    spread = (
+        (exact_probability(simulator, policy)[:, None] * (weights * (taken - V[:, :T])).square()).sum().div(T).sqrt()
+    )
     live_gae = _live_advantages(roll.costs - end + end.detach(), V)
     return {
         "cost-to-go": (True, full(to_go)),
@@ -248,6 +252,7 @@ class Starts(Enumerable):
     """The same problem from many first states."""
 
     def reset(self, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Where the noise says."""
         return {"s": noise["start"]}
 
 
@@ -322,7 +327,13 @@ def main() -> None:
     """Measure, print and write the figures."""
     rows = [row for shared in (False, True) for row in errors(shared)]
     for row in rows:
-        print(row["networks"], row["form"], f"{row['rel_error']:.1e}", f"continuous {row['rel_error_continuous']:.1e}", sep="  ")
+        print(
+            row["networks"],
+            row["form"],
+            f"{row['rel_error']:.1e}",
+            f"continuous {row['rel_error_continuous']:.1e}",
+            sep="  ",
+        )
     names = ("cost-to-go", "exact advantage", "no cross term: scores on detached states")
     sampled = [row for shared in (False, True) for row in monte_carlo(shared, names)]
     for row in sampled:
@@ -347,7 +358,9 @@ def main() -> None:
         "cross_share_sharp": towards[7]["cross_share"],
         "cross_share_mistaken": towards[-1]["cross_share"],
     }
-    print(write_results("hpo_unbiased", figures, {"forms": rows, "sampled": sampled, "best response": towards}, seeds=1))
+    print(
+        write_results("hpo_unbiased", figures, {"forms": rows, "sampled": sampled, "best response": towards}, seeds=1)
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The stream of seeds: which noise an update simulates is a function of seed, split, update and index, of nothing else."""
+"""The stream of seeds: the noise of an update is a function of seed, split, update and index, and of nothing else."""
 
 from __future__ import annotations
 

@@ -24,10 +24,7 @@ def micro_gradients(parts: Tensor, parameters: Sequence[Tensor], chunks: int) ->
         found = torch.autograd.grad(parts[k::chunks].mean(), parameters, retain_graph=True, allow_unused=True)
         rows.append(
             torch.cat(
-                [
-                    (torch.zeros_like(p) if g is None else g).flatten()
-                    for g, p in zip(found, parameters, strict=True)
-                ]
+                [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)]
             )
         )
     return torch.stack(rows)
@@ -82,7 +79,7 @@ def gradient_report(
         "cross": reduce(micro_gradients(score, continuous, chunks)),
         "score": reduce(micro_gradients(score, discrete, chunks)),
     }
-    report = {}
+    report: dict[str, Tensor] = {}
     for name, gradients in found.items():
         signal, noise = signal_and_noise(gradients)
         report |= {f"{name}_norm": gradients.mean(0).norm(), f"{name}_variance": noise, f"{name}_signal": signal}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast, get_type_hints
 
@@ -77,7 +78,8 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         max_norm: Gradients of each of the three networks are clipped to this norm.
         temperature: Of ``straight_through``.
         log_std: Initial log standard deviation of Gaussian parts.
-        reference: Optimal cost as the simulator reports it, or the best one known; for `gap`.
+        reference: Optimal cost as the simulator reports it, or the best one known; for `gap`. The attribute
+            ``references`` may hold one for the very episodes of each stage, which is the sharper comparison.
         diagnose_every: Updates between two gradient reports; 0 for none.
         compile_step: Compile the simulator's step with `torch.compile`.
         seed: Of the initial weights.
@@ -121,7 +123,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         if cross == "auto" and not diagnose_every:
             raise ValueError("cross is auto, but diagnose_every is 0: nothing would be measured; give 50 or so.")
         if estimator == "score" and branch:
-            raise ValueError("branch is on, but estimator score has no value of a mode without its action; turn it off.")
+            raise ValueError("branch is on, but estimator score has no value of a mode without its action; give false.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.policy = HybridPolicy(
@@ -136,6 +138,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         self.register_buffer("cross_is_on", torch.tensor(cross != "off"))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("active", active_parts(self.simulator), persistent=False)
+        self.references = {} if reference is None else {"validation": reference, "test": reference}
         self.automatic_optimization = reuse == 0
         self._step = torch.compile(self._simulator_step) if compile_step else self._simulator_step
 
@@ -148,14 +151,19 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         diagnose = self._diagnoses()
         roll = self._rollout(batch, cross=bool(self.cross_is_on) or diagnose)
         with torch.no_grad():
-            values = self._values(roll.observations.detach())
-            if not self.continuing:
-                values = torch.cat([values[:, :-1], torch.zeros_like(values[:, -1:])], 1)
-            sampled = advantages_of(roll.costs, values, discount=self.discount, trace=hp["trace"])
-            targets = sampled + values[:, :-1]
-            mean, scale = self._moments(sampled[:, first:last])
-            advantages = (sampled - mean) / scale
-        surrogate = self._surrogate(roll, sampled, mean, scale)
+            values = self._bootstrapped(roll.observations.detach())
+            advantages = advantages_of(roll.costs, values, discount=self.discount, trace=hp["trace"])
+            targets = advantages + values[:, :-1]
+            if hp["branch"]:
+                following = self._bootstrapped(cast(Tensor, roll.branch_observations))
+                advantages = branched_advantages(
+                    roll.log_probs, cast(Tensor, roll.branch_costs), following, discount=self.discount
+                )
+                scale = self._moments(advantages[:, first:last])[1]
+            else:
+                mean, scale = self._moments(advantages[:, first:last])
+                advantages = advantages - mean
+        surrogate = self._surrogate(roll, advantages, scale)
         loss = surrogate.pathwise.mean() + surrogate.score.mean()
         if hp["estimator"] == "pathwise":
             loss = surrogate.pathwise.mean()
@@ -166,14 +174,14 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             "modes": roll.modes[:, first:last],
             "raw": roll.raw[:, first:last].detach(),
             "masks": None if roll.masks is None else roll.masks[:, first:last],
-            "advantages": advantages[:, first:last],
+            "advantages": advantages[:, first:last] / scale,
         }
         with torch.no_grad():
             data["old"] = self._log_probs(data)
         data["targets"] = self._standardise(targets[:, first:last])
         loss = loss + self._critic_loss(data)
         if hp["estimator"] == "score":
-            loss = loss + clipped_surrogate(self._log_probs(data), data["old"], data["advantages"][..., None], hp["clip"]).sum(-1).mean()
+            loss = loss + self._score_loss(data)
         if hp["reuse"] == 0:
             loss = loss - self._entropy_weight * self._entropy(data)
         self._log_training(roll, values, targets, scale)
@@ -188,20 +196,12 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         self._reuse(data, optimizer)
         return None
 
-    def _surrogate(self, roll: Rollout, sampled: Tensor, mean: Tensor, scale: Tensor) -> Surrogate:
+    def _surrogate(self, roll: Rollout, advantages: Tensor, scale: Tensor) -> Surrogate:
         """The mixed surrogate in standardised units, averaged over decisions."""
         hp = self.hparams
         if hp["estimator"] == "score":  # all of it is in the clipped term
             nothing = torch.zeros_like(roll.costs[:, 0])
             return Surrogate(nothing, nothing)
-        advantages = sampled - mean
-        if hp["branch"]:
-            assert_costs, following = cast(Tensor, roll.branch_costs), cast(Tensor, roll.branch_observations)
-            with torch.no_grad():
-                values = self._values(following)
-                if not self.continuing:
-                    values = torch.cat([values[:, :-1], torch.zeros_like(values[:, -1:])], 1)
-            advantages = branched_advantages(roll.log_probs, assert_costs, values, discount=self.discount)
         tails = None
         if hp["window"]:
             frozen = {name: p.detach() for name, p in self.policy.critic.named_parameters()}
@@ -226,14 +226,14 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             share = {name: None if value is None else value[chosen] for name, value in data.items()}
             new = self._log_probs(share)
             with torch.no_grad():
-                ratio = new - share["old"]
-                kls.append(self._mean((ratio.exp() - 1 - ratio).sum(-1)))
-                clipped.append(((ratio.exp() - 1).abs() > hp["clip"]).float().mean())
+                log_ratio = new - cast(Tensor, share["old"])
+                kls.append(self._mean((log_ratio.exp() - 1 - log_ratio).sum(-1)))
+                clipped.append(((log_ratio.exp() - 1).abs() > hp["clip"]).float().mean())
             if kls[-1] > hp["kl_limit"]:
                 break
             loss = self._critic_loss(share) - self._entropy_weight * self._entropy(share)
             if hp["estimator"] not in ("pathwise", "straight_through"):
-                loss = loss + clipped_surrogate(new, share["old"], share["advantages"][..., None], hp["clip"]).sum(-1).mean()
+                loss = loss + self._score_loss(share)
             optimizer.zero_grad()
             self.manual_backward(self._touch(loss))
             for parameter in frozen:
@@ -244,22 +244,32 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         self.log("train/clip_fraction", torch.stack(clipped).mean(), sync_dist=True)
 
     def _log_probs(self, data: dict[str, Any]) -> Tensor:
-        """Log-probability of the modes, and for the score estimator the density of the continuous part: (..., 1 or 2)."""
+        """Log-probability of the modes, and under the score estimator of the continuous part: (..., 1 or 2)."""
         law = self.policy.log_probs(data["observations"], data["masks"])
         found = [mode_log_probs(law, data["modes"])]
         if self.hparams["estimator"] == "score":
             index = data["modes"][..., None, None].expand(*data["modes"].shape, 1, data["raw"].shape[-1])
             mean = self.policy.raw_actions(data["observations"]).gather(-2, index).squeeze(-2)
             raw = data["raw"].gather(-2, index).squeeze(-2)
-            density = torch.distributions.Normal(mean, self.policy.log_std.exp()).log_prob(raw)
+            spread = self.policy.log_std
+            density = -0.5 * ((raw - mean) / spread.exp()).square() - spread - 0.5 * math.log(2 * math.pi)
             found.append((density * cast(Tensor, self.active)[data["modes"]]).sum(-1))
         return torch.stack(found, -1)
+
+    def _score_loss(self, data: dict[str, Any]) -> Tensor:
+        """The score part on detached states: clipped for sampled modes, the expectation itself for branched ones."""
+        advantages: Tensor = data["advantages"]
+        if self.hparams["branch"]:
+            return (self.policy.log_probs(data["observations"], data["masks"]).exp() * advantages).sum(-1).mean()
+        terms = clipped_surrogate(self._log_probs(data), data["old"], advantages[..., None], self.hparams["clip"])
+        return terms.sum(-1).mean()
 
     def _entropy(self, data: dict[str, Any]) -> Tensor:
         return entropy(self.policy.log_probs(data["observations"], data["masks"])).mean()
 
     def _critic_loss(self, data: dict[str, Any]) -> Tensor:
-        return (self.policy.value(data["observations"]) - data["targets"]).square().mean()
+        targets: Tensor = data["targets"]
+        return (self.policy.value(data["observations"]) - targets).square().mean()
 
     # ------------------------------------------------------------------ simulation
 
@@ -320,21 +330,24 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             if noisy:
                 normals.append(torch.randn(*shape, simulator.action_dim, generator=generator))
         noise = {name: torch.cat([part[name] for part in noises]) for name in noises[0]}
-        like = {"device": simulator.device, "dtype": simulator.dtype}
-        return noise, Draws(
-            torch.cat(gumbels).to(**like) if gumbels else None,
-            torch.cat(normals).to(**like) * self.policy.log_std.exp() if normals else None,
-        )
+        gumbel = torch.cat(gumbels).to(simulator.device, simulator.dtype) if gumbels else None
+        normal = torch.cat(normals).to(simulator.device, simulator.dtype) if normals else None
+        return noise, Draws(gumbel, None if normal is None else normal * self.policy.log_std.exp())
 
-    def _values(self, observations: Tensor) -> Tensor:
-        return self.value_shift + self.value_scale * self.policy.value(observations)
+    def _bootstrapped(self, observations: Tensor) -> Tensor:
+        """Values (batch, steps, ...); 0 where the episode truly ends."""
+        values = self.value_shift + self.value_scale * self.policy.value(observations)
+        if not self.continuing:
+            values[:, -1] = 0
+        return values
 
     def _standardise(self, targets: Tensor) -> Tensor:
         """Follow the targets' mean and scale slowly, and return them in these units."""
         mean, scale = self._moments(targets)
         weight = 1.0 if self.value_scale == 0 else 0.05
-        self.value_shift.lerp_(mean.to(self.value_shift), weight)
-        self.value_scale.lerp_(scale.to(self.value_scale), weight)
+        # Not in place: the tails of windows hold the old ones in their graph.
+        self.value_shift = self.value_shift.lerp(mean.to(self.value_shift), weight)
+        self.value_scale = self.value_scale.lerp(scale.to(self.value_scale), weight)
         return (targets - self.value_shift) / self.value_scale
 
     # ------------------------------------------------------------------ several processes
@@ -376,7 +389,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         trainer = self.trainer
         if trainer.max_epochs is None or trainer.max_epochs < 1:
             return 0.0
-        return min(1.0, int(self.updates) / (trainer.max_epochs * trainer.num_training_batches))
+        return min(1.0, int(self.updates) / float(trainer.max_epochs * trainer.num_training_batches))
 
     @property
     def _entropy_weight(self) -> float:
@@ -396,7 +409,11 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
     def clip_gradients_by_group(self) -> None:
         """Clip the gradient of each network on its own: one that explodes does not silence the others."""
         policy = self.policy
-        for group in ([*policy.continuous.parameters(), policy.log_std], policy.discrete.parameters(), policy.critic.parameters()):
+        for group in (
+            [*policy.continuous.parameters(), policy.log_std],
+            policy.discrete.parameters(),
+            policy.critic.parameters(),
+        ):
             torch.nn.utils.clip_grad_norm_(group, self.hparams["max_norm"])
 
     # ------------------------------------------------------------------ diagnostics and evaluation
@@ -442,9 +459,8 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
                 name: self._mean(reported_cost(self.simulator, self._rollout(batch, cross=False, greedy=greedy).costs))
                 for name, greedy in (("cost", True), ("sampled_cost", False))
             }
-        reference = self.hparams["reference"]
-        if reference is not None:
-            costs["gap"] = costs["cost"] / reference - 1
+        if stage in self.references:
+            costs["gap"] = costs["cost"] / self.references[stage] - 1
         self.log_dict({f"{stage}/{name}": value for name, value in costs.items()}, prog_bar=True, batch_size=1)
 
 
@@ -466,7 +482,7 @@ def load_simulator(path: str, arguments: dict[str, Any] | None = None) -> Hybrid
     made = found if isinstance(found, type) else get_type_hints(found).get("return") if callable(found) else None
     if not (isinstance(made, type) and issubclass(made, HybridSimulator)):
         raise ValueError(
-            f"simulator {path!r} is neither a subclass of rl.envs.HybridSimulator nor a function annotated to return one."
+            f"simulator {path!r} is neither a subclass of rl.envs.HybridSimulator nor annotated to return one."
         )
     try:
         return cast(HybridSimulator, found(**(arguments or {})))
@@ -475,7 +491,7 @@ def load_simulator(path: str, arguments: dict[str, Any] | None = None) -> Hybrid
 
 
 def place(simulator: HybridSimulator, device: torch.device, dtype: torch.dtype) -> HybridSimulator:
-    """The simulator on a device, in float32, or in float64 for networks of float64: states must not be half precision."""
+    """The simulator on a device, in float32, or float64 with networks of float64: never in half precision."""
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     if (simulator.device, simulator.dtype) == (device, dtype):
         return simulator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -68,12 +69,12 @@ class HybridPolicy(nn.Module):
         logits = self.discrete(observation.to(self.log_std.dtype)).to(observation.dtype)
         if mask is not None:
             logits = logits.masked_fill(~mask, float("-inf"))
-        return logits.log_softmax(-1)
+        return cast(Tensor, logits.log_softmax(-1))
 
     def raw_actions(self, observation: Tensor) -> Tensor:
         """Unconstrained continuous parts of all modes (..., J, m)."""
         raw: Tensor = self.continuous(observation.to(self.log_std.dtype)).to(observation.dtype)
-        return raw.unflatten(-1, self.shape)
+        return raw.reshape(*raw.shape[:-1], *self.shape)
 
     def value(self, observation: Tensor) -> Tensor:
         """Standardised value (...)."""

@@ -1,4 +1,4 @@
-"""One episode of many at once: the live tensors that the estimator needs, and a refusal of a simulator that cuts them."""
+"""Whole episodes at once: the live tensors that the estimator needs; a simulator that cuts them is refused."""
 
 from __future__ import annotations
 
@@ -125,10 +125,7 @@ def rollout(
         if draws.normal is not None:
             raw = raw + draws.normal[:, t]
         with torch.autocast(observation.device.type, enabled=False):
-            if t >= last_live:
-                actions = simulator.action_map(raw.detach(), state)
-            else:
-                actions = simulator.action_map(raw, state)
+            actions = simulator.action_map(raw.detach() if t >= last_live else raw, state)
             if branch:
                 costs, following = _branches(simulator, state, actions, noise, t)
                 kept["bc"].append(costs)
@@ -180,7 +177,8 @@ def _branches(simulator: HybridSimulator, state: State, actions: Tensor, noise: 
         wide_state, wide_noise, mode, action = _each_mode(state, noise, actions)
         following, cost = simulator.step(wide_state, mode, action, wide_noise, t)
         observation = simulator.observe(following, t + 1)
-    return cost.unflatten(0, actions.shape[:2]), observation.unflatten(0, actions.shape[:2])
+    batch, modes, _ = actions.shape
+    return cost.reshape(batch, modes), observation.reshape(batch, modes, -1)
 
 
 def _straight_through(
@@ -193,7 +191,7 @@ def _straight_through(
     following, cost = simulator.step(wide_state, wide_mode, action, wide_noise, t)
 
     def mix(value: Tensor) -> Tensor:
-        value = value.unflatten(0, actions.shape[:2])
+        value = value.reshape(*actions.shape[:2], *value.shape[1:])
         if not value.is_floating_point():
             return value[torch.arange(len(mode), device=mode.device), mode]
         return (weights.reshape(*weights.shape, *[1] * (value.dim() - 2)) * value).sum(1)
@@ -203,15 +201,14 @@ def _straight_through(
 
 def _check_batch(state: State, cost: Tensor | None, batch: int, where: str) -> None:
     tensors = {f"state '{name}'": value for name, value in state.items()}
-    if cost is not None:
-        if cost.shape != (batch,):
-            raise SimulatorError(
-                f"{where}: the cost has shape {tuple(cost.shape)}; return one number an episode, ({batch},)."
-            )
+    if cost is not None and cost.shape != (batch,):
+        raise SimulatorError(
+            f"{where}: the cost has shape {tuple(cost.shape)}; return one number an episode, ({batch},)."
+        )
     for name, value in tensors.items():
         if value.dim() == 0 or len(value) != batch:
             raise SimulatorError(
-                f"{where}: {name} has shape {tuple(value.shape)} in a batch of {batch}; keep the batch first and its size."
+                f"{where}: {name} has shape {tuple(value.shape)} in a batch of {batch}; keep the batch first."
             )
 
 
@@ -233,8 +230,7 @@ def _first_not_finite(costs: Tensor, observations: Tensor) -> str:
         for name, value in (("observation", observations[:, t]), ("cost", costs[:, t])):
             bad = ~torch.isfinite(value.detach())
             if bad.any():
-                return (
-                    f"step {t}: the {name} is {float(value.detach()[bad][0])} in {int(bad.reshape(len(bad), -1).any(1).sum())} "
-                    f"of {len(value)} episodes; every cost and state must be finite: bound the action or the state."
-                )
+                count = int(bad.reshape(len(bad), -1).any(1).sum())
+                found = f"{float(value.detach()[bad][0])} in {count} of {len(value)} episodes"
+                return f"step {t}: the {name} is {found}; every cost and state must be finite: bound them."
     return "the observation after the last step is not finite; bound the action or the state."

@@ -68,7 +68,7 @@ def test_the_exact_gradient_is_that_of_finite_differences():
 
 
 def test_a_score_of_the_continuous_action_counts_a_live_path_twice():
-    """One step, one mode, u = mu + sigma e: the gradient of E u^2 is 2 mu, by either estimator, but not by their sum."""
+    """One step, one mode, u = mu + sigma e: the gradient of E u^2 is 2 mu by either estimator, not by their sum."""
     points, weights = torch.tensor([-1.0, 1.0]), torch.tensor([0.5, 0.5])  # exact for a square
     mu = torch.tensor(0.7, requires_grad=True)
     log_probs, modes = torch.zeros(2, 1, 1), torch.zeros(2, 1, dtype=torch.long)
@@ -89,7 +89,8 @@ def test_a_score_of_the_continuous_action_counts_a_live_path_twice():
 def test_sampled_gradients_agree_within_their_error(monkeypatch):
     monkeypatch.setattr(toy, "SAMPLES", 100_000)
     right, wrong = toy.monte_carlo(False, ["cost-to-go", "no cross term: scores on detached states"])
-    assert right["max_z"] < 4 < 15 < wrong["rms_z"]
+    assert right["max_z"] < 4
+    assert wrong["rms_z"] > 15
 
 
 def test_the_cross_term_fades_towards_a_best_response_only(monkeypatch):
