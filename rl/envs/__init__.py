@@ -6,18 +6,68 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rl.envs.action_spaces import FlatActions, split_actions
+    from rl.envs.bouncing import BouncingPoint
+    from rl.envs.bowls import Bowls
+    from rl.envs.check import check_simulator
+    from rl.envs.enumerable import Enumerable
+    from rl.envs.from_gymnasium import GymnasiumSimulator
     from rl.envs.hybrid import HybridSimulator, Noise, State, chosen_action, play, reported_cost
+    from rl.envs.inventory import Inventory, joint_replenishment, single_item
+    from rl.envs.newsvendor import Newsvendor
+    from rl.envs.stores import Stores
+    from rl.envs.switched_lqr import SwitchedLQR, textbook_switched_lqr
+    from rl.envs.to_gymnasium import SimulatorEnv, SimulatorVectorEnv
 
 # Resolved on first use: importing the package must not cost what torch costs.
 _WHERE = {
+    "BouncingPoint": "bouncing",
+    "Bowls": "bowls",
+    "Enumerable": "enumerable",
+    "FlatActions": "action_spaces",
+    "GymnasiumSimulator": "from_gymnasium",
     "HybridSimulator": "hybrid",
+    "Inventory": "inventory",
+    "Newsvendor": "newsvendor",
     "Noise": "hybrid",
+    "SimulatorEnv": "to_gymnasium",
+    "SimulatorVectorEnv": "to_gymnasium",
     "State": "hybrid",
+    "Stores": "stores",
+    "SwitchedLQR": "switched_lqr",
+    "check_simulator": "check",
     "chosen_action": "hybrid",
+    "joint_replenishment": "inventory",
     "play": "hybrid",
     "reported_cost": "hybrid",
+    "single_item": "inventory",
+    "split_actions": "action_spaces",
+    "textbook_switched_lqr": "switched_lqr",
 }
-__all__ = ["HybridSimulator", "Noise", "State", "chosen_action", "play", "reported_cost"]
+__all__ = [
+    "BouncingPoint",
+    "Bowls",
+    "Enumerable",
+    "FlatActions",
+    "GymnasiumSimulator",
+    "HybridSimulator",
+    "Inventory",
+    "Newsvendor",
+    "Noise",
+    "SimulatorEnv",
+    "SimulatorVectorEnv",
+    "State",
+    "Stores",
+    "SwitchedLQR",
+    "check_simulator",
+    "chosen_action",
+    "joint_replenishment",
+    "play",
+    "reported_cost",
+    "single_item",
+    "split_actions",
+    "textbook_switched_lqr",
+]
 
 
 def __getattr__(name: str) -> Any:

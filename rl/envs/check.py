@@ -167,6 +167,8 @@ def _episode(simulator: HybridSimulator, noise: Noise, seed: int, scale: float) 
             raise SimulatorError(f"{where}: state['{missing[0]}'] is missing from the next state; return all of it")
         state = following
         modes.append(mode)
+    last = simulator.observe(state, simulator.horizon)
+    _check_shape(simulator, last, (BATCH, simulator.observation_dim), "after the last step", "the observation")
     return torch.stack(modes), raws.to(simulator.device)
 
 
@@ -215,15 +217,14 @@ class _ModeAsNumberError(Exception):
 
 
 def _check_inputs_are_kept(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor) -> None:
-    states, _ = play_raw(simulator, noise, modes, raws)
+    state = simulator.reset(noise)
     for t in range(simulator.horizon):
-        state = {name: value.clone() for name, value in states[t].items()}
         action = chosen_action(simulator.action_map(raws[t], state), modes[t])
         inputs = {f"state['{name}']": value for name, value in state.items()}
         inputs |= {f"noise['{name}']": value for name, value in noise.items()} | {"the action": action}
         versions = {name: value._version for name, value in inputs.items()}
         try:
-            simulator.step(state, modes[t].as_subclass(_Mode), action, noise, t)
+            following, _ = simulator.step(state, modes[t].as_subclass(_Mode), action, noise, t)
         except _ModeAsNumberError as error:
             raise SimulatorError(
                 f"step {t}: the mode is used as a number (by '{error}'); index a table with it or compare it, as in "
@@ -232,6 +233,7 @@ def _check_inputs_are_kept(simulator: HybridSimulator, noise: Noise, modes: Tens
         for name, value in inputs.items():
             if value._version != versions[name]:
                 raise SimulatorError(f"step {t} writes into {name} in place; build a new tensor instead")
+        state = following
 
 
 def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ class HybridSimulator(ABC):
 
     @abstractmethod
     def observe(self, state: State, t: int) -> Tensor:
-        """What the policy sees before decision ``t``, live: (batch, observation_dim)."""
+        """What is seen before decision ``t``, or at the end with ``t`` = horizon, live: (batch, observation_dim)."""
 
     @abstractmethod
     def step(self, state: State, mode: Tensor, action: Tensor, noise: Noise, t: int) -> tuple[State, Tensor]:

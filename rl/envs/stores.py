@@ -21,7 +21,7 @@ class Stores(HybridSimulator):
 
     A period costs, per store, the fixed costs, ``warehouse_holding`` for every unit that stays in the warehouse, and
     ``holding`` and ``shortage`` in the stores as in :class:`~rl.envs.inventory.Inventory`, whose order of events is
-    kept. Episodes start empty.
+    kept. Every place starts with the mean demand of its lead time and one period more.
 
     Args:
         mean: Mean demand of the n stores in a period, each above 0.
@@ -88,13 +88,13 @@ class Stores(HybridSimulator):
         return {"demand": torch.poisson(rate, generator=generator).to(self.device)}
 
     def reset(self, noise: Noise) -> State:
-        """Empty stores (batch, n), an empty warehouse (batch, 1), and nothing under way to either."""
-        empty = torch.zeros_like(noise["demand"][:, 0])
+        """Stock of the stores (batch, n) and the warehouse (batch, 1), and nothing under way to either."""
+        batch, _, stores = noise["demand"].shape
         return {
-            "stock": empty,
-            "under_way": empty.unsqueeze(1).expand(-1, self.store_lead_time - 1, -1),
-            "warehouse": empty[:, :1],
-            "ordered": empty[:, :1].unsqueeze(1).expand(-1, self.warehouse_lead_time - 1, -1),
+            "stock": (self.mean * (self.store_lead_time + 1)).expand(batch, -1),
+            "under_way": self.mean.new_zeros(batch, self.store_lead_time - 1, stores),
+            "warehouse": (self.mean.sum() * (self.warehouse_lead_time + 1)).expand(batch, 1),
+            "ordered": self.mean.new_zeros(batch, self.warehouse_lead_time - 1, 1),
         }
 
     def observe(self, state: State, t: int) -> Tensor:

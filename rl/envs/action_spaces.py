@@ -1,0 +1,227 @@
+"""Split the action spaces of Gymnasium environments into a mode and real parameters, and put actions together again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from rl.errors import SimulatorError
+
+Array = NDArray[np.float64]
+Build = Callable[[int, Array], Any]
+
+
+@dataclass(frozen=True)
+class HybridActions:
+    """A mode and, for every mode, parameters in a box.
+
+    Attributes:
+        low: Lower bounds (n_modes, action_dim), -inf where there is none.
+        high: Upper bounds, inf where there is none.
+        used: False where a mode has fewer parameters than the widest one.
+        join: From a mode and its parameters (action_dim,) to an action of the space.
+    """
+
+    low: Array
+    high: Array
+    used: NDArray[np.bool_]
+    join: Build
+
+    @property
+    def n_modes(self) -> int:
+        """Number of modes."""
+        return len(self.low)
+
+    @property
+    def action_dim(self) -> int:
+        """Number of parameters of the widest mode, at least 1."""
+        return int(self.low.shape[1])
+
+    def feasible(self, raw: Tensor) -> Tensor:
+        """Real numbers mapped into the boxes.
+
+        A sigmoid between two bounds, a softplus above or below one, and nothing where there is none; 0 where a mode has
+        no such parameter.
+
+        Args:
+            raw: (..., n_modes, action_dim).
+
+        Returns:
+            Parameters of the same shape.
+        """
+        low, high = (torch.as_tensor(bound).to(raw) for bound in (self.low, self.high))
+        below, above = low.isfinite(), high.isfinite()
+        floor, ceiling = low.where(below, 0.0), high.where(above, 0.0)
+        inside = floor + (ceiling - floor) * raw.sigmoid()
+        one_sided = torch.where(below, floor + softplus(raw), torch.where(above, ceiling - softplus(raw), raw))
+        return torch.where(below & above, inside, one_sided) * torch.as_tensor(self.used).to(raw)
+
+
+def split_actions(space: spaces.Space[Any]) -> HybridActions:
+    r"""Read an action space as one mode and its parameters.
+
+    ===========================================  =============================================================
+    space                                        what the parameters of a mode are
+    ===========================================  =============================================================
+    ``Discrete``, ``Box``                        none; all of them, in the only mode
+    ``Dict``, ``Tuple`` of Discrete and boxes    all boxes, whatever the mode (as in gym-hybrid)
+    the same, and the only box has J rows        the row of the mode; the others are 0 or the nearest bound
+    ``Tuple(Discrete(J), Tuple(J boxes))``       its own box (as in gym-platform and gym-goal)
+    ``OneOf`` of boxes and Discretes             its own box; every value of a Discrete is a mode without any
+    ===========================================  =============================================================
+
+    Args:
+        space: An action space of Gymnasium.
+
+    Returns:
+        Its parts.
+
+    Raises:
+        SimulatorError: If the space is none of these.
+
+    Example:
+        >>> actions = split_actions(spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1, (1,)), spaces.Box(-1, 1, (1,))]))
+        >>> actions.n_modes, actions.low.tolist()
+        (2, [[0.0, -1.0], [0.0, -1.0]])
+        >>> actions.join(1, np.array([0.5, -0.5]))
+        (1, array([0.5], dtype=float32), array([-0.5], dtype=float32))
+    """
+    if isinstance(space, spaces.Discrete):
+        return _modes([[]] * int(space.n), lambda mode, _: int(space.start) + mode)
+    if isinstance(space, spaces.Box):
+        return _modes([[_real(space, space)]], lambda _, values: _fill(space, values))
+    if isinstance(space, spaces.OneOf):
+        return _one_of(space)
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return _product(space)
+    raise _refusal(space, f"it is a {type(space).__name__}")
+
+
+def _product(space: spaces.Dict | spaces.Tuple) -> HybridActions:
+    """One Discrete beside boxes, or beside a tuple of one box for each of its values."""
+    keyed = isinstance(space, spaces.Dict)
+    parts: list[tuple[Any, Any]] = list(space.spaces.items()) if keyed else list(enumerate(space.spaces))
+    chosen = [(key, part) for key, part in parts if isinstance(part, spaces.Discrete)]
+    if len(chosen) != 1:
+        raise _refusal(space, f"it has {len(chosen)} Discrete parts")
+    (mode_key, discrete), count = chosen[0], int(chosen[0][1].n)
+    rest = [(key, part) for key, part in parts if key != mode_key]
+
+    def assemble(mode: int, others: dict[Any, Any]) -> Any:
+        values = others | {mode_key: int(discrete.start) + mode}
+        return values if keyed else tuple(values[key] for key, _ in parts)
+
+    if len(rest) == 1 and isinstance(rest[0][1], spaces.Tuple) and len(rest[0][1].spaces) == count:
+        key, own = rest[0][0], [_real(part, space) for part in rest[0][1].spaces]
+
+        def with_own(mode: int, values: Array) -> Any:
+            return assemble(
+                mode, {key: tuple(_fill(box, values if i == mode else np.zeros(0)) for i, box in enumerate(own))}
+            )
+
+        return _modes([[box] for box in own], with_own)
+    boxes = {key: _real(part, space) for key, part in rest}
+    if len(boxes) == 1 and count > 1:
+        ((key, box),) = boxes.items()
+        if len(box.shape) > 1 and box.shape[0] == count:
+            rows = [spaces.Box(box.low[i], box.high[i], dtype=box.dtype.type) for i in range(count)]
+
+            def with_row(mode: int, values: Array) -> Any:
+                filled = [_fill(row, values if i == mode else np.zeros(0)) for i, row in enumerate(rows)]
+                return assemble(mode, {key: np.stack(filled)})
+
+            return _modes([[row] for row in rows], with_row)
+
+    def with_all(mode: int, values: Array) -> Any:
+        ends = np.cumsum([int(np.prod(box.shape)) for box in boxes.values()])
+        pieces = np.split(values[: ends[-1]], ends[:-1]) if len(ends) else []
+        return assemble(mode, {key: _fill(box, piece) for (key, box), piece in zip(boxes.items(), pieces, strict=True)})
+
+    return _modes([list(boxes.values())] * count, with_all)
+
+
+def _one_of(space: spaces.OneOf) -> HybridActions:
+    """Every box is a mode, and every value of a Discrete."""
+    modes: list[tuple[int, Any, int]] = []
+    for index, part in enumerate(space.spaces):
+        if isinstance(part, spaces.Discrete):
+            modes += [(index, None, int(part.start + value)) for value in range(int(part.n))]
+        else:
+            modes.append((index, _real(part, space), 0))
+
+    def join(mode: int, values: Array) -> Any:
+        index, box, value = modes[mode]
+        return index, value if box is None else _fill(box, values)
+
+    return _modes([[] if box is None else [box] for _, box, _ in modes], join)
+
+
+def _modes(boxes: Sequence[Sequence[spaces.Box]], join: Build) -> HybridActions:
+    """Bounds of every mode, padded to the widest one."""
+    lows = [np.concatenate([np.zeros(0), *(box.low.ravel() for box in row)]) for row in boxes]
+    highs = [np.concatenate([np.zeros(0), *(box.high.ravel() for box in row)]) for row in boxes]
+    shape = len(boxes), max(1, *(len(low) for low in lows))
+    low, high, used = np.full(shape, -np.inf), np.full(shape, np.inf), np.zeros(shape, dtype=bool)
+    for i, (below, above) in enumerate(zip(lows, highs, strict=True)):
+        low[i, : len(below)], high[i, : len(above)], used[i, : len(below)] = below, above, True
+    return HybridActions(low, high, used, join)
+
+
+def _fill(box: spaces.Box, values: Array) -> Any:
+    """An element of a box from its first values; what is missing is 0, and all is clipped to the box."""
+    size = int(np.prod(box.shape))
+    padded = np.zeros(size)
+    padded[: min(size, len(values))] = values[:size]
+    return padded.reshape(box.shape).astype(box.dtype).clip(box.low, box.high)
+
+
+def _real(part: Any, space: spaces.Space[Any]) -> spaces.Box:
+    if not isinstance(part, spaces.Box) or not np.issubdtype(part.dtype, np.floating):
+        raise _refusal(space, f"its part {part} is not a Box of real numbers")
+    return part
+
+
+def _refusal(space: Any, why: str) -> SimulatorError:
+    return SimulatorError(
+        f"the action space {space} cannot be split into one mode and real parameters: {why}; accepted are Discrete, "
+        "Box, Dict or Tuple of one Discrete and real boxes, Tuple(Discrete(J), Tuple of J boxes), and OneOf of boxes "
+        "and Discretes: wrap the environment to offer one of these"
+    )
+
+
+class FlatActions(gymnasium.ActionWrapper):  # type: ignore[misc]
+    """A hybrid action space as one flat Box, for agents that take no other, such as those of Stable-Baselines3.
+
+    The first ``n_modes`` numbers vote for the mode, which is their argmax; the others are the parameters, clipped to
+    the box of that mode. Structure is lost: a Gaussian policy then explores the modes through noise on votes, and all
+    modes share one set of parameters.
+
+    Args:
+        env: An environment whose action space :func:`split_actions` accepts.
+        bound: Votes, and parameters without bounds of their own, are within plus and minus this.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], bound: float = 10.0) -> None:
+        super().__init__(env)
+        self.parts = split_actions(env.action_space)
+        votes = np.full(self.parts.n_modes, bound)
+        low = np.where(self.parts.used, self.parts.low, np.inf).min(axis=0)
+        high = np.where(self.parts.used, self.parts.high, -np.inf).max(axis=0)
+        low, high = np.where(np.isfinite(low), low, -bound), np.where(np.isfinite(high), high, bound)
+        self.action_space = spaces.Box(
+            np.concatenate([-votes, low]).astype(np.float32), np.concatenate([votes, high]).astype(np.float32)
+        )
+
+    def action(self, action: Any) -> Any:
+        """The environment's action."""
+        mode = int(np.argmax(action[: self.parts.n_modes]))
+        return self.parts.join(mode, np.asarray(action[self.parts.n_modes :], dtype=np.float64))

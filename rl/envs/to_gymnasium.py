@@ -1,0 +1,136 @@
+"""A simulator as an environment of Gymnasium, alone or many at once; gradients end at this door."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rl.envs.hybrid import HybridSimulator, chosen_action
+from rl.errors import SimulatorError
+
+Array = NDArray[np.float32]
+
+
+def action_space(simulator: HybridSimulator, bound: float) -> spaces.Dict:
+    """``Dict(mode=Discrete(J), parameters=Box(m))``; the parameters are raw, and ``action_map`` makes them feasible."""
+    parameters = spaces.Box(-bound, bound, (simulator.action_dim,), np.float32)
+    return spaces.Dict({"mode": spaces.Discrete(simulator.n_modes), "parameters": parameters})
+
+
+class _Episodes:
+    """Episodes of a simulator that run side by side, with numpy at the edge."""
+
+    def __init__(self, simulator: HybridSimulator, batch: int) -> None:
+        self.simulator, self.batch, self.t = simulator, batch, simulator.horizon
+
+    def start(self, seed: int) -> tuple[Array, dict[str, Any]]:
+        self.noise = self.simulator.sample_noise(self.batch, torch.Generator().manual_seed(seed))
+        self.state, self.t = self.simulator.reset(self.noise), 0
+        return self._seen()
+
+    @torch.no_grad()
+    def step(self, mode: Any, parameters: Any) -> tuple[Array, NDArray[np.float64], bool, dict[str, Any]]:
+        """Observations, rewards, whether the episodes are over, and the mode mask."""
+        if self.t >= self.simulator.horizon:
+            raise SimulatorError(f"the episode is over after {self.simulator.horizon} steps; call reset before step")
+        simulator = self.simulator
+        chosen = torch.as_tensor(np.asarray(mode, dtype=np.int64), device=simulator.device).reshape(self.batch)
+        raw = torch.as_tensor(np.asarray(parameters), dtype=simulator.dtype, device=simulator.device)
+        every = raw.reshape(self.batch, 1, -1).expand(-1, simulator.n_modes, -1)
+        action = chosen_action(simulator.action_map(every, self.state), chosen)
+        self.state, cost = simulator.step(self.state, chosen, action, self.noise, self.t)
+        self.t += 1
+        observation, info = self._seen()
+        return observation, -cost.double().cpu().numpy(), self.t == simulator.horizon, info
+
+    @torch.no_grad()
+    def _seen(self) -> tuple[Array, dict[str, Any]]:
+        mask = self.simulator.mode_mask(self.state, self.t) if self.t < self.simulator.horizon else None
+        info = {} if mask is None else {"action_mask": mask.cpu().numpy().astype(np.int8)}
+        return _numpy(self.simulator.observe(self.state, self.t)), info
+
+
+def _numpy(observation: Tensor) -> Array:
+    return observation.float().cpu().numpy().copy()
+
+
+class SimulatorEnv(gymnasium.Env):  # type: ignore[misc]
+    """One episode of a simulator; the reward is minus the cost.
+
+    The episode ends after ``horizon`` steps: truncated if the simulator is ``endless``, else terminated.
+
+    Args:
+        simulator: The simulator.
+        bound: Raw parameters are within plus and minus this.
+
+    Example:
+        >>> from rl.envs.newsvendor import Newsvendor
+        >>> env = SimulatorEnv(Newsvendor())
+        >>> observation, info = env.reset(seed=0)
+        >>> env.step({"mode": 0, "parameters": np.zeros(1, np.float32)})[2:4]
+        (True, False)
+    """
+
+    def __init__(self, simulator: HybridSimulator, bound: float = 10.0) -> None:
+        self.simulator, self._episodes = simulator, _Episodes(simulator, 1)
+        self.action_space = action_space(simulator, bound)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (simulator.observation_dim,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """A new episode; its noise follows from the seed."""
+        super().reset(seed=seed)
+        observation, info = self._episodes.start(int(self.np_random.integers(2**62)))
+        return observation[0], {name: value[0] for name, value in info.items()}
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """One decision."""
+        observation, reward, over, info = self._episodes.step(action["mode"], action["parameters"])
+        endless = self.simulator.endless
+        first = {name: value[0] for name, value in info.items()}
+        return observation[0], float(reward[0]), over and not endless, over and endless, first
+
+
+class SimulatorVectorEnv(VectorEnv):  # type: ignore[misc]
+    """Many episodes of a simulator in one batch of tensors; all of them end together.
+
+    Autoreset is ``NEXT_STEP``: the step after the last one ignores its actions and starts new episodes, at no reward.
+
+    Args:
+        simulator: The simulator.
+        num_envs: Episodes side by side.
+        bound: Raw parameters are within plus and minus this.
+    """
+
+    def __init__(self, simulator: HybridSimulator, num_envs: int, bound: float = 10.0) -> None:
+        self.simulator, self.num_envs, self._episodes = simulator, num_envs, _Episodes(simulator, num_envs)
+        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        self.single_action_space = action_space(simulator, bound)
+        self.single_observation_space = spaces.Box(-np.inf, np.inf, (simulator.observation_dim,), np.float32)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._over = False
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """New episodes; their noise follows from one seed."""
+        super().reset(seed=seed, options=options)
+        self._over = False
+        return self._episodes.start(int(self.np_random.integers(2**62)))
+
+    def step(self, actions: Any) -> tuple[Array, Any, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """One decision of every episode, or a new start after the last one."""
+        if self._over:
+            observation, info = self.reset()
+            rewards = np.zeros(self.num_envs)
+        else:
+            observation, rewards, self._over, info = self._episodes.step(actions["mode"], actions["parameters"])
+        over, none = np.full(self.num_envs, self._over), np.zeros(self.num_envs, dtype=bool)
+        ended = (none, over) if self.simulator.endless else (over, none)
+        return observation, rewards, *ended, info
