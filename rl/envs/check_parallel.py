@@ -1,0 +1,110 @@
+"""Check a user's parallel environment before anything is trained in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rl.envs.parallel import ParallelGame, require_parallel, require_seats
+
+EPISODES = 3
+
+
+def check_parallel_env(
+    make: Callable[..., Any],
+    ours: Sequence[str],
+    target: Sequence[str],
+    horizon: int = 1000,
+    *,
+    must_end: bool = True,
+) -> list[str]:
+    """Play random episodes and refuse an environment that would break training, or spoil its results without a word.
+
+    Args:
+        make: Makes the environment, without arguments.
+        ours: Names of our agents.
+        target: Names of the target's agents.
+        horizon: Within how many steps an episode must end.
+        must_end: Whether that is required; else episodes will be cut there.
+
+    Returns:
+        What was checked, one sentence each.
+
+    Raises:
+        ValueError: For the first breach, in one sentence.
+    """
+    env = make()
+    require_parallel(env)
+    require_seats(env, {"ours": ours, "target": target})
+    ParallelGame(make, ours, target, horizon)
+    lengths = [_play(env, seed, horizon) for seed in range(EPISODES)]
+    if must_end and not all(ended for _, ended, _ in lengths):
+        raise ValueError(
+            f"an episode has no end within {horizon} steps; make the environment end it, give a longer horizon, or let "
+            "episodes be cut there with must_end=False"
+        )
+    if _play(env, 0, horizon)[2] != lengths[0][2]:
+        raise ValueError("two episodes with the same seed and actions differ; reset(seed=...) must seed all chance")
+    longest = max(steps for steps, _, _ in lengths)
+    return [
+        f"{len(ours)} agents of ours and {len(target)} of the target's, with equal spaces in a side",
+        f"{EPISODES} random episodes of at most {longest} steps keep to their spaces, without NaN",
+        "the same seed and actions give the same episode",
+    ]
+
+
+def _play(env: Any, seed: int, horizon: int) -> tuple[int, bool, list[float]]:
+    """Steps of a random episode, whether it ended, and everything it paid."""
+    generator = np.random.default_rng(seed)
+    answer = env.reset(seed=seed)
+    if not (isinstance(answer, tuple) and len(answer) == 2):
+        raise ValueError("reset must return observations and infos, two dictionaries by agent")
+    seen, paid = answer[0], list[float]()
+    _check_looks(env, seen)
+    for step in range(horizon):
+        if not env.agents:
+            return step, True, paid
+        moves = {name: _random_action(env, name, seen.get(name), generator) for name in env.agents}
+        answer = env.step(moves)
+        if not (isinstance(answer, tuple) and len(answer) == 5):
+            raise ValueError(
+                "step must return five dictionaries by agent: observations, rewards, terminations, truncations, infos"
+            )
+        seen, rewards = answer[0], answer[1]
+        _check_looks(env, seen)
+        for name, reward in rewards.items():
+            number = np.asarray(reward)
+            if number.shape != () or number.dtype.kind not in "biuf" or not np.isfinite(number):
+                raise ValueError(f"the reward of {name} in step {step} is {reward!r}, but it must be a finite number")
+            paid.append(float(number))
+    return horizon, not env.agents, paid
+
+
+def _check_looks(env: Any, seen: Mapping[str, Any]) -> None:
+    """Observations of the agents that are there: present, of the right shape, finite."""
+    for name in env.agents:
+        if name not in seen:
+            raise ValueError(f"{name} is in agents, but the environment gives it no observation")
+    for name, observed in seen.items():
+        space = env.observation_space(name)
+        look, box = (
+            (observed["observation"], space["observation"]) if isinstance(observed, Mapping) else (observed, space)
+        )
+        look = np.asarray(look)
+        if look.shape != box.shape:
+            raise ValueError(f"{name} observes an array of shape {look.shape}, but its space has shape {box.shape}")
+        if not np.isfinite(look).all():
+            raise ValueError(f"{name} observes NaN or infinite numbers")
+        if isinstance(observed, Mapping) and name in env.agents and not np.asarray(observed["action_mask"]).any():
+            raise ValueError(f"{name} has no legal action: its action_mask is all 0")
+
+
+def _random_action(env: Any, name: str, observed: Any, generator: np.random.Generator) -> Any:
+    """A legal action drawn from the test's own generator."""
+    space = env.action_space(name)
+    if hasattr(space, "n"):
+        legal = np.flatnonzero(observed["action_mask"]) if isinstance(observed, Mapping) else np.arange(space.n)
+        return int(generator.choice(legal)) + int(space.start)
+    return generator.uniform(space.low, space.high).astype(space.dtype)

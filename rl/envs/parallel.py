@@ -1,0 +1,328 @@
+"""The boundary to PettingZoo: parallel environments as batched games, and batched games as parallel environments."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rl.envs.markov_game import Actions, BatchedGame, State
+
+try:  # only to be an instance of PettingZoo's class where it is installed
+    from pettingzoo import ParallelEnv
+except ImportError:
+    ParallelEnv = object
+
+_SEEDS = 2**31
+
+
+class ParallelGame(BatchedGame):
+    """Copies of a PettingZoo parallel environment, stepped one after the other, as a batched game.
+
+    Observations are flattened, and may be dictionaries with ``observation`` and ``action_mask``. Actions are discrete,
+    or boxes, to which [-1, 1] is scaled. Our reward is the mean over our agents. An agent that has left its episode
+    sees zeros. Environments keep their own state, so only the state that was returned last can be stepped on.
+
+    Args:
+        environment: A function that makes the environment, or its import path, as ``mpe2.simple_tag_v3.parallel_env``.
+        ours: Names of our agents.
+        target: Names of the target's agents. Every agent belongs to one side, and agents of a side have the same
+        spaces.
+        horizon: Steps after which an episode is cut, if the environment has not ended it.
+        arguments: Keyword arguments of the function.
+        discount: In (0, 1].
+
+    Raises:
+        ValueError: If there is no such function, what it makes is no parallel environment, an agent does not exist or
+            is on no side, or spaces of a side differ or are of another kind. See also
+            :func:`rl.envs.check_parallel.check_parallel_env`.
+    """
+
+    seats = ("ours", "target")
+
+    def __init__(
+        self,
+        environment: str | Callable[..., Any],
+        ours: Sequence[str],
+        target: Sequence[str],
+        horizon: int,
+        arguments: Mapping[str, Any] | None = None,
+        discount: float = 0.99,
+    ) -> None:
+        self._make = environment if callable(environment) else _imported(environment)
+        self._arguments = dict(arguments or {})
+        self.agents = dict(zip(self.seats, (list(ours), list(target)), strict=True))
+        self.horizon, self.discount = horizon, discount
+        self._environments = [self._make(**self._arguments)]
+        self._run = self._tick = 0
+        probe = self._environments[0]
+        require_parallel(probe)
+        require_seats(probe, self.agents)
+        self.players = {seat: len(names) for seat, names in self.agents.items()}
+        self.observation_dim, self.n_actions, self.action_dim = {}, {}, {}
+        for seat, names in self.agents.items():
+            space = probe.action_space(names[0])
+            for name in names[1:]:
+                if probe.action_space(name) != space or _width(probe, name) != _width(probe, names[0]):
+                    raise ValueError(f"{name} and {names[0]} are both in seat '{seat}', but their spaces differ")
+            self.observation_dim[seat] = _width(probe, names[0])
+            self.n_actions[seat], self.action_dim[seat] = _action_size(space, names[0])
+
+    def reset(self, batch: int, generator: torch.Generator) -> State:
+        """Reset as many copies, each with a seed of its own from the generator."""
+        while len(self._environments) < batch:
+            self._environments.append(self._make(**self._arguments))
+        seeds = torch.randint(_SEEDS, (batch,), generator=generator).tolist()
+        seen = [env.reset(seed=seed)[0] for env, seed in zip(self._environments, seeds, strict=False)]
+        self._run, self._tick = self._run + 1, 0
+        return self._state(seen, torch.zeros(batch, dtype=torch.bool), torch.zeros(batch, dtype=torch.int64))
+
+    def observe(self, state: State) -> dict[str, Tensor]:
+        """The observations that the environments gave last."""
+        return {seat: state[f"observation_{seat}"] for seat in self.seats}
+
+    def action_mask(self, state: State) -> dict[str, Tensor] | None:
+        """The masks of those sides whose environment gives them."""
+        masks = {seat: state[f"mask_{seat}"] for seat in self.seats if f"mask_{seat}" in state}
+        return masks or None
+
+    def step(self, state: State, actions: Actions, generator: torch.Generator) -> tuple[State, Tensor, Tensor]:
+        """Step every copy whose episode is not done."""
+        if (stamp := state["stamp"].tolist()) != [self._run, self._tick]:
+            raise ValueError(
+                f"this state is number {stamp}, but the environments are at {[self._run, self._tick]}; a PettingZoo "
+                "environment can only go on from its last state, so play one batch at a time"
+            )
+        self._tick += 1
+        done, time = state["done"].clone(), state["time"].clone()
+        seen: list[Mapping[str, Any]] = []
+        reward = torch.zeros(len(done))
+        for row, env in enumerate(self._environments[: len(done)]):
+            if done[row]:
+                seen.append({})
+                continue
+            moves = {
+                name: self._native(env, name, actions[seat][row, place])
+                for seat, names in self.agents.items()
+                for place, name in enumerate(names)
+                if name in env.agents
+            }
+            observations, rewards, _, _, _ = env.step(moves)
+            seen.append(observations)
+            reward[row] = sum(float(rewards.get(name, 0)) for name in self.agents["ours"]) / self.players["ours"]
+            time[row] += 1
+            done[row] = not env.agents or time[row] >= self.horizon
+        following = self._state(seen, done, time)
+        for name in following:
+            if name.startswith("observation_"):  # an episode that is done keeps its last look
+                following[name][state["done"]] = state[name][state["done"]]
+        return following, reward, done
+
+    def frame(self, state: State, row: int) -> NDArray[np.uint8]:
+        """What the environment renders; it must have been made with ``render_mode='rgb_array'``."""
+        picture = self._environments[row].render()
+        if picture is None:
+            raise NotImplementedError("the environment rendered nothing; give arguments: {render_mode: rgb_array}")
+        return np.asarray(picture, dtype=np.uint8)
+
+    def _state(self, seen: Sequence[Mapping[str, Any]], done: Tensor, time: Tensor) -> State:
+        """Observations and masks of all agents of all copies as tensors."""
+        state: State = {"done": done, "time": time, "stamp": torch.tensor([self._run, self._tick])}
+        for seat, names in self.agents.items():
+            looks = np.zeros((len(seen), len(names), self.observation_dim[seat]), dtype=np.float32)
+            masks = np.ones((len(seen), len(names), self.n_actions[seat]), dtype=bool)
+            masked = False
+            for row, observations in enumerate(seen):
+                for place, name in enumerate(names):
+                    if name not in observations:
+                        continue
+                    look = observations[name]
+                    if isinstance(look, Mapping):
+                        masks[row, place], masked = np.asarray(look["action_mask"], dtype=bool), True
+                        look = look["observation"]
+                    looks[row, place] = np.asarray(look, dtype=np.float32).reshape(-1)
+            state[f"observation_{seat}"] = torch.from_numpy(looks)
+            if masked or isinstance(self._environments[0].observation_space(names[0]), gymnasium.spaces.Dict):
+                state[f"mask_{seat}"] = torch.from_numpy(masks)
+        return state
+
+    def _native(self, env: Any, name: str, action: Tensor) -> Any:
+        """An action in the environment's own space."""
+        space = env.action_space(name)
+        if isinstance(space, gymnasium.spaces.Discrete):
+            return int(action) + int(space.start)
+        share = (action.clamp(-1, 1).numpy().reshape(space.shape) + 1) / 2
+        return (space.low + share * (space.high - space.low)).astype(space.dtype)
+
+
+class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
+    """One episode of a batched game as a PettingZoo parallel environment.
+
+    Agents are named ``<seat>_<number>``. Ours are paid our reward, the target's its negative. Where a game has action
+    masks, observations are dictionaries with ``observation`` and ``action_mask``, as PettingZoo's are.
+
+    Args:
+        game: The game.
+    """
+
+    render_mode = "rgb_array"
+
+    def __init__(self, game: BatchedGame) -> None:
+        self.game = game
+        self.metadata = {"name": type(game).__name__, "render_modes": ["rgb_array"]}
+        self._place = {f"{seat}_{i}": (seat, i) for seat in game.seats for i in range(game.players[seat])}
+        self.possible_agents = list(self._place)
+        self.agents: list[str] = []
+        self._generator = torch.Generator()
+        masks = game.action_mask(game.reset(1, self._generator)) or {}
+        self._observation_spaces = {
+            name: self._observation_space(seat, masks) for name, (seat, _) in self._place.items()
+        }
+        self._action_spaces: dict[str, gymnasium.Space[Any]] = {
+            name: gymnasium.spaces.Discrete(game.n_actions[seat])
+            if game.n_actions[seat]
+            else gymnasium.spaces.Box(-1, 1, (game.action_dim[seat],), np.float32)
+            for name, (seat, _) in self._place.items()
+        }
+
+    def observation_space(self, agent: str) -> gymnasium.Space[Any]:
+        """Of one agent."""
+        return self._observation_spaces[agent]
+
+    def action_space(self, agent: str) -> gymnasium.Space[Any]:
+        """Of one agent."""
+        return self._action_spaces[agent]
+
+    def reset(
+        self, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Begin an episode; without a seed it goes on with the chance of the last one."""
+        if seed is not None:
+            self._generator.manual_seed(seed)
+        self._state = self.game.reset(1, self._generator)
+        self.agents = list(self.possible_agents)
+        return self._look(), {name: {} for name in self.agents}
+
+    def step(
+        self, actions: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
+        """Carry out one action of every agent."""
+        joint = {}
+        for seat in self.game.seats:
+            chosen = [np.asarray(actions[name]) for name, (side, _) in self._place.items() if side == seat]
+            joint[seat] = torch.from_numpy(np.stack(chosen))[None]
+            joint[seat] = joint[seat].long() if self.game.n_actions[seat] else joint[seat].float()
+        self._state, reward, done = self.game.step(self._state, joint, self._generator)
+        looks, ended = self._look(), bool(done)
+        paid = {
+            name: float(reward) if seat == self.game.seats[0] else -float(reward)
+            for name, (seat, _) in self._place.items()
+        }
+        self.agents = [] if ended else self.agents
+        everyone = self.possible_agents
+        return looks, paid, dict.fromkeys(everyone, ended), dict.fromkeys(everyone, False), {n: {} for n in everyone}
+
+    def render(self) -> NDArray[np.uint8]:
+        """A picture, (height, width, 3)."""
+        return self.game.frame(self._state, 0)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _observation_space(self, seat: str, masks: Mapping[str, Tensor]) -> gymnasium.Space[Any]:
+        look = gymnasium.spaces.Box(-np.inf, np.inf, (self.game.observation_dim[seat],), np.float32)
+        if seat not in masks:
+            return look
+        return gymnasium.spaces.Dict(
+            {"observation": look, "action_mask": gymnasium.spaces.MultiBinary(self.game.n_actions[seat])}
+        )
+
+    def _look(self) -> dict[str, Any]:
+        """What every agent sees."""
+        seen, masks = self.game.observe(self._state), self.game.action_mask(self._state) or {}
+        looks: dict[str, Any] = {name: seen[seat][0, i].numpy() for name, (seat, i) in self._place.items()}
+        for name, (seat, i) in self._place.items():
+            if seat in masks:
+                looks[name] = {"observation": looks[name], "action_mask": masks[seat][0, i].numpy().astype(np.int8)}
+        return looks
+
+
+def require_parallel(environment: Any) -> None:
+    """Refuse what is no PettingZoo parallel environment.
+
+    Raises:
+        ValueError: In one sentence that says what it is instead.
+    """
+    if all(
+        hasattr(environment, name) for name in ("possible_agents", "reset", "step", "observation_space", "action_space")
+    ):
+        if not hasattr(environment, "agent_iter"):
+            return
+        advice = "it takes turns; convert it with pettingzoo.utils.aec_to_parallel"
+    elif isinstance(environment, gymnasium.Env):
+        advice = "it is a Gymnasium environment for one agent"
+    else:
+        advice = "it needs possible_agents, reset, step, observation_space(agent) and action_space(agent)"
+    raise ValueError(f"{type(environment).__name__} is no PettingZoo ParallelEnv: {advice}")
+
+
+def require_seats(environment: Any, agents: Mapping[str, Sequence[str]]) -> None:
+    """Refuse sides that are empty, overlap, leave an agent out or name one that does not exist.
+
+    Raises:
+        ValueError: In one sentence.
+    """
+    known, named = list(environment.possible_agents), [name for names in agents.values() for name in names]
+    for seat, names in agents.items():
+        if isinstance(names, str) or not names:
+            raise ValueError(f"seat '{seat}' is {names!r}, but it must be a list of at least one of {', '.join(known)}")
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"seat '{seat}' has an agent '{name}', which does not exist; there are {', '.join(known)}"
+                )
+    if missing := [name for name in known if name not in named]:
+        raise ValueError(f"{', '.join(missing)} belongs to no seat; put every agent on our side or on the target's")
+    if len(set(named)) < len(named):
+        raise ValueError(f"an agent is on both sides or named twice in {dict(agents)}; every agent has one place")
+
+
+def _imported(path: str) -> Callable[..., Any]:
+    """A function by its import path."""
+    module, _, name = path.rpartition(".")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"the environment '{path}' cannot be imported ({error}); give the path of a function, as in "
+            "mpe2.simple_tag_v3.parallel_env"
+        ) from error
+    return found
+
+
+def _width(environment: Any, name: str) -> int:
+    """Length of an agent's flattened observation."""
+    space = environment.observation_space(name)
+    if isinstance(space, gymnasium.spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}:
+        space = space["observation"]
+    if not isinstance(space, gymnasium.spaces.Box):
+        raise ValueError(
+            f"{name} observes {space}, but only boxes, and dictionaries of observation and action_mask, can be "
+            "flattened; wrap the environment"
+        )
+    return int(np.prod(space.shape))
+
+
+def _action_size(space: gymnasium.Space[Any], name: str) -> tuple[int, int]:
+    """Number of discrete actions and length of real ones, one of them 0."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return int(space.n), 0
+    if isinstance(space, gymnasium.spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
+        return 0, int(np.prod(space.shape))
+    raise ValueError(f"{name} acts in {space}, but actions must be Discrete or a bounded Box; wrap the environment")

@@ -1,0 +1,229 @@
+"""Parallel environments on either side of the boundary, and one sentence for every bad one."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from rl.envs.check_game import check_game
+from rl.envs.check_parallel import check_parallel_env
+from rl.envs.parallel import GameAsParallelEnv, ParallelGame
+from rl.envs.pursuit import PredatorPrey
+from rl.envs.sumo import Sumo
+from rl.envs.vault_maze import VaultMaze
+
+
+class Duel:
+    """A user's own environment: two counters, masks for one side, a box for the other; both end after five steps."""
+
+    def __init__(self, **flaws):
+        self.possible_agents, self.agents, self.flaws = ["knight", "dragon"], [], flaws
+
+    def observation_space(self, agent):
+        box = gymnasium.spaces.Box(-10, 10, (2,), np.float32)
+        mask = gymnasium.spaces.MultiBinary(3)
+        return box if agent == "dragon" else gymnasium.spaces.Dict({"observation": box, "action_mask": mask})
+
+    def action_space(self, agent):
+        return gymnasium.spaces.Discrete(3) if agent == "knight" else gymnasium.spaces.Box(0, 4, (1,), np.float64)
+
+    def looks(self):
+        shape = self.flaws.get("shape", (2,))
+        look = np.full(shape, self.flaws.get("value", self.score), dtype=np.float32)
+        mask = np.array([1, 0, 1]) * self.flaws.get("legal", 1)
+        return {"knight": {"observation": look, "action_mask": mask}, "dragon": look}
+
+    def reset(self, seed=None, options=None):
+        self.rng = np.random.default_rng(None if self.flaws.get("unseeded") else seed)
+        self.score, self.time, self.agents = self.rng.normal(), 0, list(self.possible_agents)
+        return self.looks(), {agent: {} for agent in self.agents}
+
+    def step(self, actions):
+        assert actions["knight"] != 1
+        assert 0 <= actions["dragon"][0] <= 4
+        self.time += 1
+        self.score = 0.5 * self.score + actions["knight"] - actions["dragon"][0] / 4
+        if self.time == 5 and not self.flaws.get("endless"):
+            self.agents = []
+        paid = {"knight": self.flaws.get("reward", self.score), "dragon": 0.0}
+        ended = dict.fromkeys(self.possible_agents, not self.agents)
+        return self.looks(), paid, ended, dict.fromkeys(ended, False), {agent: {} for agent in ended}
+
+
+SIDES = {"ours": ["knight"], "target": ["dragon"]}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        VaultMaze,
+        lambda: VaultMaze("grid"),
+        PredatorPrey,
+        lambda: PredatorPrey("prey", 2, 2, 1),
+        Sumo,
+        lambda: ParallelGame(Duel, **SIDES, horizon=7),
+    ],
+)
+def test_every_game_keeps_to_the_protocol(make):
+    pytest.importorskip("mujoco")
+    assert len(check_game(make())) == 3
+
+
+def test_a_users_environment_as_a_batched_game():
+    game = ParallelGame(Duel, **SIDES, horizon=7)
+    assert (dict(game.n_actions), dict(game.action_dim)) == ({"ours": 3, "target": 0}, {"ours": 0, "target": 1})
+    generator = torch.Generator().manual_seed(0)
+    state = game.reset(3, generator)
+    assert game.action_mask(state)["ours"][:, 0].tolist() == [[True, False, True]] * 3
+    assert "target" not in game.action_mask(state)
+    start = game.observe(state)["ours"][:, 0, 0]
+    actions = {"ours": torch.tensor([[2], [0], [2]]), "target": torch.tensor([[[1.0]], [[-1.0]], [[0.0]]])}
+    following, reward, done = game.step(state, actions, generator)
+    torch.testing.assert_close(reward, 0.5 * start + torch.tensor([1.0, 0.0, 1.5]))
+    assert not done.any()
+    with pytest.raises(ValueError, match="play one batch at a time"):
+        game.step(state, actions, generator)
+    for _ in range(4):
+        following, _, done = game.step(following, actions, generator)
+    assert done.all()
+
+
+def test_simple_tag_as_a_batched_game_is_our_predator_prey():
+    pytest.importorskip("mpe2")
+    names = [f"adversary_{i}" for i in range(3)]
+    game = ParallelGame("mpe2.simple_tag_v3.parallel_env", names, ["agent_0"], horizon=25)
+    ours = PredatorPrey(dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    state = game.reset(2, generator)
+    mine = ours.reset(2, generator)
+    for row, env in enumerate(game._environments):
+        mine["position"][row] = torch.tensor(np.stack([e.state.p_pos for e in env.unwrapped.world.entities]))
+    for t in range(25):
+        moves = torch.randint(5, (2, 4), generator=generator)
+        state, reward, done = game.step(state, {"ours": moves[:, :3], "target": moves[:, 3:]}, generator)
+        mine, expected, ended = ours.step(mine, {"predators": moves[:, :3], "prey": moves[:, 3:]}, generator)
+        torch.testing.assert_close(reward, expected)
+        assert torch.equal(done, ended)
+        if t < 24:
+            torch.testing.assert_close(game.observe(state)["ours"], ours.observe(mine)["predators"])
+
+
+@pytest.mark.parametrize("make", [VaultMaze, PredatorPrey, Sumo])
+def test_our_games_pass_petting_zoos_own_test_and_our_check(make, recwarn):
+    pytest.importorskip("mujoco")
+    api_test = pytest.importorskip("pettingzoo.test").parallel_api_test
+    env = GameAsParallelEnv(make())
+    api_test(env, num_cycles=60)
+    sides = [[n for n in env.possible_agents if n.startswith(seat)] for seat in env.game.seats]
+    assert len(check_parallel_env(lambda: GameAsParallelEnv(make()), *sides, horizon=env.game.horizon + 1)) == 3
+    env.reset(seed=0)
+    assert env.render().ndim == 3
+
+
+def test_a_game_that_goes_out_and_comes_back_is_the_same():
+    game, source = VaultMaze("grid"), torch.Generator().manual_seed(3)
+    back = ParallelGame(lambda: GameAsParallelEnv(VaultMaze("grid")), ["agent_0"], ["guard_0"], horizon=4)
+    state = back.reset(1, source)
+    mine = game.reset(1, source)
+    for moves in ((0, 0), (0, 0), (2, 1), (0, 1)):
+        actions = [torch.tensor([[move]]) for move in moves]
+        state, reward, done = back.step(state, dict(zip(back.seats, actions, strict=True)), source)
+        mine, expected, ended = game.step(mine, dict(zip(game.seats, actions, strict=True)), source)
+        assert torch.equal(reward, expected)
+        assert torch.equal(done, ended)
+
+
+def check(make=Duel, ours=("knight",), target=("dragon",), **options):
+    return check_parallel_env(make, list(ours), list(target), horizon=8, **options)
+
+
+def test_a_good_environment_passes():
+    assert check()[1] == "3 random episodes of at most 5 steps keep to their spaces, without NaN"
+    assert check(lambda: Duel(endless=True), must_end=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"make": lambda: Duel(value=np.nan)}, "knight observes NaN"),
+        ({"make": lambda: Duel(shape=(3,))}, r"shape \(3,\), but its space has shape \(2,\)"),
+        ({"make": lambda: Duel(reward=float("inf"))}, "the reward of knight in step 0 is inf"),
+        ({"make": lambda: Duel(reward="much")}, "the reward of knight in step 0 is 'much'"),
+        ({"make": lambda: Duel(endless=True)}, "has no end within 8 steps"),
+        ({"make": lambda: Duel(unseeded=True)}, "must seed all chance"),
+        ({"make": lambda: Duel(legal=0)}, "knight has no legal action"),
+        (
+            {"target": ("wizard",)},
+            "seat 'target' has an agent 'wizard', which does not exist; there are knight, dragon",
+        ),
+        ({"target": ()}, "must be a list of at least one of"),
+        ({"ours": ("knight", "dragon")}, "on both sides"),
+        ({"ours": ("dragon",)}, "knight belongs to no seat"),
+        ({"make": lambda: gymnasium.make("CartPole-v1")}, "Gymnasium environment for one agent"),
+        ({"make": object}, "object is no PettingZoo ParallelEnv: it needs possible_agents"),
+    ],
+)
+def test_bad_environments_get_one_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check(**options)
+
+
+def test_an_environment_that_takes_turns_is_told_how_to_be_converted():
+    classic = pytest.importorskip("pettingzoo.classic.rps_v2")
+    with pytest.raises(ValueError, match="aec_to_parallel"):
+        check(classic.env)
+
+
+class Trio(Duel):
+    def __init__(self):
+        super().__init__()
+        self.possible_agents = ["knight", "dragon", "second dragon"]
+
+
+def test_a_side_of_two_needs_equal_spaces_and_an_import_path_must_exist():
+    with pytest.raises(ValueError, match=r"dragon and knight are both in seat 'ours', but their spaces differ"):
+        ParallelGame(Trio, ["knight", "dragon"], ["second dragon"], 5)
+    with pytest.raises(ValueError, match="'nowhere.make' cannot be imported"):
+        ParallelGame("nowhere.make", ["a"], ["b"], 5)
+
+
+class Flawed(VaultMaze):
+    """A batched game of a user with one flaw."""
+
+    def __init__(self, flaw):
+        super().__init__()
+        self.flaw = flaw
+
+    def observe(self, state):
+        seen = super().observe(state)
+        return {seat: look.double() for seat, look in seen.items()} if self.flaw == "type" else seen
+
+    def step(self, state, actions, generator):
+        if self.flaw == "chance":
+            generator = torch.Generator()
+            generator.seed()
+        following, reward, done = super().step(state, actions, generator)
+        if self.flaw == "input":
+            state["node"][:] = 0
+        if self.flaw == "done":
+            reward = reward + 1
+        if self.flaw == "chance":
+            reward = reward + torch.rand(1, generator=generator) * ~state["done"]
+        if self.flaw == "reward":
+            reward = reward.double()
+        return following, reward, done
+
+
+@pytest.mark.parametrize(
+    ("flaw", "sentence"),
+    [
+        ("type", r"agent must observe float32 \(5, 1, 7\), but observes torch.float64"),
+        ("chance", "draw all chance from the generator"),
+        ("input", "step 0 writes into the state"),
+        ("done", "must stay done, with reward 0"),
+        ("reward", r"is not a finite float32 \(5,\)"),
+    ],
+)
+def test_bad_batched_games_get_one_sentence(flaw, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check_game(Flawed(flaw))
