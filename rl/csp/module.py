@@ -155,6 +155,7 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
         self.register_buffer("coefficient", torch.tensor(float(coefficient)))
         self.register_buffer("pooled", torch.zeros((), dtype=torch.long))
         self.automatic_optimization = False
+        self._number = 0
 
     def new_policy(self, seat: str) -> SeatPolicy:
         """A policy of a seat with new weights."""
@@ -322,7 +323,8 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
 
     def _confidence(self, observations: Tensor) -> Tensor:
         counts = self.counts(observations)
-        return self.hparams["gate_limit"] * counts / (counts + self.hparams["gate_count"])
+        kappa: Tensor = self.hparams["gate_limit"] * counts / (counts + self.hparams["gate_count"])
+        return kappa
 
     def excess(self, *, held_out: bool = False) -> float:
         """By how much the data are less likely under the proxy than under the model, in nats a dimension."""
@@ -345,14 +347,12 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
     @property
     def progress(self) -> float:
         """Share of the training that is done, in [0, 1]; 0 where the trainer has no number of epochs."""
-        trainer = self.trainer
-        if trainer.max_epochs is None or trainer.max_epochs < 1:
-            return 0.0
-        done = trainer.current_epoch * trainer.num_training_batches + trainer.fit_loop.epoch_loop.batch_idx
-        return min(1.0, done / (trainer.max_epochs * trainer.num_training_batches))
+        epochs = self.trainer.max_epochs or 0
+        return min(1.0, self._number / (epochs * self.trainer.num_training_batches)) if epochs > 0 else 0.0
 
-    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        """Set the rates of this iteration and bring everything to the device."""
+    def on_train_batch_start(self, batch: Iteration, batch_index: int) -> None:
+        """Set the rates of this iteration and bring the data to the device."""
+        self._number = batch.number
         factor = 1 + (self.hparams["final_rate"] - 1) * self.progress
         for optimizer in cast(Any, self.optimizers(use_pl_optimizer=False)):
             for group in optimizer.param_groups:

@@ -30,7 +30,8 @@ class Pairs(NamedTuple):
 
     def rows(self, index: Tensor) -> Pairs:
         """Some of the pairs."""
-        return Pairs(*(None if x is None else x[index] for x in self))
+        masks = None if self.masks is None else self.masks[index]
+        return Pairs(self.observations[index], self.actions[index], masks, self.episodes[index])
 
     def split(self, share: float, seed: int) -> tuple[Pairs, Pairs]:
         """Training and held-out pairs, split by whole episodes; with a single episode both are all of it.
@@ -39,7 +40,7 @@ class Pairs(NamedTuple):
             share: Of the episodes that are held out, at least one.
             seed: Decides which.
         """
-        names = self.episodes.unique()
+        names = torch.unique(self.episodes)
         if len(names) < 2:
             return self, self
         generator = torch.Generator().manual_seed(seed)
@@ -58,7 +59,7 @@ class Coverage:
     """
 
     def __init__(self, observations: Tensor, radius: float = 0.0) -> None:
-        rows, counts = observations.unique(dim=0, return_counts=True)
+        rows, counts = torch.unique(observations, dim=0, return_counts=True)
         if len(rows) > REFERENCE_ROWS:
             index = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:REFERENCE_ROWS]
             counts = counts[index] * (len(observations) / counts[index].sum())
@@ -70,7 +71,7 @@ class Coverage:
         """Counts (...) of observations (..., O)."""
         flat = (observations.flatten(0, -2) / self.scale.to(observations)).to(self.rows)
         found = []
-        for block in flat.split(1024):
+        for block in torch.split(flat, 1024):
             near = torch.cdist(block[None], self.rows[None], p=float("inf"))[0] <= self.radius + 1e-4
             found.append(near.float() @ self.counts)
         return torch.cat(found).reshape(observations.shape[:-1]).to(observations)
@@ -122,7 +123,7 @@ def _unique(pairs: Pairs, weights: Tensor) -> DataBatch:
     actions = pairs.actions[:, None] if pairs.actions.dim() == 1 else pairs.actions
     parts: Sequence[Tensor] = [pairs.observations, actions] + ([] if pairs.masks is None else [pairs.masks])
     table = torch.cat([part.double() for part in parts], 1)
-    _, group = table.unique(dim=0, return_inverse=True)
+    _, group = torch.unique(table, dim=0, return_inverse=True)
     size = int(group.max()) + 1
     first = torch.full((size,), len(group)).scatter_reduce(0, group, torch.arange(len(group)), "amin")
     summed = torch.zeros(size, dtype=weights.dtype).index_add(0, group, weights)
@@ -133,10 +134,10 @@ def _unique(pairs: Pairs, weights: Tensor) -> DataBatch:
 
 def _episodes(pairs: Pairs, weights: Tensor) -> DataBatch:
     """Whole episodes, padded at the end with pairs of weight 0."""
-    _, lengths = pairs.episodes.unique_consecutive(return_counts=True)
+    _, lengths = torch.unique_consecutive(pairs.episodes, return_counts=True)
 
     def pad(x: Tensor) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(list(x.split(lengths.tolist())))
+        return torch.nn.utils.rnn.pad_sequence(list(torch.split(x, lengths.tolist())))
 
     masks = pairs.masks
     padded = None if masks is None else pad(masks)

@@ -78,7 +78,8 @@ class GaussianLaw:
     def sample(self, generator: torch.Generator) -> Tensor:
         """Actions (..., D)."""
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
-        return self.mean + noise * self.log_std.exp()
+        drawn: Tensor = self.mean + noise * self.log_std.exp()
+        return drawn
 
 
 class MixedLaw:
@@ -97,14 +98,16 @@ class MixedLaw:
     def log_prob(self, actions: Tensor) -> Tensor:
         """Log-probabilities of the mixture (...)."""
         tiny = torch.finfo(self.kappa.dtype).tiny
-        return torch.logaddexp(
+        mixed: Tensor = torch.logaddexp(
             self.kappa.clamp(min=tiny).log() + self.frozen.log_prob(actions),
             (1 - self.kappa).clamp(min=tiny).log() + self.free.log_prob(actions),
         )
+        return mixed
 
     def entropy(self) -> Tensor:
         """Entropy of the free part, times its probability: what an entropy bonus can raise."""
-        return (1 - self.kappa) * self.free.entropy()
+        free: Tensor = self.free.entropy()
+        return (1 - self.kappa) * free
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Actions of either law."""
@@ -187,13 +190,13 @@ class SeatPolicy(nn.Module):
         Returns:
             The laws (L, ...), and the memories after the last step.
         """
-        features = self.trunk(observations)
+        features = self.trunk(observations.to(self.head.weight.dtype))
         if self.cell is not None:
             batch = features.shape[1:-1]
-            start = None if memories is None else memories.reshape(1, -1, self.memory).contiguous()
+            start = None if memories is None else memories.reshape(1, -1, self.memory).to(features.dtype).contiguous()
             features, last = self.cell(features.flatten(1, -2), start)
             features, memories = features.unflatten(1, batch), last.reshape(*batch, self.memory)
-        out = self.head(features)
+        out = self.head(features).to(observations.dtype)  # laws are not computed in half precision
         if self.log_std is not None:
             return GaussianLaw(out, self.log_std.clamp(min=self.floor)), memories
         if masks is not None:
@@ -219,7 +222,9 @@ class GatedPolicy(nn.Module):
         self, observations: Tensor, masks: Tensor | None = None, memories: Tensor | None = None
     ) -> tuple[Any, Tensor | None]:
         """Mixed laws along sequences; see `SeatPolicy`."""
-        first, second = (None, None) if memories is None else memories.split([self.model.memory, self.free.memory], -1)
+        first, second = (
+            (None, None) if memories is None else torch.split(memories, [self.model.memory, self.free.memory], -1)
+        )
         with torch.no_grad():
             frozen, after_first = self.model(observations, masks, first)
         free, after_second = self.free(observations, masks, second)
@@ -251,12 +256,13 @@ class Critic(nn.Module):
 
     def forward(self, central: Tensor) -> Tensor:
         """Standardised values (...)."""
-        value: Tensor = self.network(central)
-        return value.squeeze(-1)
+        value: Tensor = self.network(central.to(self.shift.dtype))
+        return value.squeeze(-1).to(central.dtype)
 
     def value(self, central: Tensor) -> Tensor:
         """Values (...) in units of reward."""
-        return self.shift + self.scale * self(central)
+        value: Tensor = self.shift + self.scale * self(central)
+        return value.to(central.dtype)
 
     def follow(self, targets: Tensor, live: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         """Move the units towards the targets' mean and deviation, and return the targets in them.
@@ -269,9 +275,10 @@ class Critic(nn.Module):
         mean = reduce(masked_mean(targets, live, reduce))
         scale = reduce(masked_mean((targets - mean).square(), live, reduce)).sqrt().clamp(min=1e-4)
         pace = 1.0 if self.scale == 0 else self.pace
-        self.shift.lerp_(mean, pace)
-        self.scale.lerp_(scale, pace)
-        return (targets - self.shift) / self.scale
+        self.shift.lerp_(mean.to(self.shift), pace)
+        self.scale.lerp_(scale.to(self.scale), pace)
+        standard: Tensor = (targets - self.shift) / self.scale
+        return standard.to(targets.dtype)
 
 
 class ScriptedPolicy(nn.Module):

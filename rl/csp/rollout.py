@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rl.csp.pairs import Pairs
 from rl.csp.update import Experience
-from rl.envs.markov_game import BatchedGame
+from rl.envs.markov_game import BatchedGame, State
 
 
 class Episodes(NamedTuple):
@@ -60,7 +61,13 @@ class Episodes(NamedTuple):
 
 
 @torch.no_grad()
-def play(game: BatchedGame, policies: Sequence[Any], episodes: int, generator: torch.Generator) -> Episodes:
+def play(
+    game: BatchedGame,
+    policies: Sequence[Any],
+    episodes: int,
+    generator: torch.Generator,
+    watch: Callable[[State], None] | None = None,
+) -> Episodes:
     """Play episodes from their start to their end.
 
     Args:
@@ -68,6 +75,7 @@ def play(game: BatchedGame, policies: Sequence[Any], episodes: int, generator: t
         policies: Ours and the target's: ``policy(observations, masks, memories)`` as `SeatPolicy`.
         episodes: How many, N.
         generator: The only source of chance.
+        watch: Called with every state, the last one included.
 
     Returns:
         The episodes.
@@ -77,6 +85,8 @@ def play(game: BatchedGame, policies: Sequence[Any], episodes: int, generator: t
     steps: list[dict[str, Any]] = []
     state = game.reset(episodes, generator)
     done = state["done"]
+    if watch is not None:
+        watch(state)
     for _ in range(game.horizon):
         observations, masks = game.observe(state), game.action_mask(state)
         actions, log_probs, before = {}, {}, dict(memories)
@@ -101,6 +111,8 @@ def play(game: BatchedGame, policies: Sequence[Any], episodes: int, generator: t
             }
         )
         done = after
+        if watch is not None:
+            watch(state)
         if bool(done.all()):
             break
     return _stack(steps, game.seats)
@@ -145,3 +157,21 @@ def _stack(steps: list[dict[str, Any]], seats: tuple[str, str]) -> Episodes:
         }
 
     return Episodes(*(column(name) for name in Episodes._fields))
+
+
+def pairs_of(episodes: Episodes, seat: str) -> Pairs:
+    """What the players of a seat saw and did, as data to imitate, episode by episode and player by player.
+
+    Args:
+        episodes: Played before.
+        seat: Whose.
+    """
+    steps, batch, players = episodes.log_probs[seat].shape
+    live = episodes.live[..., None].expand(-1, -1, players).permute(1, 2, 0)
+    tracks = torch.arange(batch * players).reshape(batch, players, 1).expand(-1, -1, steps)
+
+    def rows(x: Tensor) -> Tensor:
+        return x.permute(1, 2, 0, *range(3, x.dim()))[live.to(x.device)]
+
+    masks = None if episodes.masks is None or seat not in episodes.masks else rows(episodes.masks[seat])
+    return Pairs(rows(episodes.observations[seat]), rows(episodes.actions[seat]), masks, tracks[live.to(tracks.device)])

@@ -353,7 +353,7 @@ def _chunks(whole: dict[str, Tensor | None], length: int) -> dict[str, Tensor | 
     def cut(x: Tensor) -> Tensor:
         if gap := -len(x) % length:
             x = torch.cat([x, x.new_zeros(gap, *x.shape[1:])])
-        return x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)
+        return x.reshape(-1, length, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
 
     kept = cut(live).any(0).nonzero().squeeze(1)
     parts = {name: None if x is None else cut(x)[:, kept] for name, x in whole.items()}

@@ -68,7 +68,7 @@ class WorstCase(NamedTuple):
         return f"{self.value.value:.4f} [{self.value.low:.4f}, {self.value.high:.4f}] estimated (optimistic)"
 
 
-def worst_case(
+def estimate_worst_case(
     problem: CSPModule,
     agent: nn.Module | None = None,
     *,
@@ -105,7 +105,7 @@ def worst_case(
     """
     if count < len(STARTS):
         raise ValueError(
-            f"{count} adversaries are asked for, but the search begins at {len(STARTS)} places; give {len(STARTS)} or more"
+            f"{count} adversaries are asked for, but the search has {len(STARTS)} starts; give as many or more"
         )
     agent = problem.agent if agent is None else agent
     candidates = [("fitted model", problem.models[0]), ("training proxy as it is", problem.proxy)]
