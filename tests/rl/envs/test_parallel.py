@@ -181,7 +181,7 @@ class Trio(Duel):
 
 
 def test_a_side_of_two_needs_equal_spaces_and_an_import_path_must_exist():
-    with pytest.raises(ValueError, match=r"dragon and knight are both in seat 'ours', but their spaces differ"):
+    with pytest.raises(ValueError, match="dragon and knight are both in seat 'ours'"):
         ParallelGame(Trio, ["knight", "dragon"], ["second dragon"], 5)
     with pytest.raises(ValueError, match="'nowhere.make' cannot be imported"):
         ParallelGame("nowhere.make", ["a"], ["b"], 5)
@@ -204,7 +204,7 @@ class Flawed(VaultMaze):
             generator.seed()
         following, reward, done = super().step(state, actions, generator)
         if self.flaw == "input":
-            state["node"][:] = 0
+            state["node"][:] = 6
         if self.flaw == "done":
             reward = reward + 1
         if self.flaw == "chance":
