@@ -1,0 +1,275 @@
+"""Predator-prey: what CSP and its baselines are worth against fresh adversaries that agree with the data.
+
+We are three predators; the target is a scripted prey that flees in the right half of the plane and dawdles in the left.
+Its data come from episodes that start prey in the right half; the test starts it anywhere. A cell is a method and a
+seed: it trains the method, then at least four fresh adversaries against the policy, each held to the same data and
+checked on held-out episodes. The lowest mean return is the cell's worst value, an estimate that is optimistic for every method
+alike; the return against the true target stands beside it. RNR and DBR are tuned in their favour: the setting with the
+best mean worst value counts. Cells are kept under ``runs/``, so an interrupted run goes on where it was. ``python -m
+benchmarks.csp_predator_prey`` takes about two hours on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+
+from benchmarks.common import write_results
+from recipes.csp_games import Scenario, build
+from recipes.files import write_json
+from recipes.quiet import hush_libraries
+
+CELLS = Path("runs/benchmarks")
+# The rows, by what they change in the module's arguments; `imitation` is a fit without training.
+METHODS: dict[str, dict[str, Any]] = {
+    "csp": {},
+    "bc_first": {},
+    "bc_ensemble": {"models": 3},
+    "self_play": {},
+    "imitation": {},
+    "rnr 0.5": {"model_share": 0.5},
+    "rnr 0.75": {"model_share": 0.75},
+    "rnr 0.9": {"model_share": 0.9},
+    "dbr 0.9": {"gate_limit": 0.9},
+    "dbr 0.99": {"gate_limit": 0.99},
+    "oracle": {},
+}
+
+
+class Setup(NamedTuple):
+    """A benchmark over methods and seeds.
+
+    Attributes:
+        name: Of the benchmark.
+        game: Name of the game for `recipes.csp_games.build`.
+        arguments: Of `CSPModule`.
+        iterations: Of every training.
+        episodes: Of every update.
+        recorded: Episodes of the data.
+        attack: Arguments of `estimate_worst_case`.
+        seeds: How many.
+    """
+
+    name: str
+    game: str
+    arguments: Mapping[str, Any]
+    iterations: int
+    episodes: int
+    recorded: int
+    attack: Mapping[str, Any]
+    seeds: int
+
+
+SETUP = Setup(
+    name="csp_predator_prey",
+    game="predator_prey",
+    arguments={
+        "agent_rate": 7e-4,
+        "proxy_rate": 7e-4,
+        "epochs": 5,
+        "coefficient": 10.0,
+        "entropy_start": 0.05,
+        "entropy_end": 0.01,
+        "radius": 0.5,
+        "count_power": 1.0,
+        "hidden": [64, 64],
+    },
+    iterations=200,
+    episodes=128,
+    recorded=500,
+    attack={"iterations": 80, "episodes": 128, "test_episodes": 2048, "coefficient": 10.0, "slack": 0.05},
+    seeds=5,
+)
+
+
+def make(setup: Setup, method: str, seed: int, scenario: Scenario, pairs: Any) -> Any:
+    """The module of a method."""
+    from rl.csp.baselines import baseline
+    from rl.csp.module import CSPModule
+
+    arguments = dict(setup.arguments) | METHODS[method] | {"seed": seed}
+    if method in ("csp", "imitation"):
+        return CSPModule(scenario.game, pairs, **arguments)
+    name = method.split(maxsplit=1)[0]
+    if name in {"self_play", "rnr"}:  # they have no data term
+        arguments.pop("coefficient", None)
+    target = scenario.true_target() if name == "oracle" else None
+    return baseline(name, scenario.game, pairs, target=target, **arguments)
+
+
+def cell(setup: Setup, method: str, seed: int) -> dict[str, Any]:
+    """Train and attack one method, or read what an earlier run found."""
+    path = CELLS / setup.name / f"{method.replace(' ', '-')}-{seed}.json"
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    from lightning import Trainer
+
+    from rl.csp.baselines import imitate
+    from rl.csp.data import RolloutDataModule
+    from rl.csp.dataset import record_target
+    from rl.csp.policies import ScriptedPolicy
+    from rl.csp.rollout import pairs_of, play
+    from rl.csp.worst_case import estimate_worst_case, evaluate
+
+    scenario = build(setup.game, "", {})
+    pairs = record_target(
+        scenario.recorded, scenario.ours, scenario.target, setup.recorded, torch.Generator().manual_seed(seed)
+    ).pairs()
+    module = make(setup, method, seed, scenario, pairs)
+    excess = None
+    if method == "imitation":
+        scripts = (ScriptedPolicy(scenario.ours), ScriptedPolicy(scenario.target))
+        lived = play(scenario.recorded, scripts, setup.recorded, torch.Generator().manual_seed(seed))
+        agent = imitate(module, pairs_of(lived, scenario.game.seats[0]), seed)
+    else:
+        trainer = Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+        )
+        trainer.fit(module, RolloutDataModule(setup.iterations, setup.episodes, seed=seed))
+        agent = module.agent
+        excess = float(trainer.callback_metrics.get("train/excess", math.nan))
+    # Every method is attacked from the same data and the same fitted model; only CSP has a proxy worth starting from.
+    problem = module if method == "csp" else make(setup, "csp", seed, scenario, pairs)
+    if method != "csp":
+        problem.warm_up()
+    search = estimate_worst_case(problem, agent, seed=seed, **setup.attack)
+    true = evaluate(problem, agent, scenario.true_target(), setup.attack["test_episodes"], seed)
+    found = {
+        "method": method,
+        "seed": seed,
+        "worst": search.value.value,
+        "worst adversary": search.worst,
+        "true": true.value,
+        "against model": next(a.value.value for a in search.adversaries if a.name == "fitted model"),
+        "consistent adversaries": sum(a.consistent for a in search.adversaries),
+        "final excess": excess,
+    }
+    write_json(path, found)
+    return found
+
+
+def iteration_times(setup: Setup = SETUP, iterations: int = 10) -> dict[str, list[float]]:
+    """Seconds of CSP's iterations in a Trainer, and of plain two-player PPO on as many episodes, taken in turns.
+
+    Plain PPO is a loop of its own without data, Trainer and logging: as many updates of either side, C = 0.
+
+    Args:
+        setup: Which game, networks and batch.
+        iterations: How many are timed, after two that are not.
+    """
+    from lightning import Callback, Trainer
+
+    from rl.csp.data import RolloutDataModule
+    from rl.csp.dataset import record_target
+    from rl.csp.rollout import play
+    from rl.csp.update import update_side
+
+    scenario, generator = build(setup.game, "", {}), torch.Generator().manual_seed(0)
+    recorded = record_target(scenario.recorded, scenario.ours, scenario.target, setup.recorded, generator)
+    module = make(setup, "csp", 0, scenario, recorded.pairs())
+    game = scenario.game
+    sides = []
+    for seat, sign in zip(game.seats, (1.0, -1.0), strict=True):
+        policy, critic = module.new_policy(seat), module.new_critic()
+        parameters = [*policy.parameters(), *critic.parameters()]
+        sides.append((seat, sign, policy, critic, parameters, torch.optim.Adam(parameters, 7e-4, eps=1e-5)))
+    settings = module.settings()
+
+    def improve(seat: str, sign: float, policy: Any, critic: Any, parameters: Any, optimizer: Any) -> None:
+        def descend(loss: torch.Tensor) -> None:
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 10.0)
+            optimizer.step()
+
+        lived = play(game, (sides[0][2], sides[1][2]), setup.episodes, generator)
+        update_side(policy, critic, lived.experience(seat, sign=sign), settings, descend, generator)
+
+    times: dict[str, list[float]] = {"csp": [], "ppo": []}
+
+    class InTurns(Callback):  # type: ignore[misc]
+        """Times the module's iteration and runs one of plain PPO after it."""
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            """Start the clock."""
+            self.started = time.perf_counter()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            """Stop it, and time the other."""
+            times["csp"].append(time.perf_counter() - self.started)
+            started = time.perf_counter()
+            for side in (*[sides[1]] * module.hparams["proxy_updates"], sides[0]):
+                improve(*side)
+            times["ppo"].append(time.perf_counter() - started)
+
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[InTurns()],
+    )
+    trainer.fit(module, RolloutDataModule(iterations + 2, setup.episodes))
+    return {name: seconds[2:] for name, seconds in times.items()}
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean with Student's 95 % interval over seeds."""
+    mean = float(np.mean(values))
+    half = float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
+def run(setup: Setup, methods: Sequence[str] = tuple(METHODS), seeds: int | None = None) -> list[dict[str, Any]]:
+    """All cells, seed by seed, and what they say of every method."""
+    hush_libraries()
+    torch.set_num_threads(2)
+    rows = []
+    for seed in range(setup.seeds if seeds is None else seeds):
+        for method in methods:
+            rows.append(cell(setup, method, seed))
+            print(*(f"{x:.3f}" if isinstance(x, float) else x for x in rows[-1].values()), sep="  ", flush=True)
+    table = []
+    for method in methods:
+        mine = [row for row in rows if row["method"] == method]
+        table.append({"method": method, **{key: interval([row[key] for row in mine]) for key in ("worst", "true")}})
+    return table
+
+
+def main(setup: Setup) -> None:
+    """Run everything and write the figures."""
+    table = run(setup)
+    worst = {row["method"]: row["worst"] for row in table}
+    rivals = {method: value for method, value in worst.items() if method not in ("csp", "oracle")}
+    best = max(rivals, key=lambda method: rivals[method]["value"])
+    figures = {
+        "csp_worst": worst["csp"],
+        "best_baseline_worst": rivals[best],
+        "csp_true": next(row["true"] for row in table if row["method"] == "csp"),
+        "best_baseline_true": next(row["true"] for row in table if row["method"] == best),
+    }
+    print("best baseline:", best, write_results(setup.name, figures, {"methods": table}, setup.seeds))
+
+
+if __name__ == "__main__":
+    main(SETUP)
