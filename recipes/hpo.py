@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from recipes.environment import process_rank
 from recipes.files import write_json
 from recipes.front.errors import RecipeError, RunError
 from recipes.front.schema import did_you_mean
@@ -108,13 +109,13 @@ class Training:
     window: int = 0
     hidden: list[int] = field(default_factory=lambda: [64, 64])
     learning_rate: float = 3e-3
-    discrete_rate: float = 3e-3
+    discrete_rate: float = 5e-3
     critic_rate: float = 3e-3
     final_rate: float = 0.0
-    entropy_start: float = 0.05
+    entropy_start: float = 0.5
     entropy_end: float = 0.0
     discount: float | None = None
-    trace: float = 0.95
+    trace: float = 0.98
     reuse: int = 1
     minibatches: int = 4
     clip: float = 0.15
@@ -290,34 +291,29 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
 
     Returns:
         The cell's row: cost and gap on the test episodes, the best known policy's cost on them, and the curve.
+
+    Raises:
+        RunError: When the simulator breaks its protocol.
     """
-    from recipes.hpo_curves import Curve
     from rl.errors import SimulatorError
     from rl.hpo.best_known import best_known
     from rl.hpo.data import SeedDataModule
     from rl.hpo.module import HPOModule
 
-    simulator = make_simulator(recipe, cell.value)
-    known = {}
-    data = SeedDataModule(**dataclasses.asdict(recipe.episodes), seed=cell.seed)
-    training = dataclasses.replace(recipe.training, **recipe.methods[cell.method])
     arguments = {**recipe.simulator.init_args, **({} if cell.value is None else {recipe.grid.argument: cell.value})}
+    training = dataclasses.replace(recipe.training, **recipe.methods[cell.method])
     module = HPOModule(recipe.simulator.class_path, arguments, **dataclasses.asdict(training), seed=cell.seed)
-    for split, loader in (("validation", data.val_dataloader()), ("test", data.test_dataloader())):
-        noise, _ = module.draw(next(iter(loader)), greedy=True, noisy=False)
-        known[split] = best_known(simulator, noise)
+    data = SeedDataModule(**dataclasses.asdict(recipe.episodes), seed=cell.seed)
+    noises = {
+        split: module.draw(next(iter(loader)), greedy=True, noisy=False)[0]
+        for split, loader in (("validation", data.val_dataloader()), ("test", data.test_dataloader()))
+    }
+    known = {split: best_known(module.simulator, noise) for split, noise in noises.items()}
     module.references = {split: found.cost for split, found in known.items() if found is not None}
-    curve = Curve(recipe.episodes.batch_size * simulator.horizon)
-    config = dataclasses.replace(
-        recipe.trainer, enable_model_summary=bool(recipe.trainer.enable_model_summary), num_sanity_val_steps=0
-    )
-    trainer = build_trainer(config, folder, cell.name, callbacks=[curve])
-    start, resume = time.monotonic(), None
-    if folder.resume and folder.resume.parent == folder.checkpoints / cell.name:
-        resume = folder.resume
+    start = time.monotonic()
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume)
-        tested = trainer.test(module, datamodule=data, verbose=False)[0]
+        train = _train_sb3 if cell.method == SB3 else _train
+        tested, curve = train(recipe, cell, module, data, noises, folder)
     except SimulatorError as error:
         raise RunError(f"simulator: {error}") from error
     best = known["test"]
@@ -325,20 +321,73 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
         "method": cell.method,
         "value": cell.value,
         "seed": cell.seed,
-        "cost": tested["test/cost"],
-        "sampled_cost": tested["test/sampled_cost"],
-        "gap": tested.get("test/gap"),
+        **tested,
+        "gap": None if best is None else tested["cost"] / best.cost - 1,
         "reference": None if best is None else best.name,
         "reference_cost": None if best is None else best.cost,
         "others": {} if best is None else best.others,
-        "simulator_steps": curve.rows[-1]["simulator_steps"] if curve.rows else 0,
-        "seconds": time.monotonic() - start,
-        "curve": curve.rows,
+        "simulator_steps": curve[-1]["simulator_steps"] if curve else 0,
+        "seconds": curve[-1]["seconds"] if curve else time.monotonic() - start,
+        "curve": curve,
     }
-    if trainer.is_global_zero:
-        (folder.path / "policies").mkdir(exist_ok=True)
-    trainer.save_checkpoint(folder.path / "policies" / f"{cell.name}.ckpt", weights_only=True)
-    if trainer.is_global_zero:
+    if process_rank() == 0:
         write_json(folder.path / "cells" / f"{cell.name}.json", row)
-    trainer.strategy.barrier()
     return row
+
+
+Trained = tuple[dict[str, float], list[dict[str, Any]]]  # costs on the test episodes, and the learning curve
+
+
+def _train(recipe: Recipe, cell: Cell, module: Any, data: Any, noises: dict[str, Any], folder: RunFolder) -> Trained:
+    """Train by Lightning, and save the last policy."""
+    from recipes.hpo_curves import Curve
+
+    curve = Curve(recipe.episodes.batch_size * module.simulator.horizon)
+    config = dataclasses.replace(
+        recipe.trainer, enable_model_summary=bool(recipe.trainer.enable_model_summary), num_sanity_val_steps=0
+    )
+    trainer = build_trainer(config, folder, cell.name, callbacks=[curve])
+    resume = None
+    if folder.resume and folder.resume.parent == folder.checkpoints / cell.name:
+        resume = folder.resume
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    tested = trainer.test(module, datamodule=data, verbose=False)[0]
+    trainer.save_checkpoint(folder.path / "policies" / f"{cell.name}.ckpt", weights_only=True)
+    return {name: tested[f"test/{name}"] for name in ("cost", "sampled_cost")}, curve.rows
+
+
+def _train_sb3(
+    recipe: Recipe, cell: Cell, module: Any, data: Any, noises: dict[str, Any], folder: RunFolder
+) -> Trained:
+    """Train by Stable-Baselines3 for as many simulator steps, from the start: it cannot go on in the middle."""
+    from recipes.hpo_sb3 import cost_of, train_sb3
+
+    simulator, episodes, rows = module.simulator, recipe.episodes, []
+    updates = (recipe.trainer.max_epochs or 1) * episodes.updates_per_epoch
+    start = time.monotonic()
+    with folder.phase(f"train {cell.name}", updates) as progress:
+
+        def report(done: int, model: Any) -> None:
+            progress.update(done)
+            steps = {"updates": done, "simulator_steps": done * episodes.batch_size * simulator.horizon}
+            point = {
+                **steps,
+                "seconds": time.monotonic() - start,
+                "cost": cost_of(model, simulator, noises["validation"]),
+            }
+            if "validation" in module.references:
+                point["gap"] = point["cost"] / module.references["validation"] - 1
+            rows.append(point)
+
+        model = train_sb3(
+            simulator,
+            updates=updates,
+            batch=episodes.batch_size,
+            seed=cell.seed,
+            hidden=list(module.hparams["hidden"]),
+            learning_rate=module.hparams["learning_rate"],
+            discount=module.discount,
+            every=episodes.updates_per_epoch,
+            report=report,
+        )
+    return {"cost": cost_of(model, simulator, noises["test"])}, rows

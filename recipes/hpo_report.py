@@ -203,9 +203,17 @@ def _inventory_picture(simulator: Any, policy: Any) -> tuple[Figure, list[list[f
     figure = Figure(figsize=(9, 3.4))
     for index, (values, title) in enumerate(((probability, "probability of ordering"), (level, "order up to"))):
         axes = figure.add_subplot(1, 2, index + 1)
-        image = axes.pcolormesh(stock, under_way, values.reshape(len(stock), -1).T, shading="nearest")
+        image = axes.pcolormesh(
+            stock.numpy(), under_way.numpy(), values.reshape(len(stock), -1).T.numpy(), shading="nearest"
+        )
         figure.colorbar(image, ax=axes)
-        axes.plot(stock, best.reorder - stock, color="red", linewidth=1, label=f"position s* = {best.reorder}")
+        axes.plot(
+            stock.numpy(),
+            (best.reorder - stock).numpy(),
+            color="red",
+            linewidth=1,
+            label=f"position s* = {best.reorder}",
+        )
         axes.set(xlabel="stock", ylabel="under way", title=title, ylim=(0, 60))
         axes.legend(fontsize=7, loc="upper right")
     figure.suptitle(f"optimum: at {best.reorder} or below order up to {best.up_to}", fontsize=9)
@@ -230,7 +238,7 @@ def _mode_map(simulator: Any, policy: Any) -> tuple[Figure, list[list[float]], t
     figure = Figure(figsize=(4 * len(maps), 3.4))
     for index, (title, modes) in enumerate(maps.items()):
         axes = figure.add_subplot(1, len(maps), index + 1)
-        axes.pcolormesh(axis, axis, modes.reshape(61, 61).T, shading="nearest")
+        axes.pcolormesh(axis.numpy(), axis.numpy(), modes.reshape(61, 61).T.numpy(), shading="nearest")
         axes.set(xlabel="first coordinate", ylabel="second coordinate", title=title)
     points = torch.cat([plane, torch.stack(list(maps.values()), 1).to(plane)], 1)
     return figure, points.tolist(), ("first", "second", *maps)

@@ -67,10 +67,12 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         discrete_rate: Of the discrete policy.
         critic_rate: Of the value.
         final_rate: Rates fall linearly to this fraction.
-        entropy_start: Weight of the entropy bonus at the start, in units of the standardised advantage.
+        entropy_start: Weight of the entropy bonus at the start, in units of the standardised advantage. Modes that
+            sharpen before they are a best response stop learning, and the pathwise part then moves actions to suit them.
         entropy_end: At the end.
         discount: Of the advantages, in (0, 1]; None takes the simulator's.
-        trace: Lambda of the advantages.
+        trace: Lambda of the advantages. Below 1 it trades the noise of the cross term for the bias of the critic, and the
+            bias is the worse of the two: see docs/hpo.md.
         reuse: Passes over the episodes after the first step.
         minibatches: Steps of a pass.
         clip: PPO's epsilon.
@@ -97,13 +99,13 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         window: int = 0,
         hidden: Sequence[int] = (64, 64),
         learning_rate: float = 3e-3,
-        discrete_rate: float = 3e-3,
+        discrete_rate: float = 5e-3,
         critic_rate: float = 3e-3,
         final_rate: float = 0.0,
-        entropy_start: float = 0.05,
+        entropy_start: float = 0.5,
         entropy_end: float = 0.0,
         discount: float | None = None,
-        trace: float = 0.95,
+        trace: float = 0.98,
         reuse: int = 1,
         minibatches: int = 4,
         clip: float = 0.15,

@@ -1,0 +1,85 @@
+"""HPO on inventory with a fixed ordering cost: gap to the optimum for one item, to the best heuristic for 5, 10 and 20.
+
+``gap_to_optimum_single`` is the mean over 5 seeds of the last policy's cost over that of the optimal (s, S) policy on
+the same demand, minus 1, with its 95 % interval. ``gap_to_heuristic_<items>`` compares with the cheaper of (R, S) and
+(Q, S); the lower bound stands beside it in the table, as do the variants of the estimator on one item: no cross term,
+``cross: auto``, one-step branching, windows, hybrid PPO and the biased relaxations. Every training is a cell under
+runs/benchmarks; ``--only PART`` runs the cells whose name contains PART and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from benchmarks.common import write_results
+from benchmarks.hpo_cells import cell, interval, rows_of
+
+SEEDS = 5
+UPDATES, BATCH = 300, 256
+ONE = (
+    "rl.envs.inventory.Inventory",
+    {"mean": [10.0], "holding": 1.0, "shortage": 9.0, "fixed_cost": 64.0, "lead_time": 2},
+)
+TRAINING: dict[str, Any] = {"discount": 0.99}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "no cross": {"cross": "off"},
+    "cross auto": {"cross": "auto", "diagnose_every": 20},
+    "branching": {"branch": True},
+    "windows of 20": {"window": 20},
+    "hybrid PPO": {
+        "estimator": "score",
+        "reuse": 4,
+        "learning_rate": 1e-3,
+        "discrete_rate": 1e-3,
+        "entropy_start": 0.01,
+    },
+    "score function only": {"estimator": "score", "reuse": 0},
+    "pathwise only": {"estimator": "pathwise"},
+    "straight-through": {"estimator": "straight_through"},
+}
+
+
+def names() -> list[tuple[str, str, dict[str, Any], dict[str, Any], int]]:
+    """Name, simulator, its arguments, training and seed of every cell."""
+    path, arguments = ONE
+    found = [("single", path, {**arguments, "orders": "up_to"}, TRAINING, seed) for seed in range(SEEDS)]
+    found += [("single, quantities", path, arguments, TRAINING, seed) for seed in range(SEEDS)]
+    for items in (5, 10, 20):
+        many = {"items": items, "orders": "up_to"}
+        found += [
+            (f"{items} items", "rl.envs.inventory.joint_replenishment", many, TRAINING, seed) for seed in range(3)
+        ]
+    for name, changes in VARIANTS.items():
+        found += [
+            (f"single, {name}", path, {**arguments, "orders": "up_to"}, {**TRAINING, **changes}, seed)
+            for seed in range(3)
+        ]
+    return found
+
+
+def main() -> None:
+    """Train what is missing, then write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="run only the cells whose name contains this")
+    parser.add_argument("--updates", type=int, default=UPDATES, help="other than the full number: a trial")
+    options = parser.parse_args()
+    rows = [
+        cell("hpo_inventory", name, path, arguments, training, seed=seed, updates=options.updates, batch=BATCH)
+        for name, path, arguments, training, seed in names()
+        if options.only in name
+    ]
+    if options.only or options.updates != UPDATES:
+        return
+    figures = {"gap_to_optimum_single": interval([row["gap"] for row in rows if row["cell"] == "single"])}
+    for items in (5, 10, 20):
+        gaps = [row["gap"] for row in rows if row["cell"] == f"{items} items"]
+        figures[f"gap_to_heuristic_{items}"] = interval(gaps)
+    figures["gap_to_optimum_single_quantities"] = interval(
+        [row["gap"] for row in rows if row["cell"] == "single, quantities"]
+    )
+    print(write_results("hpo_inventory", figures, {"cells": rows_of(rows)}, seeds=3))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Stable-Baselines3's PPO on a simulator whose hybrid action is flattened into one box: the outside baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from rl.envs.hybrid import HybridSimulator, Noise, State, chosen_action, play, reported_cost
+
+
+def split(action: Tensor, simulator: HybridSimulator, state: State, t: int) -> tuple[Tensor, Tensor]:
+    """The mode of the highest score, and its feasible action.
+
+    Args:
+        action: Scores of the modes, then raw parameters: (batch, J + m).
+        simulator: The simulator.
+        state: Its state.
+        t: The step, for the mask of the modes.
+    """
+    scores, raw = action.split([simulator.n_modes, simulator.action_dim], dim=1)
+    mask = simulator.mode_mask(state, t)
+    mode = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).argmax(1)
+    actions = simulator.action_map(raw.unsqueeze(1).expand(-1, simulator.n_modes, -1), state)
+    return mode, chosen_action(actions, mode)
+
+
+class FlatSimulator(VecEnv):  # type: ignore[misc]
+    """All episodes of a batch as one vector environment, so that the baseline is as fast as batching makes it.
+
+    Args:
+        simulator: The simulator.
+        batch: Episodes side by side.
+        seed: Of their noise.
+        scale: Rewards are minus the cost divided by this.
+    """
+
+    def __init__(self, simulator: HybridSimulator, batch: int, seed: int, scale: float) -> None:
+        self.simulator, self.scale = simulator, scale
+        self.generator = torch.Generator().manual_seed(seed)
+        size = simulator.n_modes + simulator.action_dim
+        observations = spaces.Box(-np.inf, np.inf, (simulator.observation_dim,), np.float32)
+        super().__init__(batch, observations, spaces.Box(-10.0, 10.0, (size,), np.float32))
+
+    def reset(self) -> Any:
+        """New episodes."""
+        self.noise = self.simulator.sample_noise(self.num_envs, self.generator)
+        self.state, self.t = self.simulator.reset(self.noise), 0
+        return self._seen()
+
+    def _seen(self) -> Any:
+        return self.simulator.observe(self.state, self.t).float().numpy().copy()
+
+    def step_async(self, actions: Any) -> None:
+        """Keep the actions."""
+        self.actions = torch.as_tensor(actions)
+
+    @torch.no_grad()
+    def step_wait(self) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
+        """One decision of every episode; all of them end together and start again at once."""
+        mode, action = split(self.actions, self.simulator, self.state, self.t)
+        self.state, cost = self.simulator.step(self.state, mode, action, self.noise, self.t)
+        self.t += 1
+        over = self.t == self.simulator.horizon
+        seen, infos = self._seen(), [{} for _ in range(self.num_envs)]
+        if over:
+            infos = [{"terminal_observation": row, "TimeLimit.truncated": self.simulator.endless} for row in seen]
+            seen = self.reset()
+        return seen, -cost.numpy() / self.scale, np.full(self.num_envs, over), infos
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """An attribute, the same for all."""
+        return [getattr(self, attr_name)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute for all."""
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """There are no environments to call."""
+        return [None] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """Nothing is wrapped."""
+        return [False] * self.num_envs
+
+
+def train_sb3(
+    simulator: HybridSimulator,
+    *,
+    updates: int,
+    batch: int,
+    seed: int,
+    hidden: list[int],
+    learning_rate: float = 3e-4,
+    discount: float = 0.99,
+    every: int = 0,
+    report: Callable[[int, PPO], None] | None = None,
+) -> PPO:
+    """Train PPO for as many simulator steps as ``updates`` updates of `HPOModule` take.
+
+    Args:
+        simulator: The simulator, on the CPU.
+        updates: Rollouts of whole episodes.
+        batch: Episodes of a rollout.
+        seed: Of everything.
+        hidden: Widths of the layers.
+        learning_rate: Of Adam, falling linearly to 0.
+        discount: Of the advantages.
+        every: Rollouts between two reports.
+        report: Called with the number of rollouts done and the model.
+
+    Returns:
+        The model.
+    """
+    noise = simulator.sample_noise(64, torch.Generator().manual_seed(seed))
+    idle = torch.zeros(64, simulator.n_modes + simulator.action_dim)
+    with torch.no_grad():
+        costs = play(simulator, lambda state, t: split(idle, simulator, state, t), noise)
+    environment = FlatSimulator(simulator, batch, seed, float(costs.std()) or 1.0)
+    steps = batch * simulator.horizon
+    model = PPO(
+        "MlpPolicy",
+        environment,
+        n_steps=simulator.horizon,
+        batch_size=max(64, steps // 4),
+        n_epochs=5,
+        gamma=discount,
+        learning_rate=lambda remaining: learning_rate * remaining,
+        policy_kwargs={"net_arch": list(hidden)},
+        seed=seed,
+        device="cpu",
+    )
+
+    class Report(BaseCallback):  # type: ignore[misc]
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            done = self.num_timesteps // steps
+            if report is not None and every and done and done % every == 0:
+                report(done, model)
+
+    model.learn(updates * steps, callback=Report())
+    if report is not None:
+        report(updates, model)
+    return model
+
+
+@torch.no_grad()
+def cost_of(model: PPO, simulator: HybridSimulator, noise: Noise) -> float:
+    """Mean reported cost of the deterministic policy on given episodes."""
+
+    def decide(state: State, t: int) -> tuple[Tensor, Tensor]:
+        seen = simulator.observe(state, t).float().numpy()
+        return split(torch.as_tensor(model.predict(seen, deterministic=True)[0]), simulator, state, t)
+
+    return float(reported_cost(simulator, play(simulator, decide, noise)).mean())
