@@ -68,11 +68,11 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         critic_rate: Of the value.
         final_rate: Rates fall linearly to this fraction.
         entropy_start: Weight of the entropy bonus at the start, in units of the standardised advantage. Modes that
-            sharpen before they are a best response stop learning, and the pathwise part then moves actions to suit them.
+            sharpen before they are a best response stop learning, and actions are then moved to suit them.
         entropy_end: At the end.
         discount: Of the advantages, in (0, 1]; None takes the simulator's.
-        trace: Lambda of the advantages. Below 1 it trades the noise of the cross term for the bias of the critic, and the
-            bias is the worse of the two: see docs/hpo.md.
+        trace: Lambda of the advantages. Below 1 it trades noise of the cross term for the critic's bias in it, and the
+            bias can be the worse of the two.
         reuse: Passes over the episodes after the first step.
         minibatches: Steps of a pass.
         clip: PPO's epsilon.
