@@ -13,12 +13,15 @@ from distill.functional.kd import kd
 from distill.functional.mlkd import multi_temperature
 from distill.functional.review import hierarchical_context
 from distill.functional.rkd import rkd
+from distill.functional.sparse import SampledClasses, TopClasses, sampled_classes, sampled_kd, top_classes, top_kd
 from distill.functional.standardise import standardise
 from distill.functional.vocabulary import align_vocabularies
 
 __all__ = [
     "ChunkedLoss",
     "LanguageHead",
+    "SampledClasses",
+    "TopClasses",
     "align_vocabularies",
     "binary_kd",
     "bounded_temperature",
@@ -36,5 +39,9 @@ __all__ = [
     "relation_distance",
     "reverse_gradient",
     "rkd",
+    "sampled_classes",
+    "sampled_kd",
     "standardise",
+    "top_classes",
+    "top_kd",
 ]

@@ -1,0 +1,116 @@
+"""Fill a teacher cache with the answers to views, and give the views with the stored answers beside them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from distill.cache import Shard, TeacherCache, checksums
+from distill.draws import Draws
+from distill.errors import DistillError
+from distill.views import ViewDataset
+
+_TAIL = 2  # purpose of draws, beside those of views
+
+
+def fill_cache(
+    cache: TeacherCache,
+    views: ViewDataset,
+    teacher: Callable[[Tensor], Tensor],
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    part: tuple[int, int] = (0, 1),
+) -> None:
+    """Write what is missing from a cache, and finish it when nothing is.
+
+    Args:
+        cache: Of :meth:`TeacherCache.create`.
+        views: What the student will see.
+        teacher: From views in [0, 1] to logits, or to states for `hidden`; it normalises, resizes and computes on its
+            device as it does online, without gradients.
+        batch_size: Views of one call. Answers are bit-identical to online ones where a call's size is, too.
+        workers: Processes that render.
+        part: Number of this process and of all that fill the same folder.
+
+    Raises:
+        DistillError: If the views are not those of the cache.
+    """
+    if (len(views), views.seed) != (cache.images, cache.seed):
+        raise DistillError(
+            f"the cache is of {cache.images} images with seed {cache._manifest['identity']['seed']}, the views are of "
+            f"{len(views)} with seed {views.seed}"
+        )
+    for shard in cache.missing()[part[0] :: part[1]]:
+        parts: list[dict[str, Tensor]] = []
+        for batch in DataLoader(_Items(views, shard), batch_size, num_workers=workers):
+            places = [Draws(views.seed, _TAIL, shard.view, index).uniform() for index in batch["index"].tolist()]
+            with torch.no_grad():
+                outputs = teacher(batch["images"]).cpu()
+            rows = cache.form.encode(outputs, torch.tensor(places))
+            parts.append({**rows, "pixels": checksums(batch["images"])})
+        cache.write(shard, {name: torch.cat([rows[name] for rows in parts]) for name in parts[0]})
+    if not cache.missing():
+        cache.finish()
+
+
+class CachedViews(Dataset[dict[str, Any]]):
+    """Views with the teacher's stored logits beside them, under `teacher_logits`, checked pixel by pixel.
+
+    Args:
+        views: What the student sees; its number of distinct views must be the cache's.
+        cache: Of `logits` or `hidden`.
+
+    Raises:
+        DistillError: If the cache has not one answer for every view.
+    """
+
+    def __init__(self, views: ViewDataset, cache: TeacherCache) -> None:
+        if views.views != cache.views:
+            raise DistillError(
+                f"the data has {views.views or 'ever new'} views, the cache {cache.views}; make them equal"
+            )
+        self.views, self.cache = views, cache
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        view = self.views.view
+        items = [self.views.item(view, index) for index in indices]
+        logits = self.cache.logits(view, indices, torch.stack([item["images"] for item in items]))
+        return [{**item, "teacher_logits": row} for item, row in zip(items, logits, strict=True)]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hash of a model's state: names, types, shapes and values.
+
+    Args:
+        model: On any device.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _Items(Dataset[dict[str, Any]]):
+    """The views of one shard."""
+
+    def __init__(self, views: ViewDataset, shard: Shard) -> None:
+        self.views, self.shard = views, shard
+
+    def __len__(self) -> int:
+        return self.shard.stop - self.shard.start
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.views.item(self.shard.view, self.shard.start + row)
