@@ -155,7 +155,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         needs = {name: frozenset(cast(Any, loss).needs) for name, loss in self.losses.items()}
         asked = frozenset[str]().union(*(n for name, n in needs.items() if cast(Any, self.losses[name]).needs_teacher))
         teacher = self.teacher(batch, asked) if asked else None
-        epoch = self.current_epoch + batch_index / max(1, self._batches())
+        epoch = self._epochs(batch_index)
         every = self.hparams["log_gradients_every"]
         total = torch.zeros((), device=labels.device)
         for name, student in self.students.items():
@@ -228,9 +228,12 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
     def _key(self, stage: str, student: str, figure: str) -> str:
         return f"{stage}/{student}/{figure}" if self.several else f"{stage}/{figure}"
 
-    def _batches(self) -> float:
+    def _epochs(self, batch_index: int) -> float:
+        """Epochs that have passed; where the schedule counts updates, the same share of the regime's epochs."""
+        if self.regime.schedule_on == "update":
+            return float(self.regime.epochs * self.global_step / self._length)
         batches = self.trainer.num_training_batches
-        return float(batches) if math.isfinite(batches) else 1.0
+        return float(self.current_epoch + (batch_index / batches if math.isfinite(batches) else 0.0))
 
     def configure_optimizers(self) -> Any:
         """The optimizer and schedule of the regime, over the students and the hints' own parameters."""
@@ -255,6 +258,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         # A run of other length than the regime's keeps the shape of the schedule.
         length = regime.epochs if per_epoch else int(self.trainer.estimated_stepping_batches)
         scale = length / regime.epochs
+        self._length = length
         schedule, _ = create_scheduler_v2(
             optimizer,
             regime.schedule,

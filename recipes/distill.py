@@ -69,7 +69,7 @@ class Data:
     """What is learned from.
 
     Attributes:
-        source: Images: folder, hub, digits, mnist (fetched), fashion_mnist, cifar100, glyphs. Texts: task. Language: files.
+        source: Images: folder, hub, digits, mnist, fashion_mnist, cifar100, glyphs; texts: task; language: files.
         path: Folder, file or Hub name; for files a folder of text files, or python for the standard library.
         pattern: Which files of the folder.
         task: The text task.
@@ -200,8 +200,8 @@ def check(recipe: Recipe) -> Iterator[str]:
         return
     training = recipe.training
     yield (
-        f"plan: {', '.join(recipe.methods)} under {recipe.regime}: {training.epochs} epochs, {training.batch_size} rows "
-        f"an update, {training.optimizer} at {training.learning_rate}, {training.schedule}; {training.source}"
+        f"plan: {', '.join(recipe.methods)} under {recipe.regime}: {training.epochs} epochs, {training.batch_size} "
+        f"rows an update, {training.optimizer} at {training.learning_rate}, {training.schedule}; {training.source}"
     )
 
 

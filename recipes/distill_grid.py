@@ -21,6 +21,7 @@ from distill.regimes import method, regime
 from recipes.files import write_json
 from recipes.front.errors import RecipeError
 from recipes.front.types import FieldError, check_positive, check_unique
+from recipes.quiet import hush_libraries
 
 if TYPE_CHECKING:
     from recipes.distill import Recipe
@@ -69,6 +70,7 @@ class Grid:
         teacher_rows: Glyphs that the teacher learns from.
         teacher_updates: Of its training, under the last setting.
         test_rows: Of validation and test each.
+        processes: Cells that are made side by side.
     """
 
     sizes: list[int]
@@ -79,10 +81,13 @@ class Grid:
     teacher_rows: int = 60000
     teacher_updates: int = 3000
     test_rows: int = 5000
+    processes: int = 1
 
     def __post_init__(self) -> None:
         """Refuse an unfair or empty comparison."""
         check_unique([str(seed) for seed in (*self.seeds, self.tuning_seed)], "seeds")
+        for name in ("teacher_rows", "teacher_updates", "test_rows", "processes"):
+            check_positive(getattr(self, name), name)
         for name in ("sizes", "settings", "seeds"):
             if not getattr(self, name):
                 raise FieldError(name, "expected at least one, got none")
@@ -113,59 +118,62 @@ def check_grid(recipe: Recipe, grid: Grid) -> Iterator[str]:
 
 def run_grid(recipe: Recipe, grid: Grid, folder: RunFolder) -> None:
     """Train what is missing cell by cell, then the table and the figure."""
-    teacher = grid_teacher(recipe, grid, folder)
-    cells = folder.path / "cells"
-    results: list[dict[str, Any]] = []
-    for name, setting in grid.settings.items():
-        for size in grid.sizes:
-            tuned = cell(
-                cells / f"{name}-{size}-tuning.json", lambda s=setting, n=size: tune(recipe, grid, s, n, teacher)
-            )
-            folder.say(f"{name}, {size} rows: tuned {tuned['chosen']}")
-            for seed in grid.seeds:
-
-                def made(s: Setting = setting, n: int = size, t: Any = tuned, i: int = seed) -> dict[str, Any]:
-                    return compare(recipe, grid, s, n, teacher, t, i)
-
-                done = cell(cells / f"{name}-{size}-{seed}.json", made)
-                results.append({"recipe": name, "size": size, "seed": seed, "rival": tuned["rival"], **done})
-                folder.say(f"{name}, {size} rows, seed {seed}: {brief(done['tuned'])}")
-    report(grid, results, folder)
+    teach(recipe, grid, folder.path)
+    places = [(name, size) for name in grid.settings for size in grid.sizes]
+    tuned = _all(folder, "tuning cells", grid, [(recipe, grid, folder.path, *place) for place in places])
+    seeds = [(recipe, grid, folder.path, *place, seed) for place in places for seed in grid.seeds]
+    done = _all(folder, "cells", grid, seeds)
+    results = []
+    for number, (_, _, _, name, size, seed) in enumerate(seeds):
+        rival = tuned[number // len(grid.seeds)]["rival"]
+        results.append({"recipe": name, "size": size, "seed": seed, "rival": rival, **done[number]})
+    accuracy = json.loads((folder.path / "teacher" / "result.json").read_text(encoding="utf-8"))["test"]["teacher"]
+    report(grid, results, accuracy, folder)
 
 
-def cell(path: Path, make: Any) -> dict[str, Any]:
-    """The content of a cell's file, made where it is missing."""
+def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[Any]) -> list[dict[str, Any]]:
+    """The contents of all cells, in their order, made side by side."""
+    from joblib import Parallel, delayed
+
+    made = []
+    with folder.phase(title, len(cells)) as progress:
+        for content in Parallel(grid.processes, return_as="generator")(delayed(cell)(*place) for place in cells):
+            made.append(content)
+            progress.advance()
+    return made
+
+
+def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int | None = None) -> dict[str, Any]:
+    """The content of a cell's file, made where it is missing; without a seed it is the tuning."""
+    path = out / "cells" / f"{name}-{size}-{'tuning' if seed is None else seed}.json"
     if not path.is_file():
+        hush_libraries()
+        teacher, setting = teach(recipe, grid, out), grid.settings[name]
+        if seed is None:
+            content = tune(recipe, grid, setting, size, teacher)
+        else:
+            content = compare(recipe, grid, setting, size, teacher, cell(recipe, grid, out, name, size), seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, make())
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+        write_json(path, content)
+    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return read
 
 
-def brief(scores: Mapping[str, float]) -> str:
-    """Scores in one line."""
-    return ", ".join(f"{name} {100 * score:.1f}" for name, score in scores.items())
-
-
-def grid_teacher(recipe: Recipe, grid: Grid, folder: RunFolder) -> Any:
-    """The teacher, trained on labels alone once."""
+def teach(recipe: Recipe, grid: Grid, out: Path) -> Any:
+    """The teacher, trained on labels alone under the last setting where it is not there yet."""
     from recipes.distill import load_network, network, save_network
 
     made = network(recipe, recipe.teacher, recipe.data.classes, student=False)
-    target = folder.path / "teacher"
+    target = out / "teacher"
     if (target / "result.json").is_file():
         load_network(made, target / "network.safetensors")
-    else:
-        setting = list(grid.settings.values())[-1]
-        changed = Setting(
-            setting.regime, {**setting.changes, **recipe.teacher.changes}, grid.teacher_updates, setting.augment
-        )
-        scores = train(
-            grid, changed, grid.teacher_rows, {"teacher": made}, None, {"teacher": {"hard": {}}}, recipe.seed
-        )
-        save_network(made, target)
-        write_json(target / "result.json", scores)
-        folder.say(f"teacher: {brief(scores['test'])}")
+        return made
+    last = list(grid.settings.values())[-1]
+    setting = Setting(last.regime, {**last.changes, **recipe.teacher.changes}, grid.teacher_updates, last.augment)
+    terms: dict[str, Terms] = {"teacher": {"hard": {}}}
+    scores = train(recipe, grid, setting, grid.teacher_rows, {"teacher": made}, None, terms, recipe.seed)
+    save_network(made, target)
+    write_json(target / "result.json", scores)
     return made
 
 
@@ -285,7 +293,7 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
-def report(grid: Grid, results: Sequence[Mapping[str, Any]], folder: RunFolder) -> None:
+def report(grid: Grid, results: Sequence[Mapping[str, Any]], teacher: float, folder: RunFolder) -> None:
     """Tables of accuracies and gaps, a figure of the gaps, and the result."""
     import matplotlib as mpl
 
@@ -323,7 +331,7 @@ def report(grid: Grid, results: Sequence[Mapping[str, Any]], folder: RunFolder) 
     folder.figure("gaps", figure, [[row[c] for c in columns] for row in gaps], columns)
     pyplot.close(figure)
     folder.finish(
-        {"gaps": gaps, "scores": scores, "cells": list(results)},
+        {"teacher": 100 * teacher, "gaps": gaps, "scores": scores, "cells": list(results)},
         {"Gap to vanilla KD (points)": gaps, "Test accuracy (%)": scores},
         summary="; ".join(
             f"{r['recipe']}, {r['size']} rows: {r['value']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"

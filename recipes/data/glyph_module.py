@@ -40,9 +40,6 @@ class Updates(IterableDataset[dict[str, Tensor]]):
         self.images, self.labels, self.batch_size, self.updates = images, labels, batch_size, updates
         self.augment, self.seed = augment, seed
 
-    def __len__(self) -> int:
-        return self.updates
-
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         draw = torch.Generator().manual_seed(self.seed)
         for _ in range(self.updates):
