@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from pathlib import Path
 
 from recipes.data import wheels
@@ -46,9 +48,11 @@ def smollm2() -> Path:
     with FileLock(wheels.cache_root() / f".{KEY}-hf.lock"):
         if not (folder / "config.json").is_file():
             made = folder.with_name(f".{folder.name}-new")
-            model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
+            with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
+                model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
+                tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
             model.to(torch.bfloat16).save_pretrained(made)
-            AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(made)
+            tokenizer.save_pretrained(made)
             (made / "tokenizer.model").unlink(missing_ok=True)  # a copy of the GGUF file
             made.replace(folder)
     return folder

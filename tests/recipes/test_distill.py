@@ -1,0 +1,266 @@
+"""Distillation through the real command: pictures, texts, language, the grid, the stronger recipes, every refusal."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from distill.small import small_model
+from tests.recipes import tiny
+
+SHIPPED = Path(tiny.ROOT) / "recipes"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tiny.World:
+    return tiny.World(tmp_path_factory.mktemp("distill"))
+
+
+def shipped(name, **changes):
+    recipe = yaml.safe_load((SHIPPED / name).read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        recipe[key] = {**recipe[key], **value} if isinstance(value, dict) and key in recipe else value
+    return recipe
+
+
+def rows(world, out):
+    return json.loads((world.folder / out / "result.json").read_text())["rows"]
+
+
+def pictures(path, classes, side=40):
+    draw = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in range(classes):
+            folder = path / split / f"class{name}"
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return str(path)
+
+
+def test_digits_side_by_side(world):
+    done = world.run(shipped("distill_tiny.yaml"), "digits")
+    assert done.code == 0, done.err
+    assert "Warning" not in done.err
+    found = rows(world, "digits")
+    assert set(found) == {"teacher", "ce", "kd", "dist"}
+    assert set(found["kd"]) >= {"accuracy", "loss", "agreement", "kl"}
+    for name in ("kd", "dist"):
+        model = small_model("small_cnn_4", 10, in_chans=1)
+        model.load_state_dict(load_file(world.folder / "digits/students" / name / "network.safetensors"))
+    header = (world.folder / "digits/metrics.csv").read_text().splitlines()[0]
+    assert "test/kd/agreement" in header
+    assert "gradient/kd/hard" in header
+
+
+def test_a_trained_teacher_is_not_trained_again(world):
+    recipe = shipped("distill_tiny.yaml", methods={"kd": {}})
+    recipe["methods"] = {"kd": {}}
+    assert world.run(recipe, "again").code == 0
+    before = rows(world, "again")
+    (world.folder / "again/result.json").unlink()
+    done = world.run(recipe, "again", "--resume")
+    assert done.code == 0, done.err
+    assert "train teacher" not in done.out + done.err
+    assert rows(world, "again") == before
+
+
+def texts(world, **changes):
+    recipe = {
+        "recipe": "distill",
+        "name": "texts",
+        "teacher": {"model": str(world.base), "train": True},
+        "student": {"model": str(world.base), "options": {"num_hidden_layers": 1}},
+        "data": {"source": "task", "task": tiny.task_source(world.folder, "mood"), "length": 24},
+        "changes": {
+            "epochs": 3,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "learning_rate": 3.0e-3,
+            "schedule_on": "update",
+            "warmup_epochs": 0,
+            "hard": "ce",
+        },
+        "methods": {"ce": {}, "kd": {"hard": {"weight": 0.5}, "kd": {"weight": 0.5, "temperature": 2.0}}},
+        "trainer": {"accelerator": "cpu", "devices": 1},
+    }
+    return {**recipe, **changes}
+
+
+def test_texts_learn_from_a_fine_tuned_teacher(world):
+    from transformers import AutoModelForSequenceClassification
+
+    done = world.run(texts(world), "texts")
+    assert done.code == 0, done.err
+    found = rows(world, "texts")
+    assert found["teacher"]["accuracy"] > 0.9
+    assert found["kd"]["accuracy"] > 0.8
+    assert found["kd"]["agreement"] > 0.8
+    assert found["teacher"].keys() >= {"accuracy", "loss"}
+    student = AutoModelForSequenceClassification.from_pretrained(world.folder / "texts/students/kd/model")
+    assert student.config.num_hidden_layers == 1
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory) -> tiny.World:
+    made = tiny.World(tmp_path_factory.mktemp("language"))
+    tiny.save_base(made.base, causal=True)
+    for i in range(12):
+        text = "\n".join(sentence for sentence, _ in tiny.sentences("mood", 30, seed=i))
+        (made.folder / f"text{i}.txt").write_text(text, encoding="utf-8")
+    return made
+
+
+@pytest.mark.parametrize("chunk", [0, 64])
+def test_language_in_chunks_and_whole(language, chunk):
+    recipe = texts(
+        language,
+        data={"source": "files", "path": str(language.folder), "pattern": "text*.txt", "length": 16, "rows": 64},
+        methods={"ce": {"hard": {}}, "kd": {"hard": {"weight": 0.5}, "kd": {"weight": 0.5}}},
+        chunk=chunk,
+    )
+    done = language.run(recipe, f"lm{chunk}")
+    assert done.code == 0, done.err
+    found = rows(language, f"lm{chunk}")
+    assert found["kd"]["kl"] < found["ce"]["kl"] + 0.05
+    assert found["teacher"]["loss"] < 4.0
+    if chunk:  # the same training, in chunks and whole
+        assert found["kd"]["loss"] == pytest.approx(rows(language, "lm0")["kd"]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["a1", "a2"])
+def test_stronger_recipes_build_the_real_models(world, name):
+    path = world.folder / "imagenet"
+    (path / "train").mkdir(parents=True, exist_ok=True)
+    recipe = shipped(f"distill_imagenet_{name}.yaml", data={"path": str(path)})
+    done = world.run(recipe, f"check_{name}", "--check")
+    assert done.code == 0, done.err
+    assert "student resnet50: 25.56 M parameters, 224 px, 1000 classes" in done.out
+    assert "teacher beitv2_base_patch16_224.in1k_ft_in22k_in1k: 86.5" in done.out
+    epochs = {"a1": 600, "a2": 300}[name]
+    assert f"{epochs} epochs, 2048 rows an update, lamb at 0.005, cosine" in done.out
+
+
+@pytest.mark.parametrize("name", ["a1", "a2"])
+def test_stronger_recipes_take_two_steps_on_tiny_images(world, name):
+    recipe = shipped(
+        f"distill_imagenet_{name}.yaml",
+        data={"path": pictures(world.folder / f"pictures_{name}", 4), "classes": 4, "workers": 0},
+        teacher={"options": {"pretrained": False}},
+        changes={"image_size": 32, "batch_size": 4},
+        compiled=False,
+    )
+    recipe["trainer"] = {"accelerator": "cpu", "devices": 1, "max_steps": 2, "limit_test_batches": 1}
+    recipe["trainer"] |= {"limit_val_batches": 1, "enable_checkpointing": False}
+    done = world.run(recipe, f"steps_{name}")
+    assert done.code == 0, done.err
+    assert 0 <= rows(world, f"steps_{name}")["kd"]["agreement"] <= 1
+    assert (world.folder / f"steps_{name}/students/kd/network.safetensors").stat().st_size > 90e6
+
+
+def test_the_previous_protocol_takes_two_steps(world):
+    recipe = shipped(
+        "distill_cifar100_previous.yaml",
+        data={"source": "folder", "path": pictures(world.folder / "cifar", 3, 32), "classes": 3, "workers": 0},
+        changes={"batch_size": 4},
+    )
+    recipe["trainer"] = {"accelerator": "cpu", "devices": 1, "max_steps": 2}
+    done = world.run(recipe, "cifar")
+    assert done.code == 0, done.err
+    assert set(rows(world, "cifar")) == {"teacher", "ce", "kd", "dkd", "dist"}
+
+
+def test_the_grid_goes_on_cell_by_cell(world):
+    recipe = shipped("distill_grid_tiny.yaml")
+    recipe["grid"]["sizes"] = [64]
+    assert world.run(recipe, "grid").code == 0
+    whole = json.loads((world.folder / "grid/result.json").read_text())
+    cells = sorted((world.folder / "grid/cells").iterdir())
+    assert len(cells) == 2 * (1 + 2)
+    assert {row["settings"] for row in whole["gaps"]} == {"tuned", "published"}
+    (world.folder / "grid/result.json").unlink()
+    (world.folder / "grid/cells/weak-64-1.json").unlink()
+    kept = {cell: cell.stat().st_mtime_ns for cell in cells if cell.exists()}
+    done = world.run(recipe, "grid", "--resume")
+    assert done.code == 0, done.err
+    assert all(cell.stat().st_mtime_ns == when for cell, when in kept.items())
+    assert json.loads((world.folder / "grid/result.json").read_text()) == whole
+    for row in whole["gaps"]:
+        scores = [c for c in whole["cells"] if (c["recipe"], c["size"]) == (row["recipe"], row["size"])]
+        gaps = [100 * (c[row["settings"]][c["rival"]] - c[row["settings"]]["kd"]) for c in scores]
+        assert row["value"] == pytest.approx(np.mean(gaps))
+        assert row["low"] <= row["value"] <= row["high"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"regime": "A3"}, "regime: no regime is called 'A3'; did you mean 'A2'?"),
+        ({"changes": {"epoch": 2}}, "changes: a regime has no 'epoch'; did you mean 'epochs'?"),
+        ({"methods": {"kdd": {}}}, "no method is called 'kdd' for previous_cifar; did you mean 'kd'?"),
+        ({"methods": {"kd": {"kd": {"weight": -1.0}}}}, "methods.kd: weight of kd is -1.0, but it must be"),
+        ({"student": {"model": "small_cn"}}, "student.model: timm has no model 'small_cn'"),
+        ({"teacher": {"model": "resnet18", "options": {}}}, "teacher.model: the image size is 8, but resnet18 shrinks"),
+        ({"teacher": {"model": "", "train": False}}, "teacher.model: method kd needs a teacher, got none"),
+        ({"data": {"source": "folder", "path": "nowhere"}}, "data.path: 'nowhere' does not exist"),
+        ({"data": {"source": "task"}}, "data.task: expected a text task with source task"),
+        ({"lora_rank": -1}, "lora_rank: expected a number >= 0, got -1"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_sentence(world, changes, sentence):
+    recipe = shipped("distill_tiny.yaml", **changes)
+    if "methods" in changes:
+        recipe["methods"] = changes["methods"]
+    elif "model" in changes.get("teacher", {}) and not changes["teacher"]["model"]:
+        recipe["methods"] = {"kd": {}}
+    done = world.run(recipe, "refused")
+    assert done.code == 2
+    assert sentence in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not (world.folder / "refused").exists()
+
+
+def test_data_that_do_not_fit_end_the_run_in_one_sentence(world):
+    recipe = shipped("distill_tiny.yaml", data={"classes": 9})
+    done = world.run(recipe, "outside")
+    assert done.code == 1
+    assert "labels go from 0 to 9, but there are 9 classes" in done.err
+    (world.folder / "empty/train/cat").mkdir(parents=True)
+    recipe = shipped("distill_tiny.yaml", data={"source": "folder", "path": str(world.folder / "empty"), "classes": 9})
+    done = world.run(recipe, "emptied")
+    assert done.code == 1
+    assert "holds no images; put them into one folder a class" in done.err
+
+
+def test_different_tokenizers_are_refused(world):
+    from transformers import PreTrainedTokenizerFast
+
+    other = tiny.save_base(world.folder / "other", words=3)
+    file = other / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["happy"], vocabulary["joy"] = vocabulary["joy"], vocabulary["happy"]
+    file.write_text(json.dumps(content))
+    assert PreTrainedTokenizerFast.from_pretrained(other)
+    done = world.run(texts(world, student={"model": str(other)}), "tokens")
+    assert done.code == 1
+    assert "the teacher's and the student's tokenizers differ" in done.err
+
+
+def test_a_student_with_other_classes_than_its_teacher_is_refused(world):
+    from transformers import AutoModelForSequenceClassification
+
+    three = AutoModelForSequenceClassification.from_pretrained(world.base, num_labels=3)
+    three.save_pretrained(world.folder / "three")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (world.folder / "three" / name).write_bytes((world.base / name).read_bytes())
+    teacher = {"model": str(world.folder / "three"), "options": {"num_labels": 3}}
+    done = world.run(texts(world, teacher=teacher), "classes")
+    assert done.code == 1
+    assert "the student has 2 classes and the teacher 3" in done.err
+    assert torch.isfinite(three.classifier.weight).all()
