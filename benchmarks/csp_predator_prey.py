@@ -3,10 +3,10 @@
 We are three predators; the target is a scripted prey that flees in the right half of the plane and dawdles in the left.
 Its data come from episodes that start prey in the right half; the test starts it anywhere. A cell is a method and a
 seed: it trains the method, then at least four fresh adversaries against the policy, each held to the same data and
-checked on held-out episodes. The lowest mean return is the cell's worst value, an estimate that is optimistic for every method
-alike; the return against the true target stands beside it. RNR and DBR are tuned in their favour: the setting with the
-best mean worst value counts. Cells are kept under ``runs/``, so an interrupted run goes on where it was. ``python -m
-benchmarks.csp_predator_prey`` takes about two hours on two cores.
+checked on held-out episodes. The lowest mean return is the cell's worst value, an estimate that is optimistic for every
+method alike; the return against the true target stands beside it. RNR and DBR are tuned in their favour: the setting
+with the best mean worst value counts. Cells are kept under ``runs/``, so an interrupted run goes on where it was.
+Takes about two hours on two cores.
 """
 
 from __future__ import annotations

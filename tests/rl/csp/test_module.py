@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback
 
 from rl.csp.baselines import BASELINES, baseline, imitate
-from rl.csp.data import RolloutDataModule
+from rl.csp.data import RolloutDataModule, RolloutStream
 from rl.csp.module import CSPModule
 from rl.csp.policies import ScriptedPolicy
 from tests.rl.csp.games import DOOR, PUSH, YIELDS, Dilemma, dilemma_data, probabilities, record, trainer
@@ -174,6 +174,4 @@ def test_wrong_baselines_are_refused():
     with pytest.raises(ValueError, match="baseline 'oracle' got no target"):
         baseline("oracle", Dilemma(), dilemma_data())
     with pytest.raises(ValueError, match="33 episodes cannot be dealt out to 2 processes"):
-        from rl.csp.data import RolloutStream
-
         RolloutStream(0, "train", 1, 33, world=2)

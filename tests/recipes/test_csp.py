@@ -1,0 +1,168 @@
+"""The csp recipe by the real command: a whole run, card games exactly, and one sentence for every kind of bad input."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from recipes.run import main
+
+TINY = {
+    "recipe": "csp",
+    "name": "tiny",
+    "data": {"episodes": 30},
+    "adaptation": {"iterations": 3, "episodes": 16, "hidden": [8], "epochs": 1},
+    "baselines": ["bc_first", "imitation"],
+    "sweep": {"shares": [0.5]},
+    "attack": {"iterations": 1, "episodes": 16, "test_episodes": 32, "baselines": False},
+    "trainer": {"max_epochs": 1, "accelerator": "cpu", "devices": 1},
+}
+
+
+def run(folder, recipe, *words):
+    """Exit code, what was said, what was complained about."""
+    (folder / "r.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    said, complained = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+        code = main(["r.yaml", "--out", "out", *words])
+    return code, said.getvalue(), complained.getvalue()
+
+
+def maze_file(folder, **changes):
+    """A data file of two episodes of two steps each, with changes."""
+    steps = np.eye(7, dtype=np.float32)[[0, 1, 0, 1]]
+    columns = {
+        "observation": steps,
+        "action": np.array([0, 0, 1, 1]),
+        "episode": np.array([0, 0, 1, 1]),
+        "t": np.array([0, 1, 0, 1]),
+        "last": np.array([False, True, False, True]),
+    }
+    path = folder / "data.npz"
+    np.savez(path, **(columns | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("csp")
+    code, said, complained = run(folder, TINY)
+    assert code == 0, complained
+    return folder / "out", said
+
+
+def test_a_run_leaves_policies_ladder_figures_and_replays(finished):
+    folder, said = finished
+    result = json.loads((folder / "result.json").read_text())
+    assert [row["policy"] for row in result["rows"]] == ["csp", "bc_first", "rnr p=0.5", "imitation"]
+    assert [step["step"] for step in result["ladder"]] == ["Nash", "guaranteed", "obtained", "best response"]
+    values = [step["value"] for step in result["ladder"]]
+    assert values[0] == pytest.approx(0.3, abs=1e-6)
+    assert values[3] == pytest.approx(0.8499, abs=0.01)
+    for row in result["rows"]:
+        assert row["worst against anyone"] <= row["certified 95 %"] + 1e-9
+        assert row["certified 95 %"] <= row["worst exact"] + 1e-9
+    assert {path.name for path in (folder / "policies").glob("*.pt")} == {"csp.pt", "bc-first.pt", "rnr-p-0-5.pt"}
+    for name in ("ladder", "coverage", "consistency", "learning", "frontier"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 1000
+    assert "replays/true-target.gif" in result["replays"]
+    assert (folder / "replays/true-target.gif").read_bytes()[:3] == b"GIF"
+    page = (folder / "report.html").read_text()
+    assert "estimated (optimistic)" in page
+    assert "certified 95 %" in page
+    assert "against the worst target that agrees with the data (exact)" in said
+
+
+def test_the_consistency_of_the_whole_training_is_kept(finished):
+    history = json.loads((finished[0] / "policies/csp.json").read_text())
+    assert [row["iteration"] for row in history] == [0, 1, 2]
+    assert all({"excess", "kl_data", "return", "return_proxy", "coefficient"} <= row.keys() for row in history)
+
+
+def test_finished_trainings_are_not_repeated(finished):
+    folder, _ = finished
+    (folder / "result.json").unlink()
+    before = (folder / "policies/csp.pt").stat().st_mtime_ns
+    code, _, complained = run(folder.parent, TINY, "--resume")
+    assert code == 0, complained
+    assert (folder / "policies/csp.pt").stat().st_mtime_ns == before
+    assert (folder / "result.json").is_file()
+
+
+def test_card_games_are_solved_exactly(tmp_path):
+    pytest.importorskip("pyspiel")
+    recipe = {"recipe": "csp", "name": "kuhn", "game": {"name": "kuhn_poker"}, "data": {"episodes": 200}}
+    code, _, complained = run(tmp_path, recipe)
+    assert code == 0, complained
+    ladder = {row["step"]: row["value"] for row in json.loads((tmp_path / "out/result.json").read_text())["ladder"]}
+    assert ladder["Nash"] == pytest.approx(-1 / 18, abs=1e-7)
+    assert ladder["Nash"] <= ladder["guaranteed"] <= ladder["obtained"] <= ladder["best response"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"action": np.array([0, 2, 1, 1])}, "action 2 in row 1 is outside the action space of guard"),
+        ({"observation": np.zeros((4, 3), np.float32)}, "observations of the data have length 3, but guard sees 7"),
+        ({"action": np.zeros((4, 2), np.float32)}, "actions of the data have shape (4, 2)"),
+        ({"last": np.array([False, True, False, False])}, "episode 1 has no end"),
+        ({"observation": np.full((4, 7), np.nan, np.float32)}, "observation is NaN or infinite in row 0"),
+        ({key: np.zeros((0,)) for key in ("action", "episode", "t", "last")} | {"observation": np.zeros((0, 7))}, ""),
+    ],
+)
+def test_data_that_cannot_be_the_targets_are_refused(tmp_path, changes, sentence):
+    path = maze_file(tmp_path, **changes)
+    recipe = TINY | {"data": {"path": str(path)}, "baselines": ["bc_first"]}
+    refused(tmp_path, recipe, "data.path: ", sentence or "the data hold no step")
+
+
+def refused(folder, recipe, *sentences):
+    code, _, complained = run(folder, recipe)
+    assert code == 2, complained
+    assert len(complained.splitlines()) == 1
+    for sentence in sentences:
+        assert sentence in complained
+    assert not (folder / "out").exists()
+
+
+def test_an_empty_and_an_absent_file_are_refused(tmp_path):
+    (tmp_path / "data.npz").write_bytes(b"")
+    recipe = TINY | {"baselines": ["bc_first"]}
+    refused(tmp_path, recipe | {"data": {"path": "data.npz"}}, "data.path: ", "is empty")
+    refused(tmp_path, recipe | {"data": {"path": "none.npz"}}, "data.path: there is no data file none.npz")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"adaptation": {"coefficient": -1.0}}, "adaptation.coefficient: expected a number >= 0, got -1"),
+        ({"sweep": {"shares": [2.0]}}, "sweep.shares.0: expected a number >= 0 and <= 1, got 2"),
+        ({"attack": {"adversaries": 3}}, "attack.adversaries: expected a number >= 4, got 3"),
+        ({"game": {"name": "vault_maze", "target": "agent"}}, "game.target: the target's seat is 'guard'"),
+        ({"game": {"name": "own"}}, "class_path: expected a path exactly for the game own, got ''"),
+        ({"game": {"name": "vault_maze", "init_args": {"size": 3}}}, "does not take {'size': 3}"),
+        ({"data": {"path": "x.npz"}}, "baselines: expected none that needs more than a data file"),
+        ({"game": {"name": "own", "class_path": "rl.csp.policies.SeatPolicy"}}, "data.path: expected a data file"),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path, changes, sentence):
+    refused(tmp_path, TINY | changes, sentence)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"environment": "json.JSONDecoder"}, "game: "),
+        ({"environment": "mpe2.simple_tag_v3.parallel_env", "target": ["agent_7"]}, "agent_7"),
+    ],
+)
+def test_environments_that_cannot_be_played_are_refused(tmp_path, arguments, sentence):
+    pytest.importorskip("mpe2")
+    ours = [f"adversary_{number}" for number in range(3)]
+    made = {"environment": "", "ours": ours, "target": ["agent_0"], "horizon": 5} | arguments
+    own = {"name": "own", "class_path": "rl.envs.parallel.ParallelGame", "init_args": made}
+    recipe = TINY | {"game": own, "data": {"path": str(maze_file(tmp_path))}, "baselines": ["bc_first"]}
+    refused(tmp_path, recipe, sentence)
