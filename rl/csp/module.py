@@ -90,8 +90,8 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
 
     def __init__(
         self,
-        game: BatchedGame | str,
-        data: Pairs | str,
+        game: str | BatchedGame,
+        data: str | Pairs,
         game_args: dict[str, Any] | None = None,
         *,
         model: nn.Module | None = None,

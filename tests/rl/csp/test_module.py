@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningCLI
 
 from rl.csp.baselines import BASELINES, baseline, imitate
 from rl.csp.data import RolloutDataModule, RolloutStream
+from rl.csp.dataset import record_target, save_data
 from rl.csp.module import CSPModule
 from rl.csp.policies import ScriptedPolicy
+from rl.envs.vault_maze import VaultMaze, behaviour, true_guard
 from tests.rl.csp.games import DOOR, PUSH, YIELDS, Dilemma, dilemma_data, probabilities, record, trainer
 
 FAST = {"hidden": [16], "agent_rate": 3e-2, "proxy_rate": 3e-2, "entropy_start": 0.05, "epochs": 2}
@@ -175,3 +178,33 @@ def test_wrong_baselines_are_refused():
         baseline("oracle", Dilemma(), dilemma_data())
     with pytest.raises(ValueError, match="33 episodes cannot be dealt out to 2 processes"):
         RolloutStream(0, "train", 1, 33, world=2)
+
+
+def test_lightning_cli_runs_it_from_a_path_and_a_file(tmp_path):
+    game = VaultMaze()
+    recorded = record_target(game, game.policy(behaviour()), game.policy(true_guard()), 20, torch.Generator())
+    save_data(tmp_path / "guard.npz", recorded)
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    cli = LightningCLI(
+        CSPModule,
+        RolloutDataModule,
+        save_config_callback=None,
+        args=[
+            "fit",
+            "--model.game=rl.envs.vault_maze.VaultMaze",
+            f"--model.data={tmp_path / 'guard.npz'}",
+            "--model.hidden=[8]",
+            "--data.iterations_per_epoch=2",
+            "--data.episodes=8",
+            "--data.validation_episodes=8",
+            "--trainer.max_epochs=1",
+            "--trainer.accelerator=cpu",
+            "--trainer.devices=1",
+            *(f"--trainer.{name}=false" for name in quiet),
+        ],
+    )
+    logged = cli.trainer.callback_metrics
+    assert {"validation/return_model", "validation/return_proxy", "validation/excess"} <= logged.keys()
+    cli.trainer.save_checkpoint(tmp_path / "m.ckpt")
+    again = CSPModule.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True)
+    assert torch.equal(weights(cli.model), weights(again))
