@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rl.envs.newsvendor import Newsvendor
     from rl.envs.parallel import GameAsParallelEnv, ParallelGame
     from rl.envs.pursuit import PredatorPrey
+    from rl.envs.spiel_game import SpielGame
     from rl.envs.stores import Stores
     from rl.envs.sumo import Sumo
     from rl.envs.switched_lqr import SwitchedLQR, textbook_switched_lqr
@@ -44,6 +45,7 @@ _WHERE = {
     "PredatorPrey": "pursuit",
     "SimulatorEnv": "to_gymnasium",
     "SimulatorVectorEnv": "to_gymnasium",
+    "SpielGame": "spiel_game",
     "State": "hybrid",
     "Stores": "stores",
     "Sumo": "sumo",
@@ -77,6 +79,7 @@ __all__ = [
     "PredatorPrey",
     "SimulatorEnv",
     "SimulatorVectorEnv",
+    "SpielGame",
     "State",
     "Stores",
     "Sumo",
