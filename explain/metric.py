@@ -146,7 +146,7 @@ class PerformanceGap(_Collector):
         table = self._table(names)
         chances = [name for name in table if name not in {*names, *self.features}]
         self.explainer.set_params(prediction=chances[0] if len(chances) == 1 else chances)
-        source, target = (table[table[DOMAIN] == side] for side in (0, 1))
+        source, target = (table[table[DOMAIN] == side].drop(columns=DOMAIN) for side in (0, 1))
         return self.explainer.fit(source, target).report_
 
 
