@@ -89,7 +89,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
 
     def __init__(
         self,
-        simulator: HybridSimulator | str,
+        simulator: str | HybridSimulator,
         simulator_args: dict[str, Any] | None = None,
         *,
         estimator: Literal["mixed", "score", "pathwise", "straight_through"] = "mixed",
