@@ -1,8 +1,8 @@
 """Coverage of the nominal 90 % intervals of a gap explanation, on a design whose truth is known.
 
 Four independent normal features (w, z1, z2, z3; standard deviation 1.5) with means (.5, 1, .35, 1) in the source and 0
-in the target; log odds of the label x @ (.3, .6, .4, .6) in the source and x @ (.3, -.2, .4, 1) in the target; the model
-is a logistic regression on 10,000 other source rows. 4,000 rows a domain, 200 replicates, linear nuisances, 5 folds.
+in the target; log odds of the label x @ (.3, .6, .4, .6) in the source and x @ (.3, -.2, .4, 1) in the target; the
+model is a logistic regression on 10,000 other source rows. 4,000 rows a domain, 200 replicates, linear nuisances.
 
 ``coverage_min`` and ``coverage_max`` are over the aggregate terms and all detailed terms (values of subsets and Shapley
 shares) with a truth in [.1, .85], for the 0-1 loss; ``coverage_near_one`` is the lowest over values with a truth above

@@ -33,7 +33,7 @@ def assign_folds(
         ([0, 0, 0, 1, 1, 1], [0, 0, 1, 1])
     """
     if clusters is not None:
-        count = 1 + max(int(part.max()) for part in clusters)
+        count = 1 + int(np.concatenate(clusters).max())
         here = np.stack([np.bincount(part, minlength=count) for part in clusters])
         order = rng.permutation(count)
         order = order[np.lexsort([-here.sum(0)[order], here[0][order] > 0, here[1][order] > 0])]

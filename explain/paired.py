@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -122,7 +123,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
             repeats.append(_estimate(sample, family, masks, fold, self.n_jobs))
         detail = Detail(sample.names, tuple(groups), masks, counts, True, self.level, self.interval, self.min_shift_z)
         outcome, values, shift = detail("outcome", repeats)
-        means = [float(part.loss[0].mean()) for part in (first, second)]
+        means = [math.fsum(part.loss[0]) / len(d) for part in (first, second)]  # exact, so in any order of the rows
         self.report_ = GapReport(
             mode="models",
             loss=self.loss,

@@ -1,0 +1,59 @@
+"""Time and memory of explaining one gap: all subsets, covariate and outcome terms, 5 folds, 2 processes.
+
+``seconds_linear`` and ``seconds_boosting``: the design of `benchmarks.explain_coverage` with 3 variables and 4,000 rows
+a domain, 0-1 loss. ``seconds_8_groups``: the same with 5 further variables without effect, 8 groups and so 256 subsets,
+linear nuisances. ``peak_mb``: the largest resident memory of this process and its workers together. Bare seconds hold
+for the machine in the file alone.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+from joblib import parallel_config
+
+from benchmarks.common import write_results
+from benchmarks.explain_coverage import table
+from explain import GapExplainer
+
+ROWS = 4000
+CASES = {
+    "seconds_linear": {"learners": "linear"},
+    "seconds_boosting": {"learners": "hist_gb"},
+    "seconds_8_groups": {"learners": "linear", "extra": 5},
+}
+
+
+def memory() -> float:
+    """Resident megabytes of this process and its children."""
+    here = psutil.Process()
+    return sum(process.memory_info().rss for process in (here, *here.children(recursive=True))) / 1e6
+
+
+def measure(learners: str, extra: int = 0) -> tuple[float, float]:
+    """Seconds and the memory of the processes, which they still hold, at the end."""
+    rng = np.random.default_rng(1)
+    frames: list[Any] = []
+    for domain in (0, 1):
+        noise = {f"noise{i}": rng.normal(size=ROWS) for i in range(extra)}
+        frames.append(table(domain, ROWS, rng).assign(**noise))
+    start = time.perf_counter()
+    GapExplainer(["w"], learners=learners, n_jobs=2).fit(*frames)
+    return time.perf_counter() - start, memory()
+
+
+def main() -> None:
+    """Measure, print and write the figures."""
+    found, rows, peak = {}, [], 0.0
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        for name, options in CASES.items():
+            seconds, megabytes = measure(**options)  # type: ignore[arg-type]
+            found[name], peak = seconds, max(peak, megabytes)
+            rows.append({"case": name, "seconds": seconds, "mb": megabytes})
+            print(f"{name}: {seconds:.1f} s, {megabytes:.0f} MB", flush=True)
+    print(write_results("explain_speed", {**found, "peak_mb": peak}, {"cases": rows}, 1))
+
+
+if __name__ == "__main__":
+    main()
