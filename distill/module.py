@@ -248,7 +248,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
                 for name, student in self.students.items()
                 for parameter in getattr(cast(Any, student).model, "no_weight_decay", set)()
             ]
-            groups: Any = param_groups_weight_decay(trained, regime.weight_decay, spared)
+            groups: Any = param_groups_weight_decay(trained, regime.weight_decay, no_weight_decay_list=spared)
         else:
             groups = [p for p in trained.parameters() if p.requires_grad]
         optimizer = create_optimizer_v2(

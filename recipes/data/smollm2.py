@@ -51,6 +51,9 @@ def smollm2() -> Path:
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
                 model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
                 tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+            model.hf_quantizer = None  # the weights are plain numbers by now, and so is what is saved
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
             model.to(torch.bfloat16).save_pretrained(made)
             tokenizer.save_pretrained(made)
             (made / "tokenizer.model").unlink(missing_ok=True)  # a copy of the GGUF file

@@ -67,7 +67,7 @@ VIT = {
 }
 
 
-@pytest.mark.parametrize(("column", "name"), enumerate(["A2", "A1", "previous_imagenet", "previous_cifar"]))
+@pytest.mark.parametrize(("column", "name"), list(enumerate(["A2", "A1", "previous_imagenet", "previous_cifar"])))
 def test_regimes_are_the_published_table(column, name):
     found = {key: getattr(REGIMES[name], key) for key in TABLE}
     assert found == {key: values[column] for key, values in TABLE.items()}

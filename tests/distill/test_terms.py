@@ -70,7 +70,7 @@ def test_mean_bce_pulls_fifty_times_less_than_cross_entropy():
         pulls[kind, reduction] = torch.autograd.grad(HardLoss(kind, reduction)(z, labels), z)[0].norm().item()
     assert pulls["ce", "mean"] == pytest.approx(0.0625, rel=0.01)
     assert pulls["bce", "mean"] == pytest.approx(0.001, rel=0.05)
-    assert pulls["bce", "sum_classes"] / pulls["bce", "mean"] == pytest.approx(1000)
+    assert pulls["bce", "sum_classes"] / pulls["bce", "mean"] == pytest.approx(1000, rel=1e-3)
 
 
 def test_weights_and_ramps():
@@ -161,7 +161,7 @@ def test_the_curriculum_temperature_climbs_the_loss():
 
     def at(value):
         temperature = 1 + 20 / (1 + math.exp(-value))
-        return float(losses.kd(S.logits.double(), T.logits.double(), temperature=temperature))
+        return float(losses.kd(S.logits.detach().double(), T.logits.detach().double(), temperature=temperature))
 
     slope = (at(step) - at(-step)) / (2 * step)
     assert float(term.parameter.grad) == pytest.approx(-0.5 * slope, rel=1e-3)

@@ -200,7 +200,7 @@ def test_the_grid_goes_on_cell_by_cell(world):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"regime": "A3"}, "regime: no regime is called 'A3'; did you mean 'A2'?"),
+        ({"regime": "A3"}, "regime: no regime is called 'A3'; accepted are A2, A1"),
         ({"changes": {"epoch": 2}}, "changes: a regime has no 'epoch'; did you mean 'epochs'?"),
         ({"methods": {"kdd": {}}}, "no method is called 'kdd' for previous_cifar; did you mean 'kd'?"),
         ({"methods": {"kd": {"kd": {"weight": -1.0}}}}, "methods.kd: weight of kd is -1.0, but it must be"),
