@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rl.envs.hybrid import HybridSimulator, Noise, State, chosen_action, play, reported_cost
+
+if TYPE_CHECKING:  # an optional package: imported where it is used
+    from stable_baselines3 import PPO
 
 
 def split(action: Tensor, simulator: HybridSimulator, state: State, t: int) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ def split(action: Tensor, simulator: HybridSimulator, state: State, t: int) -> t
     return mode, chosen_action(actions, mode)
 
 
-class FlatSimulator(VecEnv):  # type: ignore[misc]
+def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: float) -> Any:
     """All episodes of a batch as one vector environment, so that the baseline is as fast as batching makes it.
 
     Args:
@@ -41,58 +41,64 @@ class FlatSimulator(VecEnv):  # type: ignore[misc]
         seed: Of their noise.
         scale: Rewards are minus the cost divided by this.
     """
+    from stable_baselines3.common.vec_env import VecEnv
 
-    def __init__(self, simulator: HybridSimulator, batch: int, seed: int, scale: float) -> None:
-        self.simulator, self.scale = simulator, scale
-        self.generator = torch.Generator().manual_seed(seed)
-        size = simulator.n_modes + simulator.action_dim
-        observations = spaces.Box(-np.inf, np.inf, (simulator.observation_dim,), np.float32)
-        super().__init__(batch, observations, spaces.Box(-10.0, 10.0, (size,), np.float32))
+    class FlatSimulator(VecEnv):  # type: ignore[misc]
+        """All episodes of a batch, with numpy at the edge."""
 
-    def reset(self) -> Any:
-        """New episodes."""
-        self.noise = self.simulator.sample_noise(self.num_envs, self.generator)
-        self.state, self.t = self.simulator.reset(self.noise), 0
-        return self._seen()
+        def __init__(self, simulator: HybridSimulator, batch: int, seed: int, scale: float) -> None:
+            self.simulator, self.scale = simulator, scale
+            self.generator = torch.Generator().manual_seed(seed)
+            size = simulator.n_modes + simulator.action_dim
+            observations = spaces.Box(-np.inf, np.inf, (simulator.observation_dim,), np.float32)
+            VecEnv.__init__(self, batch, observations, spaces.Box(-10.0, 10.0, (size,), np.float32))
 
-    def _seen(self) -> Any:
-        return self.simulator.observe(self.state, self.t).float().numpy().copy()
+        def reset(self) -> Any:
+            """New episodes."""
+            self.noise = self.simulator.sample_noise(self.num_envs, self.generator)
+            self.state, self.t = self.simulator.reset(self.noise), 0
+            return self._seen()
 
-    def step_async(self, actions: Any) -> None:
-        """Keep the actions."""
-        self.actions = torch.as_tensor(actions)
+        def _seen(self) -> Any:
+            return self.simulator.observe(self.state, self.t).float().numpy().copy()
 
-    @torch.no_grad()
-    def step_wait(self) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
-        """One decision of every episode; all of them end together and start again at once."""
-        mode, action = split(self.actions, self.simulator, self.state, self.t)
-        self.state, cost = self.simulator.step(self.state, mode, action, self.noise, self.t)
-        self.t += 1
-        over = self.t == self.simulator.horizon
-        seen, infos = self._seen(), [{} for _ in range(self.num_envs)]
-        if over:
-            infos = [{"terminal_observation": row, "TimeLimit.truncated": self.simulator.endless} for row in seen]
-            seen = self.reset()
-        return seen, -cost.numpy() / self.scale, np.full(self.num_envs, over), infos
+        def step_async(self, actions: Any) -> None:
+            """Keep the actions."""
+            self.actions = torch.as_tensor(actions)
 
-    def close(self) -> None:
-        """Nothing is open."""
+        @torch.no_grad()
+        def step_wait(self) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
+            """One decision of every episode; all of them end together and start again at once."""
+            mode, action = split(self.actions, self.simulator, self.state, self.t)
+            self.state, cost = self.simulator.step(self.state, mode, action, self.noise, self.t)
+            self.t += 1
+            over = self.t == self.simulator.horizon
+            seen, infos = self._seen(), [{} for _ in range(self.num_envs)]
+            if over:
+                infos = [{"terminal_observation": row, "TimeLimit.truncated": self.simulator.endless} for row in seen]
+                seen = self.reset()
+            return seen, -cost.numpy() / self.scale, np.full(self.num_envs, over), infos
 
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """An attribute, the same for all."""
-        return [getattr(self, attr_name)] * self.num_envs
+        def close(self) -> None:
+            """Nothing is open."""
 
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute for all."""
-        setattr(self, attr_name, value)
+        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+            """An attribute, the same for all."""
+            return [getattr(self, attr_name)] * self.num_envs
 
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """There are no environments to call."""
-        return [None] * self.num_envs
+        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+            """Set an attribute for all."""
+            setattr(self, attr_name, value)
 
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """Nothing is wrapped."""
-        return [False] * self.num_envs
+        def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+            """There are no environments to call."""
+            return [None] * self.num_envs
+
+        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+            """Nothing is wrapped."""
+            return [False] * self.num_envs
+
+    return FlatSimulator(simulator, batch, seed, scale)
 
 
 def train_sb3(
@@ -123,11 +129,14 @@ def train_sb3(
     Returns:
         The model.
     """
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+
     noise = simulator.sample_noise(64, torch.Generator().manual_seed(seed))
     idle = torch.zeros(64, simulator.n_modes + simulator.action_dim)
     with torch.no_grad():
         costs = play(simulator, lambda state, t: split(idle, simulator, state, t), noise)
-    environment = FlatSimulator(simulator, batch, seed, float(costs.std()) or 1.0)
+    environment = flat_environment(simulator, batch, seed, float(costs.std()) or 1.0)
     steps = batch * simulator.horizon
     model = PPO(
         "MlpPolicy",
