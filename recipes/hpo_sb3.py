@@ -142,7 +142,7 @@ def train_sb3(
         "MlpPolicy",
         environment,
         n_steps=simulator.horizon,
-        batch_size=max(64, steps // 4),
+        batch_size=steps // 4 if steps % 4 == 0 else steps,  # whole minibatches: it warns of a rest
         n_epochs=5,
         gamma=discount,
         learning_rate=lambda remaining: learning_rate * remaining,
