@@ -183,7 +183,7 @@ class Trio(Duel):
 def test_a_side_of_two_needs_equal_spaces_and_an_import_path_must_exist():
     with pytest.raises(ValueError, match="dragon and knight are both in seat 'ours'"):
         ParallelGame(Trio, ["knight", "dragon"], ["second dragon"], 5)
-    with pytest.raises(ValueError, match="'nowhere.make' cannot be imported"):
+    with pytest.raises(ValueError, match=r"'nowhere\.make' cannot be imported"):
         ParallelGame("nowhere.make", ["a"], ["b"], 5)
 
 
