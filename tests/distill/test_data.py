@@ -142,3 +142,37 @@ def test_refusals(tmp_path):
     data.setup()
     with pytest.raises(DistillError, match="18 training rows a process do not fill one batch of 64"):
         data.train_dataloader()
+
+
+def test_cached_training_is_online_training(tmp_path):
+    import lightning
+
+    from distill import DistillModule
+    from distill.cached_data import CachedImageData
+    from distill.small import SmallCNN
+
+    changes = {**SMALL, "optimizer": "adamw", "schedule_on": "update", "drop_path": 0.0, "repeats": 2, "image_size": 8}
+    ends, calls = [], []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        student, teacher = SmallCNN(2), SmallCNN(4)
+        module = DistillModule(student, teacher, changes=changes, classes=10, log_gradients_every=0)
+        data = CachedImageData(
+            "digits",
+            views=2,
+            folder=str(tmp_path / "cache"),
+            changes=changes,
+            classes=10,
+            grey=True,
+            rows=24,
+            test_rows=8,
+        )
+        if cached:
+            data.fill(module._teacher, "small")
+            module._teacher.network.register_forward_hook(lambda *_: calls.append(1))
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        fit = lightning.Trainer(max_epochs=3, accelerator="cpu", devices=1, limit_val_batches=0, **quiet)
+        fit.fit(module, datamodule=data)
+        ends.append([p.detach().clone() for p in student.parameters()])
+    assert not calls  # the cache stood in
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

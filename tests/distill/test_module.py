@@ -282,7 +282,7 @@ def test_lightning_cli_runs_it_unchanged(tmp_path, monkeypatch):
     arguments += ["--model.student_options", "{in_chans: 1}", "--model.teacher_options", "{in_chans: 1}"]
     arguments += ["--model.terms", "{kd: {weight: 1.0}}", "--model.changes", str(CHANGES)]
     arguments += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
-    arguments += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    arguments += ["--seed_everything", "0", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     arguments += ["--trainer.enable_checkpointing", "false", "--trainer.enable_model_summary", "false"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cli"])

@@ -1,0 +1,140 @@
+"""Images whose views are numbers, with the teacher's answers read from a cache: it answers once, not every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from distill.cache import Form, Identity, TeacherCache
+from distill.cached_views import fill_cache, weights_digest
+from distill.data import ImageData
+from distill.networks import Frozen, ImageNetwork
+from distill.order import ViewLoader, ViewOrder, view_of
+from distill.regimes import Regime
+from distill.views import Augmentation, ViewDataset
+
+
+def augmentation_of(regime: Regime) -> Augmentation:
+    """The views of a regime, drawn image by image: partners of a mix come from all images, not from the batch."""
+    same = ("crop", "scale", "ratio", "padding", "flip", "auto_augment", "erase", "mixup", "cutmix")
+    options: dict[str, Any] = {name: getattr(regime, name) for name in (*same, "mix_probability", "switch_probability")}
+    return Augmentation(size=regime.image_size, interpolation=regime.interpolation, **options)  # type: ignore[arg-type]
+
+
+class Numbered(Dataset[dict[str, Any]]):
+    """Views by number, as `ViewOrder` deals them out, with `teacher_logits` where there is a cache.
+
+    Args:
+        views: The views.
+        cache: The teacher's answers to them.
+    """
+
+    def __init__(self, views: ViewDataset, cache: TeacherCache | None = None) -> None:
+        self.views, self.cache = views, cache
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        places = [view_of(number, len(self.views)) for number in numbers]
+        count = self.views.views
+        items = [self.views.item(turn % count if count else turn, row) for row, turn in places]
+        if self.cache is None:
+            return items
+        made: list[Any] = [None] * len(items)
+        for view in {item["view"] for item in items}:  # repeated augmentation puts several into a batch
+            at = [i for i, item in enumerate(items) if item["view"] == view]
+            images = torch.stack([items[i]["images"] for i in at])
+            for i, logits in zip(at, self.cache.logits(view, [items[i]["index"] for i in at], images), strict=True):
+                made[i] = {**items[i], "teacher_logits": logits}
+        return made
+
+
+class CachedImageData(ImageData):
+    """`ImageData` with a number of distinct views an image, cycled over the epochs, and a teacher that answers once.
+
+    Args:
+        source: As of `ImageData`, and so are the other options.
+        path: Likewise.
+        views: Distinct views of an image, at least 1: the teacher answers `views` times as many images as there are.
+        folder: Of the cache.
+        options: Of `ImageData`.
+    """
+
+    def __init__(
+        self, source: Any = "folder", path: str = "", *, views: int = 8, folder: str = "", **options: Any
+    ) -> None:
+        super().__init__(source, path, **options)
+        self.views, self.folder = views, folder
+        self.cache: TeacherCache | None = None
+        self._mixup = None  # views are mixed where they are drawn
+
+    def numbered(self) -> ViewDataset:
+        """The training views."""
+        self.setup()
+        smoothing = self.regime.smoothing if self.regime.mixes else 0.0  # else the hard loss smooths
+        images = _Channels(self.splits["train"], self.grey)
+        options = {"seed": self.seed, "views": self.views, "smoothing": smoothing}
+        return ViewDataset(images, augmentation_of(self.regime), self.classes, **options)  # type: ignore[arg-type]
+
+    def fill(self, teacher: Frozen, name: str) -> None:
+        """Let the teacher answer what is not answered yet, and use the answers from now on.
+
+        Args:
+            teacher: The teacher, of images.
+            name: Its name, for the manifest.
+
+        Raises:
+            DistillError: If the folder holds answers of another teacher, to other views or data.
+        """
+        views, network = self.numbered(), teacher.network
+        if not isinstance(network, ImageNetwork):
+            raise TypeError(f"a cache of views needs a teacher of images, got {type(network).__name__}")
+        identity = Identity(
+            name,
+            weights_digest(network),
+            str(teacher.dtype).removeprefix("torch."),
+            network.size or self.regime.image_size,
+            tuple(network.mean.flatten().tolist()),
+            tuple(network.std.flatten().tolist()),
+            views.augmentation.digest(),
+            hashlib.sha256(repr((self.source, self.path, views.images.targets)).encode()).hexdigest(),
+            len(views),
+            self.seed,
+        )
+        cache = TeacherCache.create(Path(self.folder), identity, Form(), views=self.views)
+        device = next(network.parameters()).device
+
+        def answer(images: Tensor) -> Tensor:
+            rows = torch.zeros(len(images), dtype=torch.long, device=device)
+            return teacher({"images": images.to(device), "labels": rows}).logits
+
+        if cache.missing():
+            fill_cache(cache, views, answer, batch_size=self.batch_size, workers=self.workers)
+        self.cache = TeacherCache.open(self.folder, identity)
+
+    def train_dataloader(self) -> ViewLoader:
+        """Views in an order of seed, epoch and rank, with the teacher's answers once there are any."""
+        views = Numbered(self.numbered(), self.cache)
+        order = ViewOrder(len(views), self.batch_size, seed=self.seed, repeats=self.regime.repeats)
+        return ViewLoader(views, order, drop_last=True, num_workers=self.workers)
+
+
+class _Channels(Dataset[tuple[Any, int]]):
+    """Images of one channel or three."""
+
+    def __init__(self, images: Any, grey: bool) -> None:
+        self.images, self.grey, self.targets = images, grey, images.targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.images[index]
+        return image.convert("L" if self.grey else "RGB"), label
