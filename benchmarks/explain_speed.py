@@ -6,6 +6,8 @@ linear nuisances. ``peak_mb``: the largest resident memory of this process and i
 for the machine in the file alone.
 """
 
+import contextlib
+import threading
 import time
 from typing import Any
 
@@ -25,22 +27,39 @@ CASES = {
 }
 
 
-def memory() -> float:
-    """Resident megabytes of this process and its children."""
-    here = psutil.Process()
-    return sum(process.memory_info().rss for process in (here, *here.children(recursive=True))) / 1e6
+class Memory(threading.Thread):
+    """Watches the resident megabytes of this process and its children."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.over = 0.0, threading.Event()
+
+    def run(self) -> None:
+        """Look five times a second."""
+        here = psutil.Process()
+        while not self.over.wait(0.2):
+            total = 0.0
+            for process in (here, *here.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    total += process.memory_info().rss / 1e6
+            self.peak = max(self.peak, total)
 
 
 def measure(learners: str, extra: int = 0) -> tuple[float, float]:
-    """Seconds and the memory of the processes, which they still hold, at the end."""
+    """Seconds and peak megabytes."""
     rng = np.random.default_rng(1)
     frames: list[Any] = []
     for domain in (0, 1):
         noise = {f"noise{i}": rng.normal(size=ROWS) for i in range(extra)}
         frames.append(table(domain, ROWS, rng).assign(**noise))
+    memory = Memory()
+    memory.start()
     start = time.perf_counter()
     GapExplainer(["w"], learners=learners, n_jobs=2).fit(*frames)
-    return time.perf_counter() - start, memory()
+    seconds = time.perf_counter() - start
+    memory.over.set()
+    memory.join()
+    return seconds, memory.peak
 
 
 def main() -> None:

@@ -222,6 +222,13 @@ def test_auto_prefers_boosting_where_nothing_is_smooth():
     assert found.diagnostics["learners"]["outcome"] == "hist_gb"
 
 
+def test_boosting_takes_categories_as_they_are(frames):
+    cut = [frame[:300] for frame in frames]
+    found = GapExplainer(["w"], {"colour": "colour"}, learners="hist_gb", folds=2, n_bins=5).fit(*cut).report_
+    assert found.diagnostics["learners"]["density"] == "hist_gb"
+    assert sum(term.value for term in found.aggregate) == pytest.approx(found.totals["gap"], abs=1e-12)
+
+
 def test_more_than_ten_players_are_sampled():
     def table(domain):
         rng = np.random.default_rng(domain)
