@@ -40,6 +40,10 @@ class Entry:
 TABLE: dict[str, Entry] = {
     "finetune": Entry("recipes.finetune", "fine-tune one expert a task from a pretrained model, in full or with LoRA"),
     "merge": Entry("recipes.merge", "merge experts: a shared expert, compressed exclusive ones, a router"),
+    "distill": Entry("recipes.distill", "distil a teacher into a student: vanilla KD's stronger recipe and its rivals"),
+    "explain": Entry("recipes.explain", "explain why a model does worse there than here, with intervals"),
+    "hpo": Entry("recipes.hpo", "hybrid discrete-continuous control by mixed pathwise and score-function gradients"),
+    "csp": Entry("recipes.csp", "adapt a policy to an opponent known only through data, conservatively"),
     "export": Entry("recipes.export", "convert a twin folder: dense checkpoint, PEFT folders, Lightning checkpoint"),
 }
 
