@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.csp_games import CARDS, Scenario, build, missing_package
+from recipes.environment import process_rank
 from recipes.files import write_json
 from recipes.front.errors import RecipeError, RunError
 from recipes.front.types import FieldError, check_name, check_positive, check_range, check_unique
@@ -318,7 +319,7 @@ def read_or_record(recipe: Recipe, scenario: Scenario, folder: RunFolder) -> tup
     """The target's pairs, and our seat's where they are recorded; a recording is kept as `data.npz`."""
     import torch
 
-    from rl.csp.dataset import load_data, record_target, save_data
+    from rl.csp.dataset import record_target, save_data
     from rl.csp.loading import load_pairs
     from rl.csp.policies import ScriptedPolicy
     from rl.csp.rollout import pairs_of, play
@@ -331,14 +332,14 @@ def read_or_record(recipe: Recipe, scenario: Scenario, folder: RunFolder) -> tup
     if scenario.ours is None or scenario.target is None:
         raise RunError("data.path: this game ships without a target; give a data file")
 
-    path = folder.path / "data.npz"
-    ours, target = scenario.ours, scenario.target
-    if not path.is_file():
-        generator = torch.Generator().manual_seed(recipe.seed)
-        save_data(path, record_target(scenario.recorded, ours, target, recipe.data.episodes, generator))
-    policies = (ScriptedPolicy(ours), ScriptedPolicy(target))
-    episodes = play(scenario.recorded, policies, recipe.data.episodes, torch.Generator().manual_seed(recipe.seed))
-    return load_data(path).pairs(), pairs_of(episodes, scenario.game.seats[0])
+    generator = torch.Generator().manual_seed(recipe.seed)
+    recorded = record_target(scenario.recorded, scenario.ours, scenario.target, recipe.data.episodes, generator)
+    if process_rank() == 0:
+        save_data(folder.path / "data.npz", recorded)
+    policies = (ScriptedPolicy(scenario.ours), ScriptedPolicy(scenario.target))
+    generator.manual_seed(recipe.seed)
+    episodes = play(scenario.recorded, policies, recipe.data.episodes, generator)
+    return recorded.pairs(), pairs_of(episodes, scenario.game.seats[0])
 
 
 def train(

@@ -67,5 +67,6 @@ def clone(
 def likelihood(policy: torch.nn.Module, pairs: Pairs, *, power: float = 1.0, radius: float = 0.0) -> float:
     """Negative log-likelihood of pairs in nats a dimension, all weighted alike unless ``power`` says otherwise."""
     sequences = int(getattr(policy, "memory", 0)) > 0
-    data = PairSampler(pairs, power=power, radius=radius, sequences=sequences).whole
+    where = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
+    data = PairSampler(pairs, power=power, radius=radius, sequences=sequences).to(where).whole
     return float(data_term(policy(data.observations, data.masks, None)[0], data))

@@ -152,8 +152,10 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
             self._build(model)
         self.coefficient: Tensor
         self.pooled: Tensor
+        self.warm: Tensor
         self.register_buffer("coefficient", torch.tensor(float(coefficient)))
         self.register_buffer("pooled", torch.zeros((), dtype=torch.long))
+        self.register_buffer("warm", torch.tensor(False))
         self.automatic_optimization = False
         self._number = 0
 
@@ -192,8 +194,8 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
     # ------------------------------------------------------------------ the algorithm
 
     def setup(self, stage: str) -> None:
-        """Fit the model and begin the proxy at it, unless a checkpoint is about to bring both."""
-        if stage == "fit" and self.trainer.ckpt_path is None:
+        """Fit the model and begin the proxy at it, unless that is done or a checkpoint is about to bring both."""
+        if stage == "fit" and not self.warm and self.trainer.ckpt_path is None:
             self.warm_up()
 
     def warm_up(self) -> None:
@@ -208,6 +210,7 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
                 model.requires_grad_(False)
             if hp["warm_start"] and hp["constraint"] != "gate":
                 self.free.load_state_dict(self.models[0].state_dict())
+        self.warm.fill_(True)
 
     def training_step(self, batch: Iteration, batch_index: int) -> None:
         """One iteration: the proxy a few times, then the agent."""
@@ -394,7 +397,7 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
             returns[f"{stage}/return_{name}"] = self._over_processes(episodes.returns.mean())
         if self.learns_proxy:
             returns[f"{stage}/excess"] = torch.tensor(self.excess(held_out=True))
-        self.log_dict(returns, prog_bar=True, batch_size=1)
+        self.log_dict(returns, prog_bar=True, batch_size=1, sync_dist=True)
 
 
 def _check(hp: Any) -> None:
@@ -419,3 +422,5 @@ def _check(hp: Any) -> None:
         if not (value >= low and (high is None or value <= high)):
             accepted = f"at least {low:g}" if high is None else f"from {low} to {high}"
             raise ValueError(f"{name} is {value}, but it must be {accepted}.")
+    if hp["pool"] and hp["constraint"] == "gate":
+        raise ValueError(f"pool is {hp['pool']}, but snapshots of a gate's free part are not consistent; give 0.")

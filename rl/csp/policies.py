@@ -298,7 +298,7 @@ class ScriptedPolicy(nn.Module):
         self, observations: Tensor, masks: Tensor | None = None, memories: Tensor | None = None
     ) -> tuple[Any, None]:
         """A law that only knows how to sample; its log-probabilities are 0."""
-        return _ScriptedLaw(self.act, observations, masks), None
+        return _ScriptedLaw(self.act, observations.cpu(), None if masks is None else masks.cpu()), None
 
 
 class _ScriptedLaw:

@@ -81,6 +81,7 @@ def play(
         The episodes.
     """
     seats = dict(zip(game.seats, policies, strict=True))
+    where = next((parameter.device for policy in policies for parameter in policy.parameters()), game.device)
     memories: dict[str, Tensor | None] = dict.fromkeys(game.seats)
     steps: list[dict[str, Any]] = []
     state = game.reset(episodes, generator)
@@ -88,14 +89,16 @@ def play(
     if watch is not None:
         watch(state)
     for _ in range(game.horizon):
-        observations, masks = game.observe(state), game.action_mask(state)
+        observations = {seat: x.to(where) for seat, x in game.observe(state).items()}
+        masks = game.action_mask(state)
+        masks = None if masks is None else {seat: x.to(where) for seat, x in masks.items()}
         actions, log_probs, before = {}, {}, dict(memories)
         for seat, policy in seats.items():
             mask = None if masks is None or seat not in masks else masks[seat][None]
             law, memories[seat] = policy(observations[seat][None], mask, memories[seat])
             drawn = law.sample(generator)
-            actions[seat], log_probs[seat] = drawn[0], law.log_prob(drawn)[0]
-        played = {seat: a.clamp(-1, 1) if a.is_floating_point() else a for seat, a in actions.items()}
+            actions[seat], log_probs[seat] = drawn[0].to(where), law.log_prob(drawn)[0].to(where)
+        played = {seat: (a.clamp(-1, 1) if a.is_floating_point() else a).to(game.device) for seat, a in actions.items()}
         state, rewards, after = game.step(state, played, generator)
         steps.append(
             {
@@ -106,8 +109,8 @@ def play(
                 "memories": {
                     seat: None if memories[seat] is None else _or_zeros(before[seat], memories[seat]) for seat in seats
                 },
-                "rewards": rewards,
-                "live": ~done,
+                "rewards": rewards.to(where),
+                "live": ~done.to(where),
             }
         )
         done = after

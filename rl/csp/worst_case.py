@@ -108,6 +108,7 @@ def estimate_worst_case(
             f"{count} adversaries are asked for, but the search has {len(STARTS)} starts; give as many or more"
         )
     agent = problem.agent if agent is None else agent
+    problem.sampler.to(problem.device)
     candidates = [("fitted model", problem.models[0]), ("training proxy as it is", problem.proxy)]
     for number in range(count):
         start = STARTS[number % len(STARTS)]

@@ -161,6 +161,7 @@ def test_a_checkpoint_loads_without_running_code(tmp_path):
         ({"coefficient": float("nan")}, "coefficient is nan"),
         ({"model_share": 1.5}, "model_share is 1.5, but it must be from 0 to 1"),
         ({"proxy_updates": 0}, "proxy_updates is 0, but it must be at least 1"),
+        ({"pool": 3, "constraint": "gate"}, "pool is 3, but snapshots of a gate's free part are not consistent"),
         ({"game": "rl.envs.nothing.Game"}, "game 'rl.envs.nothing.Game' cannot be imported"),
         ({"game": "rl.csp.policies.SeatPolicy"}, "is no subclass of rl.envs.BatchedGame"),
         ({"game": "rl.envs.vault_maze.VaultMaze", "game_args": {"x": 1}}, r"does not take {'x': 1}"),
@@ -180,7 +181,8 @@ def test_wrong_baselines_are_refused():
         RolloutStream(0, "train", 1, 33, world=2)
 
 
-def test_lightning_cli_runs_it_from_a_path_and_a_file(tmp_path):
+def test_lightning_cli_runs_it_from_a_path_and_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["test"])  # Lightning warns of words that are not its own
     game = VaultMaze()
     recorded = record_target(game, game.policy(behaviour()), game.policy(true_guard()), 20, torch.Generator())
     save_data(tmp_path / "guard.npz", recorded)
