@@ -80,14 +80,18 @@ class CachedViews(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.views)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.__getitems__([number])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        view = self.views.view
-        items = [self.views.item(view, index) for index in indices]
-        logits = self.cache.logits(view, indices, torch.stack([item["images"] for item in items]))
-        return [{**item, "teacher_logits": row} for item, row in zip(items, logits, strict=True)]
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        items = [self.views[number] for number in numbers]
+        for view in {item["view"] for item in items}:
+            chosen = [item for item in items if item["view"] == view]
+            images = torch.stack([item["images"] for item in chosen])
+            logits = self.cache.logits(view, [item["index"] for item in chosen], images)
+            for item, row in zip(chosen, logits, strict=True):
+                item["teacher_logits"] = row
+        return items
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -247,14 +247,17 @@ def blend(first: Tensor, second: Tensor, mix: Mix) -> Tensor:
 
 
 class ViewDataset(Dataset[dict[str, Any]]):
-    """Views of a data set: items of `images`, `labels`, `index` and `view`.
+    """Views of a data set, addressed by one number: items of `images`, `labels`, `index` and `view`.
+
+    Number n is view n // images of image n % images, as :class:`~distill.order.ViewOrder` gives them: there is no epoch
+    to set, and none to forget in a loader's process.
 
     Args:
         images: Pairs of image (a uint8 tensor (channels, height, width) or a PIL image) and class.
         augmentation: What views are drawn from.
         classes: Number of classes; labels are distributions where views are mixed or labels smoothed, else indices.
         seed: Of all views.
-        views: Distinct views of an image, cycled over epochs; 0 draws new ones in every epoch. A cached teacher costs
+        views: Distinct views of an image, after which they come around; 0 never repeats one. A cached teacher costs
             `views` passes over the data, however many epochs the student trains.
         smoothing: Label smoothing.
     """
@@ -271,32 +274,16 @@ class ViewDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.images, self.augmentation, self.classes = images, augmentation, classes
         self.seed, self.views, self.smoothing = seed, views, smoothing
-        # In shared memory, so that loader processes that outlive an epoch see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the views of an epoch."""
-        self._epoch.fill_(epoch)
-
-    @property
-    def view(self) -> int:
-        """Number of the views that are given now."""
-        epoch = int(self._epoch)
-        return epoch % self.views if self.views else epoch
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.item(self.view, index)
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        view, index = divmod(number, len(self))
+        return self.item(view % self.views if self.views else view, index)
 
     def item(self, view: int, index: int) -> dict[str, Any]:
-        """The item of any view.
-
-        Args:
-            view: Number of the view.
-            index: Of the image.
-        """
+        """The item of a view of an image."""
         image, label = self._own(view, index)
         mix = draw_mix(self.augmentation, self.seed, view, index, len(self))
         labels: Any = label

@@ -58,12 +58,12 @@ def filled(folder, form=None, model=None, shard=12, batch_size=BATCH):
     return TeacherCache.open(folder, identity(model))
 
 
-def train(loader, views, teacher, epochs=4):
+def train(data, teacher, epochs=4, workers=0):
     student = network(seed=1)
     optimizer = torch.optim.AdamW(student.parameters(), 3e-3)
     for epoch in range(epochs):
-        views.set_epoch(epoch)
-        for batch in loader:
+        numbers = range(epoch * IMAGES, (epoch + 1) * IMAGES)
+        for batch in DataLoader(data, BATCH, sampler=numbers, drop_last=True, num_workers=workers):
             with torch.no_grad():
                 logits = batch["teacher_logits"] if teacher is None else normalised(teacher)(batch["images"])
             loss = kd(normalised(student)(batch["images"]), logits, temperature=2.0)
@@ -76,13 +76,15 @@ def train(loader, views, teacher, epochs=4):
 def test_training_from_the_cache_is_training_online_bit_for_bit(tmp_path):
     teacher, views = network(), dataset()
     cache = filled(tmp_path)
-    online = train(DataLoader(views, BATCH, drop_last=True), views, teacher)
     cached_views = CachedViews(views, cache)
-    cached = train(DataLoader(cached_views, BATCH, drop_last=True), views, None)
+    online, cached = train(views, teacher), train(cached_views, None)
     assert all(torch.equal(online[name], cached[name]) for name in online)
-    workers = train(DataLoader(cached_views, BATCH, drop_last=True, num_workers=2), views, None, epochs=1)
-    alone = train(DataLoader(cached_views, BATCH, drop_last=True), views, None, epochs=1)
+    workers, alone = (train(cached_views, None, epochs=1, workers=count) for count in (2, 0))
     assert all(torch.equal(workers[name], alone[name]) for name in alone)
+    mixed = cached_views.__getitems__([3, IMAGES + 3, 2 * IMAGES + 3])  # a batch may hold several views of an image
+    assert [item["view"] for item in mixed] == [0, 1, 0]
+    for item in mixed:
+        assert torch.equal(item["teacher_logits"], cache.logits(item["view"], [3])[0])
 
 
 def test_an_answer_belongs_to_its_view_in_any_order(tmp_path):

@@ -10,6 +10,7 @@ from scipy import stats
 from torch.utils.data import DataLoader
 
 from distill.errors import DistillError
+from distill.order import ViewOrder
 from distill.views import Augmentation, Mix, View, ViewDataset, blend, draw_mix, draw_view, render
 
 FULL = Augmentation(size=12, auto_augment="rand-m7-mstd0.5", erase=0.25, mixup=0.2, cutmix=1.0)
@@ -27,9 +28,9 @@ class Pictures:
         return self.images[index], index % 5
 
 
-def all_images(dataset, epoch, **loader):
-    dataset.set_epoch(epoch)
-    return torch.cat([batch["images"] for batch in DataLoader(dataset, **loader)])
+def all_images(dataset, view, **loader):
+    numbers = range(view * len(dataset), (view + 1) * len(dataset))
+    return torch.cat([batch["images"] for batch in DataLoader(dataset, sampler=numbers, **loader)])
 
 
 def test_a_view_does_not_depend_on_order_batches_workers_or_the_global_generators():
@@ -44,13 +45,12 @@ def test_a_view_does_not_depend_on_order_batches_workers_or_the_global_generator
     assert not torch.equal(all_images(ViewDataset(Pictures(), FULL, 5, seed=4), 4, batch_size=20), once)
 
 
-def test_loader_processes_that_stay_see_the_next_epoch():
-    dataset = ViewDataset(Pictures(), FULL, 5)
-    loader = DataLoader(dataset, 10, num_workers=1, persistent_workers=True)
-    for epoch in (0, 7):
-        dataset.set_epoch(epoch)
-        assert torch.cat([batch["view"] for batch in loader]).tolist() == [epoch] * 20
-    del loader
+def test_the_order_of_views_addresses_them():
+    dataset, order = ViewDataset(Pictures(), FULL, 5), ViewOrder(20, 5, repeats=2)
+    order.set_epoch(3)
+    items = [dataset[number] for number in order]
+    assert {item["view"] for item in items} == {6, 7}
+    assert all(torch.equal(item["images"], dataset.item(item["view"], item["index"])["images"]) for item in items)
 
 
 def test_a_finite_number_of_views_comes_around():
