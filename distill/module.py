@@ -17,6 +17,7 @@ from distill.functional.vocabulary import Vocabulary, align_vocabularies
 from distill.language import LanguageLoss, LanguageNetwork, next_tokens
 from distill.losses import DistillLoss, Outputs
 from distill.networks import Batch, Frozen, ImageNetwork, Task, TextNetwork, image_model, statistics, with_lora
+from distill.order import ViewLoader
 from distill.regimes import method as published
 from distill.regimes import regime as named_regime
 
@@ -55,7 +56,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         channels_last: Lay images out channels last.
         compiled: Compile students and teacher with torch.compile.
         lora_rank: 0 trains the students themselves, else PEFT adapters of this rank and the head.
-        log_gradients_every: Steps between two logs of the gradients; 0 is never.
+        log_gradients_every: Fewest steps between two logs of the gradients; 0 is never.
         item_labels: Class of every training row, for the terms that draw negatives by class.
         chunk: Tokens of a language model whose logits are held at once; 0 computes them all.
         vocabulary: What becomes of token ids that one language model has alone: mask, truncate or zero_mass.
@@ -122,8 +123,12 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
                 for name in models
             }
         )
+        # Every process makes the hints' memories alike; sending them before each step would cost more than the step.
+        self._ddp_params_and_buffers_to_ignore = [f"losses.{name}" for name, _ in self.losses.named_buffers()]
         self._labels_checked = False
         self._updates = -1
+        self._pulled = -math.inf
+        self._places: list[Any] = []
 
     def _loss(
         self, terms: dict[str, dict[str, Any]], name: str, item_labels: list[int] | None
@@ -156,15 +161,19 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         asked = frozenset[str]().union(*(n for name, n in needs.items() if cast(Any, self.losses[name]).needs_teacher))
         teacher = self.teacher(batch, asked) if asked else None
         epoch = self._epochs(batch_index)
+        step = self.global_step + 1
+        written = step % max(1, self.trainer.log_every_n_steps) == 0  # what is logged at other steps goes nowhere
         every = self.hparams["log_gradients_every"]
+        pulls = written and every > 0 and step - self._pulled >= every
+        self._pulled = step if pulls else self._pulled
         total = torch.zeros((), device=labels.device)
         for name, student in self.students.items():
             outputs = student(batch, needs[name])
             losses = self.losses[name](outputs, teacher, labels, epoch)
-            if every and self.global_step % every == 0:
+            if pulls:
                 self._log_gradients(name, outputs, self._apart(name, losses, outputs, teacher, labels))
             loss = torch.stack(list(losses.values())).sum()
-            if (self.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # other steps are written nowhere
+            if written:
                 values = {self._key("train", name, k): v.detach() for k, v in {"loss": loss, **losses}.items()}
                 self.log_dict(values, batch_size=len(labels))
             total = total + loss
@@ -183,6 +192,17 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
             parts = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
             squares = [part.float().square().sum() for part in parts if part is not None]
             self.log(self._key("gradient", name, term), torch.stack(squares).sum().sqrt(), batch_size=1)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the place in the data until training starts."""
+        loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+        self._places = loop.get("combined_loader", [])
+
+    def on_train_start(self) -> None:
+        """Go to that place: Lightning forgets to, once the length of the training was asked for."""
+        if self._places and isinstance(self.trainer.train_dataloader, ViewLoader):
+            self.trainer.train_dataloader.load_state_dict(self._places[0])
+        self._places = []
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
         """Average the students' weights after every update."""

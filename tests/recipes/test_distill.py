@@ -9,6 +9,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill.small import small_model
 from tests.recipes import tiny
@@ -106,7 +107,9 @@ def texts(world, **changes):
 def test_texts_learn_from_a_fine_tuned_teacher(world):
     from transformers import AutoModelForSequenceClassification
 
-    done = world.run(texts(world), "texts")
+    recipe = texts(world, student={"model": str(world.base)})
+    recipe["changes"]["epochs"] = 5
+    done = world.run(recipe, "texts")
     assert done.code == 0, done.err
     found = rows(world, "texts")
     assert found["teacher"]["accuracy"] > 0.9
@@ -114,13 +117,25 @@ def test_texts_learn_from_a_fine_tuned_teacher(world):
     assert found["kd"]["agreement"] > 0.8
     assert found["teacher"].keys() >= {"accuracy", "loss"}
     student = AutoModelForSequenceClassification.from_pretrained(world.folder / "texts/students/kd/model")
-    assert student.config.num_hidden_layers == 1
+    assert student.config.num_hidden_layers == 2
 
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory) -> tiny.World:
     made = tiny.World(tmp_path_factory.mktemp("language"))
-    tiny.save_base(made.base, causal=True)
+    words = json.loads((made.base / "tokenizer.json").read_text())["model"]["vocab"]
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(made.base)
     for i in range(12):
         text = "\n".join(sentence for sentence, _ in tiny.sentences("mood", 30, seed=i))
         (made.folder / f"text{i}.txt").write_text(text, encoding="utf-8")
@@ -142,6 +157,20 @@ def test_language_in_chunks_and_whole(language, chunk):
     assert found["teacher"]["loss"] < 4.0
     if chunk:  # the same training, in chunks and whole
         assert found["kd"]["loss"] == pytest.approx(rows(language, "lm0")["kd"]["loss"], rel=1e-3)
+
+
+def test_a_model_whose_logits_are_more_than_a_head_is_not_chunked(language):
+    bert = tiny.save_base(language.folder / "bert", causal=True)
+    recipe = texts(
+        language,
+        teacher={"model": str(bert)},
+        student={"model": str(bert)},
+        data={"source": "files", "path": str(language.folder), "pattern": "text*.txt", "length": 16, "rows": 16},
+        methods={"kd": {"kd": {}}},
+    )
+    done = language.run(recipe, "bert_chunks")
+    assert done.code == 1
+    assert "the logits of BertLMHeadModel are not its last hidden state times its head; set chunk to 0" in done.err
 
 
 @pytest.mark.parametrize("name", ["a1", "a2"])
@@ -177,7 +206,7 @@ def test_stronger_recipes_take_two_steps_on_tiny_images(world, name):
 def test_the_previous_protocol_takes_two_steps(world):
     recipe = shipped(
         "distill_cifar100_previous.yaml",
-        data={"source": "folder", "path": pictures(world.folder / "cifar", 3, 32), "classes": 3, "workers": 0},
+        data={"source": "folder", "path": pictures(world.folder / "cifar_pictures", 3, 32), "classes": 3, "workers": 0},
         changes={"batch_size": 4},
     )
     recipe["trainer"] = {"accelerator": "cpu", "devices": 1, "max_steps": 2}
