@@ -98,6 +98,7 @@ def test_training_runs_in_half_precision_with_states_in_full(options: dict[str, 
     assert all(torch.isfinite(p).all() for p in trained.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # asked by dynamo
 def test_the_compiled_step_gives_the_same_gradients() -> None:
     plain, compiled = module(), module()
     compiled._step = torch.compile(compiled._simulator_step, backend="aot_eager")
@@ -114,6 +115,7 @@ def test_the_compiled_step_gives_the_same_gradients() -> None:
 def test_the_command_line_of_lightning_works_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     words = [
         "fit",
+        "--seed_everything=0",
         "--model.simulator=rl.envs.switched_lqr.switched_lqr",
         "--model.simulator_args={dimension: 2, modes: 2}",
     ]
