@@ -191,6 +191,7 @@ def test_lightning_cli_runs_it_from_a_path_and_a_file(tmp_path, monkeypatch):
         CSPModule,
         RolloutDataModule,
         save_config_callback=None,
+        seed_everything_default=0,
         args=[
             "fit",
             "--model.game=rl.envs.vault_maze.VaultMaze",
