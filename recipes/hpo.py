@@ -344,7 +344,10 @@ def _train(recipe: Recipe, cell: Cell, module: Any, data: Any, noises: dict[str,
 
     curve = Curve(recipe.episodes.batch_size * module.simulator.horizon)
     config = dataclasses.replace(
-        recipe.trainer, enable_model_summary=bool(recipe.trainer.enable_model_summary), num_sanity_val_steps=0
+        recipe.trainer,
+        enable_model_summary=bool(recipe.trainer.enable_model_summary),
+        log_every_n_steps=recipe.trainer.log_every_n_steps or 1,  # an update simulates whole episodes: a line is cheap
+        num_sanity_val_steps=0,
     )
     trainer = build_trainer(config, folder, cell.name, callbacks=[curve])
     resume = None

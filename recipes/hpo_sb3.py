@@ -46,6 +46,8 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
     class FlatSimulator(VecEnv):  # type: ignore[misc]
         """All episodes of a batch, with numpy at the edge."""
 
+        render_mode = None
+
         def __init__(self, simulator: HybridSimulator, batch: int, seed: int, scale: float) -> None:
             self.simulator, self.scale = simulator, scale
             self.generator = torch.Generator().manual_seed(seed)
