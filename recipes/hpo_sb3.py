@@ -25,7 +25,7 @@ def split(action: Tensor, simulator: HybridSimulator, state: State, t: int) -> t
         state: Its state.
         t: The step, for the mask of the modes.
     """
-    scores, raw = action.split([simulator.n_modes, simulator.action_dim], dim=1)
+    scores, raw = action[:, : simulator.n_modes], action[:, simulator.n_modes :]
     mask = simulator.mode_mask(state, t)
     mode = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).argmax(1)
     actions = simulator.action_map(raw.unsqueeze(1).expand(-1, simulator.n_modes, -1), state)
@@ -75,7 +75,8 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
             self.state, cost = self.simulator.step(self.state, mode, action, self.noise, self.t)
             self.t += 1
             over = self.t == self.simulator.horizon
-            seen, infos = self._seen(), [{} for _ in range(self.num_envs)]
+            seen = self._seen()
+            infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
             if over:
                 infos = [{"terminal_observation": row, "TimeLimit.truncated": self.simulator.endless} for row in seen]
                 seen = self.reset()
