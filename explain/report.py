@@ -16,7 +16,7 @@ STATUS_MEANING: dict[Status, str] = {
     "ok": "estimated, with a normal interval",
     "no-shift": "not estimated: no shift of this kind could be told from noise, so there is nothing to share out",
     "low-overlap": "weak: few source rows resemble the target, so the interval is wide and may be too narrow still",
-    "near-one": "almost everything is explained: the interval is known to be too narrow here",
+    "near-one": "almost everything is explained: the interval covers somewhat less often than its level here",
 }
 
 _SIGNS: dict[Mode, str] = {

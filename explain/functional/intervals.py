@@ -154,8 +154,8 @@ def statuses(value: Floats, variance: Floats, overlap: bool) -> Sequence[Status]
 
     Returns:
         For each term "low-overlap" where they do not; "near-one" within two standard errors of 1, where influence
-        values vanish and normal intervals are too narrow (a value that is 1 by definition has the variance 0 and is
-        not meant); else "ok".
+        values vanish and normal intervals cover less often than their level (a value that is 1 by definition has the
+        variance 0 and is not meant); else "ok".
 
     Example:
         >>> import numpy as np
