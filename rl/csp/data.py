@@ -102,9 +102,9 @@ class RolloutDataModule(lightning.LightningDataModule):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        for name, value in self.hparams.items():
-            if name != "seed" and value < 1:
-                raise ValueError(f"{name} is {value}, but it must be at least 1.")
+        for name in ("iterations_per_epoch", "episodes", "validation_episodes", "test_episodes"):
+            if self.hparams[name] < 1:
+                raise ValueError(f"{name} is {self.hparams[name]}, but it must be at least 1.")
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """New episodes at every iteration."""
