@@ -17,7 +17,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 from benchmarks.common import Figure, median_ratio, write_results
 from distill import DistillModule
@@ -97,7 +97,9 @@ def ours(images: Tensor, labels: Tensor) -> Run:
     rows: Any = [{"images": x, "labels": y} for x, y in zip(images, labels, strict=True)]
     watch = Watch()
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, callbacks=[watch], **quiet)
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, callbacks=[watch], limit_val_batches=0, **quiet
+    )
     trainer.fit(module, train_dataloaders=DataLoader(rows, BATCH))
     return watch.end - watch.start, watch.loss
 
@@ -143,14 +145,15 @@ def peer(images: Tensor, labels: Tensor) -> Run:
 
     student, teacher = networks()
     data = TensorDataset(images, labels)
-    loader = {"dataset_id": "train", "random_sample": False, "kwargs": {"batch_size": BATCH}, "requires_supp": False}
+    loader: dict[str, Any] = {"dataset_id": "train", "kwargs": {"batch_size": BATCH}, "requires_supp": False}
+    loader["sampler"] = {"class_or_func": SequentialSampler}
     criterion = {"key": "KDLoss", "kwargs": {**LOGITS, "temperature": 4.0, "alpha": 0.1, "reduction": "batchmean"}}
     config = {
         "num_epochs": 1,
         "train_data_loader": loader,
         "val_data_loader": {**loader, "dataset_id": "train"},
-        "teacher": {"forward_proc": "forward_batch_only", "sequential": [], "requires_grad": False, "wrapper": None},
-        "student": {"forward_proc": "forward_batch_only", "sequential": [], "wrapper": None},
+        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
+        "student": {"forward_proc": "forward_batch_only"},
         "optimizer": {"key": "SGD", "kwargs": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}},
         "criterion": {
             "key": "WeightedSumLoss",
