@@ -126,7 +126,6 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         # Every process makes the hints' memories alike; sending them before each step would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [f"losses.{name}" for name, _ in self.losses.named_buffers()]
         self._labels_checked = False
-        self._updates = -1
         self._pulled = -math.inf
         self._places: list[Any] = []
 
@@ -204,11 +203,11 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
             self.trainer.train_dataloader.load_state_dict(self._places[0])
         self._places = []
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        """Average the students' weights after every update."""
-        if self.ema is not None and self.global_step != self._updates:
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """Update, and average the students' weights, before any callback sees or saves them."""
+        super().optimizer_step(*arguments, **named)
+        if self.ema is not None:
             self.ema.update(self.students)
-        self._updates = self.global_step
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Accumulate the figures of a batch."""
