@@ -284,7 +284,7 @@ def consistent_sets(counts: ArrayLike, kind: Callable[[Array, float], Consistent
 
 
 def root_radius(count: float) -> float:
-    r"""The count-aware radius :math:`\min(1, \frac{1}{2\sqrt n})` in total variation: the default.
+    r"""The count-aware radius :math:`\min(1, \frac{1}{2\sqrt n})` in total variation.
 
     It is no certificate (:func:`rl.csp.exact.certificate.weissman_radius` is), but in our tests a plan that is optimal
     within it never claimed more than it got.
