@@ -224,7 +224,7 @@ def cells(recipe: Recipe) -> list[Cell]:
 
 def make_simulator(recipe: Recipe, value: int | None = None) -> Any:
     """The simulator of a recipe, with one value of its grid."""
-    from rl.hpo.module import load_simulator
+    from rl.hpo.simulators import load_simulator
 
     arguments = {**recipe.simulator.init_args, **({} if value is None else {recipe.grid.argument: value})}
     return load_simulator(recipe.simulator.class_path, arguments)
