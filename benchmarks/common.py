@@ -25,6 +25,10 @@ from typing import Any
 from scipy.stats import binom
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    *("torch", "torchvision", "timm", "numpy", "scipy", "lightning", "transformers", "peft", "scikit-learn"),
+    *("stable-baselines3", "torchdistill", "mpe2", "open-spiel", "mujoco"),
+)
 FIELDS = ("command", "versions", "machine", "seeds", "figures", "tables")
 
 Figure = float | Mapping[str, float]
@@ -143,7 +147,7 @@ def median_ratio(slower: Sequence[float], faster: Sequence[float]) -> dict[str, 
 def _versions() -> dict[str, str]:
     """Versions of the packages a figure can depend on, where they are installed."""
     found = {}
-    for package in ("torch", "numpy", "scipy", "lightning", "transformers", "peft", "scikit-learn"):
+    for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
