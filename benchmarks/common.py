@@ -26,9 +26,9 @@ from scipy.stats import binom
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
-    *("torch", "torchvision", "timm", "numpy", "scipy", "lightning", "transformers", "peft", "scikit-learn"),
-    *("stable-baselines3", "torchdistill", "mpe2", "open-spiel", "mujoco"),
-)
+    "torch torchvision timm numpy scipy lightning transformers peft scikit-learn "
+    "stable-baselines3 torchdistill mpe2 open-spiel mujoco"
+).split()
 FIELDS = ("command", "versions", "machine", "seeds", "figures", "tables")
 
 Figure = float | Mapping[str, float]
