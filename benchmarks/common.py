@@ -25,10 +25,22 @@ from typing import Any
 from scipy.stats import binom
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = (
-    "torch torchvision timm numpy scipy lightning transformers peft scikit-learn "
-    "stable-baselines3 torchdistill mpe2 open-spiel mujoco"
-).split()
+PACKAGES = [
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "lightning",
+    "transformers",
+    "peft",
+    "scikit-learn",
+    "stable-baselines3",
+    "torchdistill",
+    "mpe2",
+    "open-spiel",
+    "mujoco",
+]
 FIELDS = ("command", "versions", "machine", "seeds", "figures", "tables")
 
 Figure = float | Mapping[str, float]
