@@ -49,7 +49,7 @@ class Inventory(HybridSimulator):
     """
 
     n_modes = 2
-    discount = 0.95
+    discount = 0.99
     report_from = 16
     buffer = 20
     endless = True

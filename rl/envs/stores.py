@@ -41,7 +41,7 @@ class Stores(HybridSimulator):
     """
 
     n_modes = 4
-    discount = 0.95
+    discount = 0.99
     report_from = 16
     buffer = 20
     endless = True
