@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distill.cache import Form, Identity, TeacherCache
-from distill.cached_views import fill_cache, weights_digest
+from distill.cached_views import CachedViews, fill_cache, weights_digest
 from distill.data import ImageData
 from distill.networks import Frozen, ImageNetwork
-from distill.order import ViewLoader, ViewOrder, view_of
+from distill.order import ViewLoader, ViewOrder
 from distill.regimes import Regime
 from distill.views import Augmentation, ViewDataset
 
@@ -25,35 +24,6 @@ def augmentation_of(regime: Regime) -> Augmentation:
     same = ("crop", "scale", "ratio", "padding", "flip", "auto_augment", "erase", "mixup", "cutmix")
     options: dict[str, Any] = {name: getattr(regime, name) for name in (*same, "mix_probability", "switch_probability")}
     return Augmentation(size=regime.image_size, interpolation=regime.interpolation, **options)  # type: ignore[arg-type]
-
-
-class Numbered(Dataset[dict[str, Any]]):
-    """Views by number, as `ViewOrder` deals them out, with `teacher_logits` where there is a cache.
-
-    Args:
-        views: The views.
-        cache: The teacher's answers to them.
-    """
-
-    def __init__(self, views: ViewDataset, cache: TeacherCache | None = None) -> None:
-        self.views, self.cache = views, cache
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        places = [view_of(number, len(self.views)) for number in numbers]
-        count = self.views.views
-        items = [self.views.item(turn % count if count else turn, row) for row, turn in places]
-        if self.cache is None:
-            return items
-        made: list[Any] = [None] * len(items)
-        for view in {item["view"] for item in items}:  # repeated augmentation puts several into a batch
-            at = [i for i, item in enumerate(items) if item["view"] == view]
-            images = torch.stack([items[i]["images"] for i in at])
-            for i, logits in zip(at, self.cache.logits(view, [items[i]["index"] for i in at], images), strict=True):
-                made[i] = {**items[i], "teacher_logits": logits}
-        return made
 
 
 class CachedImageData(ImageData):
@@ -121,7 +91,8 @@ class CachedImageData(ImageData):
 
     def train_dataloader(self) -> ViewLoader:
         """Views in an order of seed, epoch and rank, with the teacher's answers once there are any."""
-        views = Numbered(self.numbered(), self.cache)
+        numbered = self.numbered()
+        views = numbered if self.cache is None else CachedViews(numbered, self.cache)
         order = ViewOrder(len(views), self.batch_size, seed=self.seed, repeats=self.regime.repeats)
         return ViewLoader(views, order, drop_last=True, num_workers=self.workers)
 
