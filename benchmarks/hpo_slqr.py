@@ -15,7 +15,7 @@ from benchmarks.common import write_results
 from benchmarks.hpo_cells import cell, interval, rows_of
 
 SEEDS = 3
-UPDATES, BATCH = 1500, 256
+UPDATES, BATCH = 600, 256
 TRAINING: dict[str, Any] = {"entropy_start": 0.3}
 CASES = {f"dim{n}": (n, 2) for n in (2, 3, 5, 10, 16, 24)} | {"dim10_modes4": (10, 4)}
 

@@ -94,7 +94,7 @@ class Training:
         reuse: Passes over the episodes after the first step.
         minibatches: Steps of a pass.
         clip: PPO's epsilon.
-        kl_limit: Reuse stops above this divergence.
+        kl_limit: Above this divergence the modes stand still for the rest of the passes.
         max_norm: Largest gradient norm of each network.
         temperature: Of straight_through.
         log_std: Initial log standard deviation of Gaussian actions.

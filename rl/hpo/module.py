@@ -75,7 +75,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         reuse: Passes over the episodes after the first step.
         minibatches: Steps of a pass.
         clip: PPO's epsilon.
-        kl_limit: Reuse stops above this estimated divergence.
+        kl_limit: Above this estimated divergence the modes stand still for the rest of the passes; the value goes on.
         max_norm: Gradients of each of the three networks are clipped to this norm.
         temperature: Of ``straight_through``.
         log_std: Initial log standard deviation of Gaussian parts.
@@ -170,7 +170,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             loss = surrogate.pathwise.mean()
         if diagnose:
             self._report(surrogate)
-        data = {
+        data: dict[str, Any] = {
             "observations": roll.observations[:, first:last].detach(),
             "modes": roll.modes[:, first:last],
             "raw": roll.raw[:, first:last].detach(),
@@ -178,13 +178,14 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             "advantages": advantages[:, first:last] / scale,
         }
         with torch.no_grad():
-            data["old"] = self._log_probs(data)
+            data["old"] = self._taken(roll.log_probs[:, first:last].detach(), data)
         data["targets"] = self._standardise(targets[:, first:last])
-        loss = loss + self._critic_loss(data)
-        if hp["estimator"] == "score":
-            loss = loss + self._score_loss(data)
-        if hp["reuse"] == 0:
-            loss = loss - self._entropy_weight * self._entropy(data)
+        if hp["reuse"] == 0 or hp["estimator"] == "score":
+            law = self.policy.log_probs(data["observations"], data["masks"])
+            if hp["estimator"] == "score":
+                loss = loss + self._score_loss(law, self._taken(law, data), data)
+            if hp["reuse"] == 0:
+                loss = loss + self._critic_loss(data) - self._entropy_weight * entropy(law).mean()
         self._log_training(roll, values, targets, scale)
         self.updates += 1
         if self.automatic_optimization:
@@ -215,26 +216,32 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         return Surrogate(parts.pathwise * weight, parts.score * weight)
 
     def _reuse(self, data: dict[str, Any], optimizer: Any) -> None:
-        """Clipped steps on detached states; the continuous policy of the mixed estimator stands still."""
+        """Steps of the value and clipped ones of the modes, on detached states; mixed continuous parts stand still."""
         hp = self.hparams
         batch, steps = data["modes"].shape
         # A stratified share that is the same on any number of processes: every m-th period of every episode.
         places = torch.arange(steps, device=self.device) + torch.arange(batch, device=self.device)[:, None]
-        frozen = [] if hp["estimator"] == "score" else [*self.policy.continuous.parameters(), self.policy.log_std]
-        kls, clipped = [], []
+        policy = self.policy
+        continuous = [*policy.continuous.parameters(), policy.log_std]
+        kls: list[Tensor] = []
+        clipped: list[Tensor] = []
+        flat = {name: None if value is None else value.flatten(0, 1) for name, value in data.items()}
         for number in range(hp["reuse"] * hp["minibatches"]):
-            chosen = places % hp["minibatches"] == number % hp["minibatches"]
-            share = {name: None if value is None else value[chosen] for name, value in data.items()}
-            new = self._log_probs(share)
-            with torch.no_grad():
-                log_ratio = new - cast(Tensor, share["old"])
-                kls.append(self._mean((log_ratio.exp() - 1 - log_ratio).sum(-1)))
-                clipped.append(((log_ratio.exp() - 1).abs() > hp["clip"]).float().mean())
-            if kls[-1] > hp["kl_limit"]:
-                break
-            loss = self._critic_loss(share) - self._entropy_weight * self._entropy(share)
-            if hp["estimator"] not in ("pathwise", "straight_through"):
-                loss = loss + self._score_loss(share)
+            chosen = (places % hp["minibatches"] == number % hp["minibatches"]).flatten().nonzero().squeeze(1)
+            share = {name: None if value is None else value[chosen] for name, value in flat.items()}
+            loss, frozen = self._critic_loss(share), [*continuous, *policy.discrete.parameters()]
+            if not kls or kls[-1] <= hp["kl_limit"]:
+                law = policy.log_probs(cast(Tensor, share["observations"]), share["masks"])
+                new = self._taken(law, share)
+                with torch.no_grad():
+                    log_ratio = new - cast(Tensor, share["old"])
+                    kls.append(self._mean((log_ratio.exp() - 1 - log_ratio).sum(-1)))
+                    clipped.append(((log_ratio.exp() - 1).abs() > hp["clip"]).float().mean())
+                if kls[-1] <= hp["kl_limit"]:
+                    frozen = [] if hp["estimator"] == "score" else continuous
+                    loss = loss - self._entropy_weight * entropy(law).mean()
+                    if hp["estimator"] not in ("pathwise", "straight_through"):
+                        loss = loss + self._score_loss(law, new, share)
             optimizer.zero_grad()
             self.manual_backward(self._touch(loss))
             for parameter in frozen:
@@ -244,9 +251,8 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         self.log("train/kl", torch.stack(kls).max(), sync_dist=True)
         self.log("train/clip_fraction", torch.stack(clipped).mean(), sync_dist=True)
 
-    def _log_probs(self, data: dict[str, Any]) -> Tensor:
+    def _taken(self, law: Tensor, data: dict[str, Any]) -> Tensor:
         """Log-probability of the modes, and under the score estimator of the continuous part: (..., 1 or 2)."""
-        law = self.policy.log_probs(data["observations"], data["masks"])
         found = [mode_log_probs(law, data["modes"])]
         if self.hparams["estimator"] == "score":
             index = data["modes"][..., None, None].expand(*data["modes"].shape, 1, data["raw"].shape[-1])
@@ -257,16 +263,13 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             found.append((density * cast(Tensor, self.active)[data["modes"]]).sum(-1))
         return torch.stack(found, -1)
 
-    def _score_loss(self, data: dict[str, Any]) -> Tensor:
+    def _score_loss(self, law: Tensor, taken: Tensor, data: dict[str, Any]) -> Tensor:
         """The score part on detached states: clipped for sampled modes, the expectation itself for branched ones."""
         advantages: Tensor = data["advantages"]
         if self.hparams["branch"]:
-            return (self.policy.log_probs(data["observations"], data["masks"]).exp() * advantages).sum(-1).mean()
-        terms = clipped_surrogate(self._log_probs(data), data["old"], advantages[..., None], self.hparams["clip"])
+            return (law.exp() * advantages).sum(-1).mean()
+        terms = clipped_surrogate(taken, data["old"], advantages[..., None], self.hparams["clip"])
         return terms.sum(-1).mean()
-
-    def _entropy(self, data: dict[str, Any]) -> Tensor:
-        return entropy(self.policy.log_probs(data["observations"], data["masks"])).mean()
 
     def _critic_loss(self, data: dict[str, Any]) -> Tensor:
         targets: Tensor = data["targets"]

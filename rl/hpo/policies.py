@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def network(inputs: int, outputs: int, hidden: Sequence[int], gain: float) -> nn.Sequential:
-    """Tanh layers with orthogonal weights, the last one scaled by ``gain`` so that outputs begin near 0.
+    """SiLU layers with orthogonal weights, the last one scaled by ``gain`` so that outputs begin near 0.
 
     Args:
         inputs: Width of the input.
@@ -20,7 +20,7 @@ def network(inputs: int, outputs: int, hidden: Sequence[int], gain: float) -> nn
     """
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [nn.Linear(inputs, width), nn.Tanh()]
+        layers += [nn.Linear(inputs, width), nn.SiLU()]
         inputs = width
     layers.append(nn.Linear(inputs, outputs))
     for layer in layers:
@@ -40,7 +40,7 @@ class HybridPolicy(nn.Module):
         observation_dim: Length of an observation.
         n_modes: Number of modes J.
         action_dim: Length of the continuous part m.
-        hidden: Widths of the tanh layers of each network.
+        hidden: Widths of the SiLU layers of each network.
         log_std: Initial log standard deviation of the continuous part where it is made random; of the raw output.
     """
 
