@@ -117,7 +117,7 @@ class MixedLaw:
 
 
 def layers(inputs: int, hidden: Sequence[int], *, normalise: bool = False) -> tuple[list[nn.Module], int]:
-    """Tanh layers with orthogonal weights, and the width after them.
+    """SiLU layers with orthogonal weights, and the width after them.
 
     Args:
         inputs: Width of the input.
@@ -126,7 +126,7 @@ def layers(inputs: int, hidden: Sequence[int], *, normalise: bool = False) -> tu
     """
     made: list[nn.Module] = [nn.LayerNorm(inputs)] if normalise else []
     for width in hidden:
-        made += [linear(inputs, width, 2**0.5), nn.Tanh()]
+        made += [linear(inputs, width, 2**0.5), nn.SiLU()]
         inputs = width
     return made, inputs
 

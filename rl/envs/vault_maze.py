@@ -61,9 +61,9 @@ class VaultMaze(TabularGame):
     The layout is ours, not the paper's.
 
     Args:
-        view: ``node`` shows players the node as a one-hot vector, (7,); ``grid`` the row and column of the agent and of
-            the guard on a 7 x 9 grid, scaled to [-1, 1], (4,), where nodes resemble one another, so that a network
-            extrapolates.
+        view: ``node`` shows players the node as a one-hot vector, (7,). ``grid`` shows rows and columns from the guard to
+            the agent on a 7 x 9 grid, in cells, and the guard's own place, scaled to [-1, 1], (4,): chamber and right
+            corridor then look much like the left corridor, so that a network extrapolates from what it saw there.
 
     Raises:
         ValueError: If the view is unknown.
@@ -72,7 +72,8 @@ class VaultMaze(TabularGame):
     def __init__(self, view: Literal["node", "grid"] = "node") -> None:
         if view not in {"node", "grid"}:
             raise ValueError(f"the view is {view!r}, but it must be 'node' or 'grid'")
-        seen = None if view == "node" else (GRID / [ROWS - 1, COLUMNS - 1] * 2 - 1).reshape(len(NODES), 4)
+        place = GRID[:, 1] / [ROWS - 1, COLUMNS - 1] * 2 - 1
+        seen = None if view == "node" else np.concatenate([GRID[:, 0] - GRID[:, 1], place], axis=1)
         super().__init__(maze_game(), [len(NODES) - 1], 4, seen, seats=("agent", "guard"))
 
     def frame(self, state: State, row: int) -> NDArray[np.uint8]:
