@@ -3,9 +3,9 @@
 Five seeds, 500 recorded episodes each, 200 iterations. The value is that of the trained network's policy against the
 worst guard who plays like the true one at every node the data visit and anything elsewhere: exact robust dynamic
 programming, whose optimum is 0.7335. Baselines are trained on the same budget; C is swept. ``seconds_per_seed`` is the
-longest training of CSP, the fit of the model included, and depends on the machine. Players see the grid, on which unseen
-nodes resemble a seen one. Cells are kept under ``runs/``, so an interrupted run goes on where it was. Takes about ten
-minutes on two idle cores.
+longest training of CSP, the fit of the model included, and depends on the machine. Players see the grid, on which
+unseen nodes resemble a seen one. Cells are kept under ``runs/``, so an interrupted run goes on where it was. Takes
+about ten minutes on two idle cores.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no cross": {"cross": "off"},
     "cross auto": {"cross": "auto", "diagnose_every": 20},
     "branching": {"branch": True},
-    "windows of 20": {"window": 20},
     "hybrid PPO": {
         "estimator": "score",
         "reuse": 4,
@@ -34,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "discrete_rate": 1e-3,
         "entropy_start": 0.01,
     },
+    "windows of 20": {"window": 20},
     "score function only": {"estimator": "score", "reuse": 0},
     "pathwise only": {"estimator": "pathwise"},
     "straight-through": {"estimator": "straight_through"},
@@ -44,7 +44,6 @@ def names() -> list[tuple[str, str, dict[str, Any], dict[str, Any], int]]:
     """Name, simulator, its arguments, training and seed of every cell."""
     path, arguments = ONE
     found = [("single", path, {**arguments, "orders": "up_to"}, TRAINING, seed) for seed in range(SEEDS)]
-    found += [("single, quantities", path, arguments, TRAINING, seed) for seed in range(SEEDS)]
     for items in (5, 10, 20):
         many = {"items": items, "orders": "up_to"}
         found += [
@@ -55,7 +54,7 @@ def names() -> list[tuple[str, str, dict[str, Any], dict[str, Any], int]]:
             (f"single, {name}", path, {**arguments, "orders": "up_to"}, {**TRAINING, **changes}, seed)
             for seed in range(3)
         ]
-    return found
+    return found + [("single, quantities", path, arguments, TRAINING, seed) for seed in range(3)]
 
 
 def main() -> None:

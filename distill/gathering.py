@@ -13,6 +13,24 @@ def world() -> tuple[int, int]:
     return 1, 0
 
 
+def share_of(count: int, device: torch.device) -> Tensor | float:
+    """This process's part of all rows, times the number of processes; 1 when all have as many.
+
+    A mean over a process's own rows times this has, after DDP's mean over processes, the gradient of the mean over all
+    rows. All processes must call it.
+
+    Args:
+        count: Rows here.
+        device: Where the processes talk.
+    """
+    size, _ = world()
+    if size == 1:
+        return 1.0
+    total = torch.tensor(float(count), device=device)
+    distributed.all_reduce(total)
+    return count * size / total.clamp(min=1.0)
+
+
 def gather(rows: Tensor) -> Tensor:
     """Rows of all processes, as one process with the global batch would hold them.
 

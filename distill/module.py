@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 
 from distill.errors import DistillError
 from distill.functional.vocabulary import Vocabulary, align_vocabularies
+from distill.gathering import share_of
 from distill.language import LanguageLoss, LanguageNetwork, next_tokens
 from distill.losses import DistillLoss, Outputs
 from distill.networks import Batch, Frozen, ImageNetwork, Task, TextNetwork, image_model, statistics, with_lora
@@ -166,6 +167,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         pulls = written and every > 0 and step - self._pulled >= every
         self._pulled = step if pulls else self._pulled
         total = torch.zeros((), device=labels.device)
+        share = share_of(len(labels), labels.device) if self.task == "language" else 1.0  # texts differ in tokens
         for name, student in self.students.items():
             outputs = student(batch, needs[name])
             losses = self.losses[name](outputs, teacher, labels, epoch)
@@ -175,7 +177,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
             if written:
                 values = {self._key("train", name, k): v.detach() for k, v in {"loss": loss, **losses}.items()}
                 self.log_dict(values, batch_size=len(labels))
-            total = total + loss
+            total = total + share * loss
         return total
 
     def _apart(self, name: str, losses: dict[str, Tensor], *arguments: Any) -> dict[str, Tensor]:

@@ -61,9 +61,9 @@ class VaultMaze(TabularGame):
     The layout is ours, not the paper's.
 
     Args:
-        view: ``node`` shows players the node as a one-hot vector, (7,). ``grid`` shows rows and columns from the guard to
-            the agent on a 7 x 9 grid, in cells, and the guard's own place, scaled to [-1, 1], (4,): chamber and right
-            corridor then look much like the left corridor, so that a network extrapolates from what it saw there.
+        view: ``node`` shows players the node as a one-hot vector, (7,). ``grid`` shows rows and columns from the guard
+            to the agent on a 7 x 9 grid, in cells, and the guard's own place, scaled to [-1, 1], (4,): chamber and
+            right corridor then look much like the left corridor, so that a network extrapolates from what it saw there.
 
     Raises:
         ValueError: If the view is unknown.

@@ -1,11 +1,15 @@
-"""Train every term that relates samples on one process or two; run by test_module.py as a script."""
+"""Train every term that relates samples, and a language model, on one process or two; test_module.py runs it."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader, DistributedSampler
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill import DistillModule
 from tests.distill.nets import CHANGES, CLASSES, Data, linear, trainer
@@ -19,6 +23,38 @@ TERMS = {
 
 
 def main(out: Path, devices: int) -> None:
+    fits = {"pictures": pictures, "tokens": tokens}
+    ends = {}
+    for name, fit in fits.items():
+        module, trainer = fit(out, devices)
+        ends |= {f"{name}.{n}": p for n, p in module.state_dict().items() if "metrics" not in n}
+    if trainer.is_global_zero:
+        save_file({n: p.detach().clone().contiguous() for n, p in ends.items()}, out)
+
+
+def settings(devices: int) -> dict[str, Any]:
+    return {"devices": devices, "strategy": "ddp" if devices > 1 else "auto", "use_distributed_sampler": False}
+
+
+def tokens(out: Path, devices: int) -> tuple[DistillModule, Any]:
+    """Texts of 2 to 12 tokens, so that processes hold different numbers of them."""
+    sizes = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}
+    made = []
+    for width in (8, 16):
+        torch.manual_seed(width)
+        made.append(LlamaForCausalLM(LlamaConfig(hidden_size=width, intermediate_size=2 * width, **sizes)))
+    ids = torch.randint(40, (32, 12), generator=torch.Generator().manual_seed(0))
+    labels = ids.masked_fill(torch.arange(12) > 1 + torch.arange(32)[:, None] ** 2 % 11, -100)
+    terms = {"hard": {}, "kd": {"temperature": 2.0}}
+    module = DistillModule(*made, terms, changes=CHANGES, task="language", log_gradients_every=0)
+    fit = trainer(out.parent, limit_val_batches=0, max_epochs=2, **settings(devices))
+    rows = [{"input_ids": i, "labels": row} for i, row in zip(ids, labels, strict=True)]
+    mine = DistributedSampler(rows, devices, int(os.environ.get("LOCAL_RANK", "0")), shuffle=False)
+    fit.fit(module, DataLoader(rows, 16 // devices, sampler=mine))
+    return module, fit
+
+
+def pictures(out: Path, devices: int) -> tuple[DistillModule, Any]:
     torch.manual_seed(0)
     data = Data(batch_size=16 // devices)
     module = DistillModule(
@@ -32,12 +68,9 @@ def main(out: Path, devices: int) -> None:
     )
     with torch.no_grad():  # a teacher that has something to say
         module._teacher.network.model.head.weight.mul_(3)
-    fit = trainer(out.parent, devices=devices, strategy="ddp" if devices > 1 else "auto", use_distributed_sampler=False)
+    fit = trainer(out.parent, **settings(devices))
     fit.fit(module, datamodule=data)
-    if fit.is_global_zero:
-        save_file(
-            {n: p.detach().clone().contiguous() for n, p in module.state_dict().items() if "metrics" not in n}, out
-        )
+    return module, fit
 
 
 if __name__ == "__main__":
