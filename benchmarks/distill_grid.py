@@ -26,18 +26,11 @@ def main() -> None:
     figures: dict[str, Figure] = {"teacher": result["teacher"]}
     for row in result["gaps"]:
         name = f"gap_{row['recipe']}_{place.get(row['size'], row['size'])}"
-        kind = "" if row["settings"] == "tuned" else "_published"
-        figures[name + kind] = {key: row[key] for key in ("value", "low", "high")}
+        figures[name] = {key: row[key] for key in ("value", "low", "high")}
     for row in result["scores"]:
-        if row["settings"] == "tuned":
-            for method in ("ce", "kd", "dkd", "dist"):
-                figures[f"{method}_{row['recipe']}_{place.get(row['size'], row['size'])}"] = row[method]
-    cells = [
-        {"recipe": c["recipe"], "size": c["size"], "seed": c["seed"], "settings": kind, "rival": c["rival"], **c[kind]}
-        for c in result["cells"]
-        for kind in ("tuned", "published")
-    ]
-    tables = {"gaps": result["gaps"], "scores": result["scores"], "cells": cells}
+        for method in ("ce", "kd", "dkd", "dist"):
+            figures[f"{method}_{row['recipe']}_{place.get(row['size'], row['size'])}"] = row[method]
+    tables = {name: result[name] for name in ("gaps", "scores", "cells")}
     write_results("distill_grid", figures, tables, seeds=len({c["seed"] for c in result["cells"]}))
 
 

@@ -24,7 +24,7 @@ BATCH = 128
 SLQR = "rl.envs.switched_lqr.switched_lqr"
 INVENTORY = "rl.envs.inventory.joint_replenishment"
 DIMENSIONS, ITEMS = (3, 8, 16, 24), (1, 5, 20)
-UPDATES = {SLQR: 600, INVENTORY: 300}
+UPDATES = {SLQR: 600, INVENTORY: 200}
 SHARED = {SLQR: {}, INVENTORY: {"discount": 0.99}}
 METHODS: dict[str, dict[str, Any]] = {
     "hpo": {"entropy_start": 0.3},

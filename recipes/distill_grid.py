@@ -1,8 +1,8 @@
 """The paper's argument at a size that fits a desk: data size x recipe x method, tuned alike, over seeds.
 
 One teacher; then for every recipe and data size a tuning cell, in which every candidate of every method trains once and
-the best on validation is kept, and a cell for each seed, in which every method trains as tuned and as published. The
-students of a cell share the teacher's pass and the views. The last checkpoint is scored, on test rows. A finished cell
+the best on validation is kept, and a cell for each seed, in which every method trains as tuned. The students of a cell
+share the teacher's pass and the views. The last checkpoint is scored, on test rows. A finished cell
 is a file under `cells/` and is not trained again by ``--resume``.
 """
 
@@ -111,7 +111,7 @@ def check_grid(recipe: Recipe, grid: Grid) -> Iterator[str]:
                 raise RecipeError(f"grid.candidates.{name}.{number}: {error}") from error
     cells = len(grid.sizes) * len(grid.settings)
     yield (
-        f"plan: {cells} tuning cells of {4 * budget} students, {cells * len(grid.seeds)} cells of up to 8; sizes "
+        f"plan: {cells} tuning cells of {4 * budget} students, {cells * len(grid.seeds)} cells of 4; sizes "
         f"{', '.join(map(str, grid.sizes))}; recipes {', '.join(grid.settings)}"
     )
 
@@ -152,7 +152,8 @@ def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int 
         if seed is None:
             content = tune(recipe, grid, setting, size, teacher)
         else:
-            content = compare(recipe, grid, setting, size, teacher, cell(recipe, grid, out, name, size), seed)
+            tuned = cell(recipe, grid, out, name, size)["terms"]
+            content = run_cell(recipe, grid, setting, size, teacher, tuned, seed)["test"]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
     read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -194,18 +195,6 @@ def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: Any) 
         "terms": {name: tried[f"{name}_{i}"] for name, i in chosen.items()},
         "rival": rival,
     }
-
-
-def compare(
-    recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: Any, tuned: Mapping[str, Any], seed: int
-) -> dict[str, Any]:
-    """Test scores of every method as tuned and as published; what is the same trains once."""
-    names = list(grid.candidates)
-    students = {f"{name}_tuned": tuned["terms"][name] for name in names}
-    students |= {f"{name}_published": method(name, setting.regime) for name in names if tuned["chosen"][name]}
-    scores = run_cell(recipe, grid, setting, size, teacher, students, seed)["test"]
-    of_tuned = {name: scores[f"{name}_tuned"] for name in names}
-    return {"tuned": of_tuned, "published": {n: scores.get(f"{n}_published", of_tuned[n]) for n in names}}
 
 
 def run_cell(
@@ -277,9 +266,9 @@ def train(
     }
 
 
-def gap(rows: Sequence[Mapping[str, Any]], kind: str) -> list[float]:
+def gap(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """Rival minus vanilla KD, in points, by seed; the rival is the better of DKD and DIST on validation when tuning."""
-    return [100 * (row[kind][row["rival"]] - row[kind]["kd"]) for row in rows]
+    return [100 * (row[row["rival"]] - row["kd"]) for row in rows]
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -304,38 +293,24 @@ def report(grid: Grid, results: Sequence[Mapping[str, Any]], teacher: float, fol
     for name in grid.settings:
         for size in grid.sizes:
             rows = [row for row in results if row["recipe"] == name and row["size"] == size]
-            for kind in ("tuned", "published"):
-                means = {m: 100 * statistics.fmean(row[kind][m] for row in rows) for m in grid.candidates}
-                scores.append({"recipe": name, "size": size, "settings": kind, **means})
-                gaps.append(
-                    {
-                        "recipe": name,
-                        "size": size,
-                        "settings": kind,
-                        "rival": rows[0]["rival"],
-                        **interval(gap(rows, kind)),
-                    }
-                )
+            means = {method: 100 * statistics.fmean(row[method] for row in rows) for method in grid.candidates}
+            scores.append({"recipe": name, "size": size, **means})
+            gaps.append({"recipe": name, "size": size, "rival": rows[0]["rival"], **interval(gap(rows))})
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for name in grid.settings:
-        for kind, style in (("tuned", "-"), ("published", ":")):
-            line = [row for row in gaps if row["recipe"] == name and row["settings"] == kind]
-            spread = [[r["value"] - r["low"] for r in line], [r["high"] - r["value"] for r in line]]
-            axes.errorbar(
-                [r["size"] for r in line], [r["value"] for r in line], spread, fmt=style, label=f"{name}, {kind}"
-            )
+        line = [row for row in gaps if row["recipe"] == name]
+        spread = [[r["value"] - r["low"] for r in line], [r["high"] - r["value"] for r in line]]
+        axes.errorbar([r["size"] for r in line], [r["value"] for r in line], spread, label=name)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xscale="log", xlabel="training rows", ylabel="better of DKD and DIST − KD (points)")
     axes.legend()
-    columns = ("recipe", "size", "settings", "rival", "value", "low", "high")
+    columns = ("recipe", "size", "rival", "value", "low", "high")
     folder.figure("gaps", figure, [[row[c] for c in columns] for row in gaps], columns)
     pyplot.close(figure)
     folder.finish(
         {"teacher": 100 * teacher, "gaps": gaps, "scores": scores, "cells": list(results)},
         {"Gap to vanilla KD (points)": gaps, "Test accuracy (%)": scores},
         summary="; ".join(
-            f"{r['recipe']}, {r['size']} rows: {r['value']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
-            for r in gaps
-            if r["settings"] == "tuned"
+            f"{r['recipe']}, {r['size']} rows: {r['value']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]" for r in gaps
         ),
     )
