@@ -149,6 +149,11 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         """Simulate and update."""
         hp = self.hparams
         first, last = self.decisions.start, self.decisions.stop
+        if hp["reuse"] and self.trainer.world_size > 1 and batch.episodes % hp["minibatches"]:
+            raise ValueError(
+                f"groups have {batch.episodes} episodes and a pass has {hp['minibatches']} minibatches; on several "
+                "processes the group size must be a multiple of the minibatches, to train as one process does."
+            )
         diagnose = self._diagnoses()
         roll = self._rollout(batch, cross=bool(self.cross_is_on) or diagnose)
         with torch.no_grad():
