@@ -25,7 +25,7 @@ SLQR = "rl.envs.switched_lqr.switched_lqr"
 INVENTORY = "rl.envs.inventory.joint_replenishment"
 DIMENSIONS, ITEMS = (3, 8, 16, 24), (1, 5, 20)
 UPDATES = {SLQR: 600, INVENTORY: 200}
-SHARED = {SLQR: {}, INVENTORY: {"discount": 0.99}}
+SHARED = {SLQR: {}, INVENTORY: {"discount": 0.99, "max_norm": 0.5}}
 METHODS: dict[str, dict[str, Any]] = {
     "hpo": {"entropy_start": 0.3},
     "no_cross": {"cross": "off", "entropy_start": 0.3},
