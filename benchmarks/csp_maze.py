@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import Trainer
 
 from benchmarks.common import write_results
 from recipes.csp_report import policy_table
 from recipes.files import write_json
-from recipes.quiet import hush_libraries
+from recipes.quiet import hush_libraries, silent_trainer
 from rl.csp.baselines import BASELINES, imitate
 from rl.csp.data import RolloutDataModule
 from rl.csp.dataset import record_target
@@ -72,16 +71,7 @@ def cell(row: str, seed: int, iterations: int = ITERATIONS, episodes: int = EPIS
         lived = play(game, (ScriptedPolicy(ours), ScriptedPolicy(guard)), RECORDED, torch.Generator().manual_seed(seed))
         agent = imitate(module, pairs_of(lived, game.seats[0]), seed)
     else:
-        trainer = Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        )
+        trainer = silent_trainer(max_epochs=1, limit_val_batches=0)
         trainer.fit(module, RolloutDataModule(iterations, episodes, seed=seed))
         if "train/excess" in trainer.callback_metrics:
             excess = float(trainer.callback_metrics["train/excess"])

@@ -25,7 +25,7 @@ from scipy.stats import t as student
 from benchmarks.common import write_results
 from recipes.csp_games import Scenario, build
 from recipes.files import write_json
-from recipes.quiet import hush_libraries
+from recipes.quiet import hush_libraries, silent_trainer
 
 CELLS = Path("runs/benchmarks")
 # The rows, by what they change in the module's arguments; `imitation` is a fit without training.
@@ -111,8 +111,6 @@ def cell(setup: Setup, method: str, seed: int) -> dict[str, Any]:
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
-    from lightning import Trainer
-
     from rl.csp.baselines import imitate
     from rl.csp.data import RolloutDataModule
     from rl.csp.dataset import record_target
@@ -131,16 +129,7 @@ def cell(setup: Setup, method: str, seed: int) -> dict[str, Any]:
         lived = play(scenario.recorded, scripts, setup.recorded, torch.Generator().manual_seed(seed))
         agent = imitate(module, pairs_of(lived, scenario.game.seats[0]), seed)
     else:
-        trainer = Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        )
+        trainer = silent_trainer(max_epochs=1, limit_val_batches=0)
         trainer.fit(module, RolloutDataModule(setup.iterations, setup.episodes, seed=seed))
         agent = module.agent
         excess = float(trainer.callback_metrics.get("train/excess", math.nan))
@@ -173,7 +162,7 @@ def iteration_times(setup: Setup = SETUP, iterations: int = 10) -> dict[str, lis
         setup: Which game, networks and batch.
         iterations: How many are timed, after two that are not.
     """
-    from lightning import Callback, Trainer
+    from lightning import Callback
 
     from rl.csp.data import RolloutDataModule
     from rl.csp.dataset import record_target
@@ -218,17 +207,7 @@ def iteration_times(setup: Setup = SETUP, iterations: int = 10) -> dict[str, lis
                 improve(*side)
             times["ppo"].append(time.perf_counter() - started)
 
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=[InTurns()],
-    )
+    trainer = silent_trainer(max_epochs=1, limit_val_batches=0, callbacks=[InTurns()])
     trainer.fit(module, RolloutDataModule(iterations + 2, setup.episodes))
     return {name: seconds[2:] for name, seconds in times.items()}
 

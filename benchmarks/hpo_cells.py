@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from scipy.stats import t
 
 from recipes.hpo_curves import Curve
 from recipes.hpo_sb3 import cost_of, train_sb3
+from recipes.quiet import silent_trainer
 from rl.hpo.best_known import best_known
 from rl.hpo.data import SeedDataModule
 from rl.hpo.module import HPOModule
@@ -42,7 +42,7 @@ def cell(
     """Train, test the last policy against the best known one on the same episodes, and keep the row.
 
     Args:
-        benchmark: Name of the script; the row lies in ``runs/benchmarks/<benchmark>/<name>-<seed>.json``.
+        benchmark: Name of the script; the row lies in ``runs/benchmarks/<benchmark>/<name>-<seed>-<updates>.json``.
         name: Of the cell, without its seed. A kept row is used only if everything that makes it is the same.
         simulator: Import path.
         arguments: Of the simulator.
@@ -67,7 +67,7 @@ def cell(
         "sb3": sb3,
         "test_episodes": test_episodes,
     }
-    file = CELLS / benchmark / f"{name}-{seed}.json"
+    file = CELLS / benchmark / f"{name}-{seed}-{updates}.json"
     if file.is_file():
         row: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if row["makes"] == json.loads(json.dumps(makes)):
@@ -101,17 +101,7 @@ def cell(
         costs, points = {"cost": cost_of(model, module.simulator, noises[1])}, []
     else:
         curve = Curve(batch * module.simulator.horizon)
-        trainer = lightning.Trainer(
-            max_epochs=updates // every,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            callbacks=[curve],
-        )
+        trainer = silent_trainer(max_epochs=updates // every, callbacks=[curve])
         trainer.fit(module, datamodule=data)
         tested = trainer.test(module, datamodule=data, verbose=False)[0]
         costs, points = {key: tested[f"test/{key}"] for key in ("cost", "sampled_cost")}, curve.rows

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 from benchmarks.common import Figure, median_ratio, write_results
 from distill import DistillModule
+from recipes.quiet import silent_trainer
 
 SIZE, BATCH, CLASSES = 64, 32, 100
 WARM_UP, STEPS, ROUNDS = 3, 8, 9
@@ -96,10 +97,7 @@ def ours(images: Tensor, labels: Tensor) -> Run:
     )
     rows: Any = [{"images": x, "labels": y} for x, y in zip(images, labels, strict=True)]
     watch = Watch()
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", devices=1, callbacks=[watch], limit_val_batches=0, **quiet
-    )
+    trainer = silent_trainer(max_epochs=1, callbacks=[watch], limit_val_batches=0)
     trainer.fit(module, train_dataloaders=DataLoader(rows, BATCH))
     return watch.end - watch.start, watch.loss
 

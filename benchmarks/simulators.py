@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from benchmarks.common import interleaved_times, median_ratio, write_results
+from recipes.quiet import silent_trainer
 from rl.envs.action_spaces import FlatActions
 from rl.envs.hybrid import HybridSimulator
 from rl.envs.inventory import Inventory, joint_replenishment, single_item
@@ -163,10 +164,7 @@ class Stopwatch(lightning.Callback):  # type: ignore[misc]
 def time_updates(simulator: HybridSimulator) -> tuple[list[float], list[float]]:
     """Seconds of training steps, and of forward-only rollouts, after one of each."""
     watch = Stopwatch()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = lightning.Trainer(
-        max_epochs=1, callbacks=[watch], enable_checkpointing=False, limit_val_batches=0, devices=1, **quiet
-    )
+    trainer = silent_trainer(max_epochs=1, callbacks=[watch], limit_val_batches=0)
     data = SeedDataModule(ROUNDS + 1, TRAINED)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")

@@ -21,7 +21,7 @@ from distill.regimes import method, regime
 from recipes.files import write_json
 from recipes.front.errors import RecipeError
 from recipes.front.types import FieldError, check_positive, check_unique
-from recipes.quiet import hush_libraries
+from recipes.quiet import hush_libraries, silent_trainer
 
 if TYPE_CHECKING:
     from recipes.distill import Recipe
@@ -249,10 +249,7 @@ def train(
         seed,
         grid.test_rows,
     )
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = lightning.Trainer(
-        max_steps=setting.updates, accelerator="cpu", devices=1, limit_val_batches=0, num_sanity_val_steps=0, **quiet
-    )
+    trainer = silent_trainer(max_steps=setting.updates, limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     trainer.limit_val_batches = 1.0
     measured = {

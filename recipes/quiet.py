@@ -1,7 +1,13 @@
 """Keep the libraries' own chatter out of a run's output: the run has its own progress and sentences."""
 
+from __future__ import annotations
+
 import logging
 import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning import Trainer
 
 
 def hush_libraries() -> None:
@@ -22,3 +28,15 @@ def hush_libraries() -> None:
         "sync_dist=True",
     ):
         warnings.filterwarnings("ignore", message=f".*{text}.*")
+
+
+def silent_trainer(**options: Any) -> Trainer:
+    """Lightning's Trainer on one CPU process, which shows, logs and keeps nothing.
+
+    Args:
+        options: Further arguments of it.
+    """
+    from lightning import Trainer
+
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return Trainer(accelerator="cpu", devices=1, num_sanity_val_steps=0, **off, **options)
