@@ -31,7 +31,7 @@ from benchmarks.common import interleaved_times, median_ratio, write_results
 from recipes.quiet import silent_trainer
 from rl.envs.action_spaces import FlatActions
 from rl.envs.hybrid import HybridSimulator
-from rl.envs.inventory import Inventory, joint_replenishment, single_item
+from rl.envs.inventory import RAW_LIMIT, Inventory, joint_replenishment, single_item
 from rl.envs.switched_lqr import switched_lqr
 from rl.envs.to_gymnasium import SimulatorEnv, action_space
 from rl.hpo.data import SeedDataModule, Seeds
@@ -75,7 +75,8 @@ class NumpyInventory(gymnasium.Env):  # type: ignore[misc]
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One period."""
         ordering = action["mode"] == 1
-        placed = self.mean * np.logaddexp(0, action["parameters"] + 1) if ordering else np.zeros_like(self.mean)
+        raw = RAW_LIMIT * np.tanh(action["parameters"] / RAW_LIMIT)
+        placed = self.mean * np.logaddexp(0, raw + 1) if ordering else np.zeros_like(self.mean)
         left = self.queue[0] - self.np_random.poisson(self.mean)
         cost = np.where(left > 0, self.holding * left, -self.shortage * left).sum() + self.fixed_cost * ordering
         self.queue = [*self.queue[1:], placed]

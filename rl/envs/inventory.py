@@ -10,6 +10,8 @@ from torch.nn.functional import softplus
 
 from rl.envs.hybrid import HybridSimulator, Noise, State
 
+RAW_LIMIT = 10.0  # of a network's outputs, in mean demands
+
 
 class Inventory(HybridSimulator):
     r"""Periodic review, Poisson demand, and one fixed cost whenever anything is ordered.
@@ -32,7 +34,8 @@ class Inventory(HybridSimulator):
         unmet: What happens to demand that is not met.
         orders: What a network's raw outputs mean: ``quantity``, :math:`q = \mu\, softplus(r + 1)`, or ``up_to``, a
             level :math:`\mu (L + 3 + r)` of the position (stock and orders under way), towards which
-            :math:`q = \mu\, softplus((level - position) / \mu)` orders.
+            :math:`q = \mu\, softplus((level - position) / \mu)` orders. Raw outputs are bounded first, smoothly, by
+            10 mean demands: a network that extrapolates could otherwise order the more, the more there is.
         dtype: Floating type of the simulation.
 
     Raises:
@@ -101,6 +104,7 @@ class Inventory(HybridSimulator):
 
     def action_map(self, raw: Tensor, state: State) -> Tensor:
         """Quantities at or above 0 for mode 1; nothing for mode 0."""
+        raw = RAW_LIMIT * torch.tanh(raw / RAW_LIMIT)
         if self.orders == "up_to":
             raw = raw + self.lead_time + 2 - (position(state) / self.mean).unsqueeze(1)
         quantity = self.mean * softplus(raw[:, 1] + 1)

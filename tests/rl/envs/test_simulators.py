@@ -81,9 +81,10 @@ def test_the_family_is_drawn_as_published():
 def test_orders_up_to_a_level_reach_it():
     simulator = Inventory([10.0], 1.0, 9.0, fixed_cost=64.0, lead_time=2, orders="up_to", dtype=torch.float64)
     state = {"stock": torch.tensor([[-20.0]]).double(), "under_way": torch.tensor([[[5.0]]]).double()}
-    actions = simulator.action_map(torch.full((1, 2, 1), 1.2, dtype=torch.float64), state)
-    assert actions[0, 0].item() == 0
-    assert actions[0, 1].item() == pytest.approx(62 + 15, abs=0.01)  # level 10 * (2 + 3 + 1.2), position -15
+    for raw, level in ((10 * math.atanh(0.12), 62), (1e9, 150)):  # 10 * (2 + 3 + 1.2); and never above 10 * (5 + 10)
+        actions = simulator.action_map(torch.full((1, 2, 1), raw, dtype=torch.float64), state)
+        assert actions[0, 0].item() == 0
+        assert actions[0, 1].item() == pytest.approx(level + 15, abs=0.01)  # from a position of -15
 
 
 def test_the_gradient_of_the_cost_is_that_of_the_newsvendor():
