@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from recipes.csp import Recipe
     from recipes.runfolder import RunFolder
 
-SCALE = 0.3  # of the default radius SCALE / sqrt(n); see benchmarks/csp_leduc.py for how it was chosen
+SCALE = 0.4  # of the default radius SCALE / sqrt(n); see benchmarks/csp_leduc.py for how it was chosen
 FOLD, CALL = 0, 1
 COLOURS = {"csp": "tab:blue", "rnr": "tab:orange", "dbr": "tab:green"}
 
