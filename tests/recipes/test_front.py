@@ -168,13 +168,13 @@ def test_complete_run_is_not_resumed(front):
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     (tmp_path / "r.yaml").write_text(TOY)
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.recipes.toy_run", "r.yaml", "do=sleep", "--out", "o"],
+        # A shell's background jobs ignore the signal, and what they start would too.
+        ["env", "--default-signal=INT", sys.executable, *"-m tests.recipes.toy_run r.yaml do=sleep --out o".split()],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 30
     while not (tmp_path / "o/environment.json").exists() and time.monotonic() < deadline:
