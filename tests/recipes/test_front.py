@@ -167,9 +167,9 @@ def test_complete_run_is_not_resumed(front):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     (tmp_path / "r.yaml").write_text(TOY)
+    default = ["env", "--default-signal=INT"]  # a shell's background jobs ignore it, and what they start would too
     process = subprocess.Popen(
-        # A shell's background jobs ignore the signal, and what they start would too.
-        ["env", "--default-signal=INT", sys.executable, *"-m tests.recipes.toy_run r.yaml do=sleep --out o".split()],
+        [*default, sys.executable, "-m", "tests.recipes.toy_run", "r.yaml", "do=sleep", "--out", "o"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
