@@ -28,7 +28,6 @@ ALLOWED_KEYS = {
     "PYTEST_VERSION",
     "PL_GLOBAL_SEED",
     "PL_SEED_WORKERS",
-    "SDL_AUDIODRIVER",  # of mpe2, when it is imported
     "TF2_BEHAVIOR",
     "TF_CPP_MIN_LOG_LEVEL",
     "TORCHINDUCTOR_CACHE_DIR",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import Any, cast
 
 from rl.csp.dataset import check_dataset, load_data
 from rl.csp.pairs import Pairs
 from rl.envs.markov_game import BatchedGame
+from rl.loading import find, make
 
 
 def load_game(path: str, arguments: dict[str, Any] | None = None) -> BatchedGame:
@@ -20,17 +20,10 @@ def load_game(path: str, arguments: dict[str, Any] | None = None) -> BatchedGame
     Raises:
         ValueError: When there is no such class, or it is no `BatchedGame`.
     """
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"game {path!r} cannot be imported ({error}); give the path of a class.") from error
+    found = find("game", path)
     if not (isinstance(found, type) and issubclass(found, BatchedGame)):
         raise ValueError(f"game {path!r} is no subclass of rl.envs.BatchedGame; derive the class from it.")
-    try:
-        return found(**(arguments or {}))
-    except TypeError as error:
-        raise ValueError(f"game {path!r} does not take {arguments} ({error}); see its docstring.") from error
+    return cast(BatchedGame, make("game", path, found, arguments))
 
 
 def load_pairs(path: str, game: BatchedGame) -> Pairs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, cast, get_type_hints
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from rl.envs.hybrid import HybridSimulator
 from rl.errors import SimulatorError
+from rl.loading import find, make
 
 
 def load_simulator(path: str, arguments: dict[str, Any] | None = None) -> HybridSimulator:
@@ -22,20 +22,13 @@ def load_simulator(path: str, arguments: dict[str, Any] | None = None) -> Hybrid
     Raises:
         ValueError: When there is no such thing, or it makes no `HybridSimulator`.
     """
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"simulator {path!r} cannot be imported ({error}); give the path of a class.") from error
+    found = find("simulator", path)
     made = found if isinstance(found, type) else get_type_hints(found).get("return") if callable(found) else None
     if not (isinstance(made, type) and issubclass(made, HybridSimulator)):
         raise ValueError(
             f"simulator {path!r} is neither a subclass of rl.envs.HybridSimulator nor annotated to return one."
         )
-    try:
-        return cast(HybridSimulator, found(**(arguments or {})))
-    except TypeError as error:
-        raise ValueError(f"simulator {path!r} does not take {arguments} ({error}); see its docstring.") from error
+    return cast(HybridSimulator, make("simulator", path, found, arguments))
 
 
 def place(simulator: HybridSimulator, device: torch.device, dtype: torch.dtype) -> HybridSimulator:

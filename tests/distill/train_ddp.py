@@ -15,7 +15,7 @@ from distill import DistillModule
 from tests.distill.nets import CHANGES, CLASSES, Data, linear, trainer
 
 TERMS = {
-    "logits": {"hard": {}, "kd": {"temperature": 2.0}, "dkd": {}, "mlkd": {"weight": 0.1}},
+    "logits": {"hard": {}, "kd": {"temperature": 2.0}, "dkd": {}, "mlkd": {"weight": 0.1}, "binary_kd": {}, "jsd": {}},
     "dist": {"hard": {}, "dist": {"weight": 2.0}},
     "rkd": {"hard": {}, "rkd": {"weight": 0.1}},
     "hints": {"hard": {}, "cc": {"weight": 10.0}, "crd": {"negatives": 6, "weight": 0.1}, "ctkd": {}},

@@ -161,7 +161,9 @@ def test_wrong_recipes_are_refused(tmp_path, changes, sentence):
         ({"environment": "mpe2.simple_tag_v3.parallel_env", "target": ["agent_7"]}, "agent_7"),
     ],
 )
-def test_environments_that_cannot_be_played_are_refused(tmp_path, arguments, sentence):
+def test_environments_that_cannot_be_played_are_refused(tmp_path, monkeypatch, arguments, sentence):
+    for name in ("PYGAME_HIDE_SUPPORT_PROMPT", "SDL_AUDIODRIVER"):  # pygame and mpe2 set them when they are imported
+        monkeypatch.setenv(name, "dummy")
     pytest.importorskip("mpe2")
     ours = [f"adversary_{number}" for number in range(3)]
     made = {"environment": "", "ours": ours, "target": ["agent_0"], "horizon": 5} | arguments

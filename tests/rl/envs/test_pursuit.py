@@ -12,7 +12,9 @@ def generator(seed=0):
 
 
 @pytest.mark.parametrize(("predators", "prey", "obstacles"), [(3, 1, 2), (2, 2, 1)])
-def test_every_step_is_that_of_simple_tag(predators, prey, obstacles):
+def test_every_step_is_that_of_simple_tag(predators, prey, obstacles, monkeypatch):
+    for variable in ("PYGAME_HIDE_SUPPORT_PROMPT", "SDL_AUDIODRIVER"):  # mpe2 sets them when it is imported
+        monkeypatch.setenv(variable, "dummy")
     simple_tag = pytest.importorskip("mpe2.simple_tag_v3")
     for side in ("predators", "prey"):
         game = PredatorPrey(side, predators, prey, obstacles, dtype=torch.float64)

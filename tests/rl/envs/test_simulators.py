@@ -16,7 +16,9 @@ from rl.envs.stores import Stores
 from rl.envs.switched_lqr import SwitchedLQR, switched_lqr
 
 
-def test_the_package_names_what_it_has():
+def test_the_package_names_what_it_has(monkeypatch):
+    for variable in ("PYGAME_HIDE_SUPPORT_PROMPT", "SDL_AUDIODRIVER"):  # set by what some names import
+        monkeypatch.setenv(variable, "dummy")
     for name in rl.envs.__all__:
         assert getattr(rl.envs, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'Simulator'"):
