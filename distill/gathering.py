@@ -1,9 +1,9 @@
 """The rows of all processes in the order of the global batch, with gradients that flow back to their owners."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 
 def world() -> tuple[int, int]:
@@ -52,6 +52,29 @@ def gather(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _Gather.apply(rows)
     return gathered
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the rows of all processes, on any device; torch's `SyncBatchNorm` needs GPUs.
+
+    Mean and variance come from the processes' own in two rounds of one number a channel. All must hold as many rows.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps of shape (batch, channels, height, width), each channel standardised, scaled and shifted."""
+        if not self.training or world()[0] == 1:
+            return super().forward(maps)
+        axes, rows = (0, 2, 3), maps.numel() // maps.shape[1] * world()[0]
+        mean = gather(maps.mean(axes)[None]).mean(0)
+        centred = maps - mean[:, None, None]
+        variance = gather(centred.square().mean(axes)[None]).mean(0)
+        with torch.no_grad():
+            momentum = cast(float, self.momentum)
+            cast(Tensor, self.num_batches_tracked).add_(1)
+            cast(Tensor, self.running_mean).lerp_(mean, momentum)
+            cast(Tensor, self.running_var).lerp_(variance * rows / (rows - 1), momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 class _Gather(torch.autograd.Function):

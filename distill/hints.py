@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distill import functional as L
 from distill.errors import DistillError
-from distill.gathering import gather, world
+from distill.gathering import GlobalBatchNorm2d, gather, world
 from distill.losses import LogitTerm, Outputs, Term, features_of
 
 
@@ -232,7 +232,8 @@ def _on_grid(maps: Tensor, target: Tensor) -> Tensor:
 
 
 def _convolution(inputs: int, outputs: int, size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False), nn.BatchNorm2d(outputs))
+    convolution = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+    return nn.Sequential(convolution, GlobalBatchNorm2d(outputs))
 
 
 class CurriculumTemperature(LogitTerm):

@@ -1,4 +1,4 @@
-"""Train every term that relates samples, and a language model, on one process or two; test_module.py runs it."""
+"""Train every term, and a language model, on one process or two; test_module.py runs it."""
 
 import os
 import sys
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from timm.layers import GroupNorm1
+from timm.models.resnet import BasicBlock, ResNet
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -17,13 +19,15 @@ from tests.distill.nets import CHANGES, CLASSES, Data, linear, trainer
 TERMS = {
     "logits": {"hard": {}, "kd": {"temperature": 2.0}, "dkd": {}, "mlkd": {"weight": 0.1}, "binary_kd": {}, "jsd": {}},
     "dist": {"hard": {}, "dist": {"weight": 2.0}},
-    "rkd": {"hard": {}, "rkd": {"weight": 0.1}},
-    "hints": {"hard": {}, "cc": {"weight": 10.0}, "crd": {"negatives": 6, "weight": 0.1}, "ctkd": {}},
+    "rkd": {"hard": {"kind": "bce"}, "rkd": {"weight": 0.1}},
+    "ctkd": {"hard": {}, "ctkd": {"standardised": True}},
+    "features": {"hard": {}, "cc": {"weight": 10.0}, "crd": {"negatives": 6, "weight": 0.1}},
 }
+MAPS = {"fitnet": {"hard": {}, "fitnet": {}}, "review": {"hard": {}, "review": {"width": 8}}}
 
 
 def main(out: Path, devices: int) -> None:
-    fits = {"pictures": pictures, "tokens": tokens}
+    fits = {"pictures": pictures, "maps": maps, "tokens": tokens}
     ends = {}
     for name, fit in fits.items():
         module, trainer = fit(out, devices)
@@ -51,6 +55,22 @@ def tokens(out: Path, devices: int) -> tuple[DistillModule, Any]:
     rows = [{"input_ids": i, "labels": row} for i, row in zip(ids, labels, strict=True)]
     mine = DistributedSampler(rows, devices, int(os.environ.get("LOCAL_RANK", "0")), shuffle=False)
     fit.fit(module, DataLoader(rows, 16 // devices, sampler=mine))
+    return module, fit
+
+
+def maps(out: Path, devices: int) -> tuple[DistillModule, Any]:
+    """ResNets with group norm, which knows no batch; review's fusion has batch norm, over all processes."""
+    made = []
+    for seed, width in enumerate((16, 4, 4)):
+        torch.manual_seed(seed)
+        shape = {"layers": (1, 1, 1, 1), "channels": (width, width, 2 * width, 2 * width), "in_chans": 1}
+        made.append(ResNet(BasicBlock, num_classes=CLASSES, norm_layer=GroupNorm1, **shape))
+    students = dict(zip(MAPS, made[1:], strict=True))
+    changes = CHANGES | {"learning_rate": 0.01}
+    torch.manual_seed(0)
+    module = DistillModule(students, made[0], MAPS, changes=changes, classes=CLASSES, log_gradients_every=0)
+    fit = trainer(out.parent, **settings(devices))
+    fit.fit(module, datamodule=Data(batch_size=16 // devices))
     return module, fit
 
 
