@@ -12,12 +12,13 @@ from benchmarks.csp_predator_prey import Setup, main
 SETUP = Setup(
     name="csp_mujoco",
     game="sumo",
+    game_arguments={},
     arguments={
         "agent_rate": 5e-4,
         "proxy_rate": 5e-4,
         "epochs": 8,
         "minibatches": 4,
-        "coefficient": 10.0,
+        "divergence": "forward",
         "entropy_start": 0.01,
         "entropy_end": 0.0,
         "discount": 0.995,
@@ -28,7 +29,7 @@ SETUP = Setup(
     iterations=150,
     episodes=96,
     recorded=200,
-    attack={"iterations": 60, "episodes": 96, "test_episodes": 512, "coefficient": 10.0, "slack": 0.05},
+    attack={"iterations": 60, "episodes": 96, "test_episodes": 512, "coefficient": 1.0, "slack": 0.05},
     seeds=3,
 )
 

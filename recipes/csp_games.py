@@ -65,13 +65,12 @@ def build(name: str, class_path: str, arguments: dict[str, Any]) -> Scenario:
         maze: Any = load_game("rl.envs.vault_maze.VaultMaze", arguments)
         return Scenario(maze, maze, maze.policy(behaviour()), maze.policy(true_guard()))
     if name == "predator_prey":
-        from rl.envs.pursuit import chasing_predators, fleeing_prey
+        from rl.envs.pursuit import chasing_predators, fleeing_prey, guarding_predators, roaming_prey
 
         path = "rl.envs.pursuit.PredatorPrey"
         game, recorded = load_game(path, arguments), load_game(path, arguments | {"starts": "right"})
-        scripts = {"predators": chasing_predators, "prey": fleeing_prey}
-        ours, theirs = (scripts[seat] for seat in game.seats)
-        return Scenario(game, recorded, ours, theirs)
+        scripts = {"predators": (chasing_predators, fleeing_prey), "prey": (roaming_prey, guarding_predators)}
+        return Scenario(game, recorded, *scripts[game.seats[0]])
     if name == "sumo":
         from rl.envs.sumo import charging_blue
 

@@ -46,12 +46,15 @@ class TargetData(NamedTuple):
     def pairs(self) -> Pairs:
         """The data as training takes them, sorted by episode, player and step."""
         order = np.lexsort((self.t, self.player, self.episode))
-        _, track = np.unique(np.stack([self.episode, self.player], axis=1)[order], axis=0, return_inverse=True)
+        columns = np.stack([self.episode, self.player], axis=1)[order]
+        _, episode = np.unique(columns[:, 0], return_inverse=True)
+        _, track = np.unique(columns, axis=0, return_inverse=True)
         mask = None if self.action_mask is None else torch.from_numpy(self.action_mask[order])
         return Pairs(
             torch.from_numpy(self.observation[order]),
             torch.from_numpy(self.action[order]),
             mask,
+            torch.from_numpy(episode.astype(np.int64)),
             torch.from_numpy(track.reshape(-1).astype(np.int64)),
         )
 

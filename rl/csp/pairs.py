@@ -20,21 +20,23 @@ class Pairs(NamedTuple):
         observations: float32 (n, O).
         actions: int64 (n,) or float32 (n, D).
         masks: Legal actions, boolean (n, A), or None.
-        episodes: Which episode and player each is of, int64 (n,); equal numbers stand together.
+        episodes: Which episode each is of, int64 (n,).
+        tracks: Which episode and player of the seat, int64 (n,); equal numbers stand together.
     """
 
     observations: Tensor
     actions: Tensor
     masks: Tensor | None
     episodes: Tensor
+    tracks: Tensor
 
     def rows(self, index: Tensor) -> Pairs:
         """Some of the pairs."""
         masks = None if self.masks is None else self.masks[index]
-        return Pairs(self.observations[index], self.actions[index], masks, self.episodes[index])
+        return Pairs(self.observations[index], self.actions[index], masks, self.episodes[index], self.tracks[index])
 
     def split(self, share: float, seed: int) -> tuple[Pairs, Pairs]:
-        """Training and held-out pairs, split by whole episodes; with a single episode both are all of it.
+        """Training and held-out pairs, split by whole episodes, all players of each; one episode alone is both.
 
         Args:
             share: Of the episodes that are held out, at least one.
@@ -134,7 +136,7 @@ def _unique(pairs: Pairs, weights: Tensor) -> DataBatch:
 
 def _episodes(pairs: Pairs, weights: Tensor) -> DataBatch:
     """Whole episodes, padded at the end with pairs of weight 0."""
-    _, lengths = torch.unique_consecutive(pairs.episodes, return_counts=True)
+    _, lengths = torch.unique_consecutive(pairs.tracks, return_counts=True)
 
     def pad(x: Tensor) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(list(torch.split(x, lengths.tolist())))

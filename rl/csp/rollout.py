@@ -171,10 +171,11 @@ def pairs_of(episodes: Episodes, seat: str) -> Pairs:
     """
     steps, batch, players = episodes.log_probs[seat].shape
     live = episodes.live[..., None].expand(-1, -1, players).permute(1, 2, 0)
-    tracks = torch.arange(batch * players).reshape(batch, players, 1).expand(-1, -1, steps)
+    tracks = torch.arange(batch * players).reshape(batch, players, 1).expand(-1, -1, steps)[live.to("cpu")]
 
     def rows(x: Tensor) -> Tensor:
         return x.permute(1, 2, 0, *range(3, x.dim()))[live.to(x.device)]
 
     masks = None if episodes.masks is None or seat not in episodes.masks else rows(episodes.masks[seat])
-    return Pairs(rows(episodes.observations[seat]), rows(episodes.actions[seat]), masks, tracks[live.to(tracks.device)])
+    seen, done = rows(episodes.observations[seat]), rows(episodes.actions[seat])
+    return Pairs(seen, done, masks, tracks // players, tracks)

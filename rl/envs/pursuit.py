@@ -212,3 +212,39 @@ def chasing_predators(observation: Tensor, mask: Tensor | None, generator: torch
     chase = 1 + 2 * axis + (prey.gather(2, axis[..., None]).squeeze(2) > 0)
     random = torch.rand(axis.shape, generator=generator) < 0.1
     return torch.where(random, torch.randint(5, axis.shape, generator=generator), chase)
+
+
+def guarding_predators(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
+    """A scripted target with a weakness: predators that chase prey in the left half of the screen, dawdle in the right.
+
+    For one prey, three predators and two obstacles.
+
+    Args:
+        observation: (batch, 3, 16).
+        mask: Not used.
+        generator: Of the random moves.
+
+    Returns:
+        Actions (batch, 3).
+    """
+    prey = observation[:, :, 2] + observation[:, :, 12]
+    random = torch.randint(5, prey.shape, generator=generator)
+    return torch.where(prey < 0, chasing_predators(observation, mask, generator), random)
+
+
+def roaming_prey(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Scripted prey that moves at random, but turns back from the middle and from the right edge of the screen.
+
+    Args:
+        observation: (batch, 1, 14).
+        mask: Not used.
+        generator: Of the random moves.
+
+    Returns:
+        Actions (batch, 1).
+    """
+    place = observation[:, 0, 2:4]
+    random = torch.randint(5, (len(place),), generator=generator)
+    vertical = torch.where(place[:, 1].abs() > 0.7, torch.where(place[:, 1] > 0, 3, 4), random)
+    sideways = torch.where(place[:, 0] < 0.4, 2, torch.where(place[:, 0] > 0.8, 1, vertical))
+    return sideways[:, None]

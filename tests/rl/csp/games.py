@@ -41,6 +41,7 @@ def record(game, ours, theirs, episodes, seed=0, seat=1):
         lived.actions[name][:, :, 0].T[live],
         None,
         numbers[live],
+        numbers[live],
     )
 
 

@@ -54,7 +54,8 @@ def test_real_actions_masks_and_players_survive_a_file(tmp_path):
         loaded = load_data(tmp_path / name)
         assert np.array_equal(loaded.action, data.action)
         assert np.array_equal(loaded.action_mask, data.action_mask)
-        assert loaded.pairs().episodes.tolist() == [0, 0, 1, 1, 2, 3]
+        assert loaded.pairs().tracks.tolist() == [0, 0, 1, 1, 2, 3]
+        assert loaded.pairs().episodes.tolist() == [0, 0, 0, 0, 1, 1]
 
 
 def test_pairs_are_sorted_by_episode_and_step(data):

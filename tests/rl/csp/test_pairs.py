@@ -18,7 +18,8 @@ def draws(seed):
 
 def pairs():
     observations = torch.tensor([[0.0], [0.0], [0.0], [1.0]])
-    return Pairs(observations, torch.tensor([0, 0, 1, 1]), None, torch.tensor([0, 0, 1, 2]))
+    episodes = torch.tensor([0, 0, 1, 2])
+    return Pairs(observations, torch.tensor([0, 0, 1, 1]), None, episodes, episodes)
 
 
 def test_counts_of_equal_and_of_near_observations():
@@ -59,10 +60,18 @@ def test_a_split_keeps_episodes_whole():
     assert alone.split(0.5, 0) == (alone, alone)
 
 
+def test_a_split_keeps_the_players_of_an_episode_together():
+    two = torch.arange(8) // 2  # four players, in two episodes
+    many = Pairs(torch.zeros(8, 1), torch.zeros(8, dtype=torch.long), None, two // 2, two)
+    for part in many.split(0.5, 0):
+        assert len(part.episodes.unique()) == 1
+        assert len(part.tracks.unique()) == 2
+
+
 @pytest.mark.parametrize("memory", [0, 4])
 def test_cloning_finds_the_frequencies(memory):
     torch.manual_seed(0)
-    many = Pairs(*(x.repeat_interleave(20, 0) if x is not None else None for x in pairs()[:3]), torch.arange(80))
+    many = Pairs(*(x.repeat_interleave(20, 0) if x is not None else None for x in pairs()[:3]), *[torch.arange(80)] * 2)
     policy = SeatPolicy(1, 2, 0, (16,), memory=memory)
     clone(policy, many, many, draws(0), rate=2e-2, epochs=60)
     law, _ = policy(torch.tensor([[[0.0], [1.0]]]))
@@ -82,7 +91,7 @@ def test_pairs_of_episodes_are_what_was_played():
     found = pairs_of(episodes, "guard")
     assert len(found.actions) == int(episodes.live.sum())
     assert (found.episodes.diff() >= 0).all()
-    first = found.episodes.unique_consecutive(return_counts=True)[1].cumsum(0)[:-1]
+    first = found.tracks.unique_consecutive(return_counts=True)[1].cumsum(0)[:-1]
     assert (found.observations[torch.cat([torch.zeros(1, dtype=torch.long), first])] == game.observations[0]).all()
 
 

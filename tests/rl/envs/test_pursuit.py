@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.envs.pursuit import PredatorPrey, chasing_predators, fleeing_prey
+from rl.envs.pursuit import PredatorPrey, chasing_predators, fleeing_prey, guarding_predators, roaming_prey
 
 
 def generator(seed=0):
@@ -88,6 +88,26 @@ def test_starts_in_the_right_half_and_the_scripted_target_flees_only_there():
     # Between a predator on its left and free space on its right, it goes right.
     state["position"][0] = torch.tensor([[0.1, 0.0], [0.0, 0.9], [0.0, -0.9], [0.3, 0.0], [0.9, 0.9], [-0.9, 0.9]])
     assert fleeing_prey(game.observe(state)["prey"], None, generator())[0].item() == 2
+
+
+def test_guarding_predators_chase_in_the_left_half_only_and_roaming_prey_stays_out_of_it():
+    game, source = PredatorPrey("prey", starts="right"), generator()
+    state, hits = game.reset(500, source), {}
+    for side, sign in (("right", 1.0), ("left", -1.0)):
+        there = {**state, "position": state["position"] * torch.tensor([sign, 1.0])}
+        seen = game.observe(there)["predators"]
+        chase = chasing_predators(seen, None, generator(5))
+        hits[side] = (guarding_predators(seen, None, generator(5)) == chase).float().mean().item()
+    assert hits["right"] < 0.4  # random moves agree now and then
+    assert hits["left"] > 0.8  # both draw at random now and then, from other draws
+    for _ in range(game.horizon):
+        seen = game.observe(state)
+        moves = {
+            "predators": guarding_predators(seen["predators"], None, source),
+            "prey": roaming_prey(seen["prey"], None, source),
+        }
+        state, _, _ = game.step(state, moves, source)
+    assert (state["position"][:, 3, 0] > 0).float().mean() > 0.95
 
 
 def test_chasing_predators_catch_dawdling_prey_more_often_than_fleeing_prey():
