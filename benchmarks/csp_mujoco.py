@@ -2,7 +2,7 @@
 
 Two bodies in a ring, real actions. The target charges whom it sees ahead and idles when flanked; its data come from
 matches that start face to face, the test starts with any headings. Cells, values and tuning are those of
-``csp_predator_prey``. Takes about three hours on two cores; an interrupted run goes on where it was.
+``csp_predator_prey``. Takes about an hour and a half of one core; an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ SETUP = Setup(
     game="sumo",
     game_arguments={},
     arguments={
-        "agent_rate": 5e-4,
-        "proxy_rate": 5e-4,
-        "epochs": 8,
+        "agent_rate": 2e-3,
+        "proxy_rate": 1e-3,
+        "epochs": 4,
         "minibatches": 4,
         "divergence": "forward",
         "entropy_start": 0.01,
@@ -26,10 +26,10 @@ SETUP = Setup(
         "count_power": 1.0,
         "hidden": [64, 64],
     },
-    iterations=150,
+    iterations=120,
     episodes=96,
     recorded=200,
-    attack={"iterations": 60, "episodes": 96, "test_episodes": 512, "coefficient": 1.0, "slack": 0.05},
+    attack={"iterations": 40, "episodes": 96, "test_episodes": 1024, "coefficient": 1.0, "slack": 0.05},
     seeds=3,
 )
 

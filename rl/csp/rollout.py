@@ -132,6 +132,8 @@ def join(parts: Sequence[Episodes]) -> Episodes:
             return None
         if isinstance(tensors[0], Mapping):
             return {name: glue([t[name] for t in tensors]) for name in tensors[0]}
+        if len({t.shape[2:] for t in tensors}) > 1:  # memories of different opponents, whom nobody trains on these
+            return None
         padded = [torch.cat([t, t[-1:].expand(length - len(t), *t.shape[1:])]) for t in tensors]
         return torch.cat(padded, 1)
 

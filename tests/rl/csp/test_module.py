@@ -99,6 +99,13 @@ class SaveAt(Callback):
             trainer.save_checkpoint(self.path)
 
 
+def test_episodes_against_a_gate_and_against_its_model_train_one_recurrent_agent():
+    module = CSPModule(Dilemma(), dilemma_data(), constraint="gate", model_share=0.5, memory=4, **FAST)
+    before = answer(module)[PUSH]
+    fit(module, iterations=10)
+    assert answer(module)[PUSH] > before
+
+
 @pytest.mark.parametrize("memory", [0, 4])
 def test_a_resumed_run_ends_bit_equal(tmp_path, memory):
     arguments = FAST | {"pool": 2, "pool_every": 2, "constraint": "lagrangian", "memory": memory, "minibatches": 2}
