@@ -1,8 +1,9 @@
 """MuJoCo wrestling: what CSP and its baselines are worth against fresh adversaries that agree with the data.
 
 Two bodies in a ring, real actions. The target charges whom it sees ahead and idles when flanked; its data come from
-matches that start face to face, the test starts with any headings. Cells, values and tuning are those of
-``csp_predator_prey``. Takes about an hour and a half of one core; an interrupted run goes on where it was.
+matches that start face to face, the test starts with any headings. Cells and values are those of
+``csp_predator_prey``; the settings of RNR and DBR are those chosen there, the C of CSP was chosen between 0.2 and 1 on
+a seed that is not reported. Takes about an hour of one core; an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,10 +27,15 @@ SETUP = Setup(
         "count_power": 1.0,
         "hidden": [64, 64],
     },
+    candidates={
+        "csp": [{"coefficient": 0.2}],
+        "rnr": [{"model_share": 0.75}],
+        "dbr": [{"gate_limit": 0.99, "radius": 0.3}],
+    },
     iterations=120,
     episodes=96,
     recorded=200,
-    attack={"iterations": 40, "episodes": 96, "test_episodes": 1024, "coefficient": 1.0, "slack": 0.05},
+    attack={"iterations": 30, "episodes": 96, "test_episodes": 1024, "coefficient": 0.2, "slack": 0.05},
     seeds=3,
 )
 

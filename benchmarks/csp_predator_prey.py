@@ -29,17 +29,8 @@ from recipes.files import write_json
 from recipes.quiet import hush_libraries, silent_trainer
 
 CELLS = Path("runs/benchmarks")
-# The rows, and for each the changes in the module's arguments that are tried on another seed; `imitation` is a fit.
-METHODS: dict[str, list[dict[str, Any]]] = {
-    "csp": [{"coefficient": 1.0}, {"coefficient": 10.0}],
-    "bc_first": [{}],
-    "bc_ensemble": [{"models": 3}],
-    "self_play": [{}],
-    "imitation": [{}],
-    "rnr": [{"model_share": 0.5}, {"model_share": 0.75}, {"model_share": 0.9}],
-    "dbr": [{"gate_limit": 0.9}, {"gate_limit": 0.99}],
-    "oracle": [{}],
-}
+# The rows; `imitation` is a fit.
+METHODS = ("csp", "bc_first", "bc_ensemble", "self_play", "imitation", "rnr", "dbr", "oracle")
 TUNING_SEED = 100
 
 
@@ -51,6 +42,7 @@ class Setup(NamedTuple):
         game: Name of the game for `recipes.csp_games.build`.
         game_arguments: Of its class.
         arguments: Of `CSPModule`.
+        candidates: Of each method that is tuned, the changes in its arguments that are tried on another seed.
         iterations: Of every training.
         episodes: Of every update.
         recorded: Episodes of the data.
@@ -62,6 +54,7 @@ class Setup(NamedTuple):
     game: str
     game_arguments: Mapping[str, Any]
     arguments: Mapping[str, Any]
+    candidates: Mapping[str, Sequence[dict[str, Any]]]
     iterations: int
     episodes: int
     recorded: int
@@ -84,6 +77,11 @@ SETUP = Setup(
         "radius": 0.5,
         "count_power": 1.0,
         "hidden": [64, 64],
+    },
+    candidates={
+        "csp": [{"coefficient": 1.0}, {"coefficient": 10.0}],
+        "rnr": [{"model_share": 0.5}, {"model_share": 0.75}, {"model_share": 0.9}],
+        "dbr": [{"gate_limit": 0.99, "radius": 0.3}, {"gate_limit": 0.99, "radius": 0.5}],
     },
     iterations=200,
     episodes=128,
@@ -139,7 +137,7 @@ def cell(setup: Setup, method: str, changes: Mapping[str, Any], seed: int) -> di
     if not weights.is_file():
         weights.parent.mkdir(parents=True, exist_ok=True)
         torch.save(module.state_dict(), weights)
-    problem = make(setup, "csp", METHODS["csp"][0], seed, scenario, pairs)
+    problem = make(setup, "csp", {}, seed, scenario, pairs)
     problem.load_state_dict(torch.load(weights, weights_only=True))
     search = estimate_worst_case(problem, agent, seed=seed, **setup.attack)
     true = evaluate(problem, agent, scenario.true_target(), setup.attack["test_episodes"], seed)
@@ -178,7 +176,7 @@ def iteration_times(setup: Setup = SETUP, iterations: int = 10) -> dict[str, lis
 
     scenario, generator = build(setup.game, "", dict(setup.game_arguments)), torch.Generator().manual_seed(0)
     recorded = record_target(scenario.recorded, scenario.ours, scenario.target, setup.recorded, generator)
-    module = make(setup, "csp", METHODS["csp"][0], 0, scenario, recorded.pairs())
+    module = make(setup, "csp", setup.candidates["csp"][0], 0, scenario, recorded.pairs())
     game = scenario.game
     sides = []
     for seat, sign in zip(game.seats, (1.0, -1.0), strict=True):
@@ -228,13 +226,13 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 def tuned(setup: Setup, method: str) -> dict[str, Any]:
     """Of the settings of a method, the one with the best worst value on the seed for tuning."""
-    candidates = METHODS[method]
+    candidates = setup.candidates.get(method, [{"models": 3} if method == "bc_ensemble" else {}])
     if len(candidates) == 1:
         return candidates[0]
     return max(candidates, key=lambda changes: cell(setup, method, changes, TUNING_SEED)["worst"])
 
 
-def run(setup: Setup, methods: Sequence[str] = tuple(METHODS), seeds: int | None = None) -> list[dict[str, Any]]:
+def run(setup: Setup, methods: Sequence[str] = METHODS, seeds: int | None = None) -> list[dict[str, Any]]:
     """All cells, seed by seed, and what they say of every method."""
     hush_libraries()
     torch.set_num_threads(1)

@@ -56,8 +56,8 @@ class Coverage:
 
     Args:
         observations: Of the data, (n, O).
-        radius: What counts as near: the largest difference in any entry, in standard deviations of that entry over the
-            data; 0 for exact equality.
+        radius: What counts as near: the root mean square of the differences in all entries, each in standard deviations
+            of that entry over the data; 0 for equality.
     """
 
     def __init__(self, observations: Tensor, radius: float = 0.0) -> None:
@@ -67,15 +67,20 @@ class Coverage:
             counts = counts[index] * (len(observations) / counts[index].sum())
             rows = rows[index]
         self.scale = observations.std(0, correction=0).clamp(min=1e-6)
-        self.rows, self.counts, self.radius = rows / self.scale, counts.float(), radius
+        self.centre = observations.mean(0)
+        self.rows, self.counts, self.radius = (rows - self.centre) / self.scale, counts.float(), radius
 
     def __call__(self, observations: Tensor) -> Tensor:
         """Counts (...) of observations (..., O)."""
-        flat = (observations.flatten(0, -2) / self.scale.to(observations)).to(self.rows)
+        flat = ((observations.flatten(0, -2) - self.centre.to(observations)) / self.scale.to(observations)).to(
+            self.rows
+        )
+        # |x - r|^2 <= w (radius^2 + 1e-4), solved for the product: one matrix product, and no square root.
+        half = self.rows.square().sum(1) / 2 - self.rows.shape[1] * (self.radius**2 + 1e-4) / 2
         found = []
-        for block in torch.split(flat, 1024):
-            near = torch.cdist(block[None], self.rows[None], p=float("inf"))[0] <= self.radius + 1e-4
-            found.append(near.float() @ self.counts)
+        for block in torch.split(flat, 128):  # few enough for a processor's cache
+            near = torch.addmm(-half, block, self.rows.T).ge_(block.square().sum(1, keepdim=True) / 2)  # 1 or 0
+            found.append(near @ self.counts)
         return torch.cat(found).reshape(observations.shape[:-1]).to(observations)
 
 
@@ -96,21 +101,21 @@ class PairSampler:
     def __init__(
         self, pairs: Pairs, *, power: float = 0.0, radius: float = 0.0, batch: int = 512, sequences: bool = False
     ) -> None:
-        counts = Coverage(pairs.observations, radius)(pairs.observations).clamp(min=1)
-        weights = counts ** (power - 1)
-        self.batch = batch
+        weights = torch.ones(len(pairs.observations))
+        if power < 1:
+            weights = Coverage(pairs.observations, radius)(pairs.observations).clamp(min=1) ** (power - 1)
         self.whole = _episodes(pairs, weights) if sequences else _unique(pairs, weights)
+        self.total = self.whole.weights.sum(0)
+        self.size = max(1, batch // int((self.whole.weights > 0).sum(0).max()))
 
     def draw(self, generator: torch.Generator) -> DataBatch:
         """A batch of pairs or episodes, drawn by their weights."""
-        whole = self.whole
-        total = whole.weights.sum(0)
-        length = int((whole.weights > 0).sum(0).max())
-        size = max(1, self.batch // length)
-        if len(total) <= size:
+        whole, size = self.whole, self.size
+        if len(self.total) <= size:
             return whole
-        chosen = torch.multinomial(total.cpu(), size, replacement=True, generator=generator).to(total.device)
-        weights = whole.weights[:, chosen] / total[chosen] / size
+        chosen = torch.multinomial(self.total, size, replacement=True, generator=generator).to(whole.weights.device)
+        weights = whole.weights[:, chosen]
+        weights = weights / weights.sum(0) / size
         masks = None if whole.masks is None else whole.masks[:, chosen]
         return DataBatch(whole.observations[:, chosen], whole.actions[:, chosen], masks, weights)
 

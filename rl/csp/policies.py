@@ -219,9 +219,13 @@ class GatedPolicy(nn.Module):
         self.memory = model.memory + free.memory
 
     def forward(
-        self, observations: Tensor, masks: Tensor | None = None, memories: Tensor | None = None
+        self,
+        observations: Tensor,
+        masks: Tensor | None = None,
+        memories: Tensor | None = None,
+        sure: Tensor | None = None,
     ) -> tuple[Any, Tensor | None]:
-        """Mixed laws along sequences; see `SeatPolicy`."""
+        """Mixed laws along sequences; see `SeatPolicy`. ``sure`` is the confidence where it is known already."""
         first, second = (
             (None, None) if memories is None else torch.split(memories, [self.model.memory, self.free.memory], -1)
         )
@@ -229,7 +233,7 @@ class GatedPolicy(nn.Module):
             frozen, after_first = self.model(observations, masks, first)
         free, after_second = self.free(observations, masks, second)
         after = None if after_first is None or after_second is None else torch.cat([after_first, after_second], -1)
-        return MixedLaw(frozen, free, self.confidence(observations)), after
+        return MixedLaw(frozen, free, self.confidence(observations) if sure is None else sure), after
 
 
 class Critic(nn.Module):

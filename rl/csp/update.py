@@ -278,6 +278,7 @@ def update_side(
         "decides": decides,
         "advantages": advantages,
         "targets": targets,
+        "sure": policy.confidence(experience.observations) if hasattr(policy, "confidence") else None,
     }
     chunks = _chunks(whole, settings.chunk)
     reports = []
@@ -306,13 +307,14 @@ def side_loss(
         policy: As in :func:`update_side`.
         critic: As in :func:`update_side`.
         part: Sequences (L, B, ...): observations, actions, masks, memories, old (log-probabilities), central, live,
-            decides, advantages, targets.
+            decides, advantages, targets, and sure (a gate's confidence, or None).
         settings: Coefficients.
         data: Pairs of the target, or None without a data term.
         model: Frozen policy for the divergences that need one.
         reduce: Mean over processes.
     """
-    law, _ = policy(part["observations"], part["masks"], part["memories"])
+    seen = (part["observations"], part["masks"], part["memories"])
+    law, _ = policy(*seen) if part.get("sure") is None else policy(*seen, sure=part["sure"])
     log_probs = law.log_prob(part["actions"])
     surrogate = clipped_surrogate(log_probs, part["old"], part["advantages"], settings.clip)
     policy_loss = -masked_mean(surrogate, part["decides"], reduce)
