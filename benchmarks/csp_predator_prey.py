@@ -134,7 +134,7 @@ def cell(setup: Setup, method: str, changes: Mapping[str, Any], seed: int) -> di
         agent = module.agent
         excess = float(trainer.callback_metrics.get("train/excess", math.nan))
     # Every method is attacked from the same data, the same fitted model and the same proxy, the first CSP's.
-    if not weights.is_file():
+    if method == "csp" and not weights.is_file():
         weights.parent.mkdir(parents=True, exist_ok=True)
         torch.save(module.state_dict(), weights)
     problem = make(setup, "csp", {}, seed, scenario, pairs)

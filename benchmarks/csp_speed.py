@@ -54,7 +54,7 @@ def main() -> None:
     for row in rows:
         print(*row.values(), sep="  ")
     hush_libraries()
-    iterations = iteration_times()
+    iterations = iteration_times(iterations=30)
     figures = {"steps_ratio_vs_mpe2": ratio, "iteration_vs_ppo": median_ratio(iterations["csp"], iterations["ppo"])}
     trainers = [{"trainer": name, "seconds an iteration": float(np.median(t))} for name, t in iterations.items()]
     print(figures, write_results("csp_speed", figures, {"simulators": rows, "trainers": trainers}, 1))

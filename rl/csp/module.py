@@ -230,9 +230,10 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
                 model=self.models[0],
                 reduce=self._over_processes,
             )
+            agreement = self._follow_constraint(generator)
+        if self.learns_proxy:
             self._note("proxy", report)
-            self.log("train/return_proxy", self._over_processes(episodes.returns.mean()))
-            self._follow_constraint(generator)
+            self.log_dict({"train/return_proxy": self._over_processes(episodes.returns.mean()), **agreement})
         episodes = self._agents_episodes(batch.episodes, generator)
         report = update_side(
             self.agent,
@@ -312,17 +313,18 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
         optimizer.step()
 
     @torch.no_grad()
-    def _follow_constraint(self, generator: torch.Generator) -> None:
-        """Note how well the proxy agrees with the data, and let C follow where it is to."""
+    def _follow_constraint(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """How well the proxy agrees with the data, after C has followed where it is to."""
         hp, data = self.hparams, self.sampler.draw(generator)
         proxy, model = (policy(data.observations, data.masks, None)[0] for policy in (self.proxy, self.models[0]))
         excess = float(self._over_processes(data_term(proxy, data) - data_term(model, data)))
         if hp["constraint"] == "lagrangian":
             bounds = {"rate": hp["dual_rate"], "floor": hp["floor"], "ceiling": hp["ceiling"]}
             self.coefficient.fill_(next_coefficient(float(self.coefficient), excess, hp["slack"], **bounds))
-        self.log_dict({"train/excess": excess, "train/coefficient": self.coefficient})
+        agreement = {"train/excess": torch.tensor(excess), "train/coefficient": self.coefficient}
         if hp["constraint"] != "gate":
-            self.log("train/kl_data", data_term(proxy, data, "forward", model))
+            agreement["train/kl_data"] = data_term(proxy, data, "forward", model)
+        return agreement
 
     def _confidence(self, observations: Tensor) -> Tensor:
         counts = self.counts(observations)

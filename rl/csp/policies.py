@@ -16,13 +16,15 @@ class CategoricalLaw:
     """Laws over A actions.
 
     Args:
-        logits: (..., A), minus infinity where an action is illegal.
+        logits: (..., A).
+        masks: Legal actions (..., A), or None where all are.
     """
 
     dimension = 1
 
-    def __init__(self, logits: Tensor) -> None:
-        self.log_probs = logits.log_softmax(-1)
+    def __init__(self, logits: Tensor, masks: Tensor | None = None) -> None:
+        self.masks = masks
+        self.log_probs = (logits if masks is None else logits.masked_fill(~masks, -math.inf)).log_softmax(-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Log-probabilities of int64 actions (...)."""
@@ -30,22 +32,20 @@ class CategoricalLaw:
 
     def entropy(self) -> Tensor:
         """Entropy (...) in nats."""
-        return -(self.log_probs.exp() * self._finite(self.log_probs)).sum(-1)
+        return -(self.log_probs.exp() * self._finite()).sum(-1)
 
     def kl(self, other: CategoricalLaw) -> Tensor:
         """KL(self, other) (...) in nats."""
-        difference = self._finite(self.log_probs) - self._finite(other.log_probs)
-        return (self.log_probs.exp() * difference).sum(-1)
+        return (self.log_probs.exp() * (self._finite() - other._finite())).sum(-1)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Actions (...): the first arrival among exponential clocks of these rates."""
         clocks = torch.empty(self.log_probs.shape).exponential_(generator=generator).to(self.log_probs)
         return (self.log_probs - clocks.log()).argmax(-1)
 
-    @staticmethod
-    def _finite(log_probs: Tensor) -> Tensor:
+    def _finite(self) -> Tensor:
         # An illegal action has probability 0 on either side, and 0 * infinity would be NaN, also in the gradient.
-        return log_probs.masked_fill(log_probs == -math.inf, 0.0)
+        return self.log_probs if self.masks is None else self.log_probs.masked_fill(~self.masks, 0.0)
 
 
 class GaussianLaw:
@@ -199,9 +199,7 @@ class SeatPolicy(nn.Module):
         out = self.head(features).to(observations.dtype)  # laws are not computed in half precision
         if self.log_std is not None:
             return GaussianLaw(out, self.log_std.clamp(min=self.floor)), memories
-        if masks is not None:
-            out = out.masked_fill(~masks, -math.inf)
-        return CategoricalLaw(out), memories
+        return CategoricalLaw(out, masks), memories
 
 
 class GatedPolicy(nn.Module):
