@@ -30,7 +30,7 @@ SETUP = Setup(
     candidates={
         "csp": [{"coefficient": 0.2}],
         "rnr": [{"model_share": 0.75}],
-        "dbr": [{"gate_limit": 0.99, "radius": 0.3}],
+        "dbr": [{"gate_limit": 0.99, "radius": 0.5}],
     },
     iterations=120,
     episodes=96,

@@ -217,15 +217,7 @@ def chasing_predators(observation: Tensor, mask: Tensor | None, generator: torch
 def guarding_predators(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
     """A scripted target with a weakness: predators that chase prey in the left half of the screen, dawdle in the right.
 
-    For one prey, three predators and two obstacles.
-
-    Args:
-        observation: (batch, 3, 16).
-        mask: Not used.
-        generator: Of the random moves.
-
-    Returns:
-        Actions (batch, 3).
+    Takes and gives what :func:`chasing_predators` does.
     """
     prey = observation[:, :, 2] + observation[:, :, 12]
     random = torch.randint(5, prey.shape, generator=generator)
@@ -235,13 +227,7 @@ def guarding_predators(observation: Tensor, mask: Tensor | None, generator: torc
 def roaming_prey(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
     """Scripted prey that moves at random, but turns back from the middle and from the right edge of the screen.
 
-    Args:
-        observation: (batch, 1, 14).
-        mask: Not used.
-        generator: Of the random moves.
-
-    Returns:
-        Actions (batch, 1).
+    Takes and gives what :func:`fleeing_prey` does.
     """
     place = observation[:, 0, 2:4]
     random = torch.randint(5, (len(place),), generator=generator)

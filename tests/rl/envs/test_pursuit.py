@@ -11,6 +11,17 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def played(game, state, predators, prey, source):
+    """The state after an episode between two scripts, and the mean return."""
+    total = 0.0
+    for _ in range(game.horizon):
+        seen = game.observe(state)
+        moves = {"predators": predators(seen["predators"], None, source), "prey": prey(seen["prey"], None, source)}
+        state, reward, _ = game.step(state, moves, source)
+        total += reward.mean().item()
+    return state, total
+
+
 @pytest.mark.parametrize(("predators", "prey", "obstacles"), [(3, 1, 2), (2, 2, 1)])
 def test_every_step_is_that_of_simple_tag(predators, prey, obstacles, monkeypatch):
     for variable in ("PYGAME_HIDE_SUPPORT_PROMPT", "SDL_AUDIODRIVER"):  # mpe2 sets them when it is imported
@@ -100,30 +111,15 @@ def test_guarding_predators_chase_in_the_left_half_only_and_roaming_prey_stays_o
         hits[side] = (guarding_predators(seen, None, generator(5)) == chase).float().mean().item()
     assert hits["right"] < 0.4  # random moves agree now and then
     assert hits["left"] > 0.8  # both draw at random now and then, from other draws
-    for _ in range(game.horizon):
-        seen = game.observe(state)
-        moves = {
-            "predators": guarding_predators(seen["predators"], None, source),
-            "prey": roaming_prey(seen["prey"], None, source),
-        }
-        state, _, _ = game.step(state, moves, source)
+    state, _ = played(game, state, guarding_predators, roaming_prey, source)
     assert (state["position"][:, 3, 0] > 0).float().mean() > 0.95
 
 
 def test_chasing_predators_catch_dawdling_prey_more_often_than_fleeing_prey():
     caught = {}
     for side in ("all", "right"):
-        game, total, source = PredatorPrey(starts=side), 0.0, generator()
-        state = game.reset(300, source)
-        for _ in range(game.horizon):
-            seen = game.observe(state)
-            actions = {
-                "predators": chasing_predators(seen["predators"], None, source),
-                "prey": fleeing_prey(seen["prey"], None, source),
-            }
-            state, reward, _ = game.step(state, actions, source)
-            total += reward.mean().item()
-        caught[side] = total
+        game, source = PredatorPrey(starts=side), generator()
+        _, caught[side] = played(game, game.reset(300, source), chasing_predators, fleeing_prey, source)
     assert caught["all"] > 1.1 * caught["right"]
 
 
