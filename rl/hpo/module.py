@@ -290,8 +290,12 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
 
     @property
     def decisions(self) -> slice:
-        """The decisions that are trained: all but the simulator's buffer at either end."""
-        return slice(self.simulator.buffer, self.simulator.horizon - self.simulator.buffer)
+        """The decisions that are trained: from the middle of the warm-up to the buffer at the end.
+
+        The first half keeps the costs of the start out of the objective. The second half must be in it: what is never
+        trained can lead where no trained decision has been, and from there nothing leads back.
+        """
+        return slice(self.simulator.report_from // 2, self.simulator.horizon - self.simulator.buffer)
 
     @property
     def continuing(self) -> bool:
