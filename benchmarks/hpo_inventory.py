@@ -1,10 +1,12 @@
 """HPO on inventory with a fixed ordering cost: gap to the optimum for one item, to the best heuristic for 5, 10 and 20.
 
 ``gap_to_optimum_single`` is the mean over 5 seeds of the last policy's cost over that of the optimal (s, S) policy on
-the same demand, minus 1, with its 95 % interval. ``gap_to_heuristic_<items>`` compares with the cheaper of (R, S) and
-(Q, S); the lower bound stands beside it in the table. ``gap_single_<variant>`` is one item with no cross term, ``cross:
-auto``, one-step branching, and hybrid PPO, 3 seeds. ``seconds_per_seed`` is the longest training of one item. Every
-training is a cell under runs/benchmarks; ``--only PART`` runs the cells whose name contains PART and writes nothing.
+the same demand, minus 1, with its 95 % interval; its modes are the likeliest or sampled ones, whichever cost less on
+the validation episodes. ``gap_to_heuristic_<items>`` compares with the cheaper of (R, S) and (Q, S), and with
+``_likeliest`` always by the likeliest modes; the lower bound stands beside it in the table. ``gap_single_<variant>`` is
+one item with no cross term, ``cross: auto``, one-step branching, and hybrid PPO, 3 seeds. ``seconds_per_seed`` is the
+longest training of one item. Every training is a cell under runs/benchmarks; ``--only PART`` runs the cells whose name
+contains PART and writes nothing.
 """
 
 from __future__ import annotations
@@ -66,10 +68,15 @@ def main() -> None:
     ]
     if options.only or options.updates != UPDATES:
         return
+    for row in rows:
+        validated = row["curve"][-1]
+        row["likeliest_gap"], row["acts"] = row["gap"], min(("cost", "sampled_cost"), key=validated.__getitem__)
+        row["gap"] = row[row["acts"]] / row["reference_cost"] - 1
     figures = {"gap_to_optimum_single": interval([row["gap"] for row in rows if row["cell"] == "single"])}
     for items in (5, 10, 20):
-        gaps = [row["gap"] for row in rows if row["cell"] == f"{items} items"]
-        figures[f"gap_to_heuristic_{items}"] = interval(gaps)
+        found = [row for row in rows if row["cell"] == f"{items} items"]
+        figures[f"gap_to_heuristic_{items}"] = interval([row["gap"] for row in found])
+        figures[f"gap_to_heuristic_{items}_likeliest"] = interval([row["likeliest_gap"] for row in found])
     for name in VARIANTS:
         gaps = [row["gap"] for row in rows if row["cell"] == f"single, {name}"]
         figures[f"gap_single_{name.replace(' ', '_')}"] = interval(gaps)

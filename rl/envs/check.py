@@ -75,10 +75,9 @@ def _check_declaration(simulator: HybridSimulator) -> None:
         raise SimulatorError(f"discount is {simulator.discount}, but it must be above 0 and at most 1")
     if simulator.report not in ("mean", "total"):
         raise SimulatorError(f"report is {simulator.report!r}, but it must be 'mean' or 'total'")
-    warm_up, buffer = simulator.report_from, simulator.buffer
-    if not 0 <= warm_up < simulator.horizon or not 0 <= buffer < simulator.horizon - warm_up // 2:
+    if not 0 <= simulator.report_from < simulator.horizon or not 0 <= simulator.buffer < simulator.horizon:
         raise SimulatorError(
-            f"report_from is {warm_up} and buffer {buffer}, but they must be at least 0 and "
+            f"report_from is {simulator.report_from} and buffer {simulator.buffer}, but they must be at least 0 and "
             f"leave something of the horizon of {simulator.horizon}"
         )
 

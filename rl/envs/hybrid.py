@@ -37,7 +37,7 @@ class HybridSimulator(ABC):
         horizon: Number of decisions T of an episode, at least 1.
         discount: g in (0, 1], the discount that training uses unless told otherwise.
         report: ``mean`` cost per step or ``total`` cost.
-        report_from: First step that is reported; steps before it warm up, and training leaves their first half out.
+        report_from: First step whose cost counts; steps before it warm up.
         buffer: Last decisions of an episode that training leaves out, because too few of their consequences are seen.
         endless: Whether the horizon only cuts a process that goes on, so that a value of the last state is due.
         differentiable: False where costs carry no gradient; only model-free methods can train there.

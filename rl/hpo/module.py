@@ -148,7 +148,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
     def training_step(self, batch: Seeds, batch_index: int) -> Tensor | None:
         """Simulate and update."""
         hp = self.hparams
-        first, last = self.decisions.start, self.decisions.stop
+        last = self.decisions
         if hp["reuse"] and self.trainer.world_size > 1 and batch.episodes % hp["minibatches"]:
             raise ValueError(
                 f"groups have {batch.episodes} episodes and a pass has {hp['minibatches']} minibatches; on several "
@@ -165,9 +165,9 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
                 advantages = branched_advantages(
                     roll.log_probs, cast(Tensor, roll.branch_costs), following, discount=self.discount
                 )
-                scale = self._moments(advantages[:, first:last])[1]
+                scale = self._moments(advantages[:, :last])[1]
             else:
-                mean, scale = self._moments(advantages[:, first:last])
+                mean, scale = self._moments(advantages[:, :last])
                 advantages = advantages - mean
         surrogate = self._surrogate(roll, advantages, scale)
         loss = surrogate.pathwise.mean() + surrogate.score.mean()
@@ -176,15 +176,15 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         if diagnose:
             self._report(surrogate)
         data: dict[str, Any] = {
-            "observations": roll.observations[:, first:last].detach(),
-            "modes": roll.modes[:, first:last],
-            "raw": roll.raw[:, first:last].detach(),
-            "masks": None if roll.masks is None else roll.masks[:, first:last],
-            "advantages": advantages[:, first:last] / scale,
+            "observations": roll.observations[:, :last].detach(),
+            "modes": roll.modes[:, :last],
+            "raw": roll.raw[:, :last].detach(),
+            "masks": None if roll.masks is None else roll.masks[:, :last],
+            "advantages": advantages[:, :last] / scale,
         }
         with torch.no_grad():
-            data["old"] = self._taken(roll.log_probs[:, first:last].detach(), data)
-        data["targets"] = self._standardise(targets[:, first:last])
+            data["old"] = self._taken(roll.log_probs[:, :last].detach(), data)
+        data["targets"] = self._standardise(targets[:, :last])
         if hp["reuse"] == 0 or hp["estimator"] == "score":
             law = self.policy.log_probs(data["observations"], data["masks"])
             if hp["estimator"] == "score":
@@ -215,9 +215,15 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             value = torch.func.functional_call(self.policy.critic, frozen, (roll.tails,))
             tails = window_tails(self.value_shift + self.value_scale * value.squeeze(-1), roll.tail_steps)
         parts = mixed_surrogate(
-            roll.costs, roll.log_probs, roll.modes, advantages, tails=tails, decisions=self.decisions
+            roll.costs,
+            roll.log_probs,
+            roll.modes,
+            advantages,
+            tails=tails,
+            decisions=self.decisions,
+            counted_from=self.simulator.report_from,
         )
-        weight = 1 / (scale * (self.decisions.stop - self.decisions.start))
+        weight = 1 / (scale * self.decisions)
         return Surrogate(parts.pathwise * weight, parts.score * weight)
 
     def _reuse(self, data: dict[str, Any], optimizer: Any) -> None:
@@ -289,13 +295,13 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         return float(self.simulator.discount if given is None else given)
 
     @property
-    def decisions(self) -> slice:
-        """The decisions that are trained: from the middle of the warm-up to the buffer at the end.
+    def decisions(self) -> int:
+        """How many decisions are trained: all but the simulator's buffer at the end.
 
-        The first half keeps the costs of the start out of the objective. The second half must be in it: what is never
-        trained can lead where no trained decision has been, and from there nothing leads back.
+        Those of the warm-up are among them, though its costs do not count: decisions that are never trained can lead
+        where no trained one has been, and from there nothing leads back.
         """
-        return slice(self.simulator.report_from // 2, self.simulator.horizon - self.simulator.buffer)
+        return int(self.simulator.horizon - self.simulator.buffer)
 
     @property
     def continuing(self) -> bool:
@@ -319,7 +325,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
                 draws,
                 cross_term=cross,
                 window=hp["window"] if live else 0,
-                last_live=self.decisions.stop if live else None,
+                last_live=self.decisions if live else None,
                 branch=hp["branch"] and live,
                 relaxed=hp["temperature"] if hp["estimator"] == "straight_through" and live else None,
                 step=self._step,
@@ -449,10 +455,10 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         self.log_dict({f"train/{name}": value for name, value in report.items() if not name.endswith("signal")})
 
     def _log_training(self, roll: Rollout, values: Tensor, targets: Tensor, scale: Tensor) -> None:
-        first, last = self.decisions.start, self.decisions.stop
+        last = self.decisions
         with torch.no_grad():
-            residual = self._moments((targets - values[:, :-1])[:, first:last])[1]
-            explained = 1 - (residual / self._moments(targets[:, first:last])[1]).square()
+            residual = self._moments((targets - values[:, :-1])[:, :last])[1]
+            explained = 1 - (residual / self._moments(targets[:, :last])[1]).square()
             cost = self._mean(reported_cost(self.simulator, roll.costs.detach()))
             spread = self._mean(entropy(roll.log_probs.detach()))
         self.log("train/cost", cost, prog_bar=True)

@@ -51,7 +51,8 @@ def mixed_surrogate(
     *,
     discount: float = 1.0,
     tails: Tensor | None = None,
-    decisions: slice = slice(None),
+    decisions: int | None = None,
+    counted_from: int = 0,
 ) -> Surrogate:
     r"""The mixed gradient of the expected cost.
 
@@ -77,15 +78,15 @@ def mixed_surrogate(
         tails: Live values (batch, windows, 2) of :func:`window_tails` at the ends of short windows, after which the
             states of the rollout were detached. **Unbiased** with the exact value function of the frozen policy,
             otherwise as biased as the value.
-        decisions: Which decisions are scored; costs before its start are left out too, as nothing in it can change
-            them. **Unbiased** for the policy of these decisions.
+        decisions: How many are scored, from the first; None scores all. **Unbiased** for the policy of these.
+        counted_from: Costs before this step, of a warm-up, are left out of the pathwise part. **Unbiased** for those
+            that count if the advantages leave them out too; else the modes of the warm-up are judged by more.
 
     Returns:
         Both parts, (batch,) each.
     """
-    first = decisions.start or 0
     weights = discount ** torch.arange(costs.shape[1], device=costs.device, dtype=costs.dtype)
-    pathwise = (weights * costs)[:, first:].sum(1)
+    pathwise = (weights * costs)[:, counted_from:].sum(1)
     if tails is not None:
         pathwise = pathwise + tails.sum(1)
     advantages = advantages.detach()
@@ -94,7 +95,7 @@ def mixed_surrogate(
         terms = (log_probs.exp() * advantages).sum(-1)
     else:
         terms = mode_log_probs(log_probs, modes) * advantages
-    return Surrogate(pathwise, (weights * terms)[:, decisions].sum(1))
+    return Surrogate(pathwise, (weights * terms)[:, :decisions].sum(1))
 
 
 def window_tails(values: Tensor, steps: Tensor, discount: float = 1.0) -> Tensor:
