@@ -75,7 +75,7 @@ def _check_declaration(simulator: HybridSimulator) -> None:
         raise SimulatorError(f"discount is {simulator.discount}, but it must be above 0 and at most 1")
     if simulator.report not in ("mean", "total"):
         raise SimulatorError(f"report is {simulator.report!r}, but it must be 'mean' or 'total'")
-    if not 0 <= simulator.report_from < simulator.horizon or not 0 <= simulator.buffer < simulator.horizon:
+    if not 0 <= simulator.report_from < simulator.horizon or not 0 <= 2 * simulator.buffer < simulator.horizon:
         raise SimulatorError(
             f"report_from is {simulator.report_from} and buffer {simulator.buffer}, but they must be at least 0 and "
             f"leave something of the horizon of {simulator.horizon}"

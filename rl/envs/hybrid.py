@@ -38,7 +38,8 @@ class HybridSimulator(ABC):
         discount: g in (0, 1], the discount that training uses unless told otherwise.
         report: ``mean`` cost per step or ``total`` cost.
         report_from: First step whose cost counts; steps before it warm up.
-        buffer: Last decisions of an episode that training leaves out, because too few of their consequences are seen.
+        buffer: Last decisions of an episode that training leaves out, because too few of their consequences are seen;
+            less than half the horizon.
         endless: Whether the horizon only cuts a process that goes on, so that a value of the last state is due.
         differentiable: False where costs carry no gradient; only model-free methods can train there.
         device: Where states, noise and costs live.
