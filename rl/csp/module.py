@@ -15,7 +15,7 @@ from rl.csp.loading import load_game, load_pairs
 from rl.csp.pairs import Coverage, Pairs, PairSampler
 from rl.csp.policies import Critic, GatedPolicy, SeatPolicy
 from rl.csp.rollout import Episodes, join, play
-from rl.csp.update import Divergence, Settings, data_term, next_coefficient, update_side
+from rl.csp.update import Divergence, Law, Settings, data_term, next_coefficient, update_side
 from rl.envs.markov_game import BatchedGame
 
 
@@ -224,10 +224,9 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
                 self.proxy_critic,
                 episodes.experience(theirs, sign=-1.0),
                 self.settings(float(self.coefficient) if self.held_to_data else 0.0, self.progress),
-                lambda loss: self._descend(loss, proxy_steps, self.free, self.proxy_critic),
+                lambda loss: self._descend(loss, proxy_steps),
                 generator,
                 draw_data=lambda: self.sampler.draw(generator),
-                model=self.models[0],
                 reduce=self._over_processes,
             )
             agreement = self._follow_constraint(generator)
@@ -240,7 +239,7 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
             self.agent_critic,
             episodes.experience(ours, sign=1.0),
             self.settings(progress=self.progress),
-            lambda loss: self._descend(loss, agent_steps, self.agent, self.agent_critic),
+            lambda loss: self._descend(loss, agent_steps),
             generator,
             reduce=self._over_processes,
         )
@@ -302,28 +301,26 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
             chunk=hp["chunk"] if hp["memory"] else 1,
         )
 
-    def _descend(self, loss: Tensor, optimizer: Any, *learning: nn.Module) -> None:
+    def _descend(self, loss: Tensor, optimizer: Any) -> None:
         optimizer.zero_grad()
         if self._world > 1:  # data-parallel training waits for the gradient of every parameter
             loss = loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         self.manual_backward(loss)
-        nn.utils.clip_grad_norm_(
-            [p for module in learning for p in module.parameters() if p.requires_grad], self.hparams["max_norm"]
-        )
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.hparams["max_norm"])
         optimizer.step()
 
     @torch.no_grad()
     def _follow_constraint(self, generator: torch.Generator) -> dict[str, Tensor]:
         """How well the proxy agrees with the data, after C has followed where it is to."""
         hp, data = self.hparams, self.sampler.draw(generator)
-        proxy, model = (policy(data.observations, data.masks, None)[0] for policy in (self.proxy, self.models[0]))
+        proxy, model = self.proxy(data.observations, data.masks, None)[0], cast(Law, data.model)
         excess = float(self._over_processes(data_term(proxy, data) - data_term(model, data)))
         if hp["constraint"] == "lagrangian":
             bounds = {"rate": hp["dual_rate"], "floor": hp["floor"], "ceiling": hp["ceiling"]}
             self.coefficient.fill_(next_coefficient(float(self.coefficient), excess, hp["slack"], **bounds))
         agreement = {"train/excess": torch.tensor(excess), "train/coefficient": self.coefficient}
         if hp["constraint"] != "gate":
-            agreement["train/kl_data"] = data_term(proxy, data, "forward", model)
+            agreement["train/kl_data"] = data_term(proxy, data, "forward")
         return agreement
 
     def _confidence(self, observations: Tensor) -> Tensor:
@@ -355,14 +352,19 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
         epochs = self.trainer.max_epochs or 0
         return min(1.0, self._number / (epochs * self.trainer.num_training_batches)) if epochs > 0 else 0.0
 
+    def on_train_start(self) -> None:
+        """Bring the data to the device, with what the fitted model says of them."""
+        self.sampler.to(self.device)
+        if self.learns_proxy:
+            self.sampler.evaluate(self.models[0])
+
     def on_train_batch_start(self, batch: Iteration, batch_index: int) -> None:
-        """Set the rates of this iteration and bring the data to the device."""
+        """Set the rates of this iteration."""
         self._number = batch.number
         factor = 1 + (self.hparams["final_rate"] - 1) * self.progress
         for optimizer in cast(Any, self.optimizers(use_pl_optimizer=False)):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial"] * factor
-        self.sampler.to(self.device)
 
     @property
     def _world(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rl.csp.update import DataBatch
+from rl.csp.update import DataBatch, Law
 
 REFERENCE_ROWS = 4096  # what counting compares with at most
 
@@ -117,12 +118,27 @@ class PairSampler:
         weights = whole.weights[:, chosen]
         weights = weights / weights.sum(0) / size
         masks = None if whole.masks is None else whole.masks[:, chosen]
-        return DataBatch(whole.observations[:, chosen], whole.actions[:, chosen], masks, weights)
+        model = None if whole.model is None else _columns(whole.model, chosen)
+        return DataBatch(whole.observations[:, chosen], whole.actions[:, chosen], masks, weights, model)
 
     def to(self, device: torch.device) -> PairSampler:
-        """Move the data."""
-        self.whole = DataBatch(*(None if x is None else x.to(device) for x in self.whole))  # type: ignore[arg-type]
+        """Move the data; a model has to be evaluated again."""
+        self.whole = DataBatch(*(x.to(device) if isinstance(x, Tensor) else None for x in self.whole))  # type: ignore[arg-type]
         return self
+
+    @torch.no_grad()
+    def evaluate(self, model: Any) -> None:
+        """Evaluate a frozen policy on all the data once, so that no step has to."""
+        self.whole = self.whole._replace(model=model(self.whole.observations, self.whole.masks, None)[0])
+
+
+def _columns(law: Law, chosen: Tensor) -> Law:
+    """The laws of some columns, of an object that holds them as tensors (L, B, ...)."""
+    part = copy.copy(law)
+    for name, value in vars(law).items():
+        if isinstance(value, Tensor):
+            setattr(part, name, value[:, chosen])
+    return part
 
 
 def _unique(pairs: Pairs, weights: Tensor) -> DataBatch:

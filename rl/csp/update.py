@@ -80,12 +80,14 @@ class DataBatch(NamedTuple):
         actions: int64 (L, B) or float (L, B, D).
         masks: Legal actions (L, B, A), or None.
         weights: Of each pair, summing to 1, (L, B).
+        model: Law (L, B) of a frozen policy fitted to the data, or None; the two divergences compare with it.
     """
 
     observations: Tensor
     actions: Tensor
     masks: Tensor | None
     weights: Tensor
+    model: Law | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def clipped_surrogate(log_probs: Tensor, old: Tensor, advantages: Tensor, clip: 
     return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
-def data_term(law: Law, data: DataBatch, divergence: Divergence = "nll", model: Law | None = None) -> Tensor:
+def data_term(law: Law, data: DataBatch, divergence: Divergence = "nll") -> Tensor:
     r"""L_D, weighted over pairs and divided by the number of action dimensions.
 
     ``nll``: :math:`-\log \mu(b|o)`, up to a constant the forward divergence from the empirical policy. ``forward``:
@@ -184,7 +186,6 @@ def data_term(law: Law, data: DataBatch, divergence: Divergence = "nll", model: 
         law: The proxy's at the data's observations.
         data: The pairs.
         divergence: See above.
-        model: The frozen model's law there; needed by the two divergences.
 
     Returns:
         A scalar in nats a dimension.
@@ -194,10 +195,10 @@ def data_term(law: Law, data: DataBatch, divergence: Divergence = "nll", model: 
     """
     if divergence == "nll":
         each = -law.log_prob(data.actions)
-    elif model is None:
+    elif data.model is None:
         raise ValueError(f"the data term '{divergence}' compares with a model of the target; give one, or use 'nll'.")
     else:
-        each = model.kl(law) if divergence == "forward" else law.kl(model)
+        each = data.model.kl(law) if divergence == "forward" else law.kl(data.model)
     return (each * data.weights).sum() / law.dimension
 
 
@@ -239,7 +240,6 @@ def update_side(
     generator: torch.Generator,
     *,
     draw_data: Callable[[], DataBatch] | None = None,
-    model: Any = None,
     reduce: Reduce = lambda x: x,
 ) -> dict[str, Tensor]:
     """Improve one side: advantages once, then a few passes of clipped minibatch steps.
@@ -252,7 +252,6 @@ def update_side(
         descend: Takes a loss, goes one step down its gradient.
         generator: For the order of minibatches.
         draw_data: Gives pairs of the target for the data term; not called when C is 0.
-        model: Frozen policy for the divergences that need one.
         reduce: Mean over processes.
 
     Returns:
@@ -285,7 +284,7 @@ def update_side(
     for _ in range(settings.epochs):
         for part in _minibatches(chunks, settings.minibatches, generator):
             data = draw_data() if draw_data is not None and settings.coefficient > 0 else None
-            loss, report = side_loss(policy, critic, part, settings, data=data, model=model, reduce=reduce)
+            loss, report = side_loss(policy, critic, part, settings, data=data, reduce=reduce)
             descend(loss)
             reports.append(report)
     return {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
@@ -298,7 +297,6 @@ def side_loss(
     settings: Settings,
     *,
     data: DataBatch | None = None,
-    model: Any = None,
     reduce: Reduce = lambda x: x,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a minibatch: surrogate, entropy, value and data term; and what to log of it.
@@ -310,7 +308,6 @@ def side_loss(
             decides, advantages, targets, and sure (a gate's confidence, or None).
         settings: Coefficients.
         data: Pairs of the target, or None without a data term.
-        model: Frozen policy for the divergences that need one.
         reduce: Mean over processes.
     """
     seen = (part["observations"], part["masks"], part["memories"])
@@ -323,11 +320,7 @@ def side_loss(
     loss = policy_loss - settings.entropy * entropy + settings.value * value_loss
     data_loss = torch.zeros_like(policy_loss)
     if data is not None:
-        teacher = None
-        if settings.divergence != "nll":
-            with torch.no_grad():
-                teacher = model(data.observations, data.masks, None)[0]
-        data_loss = data_term(policy(data.observations, data.masks, None)[0], data, settings.divergence, teacher)
+        data_loss = data_term(policy(data.observations, data.masks, None)[0], data, settings.divergence)
         loss = loss + settings.coefficient * data_loss
     with torch.no_grad():
         difference = log_probs - part["old"]

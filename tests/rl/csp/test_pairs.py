@@ -46,6 +46,24 @@ def test_small_batches_are_drawn_by_weight():
     assert mean == pytest.approx(0.5, abs=0.07)
 
 
+@pytest.mark.parametrize(("memory", "real"), [(0, 0), (4, 0), (0, 2)])
+def test_drawn_pairs_bring_what_the_model_says_of_them(memory, real):
+    episodes = torch.arange(12) // 2
+    observations = torch.randn(12, 3, generator=draws(0))
+    actions = torch.rand(12, real) if real else torch.arange(12) % 2
+    masks = None if real else torch.tensor([[True, True, False]]).expand(12, -1)
+    model = SeatPolicy(3, 0 if real else 3, real, memory=memory)
+    sampler = PairSampler(Pairs(observations, actions, masks, episodes, episodes), batch=4, sequences=memory > 0)
+    assert sampler.draw(draws(0)).model is None
+    sampler.evaluate(model)
+    for seed in range(5):
+        data = sampler.draw(draws(seed))
+        expected = model(data.observations, data.masks, None)[0]
+        assert torch.allclose(data.model.log_prob(data.actions), expected.log_prob(data.actions))
+        assert data.model.kl(expected).abs().max() < 1e-6
+    assert sampler.to(torch.device("cpu")).whole.model is None
+
+
 def test_sequences_are_whole_episodes():
     batch = PairSampler(pairs(), power=1.0, sequences=True).whole
     assert batch.actions.T.tolist() == [[0, 0], [1, 0], [1, 0]]
