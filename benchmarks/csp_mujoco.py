@@ -2,8 +2,7 @@
 
 Two bodies in a ring, real actions. The target charges whom it sees ahead and idles when flanked; its data come from
 matches that start face to face, the test starts with any headings. Cells and values are those of
-``csp_predator_prey``; the settings of RNR and DBR are those chosen there, the C of CSP was chosen between 0.2 and 1 on
-a seed that is not reported. Takes about an hour of one core; an interrupted run goes on where it was.
+``csp_predator_prey``. Takes two and a half hours of one core; an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ SETUP = Setup(
         "hidden": [64, 64],
     },
     candidates={
-        "csp": [{"coefficient": 0.2}],
-        "rnr": [{"model_share": 0.75}],
-        "dbr": [{"gate_limit": 0.99, "radius": 0.5}],
+        "csp": [{"coefficient": 0.2}, {"coefficient": 1.0}],
+        "rnr": [{"model_share": 0.5}, {"model_share": 0.75}, {"model_share": 0.9}],
+        "dbr": [{"gate_limit": 0.99, "radius": 0.3}, {"gate_limit": 0.99, "radius": 0.5}],
     },
-    iterations=120,
+    iterations=360,
     episodes=96,
     recorded=200,
     attack={"iterations": 30, "episodes": 96, "test_episodes": 1024, "coefficient": 0.2, "slack": 0.05},
