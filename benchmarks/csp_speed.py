@@ -4,7 +4,7 @@ A step moves all four players and gives all observations and the reward. Ours ru
 steps, the peer two episodes of 25 steps, both with random moves drawn beforehand; ``steps_ratio_vs_mpe2`` is the median
 ratio of seconds per step over interleaved rounds. ``iteration_vs_ppo`` compares a whole training step of CSP in a
 Trainer on predator-prey, data term, logging and all, with a plain loop of two-player PPO on as many episodes and
-updates. Takes about a minute.
+updates. Takes about two minutes.
 """
 
 import numpy as np
@@ -54,7 +54,7 @@ def main() -> None:
     for row in rows:
         print(*row.values(), sep="  ")
     hush_libraries()
-    iterations = iteration_times(iterations=30)
+    iterations = iteration_times(iterations=100)
     figures = {"steps_ratio_vs_mpe2": ratio, "iteration_vs_ppo": median_ratio(iterations["csp"], iterations["ppo"])}
     trainers = [{"trainer": name, "seconds an iteration": float(np.median(t))} for name, t in iterations.items()]
     print(figures, write_results("csp_speed", figures, {"simulators": rows, "trainers": trainers}, 1))
