@@ -133,11 +133,13 @@ class PairSampler:
 
 
 def _columns(law: Law, chosen: Tensor) -> Law:
-    """The laws of some columns, of an object that holds them as tensors (L, B, ...)."""
+    """The laws of some columns, of an object that holds them as tensors (L, B, ...) or as other laws."""
     part = copy.copy(law)
     for name, value in vars(law).items():
         if isinstance(value, Tensor):
             setattr(part, name, value[:, chosen])
+        elif hasattr(value, "log_prob"):
+            setattr(part, name, _columns(value, chosen))
     return part
 
 

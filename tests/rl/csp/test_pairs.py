@@ -64,6 +64,19 @@ def test_drawn_pairs_bring_what_the_model_says_of_them(memory, real):
     assert sampler.to(torch.device("cpu")).whole.model is None
 
 
+def test_drawn_pairs_bring_a_mixed_law_too():
+    torch.manual_seed(0)
+    observations, episodes = torch.randn(12, 3), torch.arange(12)
+    gated = GatedPolicy(SeatPolicy(3, 2, 0), SeatPolicy(3, 2, 0), lambda seen: seen[..., 0].sigmoid())
+    for part in (gated.model, gated.free):
+        torch.nn.init.normal_(part.head.weight)
+    sampler = PairSampler(Pairs(observations, episodes % 2, None, episodes, episodes), batch=4)
+    sampler.evaluate(gated)
+    data = sampler.draw(draws(0))
+    expected = gated(data.observations, None, None)[0].log_prob(data.actions)
+    assert torch.allclose(data.model.log_prob(data.actions), expected)
+
+
 def test_sequences_are_whole_episodes():
     batch = PairSampler(pairs(), power=1.0, sequences=True).whole
     assert batch.actions.T.tolist() == [[0, 0], [1, 0], [1, 0]]
