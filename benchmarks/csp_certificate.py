@@ -10,8 +10,8 @@ infinite data, is in the table. Takes about two minutes.
 import numpy as np
 
 from benchmarks.common import write_results
-from rl.csp.exact import Pinned, certify, consistent_sets, robust_plan, worst_case
 from rl.envs import vault_maze
+from rl.exact import Pinned, certify, consistent_sets, robust_plan, worst_case
 
 SIZES = (30, 100, 1000, 10_000)
 DATA_SETS = 200

@@ -10,7 +10,9 @@ takes seconds.
 import numpy as np
 
 from benchmarks.common import write_results
-from rl.csp.exact import (
+from rl.envs import vault_maze
+from rl.envs.spiel import best_response_values, sequence_form
+from rl.exact import (
     Contamination,
     Free,
     MarkovGame,
@@ -20,9 +22,7 @@ from rl.csp.exact import (
     solve_extensive,
     worst_case,
 )
-from rl.csp.exact.bounds import coupling_bound
-from rl.envs import vault_maze
-from rl.envs.spiel import best_response_values, sequence_form
+from rl.exact.bounds import coupling_bound
 
 G = 0.99
 DOOR = (0.3,) * 3

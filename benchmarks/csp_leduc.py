@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import write_results
-from recipes.csp_cards import our_behaviour, score, target_behaviour
-from recipes.files import write_json
-from rl.csp.exact.extensive import SequenceGame
+from recipes.csp.cards import our_behaviour, score, target_behaviour
+from recipes.running.files import write_json
 from rl.envs.spiel import record_counts, sequence_form
+from rl.exact.extensive import SequenceGame
 
 GAME = "leduc_poker"
 CELLS = Path("runs/benchmarks/csp_leduc")

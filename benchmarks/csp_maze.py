@@ -19,18 +19,18 @@ import numpy as np
 import torch
 
 from benchmarks.common import write_results
-from recipes.csp_report import policy_table
-from recipes.files import write_json
-from recipes.quiet import hush_libraries, silent_trainer
+from recipes.csp.report import policy_table
+from recipes.running.files import write_json
+from recipes.running.quiet import hush_libraries, silent_trainer
 from rl.csp.baselines import BASELINES, imitate
 from rl.csp.data import RolloutDataModule
 from rl.csp.dataset import record_target
-from rl.csp.exact.markov import best_response, robust_plan, worst_case
-from rl.csp.exact.sets import Free
 from rl.csp.module import CSPModule
 from rl.csp.policies import ScriptedPolicy
 from rl.csp.rollout import pairs_of, play
 from rl.envs.vault_maze import VaultMaze, behaviour, pinned_guard, true_guard
+from rl.exact.markov import best_response, robust_plan, worst_case
+from rl.exact.sets import Free
 
 CELLS = Path("runs/benchmarks/csp_maze")
 SEEDS = 5

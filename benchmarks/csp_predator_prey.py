@@ -24,9 +24,9 @@ import torch
 from scipy.stats import t as student
 
 from benchmarks.common import write_results
-from recipes.csp_games import Scenario, build
-from recipes.files import write_json
-from recipes.quiet import hush_libraries, silent_trainer
+from recipes.csp.games import Scenario, build
+from recipes.running.files import write_json
+from recipes.running.quiet import hush_libraries, silent_trainer
 
 CELLS = Path("runs/benchmarks")
 # The rows; `imitation` is a fit.
@@ -39,7 +39,7 @@ class Setup(NamedTuple):
 
     Attributes:
         name: Of the benchmark.
-        game: Name of the game for `recipes.csp_games.build`.
+        game: Name of the game for `recipes.csp.games.build`.
         game_arguments: Of its class.
         arguments: Of `CSPModule`.
         candidates: Of each method that is tuned, the changes in its arguments that are tried on another seed.

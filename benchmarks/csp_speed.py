@@ -13,7 +13,7 @@ from mpe2 import simple_tag_v3
 
 from benchmarks.common import interleaved_times, median_ratio, write_results
 from benchmarks.csp_predator_prey import iteration_times
-from recipes.quiet import hush_libraries
+from recipes.running.quiet import hush_libraries
 from rl.envs.pursuit import PredatorPrey
 
 BATCH = 1024

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from scipy.stats import t
 
-from recipes.hpo_curves import Curve
-from recipes.hpo_sb3 import cost_of, train_sb3
-from recipes.quiet import silent_trainer
+from recipes.hpo.curves import Curve
+from recipes.hpo.sb3 import cost_of, train_sb3
+from recipes.running.quiet import silent_trainer
 from rl.hpo.best_known import best_known
 from rl.hpo.data import SeedDataModule
 from rl.hpo.module import HPOModule

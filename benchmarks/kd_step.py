@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 from benchmarks.common import Figure, median_ratio, write_results
 from distill import DistillModule
-from recipes.quiet import silent_trainer
+from recipes.running.quiet import silent_trainer
 
 SIZE, BATCH, CLASSES = 64, 32, 100
 WARM_UP, STEPS, ROUNDS = 3, 8, 9

@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from benchmarks.common import interleaved_times, median_ratio, write_results
-from recipes.quiet import silent_trainer
+from recipes.running.quiet import silent_trainer
 from rl.envs.action_spaces import FlatActions
 from rl.envs.hybrid import HybridSimulator
 from rl.envs.inventory import RAW_LIMIT, Inventory, joint_replenishment, single_item

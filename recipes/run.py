@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from recipes.front.errors import RecipeError, RunError
+from recipes.errors import RecipeError, RunError
 
 USAGE = """\
 python -m recipes.run FILE.yaml [key.sub=value ...] [--check] [--print-config] [--resume [CKPT]]
@@ -123,7 +123,7 @@ def _dispatch(options: argparse.Namespace, command: Sequence[str]) -> int:
     if options.print_config:
         print(show.to_yaml(parsed.recipe), end="", flush=True)
         return 0
-    from recipes.front.execute import check, run
+    from recipes.running.execute import check, run
 
     if options.check:
         check(parsed, quiet=options.quiet)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from recipes.table import TABLE
+from recipes.front.table import TABLE
 
 ROOT = Path(__file__).parent.parent
 WINGS = ("twinmerge", "distill", "rl", "explain")
 NOT_FUNCTIONAL = {"lightning", "pytorch_lightning", "transformers", "peft", "recipes"}
 HEAVY = {"torch", "lightning", "pytorch_lightning", "transformers", "peft", "torchmetrics", "datasets"}
 # What `python -m recipes.run` loads before it knows that the recipe is good: help, lists and refusals take no seconds.
-FRONT = ("run.py", "table.py", "front/*.py", *(f"{entry.module.rpartition('.')[2]}.py" for entry in TABLE.values()))
+FRONT = ("run.py", "front/*.py", *("/".join(entry.module.split(".")[1:]) + ".py" for entry in TABLE.values()))
 
 
 def sources(package, root=ROOT):

@@ -6,7 +6,7 @@ import importlib.util
 from typing import Any
 
 from recipes.data.wheels import cache_root
-from recipes.front.errors import RunError
+from recipes.errors import RunError
 
 __all__ = ["ACS_NEEDS", "acs_available", "read_acs"]
 

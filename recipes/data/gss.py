@@ -12,7 +12,7 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from recipes.data.wheels import fetch
-from recipes.front.errors import RunError
+from recipes.errors import RunError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from recipes.data import wheels
-from recipes.front.errors import RecipeError
+from recipes.errors import RecipeError
 
 __all__ = ["SHIPPED", "check_model", "resolve_model"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recipes.data import wheels
 from recipes.data.pins import WHEELS
-from recipes.front.errors import RunError
+from recipes.errors import RunError
 
 __all__ = ["describe_smollm2", "smollm2"]
 

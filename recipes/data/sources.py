@@ -10,8 +10,8 @@ from typing import Any, Literal
 from recipes.data import tables, text_tasks, wheels
 from recipes.data.splits import Split, Text, TextTask, stratified_order, text_key
 from recipes.data.text_tasks import TASKS
-from recipes.front.errors import RunError
-from recipes.front.types import FieldError, check_name, check_positive
+from recipes.errors import RunError
+from recipes.fields import FieldError, check_name, check_positive
 
 __all__ = ["TaskSource", "check_task", "load_task"]
 

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.front.errors import RecipeError, RunError
+from recipes.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
     from recipes.data.sources import TaskSource

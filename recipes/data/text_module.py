@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer
 
 from recipes.data.models import resolve_model
-from recipes.front.errors import RunError
-from recipes.resume import ResumableLoader
+from recipes.errors import RunError
+from recipes.running.resume import ResumableLoader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.data.pins import WHEELS, Wheel
-from recipes.front.errors import RunError
+from recipes.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

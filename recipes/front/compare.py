@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from recipes.front.errors import RecipeError
+from recipes.errors import RecipeError
 from recipes.front.parse import Parsed, parse
 from recipes.front.schema import show
 

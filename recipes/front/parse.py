@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from recipes import table
-from recipes.front.errors import RecipeError
+from recipes.errors import RecipeError
+from recipes.fields import FieldError
+from recipes.front import table
 from recipes.front.schema import REQUIRED, describe, did_you_mean, fields_of, members, show, to_plain
-from recipes.front.types import FieldError
 from recipes.front.yaml_lines import REFUSED, Document, Key, dotted, load_yaml
 
 _ABSENT: Any = object()

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from recipes import table
-from recipes.front.errors import RecipeError
+from recipes.errors import RecipeError
+from recipes.front import table
 from recipes.front.schema import REQUIRED, did_you_mean, fields_of, members, summary_of, to_plain
 from recipes.front.yaml_lines import load_yaml
 
@@ -40,9 +40,9 @@ def known(name: str, option: str) -> str:
 
 def starter(name: str) -> str:
     """Return the shipped YAML of a recipe, to begin a new one from."""
-    path = table.SHIPPED / f"{known(name, '--new')}.yaml"
-    if not path.is_file():
-        raise RecipeError(f"--new {name}: this recipe ships no {path.name}; see --schema {name} for its keys")
+    path = table.shipped().get(f"{known(name, '--new')}.yaml")
+    if path is None:
+        raise RecipeError(f"--new {name}: this recipe ships no {name}.yaml; see --schema {name} for its keys")
     return path.read_text(encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from recipes.front.errors import RecipeError
+from recipes.errors import RecipeError
 
 Key = tuple[str | int, ...]
 MAX_NODES = 100_000  # a page of aliases of aliases would otherwise fill the memory

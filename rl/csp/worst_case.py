@@ -1,7 +1,7 @@
 """Worst-case evaluation: adversaries trained afresh against a frozen policy, and checked against held-out data.
 
 A learned adversary is one consistent target among many, so the lowest value found is an upper bound on the guarantee:
-it is printed as *estimated (optimistic)*. *Certified* is what an exact solver says, see :mod:`rl.csp.exact`.
+it is printed as *estimated (optimistic)*. *Certified* is what an exact solver says, see :mod:`rl.exact`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from rl.csp.exact.extensive import InformationSet, SequenceGame
-from rl.csp.exact.markov import MarkovGame
+from rl.exact.extensive import InformationSet, SequenceGame
+from rl.exact.markov import MarkovGame
 
 Array = NDArray[np.float64]
 

@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl.csp.exact.markov import MarkovGame
 from rl.envs.markov_game import Actions, BatchedGame, State
+from rl.exact.markov import MarkovGame
 
 Array = NDArray[np.float64]
 Policy = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
 
 
 class TabularGame(BatchedGame):
-    """A :class:`~rl.csp.exact.markov.MarkovGame` played by many episodes at once.
+    """A :class:`~rl.exact.markov.MarkovGame` played by many episodes at once.
 
     Args:
         exact: The game as arrays.
@@ -83,7 +83,7 @@ class TabularGame(BatchedGame):
             actions: int64 (N,).
 
         Returns:
-            Counts for :func:`rl.csp.exact.consistent_sets` and :func:`rl.csp.exact.certify`.
+            Counts for :func:`rl.exact.consistent_sets` and :func:`rl.exact.certify`.
 
         Raises:
             ValueError: If an observation is that of no state.

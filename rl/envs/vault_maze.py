@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.csp.exact.markov import MarkovGame
-from rl.csp.exact.sets import ConsistentSet, Free, Pinned
 from rl.envs.drawing import blank, disc, rectangle
 from rl.envs.markov_game import State
 from rl.envs.tabular import TabularGame
+from rl.exact.markov import MarkovGame
+from rl.exact.sets import ConsistentSet, Free, Pinned
 
 Array = NDArray[np.float64]
 

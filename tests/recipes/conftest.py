@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import table
+from recipes.front import table
 from recipes.run import main
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.front.errors import RecipeError, RunError
-from recipes.front.types import FieldError, check_name, check_positive, check_unique
-from recipes.trainer import TrainerConfig
+from recipes.errors import RecipeError, RunError
+from recipes.fields import FieldError, check_name, check_positive, check_unique
+from recipes.running.trainer import TrainerConfig
 
 
 @dataclass
@@ -126,8 +126,8 @@ def _train(recipe: Recipe, folder: Any) -> None:
     from lightning import seed_everything
     from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 
-    from recipes.resume import ResumableLoader
-    from recipes.trainer import build_trainer
+    from recipes.running.resume import ResumableLoader
+    from recipes.running.trainer import build_trainer
 
     class Model(BoringModel):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 
-from recipes import table
+from recipes.front import table
 from recipes.run import main
 
 table.TABLE["toy"] = table.Entry("tests.recipes.toy", "a recipe for tests")

@@ -9,7 +9,7 @@ import pytest
 
 from recipes.data.gss import GSS_COLUMNS, read_frame, read_gss
 from recipes.data.wheels import cached
-from recipes.front.errors import RunError
+from recipes.errors import RunError
 
 
 def written(path, value, protocol=4):

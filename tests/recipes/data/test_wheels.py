@@ -16,7 +16,7 @@ import pytest
 
 from recipes.data import wheels
 from recipes.data.pins import WHEELS
-from recipes.front.errors import RunError
+from recipes.errors import RunError
 from tests.recipes.data.conftest import FILES, build_wheel
 
 

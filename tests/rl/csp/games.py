@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from lightning import Trainer
 
-from rl.csp.exact.markov import MarkovGame
 from rl.csp.pairs import Pairs
 from rl.csp.policies import ScriptedPolicy
 from rl.csp.rollout import play
 from rl.envs.tabular import TabularGame
+from rl.exact.markov import MarkovGame
 
 PUSH, WAIT, DOOR = range(3)
 LEFT, RIGHT = range(2)

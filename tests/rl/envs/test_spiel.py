@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rl.csp.exact import TotalVariation, consistent_sets, robust_plan, root_radius, solve_extensive, worst_answer
 from rl.envs.spiel import play_roshambo, record_counts, roshambo_bots, roshambo_counts, roshambo_game, sequence_form
+from rl.exact import TotalVariation, consistent_sets, robust_plan, root_radius, solve_extensive, worst_answer
 
 pytest.importorskip("pyspiel")
 

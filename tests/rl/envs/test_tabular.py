@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from rl.csp.exact import MarkovGame
 from rl.envs.tabular import TabularGame
 from rl.envs.vault_maze import COVERED, NODES, VaultMaze, behaviour, maze_game, true_guard
+from rl.exact import MarkovGame
 
 
 def returns(game, ours, theirs, batch, seed=0):

@@ -1,0 +1,1 @@
+"""Constrained Self-Play from recorded games."""

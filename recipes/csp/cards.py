@@ -1,0 +1,155 @@
+"""Card games from recorded games: conservative adaptation, RNR and DBR, each solved and scored exactly.
+
+The target of a run is 0.4 of an equilibrium plus 0.6 of a player who folds too often, in seat 1. ``claimed`` is what a
+method's own model of the target promises, ``true`` the value against the target, ``worst`` the value against the worst
+policy that plays like the target wherever the data went, ``exploitability`` what the plan gives away against anyone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl.exact.extensive import (
+    ExtensiveSolution,
+    SequenceGame,
+    pinned_sets,
+    restricted_nash,
+    solve_extensive,
+    worst_answer,
+)
+from rl.exact.sets import Contamination, Pinned, TotalVariation, linear_confidence
+
+if TYPE_CHECKING:
+    from recipes.csp.recipe import Recipe
+    from recipes.running.folder import RunFolder
+
+SCALE = 0.4  # of the default radius SCALE / sqrt(n); see benchmarks/csp_leduc.py for how it was chosen
+FOLD, CALL = 0, 1
+COLOURS = {"csp": "tab:blue", "rnr": "tab:orange", "dbr": "tab:green"}
+
+
+def target_behaviour(game: SequenceGame) -> dict[Any, Any]:
+    """The true target in seat 1."""
+    equilibrium = game.behaviour(1, solve_extensive(game, seat=1).plan)
+    weights = {
+        key: np.array([3.0 if action == FOLD else 1.0 for action in actions])
+        for key, (_, _, actions) in game.information_sets[1].items()
+    }
+    return {key: 0.4 * law + 0.6 * weights[key] / weights[key].sum() for key, law in equilibrium.items()}
+
+
+def our_behaviour(game: SequenceGame, kind: str) -> dict[Any, Any]:
+    """How our seat plays while the data are recorded.
+
+    Args:
+        game: The game.
+        kind: uniform, or narrow: it calls with probability 0.97, so that most information sets are never seen.
+    """
+    if kind == "uniform":
+        return {}
+    found = {}
+    for key, (_, _, actions) in game.information_sets[0].items():
+        law = np.array([0.97 if action == CALL else 0.03 / max(len(actions) - 1, 1) for action in actions])
+        found[key] = law / law.sum()
+    return found
+
+
+def methods(game: SequenceGame, counts: Mapping[Any, Any]) -> Iterator[tuple[str, str, ExtensiveSolution]]:
+    """Family, setting and solution of every method on one data set."""
+    model = {key: row / row.sum() for key, row in counts.items()}
+    visits = {key: float(row.sum()) for key, row in counts.items()}
+
+    def solve(kind: Any) -> ExtensiveSolution:
+        return solve_extensive(game, {key: kind(model[key], visits[key]) for key in counts})
+
+    for scale in (SCALE, 0.5):
+        family = "csp" if scale == SCALE else "csp wide"
+        yield family, f"{scale}", solve(lambda m, n, c=scale: TotalVariation(m, min(1.0, c / np.sqrt(n))))
+    yield "csp pinned", "", solve(lambda m, n: Pinned(m))
+    yield "bc_first", "", restricted_nash(game, model, 1.0)
+    yield "nash", "", restricted_nash(game, model, 0.0)
+    for share in (0.25, 0.5, 0.75, 0.9):
+        yield "rnr", f"p {share}", restricted_nash(game, model, share)
+    for highest in (0.75, 0.9, 0.99):
+        for full_at in (10, 40):
+            name = f"P {highest} full at {full_at}"
+            yield "dbr", name, solve(lambda m, n, h=highest, f=full_at: Contamination(m, linear_confidence(n, h, f)))
+
+
+def score(game: SequenceGame, target: Mapping[Any, Any], counts: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """Rows of all methods on one data set.
+
+    Args:
+        game: The game.
+        target: The true target's behaviour.
+        counts: How often it was seen to take every action, by information set.
+    """
+    covered = pinned_sets({key: target[key] for key in counts})
+    plan, value = game.realisation(1, target), solve_extensive(game).value
+    return [
+        {
+            "method": family,
+            "setting": setting,
+            "claimed": solution.value,
+            "true": game.value(0, solution.plan, plan),
+            "worst": worst_answer(game, solution.plan, covered).value,
+            "exploitability": value - worst_answer(game, solution.plan).value,
+        }
+        for family, setting, solution in methods(game, counts)
+    ]
+
+
+def run(recipe: Recipe, folder: RunFolder) -> None:
+    """Record, solve, score, report."""
+    from rl.envs.spiel import record_counts, sequence_form
+
+    game = sequence_form(recipe.game.name)
+    target = target_behaviour(game)
+    ours = our_behaviour(game, recipe.data.behaviour)
+    counts = record_counts(recipe.game.name, (ours, target), recipe.data.episodes, 1, recipe.seed)
+    folder.say(f"the data visit {len(counts)} of {len(game.information_sets[1])} information sets of the target")
+    rows = score(game, target, counts)
+    best = solve_extensive(game, pinned_sets(target))
+    csp = next(row for row in rows if row["method"] == "csp")
+    ladder = [
+        {"step": "Nash", "value": solve_extensive(game).value, "how": "exact"},
+        {"step": "claimed", "value": csp["claimed"], "how": f"exact for radii {SCALE} / sqrt(n)"},
+        {"step": "guaranteed", "value": csp["worst"], "how": "exact, against all who play like the target on the data"},
+        {"step": "obtained", "value": csp["true"], "how": "exact"},
+        {"step": "best response", "value": best.value, "how": "exact, knows the target"},
+    ]
+    visits = sorted((int(row.sum()) for row in counts.values()), reverse=True)
+    _draw(folder, rows, visits, len(game.information_sets[1]))
+    outcome = {"rows": rows, "ladder": ladder, "covered": len(counts), "sets": len(game.information_sets[1])}
+    summary = (
+        f"CSP claims {csp['claimed']:.3f}, gets {csp['true']:.3f} against the true target, and is worth "
+        f"{csp['worst']:.3f} against the worst target that agrees with it on the data (all exact)."
+    )
+    folder.finish(outcome, {"Value ladder": ladder, "Methods": rows}, summary=summary)
+    folder.say(summary)
+
+
+def _draw(folder: RunFolder, rows: Sequence[Mapping[str, Any]], visits: Sequence[int], sets: int) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    for row in rows:
+        family = row["method"].split()[0]
+        axes.plot(row["worst"], row["true"], "o", color=COLOURS.get(family, "tab:grey"), markersize=4)
+        label = f"{row['method']} {row['setting']}".strip()
+        axes.annotate(label, (row["worst"], row["true"]), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes.set_xlabel("worst value against all who play like the target on the data")
+    axes.set_ylabel("value against the true target")
+    points = [[row[key] for key in ("method", "setting", "worst", "true")] for row in rows]
+    folder.figure("frontier", figure, points, ["method", "setting", "worst", "true"])
+    figure = Figure(figsize=(6, 3))
+    axes = figure.subplots()
+    axes.loglog(range(1, len(visits) + 1), visits)
+    axes.axvline(sets, color="black", linewidth=0.8)
+    axes.set_xlabel("information sets of the target, most visited first; the line is all of them")
+    axes.set_ylabel("visits in the data")
+    folder.figure("coverage", figure, list(enumerate(visits, 1)), ["rank", "visits"])

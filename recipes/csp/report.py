@@ -1,0 +1,390 @@
+"""What a csp run reports: the value ladder, the coverage, the consistency of the proxies, the frontier, replays."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from recipes.running.files import write_bytes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from recipes.csp.games import Scenario
+    from recipes.csp.recipe import Recipe
+    from recipes.running.folder import RunFolder
+    from rl.csp.module import CSPModule
+    from rl.csp.worst_case import WorstCase
+
+FAMILIES = {"csp": "CSP, C", "rnr": "RNR, p", "dbr": "DBR, P"}
+OFTEN_OFF = 0.2  # a share of visits off the data that deserves a warning
+RARE = 5  # visits of a state below which its counts say little
+
+
+class Exact(NamedTuple):
+    """A tabular game's exact reference: the sets the data leave, and the ends of the ladder."""
+
+    game: Any
+    counts: Any
+    likely: Any
+    certified: Any
+    nash: float
+    best: float | None
+    truth: Any
+
+
+def finish(
+    recipe: Recipe,
+    scenario: Scenario,
+    problem: CSPModule,
+    agents: Mapping[str, nn.Module],
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    folder: RunFolder,
+) -> None:
+    """Evaluate every policy, draw, warn, and write the report.
+
+    Args:
+        recipe: The recipe.
+        scenario: Its game.
+        problem: The module that CSP was trained in: data, fitted model, proxy.
+        agents: Every policy by the name of its row.
+        histories: What the trainings logged.
+        folder: Run folder.
+    """
+    exact = _exact(scenario, problem)
+    rows: list[dict[str, Any]] = []
+    search = _search(recipe, problem, agents["csp"])
+    with folder.phase("evaluate", len(agents)) as progress:
+        for row, agent in agents.items():
+            found = search if row == "csp" else None
+            if found is None and recipe.attack.baselines and " " not in row:  # the sweep's rows have a space
+                found = _search(recipe, problem, agent)
+            rows.append(_values(recipe, scenario, problem, row, agent, found, exact))
+            progress.update(progress.done + 1, row)
+    ours = next(row for row in rows if row["policy"] == "csp")
+    ladder = _ladder(rows, ours, exact)
+    adversaries = [
+        {
+            "adversary": a.name,
+            "our return": a.value.value,
+            "low": a.value.low,
+            "high": a.value.high,
+            "excess nats": a.excess,
+            "consistent": a.consistent,
+        }
+        for a in search.adversaries
+    ]
+    coverage = _coverage(recipe, problem, agents, scenario)
+    warnings = _warnings(recipe, problem, coverage, histories["csp"], ours, search)
+    _draw_ladder(folder, ladder)
+    _draw_coverage(folder, coverage)
+    _draw_histories(folder, histories, recipe.attack.slack)
+    _draw_frontier(folder, rows)
+    replays = _replay(folder, scenario, problem, search)
+    outcome = {
+        "rows": rows,
+        "ladder": ladder,
+        "adversaries": adversaries,
+        "coverage": coverage,
+        "replays": replays,
+        "warnings": [row["warning"] for row in warnings],
+    }
+    kind = "exact" if exact is not None else "estimated (optimistic)"
+    guaranteed = ours["worst exact"] if exact is not None else ours["worst estimated (optimistic)"]
+    summary = f"CSP is worth {guaranteed:.3f} against the worst target that agrees with the data ({kind})"
+    summary += "." if ours["obtained"] is None else f", and gets {ours['obtained']:.3f} against the true one."
+    tables = {
+        "Policies": rows,
+        "Value ladder": ladder,
+        "Adversaries of CSP": adversaries,
+        "Coverage of visited states": coverage,
+        "Warnings": warnings,
+    }
+    folder.finish(outcome, tables, summary=summary)
+    folder.say(summary)
+
+
+# ------------------------------------------------------------------ values
+
+
+def policy_table(agent: Any, game: Any) -> Any:
+    """The policy of a tabular game as probabilities (S, A)."""
+    import torch
+
+    with torch.no_grad():
+        law, _ = agent(game.observations[None, :, None])
+    table = law.log_probs[0, :, 0].exp().double().numpy()
+    return table / table.sum(1, keepdims=True)
+
+
+def _exact(scenario: Scenario, problem: CSPModule) -> Exact | None:
+    from rl.envs.tabular import TabularGame
+
+    game = scenario.game
+    if not isinstance(game, TabularGame):
+        return None
+    from rl.exact.certificate import weissman_radius
+    from rl.exact.markov import best_response, robust_plan
+    from rl.exact.sets import Free, TotalVariation, consistent_sets, root_radius
+
+    data = [problem.train_pairs, problem.held_out_pairs]
+    counts = sum(game.state_counts(part.observations, part.actions) for part in data)
+    states, _, actions = game.exact.reward.shape
+    likely = consistent_sets(counts, lambda model, n: TotalVariation(model, root_radius(n)))
+    certified = consistent_sets(
+        counts, lambda model, n: TotalVariation(model, weissman_radius(n, actions, states, 0.05))
+    )
+    truth = None if scenario.target is None else _target_table(scenario, actions)
+    best = None if truth is None else best_response(game.exact, truth).value
+    nash = robust_plan(game.exact, [Free(actions)] * states).value
+    return Exact(game.exact, counts, likely, certified, nash, best, truth)
+
+
+def _target_table(scenario: Scenario, actions: int) -> Any:
+    """The true target of a tabular game, measured by asking it often."""
+    import torch
+
+    game: Any = scenario.game
+    asked = game.observations[:, None].repeat_interleave(20_000, 0)
+    drawn = scenario.target(asked, None, torch.Generator().manual_seed(0))[:, 0].reshape(-1, 20_000)  # type: ignore[misc]
+    return torch.nn.functional.one_hot(drawn, actions).double().mean(1).numpy()
+
+
+def _search(recipe: Recipe, problem: CSPModule, agent: nn.Module) -> WorstCase:
+    from rl.csp.worst_case import estimate_worst_case
+
+    attack = recipe.attack
+    return estimate_worst_case(
+        problem,
+        agent,
+        count=attack.adversaries,
+        iterations=attack.iterations,
+        episodes=attack.episodes,
+        test_episodes=attack.test_episodes,
+        coefficient=attack.coefficient,
+        slack=attack.slack,
+        seed=recipe.seed,
+    )
+
+
+def _values(
+    recipe: Recipe,
+    scenario: Scenario,
+    problem: CSPModule,
+    name: str,
+    agent: nn.Module,
+    search: WorstCase | None,
+    exact: Exact | None,
+) -> dict[str, Any]:
+    """A row of the table of policies."""
+    from rl.csp.worst_case import evaluate
+
+    episodes = recipe.attack.test_episodes
+    row: dict[str, Any] = {"policy": name}
+    target = scenario.true_target()
+    true = None if target is None else evaluate(problem, agent, target, episodes, recipe.seed)
+    row["obtained"] = None if true is None else true.value
+    row["obtained low"], row["obtained high"] = (None, None) if true is None else (true.low, true.high)
+    row["against model"] = evaluate(problem, agent, problem.models[0], episodes, recipe.seed).value
+    row["worst estimated (optimistic)"] = None if search is None else search.value.value
+    row["worst adversary"] = None if search is None else search.worst
+    if exact is not None:
+        from rl.exact.markov import worst_case
+        from rl.exact.sets import Free
+
+        plan = policy_table(agent, scenario.game)
+        if exact.truth is not None:
+            row["obtained"] = exact.game.value(plan, exact.truth)
+        row["worst exact"] = worst_case(exact.game, plan, exact.likely).value
+        row["certified 95 %"] = worst_case(exact.game, plan, exact.certified).value
+        row["worst against anyone"] = worst_case(exact.game, plan, [Free(len(s)) for s in exact.counts]).value
+    return row
+
+
+def _ladder(rows: Sequence[Mapping[str, Any]], ours: Mapping[str, Any], exact: Exact | None) -> list[dict[str, Any]]:
+    """Nash <= guaranteed <= obtained <= best response, each with how it is known."""
+    by_name = {row["policy"]: row for row in rows}
+    estimated = "estimated (optimistic)"
+    if exact is not None:
+        steps = [
+            ("Nash", exact.nash, "exact"),
+            ("guaranteed", ours["worst exact"], "exact for radii 1/(2 sqrt n)"),
+            ("obtained", ours["obtained"], "exact"),
+            ("best response", exact.best, "exact"),
+        ]
+    else:
+        nash = by_name.get("self_play", {}).get("worst estimated (optimistic)")
+        oracle = by_name.get("oracle", {}).get("obtained")
+        steps = [
+            ("Nash", nash, f"self-play, {estimated}"),
+            ("guaranteed", ours["worst estimated (optimistic)"], estimated),
+            ("obtained", ours["obtained"], "mean of test episodes"),
+            ("best response", oracle, "oracle, learned"),
+        ]
+    return [{"step": step, "value": value, "how": how} for step, value, how in steps if value is not None]
+
+
+def _coverage(
+    recipe: Recipe, problem: CSPModule, agents: Mapping[str, nn.Module], scenario: Scenario
+) -> list[dict[str, Any]]:
+    """Which share of a policy's steps the target spends where the data saw it how often."""
+    import torch
+
+    from rl.csp.rollout import pairs_of, play
+
+    target, rows = scenario.true_target() or problem.models[0], []
+    for name, agent in agents.items():
+        episodes = play(problem.game, (agent, target), 512, torch.Generator().manual_seed(recipe.seed))
+        counts = problem.counts(pairs_of(episodes, problem.game.seats[1]).observations)
+        bounds = [("never", 0, 1), ("1 to 9", 1, 10), ("10 to 99", 10, 100), ("100 or more", 100, float("inf"))]
+        shares = {title: float(((counts >= low) & (counts < high)).float().mean()) for title, low, high in bounds}
+        rows.append({"policy": name, **shares})
+    return rows
+
+
+def _warnings(
+    recipe: Recipe,
+    problem: CSPModule,
+    coverage: Sequence[Mapping[str, Any]],
+    history: Sequence[Mapping[str, float]],
+    ours: Mapping[str, Any],
+    search: WorstCase,
+) -> list[dict[str, str]]:
+    """What a reader of the numbers must know."""
+    found = []
+    off = next(row["never"] for row in coverage if row["policy"] == "csp")
+    if off > OFTEN_OFF:
+        found.append(f"{off:.0%} of the visited states are not in the data: only the guarantee speaks of them")
+    worst = max((row["excess"] for row in history if "excess" in row), default=0.0)
+    if worst > recipe.attack.slack:
+        found.append(
+            f"in the training the data were up to {worst:.3f} nats less likely under the proxy than under the model, "
+            f"above the slack {recipe.attack.slack:g}: raise the coefficient"
+        )
+    rare = float((problem.counts.counts < RARE).float().mean())
+    if rare > 0:
+        found.append(f"{rare:.0%} of the data's states were seen fewer than {RARE} times")
+    trained = float(np.mean([row["return_proxy"] for row in history[-10:] if "return_proxy" in row] or [np.inf]))
+    if search.value.high < trained:
+        found.append(
+            f"a fresh adversary brings the value to {search.value.value:.3f}, below the {trained:.3f} against the "
+            "training proxy, which was trained too little: raise proxy_updates or iterations"
+        )
+    if (claim := ours.get("worst exact")) is not None and ours["obtained"] is not None and claim > ours["obtained"]:
+        found.append(f"the guarantee {claim:.3f} is above what is obtained, {ours['obtained']:.3f}: the data mislead")
+    return [{"warning": text} for text in found]
+
+
+# ------------------------------------------------------------------ figures and replays
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    # The object interface: it needs no display and leaves no global state behind.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots()
+
+
+def _draw_ladder(folder: RunFolder, ladder: Sequence[Mapping[str, Any]]) -> None:
+    figure, axes = _figure(6, 2.6)
+    axes.barh([f"{row['step']} ({row['how']})" for row in ladder], [row["value"] for row in ladder], color="tab:blue")
+    axes.invert_yaxis()
+    axes.set_xlabel("our discounted return")
+    folder.figure("ladder", figure, [list(row.values()) for row in ladder], ["step", "value", "how"])
+
+
+def _draw_coverage(folder: RunFolder, coverage: Sequence[Mapping[str, Any]]) -> None:
+    figure, axes = _figure(6, 0.4 * len(coverage) + 1)
+    left = np.zeros(len(coverage))
+    titles = [title for title in coverage[0] if title != "policy"]
+    for title, colour in zip(titles, ("tab:red", "tab:orange", "tab:olive", "tab:green"), strict=True):
+        shares = np.array([row[title] for row in coverage])
+        axes.barh([row["policy"] for row in coverage], shares, left=left, color=colour, label=title)
+        left += shares
+    axes.set_xlabel("share of the target's steps, by how often the data saw the state")
+    axes.legend(fontsize=7)
+    folder.figure("coverage", figure, [list(row.values()) for row in coverage], list(coverage[0]))
+
+
+def _draw_histories(folder: RunFolder, histories: Mapping[str, Sequence[Mapping[str, float]]], slack: float) -> None:
+    for name, key, label in (
+        ("consistency", "excess", "excess of the data's NLL under the proxy, nats"),
+        ("learning", "return", "our return in training"),
+    ):
+        figure, axes = _figure(6.5, 3.5)
+        rows = []
+        for row, history in histories.items():
+            points = [(point["iteration"], point[key]) for point in history if key in point]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=row, linewidth=2 if row == "csp" else 1)
+                rows += [[row, *point] for point in points]
+        if key == "excess":
+            axes.axhline(slack, color="black", linewidth=0.8)
+            axes.set_yscale("symlog", linthresh=slack)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel(label)
+        axes.legend(fontsize=7)
+        folder.figure(name, figure, rows, ["row", "iteration", key])
+
+
+def _draw_frontier(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Obtained against guaranteed; families of the sweep are joined."""
+    figure, axes = _figure(5.5, 4)
+    shown = []
+    for row in rows:
+        worst = row.get("worst exact", row["worst estimated (optimistic)"])
+        gain = row["obtained"] if row["obtained"] is not None else row["against model"]
+        if worst is not None:
+            shown.append([row["policy"], worst, gain])
+    for family, label in FAMILIES.items():
+        points = sorted((p for p in shown if p[0].split()[0] == family), key=lambda p: p[1])
+        if points:
+            axes.plot([p[1] for p in points], [p[2] for p in points], "o-", label=label)
+    for name, worst, gain in shown:
+        axes.plot(worst, gain, "k.", markersize=3)
+        axes.annotate(name, (worst, gain), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes.set_xlabel("worst value against targets that agree with the data")
+    axes.set_ylabel("obtained")
+    axes.legend(fontsize=7)
+    folder.figure("frontier", figure, shown, ["policy", "worst", "obtained"])
+
+
+def _replay(folder: RunFolder, scenario: Scenario, problem: CSPModule, search: WorstCase) -> list[str]:
+    """One episode against every named adversary, as `replays/<name>.gif`; nothing where the game draws nothing."""
+    import torch
+    from PIL import Image
+
+    from rl.csp.rollout import play
+
+    others = {a.name: a.policy for a in search.adversaries}
+    if target := scenario.true_target():
+        others["true target"] = target
+    made = []
+    for name, other in others.items():
+        frames: list[Any] = []
+        try:
+            play(
+                problem.game,
+                (problem.agent, other),
+                1,
+                torch.Generator().manual_seed(0),
+                watch=partial(_keep_frame, problem.game, frames),
+            )
+        except NotImplementedError:
+            return []
+        images = [Image.fromarray(frame) for frame in frames]
+        buffer = io.BytesIO()
+        images[0].save(buffer, "gif", save_all=True, append_images=images[1:], duration=300, loop=0)
+        path = folder.path / "replays" / f"{name.replace(' ', '-')}.gif"
+        write_bytes(path, buffer.getvalue())
+        made.append(str(path.relative_to(folder.path)))
+    return made
+
+
+def _keep_frame(game: Any, frames: list[Any], state: Any) -> None:
+    frames.append(game.frame(state, 0))

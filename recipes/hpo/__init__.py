@@ -1,0 +1,1 @@
+"""Hybrid Policy Optimization on a simulator."""

@@ -1,0 +1,244 @@
+"""What an hpo run reports: learning curves, gaps with intervals over seeds, gap by grid, pictures of policies."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from recipes.running.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from recipes.hpo.recipe import Recipe
+    from recipes.running.folder import RunFolder
+
+Row = dict[str, Any]
+
+
+def report(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> None:
+    """Write curves, figures and tables, and finish the run.
+
+    Args:
+        recipe: The recipe.
+        rows: One for each cell, as `recipes.hpo.recipe.train_cell` returns them.
+        folder: The run folder.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    table = summary(recipe, rows)
+    curves = [
+        {"method": row["method"], "value": row["value"], "seed": row["seed"], **point}
+        for row in rows
+        for point in row["curve"]
+    ]
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for point in curves for key in point))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(curves)
+    write_text(folder.path / "curves.csv", text.getvalue())
+    if curves:
+        for x in ("simulator_steps", "seconds"):
+            draw_curves(recipe, rows, x, folder)
+    if len(recipe.grid.values) > 1:
+        draw_grid(recipe, table, folder)
+    draw_policies(recipe, rows, folder)
+    first = table[0]
+    found = f"{first['method']}: test cost {first['cost']:.4g}" + (
+        ""
+        if first["gap"] is None
+        else f", {first['gap']:+.2%} from {first['reference']} at {first['reference_cost']:.4g}"
+    )
+    result = {"cost": first["cost"], "gap": first["gap"], "rows": table}
+    tables: dict[str, Sequence[Row]] = {"Test cost and gap of the last policy": table}
+    known = [{"value": value, **others} for value, others in references(rows)]
+    if known:
+        tables["Known policies and bounds"] = known
+    folder.finish(result, tables, summary=f"{found}.")
+
+
+def references(rows: Sequence[Row]) -> Iterator[tuple[int | None, Row]]:
+    """Other known costs of every value of the grid, from its first cell."""
+    seen = set()
+    for row in rows:
+        if row["others"] and row["value"] not in seen:
+            seen.add(row["value"])
+            yield row["value"], row["others"]
+
+
+def summary(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
+    """One row for each method and value of the grid: means over seeds, and half a 95 % interval of the gap.
+
+    Args:
+        recipe: Names the methods and values, in order.
+        rows: One for each cell.
+    """
+    from scipy.stats import t
+
+    table = []
+    for value in recipe.grid.each():
+        for method in recipe.methods:
+            group = [row for row in rows if row["method"] == method and row["value"] == value]
+            gaps = [row["gap"] for row in group if row["gap"] is not None]
+            spread = None
+            if len(gaps) > 1:
+                spread = float(t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+            table.append(
+                {
+                    "method": method,
+                    recipe.grid.argument if recipe.grid.values else "value": value,
+                    "seeds": len(group),
+                    "cost": statistics.fmean(row["cost"] for row in group),
+                    "gap": statistics.fmean(gaps) if gaps else None,
+                    "gap_half_interval": spread,
+                    "reference": group[0]["reference"],
+                    "reference_cost": group[0]["reference_cost"],
+                    "simulator_steps": group[0]["simulator_steps"],
+                    "seconds": statistics.fmean(row["seconds"] for row in group),
+                }
+            )
+    return table
+
+
+def draw_curves(recipe: Recipe, rows: Sequence[Row], x: str, folder: RunFolder) -> None:
+    """The gap (or the cost, where no reference is known) of every training, one panel a value of the grid."""
+    from matplotlib.figure import Figure
+
+    values = recipe.grid.each()
+    figure = Figure(figsize=(4.2 * len(values), 3.2))
+    y = "gap" if all("gap" in point for row in rows for point in row["curve"]) else "cost"
+    points = []
+    for index, value in enumerate(values):
+        axes = figure.add_subplot(1, len(values), index + 1)
+        for number, method in enumerate(recipe.methods):
+            for row in rows:
+                if (row["method"], row["value"]) == (method, value):
+                    places = [(point[x], point[y]) for point in row["curve"]]
+                    label = method if row["seed"] == recipe.seed else None
+                    axes.plot(*zip(*places, strict=True), color=f"C{number}", label=label, linewidth=1)
+                    points += [[value, method, row["seed"], *place] for place in places]
+        axes.set_xlabel(x.replace("_", " "))
+        axes.set_ylabel(f"validation {y}")
+        axes.set_title(recipe.name if value is None else f"{recipe.grid.argument} {value}", fontsize=10)
+        if y == "gap":
+            axes.set_yscale("symlog", linthresh=0.01)
+            axes.axhline(0, color="black", linewidth=0.5)
+        axes.legend(fontsize=8)
+    folder.figure(f"curves_{x}", figure, points, ("value", "method", "seed", x, y))
+
+
+def draw_grid(recipe: Recipe, table: Sequence[Row], folder: RunFolder) -> None:
+    """Gap against the values of the grid, a line a method with its interval."""
+    from matplotlib.figure import Figure
+
+    key = recipe.grid.argument
+    rows = [row for row in table if row["gap"] is not None]
+    if not rows:
+        return
+    figure = Figure(figsize=(5, 3.6))
+    axes = figure.add_subplot()
+    for method in recipe.methods:
+        own = [row for row in rows if row["method"] == method]
+        axes.errorbar(
+            [row[key] for row in own],
+            [row["gap"] for row in own],
+            [row["gap_half_interval"] or 0 for row in own],
+            marker="o",
+            capsize=3,
+            label=method,
+        )
+    axes.set(xlabel=key, ylabel="gap on test episodes", yscale="symlog")
+    axes.legend(fontsize=8)
+    points = [[row["method"], row[key], row["gap"], row["gap_half_interval"]] for row in rows]
+    folder.figure("gap_by_" + key, figure, points, ("method", key, "gap", "half_interval"))
+
+
+def draw_policies(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> None:
+    """A picture of each method's first policy, for simulators whose state is a plane."""
+    import torch
+
+    from recipes.hpo.recipe import SB3, make_simulator
+    from rl.envs.inventory import Inventory
+    from rl.hpo.module import HPOModule
+
+    for row in rows:
+        simulator = make_simulator(recipe, row["value"])
+        if row["seed"] != recipe.seed or row["method"] == SB3 or simulator.observation_dim != 2:
+            continue
+        name = "-".join(str(part) for part in (row["method"], row["value"], row["seed"]) if part is not None)
+        module = (
+            HPOModule.load_from_checkpoint(folder.path / "policies" / f"{name}.ckpt", weights_only=True).cpu().eval()
+        )
+        with torch.no_grad():
+            if isinstance(simulator, Inventory) and simulator.action_dim == 1 and simulator.lead_time == 2:
+                folder.figure(f"policy_{name}", *_inventory_picture(simulator, module.policy))
+            else:
+                folder.figure(f"policy_{name}", *_mode_map(simulator, module.policy))
+
+
+def _inventory_picture(simulator: Any, policy: Any) -> tuple[Figure, list[list[float]], tuple[str, ...]]:
+    """Probability of ordering and the level ordered up to, against stock and order under way, beside s* and S*."""
+    import torch
+    from matplotlib.figure import Figure
+
+    from rl.hpo.references.inventory import optimal_ss
+    from rl.hpo.references.policies import items_of
+
+    best = optimal_ss(items_of(simulator)[0])
+    stock, under_way = torch.arange(-10.0, 71.0, 2), torch.arange(0.0, 61.0, 2)
+    state = {
+        "stock": stock.repeat_interleave(len(under_way))[:, None],
+        "under_way": under_way.repeat(len(stock))[:, None, None],
+    }
+    observation = simulator.observe(state, 0)
+    probability = policy.log_probs(observation).exp()[:, 1]
+    position = state["stock"][:, 0] + state["under_way"][:, 0, 0]
+    level = position + simulator.action_map(policy.raw_actions(observation), state)[:, 1, 0]
+    figure = Figure(figsize=(9, 3.4))
+    for index, (values, title) in enumerate(((probability, "probability of ordering"), (level, "order up to"))):
+        axes = figure.add_subplot(1, 2, index + 1)
+        image = axes.pcolormesh(
+            stock.numpy(), under_way.numpy(), values.reshape(len(stock), -1).T.numpy(), shading="nearest"
+        )
+        figure.colorbar(image, ax=axes)
+        axes.plot(
+            stock.numpy(),
+            (best.reorder - stock).numpy(),
+            color="red",
+            linewidth=1,
+            label=f"position s* = {best.reorder}",
+        )
+        axes.set(xlabel="stock", ylabel="under way", title=title, ylim=(0, 60))
+        axes.legend(fontsize=7, loc="upper right")
+    figure.suptitle(f"optimum: at {best.reorder} or below order up to {best.up_to}", fontsize=9)
+    columns = (state["stock"][:, 0], state["under_way"][:, 0, 0], probability, level)
+    return figure, torch.stack(columns, 1).tolist(), ("stock", "under_way", "order_probability", "order_up_to")
+
+
+def _mode_map(simulator: Any, policy: Any) -> tuple[Figure, list[list[float]], tuple[str, ...]]:
+    """The likeliest mode over the plane of observations, beside that of the best known policy where there is one."""
+    import torch
+    from matplotlib.figure import Figure
+
+    from rl.envs.switched_lqr import SwitchedLQR
+    from rl.hpo.references.switched_lqr import decide_stages, solve_exact
+
+    reach = simulator.initial if isinstance(simulator, SwitchedLQR) else 2.0
+    axis = torch.linspace(-reach, reach, 61)
+    plane = torch.cartesian_prod(axis, axis)
+    maps = {"learned": policy.log_probs(plane).argmax(1)}
+    if isinstance(simulator, SwitchedLQR):
+        maps["optimum, first stage"] = decide_stages(simulator, solve_exact(simulator))({"x": plane}, 0)[0]
+    figure = Figure(figsize=(4 * len(maps), 3.4))
+    for index, (title, modes) in enumerate(maps.items()):
+        axes = figure.add_subplot(1, len(maps), index + 1)
+        axes.pcolormesh(axis.numpy(), axis.numpy(), modes.reshape(61, 61).T.numpy(), shading="nearest")
+        axes.set(xlabel="first coordinate", ylabel="second coordinate", title=title)
+    points = torch.cat([plane, torch.stack(list(maps.values()), 1).to(plane)], 1)
+    return figure, points.tolist(), ("first", "second", *maps)

@@ -1,0 +1,1 @@
+"""Merging fine-tunes: `merge`, `finetune` that makes experts, `export` that converts the result."""

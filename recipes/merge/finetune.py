@@ -1,0 +1,273 @@
+"""Fine-tune one expert per task from a common base and save each as a Hugging Face or PEFT folder.
+
+``python -m recipes.run finetune.yaml`` trains every task of the recipe in turn with a `lightning.Trainer` and leaves
+``experts/<task>/`` in the run folder: the encoder (or a LoRA adapter) with its tokenizer, the task's head in
+``head.safetensors`` and ``expert.json`` with labels and test scores. Such folders are what ``merge.yaml`` takes. A task
+whose expert is complete is not trained again by ``--resume``; the interrupted one goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from recipes.data.models import check_model, resolve_model
+from recipes.data.sources import TaskSource, check_task, load_task
+from recipes.errors import RecipeError
+from recipes.fields import FieldError, check_name, check_positive
+from recipes.running.quiet import hush_libraries
+from recipes.running.trainer import TrainerConfig, build_trainer
+
+if TYPE_CHECKING:
+    from recipes.running.folder import RunFolder
+
+
+@dataclass
+class Training:
+    """How an expert is trained.
+
+    Attributes:
+        model: encoder (AutoModel with a head of ours), classifier (AutoModelForSequenceClassification), or causal
+            (AutoModelForCausalLM, trained on the texts alone).
+        heads: trained, or fixed (one random orthonormal head a task that is never trained).
+        pooling: Which token states the head of an encoder sees: mean, first or last.
+        batch_size: Rows a training step.
+        max_length: Longest sequence in tokens.
+        learning_rate: Peak of AdamW's rate.
+        weight_decay: Of AdamW, on matrices.
+        warmup: Share of the steps with a rising rate.
+        frozen: Parameters whose name contains one of these are not trained.
+        lora_rank: 0 trains the weights themselves, else LoRA adapters of this rank.
+    """
+
+    model: Literal["encoder", "classifier", "causal"] = "encoder"
+    heads: Literal["trained", "fixed"] = "trained"
+    pooling: Literal["mean", "first", "last"] = "mean"
+    batch_size: int = 16
+    max_length: int = 64
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    frozen: list[str] = field(default_factory=list)
+    lora_rank: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no training could use."""
+        for key in ("batch_size", "max_length", "learning_rate"):
+            check_positive(getattr(self, key), key)
+        if not 0 <= self.warmup < 1:
+            raise FieldError("warmup", f"expected a share from 0 to below 1, got {self.warmup}")
+        for key in ("weight_decay", "lora_rank"):
+            if getattr(self, key) < 0:
+                raise FieldError(key, f"expected 0 or more, got {getattr(self, key)}")
+        if self.heads == "fixed" and self.model != "encoder":
+            raise FieldError("heads", f"expected trained for model {self.model!r}, which has its own head, got 'fixed'")
+        if self.heads == "fixed" and self.pooling != "mean":
+            raise FieldError("pooling", f"expected mean for fixed heads, got {self.pooling!r}")
+
+
+@dataclass
+class Recipe:
+    """Fine-tune one expert per task.
+
+    Attributes:
+        recipe: Always finetune.
+        name: Name of the run.
+        seed: Seed of the data's subsamples, the heads, the order and the dropout.
+        base: Model to start from: shipped:minilm, a folder or a Hub name.
+        tasks: The tasks, one expert each.
+        training: How each is trained.
+        trainer: Arguments of lightning.Trainer.
+    """
+
+    tasks: list[TaskSource]
+    recipe: Literal["finetune"] = "finetune"
+    name: str = "experts"
+    seed: int = 0
+    base: str = "shipped:minilm"
+    training: Training = field(default_factory=Training)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=3, gradient_clip_val=1.0))
+
+    def __post_init__(self) -> None:
+        """Refuse an empty or ambiguous list of tasks."""
+        check_name(self.name, "name")
+        check_tasks(self.tasks)
+
+
+def check_tasks(tasks: list[TaskSource]) -> None:
+    """Refuse a recipe without tasks, or with two of one name."""
+    if not tasks:
+        raise FieldError("tasks", "expected at least one task, got none")
+    names = [task.name for task in tasks]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise FieldError("tasks", f"two tasks are called {twice[0]!r}; give each its own name")
+
+
+def check_all(steps: Iterable[Callable[[], str]]) -> Iterator[str]:
+    """Yield the line of every step of a pre-flight.
+
+    Raises:
+        RecipeError: After the last step, with the problems of all that failed.
+    """
+    problems: list[str] = []
+    for step in steps:
+        try:
+            yield step()
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(*problems)
+
+
+def check(recipe: Recipe) -> Iterator[str]:
+    """Say where everything comes from; write nothing."""
+    yield from check_all([partial(check_model, recipe.base), *(partial(check_task, task) for task in recipe.tasks)])
+    yield f"plan: {len(recipe.tasks)} experts, {recipe.trainer.max_epochs} epochs each, saved under experts/<task>"
+
+
+def run(recipe: Recipe, folder: RunFolder) -> None:
+    """Train every task in turn."""
+    hush_libraries()
+    rows = []
+    for task in recipe.tasks:
+        target = folder.path / "experts" / task.name
+        card = train_expert(recipe.base, task, recipe.training, recipe.trainer, recipe.seed, target, folder)
+        rows.append(
+            {"task": task.name, "labels": len(card["labels"]), "validation": card["validation"], "test": card["test"]}
+        )
+    mean = sum(row["test"] for row in rows) / len(rows)
+    folder.finish({"mean_test_score": mean, "experts": rows}, {"Experts": rows}, summary=f"Mean test score {mean:.3f}.")
+
+
+def train_expert(
+    base: str,
+    source: TaskSource,
+    training: Training,
+    trainer_config: TrainerConfig,
+    seed: int,
+    target: Path,
+    folder: RunFolder,
+) -> dict[str, Any]:
+    """Train one expert and save it whole, or read it when it is there already.
+
+    Args:
+        base: Model to start from.
+        source: The task.
+        training: How to train.
+        trainer_config: Arguments of the Trainer.
+        seed: Of everything random.
+        target: Folder of the expert.
+        folder: Run folder, for progress, metrics and checkpoints.
+
+    Returns:
+        The content of the expert's expert.json: task, labels, head, metric and scores.
+    """
+    if (target / "expert.json").exists():
+        card: dict[str, Any] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
+        folder.say(f"expert {source.name}: found, test score {card['test']:.3f}")
+        return card
+    import lightning
+
+    from recipes.data.text_module import TextDataModule
+    from twinmerge.artefact import whole_folder
+    from twinmerge.module import FinetuneModule
+
+    lightning.seed_everything(seed, workers=True, verbose=False)
+    task = load_task(source, seed)
+    where = resolve_model(base)
+    data = TextDataModule(
+        task,
+        where,
+        batch_size=training.batch_size,
+        max_length=training.max_length,
+        seed=seed,
+        causal=training.model == "causal",
+    )
+    model = _load_model(where, training, task.labels)
+    module = FinetuneModule(
+        model,
+        labels=(len(task.labels) or 1) if training.model == "encoder" else 0,
+        heads=training.heads,
+        pooling=training.pooling,
+        metric=source.metric,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        frozen=tuple(training.frozen),
+        lora_rank=0 if training.model == "classifier" else training.lora_rank,
+        seed=head_seed(source.name, training.heads, seed),
+    )
+    trainer = build_trainer(
+        replace(trainer_config, enable_model_summary=bool(trainer_config.enable_model_summary)), folder, source.name
+    )
+    folder.say(f"expert {source.name}: {len(task.train.texts)} training rows, {len(task.labels) or 1} labels")
+    resume = folder.resume if folder.resume and folder.resume.parent == folder.checkpoints / source.name else None
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    score = "loss" if training.model == "causal" else "score"
+    # Asked for, and not read off the last epoch: a training that is resumed when it was complete has no last epoch.
+    validation = float(trainer.validate(module, datamodule=data, verbose=False)[0][f"validation/{score}"])
+    test = float(trainer.test(module, datamodule=data, verbose=False)[0][f"test/{score}"])
+    card = {
+        "task": source.name,
+        "labels": list(task.labels),
+        "kind": training.model,
+        "pooling": training.pooling if training.heads == "trained" else "mean",
+        "layer_norm": training.heads == "fixed",
+        "metric": source.metric,
+        "base": base,
+        "seed": seed,
+        "validation": validation,
+        "test": test,
+    }
+    if trainer.is_global_zero:
+        with whole_folder(target) as out:
+            save_expert(module, where, card, out)
+        shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
+    trainer.strategy.barrier()  # no process reads the expert before it is there
+    folder.say(f"expert {source.name}: test score {test:.3f}")
+    return card
+
+
+def head_seed(task: str, heads: str, seed: int) -> int:
+    """Seed of a task's head; fixed heads differ between tasks, or tasks of as many labels would share their answers."""
+    return zlib.crc32(f"{task} {seed}".encode()) if heads == "fixed" else seed
+
+
+def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: Path) -> None:
+    """Write the model (HF or PEFT folder), its tokenizer, its head and expert.json into a folder."""
+    from safetensors.torch import save_file
+    from transformers import AutoTokenizer
+
+    module.model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
+    if module.head is not None:
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in module.head.state_dict().items()}, out / "head.safetensors"
+        )
+    (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_model(where: Path | str, training: Training, labels: tuple[str, ...]) -> Any:
+    import transformers
+
+    if training.model == "encoder":
+        return transformers.AutoModel.from_pretrained(where)
+    if training.model == "causal":
+        return transformers.AutoModelForCausalLM.from_pretrained(where)
+    names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": 1}
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(where, **names)
+    if not training.lora_rank:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    # The head is new, so the adapter must carry it: PEFT saves it for this type of task only.
+    rank = training.lora_rank
+    return get_peft_model(
+        model, LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    )

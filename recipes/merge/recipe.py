@@ -1,0 +1,387 @@
+"""Merge fine-tunes of one base into a twin: shared expert, exclusive experts, router; then score it beside all else.
+
+``python -m recipes.run merge.yaml`` makes the experts it is not given (once, in the user's cache), tunes every static
+method on validation, builds the twin over the chosen shared expert, trains the router on training inputs, and writes
+the twin folder ``merged/`` and a table on the test inputs of all tasks shuffled together. In every row but `oracle` the
+mixture comes from the input alone; the rows say whether the question (the head) was named by the caller or routed too.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from recipes.data.models import check_model, resolve_model
+from recipes.data.sources import TaskSource, check_task, load_task
+from recipes.errors import RecipeError, RunError
+from recipes.fields import FieldError, check_name, check_positive
+from recipes.front.schema import did_you_mean
+from recipes.merge.baselines import Baselines, Shared, seeded, tune
+from recipes.merge.experts import Expert, base_checkpoint, cache_folder, inspect_expert, read_expert
+from recipes.merge.finetune import Training, check_all, check_tasks, train_expert
+from recipes.merge.routing import RouterTraining, task_features, train_router
+from recipes.running.environment import process_rank
+from recipes.running.files import plain_json
+from recipes.running.quiet import hush_libraries
+from recipes.running.trainer import TrainerConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from recipes.data.splits import TextTask
+    from recipes.data.text_module import MixedTextDataModule
+    from recipes.merge.evaluation import Model, Scores
+    from recipes.running.folder import RunFolder
+    from twinmerge.checkpoints import Checkpoint
+    from twinmerge.exclusive import Exclusive
+
+
+@dataclass
+class ExclusiveRanks:
+    """How much of each exclusive expert is kept; give exactly one of the four.
+
+    Attributes:
+        rank: Singular directions of every matrix.
+        density: Share of min(rows, columns) of every matrix; the paper uses 0.1.
+        energy: Share of every difference's squared norm.
+        budget: Bytes of all factors together, spent where they help most.
+    """
+
+    rank: int | None = None
+    density: float | None = None
+    energy: float | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse none, several, and values out of range."""
+        given = [k for k in ("rank", "density", "energy", "budget") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise FieldError(
+                given[1], f"expected exactly one of rank, density, energy and budget, got {' and '.join(given)}"
+            )
+        for key in given:
+            value = getattr(self, key)
+            check_positive(value, key)
+            if key in ("density", "energy") and value > 1:
+                raise FieldError(key, f"expected a share above 0 and up to 1, got {value}")
+
+    def policy(self) -> dict[str, Any]:
+        """The chosen policy as arguments of `exclusive_experts`; density 0.1, the paper's, when none is given."""
+        given = {k: v for k, v in asdict(self).items() if v is not None}
+        return given or {"density": 0.1}
+
+
+@dataclass
+class Recipe:
+    """Merge experts into a routed twin and evaluate it.
+
+    Attributes:
+        recipe: Always merge.
+        name: Name of the run.
+        seed: Seed of the data's subsamples, the experts, the sketches and the router.
+        base: The experts' common base: shipped:minilm, a folder or a Hub name.
+        tasks: The tasks, one expert each; at least two.
+        experts: Folders of experts that exist already, by task name; the others are trained and cached.
+        training: How missing experts are trained.
+        trainer: Arguments of lightning.Trainer for them.
+        shared: The shared expert.
+        exclusive: Rank policy of the exclusive experts.
+        router: The router.
+        baselines: Static merges to compare with.
+        eval_batch_size: Inputs an evaluation batch.
+        eval_precision: Number format of the forwards that score and route, all rows alike: 32, or bf16 by autocast.
+    """
+
+    tasks: list[TaskSource]
+    recipe: Literal["merge"] = "merge"
+    name: str = "twin"
+    seed: int = 0
+    base: str = "shipped:minilm"
+    experts: dict[str, str] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=3, gradient_clip_val=1.0))
+    shared: Shared = field(default_factory=Shared)
+    exclusive: ExclusiveRanks = field(default_factory=ExclusiveRanks)
+    router: RouterTraining = field(default_factory=RouterTraining)
+    baselines: Baselines = field(default_factory=Baselines)
+    eval_batch_size: int = 64
+    eval_precision: Literal["32", "bf16"] = "32"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be merged."""
+        check_name(self.name, "name")
+        check_tasks(self.tasks)
+        check_positive(self.eval_batch_size, "eval_batch_size")
+        if len(self.tasks) < 2:
+            raise FieldError("tasks", "expected at least two tasks to merge, got one")
+        names = [task.name for task in self.tasks]
+        if unknown := sorted(set(self.experts) - set(names)):
+            raise FieldError(f"experts.{unknown[0]}", f"no task has this name; {did_you_mean(unknown[0], names)}")
+        if self.training.model != "encoder":
+            raise FieldError("training.model", f"expected encoder for experts with heads, got {self.training.model!r}")
+
+
+def check(recipe: Recipe) -> Iterator[str]:
+    """Compare everything that exists by its headers, and say what would be made; write nothing."""
+    # The base first: what is wrong with it would be said of every expert again.
+    yield from check_all([partial(check_model, recipe.base), partial(_check_base, recipe)])
+    base = base_checkpoint(recipe.base)
+    yield from check_all(
+        [
+            *(partial(check_task, task) for task in recipe.tasks),
+            *(partial(_check_expert, recipe, task, base) for task in recipe.tasks),
+        ]
+    )
+    missing = [t for t in recipe.tasks if t.name not in recipe.experts and not _cached(recipe, t)]
+    need = "" if base is None else f", about {(len(missing) + 2) * base.bytes / 1e9:.1f} GB needed"
+    yield f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in the working folder{need}"
+    policy = ", ".join(f"{k} {v}" for k, v in recipe.exclusive.policy().items())
+    options = "".join(f" {k} {v}" for k, v in recipe.shared.options.items())
+    yield (
+        f"plan: shared expert by {recipe.shared.method}{options}, exclusive experts with {policy}, router "
+        f"{recipe.router.kind}, {len(recipe.baselines.grid())} static candidates tuned on validation"
+    )
+
+
+def _check_base(recipe: Recipe) -> str:
+    from twinmerge.errors import CheckpointError
+
+    try:
+        base = base_checkpoint(recipe.base)
+    except CheckpointError as error:
+        raise RecipeError(f"base: {error}") from error
+    if base is None:
+        return "base: not here as a folder, so that experts are compared with it when the run starts"
+    _check_rank(recipe, [shape for _, shape in base.tensors.values()], RecipeError)
+    return f"base: {len(base.tensors)} tensors, {base.bytes / 1e6:.1f} MB"
+
+
+def _check_rank(recipe: Recipe, shapes: list[tuple[int, ...]], error: type[Exception]) -> None:
+    widest = max(min(shape) for shape in shapes if len(shape) == 2)
+    if recipe.exclusive.rank is not None and recipe.exclusive.rank > widest:
+        raise error(f"exclusive.rank: expected 1 to {widest}, the base's largest, got {recipe.exclusive.rank}")
+
+
+def _check_expert(recipe: Recipe, task: TaskSource, base: Checkpoint | None) -> str:
+    from twinmerge.errors import CheckpointError
+
+    given = recipe.experts.get(task.name)
+    where = Path(given).expanduser() if given else _cache(recipe, task)
+    if not given and not (where / "expert.json").exists():
+        return f"expert {task.name}: to be trained, then cached"
+    try:
+        _, _, line = inspect_expert(where, base)
+    except CheckpointError as error:
+        advice = "" if given else f" It is a cache entry: delete {where} to have it made again."
+        raise RecipeError(f"experts.{task.name}: {error}{advice}") from error
+    return f"expert {task.name}: {line}"
+
+
+def _cache(recipe: Recipe, task: TaskSource) -> Path:
+    return cache_folder(recipe.base, task, recipe.training, recipe.trainer, recipe.seed)
+
+
+def _cached(recipe: Recipe, task: TaskSource) -> bool:
+    return (_cache(recipe, task) / "expert.json").exists()
+
+
+def run(recipe: Recipe, folder: RunFolder) -> None:
+    """Experts, static baselines, twin, router, table, folder, report."""
+    from transformers import AutoModel, AutoTokenizer
+
+    from recipes.merge import report
+    from recipes.merge.evaluation import (
+        evaluate,
+        evaluate_rows,
+        evaluation_device,
+        in_precision,
+        linear_probe,
+        with_experts,
+        with_heads,
+    )
+    from twinmerge.artefact import model_card, save
+    from twinmerge.merging import set_parameters, shared_expert
+    from twinmerge.modeling_twin import masked_mean
+
+    hush_libraries()
+    where = resolve_model(recipe.base)
+    model = AutoModel.from_pretrained(where).eval()
+    _check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
+    experts = _experts(recipe, folder, model)
+    if not _goes_on_alone():
+        return
+    device = evaluation_device(recipe.trainer.accelerator)
+    model.to(device)
+    heads = {task: expert.head.to(device) for task, expert in experts.items()}
+    # What the experts learned from; the router may read more inputs, of which it takes the task and not the label.
+    labelled = [load_task(source, recipe.seed) for source in recipe.tasks]
+    tasks = [load_task(replace(source, max_train=recipe.router.items), recipe.seed) for source in recipe.tasks]
+    _check_labels(labelled, experts)
+    data, seen = _mixed(recipe, tasks, where), _mixed(recipe, labelled, where)
+    data.setup(None)
+    batches = {"validation": list(data.val_dataloader()), "test": list(data.test_dataloader())}
+
+    precise = partial(in_precision, recipe.eval_precision, device)
+
+    def score(name: str, answer: Model, split: str = "test") -> Scores:
+        with folder.phase(f"{split}: {name}", len(batches[split])) as progress:
+            return evaluate(precise(answer), tasks, batches[split], progress.advance, device)
+
+    states = {task: expert.state for task, expert in experts.items()}
+    whole = with_experts({t: set_parameters(copy.deepcopy(model), state) for t, state in states.items()}, heads)
+    held, rows = score("experts", whole, "validation"), {"experts": score("experts", whole)}
+    rows["pretrained"] = score("pretrained", with_heads(model, heads))
+    del whole
+    grid, work = recipe.baselines.grid(), copy.deepcopy(model)
+
+    def merged(method: str, options: dict[str, float]) -> Model:
+        state = shared_expert(model, states, method, **seeded(method, options, recipe.seed))
+        return with_heads(set_parameters(work, state), heads)
+
+    with folder.phase("validation: static candidates", len(grid) * len(batches["validation"])) as progress:
+
+        def validate(method: str, options: dict[str, float]) -> float:
+            answer = precise(merged(method, options))
+            row = evaluate(answer, tasks, batches["validation"], progress.advance, device)
+            return row.normalised(held)
+
+        static = tune(grid, validate)
+    rows |= {method: score(method, merged(method, options)) for method, (_, options) in static.items()}
+
+    with folder.phase("exclusive experts", 1) as progress:
+        twin, exclusive = _merge(recipe, copy.deepcopy(model), experts)
+        progress.advance()
+    twin.heads.update(heads)
+    twin.to(device).eval()
+    twin.router_reads = recipe.router.features
+    features = {
+        split: task_features(precise(twin.features), data, split, folder, device=device)
+        for split in ("train", "validation", "test")
+    }
+    routing = train_router(recipe.router, features, len(tasks), recipe.seed, folder)
+    twin.router = routing.router.to(device)
+
+    with folder.phase("test: routed", len(batches["test"])) as progress:
+        answers = precise(partial(_routed, twin))
+        rows |= evaluate_rows(answers, tasks, batches["test"], progress.advance, device)
+    rows["oracle"] = score("oracle", partial(_oracle, twin))
+    if recipe.baselines.probe:
+        seen.setup("fit")
+
+        def pooled(**inputs: Tensor) -> Tensor:
+            return masked_mean(model(**inputs)[0], inputs.get("attention_mask"))
+
+        splits = ("train", "validation")
+        read = precise(pooled)
+        features = {split: task_features(read, seen, split, folder, "base features", device) for split in splits}
+        rows["linear probe"] = score("linear probe", linear_probe(model, features, labelled))
+
+    made = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
+    about = {"tasks": list(experts), "base": recipe.base, "base_class": type(model).__name__}
+    texts = {
+        "recipe.yaml": made,
+        "README.md": model_card(about, recipe.name, made),
+        "result.json": json.dumps(plain_json(report.result(rows, static, routing.numbers, {})), indent=2) + "\n",
+    }
+    sources = {task: expert.digest for task, expert in experts.items()}
+    target = save(
+        twin.cpu(),
+        folder.path / "merged",
+        tokenizer=AutoTokenizer.from_pretrained(where),
+        card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
+        texts=texts,
+        labels={task: expert.labels for task, expert in experts.items()},
+        overwrite=True,
+    )
+    size = report.sizes(sum(p.nbytes for p in model.parameters()), experts, target)
+    outcome = report.result(rows, static, routing.numbers, size)
+    report.finish(folder, outcome, exclusive.residuals, routing.mixture)
+
+
+def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> MixedTextDataModule:
+    from recipes.data.text_module import MixedTextDataModule
+
+    return MixedTextDataModule(
+        tasks,
+        tokenizer,
+        batch_size=recipe.training.batch_size,
+        max_length=recipe.training.max_length,
+        seed=recipe.seed,
+        eval_batch_size=recipe.eval_batch_size,
+    )
+
+
+def _experts(recipe: Recipe, folder: RunFolder, model: nn.Module) -> dict[str, Expert]:
+    """All experts by task, trained where missing, compared with the base."""
+    from twinmerge.errors import CheckpointError
+
+    folders: dict[str, Path] = {}
+    for source in recipe.tasks:
+        given = recipe.experts.get(source.name)
+        folders[source.name] = Path(given).expanduser() if given else _cache(recipe, source)
+        if not given:
+            card = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
+            train_expert(*card, folders[source.name], folder)
+    experts: dict[str, Expert] = {}
+    for name, where in folders.items():
+        try:
+            experts[name] = read_expert(where, base_checkpoint(recipe.base), model)
+        except CheckpointError as error:
+            raise RunError(f"experts.{name}: {error}") from error
+    return experts
+
+
+def _goes_on_alone() -> bool:
+    """True on the one process that merges; what several trained together ends here."""
+    from torch import distributed
+
+    rank = process_rank()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+    return rank == 0
+
+
+def _check_labels(tasks: list[TextTask], experts: Mapping[str, Expert]) -> None:
+    for task in tasks:
+        if experts[task.name].labels != list(task.labels):
+            names = [", ".join(labels) or "a number" for labels in (experts[task.name].labels, task.labels)]
+            raise RunError(
+                f"experts.{task.name}: the expert answers {names[0]} and the task asks for {names[1]}; "
+                "give an expert of this task"
+            )
+
+
+def _merge(recipe: Recipe, model: nn.Module, experts: Mapping[str, Expert]) -> tuple[Any, Exclusive]:
+    """The twin without its router: LoRA experts in the product form where the shared expert allows it."""
+    from twinmerge.merging import merge, merge_lora
+
+    shared, policy = recipe.shared, recipe.exclusive.policy()
+    terms = {task: expert.terms for task, expert in experts.items()}
+    if all(terms.values()) and shared.method in ("average", "task_arithmetic") and "rank" in policy:
+        scale = 1 / len(terms) if shared.method == "average" else shared.options.get("scale", 0.3)
+        return merge_lora(model, terms, scale, policy["rank"])
+    options = seeded(shared.method, shared.options, recipe.seed)
+    states = {task: expert.state for task, expert in experts.items()}
+    return merge(model, states, shared.method, rank={**policy, "seed": recipe.seed}, **options)
+
+
+def _routed(twin: Any, inputs: dict[str, Tensor], asked: list[str]) -> dict[str, Tensor]:
+    """Both routed rows of one forward. A head routed wrongly answers another question: NaN, which counts as wrong."""
+    outputs = twin.classify(**inputs, head=asked)
+    own = outputs.logits.clone()
+    own[outputs.router_weights.argmax(-1) != outputs.task] = float("nan")
+    return {"routed": outputs.logits, "routed, head routed too": own}
+
+
+def _oracle(twin: Any, inputs: dict[str, Tensor], asked: list[str]) -> Tensor:
+    import torch
+
+    true = torch.eye(len(twin.tasks), device=inputs["input_ids"].device)[[twin.tasks.index(name) for name in asked]]
+    logits: Tensor = twin.classify(**inputs, head=asked, router_weights=true).logits
+    return logits

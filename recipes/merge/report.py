@@ -1,0 +1,168 @@
+"""What a merge run reports: rows of the table, the headline numbers, figures, and bytes of every alternative."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recipes.merge.evaluation import Scores
+    from recipes.merge.experts import Expert
+    from recipes.running.folder import RunFolder
+
+EXPLAINED = {
+    "experts": "every input by its own expert",
+    "pretrained": "frozen base with the experts' heads",
+    "linear probe": "frozen base with a linear probe a task",
+    "average": "static",
+    "task_arithmetic": "static",
+    "ties": "static",
+    "dare": "static",
+    "dare_ties": "static",
+    "routed": "head named, mixture from the input alone",
+    "routed, head routed too": "nothing named; a wrong head counts as wrong",
+    "oracle": "mixture told the true task",
+}
+
+
+def result(
+    rows: Mapping[str, Scores],
+    static: Mapping[str, tuple[float, dict[str, float]]],
+    routing: Mapping[str, float],
+    sizes: Mapping[str, int],
+) -> dict[str, Any]:
+    """The numbers the run is for, as plain values.
+
+    Args:
+        rows: test scores by row name; has `experts` and `pretrained`.
+        static: method -> (normalised validation score of its best candidate, that candidate's options).
+        routing: the router's accuracy and temperature.
+        sizes: bytes by row name.
+    """
+    experts, base = rows["experts"], rows["pretrained"]
+    table = {}
+    for name, row in rows.items():
+        recovered = row.recovered(experts, base)
+        table[name] = {
+            "mean": row.mean,
+            "normalised": row.normalised(experts),
+            "gap_recovered": sum(recovered.values()) / len(recovered) if recovered else None,
+            "gap_recovered_tasks": recovered,
+            "ms_per_input": row.milliseconds,
+            "bytes": sizes.get(name),
+            "tasks": row.tasks,
+        }
+    best = max(static, key=lambda m: static[m][0])
+    return {
+        "rows": table,
+        "tuned": {m: options for m, (_, options) in static.items()},
+        "best_static": best,
+        "best_static_normalised": table[best]["normalised"],
+        "routed_normalised": table["routed"]["normalised"],
+        "routed_gap_recovered": table["routed"]["gap_recovered"],
+        "router": dict(routing),
+    }
+
+
+def sizes(base: int, experts: Mapping[str, Expert], target: Path) -> dict[str, int]:
+    """Bytes that each alternative needs: one model, all experts (and the base under adapters), or the twin folder."""
+    one = dict.fromkeys(EXPLAINED, base)
+    every = sum(expert.bytes for expert in experts.values())
+    routed = dict.fromkeys(("routed", "routed, head routed too", "oracle"), _weights(target))
+    return {**one, **routed, "experts": every + base * any(expert.terms for expert in experts.values())}
+
+
+def _weights(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
+
+
+def finish(
+    folder: RunFolder, outcome: dict[str, Any], residuals: Mapping[str, Mapping[str, float]], confusion: Any
+) -> None:
+    """Write figures, tables, report.html and result.json."""
+    table = [
+        {
+            "row": name,
+            "what": EXPLAINED.get(name, ""),
+            "mean": row["mean"],
+            "normalised": row["normalised"],
+            "gap recovered": row["gap_recovered"],
+            "ms per input": row["ms_per_input"],
+            "MB": None if row["bytes"] is None else row["bytes"] / 1e6,
+        }
+        for name, row in outcome["rows"].items()
+    ]
+    tasks = list(outcome["rows"]["experts"]["tasks"])
+    raw = [{"row": name, **row["tasks"]} for name, row in outcome["rows"].items()]
+    _draw_scores(folder, table)
+    _draw_tasks(folder, raw, tasks)
+    _draw_confusion(folder, confusion, tasks)
+    _draw_residuals(folder, residuals)
+    routed = outcome["rows"]["routed"]
+    gap = (
+        ""
+        if routed["gap_recovered"] is None
+        else f", {routed['gap_recovered']:.1%} of the gap to the experts recovered"
+    )
+    summary = (
+        f"Routed twin: {routed['normalised']:.1%} of the experts{gap}. Best static merge tuned on validation "
+        f"({outcome['best_static']}): {outcome['best_static_normalised']:.1%}. The router names the task of "
+        f"{outcome['router']['accuracy']:.1%} of the test inputs."
+    )
+    tuned = [{"method": m, **o} for m, o in outcome["tuned"].items()]
+    folder.finish(outcome, {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned}, summary=summary)
+    folder.say(summary)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    # The object interface: it needs no display and leaves no global state behind.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots()
+
+
+def _draw_scores(folder: RunFolder, table: list[dict[str, Any]]) -> None:
+    shown = sorted(table, key=lambda r: r["normalised"])
+    figure, axes = _figure(7, 0.35 * len(shown) + 1)
+    colours = ["tab:orange" if r["row"].startswith("routed") else "tab:grey" for r in shown]
+    axes.barh([r["row"] for r in shown], [100 * r["normalised"] for r in shown], color=colours)
+    axes.axvline(100, color="black", linewidth=0.8)
+    axes.set_xlabel("mean score, % of the experts (test)")
+    folder.figure("normalised", figure, [[r["row"], r["normalised"]] for r in shown], ["row", "normalised"])
+
+
+def _draw_tasks(folder: RunFolder, raw: list[dict[str, Any]], tasks: list[str]) -> None:
+    figure, axes = _figure(max(6, 1.3 * len(tasks)), 4)
+    for number, row in enumerate(raw):  # one column a task, its rows side by side
+        places = [column + 0.7 * (number / max(len(raw) - 1, 1) - 0.5) for column in range(len(tasks))]
+        stands_out = row["row"] in ("experts", "routed")
+        axes.plot(places, [row[t] for t in tasks], "D" if stands_out else "o", markersize=5, label=row["row"])
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_ylabel("test score")
+    axes.tick_params(axis="x", rotation=30)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    folder.figure("tasks", figure, [[r["row"], *(r[t] for t in tasks)] for r in raw], ["row", *tasks])
+
+
+def _draw_confusion(folder: RunFolder, confusion: Any, tasks: list[str]) -> None:
+    figure, axes = _figure(5, 4.5)
+    image = axes.imshow(confusion, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_xlabel("mean weight of the expert")
+    axes.set_ylabel("true task of the input")
+    figure.colorbar(image)
+    folder.figure("mixture", figure, [[t, *row] for t, row in zip(tasks, confusion, strict=True)], ["task", *tasks])
+
+
+def _draw_residuals(folder: RunFolder, residuals: Mapping[str, Mapping[str, float]]) -> None:
+    figure, axes = _figure(6, 3.5)
+    for task, values in residuals.items():
+        axes.plot(sorted(values.values()), label=task)
+    axes.set_xlabel("matrices, sorted")
+    axes.set_ylabel("relative residual of the truncation")
+    axes.legend(fontsize=7, ncols=2)
+    rows = [[task, name, value] for task, values in residuals.items() for name, value in values.items()]
+    folder.figure("residuals", figure, rows, ["task", "parameter", "residual"])

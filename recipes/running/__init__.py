@@ -1,0 +1,1 @@
+"""Doing a recipe: the run folder, the Trainer, resume."""

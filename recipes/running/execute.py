@@ -1,0 +1,121 @@
+"""Carry out a parsed recipe: pre-flight, run folder, the run itself, and what to say when it ends badly."""
+
+import argparse
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from recipes.errors import RecipeError, RunError
+from recipes.front import table
+from recipes.front.compare import check_resume
+from recipes.front.parse import Parsed
+from recipes.front.schema import show
+from recipes.front.show import to_yaml
+from recipes.running import folder as runfolder
+from recipes.running.environment import process_rank
+from recipes.running.files import write_text
+from recipes.running.folder import RunFolder
+
+
+def check(parsed: Parsed, *, quiet: bool = False) -> None:
+    """Print the numbered pre-flight steps of a recipe; the first that fails raises and nothing is written."""
+    for number, line in enumerate(table.load(parsed.name).check(parsed.recipe), start=1):
+        if not quiet:
+            print(f"{number:2}. {line}", flush=True)
+
+
+def run(parsed: Parsed, options: argparse.Namespace, command: Sequence[str]) -> int:
+    """Check the recipe, open its folder and run it.
+
+    Args:
+        parsed: The recipe.
+        options: The command line: `resume`, `out`, `force`, `quiet`, `debug`.
+        command: The words of the command line, for `command.txt`.
+
+    Returns:
+        The exit code.
+    """
+    name = f"{parsed.name}-{parsed.recipe.name}"
+    going_on = options.resume is not None
+    folder = RunFolder(Path(), name, quiet=options.quiet)
+    if going_on:
+        folder.path = options.out or runfolder.newest_folder(parsed.name, parsed.recipe.name)
+        accepted = check_resume(folder.path, parsed)
+        if (folder.path / "result.json").is_file() and not accepted:
+            folder.say(f"{folder.path} is complete already; nothing to do")
+            return 0
+        for key, (before, now) in accepted.items():
+            folder.say(f"resuming with {key} {show(now)} instead of {show(before)}")
+    elif options.out is not None and process_rank() == 0:
+        runfolder.check_out(options.out, force=options.force)
+    if process_rank() == 0:
+        check(parsed, quiet=options.quiet)
+    if going_on:
+        folder.resume = _checkpoint(folder.path, options.resume)
+        folder.say(f"resuming {folder.path}" + (f" from {folder.resume}" if folder.resume != folder.path else ""))
+    else:
+        folder.path = runfolder.new_folder(parsed.name, parsed.recipe.name, out=options.out, force=options.force)
+    folder.start(to_yaml(parsed.recipe), {"seed": parsed.recipe.seed}, ["python", "-m", "recipes.run", *command])
+    again = f"python -m recipes.run {options.words[0]} {' '.join(options.words[1:])} --resume".replace("  ", " ")
+    return _guarded(parsed, folder, again + (f" --out {options.out}" if options.out else ""), debug=options.debug)
+
+
+def _checkpoint(path: Path, named: str) -> Path:
+    """Return the checkpoint to go on from: the named one, the newest that loads, or the folder when there is none."""
+    if named and not Path(named).exists():
+        raise RecipeError(f"--resume {named}: no such checkpoint; give a path, or nothing for the newest one")
+    if not named and not any((path / "checkpoints").rglob("*.ckpt")):
+        return path
+    from recipes.running.resume import newest_valid_checkpoint, verify_checkpoint
+
+    if named:
+        verify_checkpoint(Path(named))
+        inside = Path(named).resolve().is_relative_to(path.resolve())
+        return path / Path(named).resolve().relative_to(path.resolve()) if inside else Path(named)
+    return newest_valid_checkpoint(path / "checkpoints", lambda text: print(text, file=sys.stderr)) or path
+
+
+def _guarded(parsed: Parsed, folder: RunFolder, again: str, *, debug: bool) -> int:
+    """Run, and turn whatever goes wrong into one sentence and an exit code."""
+    before = os.environ.get(runfolder.FOLDER_KEY)
+    os.environ[runfolder.FOLDER_KEY] = str(folder.path.resolve())
+    try:
+        table.load(parsed.name).run(parsed.recipe, folder)
+    except (RecipeError, RunError):
+        raise
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning answers Ctrl-C with SystemExit(1), raised while the KeyboardInterrupt is handled, and the request to
+        # terminate with a SystemExit of its own
+        terminated = type(error).__name__ == "SIGTERMException"
+        if isinstance(error, SystemExit) and not (terminated or isinstance(error.__context__, KeyboardInterrupt)):
+            raise
+        if process_rank() == 0:
+            print(f"interrupted; go on with: {again}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        raise RunError(_sentence(error, folder.path)) from error
+    finally:
+        if before is None:
+            del os.environ[runfolder.FOLDER_KEY]
+        else:
+            os.environ[runfolder.FOLDER_KEY] = before
+    folder.say(f"done: {folder.path}")
+    return 0
+
+
+def _sentence(error: Exception, path: Path) -> str:
+    """Return one sentence about an unforeseen failure; its traceback goes into the run folder."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"the disk is full: {error.filename or path}; free some space and resume with --resume"
+    where = path / "traceback.txt"
+    try:
+        write_text(where, "".join(traceback.format_exception(error)))
+    except OSError:
+        where = Path("--debug")
+    text = " ".join(str(error).split())
+    return f"the run failed: {type(error).__name__}{f': {text}' if text else ''} (traceback: {where})"

@@ -1,0 +1,203 @@
+"""The run folder: everything a run leaves behind, each file written whole or not at all."""
+
+import csv
+import io
+import os
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.errors import RecipeError
+from recipes.running.environment import describe_environment, process_rank
+from recipes.running.files import plain_json, write_bytes, write_json, write_text
+from recipes.running.page import Report, Row, render
+from recipes.running.progress import Progress, progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOLDER_KEY = "GAPBRIDGE_RUN_FOLDER"  # tells the processes that Lightning starts which folder rank 0 made
+RUNS = Path("runs")
+
+
+class RunFolder:
+    """The folder of one run, and how the run talks to the user.
+
+    Args:
+        path: The folder; it exists.
+        title: What the run is called in messages and in the report.
+        resume: None for a new run; else the checkpoint to go on from, or the folder itself when there is none yet.
+        quiet: Say nothing and show no progress.
+    """
+
+    def __init__(self, path: Path, title: str, *, resume: Path | None = None, quiet: bool = False) -> None:
+        self.path = path
+        self.title = title
+        self.resume = resume
+        self.quiet = quiet
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def start(self, recipe_yaml: str, seeds: dict[str, int], command: Sequence[str]) -> None:
+        """Write `recipe.yaml`, `command.txt` and `environment.json`; a resumed run adds its command."""
+        if process_rank() != 0:
+            return
+        before = self.path / "command.txt"
+        earlier = before.read_text(encoding="utf-8") if self.resume and before.is_file() else ""
+        write_text(self.path / "recipe.yaml", recipe_yaml)
+        write_text(before, f"{earlier}{shlex.join(command)}\n")
+        write_json(self.path / "environment.json", describe_environment(seeds))
+
+    def say(self, text: str) -> None:
+        """Print one line on rank 0, unless the run is quiet."""
+        if not self.quiet and process_rank() == 0:
+            print(text, flush=True)
+
+    def phase(self, title: str, total: int | None = None) -> AbstractContextManager[Progress]:
+        """Show the progress of a block; a terminal gets a bar, a log one line per interval, other ranks nothing.
+
+        Args:
+            title: Name of the phase.
+            total: Number of steps, when it is known.
+        """
+        return progress(title, total, visible=not self.quiet and process_rank() == 0)
+
+    def figure(self, name: str, figure: "Figure", rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
+        """Write `figures/<name>.png` and the numbers behind it as `figures/<name>.csv`.
+
+        Args:
+            name: File name without ending: letters, digits, `_` and `-`.
+            figure: A matplotlib figure.
+            rows: The numbers that the figure shows.
+            columns: Name of each entry of a row.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise ValueError(f"figure name {name!r} is not usable: give letters, digits, '_' or '-'")
+        if process_rank() != 0:
+            return
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=150, bbox_inches="tight")
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(plain_json(list(rows)))
+        write_text(self.path / "figures" / f"{name}.csv", text.getvalue())
+        write_bytes(self.path / "figures" / f"{name}.png", image.getvalue())
+
+    def finish(
+        self,
+        result: Mapping[str, Any],
+        tables: Mapping[str, Sequence[Row]] | None = None,
+        figures: Sequence[str] | None = None,
+        summary: str = "",
+    ) -> None:
+        """Write `report.html` and, last, `result.json`: a folder with a result is complete.
+
+        Args:
+            result: The numbers the run is for.
+            tables: Rows of each table by its title.
+            figures: Names of the figures to show; all of the folder, oldest first, when None.
+            summary: What was found, in a paragraph of plain text.
+        """
+        if process_rank() != 0:
+            return
+        details = {
+            name: (self.path / name).read_text(encoding="utf-8")
+            for name in ("recipe.yaml", "command.txt", "environment.json")
+            if (self.path / name).is_file()
+        }
+        drawn = sorted((self.path / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns)
+        names = [path.stem for path in drawn] if figures is None else figures
+        images = {name: (self.path / "figures" / f"{name}.png").read_bytes() for name in names}
+        plain: Any = plain_json(dict(tables or {}))
+        page = render(Report(self.title, summary, plain, images, details))
+        write_text(self.path / "report.html", page)
+        write_json(self.path / "result.json", dict(result))
+
+
+def new_folder(recipe: str, name: str, *, out: Path | None = None, force: bool = False) -> Path:
+    """Make the folder of a new run: the next number under `runs/<recipe>-<name>/`, or the folder named by the user.
+
+    Args:
+        recipe: Name of the recipe.
+        name: Name of the run.
+        out: Folder to use instead.
+        force: Replace `out` when an earlier run is in it.
+
+    Returns:
+        The folder, empty; for the processes started by rank 0, the folder that rank 0 made.
+
+    Raises:
+        RecipeError: When the folder is in use, or the processes cannot agree on one.
+    """
+    if process_rank() != 0:
+        return _wait_for_rank_zero(out)
+    if out is None:
+        parent = RUNS / f"{recipe}-{name}"
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = parent / str(max(run_numbers(parent), default=0) + 1)
+            try:
+                path.mkdir()
+            except FileExistsError:  # another run took this number in the meantime
+                continue
+            return path
+    check_out(out, force=force)
+    if out.is_dir() and any(out.iterdir()):
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def check_out(out: Path, *, force: bool) -> None:
+    """Refuse a folder that holds something already, unless it is a run folder and `force` is given."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise RecipeError(f"--out {out}: a file has this name; give a folder")
+    if not (out / "recipe.yaml").is_file() or not (out / "command.txt").is_file():
+        raise RecipeError(f"--out {out}: the folder is not empty and holds no run; give another folder")
+    if not force:
+        raise RecipeError(f"--out {out}: a run is in it; add --resume to go on with it or --force to replace it")
+
+
+def newest_folder(recipe: str, name: str) -> Path:
+    """Return the folder of the newest run of a recipe.
+
+    Raises:
+        RecipeError: When there is none.
+    """
+    parent = RUNS / f"{recipe}-{name}"
+    numbers = run_numbers(parent)
+    if not numbers:
+        raise RecipeError(f"--resume: no run is under {parent}; start one without it, or name a folder with --out")
+    return parent / str(max(numbers))
+
+
+def run_numbers(parent: Path) -> list[int]:
+    """Return the numbers of the runs under a folder."""
+    if not parent.is_dir():
+        return []
+    return [int(path.name) for path in parent.iterdir() if path.is_dir() and path.name.isdecimal()]
+
+
+def _wait_for_rank_zero(out: Path | None, patience: float = 60.0) -> Path:
+    """Return the folder that rank 0 made: named by the environment, or by the user and about to appear."""
+    if FOLDER_KEY in os.environ:
+        return Path(os.environ[FOLDER_KEY])
+    if out is None:
+        raise RecipeError("several processes run at once: give --out DIR, so that they share one run folder")
+    deadline = time.monotonic() + patience
+    while not (out / "command.txt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if not out.is_dir():
+        raise RecipeError(f"--out {out}: rank 0 made no folder within {patience:.0f} seconds; see its message")
+    return out

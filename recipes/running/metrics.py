@@ -1,0 +1,75 @@
+"""Metrics of a run as one CSV file that a resumed run continues."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from recipes.running.files import plain_json, write_text
+
+
+class CsvMetrics(Logger):  # type: ignore[misc]
+    """Writes `metrics.csv`: one row for each time metrics are logged, one column for each metric.
+
+    Lightning's own CSV logger deletes the file of an interrupted run; this one keeps the rows before the step at which
+    the run goes on, and drops those after it, which are about to come again.
+
+    Args:
+        path: The file.
+        phase: Name of the training phase, written in a column of that name; phases share the file.
+    """
+
+    def __init__(self, path: Path, phase: str = "") -> None:
+        super().__init__()
+        self._path = path
+        self._phase = phase
+        self._columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Phase of the run."""
+        return self._phase
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Hyper-parameters are in `recipe.yaml`."""
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Write one row."""
+        row = ({"phase": self._phase} if self._phase else {}) | {"step": step or 0} | plain_json(metrics)
+        if self._columns is None:
+            rows = [old for old in read_metrics(self._path) if not self._comes_again(old, row["step"])]
+            self._rewrite([*rows, row])
+        elif set(row) <= set(self._columns):
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+        else:
+            self._rewrite([*read_metrics(self._path), row])
+
+    def _comes_again(self, row: dict[str, str], step: int) -> bool:
+        return row.get("phase", "") == self._phase and int(row["step"]) >= step
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        self._columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self._path, text.getvalue())
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a `metrics.csv`, without the empty cells; no row when there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(file)]

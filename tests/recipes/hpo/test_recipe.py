@@ -1,0 +1,106 @@
+"""The hpo recipe through the real command: cells, report, resume, refusals, and a user's own simulator."""
+
+import dataclasses
+import inspect
+import json
+
+import pytest
+
+from recipes.fields import FieldError
+from recipes.hpo import recipe as hpo
+from rl.hpo.data import SeedDataModule
+from rl.hpo.module import HPOModule
+
+pytestmark = [pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists.*")]
+
+
+def test_the_recipe_has_the_arguments_of_the_module():
+    own = {item.name: item.default for item in dataclasses.fields(hpo.Training) if item.name != "hidden"}
+    theirs = inspect.signature(HPOModule).parameters
+    left = set(theirs) - set(own) - {"hidden", "simulator", "simulator_args", "reference", "seed"}
+    assert not left
+    assert own == {name: theirs[name].default for name in own}
+    episodes = {item.name: item.default for item in dataclasses.fields(hpo.Episodes)}
+    data = inspect.signature(SeedDataModule).parameters
+    assert episodes == {name: value.default for name, value in data.items() if name != "seed"}
+
+
+def test_the_tiny_recipe_runs_is_resumed_and_reports(front, tmp_path):
+    done = front("hpo_tiny.yaml", "--out", "run", "seeds=1")
+    assert done.code == 0, done.err
+    folder = tmp_path / "run"
+    result = json.loads((folder / "result.json").read_text())
+    assert [row["method"] for row in result["rows"]] == ["hpo", "hppo"]
+    assert result["rows"][0]["reference"] == "optimum"
+    assert result["gap"] == pytest.approx(result["cost"] / result["rows"][0]["reference_cost"] - 1)
+    for name in ("curves_simulator_steps", "curves_seconds", "policy_hpo-0"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 1000
+    curve = (folder / "curves.csv").read_text().splitlines()
+    assert curve[0].startswith("method,value,seed,updates,simulator_steps,seconds,")
+    assert [line.split(",")[4] for line in curve[1:3]] == ["1600", "3200"]
+    metrics = (folder / "metrics.csv").read_text()
+    for name in ("train/pathwise_norm", "train/cross_variance", "train/cosine", "train/kl", "validation/gap"):
+        assert name in metrics
+    assert "Test cost and gap" in (folder / "report.html").read_text()
+
+    (folder / "result.json").unlink()
+    (folder / "cells" / "hppo-0.json").unlink()  # as if it had been stopped there
+    again = front("hpo_tiny.yaml", "--out", "run", "seeds=1", "--resume")
+    assert again.code == 0, again.err
+    assert "hpo-0: found" in again.out
+    assert json.loads((folder / "result.json").read_text())["cost"] == result["cost"]
+
+
+def test_a_grid_is_drawn_against_its_argument(front, tmp_path):
+    done = front("hpo_dims_tiny.yaml", "--out", "run", "seeds=1", "methods={hpo: {}}")
+    assert done.code == 0, done.err
+    assert (tmp_path / "run/figures/gap_by_dimension.png").is_file()
+    rows = json.loads((tmp_path / "run/result.json").read_text())["rows"]
+    assert [row["dimension"] for row in rows] == [2, 3]
+
+
+def test_the_outside_baseline_takes_as_many_steps(front, tmp_path):
+    pytest.importorskip("stable_baselines3")
+    done = front("hpo_slqr_tiny.yaml", "--out", "run", "methods={sb3: {}}")
+    assert done.code == 0, done.err
+    cell = json.loads((tmp_path / "run/cells/sb3-0.json").read_text())
+    assert cell["simulator_steps"] == 4 * 8 * 20
+    assert cell["gap"] > 0
+
+
+def test_a_check_differentiates_the_simulator_and_writes_nothing(front, tmp_path):
+    done = front("hpo_slqr.yaml", "--check")
+    assert done.code == 0, done.err
+    assert "gradients agree with finite differences" in done.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["hpo", "hpo_slqr", "hpo_dims"])
+def test_the_shipped_recipes_are_recipes(front, name):
+    assert front(f"{name}.yaml", "--print-config").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["training.estimator=mixd"], "training.estimator"),
+        (["episodes.batch_size=100"], "episodes.batch_size: expected a multiple of group_size, 64, got 100"),
+        (["methods={hpo: {croos: off}}"], "methods.hpo.croos: unknown key; did you mean 'cross'?"),
+        (["methods={hpo: {clip: 0}}"], "methods.hpo.clip"),
+        (["training.cross=auto", "training.diagnose_every=0"], "diagnose_every"),
+        (["simulator.class_path=os.system", "simulator.init_args={command: 'true'}"], "neither a subclass"),
+        (["simulator.class_path=rl.envs.inventory.two_items"], "cannot be imported"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_sentence(front, words, message):
+    done = front("hpo.yaml", "--check", *words)
+    assert done.code == 2
+    assert message in done.err
+    assert len(done.err.strip().splitlines()) <= 2
+
+
+def test_a_method_without_changes_is_the_training_itself():
+    recipe = hpo.Recipe(methods={"plain": {}, "off": {"cross": "off"}}, seeds=2)
+    assert [cell.name for cell in hpo.cells(recipe)] == ["plain-0", "plain-1", "off-0", "off-1"]
+    with pytest.raises(FieldError, match="at least one"):
+        hpo.Recipe(methods={})
