@@ -59,4 +59,4 @@ def load(name: str) -> RecipeModule:
 
 def shipped() -> dict[str, Path]:
     """Return the recipes that ship with the package, by file name."""
-    return {path.name: path for path in sorted(SHIPPED.glob("*/*.yaml"))}
+    return {path.name: path for path in sorted(SHIPPED.rglob("*.yaml"))}

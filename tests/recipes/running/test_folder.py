@@ -93,7 +93,7 @@ for n in range(10**9):
 def test_kill_leaves_the_old_file_or_the_whole_new_one(tmp_path):
     path = tmp_path / "x.bin"
     for delay in np.linspace(0.01, 0.2, 6):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], cwd=Path(__file__).parents[2])
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], cwd=Path(__file__).parents[3])
         while not path.exists():
             time.sleep(0.01)
         time.sleep(float(delay))
