@@ -19,8 +19,7 @@ from distill.gathering import world
 from distill.glyphs import Glyphs
 from distill.module import check_labels
 from distill.order import ViewLoader, ViewOrder, view_of
-from distill.regimes import Regime
-from distill.regimes import regime as named_regime
+from distill.regimes import Regime, regime as named_regime
 
 Source = Literal["folder", "hub", "digits", "mnist", "fashion_mnist", "cifar100", "glyphs"]
 NAMES = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}

@@ -19,8 +19,7 @@ from distill.language import LanguageLoss, LanguageNetwork, next_tokens
 from distill.losses import DistillLoss, Outputs
 from distill.networks import Batch, Frozen, ImageNetwork, Task, TextNetwork, image_model, statistics, with_lora
 from distill.order import ViewLoader
-from distill.regimes import method as published
-from distill.regimes import regime as named_regime
+from distill.regimes import method as published, regime as named_regime
 
 Model = nn.Module | str
 Network = ImageNetwork | TextNetwork | LanguageNetwork

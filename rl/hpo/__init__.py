@@ -1,43 +1,6 @@
 """Hybrid Policy Optimization: unbiased mixed gradients for actions that are a mode and, with it, real numbers."""
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rl.hpo.best_known import best_known
-    from rl.hpo.data import SeedDataModule
-    from rl.hpo.module import HPOModule
-    from rl.hpo.policies import HybridPolicy
-    from rl.hpo.surrogate import advantages_of, clipped_surrogate, mixed_surrogate
-
-# Resolved on first use: importing the package must not cost what torch and lightning cost.
-_WHERE = {
-    "HPOModule": "module",
-    "HybridPolicy": "policies",
-    "SeedDataModule": "data",
-    "advantages_of": "surrogate",
-    "best_known": "best_known",
-    "clipped_surrogate": "surrogate",
-    "mixed_surrogate": "surrogate",
-}
-__all__ = [
-    "HPOModule",
-    "HybridPolicy",
-    "SeedDataModule",
-    "advantages_of",
-    "best_known",
-    "clipped_surrogate",
-    "mixed_surrogate",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'rl.hpo' has no attribute {name!r}; it has {', '.join(__all__)}.")
-    return getattr(importlib.import_module(f"rl.hpo.{_WHERE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+# The public names stand in __init__.pyi; each is imported on first use, so that importing the package costs nothing.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill import DistillError, DistillLoss, HardLoss, Outputs
-from distill import functional as losses
+from distill import DistillError, DistillLoss, HardLoss, Outputs, functional as losses
 from distill.hints import CorrelationHint, CRDHint, CurriculumTemperature, FitNetHint, ReviewHint
 from distill.losses import DIST, DKD, JSD, KD, RKD, BinaryKD, MultiTemperature
 

@@ -6,8 +6,7 @@ import sys
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from recipes.data import wheels
 from recipes.data.sources import TaskSource, check_task, load_task

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from recipes.errors import RecipeError
-from recipes.running import folder as runfolder
-from recipes.running import progress as progress_module
+from recipes.running import folder as runfolder, progress as progress_module
 from recipes.running.environment import describe_environment, process_rank
 from recipes.running.files import write_bytes, write_json
 from recipes.running.folder import RunFolder, new_folder, newest_folder

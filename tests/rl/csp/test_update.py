@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rl.csp.policies import CategoricalLaw, Critic, GaussianLaw, MixedLaw, SeatPolicy
 from rl.csp.update import (

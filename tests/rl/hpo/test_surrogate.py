@@ -4,8 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from benchmarks import hpo_unbiased as toy
 from rl.hpo.surrogate import advantages_of, clipped_surrogate, entropy, mixed_surrogate

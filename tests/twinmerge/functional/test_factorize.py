@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import twinmerge.functional.factorize as module
 from twinmerge.functional import spectrum, truncated_svd

@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from twinmerge.functional import choose_ranks, stored_dense
 from twinmerge.functional.ranks import rank_from_density, rank_from_energy, ranks_from_budget

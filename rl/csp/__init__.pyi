@@ -1,0 +1,15 @@
+from .baselines import baseline as baseline, imitate as imitate
+from .cloning import clone as clone
+from .data import RolloutDataModule as RolloutDataModule
+from .dataset import (
+    TargetData as TargetData,
+    check_dataset as check_dataset,
+    load_data as load_data,
+    record_target as record_target,
+    save_data as save_data,
+)
+from .module import CSPModule as CSPModule
+from .pairs import Pairs as Pairs
+from .policies import ScriptedPolicy as ScriptedPolicy, SeatPolicy as SeatPolicy
+from .rollout import pairs_of as pairs_of, play as play
+from .worst_case import WorstCase as WorstCase, estimate_worst_case as estimate_worst_case

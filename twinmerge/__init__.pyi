@@ -1,0 +1,12 @@
+from .artefact import load as load, save as save, verify as verify
+from .dense import check_routing as check_routing, densify as densify
+from .errors import CheckpointError as CheckpointError
+from .merging import merge as merge, merge_lora as merge_lora, shared_expert as shared_expert
+from .modeling_twin import Head as Head, Router as Router, attach as attach
+from .module import FinetuneModule as FinetuneModule
+from .router import (
+    FeatureDataModule as FeatureDataModule,
+    RouterModule as RouterModule,
+    fit_temperature as fit_temperature,
+    knn_router as knn_router,
+)
