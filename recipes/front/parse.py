@@ -69,7 +69,7 @@ def parse(path: Path, overrides: Sequence[str] = ()) -> Parsed:
         raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     document = load_yaml(text, source)
     if document.data is None:
-        raise RecipeError(f"{source}: the file is empty; its first key is recipe: {' | '.join(table.TABLE)}")
+        raise RecipeError(f"{source}: the file is empty; its first key is recipe: {' | '.join(table.entries())}")
     if not isinstance(document.data, dict):
         raise RecipeError(f"{source}:1: expected keys and values, got {show(document.data)}")
     problems = _Problems(document, source)
@@ -82,10 +82,10 @@ def parse(path: Path, overrides: Sequence[str] = ()) -> Parsed:
             document.data["recipe"] = value
     name = document.data.get("recipe", _ABSENT)
     if name is _ABSENT:
-        problems.add((), f"recipe: the key is missing; write one of {', '.join(table.TABLE)}")
+        problems.add((), f"recipe: the key is missing; write one of {', '.join(table.entries())}")
         problems.raise_if_any()
-    if not isinstance(name, str) or name not in table.TABLE:
-        problems.add(("recipe",), f"unknown recipe {show(name)}; {did_you_mean(str(name), list(table.TABLE))}")
+    if not isinstance(name, str) or name not in table.entries():
+        problems.add(("recipe",), f"unknown recipe {show(name)}; {did_you_mean(str(name), list(table.entries()))}")
         problems.raise_if_any()
     schema = table.load(name).Recipe
     for text, keys, value in pairs:

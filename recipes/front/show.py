@@ -20,7 +20,7 @@ WIDTH = 100
 def list_recipes() -> str:
     """Return the table of recipes and the YAML files that ship with each."""
     lines = []
-    for name, entry in table.TABLE.items():
+    for name, entry in table.entries().items():
         lines.append(f"{name:10}{entry.about}")
         lines += [f"{'':10}  {file}" for file, path in table.shipped().items() if _recipe_of(path) == name]
     return "\n".join(lines)
@@ -33,8 +33,8 @@ def _recipe_of(path: Path) -> str | None:
 
 def known(name: str, option: str) -> str:
     """Return a recipe name of the table, or refuse it."""
-    if name not in table.TABLE:
-        raise RecipeError(f"{option} {name}: unknown recipe; {did_you_mean(name, list(table.TABLE))}")
+    if name not in table.entries():
+        raise RecipeError(f"{option} {name}: unknown recipe; {did_you_mean(name, list(table.entries()))}")
     return name
 
 

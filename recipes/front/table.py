@@ -1,15 +1,20 @@
-"""The fixed table of recipes: a YAML names one of these, and nothing else is ever imported for it."""
+"""The table of recipes: a YAML names one of ours or of an installed package; nothing else is ever imported for it."""
 
 import importlib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
 
+from recipes.errors import RecipeError
+
 SHIPPED = Path(__file__).parents[1]
+GROUP = "gapbridge.recipes"  # entry points of installed packages: the recipe's name and its module
 
 
 class RecipeModule(Protocol):
@@ -52,11 +57,62 @@ TABLE: dict[str, Entry] = {
 }
 
 
+def entries() -> dict[str, Entry]:
+    """Return every recipe by name: ours, then those of the entry points `gapbridge.recipes`.
+
+    Raises:
+        RecipeError: When an installed package registers a name that is taken.
+    """
+    found = dict(TABLE)
+    for point in _outside():
+        if point.name in found:
+            raise RecipeError(
+                f"{_origin(point)} registers the recipe {point.name}, and {found[point.name].module} has that name; "
+                "uninstall one of the two packages"
+            )
+        found[point.name] = Entry(point.value, f"{_summary(point)} (from {_origin(point)})")
+    return found
+
+
 def load(name: str) -> RecipeModule:
-    """Import the module of a recipe of the table."""
-    return cast("RecipeModule", importlib.import_module(TABLE[name].module))
+    """Import the module of a recipe.
+
+    Raises:
+        RecipeError: When the module of an installed package cannot be imported or is no recipe.
+    """
+    module = entries()[name].module
+    if name in TABLE:
+        return cast("RecipeModule", importlib.import_module(module))
+    try:
+        imported = importlib.import_module(module)
+    except Exception as error:
+        raise RecipeError(f"recipe {name}: {module} cannot be imported: {type(error).__name__}: {error}") from error
+    if missing := [word for word in ("Recipe", "check", "run") if not hasattr(imported, word)]:
+        raise RecipeError(f"recipe {name}: {module} defines no {missing[0]}; a recipe has Recipe, check and run")
+    return cast("RecipeModule", imported)
 
 
 def shipped() -> dict[str, Path]:
-    """Return the recipes that ship with the package, by file name."""
-    return {path.name: path for path in sorted(SHIPPED.rglob("*.yaml"))}
+    """Return the recipe files that ship with the recipes, by file name."""
+    files = [path for point in _outside() for path in _files(point)]
+    return {path.name: path for path in [*files, *sorted(SHIPPED.rglob("*.yaml"))]}
+
+
+def _outside() -> list[EntryPoint]:
+    return sorted(entry_points(group=GROUP), key=lambda point: point.name)
+
+
+def _files(point: EntryPoint) -> list[Path]:
+    """The YAML files beside a recipe's module, found without importing it."""
+    package, *inner = point.value.split(".")
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations if spec else None) or []
+    return [path for folder in folders for path in sorted(Path(folder).joinpath(*inner[:-1]).glob("*.yaml"))]
+
+
+def _origin(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
+
+
+def _summary(point: EntryPoint) -> str:
+    return (point.dist.metadata["Summary"] if point.dist else None) or "no description"
