@@ -1,0 +1,174 @@
+"""A block of a recipe from the signature that it feeds, read as text: importing the code would take seconds."""
+
+import ast
+import builtins
+import collections.abc
+import dataclasses
+import importlib
+import importlib.util
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import docstring_parser
+
+from gapbridge import arguments
+from recipes.fields import FieldError
+
+Block = TypeVar("Block")
+_NAMES = vars(builtins) | vars(typing) | vars(collections.abc) | vars(arguments) | {"typing": typing, "Path": Path}
+
+
+def takes(target: str, *, leave_out: Mapping[str, str]) -> Callable[[type[Block]], type[Block]]:
+    """Add to a dataclass every argument of a class or function, with its type, default and help.
+
+    The block checks its values as :func:`gapbridge.arguments.check_arguments` does, and its `arguments()` returns those
+    of the target. A default of the dataclass itself holds where both have one.
+
+    Args:
+        target: `module:name`, the code that the block feeds.
+        leave_out: Arguments that the recipe provides itself, each with the reason.
+
+    Raises:
+        ValueError: When the target has no such argument to leave out.
+    """
+    module, _, name = target.partition(":")
+    source = _Source(module)
+    found = source.parameters(name)
+    if odd := sorted(set(leave_out) - {parameter.name for parameter in found}):
+        raise ValueError(f"{target} has no argument {odd[0]}; leave it out of leave_out.")
+
+    def extend(block: type[Block]) -> type[Block]:
+        own = {field.name for field in dataclasses.fields(block)}  # type: ignore[arg-type]
+        wanted = [item for item in found if item.name not in leave_out]
+        rows = [(item.name, item.kind, item.field()) for item in wanted if item.name not in own]
+        names = [item.name for item in wanted]
+        made = dataclasses.make_dataclass(
+            block.__name__,
+            rows,
+            bases=(block,),
+            namespace={
+                "__doc__": _documented(block, [item for item in wanted if item.name not in own]),
+                "__module__": block.__module__,
+                "__post_init__": lambda self: _check(self, {item.name: item.kind for item in wanted}),
+                "arguments": lambda self: {name: getattr(self, name) for name in names},
+            },
+            kw_only=True,
+        )
+        return typing.cast("type[Block]", made)
+
+    return extend
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One argument of a signature.
+
+    Attributes:
+        name: Its name.
+        kind: Its annotation, sequences as lists.
+        default: Its default, or `dataclasses.MISSING`.
+        help: Its text in the docstring.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+
+    def field(self) -> Any:
+        """The argument as a field of a dataclass."""
+        if isinstance(self.default, list | dict):
+            return dataclasses.field(default_factory=lambda: type(self.default)(self.default))
+        return dataclasses.field(default=self.default)
+
+
+def _documented(block: type, added: list[Parameter]) -> str:
+    lines = [f"        {item.name}: {item.help}" for item in added]
+    text = (block.__doc__ or "").rstrip()
+    head = [] if "Attributes:" in text else ["", "    Attributes:"]
+    return "\n".join([text, *head, *lines]) + "\n"
+
+
+def _check(block: Any, kinds: Mapping[str, Any]) -> None:
+    for name, kind in kinds.items():
+        if not arguments.accepts(kind, getattr(block, name)):
+            raise FieldError(name, arguments.refusal(kind, getattr(block, name)))
+    if before := getattr(super(type(block), block), "__post_init__", None):
+        before()
+
+
+class _Source:
+    """The text of a module: its definitions and what its names stand for."""
+
+    def __init__(self, module: str) -> None:
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise ValueError(f"{module} has no source file.")
+        self.tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        self.module = module
+
+    def parameters(self, name: str) -> list[Parameter]:
+        """Arguments of a class's `__init__` or of a function, in order; `self` and starred ones are left out."""
+        node = next(n for n in self.tree.body if getattr(n, "name", None) == name)
+        helps = {p.arg_name: " ".join((p.description or "").split()) for p in self._documents(node)}
+        if isinstance(node, ast.ClassDef):
+            node = next(n for n in node.body if getattr(n, "name", None) == "__init__")
+        signature = typing.cast("ast.FunctionDef", node).args
+        plain = [*signature.posonlyargs, *signature.args]
+        missing: list[ast.expr | None] = [None] * (len(plain) - len(signature.defaults))
+        pairs = [*zip(plain, [*missing, *signature.defaults], strict=True)]
+        pairs += zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
+        return [self._parameter(item, default, helps) for item, default in pairs if item.arg != "self"]
+
+    def _documents(self, node: Any) -> list[docstring_parser.DocstringParam]:
+        inner = [n for n in getattr(node, "body", []) if getattr(n, "name", None) == "__init__"]
+        texts = [ast.get_docstring(part) or "" for part in [node, *inner]]
+        return [entry for text in texts for entry in docstring_parser.parse(text).params]
+
+    def _parameter(self, item: ast.arg, default: ast.expr | None, helps: Mapping[str, str]) -> Parameter:
+        kind = _listed(self.resolve(item.annotation)) if item.annotation else Any
+        value = dataclasses.MISSING if default is None else ast.literal_eval(default)
+        return Parameter(item.arg, kind, list(value) if isinstance(value, tuple) else value, helps.get(item.arg, ""))
+
+    def resolve(self, node: ast.expr) -> Any:
+        """The annotation as a type; a class that only heavy code defines is any value."""
+        plain = _Plain().visit(node)
+        words = {part.id for part in ast.walk(plain) if isinstance(part, ast.Name)}
+        names = {word: self._meaning(word) for word in words}
+        expression = ast.fix_missing_locations(ast.Expression(plain))
+        return eval(compile(expression, self.module, "eval"), names)  # noqa: S307 - our own source
+
+    def _meaning(self, word: str) -> Any:
+        if word in _NAMES:
+            return _NAMES[word]
+        for node in self.tree.body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == word:
+                return self.resolve(node.value)
+            if isinstance(node, ast.ImportFrom) and word in {alias.asname or alias.name for alias in node.names}:
+                module = node.module or ""
+                ours = module.partition(".")[0] == self.module.partition(".")[0]
+                return _Source(module)._meaning(word) if ours else Any
+        return Any
+
+
+class _Plain(ast.NodeTransformer):
+    """Names such as `nn.Module` belong to heavy code: any value."""
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        return node if ast.unparse(node.value) == "typing" else ast.Name("Any", ast.Load())
+
+
+def _listed(kind: Any) -> Any:
+    """The kind with every sequence as a list, which is what YAML has."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is tuple and Ellipsis not in inner:
+        return kind
+    if origin in {collections.abc.Sequence, tuple, list}:
+        return list[_listed(inner[0])]  # type: ignore[misc]
+    if origin is collections.abc.Mapping:
+        return dict.__class_getitem__(inner)
+    if origin is typing.Union or type(kind).__name__ == "UnionType":
+        return typing.Union[tuple(map(_listed, inner))]  # noqa: UP007 (computed)
+    return kind
