@@ -4,8 +4,8 @@ import ast
 import builtins
 import collections.abc
 import dataclasses
-import importlib
 import importlib.util
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,10 +85,9 @@ class Parameter:
 
 
 def _documented(block: type, added: list[Parameter]) -> str:
-    lines = [f"        {item.name}: {item.help}" for item in added]
-    text = (block.__doc__ or "").rstrip()
-    head = [] if "Attributes:" in text else ["", "    Attributes:"]
-    return "\n".join([text, *head, *lines]) + "\n"
+    text = inspect.cleandoc(block.__doc__ or "")
+    head = [] if "Attributes:" in text else ["", "Attributes:"]
+    return "\n".join([text, *head, *(f"    {item.name}: {item.help}" for item in added)])
 
 
 def _check(block: Any, kinds: Mapping[str, Any]) -> None:
