@@ -8,7 +8,6 @@ import pytest
 
 import twinmerge
 from recipes.front.table import shipped
-from recipes.run import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,16 +35,3 @@ def test_python_blocks_use_public_names(block):
         if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "twinmerge"
     }
     assert used <= set(twinmerge.__all__)
-
-
-@pytest.mark.slow
-def test_python_blocks_run_on_a_real_twin(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main([str(shipped()["merge_tiny.yaml"]), "--out", "run", "--quiet"]) == 0
-    script = (
-        "\n".join(PYTHON)
-        .replace("runs/merge-text4/1/merged", "run/merged")
-        .replace('TaskSource("spam")', 'TaskSource("spam", max_train=32, max_validation=16, max_test=16)')
-    )
-    exec(compile(script, "README.md", "exec"), {})  # noqa: S102 - our own README
-    assert (tmp_path / "merged-tuned" / "twin.json").is_file()
