@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from recipes.csp.games import CARDS, Scenario, build, missing_package
@@ -171,14 +170,12 @@ def train(
         module.load_state_dict(torch.load(file, weights_only=True))
         return module.eval(), json.loads(log.read_text(encoding="utf-8"))
     history = History()
-    quiet = replace(recipe.trainer, enable_model_summary=bool(recipe.trainer.enable_model_summary))
-    trainer = build_trainer(quiet, folder, name, callbacks=[history])
+    trainer = build_trainer(recipe.trainer, folder, name, callbacks=[history])
     epochs = max(1, recipe.trainer.max_epochs or 1)
     data = RolloutDataModule(
         max(1, hp.iterations // epochs), hp.episodes, validation_episodes=recipe.attack.test_episodes, seed=recipe.seed
     )
-    resume = folder.resume if folder.resume and folder.resume.parent == folder.checkpoints / name else None
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(name))
     if trainer.is_global_zero:
         file.parent.mkdir(exist_ok=True)
         torch.save(module.state_dict(), file)

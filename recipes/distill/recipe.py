@@ -177,13 +177,13 @@ def _teacher(recipe: Recipe, folder: RunFolder, classes: int) -> tuple[Any, list
     saved = folder.path / "teacher" / "network.safetensors"
     if recipe.teacher.train and saved.is_file():
         load_network(module.students["student"], saved)
-        trainer = build_trainer(_quiet(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
+        trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
     elif recipe.teacher.train:
         trainer = fit(recipe, module, data, folder, "teacher", regime(recipe.regime, changes))
         if trainer.is_global_zero:
             save_network(module.students["student"], saved.parent)
     else:
-        trainer = build_trainer(_quiet(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
+        trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
     return module.students["student"], [{"student": "teacher", **_figures(tested, "student", 1)}]
 
@@ -195,12 +195,11 @@ def _figures(tested: Mapping[str, float], name: str, students: int) -> dict[str,
 
 def fit(recipe: Recipe, module: Any, data: Any, folder: RunFolder, name: str, training: Regime) -> Any:
     """Train under a regime, from the newest checkpoint of this phase where there is one."""
-    trainer = build_trainer(_quiet(recipe.trainer, training), folder, name)
-    resume = folder.resume if folder.resume and folder.resume.parent == folder.checkpoints / name else None
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    trainer = build_trainer(_limited(recipe.trainer, training), folder, name)
+    trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(name))
     return trainer
 
 
-def _quiet(config: TrainerConfig, training: Regime) -> TrainerConfig:
+def _limited(config: TrainerConfig, training: Regime) -> TrainerConfig:
     limit = None if config.max_epochs is None and config.max_steps > 0 else config.max_epochs or training.epochs
-    return replace(config, max_epochs=limit, enable_model_summary=bool(config.enable_model_summary))
+    return replace(config, max_epochs=limit)

@@ -143,15 +143,11 @@ def _train(recipe: Recipe, cell: Cell, module: Any, data: Any, noises: dict[str,
     curve = Curve(recipe.episodes.batch_size * module.simulator.horizon)
     config = dataclasses.replace(
         recipe.trainer,
-        enable_model_summary=bool(recipe.trainer.enable_model_summary),
         log_every_n_steps=recipe.trainer.log_every_n_steps or 1,  # an update simulates whole episodes: a line is cheap
         num_sanity_val_steps=0,
     )
     trainer = build_trainer(config, folder, cell.name, callbacks=[curve])
-    resume = None
-    if folder.resume and folder.resume.parent == folder.checkpoints / cell.name:
-        resume = folder.resume
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(cell.name))
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
     trainer.save_checkpoint(folder.path / "policies" / f"{cell.name}.ckpt", weights_only=True)
     return {name: tested[f"test/{name}"] for name in ("cost", "sampled_cost")}, curve.rows

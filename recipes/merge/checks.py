@@ -78,7 +78,7 @@ def _check_expert(recipe: Recipe, task: TaskSource, base: Checkpoint | None) -> 
 
 
 def cached_at(recipe: Recipe, task: TaskSource) -> Path:
-    """Where the user\'s cache keeps the expert of a task."""
+    """Where the user's cache keeps the expert of a task."""
     return cache_folder(recipe.base, task, recipe.training, recipe.trainer, recipe.seed)
 
 

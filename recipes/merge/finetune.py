@@ -12,7 +12,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -136,12 +136,9 @@ def train_expert(
         lora_rank=0 if training.model == "classifier" else training.lora_rank,
         seed=head_seed(source.name, training.heads, seed),
     )
-    trainer = build_trainer(
-        replace(trainer_config, enable_model_summary=bool(trainer_config.enable_model_summary)), folder, source.name
-    )
+    trainer = build_trainer(trainer_config, folder, source.name)
     folder.say(f"expert {source.name}: {len(task.train.texts)} training rows, {len(task.labels) or 1} labels")
-    resume = folder.resume if folder.resume and folder.resume.parent == folder.checkpoints / source.name else None
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(source.name))
     score = "loss" if training.model == "causal" else "score"
     # Asked for, and not read off the last epoch: a training that is resumed when it was complete has no last epoch.
     validation = float(trainer.validate(module, datamodule=data, verbose=False)[0][f"validation/{score}"])
