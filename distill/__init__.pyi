@@ -20,10 +20,10 @@ from .losses import (
     DistillLoss as DistillLoss,
     HardLoss as HardLoss,
     MultiTemperature as MultiTemperature,
-    Outputs as Outputs,
 )
 from .module import DistillModule as DistillModule
 from .networks import Frozen as Frozen, ImageNetwork as ImageNetwork, TextNetwork as TextNetwork
 from .regimes import REGIMES as REGIMES, Regime as Regime, method as method, regime as regime
+from .terms import Outputs as Outputs
 from .tokens import TokenData as TokenData
 from .views import Augmentation as Augmentation, ViewDataset as ViewDataset

@@ -176,6 +176,8 @@ def build_trainer(
 
     arguments = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     arguments |= instantiate(config)
+    # Lightning's default prints a table amid the lines of the run, so that a summary is for those who ask.
+    arguments["enable_model_summary"] = bool(config.enable_model_summary)
     own: list[Any] = [*callbacks, RandomStates()]
     if config.enable_progress_bar is not False and not config.barebones:
         own.append(PhaseProgress(folder, name))
