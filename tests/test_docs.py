@@ -2,7 +2,8 @@
 
 What a page takes for granted, such as a table of the reader's own, stands before the block in a comment that readers
 do not see: ``<!-- setup`` on a line of its own, the code, ``-->``. A block that needs what no test has, such as a
-cluster, is preceded by ``<!-- not run: reason -->``. Pages that load the merged model of the first command get that of a tiny run.
+cluster, is preceded by ``<!-- not run: reason -->``. Pages that load the merged model of the first command get that
+of a tiny run.
 """
 
 import re
