@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rl.envs.check_replay import check_inputs_are_kept, check_replay
-from rl.envs.check_smoothness import check_gradients, check_jumps, check_masks
+from rl.envs.check_smoothness import check_gradients, check_jumps, check_masks, play_raw
 from rl.envs.hybrid import HybridSimulator, Noise, chosen_action
 from rl.errors import SimulatorError
 
@@ -70,6 +70,7 @@ def check_simulator(
     check_replay(simulator, noise, modes, raws)
     done.append("the same noise and actions give the same costs, for all episodes or a part of them")
     check_inputs_are_kept(simulator, noise, modes, raws)
+    _check_seen_state(simulator, noise, modes, raws)
     done.append("no step writes into its inputs or uses the mode as a number")
     if not simulator.differentiable:
         return [*done, "declared not differentiable: gradients and jumps were not checked; train it with score"]
@@ -202,6 +203,23 @@ def _episode(simulator: HybridSimulator, noise: Noise, seed: int, scale: float) 
     last = simulator.observe(state, simulator.horizon)
     _check_shape(simulator, last, (BATCH, simulator.observation_dim), "after the last step", "the observation")
     return torch.stack(modes), raws.to(simulator.device)
+
+
+def _check_seen_state(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor) -> None:
+    """What a policy does outside the simulator, from observations alone, must be what it does inside."""
+    states, _ = play_raw(simulator, noise, modes, raws)
+    for t in range(simulator.horizon):
+        seen = simulator.seen_state(simulator.observe(states[t], t))
+        try:
+            outside = simulator.action_map(raws[t], seen)
+        except KeyError:  # it needs a state that observations do not show: acting outside asks for it
+            return
+        inside = simulator.action_map(raws[t], states[t])
+        if not torch.allclose(outside, inside, rtol=1e-3, atol=1e-4):
+            raise SimulatorError(
+                f"step {t}: action_map gives other actions with seen_state(observation) than with the state; return "
+                "the very tensors of the state that it reads"
+            )
 
 
 def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -144,10 +144,10 @@ def moved_mask(
     return None
 
 
-def moving_mask(t: int, estimator: str = "mixed") -> str:
+def moving_mask(step: str, estimator: str = "mixed") -> str:
     """The sentence that refuses an estimator for a simulator whose mask the continuous actions move."""
     return (
-        f"step {t}: the mode mask changes with the continuous actions that lead there, so the modes' probabilities "
+        f"{step}: the mode mask changes with the continuous actions that lead there, so the modes' probabilities "
         f"jump where no gradient sees it and estimator {estimator} is biased; train with estimator score, which stays "
         "unbiased, or allow the mode everywhere at a cost that grows from 0 beyond the mask's boundary"
     )
@@ -170,7 +170,7 @@ def check_masks(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: T
     for times in (1, *FAR):
         found = moved_mask(simulator, noise, modes, middle, middle + times * offsets)
         if found is not None:
-            raise SimulatorError(moving_mask(found[0]))
+            raise SimulatorError(moving_mask(f"step {found[0]}"))
 
 
 def _along_a_line(noise: Noise, modes: Tensor, raws: Tensor, reach: Tensor) -> tuple[Noise, Tensor, Tensor, Tensor]:

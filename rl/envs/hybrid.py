@@ -112,6 +112,14 @@ class HybridSimulator(ABC):
         """Boolean (batch, n_modes), true where a mode may be chosen; None if all of them always may."""
         return None
 
+    def seen_state(self, observation: Tensor) -> State:
+        """What :meth:`action_map` reads of the state, taken from an observation (batch, observation_dim).
+
+        A trained policy that acts outside the simulator has observations only; it turns its raw outputs into actions by
+        ``action_map(raw, seen_state(observation))``. Define this where ``action_map`` reads the state; here it is empty.
+        """
+        return {}
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """A copy whose tensors are on ``device``, those of a floating type in ``dtype``."""
         moved = copy.copy(self)

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import lightning
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, nn
 
+from rl.envs.check_smoothness import moved_mask, moving_mask
 from rl.envs.hybrid import HybridSimulator, Noise, reported_cost
+from rl.errors import SimulatorError
 from rl.hpo.data import Seeds
 from rl.hpo.diagnostics import gradient_report
-from rl.hpo.policies import HybridPolicy
+from rl.hpo.estimators import ESTIMATORS, Decisions, check_options, critic_loss, score_loss, taken
+from rl.hpo.policies import Action, HybridPolicy
+from rl.hpo.processes import mean_of, moments, over_processes
 from rl.hpo.rollout import Draws, Rollout, rollout
 from rl.hpo.simulators import active_parts, load_simulator, place
 from rl.hpo.surrogate import (
     Surrogate,
     advantages_of,
     branched_advantages,
-    clipped_surrogate,
     entropy,
     mixed_surrogate,
-    mode_log_probs,
     window_tails,
 )
+
+# How far the raw actions are moved to see whether mode masks move with them, in standard deviations of a first one.
+MASK_NUDGE = 0.5
 
 
 class HPOModule(lightning.LightningModule):  # type: ignore[misc]
@@ -44,7 +49,14 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
     - ``pathwise``: the pathwise part alone; the modes' law never learns.
     - ``straight_through``: modes one-hot forward and Gumbel-softmax backward, through a mixture of all modes' steps.
 
+    All but ``score`` are refused for a simulator without gradients, and stop with an error when the continuous actions
+    are seen to move its mode masks, which biases them; that is looked for in the first update and every
+    ``diagnose_every``.
+
     On several processes the result is that of one process on the same global batch.
+
+    ``policy.act(observation)`` decides, in the simulator's terms; see `rl.hpo.policies.HybridPolicy`. `Trainer.predict`
+    does so for every batch of observations that a loader gives.
 
     Logged, besides `train/cost` (as the simulator reports it): `entropy`, `kl`, `clip_fraction`, `explained_variance`,
     `advantage_scale`; every ``diagnose_every`` updates the norm and variance of the `pathwise`, `score` and `cross`
@@ -84,6 +96,14 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         diagnose_every: Updates between two gradient reports; 0 for none.
         compile_step: Compile the simulator's step with `torch.compile`.
         seed: Of the initial weights.
+        networks: Networks of your own in place of those of ``hidden``: a module with the children ``discrete``,
+            ``continuous`` and ``critic``, as `rl.hpo.policies.HybridPolicy` describes them. Not kept in checkpoints:
+            pass it to `load_from_checkpoint` again.
+        optimizer: Makes the optimizer from the three groups of parameters (continuous, modes, value), each with its
+            ``lr``; None is Adam. Likewise not kept.
+
+    Raises:
+        ValueError: If an argument is out of range, contradicts another, or the networks break their contract.
     """
 
     def __init__(
@@ -116,20 +136,22 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         diagnose_every: int = 50,
         compile_step: bool = False,
         seed: int = 0,
+        networks: nn.Module | None = None,
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
     ) -> None:
+        given = dict(locals())
         super().__init__()
-        hidden = list(hidden)
-        self.save_hyperparameters(ignore=[] if isinstance(simulator, str) else ["simulator"])
         self.simulator = load_simulator(simulator, simulator_args) if isinstance(simulator, str) else simulator
-        if cross == "auto" and not diagnose_every:
-            raise ValueError("cross is auto, but diagnose_every is 0: nothing would be measured; give 50 or so.")
-        if estimator == "score" and branch:
-            raise ValueError("branch is on, but estimator score has no value of a mode without its action; give false.")
+        check_options(type(self).__init__, given, differentiable=self.simulator.differentiable)
+        hidden = list(hidden)
+        ignored = ["networks", "optimizer", *([] if isinstance(simulator, str) else ["simulator"])]
+        self.save_hyperparameters(ignore=ignored)
+        self.estimator, self._make_optimizer = ESTIMATORS[estimator], optimizer
+        sizes = self.simulator.observation_dim, self.simulator.n_modes, self.simulator.action_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = HybridPolicy(
-                self.simulator.observation_dim, self.simulator.n_modes, self.simulator.action_dim, hidden, log_std
-            )
+            self.policy = HybridPolicy(*sizes, hidden, log_std, networks=networks)
+        self.policy.bind(self.simulator)
         self.value_shift: Tensor
         self.value_scale: Tensor
         self.cross_is_on: Tensor
@@ -156,41 +178,29 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             )
         diagnose = self._diagnoses()
         roll = self._rollout(batch, cross=bool(self.cross_is_on) or diagnose)
-        with torch.no_grad():
-            values = self._bootstrapped(roll.observations.detach())
-            advantages = advantages_of(roll.costs, values, discount=self.discount, trace=hp["trace"])
-            targets = advantages + values[:, :-1]
-            if hp["branch"]:
-                following = self._bootstrapped(cast(Tensor, roll.branch_observations))
-                advantages = branched_advantages(
-                    roll.log_probs, cast(Tensor, roll.branch_costs), following, discount=self.discount
-                )
-                scale = self._moments(advantages[:, :last])[1]
-            else:
-                mean, scale = self._moments(advantages[:, :last])
-                advantages = advantages - mean
+        values, advantages, targets, scale = self._advantages(roll)
         surrogate = self._surrogate(roll, advantages, scale)
-        loss = surrogate.pathwise.mean() + surrogate.score.mean()
-        if hp["estimator"] == "pathwise":
-            loss = surrogate.pathwise.mean()
+        loss = surrogate.pathwise.mean()
+        if self.estimator.scores:
+            loss = loss + surrogate.score.mean()
         if diagnose:
             self._report(surrogate)
-        data: dict[str, Any] = {
-            "observations": roll.observations[:, :last].detach(),
-            "modes": roll.modes[:, :last],
-            "raw": roll.raw[:, :last].detach(),
-            "masks": None if roll.masks is None else roll.masks[:, :last],
-            "advantages": advantages[:, :last] / scale,
-        }
+        data = Decisions(
+            observations=roll.observations[:, :last].detach(),
+            modes=roll.modes[:, :last],
+            raw=roll.raw[:, :last].detach(),
+            masks=None if roll.masks is None else roll.masks[:, :last],
+            advantages=advantages[:, :last] / scale,
+            targets=self._standardise(targets[:, :last]),
+        )
         with torch.no_grad():
-            data["old"] = self._taken(roll.log_probs[:, :last].detach(), data)
-        data["targets"] = self._standardise(targets[:, :last])
-        if hp["reuse"] == 0 or hp["estimator"] == "score":
-            law = self.policy.log_probs(data["observations"], data["masks"])
-            if hp["estimator"] == "score":
-                loss = loss + self._score_loss(law, self._taken(law, data), data)
+            data = replace(data, old=self._taken(roll.log_probs[:, :last].detach(), data))
+        if hp["reuse"] == 0 or self.estimator.gaussian:
+            law = self.policy.log_probs(data.observations, data.masks)
+            if self.estimator.gaussian:
+                loss = loss + score_loss(law, self._taken(law, data), data, hp["clip"])
             if hp["reuse"] == 0:
-                loss = loss + self._critic_loss(data) - self._entropy_weight * entropy(law).mean()
+                loss = loss + critic_loss(self.policy, data) - self._entropy_weight * entropy(law).mean()
         self._log_training(roll, values, targets, scale)
         self.updates += 1
         if self.automatic_optimization:
@@ -200,13 +210,28 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         self.manual_backward(self._touch(loss))
         self.clip_gradients_by_group()
         optimizer.step()
-        self._reuse(data, optimizer)
+        self._reuse(data.in_one_row(), optimizer, roll.modes[:, :last].shape)
         return None
+
+    @torch.no_grad()
+    def _advantages(self, roll: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Values, advantages, targets of the value, and the scale of the advantages."""
+        hp, last = self.hparams, self.decisions
+        values = self._bootstrapped(roll.observations.detach())
+        advantages = advantages_of(roll.costs, values, discount=self.discount, trace=hp["trace"])
+        targets = advantages + values[:, :-1]
+        if hp["branch"]:
+            following = self._bootstrapped(cast(Tensor, roll.branch_observations))
+            branch_costs = cast(Tensor, roll.branch_costs)
+            advantages = branched_advantages(roll.log_probs, branch_costs, following, discount=self.discount)
+            return values, advantages, targets, moments(advantages[:, :last])[1]
+        mean, scale = moments(advantages[:, :last])
+        return values, advantages - mean, targets, scale
 
     def _surrogate(self, roll: Rollout, advantages: Tensor, scale: Tensor) -> Surrogate:
         """The mixed surrogate in standardised units, averaged over decisions."""
         hp = self.hparams
-        if hp["estimator"] == "score":  # all of it is in the clipped term
+        if self.estimator.gaussian:  # all of it is in the clipped term
             nothing = torch.zeros_like(roll.costs[:, 0])
             return Surrogate(nothing, nothing)
         tails = None
@@ -226,33 +251,31 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         weight = 1 / (scale * self.decisions)
         return Surrogate(parts.pathwise * weight, parts.score * weight)
 
-    def _reuse(self, data: dict[str, Any], optimizer: Any) -> None:
+    def _reuse(self, data: Decisions, optimizer: Any, shape: torch.Size) -> None:
         """Steps of the value and clipped ones of the modes, on detached states; mixed continuous parts stand still."""
-        hp = self.hparams
-        batch, steps = data["modes"].shape
+        hp, policy = self.hparams, self.policy
         # A stratified share that is the same on any number of processes: every m-th period of every episode.
-        places = torch.arange(steps, device=self.device) + torch.arange(batch, device=self.device)[:, None]
-        policy = self.policy
+        places = torch.arange(shape[1], device=self.device) + torch.arange(shape[0], device=self.device)[:, None]
         continuous = [*policy.continuous.parameters(), policy.log_std]
         kls: list[Tensor] = []
         clipped: list[Tensor] = []
-        flat = {name: None if value is None else value.flatten(0, 1) for name, value in data.items()}
         for number in range(hp["reuse"] * hp["minibatches"]):
-            chosen = (places % hp["minibatches"] == number % hp["minibatches"]).flatten().nonzero().squeeze(1)
-            share = {name: None if value is None else value[chosen] for name, value in flat.items()}
-            loss, frozen = self._critic_loss(share), [*continuous, *policy.discrete.parameters()]
+            share = data.share(
+                (places % hp["minibatches"] == number % hp["minibatches"]).flatten().nonzero().squeeze(1)
+            )
+            loss, frozen = critic_loss(policy, share), [*continuous, *policy.discrete.parameters()]
             if not kls or kls[-1] <= hp["kl_limit"]:
-                law = policy.log_probs(cast(Tensor, share["observations"]), share["masks"])
+                law = policy.log_probs(share.observations, share.masks)
                 new = self._taken(law, share)
                 with torch.no_grad():
-                    log_ratio = new - cast(Tensor, share["old"])
-                    kls.append(self._mean((log_ratio.exp() - 1 - log_ratio).sum(-1)))
+                    log_ratio = new - cast(Tensor, share.old)
+                    kls.append(mean_of((log_ratio.exp() - 1 - log_ratio).sum(-1)))
                     clipped.append(((log_ratio.exp() - 1).abs() > hp["clip"]).float().mean())
                 if kls[-1] <= hp["kl_limit"]:
-                    frozen = [] if hp["estimator"] == "score" else continuous
+                    frozen = [] if self.estimator.gaussian else continuous
                     loss = loss - self._entropy_weight * entropy(law).mean()
-                    if hp["estimator"] not in ("pathwise", "straight_through"):
-                        loss = loss + self._score_loss(law, new, share)
+                    if self.estimator.reuses:
+                        loss = loss + score_loss(law, new, share, hp["clip"])
             optimizer.zero_grad()
             self.manual_backward(self._touch(loss))
             for parameter in frozen:
@@ -262,29 +285,8 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         self.log("train/kl", torch.stack(kls).max(), sync_dist=True)
         self.log("train/clip_fraction", torch.stack(clipped).mean(), sync_dist=True)
 
-    def _taken(self, law: Tensor, data: dict[str, Any]) -> Tensor:
-        """Log-probability of the modes, and under the score estimator of the continuous part: (..., 1 or 2)."""
-        found = [mode_log_probs(law, data["modes"])]
-        if self.hparams["estimator"] == "score":
-            index = data["modes"][..., None, None].expand(*data["modes"].shape, 1, data["raw"].shape[-1])
-            mean = self.policy.raw_actions(data["observations"]).gather(-2, index).squeeze(-2)
-            raw = data["raw"].gather(-2, index).squeeze(-2)
-            spread = self.policy.log_std
-            density = -0.5 * ((raw - mean) / spread.exp()).square() - spread - 0.5 * math.log(2 * math.pi)
-            found.append((density * cast(Tensor, self.active)[data["modes"]]).sum(-1))
-        return torch.stack(found, -1)
-
-    def _score_loss(self, law: Tensor, taken: Tensor, data: dict[str, Any]) -> Tensor:
-        """The score part on detached states: clipped for sampled modes, the expectation itself for branched ones."""
-        advantages: Tensor = data["advantages"]
-        if self.hparams["branch"]:
-            return (law.exp() * advantages).sum(-1).mean()
-        terms = clipped_surrogate(taken, data["old"], advantages[..., None], self.hparams["clip"])
-        return terms.sum(-1).mean()
-
-    def _critic_loss(self, data: dict[str, Any]) -> Tensor:
-        targets: Tensor = data["targets"]
-        return (self.policy.value(data["observations"]) - targets).square().mean()
+    def _taken(self, law: Tensor, data: Decisions) -> Tensor:
+        return taken(self.policy, self.estimator, law, data, cast(Tensor, self.active))
 
     # ------------------------------------------------------------------ simulation
 
@@ -314,11 +316,11 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
     def _rollout(self, batch: Seeds, *, cross: bool, greedy: bool = False) -> Rollout:
         hp = self.hparams
         self.simulator = place(self.simulator, self.device, self.policy.log_std.dtype)
-        live = self.training and hp["estimator"] != "score"
-        noisy = self.training and (hp["estimator"] == "score" or hp["stochastic"])
+        live = self.training and self.estimator.follows
+        noisy = self.training and (self.estimator.gaussian or hp["stochastic"])
         noise, draws = self.draw(batch, greedy=greedy, noisy=noisy)
         with torch.set_grad_enabled(live):
-            return rollout(
+            roll = rollout(
                 self.simulator,
                 self.policy,
                 noise,
@@ -327,9 +329,24 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
                 window=hp["window"] if live else 0,
                 last_live=self.decisions if live else None,
                 branch=hp["branch"] and live,
-                relaxed=hp["temperature"] if hp["estimator"] == "straight_through" and live else None,
+                relaxed=hp["temperature"] if self.estimator.relaxed and live else None,
                 step=self._step,
             )
+        due = int(self.updates) == 0 or (hp["diagnose_every"] and int(self.updates) % hp["diagnose_every"] == 0)
+        if live and roll.masks is not None and due:
+            self._refuse_moving_masks(roll, noise)
+        return roll
+
+    @torch.no_grad()
+    def _refuse_moving_masks(self, roll: Rollout, noise: Noise) -> None:
+        """Stop where other continuous actions, with the same modes and noise, lead to other mode masks."""
+        raws = roll.raw.detach().transpose(0, 1)
+        nudge = MASK_NUDGE * torch.randn(raws.shape, generator=torch.Generator().manual_seed(0)).to(raws)
+        found = moved_mask(self.simulator, noise, roll.modes.transpose(0, 1), raws, raws + nudge)
+        # All processes stop together, or the others would wait.
+        if bool(over_processes(raws.new_tensor(float(found is not None))) > 0):
+            step = "a step" if found is None else f"step {found[0]}"
+            raise SimulatorError(moving_mask(step, str(self.hparams["estimator"])))
 
     def draw(self, batch: Seeds, *, greedy: bool, noisy: bool) -> tuple[Noise, Draws]:
         """All randomness of a batch, group by group, so that it does not depend on the number of processes.
@@ -362,29 +379,12 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
 
     def _standardise(self, targets: Tensor) -> Tensor:
         """Follow the targets' mean and scale slowly, and return them in these units."""
-        mean, scale = self._moments(targets)
+        mean, scale = moments(targets)
         weight = 1.0 if self.value_scale == 0 else 0.05
         # Not in place: the tails of windows hold the old ones in their graph.
         self.value_shift = self.value_shift.lerp(mean.to(self.value_shift), weight)
         self.value_scale = self.value_scale.lerp(scale.to(self.value_scale), weight)
         return (targets - self.value_shift) / self.value_scale
-
-    # ------------------------------------------------------------------ several processes
-
-    def _mean(self, value: Tensor) -> Tensor:
-        """Mean over all elements and processes; every process holds as many."""
-        return self._over_processes(value.detach().mean())
-
-    def _over_processes(self, value: Tensor) -> Tensor:
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(value)
-            value = value / distributed.get_world_size()
-        return value
-
-    def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation over all processes; the latter at least 1e-8."""
-        mean = self._mean(values)
-        return mean, self._mean((values - mean).square()).sqrt().clamp(min=1e-8)
 
     def _touch(self, loss: Tensor) -> Tensor:
         """Give every parameter a gradient, if only 0: data-parallel training waits for all of them."""
@@ -400,7 +400,8 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             {"params": list(policy.discrete.parameters()), "lr": hp["discrete_rate"]},
             {"params": list(policy.critic.parameters()), "lr": hp["critic_rate"]},
         ]
-        return torch.optim.Adam([{**group, "initial": group["lr"]} for group in groups], eps=1e-5)
+        groups = [{**group, "initial": group["lr"]} for group in groups]
+        return torch.optim.Adam(groups, eps=1e-5) if self._make_optimizer is None else self._make_optimizer(groups)
 
     @property
     def progress(self) -> float:
@@ -439,7 +440,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
 
     def _diagnoses(self) -> bool:
         every = self.hparams["diagnose_every"]
-        return bool(every) and int(self.updates) % every == 0 and self.hparams["estimator"] == "mixed"
+        return bool(every) and int(self.updates) % every == 0 and self.estimator.scores
 
     def _report(self, surrogate: Surrogate) -> None:
         policy = self.policy
@@ -447,7 +448,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             *surrogate,
             list(policy.continuous.parameters()),
             list(policy.discrete.parameters()),
-            reduce=self._over_processes,
+            reduce=over_processes,
         )
         report["cross_snr"] = (report["cross_signal"].clamp(min=0) / report["cross_variance"].clamp(min=1e-30)).sqrt()
         if self.hparams["cross"] == "auto":
@@ -457,10 +458,10 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
     def _log_training(self, roll: Rollout, values: Tensor, targets: Tensor, scale: Tensor) -> None:
         last = self.decisions
         with torch.no_grad():
-            residual = self._moments((targets - values[:, :-1])[:, :last])[1]
-            explained = 1 - (residual / self._moments(targets[:, :last])[1]).square()
-            cost = self._mean(reported_cost(self.simulator, roll.costs.detach()))
-            spread = self._mean(entropy(roll.log_probs.detach()))
+            residual = moments((targets - values[:, :-1])[:, :last])[1]
+            explained = 1 - (residual / moments(targets[:, :last])[1]).square()
+            cost = mean_of(reported_cost(self.simulator, roll.costs.detach()))
+            spread = mean_of(entropy(roll.log_probs.detach()))
         self.log("train/cost", cost, prog_bar=True)
         self.log_dict({"train/entropy": spread, "train/explained_variance": explained, "train/advantage_scale": scale})
 
@@ -472,10 +473,14 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         """Cost on the test episodes."""
         self._evaluate("test", batch)
 
+    def predict_step(self, batch: Any, batch_index: int) -> Action:
+        """Decide for a batch of observations (batch, observation_dim): a tensor, or a loader's list of one."""
+        return self.policy.act(batch[0] if isinstance(batch, list | tuple) else batch)
+
     def _evaluate(self, stage: str, batch: Seeds) -> None:
         with torch.no_grad():
             costs = {
-                name: self._mean(reported_cost(self.simulator, self._rollout(batch, cross=False, greedy=greedy).costs))
+                name: mean_of(reported_cost(self.simulator, self._rollout(batch, cross=False, greedy=greedy).costs))
                 for name, greedy in (("cost", True), ("sampled_cost", False))
             }
         if stage in self.references:

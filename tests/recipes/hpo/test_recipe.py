@@ -17,7 +17,12 @@ pytestmark = [pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exist
 def test_the_recipe_has_the_arguments_of_the_module():
     own = {item.name: item.default for item in dataclasses.fields(hpo.Training) if item.name != "hidden"}
     theirs = inspect.signature(HPOModule).parameters
-    left = set(theirs) - set(own) - {"hidden", "simulator", "simulator_args", "reference", "seed"}
+    left = (
+        set(theirs)
+        - set(own)
+        - {"hidden", "simulator", "simulator_args", "reference", "seed"}
+        - {"networks", "optimizer"}
+    )
     assert not left
     assert own == {name: theirs[name].default for name in own}
     episodes = {item.name: item.default for item in dataclasses.fields(hpo.Episodes)}
