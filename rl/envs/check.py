@@ -97,7 +97,7 @@ def not_differentiable(estimator: str) -> str:
 
 def _check_declaration(simulator: HybridSimulator) -> None:
     for name in ("n_modes", "action_dim", "observation_dim", "horizon"):
-        value = getattr(simulator, name, None)
+        value: Any = getattr(simulator, name, None)
         try:  # whole numbers of any type, those of numpy too
             whole = 0 if isinstance(value, bool) else operator.index(value)
         except TypeError:

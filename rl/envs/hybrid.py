@@ -116,7 +116,8 @@ class HybridSimulator(ABC):
         """What :meth:`action_map` reads of the state, taken from an observation (batch, observation_dim).
 
         A trained policy that acts outside the simulator has observations only; it turns its raw outputs into actions by
-        ``action_map(raw, seen_state(observation))``. Define this where ``action_map`` reads the state; here it is empty.
+        ``action_map(raw, seen_state(observation))``. Define this where ``action_map`` reads the state; by itself it is
+        empty.
         """
         return {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -112,14 +112,15 @@ class Decisions:
 
     def in_one_row(self) -> Decisions:
         """All decisions of all episodes, (batch * steps, ...)."""
-        return Decisions(**{name: None if value is None else value.flatten(0, 1) for name, value in self._items()})
+        return self._each(lambda value: value.flatten(0, 1))
 
     def share(self, chosen: Tensor) -> Decisions:
         """Those at ``chosen`` of a row."""
-        return Decisions(**{name: None if value is None else value[chosen] for name, value in self._items()})
+        return self._each(lambda value: value[chosen])
 
-    def _items(self) -> list[tuple[str, Any]]:
-        return [(item.name, getattr(self, item.name)) for item in fields(self)]
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Decisions:
+        kept: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Decisions(**{name: None if value is None else change(value) for name, value in kept.items()})
 
 
 class LossPolicy(Protocol):

@@ -6,34 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-import lightning
 import torch
 from torch import Tensor, nn
 
-from rl.envs.check_smoothness import moved_mask, moving_mask
-from rl.envs.hybrid import HybridSimulator, Noise, reported_cost
-from rl.errors import SimulatorError
+from rl.envs.hybrid import HybridSimulator, reported_cost
 from rl.hpo.data import Seeds
 from rl.hpo.diagnostics import gradient_report
 from rl.hpo.estimators import ESTIMATORS, Decisions, check_options, critic_loss, score_loss, taken
 from rl.hpo.policies import Action, HybridPolicy
 from rl.hpo.processes import mean_of, moments, over_processes
-from rl.hpo.rollout import Draws, Rollout, rollout
-from rl.hpo.simulators import active_parts, load_simulator, place
-from rl.hpo.surrogate import (
-    Surrogate,
-    advantages_of,
-    branched_advantages,
-    entropy,
-    mixed_surrogate,
-    window_tails,
-)
-
-# How far the raw actions are moved to see whether mode masks move with them, in standard deviations of a first one.
-MASK_NUDGE = 0.5
+from rl.hpo.rollout import Rollout
+from rl.hpo.simulation import Simulation
+from rl.hpo.simulators import active_parts, load_simulator
+from rl.hpo.surrogate import Surrogate, entropy, mixed_surrogate, window_tails
 
 
-class HPOModule(lightning.LightningModule):  # type: ignore[misc]
+class HPOModule(Simulation):
     r"""Train a hybrid policy in a differentiable simulator; costs are minimised.
 
     A training step simulates a batch of episodes from seeds and takes one step along the mixed gradient of
@@ -142,7 +130,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         given = dict(locals())
         super().__init__()
         self.simulator = load_simulator(simulator, simulator_args) if isinstance(simulator, str) else simulator
-        check_options(type(self).__init__, given, differentiable=self.simulator.differentiable)
+        check_options(HPOModule.__init__, given, differentiable=self.simulator.differentiable)
         hidden = list(hidden)
         ignored = ["networks", "optimizer", *([] if isinstance(simulator, str) else ["simulator"])]
         self.save_hyperparameters(ignore=ignored)
@@ -152,10 +140,6 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             torch.manual_seed(seed)
             self.policy = HybridPolicy(*sizes, hidden, log_std, networks=networks)
         self.policy.bind(self.simulator)
-        self.value_shift: Tensor
-        self.value_scale: Tensor
-        self.cross_is_on: Tensor
-        self.updates: Tensor
         self.register_buffer("value_shift", torch.zeros(()))
         self.register_buffer("value_scale", torch.zeros(()))
         self.register_buffer("cross_is_on", torch.tensor(cross != "off"))
@@ -173,8 +157,8 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         last = self.decisions
         if hp["reuse"] and self.trainer.world_size > 1 and batch.episodes % hp["minibatches"]:
             raise ValueError(
-                f"groups have {batch.episodes} episodes and a pass has {hp['minibatches']} minibatches; on several "
-                "processes the group size must be a multiple of the minibatches, to train as one process does."
+                f"group_size is {batch.episodes} and minibatches is {hp['minibatches']}, but on several processes "
+                "group_size must be a multiple of minibatches, to train as one process does."
             )
         diagnose = self._diagnoses()
         roll = self._rollout(batch, cross=bool(self.cross_is_on) or diagnose)
@@ -212,21 +196,6 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         optimizer.step()
         self._reuse(data.in_one_row(), optimizer, roll.modes[:, :last].shape)
         return None
-
-    @torch.no_grad()
-    def _advantages(self, roll: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Values, advantages, targets of the value, and the scale of the advantages."""
-        hp, last = self.hparams, self.decisions
-        values = self._bootstrapped(roll.observations.detach())
-        advantages = advantages_of(roll.costs, values, discount=self.discount, trace=hp["trace"])
-        targets = advantages + values[:, :-1]
-        if hp["branch"]:
-            following = self._bootstrapped(cast(Tensor, roll.branch_observations))
-            branch_costs = cast(Tensor, roll.branch_costs)
-            advantages = branched_advantages(roll.log_probs, branch_costs, following, discount=self.discount)
-            return values, advantages, targets, moments(advantages[:, :last])[1]
-        mean, scale = moments(advantages[:, :last])
-        return values, advantages - mean, targets, scale
 
     def _surrogate(self, roll: Rollout, advantages: Tensor, scale: Tensor) -> Surrogate:
         """The mixed surrogate in standardised units, averaged over decisions."""
@@ -287,104 +256,6 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
 
     def _taken(self, law: Tensor, data: Decisions) -> Tensor:
         return taken(self.policy, self.estimator, law, data, cast(Tensor, self.active))
-
-    # ------------------------------------------------------------------ simulation
-
-    @property
-    def discount(self) -> float:
-        """Discount of the advantages."""
-        given = self.hparams["discount"]
-        return float(self.simulator.discount if given is None else given)
-
-    @property
-    def decisions(self) -> int:
-        """How many decisions are trained: all but the simulator's buffer at the end.
-
-        Those of the warm-up are among them, though its costs do not count: decisions that are never trained can lead
-        where no trained one has been, and from there nothing leads back.
-        """
-        return int(self.simulator.horizon - self.simulator.buffer)
-
-    @property
-    def continuing(self) -> bool:
-        """Whether an episode is a cut of an endless one, whose end has a value of its own."""
-        return self.simulator.endless
-
-    def _simulator_step(self, *arguments: Any) -> Any:
-        return self.simulator.step(*arguments)
-
-    def _rollout(self, batch: Seeds, *, cross: bool, greedy: bool = False) -> Rollout:
-        hp = self.hparams
-        self.simulator = place(self.simulator, self.device, self.policy.log_std.dtype)
-        live = self.training and self.estimator.follows
-        noisy = self.training and (self.estimator.gaussian or hp["stochastic"])
-        noise, draws = self.draw(batch, greedy=greedy, noisy=noisy)
-        with torch.set_grad_enabled(live):
-            roll = rollout(
-                self.simulator,
-                self.policy,
-                noise,
-                draws,
-                cross_term=cross,
-                window=hp["window"] if live else 0,
-                last_live=self.decisions if live else None,
-                branch=hp["branch"] and live,
-                relaxed=hp["temperature"] if self.estimator.relaxed and live else None,
-                step=self._step,
-            )
-        due = int(self.updates) == 0 or (hp["diagnose_every"] and int(self.updates) % hp["diagnose_every"] == 0)
-        if live and roll.masks is not None and due:
-            self._refuse_moving_masks(roll, noise)
-        return roll
-
-    @torch.no_grad()
-    def _refuse_moving_masks(self, roll: Rollout, noise: Noise) -> None:
-        """Stop where other continuous actions, with the same modes and noise, lead to other mode masks."""
-        raws = roll.raw.detach().transpose(0, 1)
-        nudge = MASK_NUDGE * torch.randn(raws.shape, generator=torch.Generator().manual_seed(0)).to(raws)
-        found = moved_mask(self.simulator, noise, roll.modes.transpose(0, 1), raws, raws + nudge)
-        # All processes stop together, or the others would wait.
-        if bool(over_processes(raws.new_tensor(float(found is not None))) > 0):
-            step = "a step" if found is None else f"step {found[0]}"
-            raise SimulatorError(moving_mask(step, str(self.hparams["estimator"])))
-
-    def draw(self, batch: Seeds, *, greedy: bool, noisy: bool) -> tuple[Noise, Draws]:
-        """All randomness of a batch, group by group, so that it does not depend on the number of processes.
-
-        Args:
-            batch: Seeds of the groups.
-            greedy: Draw nothing for the modes.
-            noisy: Draw for the continuous parts.
-        """
-        simulator, noises, gumbels, normals = self.simulator, [], [], []
-        shape = (batch.episodes, simulator.horizon, simulator.n_modes)
-        for seed in batch.seeds.tolist():
-            generator = torch.Generator().manual_seed(seed)
-            noises.append(simulator.sample_noise(batch.episodes, generator))
-            if not greedy:
-                gumbels.append(-torch.empty(shape).exponential_(generator=generator).log())
-            if noisy:
-                normals.append(torch.randn(*shape, simulator.action_dim, generator=generator))
-        noise = {name: torch.cat([part[name] for part in noises]) for name in noises[0]}
-        gumbel = torch.cat(gumbels).to(simulator.device, simulator.dtype) if gumbels else None
-        normal = torch.cat(normals).to(simulator.device, simulator.dtype) if normals else None
-        return noise, Draws(gumbel, None if normal is None else normal * self.policy.log_std.exp())
-
-    def _bootstrapped(self, observations: Tensor) -> Tensor:
-        """Values (batch, steps, ...); 0 where the episode truly ends."""
-        values = self.value_shift + self.value_scale * self.policy.value(observations)
-        if not self.continuing:
-            values[:, -1] = 0
-        return values
-
-    def _standardise(self, targets: Tensor) -> Tensor:
-        """Follow the targets' mean and scale slowly, and return them in these units."""
-        mean, scale = moments(targets)
-        weight = 1.0 if self.value_scale == 0 else 0.05
-        # Not in place: the tails of windows hold the old ones in their graph.
-        self.value_shift = self.value_shift.lerp(mean.to(self.value_shift), weight)
-        self.value_scale = self.value_scale.lerp(scale.to(self.value_scale), weight)
-        return (targets - self.value_shift) / self.value_scale
 
     def _touch(self, loss: Tensor) -> Tensor:
         """Give every parameter a gradient, if only 0: data-parallel training waits for all of them."""

@@ -54,8 +54,8 @@ class HybridPolicy(nn.Module):
     The three networks share nothing. A shared trunk would keep the full estimator unbiased, but without the cross term
     it would also lose a part of its own gradient, and the value's loss would move the policy.
 
-    Networks of your own come as a module with three children, none of which shares a parameter with another, and each of
-    which takes observations (..., O) with any number of leading dimensions, row by row and without chance:
+    Networks of your own come as a module with three children, none of which shares a parameter with another, and each
+    of which takes observations (..., O) with any number of leading dimensions, row by row and without chance:
     ``discrete`` gives logits (..., J), ``continuous`` the raw parts of all modes (..., J * m), mode by mode, and
     ``critic`` a value (..., 1). Begin with outputs near 0.
 
@@ -137,7 +137,9 @@ class HybridPolicy(nn.Module):
         seen = torch.as_tensor(observation, dtype=simulator.dtype, device=simulator.device)
         single = seen.dim() == 1
         seen = seen.unsqueeze(0) if single else seen
-        mode, raw = self.decide(seen, self._mask(mask, len(seen)), deterministic=deterministic, generator=generator)
+        mode, raw = self.decide(
+            seen, self.readable_mask(mask, len(seen)), deterministic=deterministic, generator=generator
+        )
         try:
             actions = simulator.action_map(raw, simulator.seen_state(seen) if state is None else state)
         except KeyError as error:
@@ -183,7 +185,8 @@ class HybridPolicy(nn.Module):
         mode = law.argmax(-1) if deterministic else torch.multinomial(law.exp(), 1, generator=generator).squeeze(-1)
         return mode, self.raw_actions(observation)
 
-    def _mask(self, mask: Any, batch: int) -> Tensor | None:
+    def readable_mask(self, mask: Any, batch: int) -> Tensor | None:
+        """A mask as a boolean tensor (batch, J), or None; refuses another shape, and rows that forbid all modes."""
         if mask is None:
             return None
         found = torch.as_tensor(mask, device=self.log_std.device).bool()
