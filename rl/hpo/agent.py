@@ -77,8 +77,7 @@ class Agent:
         """
         seen, single = self._rows(observation)
         if self._raw:
-            mask = self.policy.readable_mask(action_masks, len(seen))
-            mode, every = self.policy.decide(seen, mask, deterministic=deterministic, generator=self.generator)
+            mode, every = self.policy.decide(seen, action_masks, deterministic=deterministic, generator=self.generator)
             values = every[torch.arange(len(mode), device=mode.device), mode]
         else:
             mode, values = self.policy.act(seen, action_masks, deterministic=deterministic, generator=self.generator)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rl.envs.hybrid import HybridSimulator, reported_cost
+from rl.hpo.acting import Action
 from rl.hpo.data import Seeds
 from rl.hpo.diagnostics import gradient_report
 from rl.hpo.estimators import ESTIMATORS, Decisions, check_options, critic_loss, score_loss, taken
-from rl.hpo.policies import Action, HybridPolicy
+from rl.hpo.policies import HybridPolicy
 from rl.hpo.processes import mean_of, moments, over_processes
 from rl.hpo.rollout import Rollout
 from rl.hpo.simulation import Simulation

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from rl.envs.hybrid import HybridSimulator, State, chosen_action
+from rl.envs.hybrid import HybridSimulator, State
+from rl.hpo.acting import Actor, drawn
 from rl.hpo.simulators import place
 
 CHILDREN = ("discrete", "continuous", "critic")
@@ -36,19 +37,7 @@ def network(inputs: int, outputs: int, hidden: Sequence[int], gain: float) -> nn
     return nn.Sequential(*layers)
 
 
-class Action(NamedTuple):
-    """What a policy decides.
-
-    Attributes:
-        mode: int64, (batch,) or ().
-        parameters: The feasible continuous action of that mode, in the simulator's terms, (batch, m) or (m,).
-    """
-
-    mode: Tensor
-    parameters: Tensor
-
-
-class HybridPolicy(nn.Module):
+class HybridPolicy(nn.Module, Actor):
     """Modes by a categorical law, then the deterministic action of the sampled mode.
 
     The three networks share nothing. A shared trunk would keep the full estimator unbiased, but without the cross term
@@ -105,50 +94,26 @@ class HybridPolicy(nn.Module):
         """Take from a simulator what turns raw outputs into actions: its ``action_map`` and ``seen_state``."""
         self.simulator, self.masked = simulator, _masks(simulator)
 
-    @torch.no_grad()
-    def act(
-        self,
-        observation: Any,
-        mask: Any = None,
-        *,
-        deterministic: bool = True,
-        generator: torch.Generator | None = None,
-        state: State | None = None,
-    ) -> Action:
-        """Decide, in the simulator's terms.
-
-        Args:
-            observation: (batch, O), or (O,) for a single decision; a tensor or anything that becomes one.
-            mask: Boolean (batch, J) or (J,), true where a mode may be chosen. Required where training had masks.
-            deterministic: Take the likeliest mode; else draw it from its law.
-            generator: Of the draws.
-            state: The simulator's state, for an ``action_map`` that reads of it what observations do not show.
-
-        Returns:
-            Modes and their actions, single if the observation is.
-
-        Raises:
-            ValueError: If an argument has another shape or is not finite, a mask is missing or forbids all modes, or
-                the actions cannot be told from observations.
-        """
+    def _decision(self, seen: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and feasible actions of all modes."""
         if self.simulator is None:
             raise ValueError("the policy is bound to no simulator, so it has no actions to give; call bind(simulator).")
         simulator = place(self.simulator, self.log_std.device, self.log_std.dtype)
-        seen = torch.as_tensor(observation, dtype=simulator.dtype, device=simulator.device)
-        single = seen.dim() == 1
-        seen = seen.unsqueeze(0) if single else seen
-        mode, raw = self.decide(
-            seen, self.readable_mask(mask, len(seen)), deterministic=deterministic, generator=generator
-        )
+        seen = seen.to(simulator.dtype)
         try:
-            actions = simulator.action_map(raw, simulator.seen_state(seen) if state is None else state)
+            actions = simulator.action_map(
+                self.raw_actions(seen), simulator.seen_state(seen) if state is None else state
+            )
         except KeyError as error:
             raise ValueError(
                 f"the simulator's action_map reads the state {error}, which its observations do not give: define "
                 "seen_state in it, or pass state= to act."
             ) from error
-        chosen = chosen_action(actions, mode)
-        return Action(mode[0], chosen[0]) if single else Action(mode, chosen)
+        return self.log_probs(seen, mask), actions
+
+    @property
+    def _place(self) -> Tensor:
+        return self.log_std
 
     @torch.no_grad()
     def decide(
@@ -170,33 +135,8 @@ class HybridPolicy(nn.Module):
         Raises:
             ValueError: As for :meth:`act`.
         """
-        if observation.dim() != 2 or observation.shape[1] != self.observation_dim:
-            raise ValueError(
-                f"the observation has shape {tuple(observation.shape)}, but it must be (batch, {self.observation_dim}) "
-                f"or ({self.observation_dim},)."
-            )
-        if not bool(torch.isfinite(observation).all()):
-            raise ValueError("the observation is not finite, so nothing can be decided; give finite numbers.")
-        if mask is None and self.masked:
-            raise ValueError(
-                "the policy was trained with mode masks, but none is given: it may choose a forbidden mode."
-            )
-        law = self.log_probs(observation, mask)
-        mode = law.argmax(-1) if deterministic else torch.multinomial(law.exp(), 1, generator=generator).squeeze(-1)
-        return mode, self.raw_actions(observation)
-
-    def readable_mask(self, mask: Any, batch: int) -> Tensor | None:
-        """A mask as a boolean tensor (batch, J), or None; refuses another shape, and rows that forbid all modes."""
-        if mask is None:
-            return None
-        found = torch.as_tensor(mask, device=self.log_std.device).bool()
-        found = found.unsqueeze(0) if found.dim() == 1 else found
-        if found.shape != (batch, self.shape[0]) or not bool(found.any(1).all()):
-            raise ValueError(
-                f"the mask has shape {tuple(found.shape)}, but it must be {(batch, self.shape[0])} and allow a mode in "
-                "every row."
-            )
-        return found
+        seen, mask = self.readable(observation, mask)
+        return drawn(self.log_probs(seen, mask), deterministic, generator), self.raw_actions(seen)
 
     def log_probs(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-probabilities of the modes (..., J); minus infinity where the mask is false.
