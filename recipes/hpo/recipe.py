@@ -32,16 +32,27 @@ def check(recipe: Recipe) -> Iterator[str]:
     """Make every simulator and try it; write nothing."""
     from rl.envs.check import check_simulator
 
+    _check_devices(recipe)
+    estimators = {
+        method: dataclasses.replace(recipe.training, **changes).estimator
+        for method, changes in recipe.methods.items()
+        if method != SB3  # it takes no gradient of the simulator
+    }
+    # The score function needs the least of a simulator, and all the others need the same.
+    asked = next((each for each in estimators.items() if each[1] != "score"), ("", "score"))
     for value in recipe.grid.each():
         try:
             simulator = make_simulator(recipe, value)
-            notes = check_simulator(simulator)
         except ValueError as error:
             raise RecipeError(f"simulator: {error}") from error
+        try:
+            notes = check_simulator(simulator, estimator=asked[1])
+        except ValueError as error:
+            raise RecipeError(f"simulator: {error}" + (f" (method {asked[0]})" if asked[0] else "")) from error
         where = "" if value is None else f" at {recipe.grid.argument} {value}"
         yield (
             f"simulator {recipe.simulator.class_path}{where}: {simulator.n_modes} modes, {simulator.action_dim} "
-            f"continuous actions, {simulator.horizon} steps; gradients agree with finite differences{_listed(notes)}"
+            f"continuous actions, {simulator.horizon} steps{_listed(notes)}"
         )
     if SB3 in recipe.methods:
         import importlib.util
@@ -51,6 +62,21 @@ def check(recipe: Recipe) -> Iterator[str]:
     updates = (recipe.trainer.max_epochs or 0) * recipe.episodes.updates_per_epoch
     steps = updates * recipe.episodes.batch_size * simulator.horizon
     yield f"plan: {len(cells(recipe))} trainings of {updates} updates, {steps:,} simulator steps each"
+
+
+def _check_devices(recipe: Recipe) -> None:
+    """Refuse a batch that cannot be dealt out to the devices, before anything is simulated."""
+    devices = recipe.trainer.devices
+    count = devices if isinstance(devices, int) else len(devices) if isinstance(devices, list) else 1
+    count = max(count, 1) * recipe.trainer.num_nodes
+    for name in ("batch_size", "validation_episodes", "test_episodes"):
+        episodes, size = getattr(recipe.episodes, name), recipe.episodes.group_size
+        if (episodes // size) % count:
+            raise RecipeError(
+                f"episodes.{name}: {episodes} episodes in groups of group_size {size} cannot be dealt out to {count} "
+                f"devices evenly; give a batch_size that is a multiple of group_size times devices, or a smaller "
+                "group_size".replace("batch_size", name)
+            )
 
 
 def _listed(notes: list[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -18,6 +18,7 @@ from rl.errors import SimulatorError
 
 Array = NDArray[np.float64]
 Build = Callable[[int, Array], Any]
+Parameters = Literal["all", "own"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class HybridActions:
         return torch.where(below & above, inside, one_sided) * torch.as_tensor(self.used).to(raw)
 
 
-def split_actions(space: spaces.Space[Any]) -> HybridActions:
+def split_actions(space: spaces.Space[Any], parameters: Parameters | None = None) -> HybridActions:
     r"""Read an action space as one mode and its parameters.
 
     ===========================================  =============================================================
@@ -79,19 +80,24 @@ def split_actions(space: spaces.Space[Any]) -> HybridActions:
     ``OneOf`` of boxes and Discretes             its own box; every value of a Discrete is a mode without any
     ===========================================  =============================================================
 
+    J modes beside J boxes, or beside one box of J numbers, can be meant either way: with ``parameters`` unset, such a
+    space is refused rather than guessed.
+
     Args:
         space: An action space of Gymnasium.
+        parameters: What the boxes beside a Discrete are: ``all`` of them the parameters of every mode, or each mode's
+            ``own``, its box or its row of the only box. None reads them as the table says.
 
     Returns:
         Its parts.
 
     Raises:
-        SimulatorError: If the space is none of these.
+        SimulatorError: If the space is none of these, or can be meant either way.
 
     Example:
-        >>> actions = split_actions(spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1, (1,)), spaces.Box(-1, 1, (1,))]))
+        >>> actions = split_actions(spaces.Tuple([spaces.Discrete(3), spaces.Box(0, 1, (1,)), spaces.Box(-1, 1, (1,))]))
         >>> actions.n_modes, actions.low.tolist()
-        (2, [[0.0, -1.0], [0.0, -1.0]])
+        (3, [[0.0, -1.0], [0.0, -1.0], [0.0, -1.0]])
         >>> actions.join(1, np.array([0.5, -0.5]))
         (1, array([0.5], dtype=float32), array([-0.5], dtype=float32))
     """
@@ -102,11 +108,11 @@ def split_actions(space: spaces.Space[Any]) -> HybridActions:
     if isinstance(space, spaces.OneOf):
         return _one_of(space)
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        return _product(space)
+        return _product(space, parameters)
     raise _refusal(space, f"it is a {type(space).__name__}")
 
 
-def _product(space: spaces.Dict | spaces.Tuple) -> HybridActions:
+def _product(space: spaces.Dict | spaces.Tuple, parameters: Parameters | None) -> HybridActions:
     """One Discrete beside boxes, or beside a tuple of one box for each of its values."""
     keyed = isinstance(space, spaces.Dict)
     parts: list[tuple[Any, Any]] = list(space.spaces.items()) if keyed else list(enumerate(space.spaces))
@@ -121,25 +127,16 @@ def _product(space: spaces.Dict | spaces.Tuple) -> HybridActions:
         return values if keyed else tuple(values[key] for key, _ in parts)
 
     if len(rest) == 1 and isinstance(rest[0][1], spaces.Tuple) and len(rest[0][1].spaces) == count:
-        key, own = rest[0][0], [_real(part, space) for part in rest[0][1].spaces]
-
-        def with_own(mode: int, values: Array) -> Any:
-            return assemble(
-                mode, {key: tuple(_fill(box, values if i == mode else np.zeros(0)) for i, box in enumerate(own))}
-            )
-
-        return _modes([[box] for box in own], with_own)
+        key, nested = rest[0][0], [_real(part, space) for part in rest[0][1].spaces]
+        return _own_boxes(nested, lambda filled: {key: tuple(filled)}, assemble)
     boxes = {key: _real(part, space) for key, part in rest}
-    if len(boxes) == 1 and count > 1:
+    if _are_own(space, list(boxes.values()), count, parameters):
+        if len(boxes) == count:
+            keys = list(boxes)
+            return _own_boxes(list(boxes.values()), lambda filled: dict(zip(keys, filled, strict=True)), assemble)
         ((key, box),) = boxes.items()
-        if len(box.shape) > 1 and box.shape[0] == count:
-            rows = [spaces.Box(box.low[i], box.high[i], dtype=box.dtype.type) for i in range(count)]
-
-            def with_row(mode: int, values: Array) -> Any:
-                filled = [_fill(row, values if i == mode else np.zeros(0)) for i, row in enumerate(rows)]
-                return assemble(mode, {key: np.stack(filled)})
-
-            return _modes([[row] for row in rows], with_row)
+        rows = [spaces.Box(np.array(box.low[i]), np.array(box.high[i]), dtype=box.dtype.type) for i in range(count)]
+        return _own_boxes(rows, lambda filled: {key: np.stack(filled)}, assemble)
 
     def with_all(mode: int, values: Array) -> Any:
         ends = np.cumsum([int(np.prod(box.shape)) for box in boxes.values()])
@@ -147,6 +144,35 @@ def _product(space: spaces.Dict | spaces.Tuple) -> HybridActions:
         return assemble(mode, {key: _fill(box, piece) for (key, box), piece in zip(boxes.items(), pieces, strict=True)})
 
     return _modes([list(boxes.values())] * count, with_all)
+
+
+def _own_boxes(
+    boxes: Sequence[spaces.Box], gather: Callable[[list[Any]], dict[Any, Any]], assemble: Callable[[int, Any], Any]
+) -> HybridActions:
+    """A box for each mode; the others are 0 or their nearest bound when it is not their turn."""
+
+    def join(mode: int, values: Array) -> Any:
+        filled = [_fill(box, values if i == mode else np.zeros(0)) for i, box in enumerate(boxes)]
+        return assemble(mode, gather(filled))
+
+    return _modes([[box] for box in boxes], join)
+
+
+def _are_own(space: Any, boxes: Sequence[spaces.Box], count: int, parameters: Parameters | None) -> bool:
+    """Whether each mode has its own box or its own row of the only box."""
+    a_box_each = len(boxes) == count
+    a_row_each = len(boxes) == 1 and bool(boxes[0].shape) and boxes[0].shape[0] == count
+    if count == 1 or not (a_box_each or a_row_each):
+        if parameters == "own" and count > 1:
+            raise _refusal(space, f"its {count} modes have neither a box nor a row of the only box each")
+        return False
+    if parameters is None and (a_box_each or len(boxes[0].shape) == 1):
+        found = f"{count} boxes" if a_box_each else f"a box of {count} numbers"
+        raise SimulatorError(
+            f"the action space {space} has {count} modes beside {found}, which may be one for each mode or all for "
+            "every mode; say which: parameters='own' or parameters='all'"
+        )
+    return parameters != "all"
 
 
 def _one_of(space: spaces.OneOf) -> HybridActions:
@@ -208,11 +234,12 @@ class FlatActions(gymnasium.ActionWrapper):  # type: ignore[misc]
     Args:
         env: An environment whose action space :func:`split_actions` accepts.
         bound: Votes, and parameters without bounds of their own, are within plus and minus this.
+        parameters: As :func:`split_actions` has it; None takes what the environment's attribute ``parameters`` says.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], bound: float = 10.0) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], bound: float = 10.0, parameters: Parameters | None = None) -> None:
         super().__init__(env)
-        self.parts = split_actions(env.action_space)
+        self.parts = split_actions(env.action_space, parameters or getattr(env.unwrapped, "parameters", None))
         votes = np.full(self.parts.n_modes, bound)
         low = np.where(self.parts.used, self.parts.low, np.inf).min(axis=0)
         high = np.where(self.parts.used, self.parts.high, -np.inf).max(axis=0)

@@ -77,6 +77,10 @@ class BouncingPoint(HybridSimulator):
         """Position and speed."""
         return torch.stack([state["position"], state["speed"]], dim=1)
 
+    def seen_state(self, observation: Tensor) -> State:
+        """All of the state."""
+        return {"position": observation[:, 0], "speed": observation[:, 1]}
+
     def action_map(self, raw: Tensor, state: State) -> Tensor:
         """Impulses that end in the region of their mode."""
         touch = softplus(raw) * torch.tensor([[1.0], [-1.0]], dtype=raw.dtype, device=raw.device)

@@ -1,30 +1,42 @@
-"""Check a simulator against the protocol: shapes, replay, kept inputs, gradients and undeclared jumps."""
+"""Check a simulator against the protocol: shapes, replay, kept inputs, gradients, undeclared jumps, moving masks."""
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rl.envs.check_smoothness import check_gradients, check_jumps, play_raw
+from rl.envs.check_replay import check_inputs_are_kept, check_replay
+from rl.envs.check_smoothness import check_gradients, check_jumps, check_masks, play_raw
 from rl.envs.hybrid import HybridSimulator, Noise, chosen_action
 from rl.errors import SimulatorError
 
 BATCH = 6  # episodes of every check
 
+Estimator = Literal["mixed", "score", "pathwise", "straight_through"]
 
-def check_simulator(simulator: HybridSimulator, *, seed: int = 0, scale: float = 2.0) -> list[str]:
-    r"""Play random episodes and refuse a simulator whose mixed gradient would be wrong.
 
-    With the modes and the noise held fixed, every step is differentiated by autograd and by finite differences along
-    the states that two nearby action sequences reach, and is followed along a line of actions to find jumps: a
-    function that is continuous there changes by ever less on ever shorter pieces.
+def check_simulator(
+    simulator: HybridSimulator, *, estimator: Estimator | None = None, seed: int = 0, scale: float = 2.0
+) -> list[str]:
+    r"""Play random episodes and refuse a simulator whose gradient would be wrong.
+
+    With the modes and the noise held fixed, every step and every observation is differentiated by autograd and by
+    finite differences along the states that two nearby action sequences reach, and is followed along lines of actions,
+    near and far, to find jumps: a function that is continuous there changes by ever less on ever shorter pieces. Along
+    the same lines the mode masks must stay as they are: a mask that the continuous actions move makes the modes' law
+    jump, which no gradient through the simulator sees.
 
     Args:
         simulator: What to check; a copy in float64 is differentiated.
+        estimator: The estimator of `rl.hpo.HPOModule` that it is to be trained with. All but ``score`` follow the
+            simulator's gradient; ``score`` needs no gradient and allows jumps and masks of any kind, so these are not
+            looked for. None takes ``mixed``, or ``score`` for a simulator that is declared not differentiable.
         seed: Of noise, modes and actions.
-        scale: Standard deviation of the raw actions, and the reach of the search for jumps.
+        scale: Standard deviation of the raw actions, and the reach of the search for jumps; the far lines reach 6 and
+            36 times as far. A jump that none of these actions leads to is not found.
 
     Returns:
         What was checked, one sentence each.
@@ -40,10 +52,14 @@ def check_simulator(simulator: HybridSimulator, *, seed: int = 0, scale: float =
         noise, states, observations, actions and costs have their shapes and are finite
         the same noise and actions give the same costs, for all episodes or a part of them
         no step writes into its inputs or uses the mode as a number
+        no mode mask moves with the continuous actions
         gradients agree with finite differences at every step
         no jump within a mode
     """
     _check_declaration(simulator)
+    estimator = estimator or ("mixed" if simulator.differentiable else "score")
+    if estimator != "score" and not simulator.differentiable:
+        raise SimulatorError(not_differentiable(estimator))
     done = [
         f"{_count(simulator.horizon, 'step')} of {_count(simulator.n_modes, 'mode')} and "
         f"{_count(simulator.action_dim, 'action')} declared"
@@ -51,25 +67,42 @@ def check_simulator(simulator: HybridSimulator, *, seed: int = 0, scale: float =
     noise = _check_noise(simulator, seed)
     modes, raws = _episode(simulator, noise, seed, scale)
     done.append("noise, states, observations, actions and costs have their shapes and are finite")
-    _check_replay(simulator, noise, modes, raws)
+    check_replay(simulator, noise, modes, raws)
     done.append("the same noise and actions give the same costs, for all episodes or a part of them")
-    _check_inputs_are_kept(simulator, noise, modes, raws)
+    check_inputs_are_kept(simulator, noise, modes, raws)
+    _check_seen_state(simulator, noise, modes, raws)
     done.append("no step writes into its inputs or uses the mode as a number")
     if not simulator.differentiable:
-        return [*done, "declared not differentiable: gradients and jumps were not checked"]
+        return [*done, "declared not differentiable: gradients and jumps were not checked; train it with score"]
+    if estimator == "score":
+        return [*done, "estimator score needs no gradient: gradients, jumps and moving masks were not checked"]
     precise = simulator.to(dtype=torch.float64)
     noise, raws = _cast(noise, torch.float64), raws.double()
     direction = torch.randn(raws.shape, generator=torch.Generator().manual_seed(seed + 2), dtype=raws.dtype)
+    check_masks(precise, noise, modes, raws, scale * direction)
+    done.append("no mode mask moves with the continuous actions")
     check_gradients(precise, noise, modes, raws, direction)
     done.append("gradients agree with finite differences at every step")
     check_jumps(precise, noise, modes, raws, scale * direction)
     return [*done, "no jump within a mode"]
 
 
+def not_differentiable(estimator: str) -> str:
+    """The sentence that refuses an estimator for a simulator without gradients."""
+    return (
+        f"the simulator is declared not differentiable, so estimator {estimator} has no gradient to follow; train it "
+        "with estimator score"
+    )
+
+
 def _check_declaration(simulator: HybridSimulator) -> None:
     for name in ("n_modes", "action_dim", "observation_dim", "horizon"):
-        value = getattr(simulator, name, None)
-        if not isinstance(value, int) or value < 1:
+        value: Any = getattr(simulator, name, None)
+        try:  # whole numbers of any type, those of numpy too
+            whole = 0 if isinstance(value, bool) else operator.index(value)
+        except TypeError:
+            whole = 0
+        if whole < 1:
             raise SimulatorError(f"{name} is {value!r}, but it must be a whole number of at least 1; set it")
     if not 0 < simulator.discount <= 1:
         raise SimulatorError(f"discount is {simulator.discount}, but it must be above 0 and at most 1")
@@ -172,68 +205,21 @@ def _episode(simulator: HybridSimulator, noise: Noise, seed: int, scale: float) 
     return torch.stack(modes), raws.to(simulator.device)
 
 
-def _check_replay(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor) -> None:
-    first, again = (play_raw(simulator, noise, modes, raws)[1] for _ in range(2))
-    half = BATCH // 2
-    part = play_raw(simulator, {name: value[:half] for name, value in noise.items()}, modes[:, :half], raws[:, :half])[
-        1
-    ]
+def _check_seen_state(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor) -> None:
+    """What a policy does outside the simulator, from observations alone, must be what it does inside."""
+    states, _ = play_raw(simulator, noise, modes, raws)
     for t in range(simulator.horizon):
-        if not torch.equal(first[t], again[t]):
-            raise SimulatorError(
-                f"step {t}: the cost differs when the same noise and actions are played again; draw everything random "
-                "in sample_noise, and keep nothing between steps but the state"
-            )
-        if not torch.allclose(first[t, :half], part[t], rtol=1e-4, atol=1e-5):
-            raise SimulatorError(
-                f"step {t}: the cost of an episode changes when others leave the batch; episodes must not depend on "
-                "each other"
-            )
-
-
-class _Mode(Tensor):
-    """A mode that refuses to become a floating number, except by being an index."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def plain(value: Any) -> Any:
-            if isinstance(value, cls):
-                return value.as_subclass(Tensor)
-            return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
-
-        result = func(*plain(args), **{key: plain(value) for key, value in (kwargs or {}).items()})
-        name = getattr(func, "__name__", "")
-        if not isinstance(result, Tensor) or any(
-            word in name for word in ("getitem", "gather", "index", "take", "embed")
-        ):
-            return result
-        if result.is_floating_point() and name != "where":
-            raise _ModeAsNumberError(name.strip("_"))
-        return result if result.dtype == torch.bool or name == "one_hot" else result.as_subclass(cls)
-
-
-class _ModeAsNumberError(Exception):
-    """The mode went through arithmetic."""
-
-
-def _check_inputs_are_kept(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor) -> None:
-    state = simulator.reset(noise)
-    for t in range(simulator.horizon):
-        action = chosen_action(simulator.action_map(raws[t], state), modes[t])
-        inputs = {f"state['{name}']": value for name, value in state.items()}
-        inputs |= {f"noise['{name}']": value for name, value in noise.items()} | {"the action": action}
-        versions = {name: value._version for name, value in inputs.items()}
+        seen = simulator.seen_state(simulator.observe(states[t], t))
         try:
-            following, _ = simulator.step(state, modes[t].as_subclass(_Mode), action, noise, t)
-        except _ModeAsNumberError as error:
+            outside = simulator.action_map(raws[t], seen)
+        except KeyError:  # it needs a state that observations do not show: acting outside asks for it
+            return
+        inside = simulator.action_map(raws[t], states[t])
+        if not torch.allclose(outside, inside, rtol=1e-3, atol=1e-4):
             raise SimulatorError(
-                f"step {t}: the mode is used as a number (by '{error}'); index a table with it or compare it, as in "
-                "torch.where(mode == 1, ...)"
-            ) from None
-        for name, value in inputs.items():
-            if value._version != versions[name]:
-                raise SimulatorError(f"step {t} writes into {name} in place; build a new tensor instead")
-        state = following
+                f"step {t}: action_map gives other actions with seen_state(observation) than with the state; return "
+                "the very tensors of the state that it reads"
+            )
 
 
 def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

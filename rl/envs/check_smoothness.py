@@ -1,4 +1,4 @@
-"""Check that a simulator is smooth within a mode: autograd against finite differences, and a search for jumps."""
+"""Check that a simulator is smooth within a mode: gradients, a search for jumps, and masks that actions move."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ NUDGE = 1e-6  # of a finite difference, in float64
 POINTS = 17  # on the line along which jumps are looked for
 HALVINGS = 32  # of a piece of that line
 SEARCHED = 10  # steps of an episode in which jumps are looked for, the first and the last among them
+FAR = {6: 4, 36: 4}  # reaches of farther lines, in that of the first, and the steps searched there
 
 Point = tuple[State, Tensor]
 
@@ -67,10 +68,14 @@ def check_gradients(simulator: HybridSimulator, noise: Noise, modes: Tensor, raw
         inputs = [*moving.values(), raws[t].clone().requires_grad_()]
         velocity = [(ahead[0][t][name] - back[0][t][name]) / (2 * NUDGE) for name in moving] + [direction[t]]
         try:
+            seen = simulator.observe(state, t)
             following, cost = step_raw(simulator, state, modes[t], inputs[-1], noise, t)
         except RuntimeError as error:
             raise SimulatorError(f"step {t} fails on tensors that need gradients: {_first_line(error)}") from error
-        outputs = {"the cost": (cost, back[1][t], here[1][t], ahead[1][t])} | {
+        outputs = {
+            "the observation": (seen, *(simulator.observe(run[0][t], t) for run in (back, here, ahead))),
+            "the cost": (cost, back[1][t], here[1][t], ahead[1][t]),
+        } | {
             f"state['{name}']": (value, *(run[0][t + 1][name] for run in (back, here, ahead)))
             for name, value in following.items()
             if value.is_floating_point()
@@ -112,8 +117,72 @@ def _slope(t: int, label: str, output: Tensor, weight: Tensor, inputs: list[Tens
     return slope
 
 
+def moved_mask(
+    simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor, others: Tensor
+) -> tuple[int, int] | None:
+    """The first step in which other continuous actions, with the same modes and noise, lead to another mode mask.
+
+    Args:
+        simulator: The simulator.
+        noise: Of the episodes.
+        modes: Modes that were allowed under ``raws``, (horizon, batch).
+        raws: (horizon, batch, n_modes, action_dim).
+        others: Other raw actions, of the same shape.
+
+    Returns:
+        The step, and how many episodes' masks differ there; None if none does.
+    """
+    states = [simulator.reset(noise), simulator.reset(noise)]
+    for t in range(simulator.horizon):
+        masks = [simulator.mode_mask(state, t) for state in states]
+        if masks[0] is not None and masks[1] is not None:
+            count = int((masks[0] != masks[1]).any(1).sum())
+            if count:  # from here on the mode may not be allowed: nothing that follows would mean anything
+                return t, count
+        played = zip(states, (raws, others), strict=True)
+        states = [step_raw(simulator, state, modes[t], raw[t], noise, t)[0] for state, raw in played]
+    return None
+
+
+def moving_mask(step: str, estimator: str = "mixed") -> str:
+    """The sentence that refuses an estimator for a simulator whose mask the continuous actions move."""
+    return (
+        f"{step}: the mode mask changes with the continuous actions that lead there, so the modes' probabilities "
+        f"jump where no gradient sees it and estimator {estimator} is biased; train with estimator score, which stays "
+        "unbiased, or allow the mode everywhere at a cost that grows from 0 beyond the mask's boundary"
+    )
+
+
+def check_masks(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor, reach: Tensor) -> None:
+    """Compare the mode masks along lines of action sequences, near and far.
+
+    Args:
+        simulator: In float64.
+        noise: Of the episodes.
+        modes: (horizon, batch).
+        raws: The middle of the line, (horizon, batch, n_modes, action_dim).
+        reach: From the middle of the line to its end.
+
+    Raises:
+        SimulatorError: Where a mask is another than in the middle of the line.
+    """
+    noise, modes, middle, offsets = _along_a_line(noise, modes, raws, reach)
+    for times in (1, *FAR):
+        found = moved_mask(simulator, noise, modes, middle, middle + times * offsets)
+        if found is not None:
+            raise SimulatorError(moving_mask(f"step {found[0]}"))
+
+
+def _along_a_line(noise: Noise, modes: Tensor, raws: Tensor, reach: Tensor) -> tuple[Noise, Tensor, Tensor, Tensor]:
+    """Every episode once for each point of the line, and how far the point is from its middle."""
+    offsets = torch.linspace(-1, 1, POINTS, dtype=raws.dtype, device=raws.device).repeat(raws.shape[1])[:, None, None]
+    wide = {name: value.repeat_interleave(POINTS, 0) for name, value in noise.items()}
+    modes, raws, reach = (value.repeat_interleave(POINTS, 1) for value in (modes, raws, reach))
+    return wide, modes, raws, offsets * reach
+
+
 def check_jumps(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor, reach: Tensor) -> None:
-    """Follow a line of action sequences; bisect all its pieces, step by step, towards where an output changes most.
+    """Follow lines of action sequences, near and far; bisect their pieces towards where an output changes most.
 
     Args:
         simulator: In float64.
@@ -126,13 +195,17 @@ def check_jumps(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: T
         SimulatorError: Where a change stays while the piece that it happens on vanishes.
     """
     batch = raws.shape[1]
-    offsets = torch.linspace(-1, 1, POINTS, dtype=raws.dtype, device=raws.device).repeat(batch)[:, None, None]
-    noise = {name: value.repeat_interleave(POINTS, 0) for name, value in noise.items()}
-    modes = modes.repeat_interleave(POINTS, 1)
-    raws = raws.repeat_interleave(POINTS, 1) + offsets * reach.repeat_interleave(POINTS, 1)
+    noise, modes, middle, offsets = _along_a_line(noise, modes, raws, reach)
     left = torch.arange(batch * POINTS, device=raws.device).view(batch, POINTS)[:, :-1].flatten()
+    for times, steps in {1: SEARCHED, **FAR}.items():
+        _search_line(simulator, noise, modes, middle + times * offsets, left, steps)
+
+
+def _search_line(
+    simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor, left: Tensor, steps: int
+) -> None:
     noise_left = {name: value[left] for name, value in noise.items()}
-    searched = set(torch.linspace(0, simulator.horizon - 1, min(simulator.horizon, SEARCHED)).long().tolist())
+    searched = set(torch.linspace(0, simulator.horizon - 1, min(simulator.horizon, steps)).long().tolist())
     state = simulator.reset(noise)
     for t in range(simulator.horizon):
         if t in searched:
@@ -149,10 +222,11 @@ def check_jumps(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: T
 
 
 def _outputs(simulator: HybridSimulator, mode: Tensor, noise: Noise, t: int, point: Point) -> dict[str, Tensor]:
-    """What a step returns, one row an episode."""
+    """What is seen before a step, and what it returns; one row an episode."""
     following, cost = step_raw(simulator, point[0], mode, point[1], noise, t)
     floating = {f"state['{name}']": value for name, value in following.items() if value.is_floating_point()}
-    return {"the cost": cost.unsqueeze(1)} | {label: _rows(value) for label, value in floating.items()}
+    both = {"the observation": simulator.observe(point[0], t), "the cost": cost, **floating}
+    return {label: _rows(value) for label, value in both.items()}
 
 
 def _bisect(outputs: Callable[[Point], dict[str, Tensor]], label: str, left: Point, right: Point) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rl.envs.action_spaces import split_actions
-from rl.envs.hybrid import HybridSimulator, Noise, State
+from rl.envs.action_spaces import Parameters, split_actions
+from rl.envs.hybrid import HybridSimulator, Noise, State, check_modes
 from rl.errors import SimulatorError
 
 
@@ -27,6 +27,8 @@ class GymnasiumSimulator(HybridSimulator):
     Args:
         make: Makes one copy, or the name under which Gymnasium makes it.
         horizon: Most steps of an episode.
+        parameters: What the boxes beside the Discrete are, where that can be meant either way: ``all`` for every mode,
+            or each mode's ``own``; see `split_actions`.
 
     Raises:
         SimulatorError: If the action space cannot be split into a mode and real parameters.
@@ -42,13 +44,19 @@ class GymnasiumSimulator(HybridSimulator):
     differentiable = False
     report = "total"
 
-    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]] | str, horizon: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env[Any, Any]] | str,
+        horizon: int,
+        parameters: Parameters | None = None,
+    ) -> None:
         self._make: Callable[[], gymnasium.Env[Any, Any]] = (
             partial(gymnasium.make, make) if isinstance(make, str) else make
         )
         self._copies = [self._make()]
         self._turn, self._masked = 0, False
-        self._actions = split_actions(self._copies[0].action_space)
+        declared = getattr(self._copies[0].unwrapped, "parameters", None)
+        self._actions = split_actions(self._copies[0].action_space, parameters or declared)
         self._space = self._copies[0].observation_space
         self.n_modes, self.action_dim, self.horizon = self._actions.n_modes, self._actions.action_dim, horizon
         self.observation_dim = spaces.flatdim(self._space)
@@ -86,6 +94,7 @@ class GymnasiumSimulator(HybridSimulator):
                 f"step {t} starts from an earlier state, but a Gymnasium environment only has its newest one; "
                 "branching needs a simulator whose state is in tensors"
             )
+        check_modes(mode, self.n_modes, t)
         seen: list[Any] = list(state["observation"])
         infos: list[dict[str, Any]] = [{}] * len(mode)
         over = state["over"].tolist()

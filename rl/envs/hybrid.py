@@ -10,6 +10,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from rl.errors import SimulatorError
+
 State = dict[str, Tensor]
 Noise = dict[str, Tensor]
 
@@ -110,6 +112,15 @@ class HybridSimulator(ABC):
         """Boolean (batch, n_modes), true where a mode may be chosen; None if all of them always may."""
         return None
 
+    def seen_state(self, observation: Tensor) -> State:
+        """What :meth:`action_map` reads of the state, taken from an observation (batch, observation_dim).
+
+        A trained policy that acts outside the simulator has observations only; it turns its raw outputs into actions by
+        ``action_map(raw, seen_state(observation))``. Define this where ``action_map`` reads the state; by itself it is
+        empty.
+        """
+        return {}
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """A copy whose tensors are on ``device``, those of a floating type in ``dtype``."""
         moved = copy.copy(self)
@@ -142,6 +153,22 @@ def chosen_action(actions: Tensor, mode: Tensor) -> Tensor:
     return actions.gather(1, mode[:, None, None].expand(-1, 1, actions.shape[2])).squeeze(1)
 
 
+def check_modes(mode: Tensor, n_modes: int, t: int) -> None:
+    """Refuse modes from outside that are none.
+
+    Args:
+        mode: int64 (batch,).
+        n_modes: How many there are.
+        t: The step, for the error.
+
+    Raises:
+        SimulatorError: If a mode is below 0 or not below ``n_modes``.
+    """
+    wrong = (mode < 0) | (mode >= n_modes)
+    if bool(wrong.any()):
+        raise SimulatorError(f"step {t}: the mode is {int(mode[wrong][0])}, but modes are 0 to {n_modes - 1}")
+
+
 def play(simulator: HybridSimulator, decide: Decide, noise: Noise) -> Tensor:
     """Costs of whole episodes under any policy, live if the policy is.
 
@@ -152,10 +179,14 @@ def play(simulator: HybridSimulator, decide: Decide, noise: Noise) -> Tensor:
 
     Returns:
         Costs (batch, horizon).
+
+    Raises:
+        SimulatorError: If a mode is none of the simulator's.
     """
     state, costs = simulator.reset(noise), []
     for t in range(simulator.horizon):
         mode, action = decide(state, t)
+        check_modes(mode, simulator.n_modes, t)
         state, cost = simulator.step(state, mode, action, noise, t)
         costs.append(cost)
     return torch.stack(costs, dim=1)

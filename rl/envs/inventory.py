@@ -102,6 +102,11 @@ class Inventory(HybridSimulator):
         """Stock and orders under way, in mean demands."""
         return (torch.cat([state["stock"].unsqueeze(1), state["under_way"]], dim=1) / self.mean).flatten(1)
 
+    def seen_state(self, observation: Tensor) -> State:
+        """All of the state: an observation is the state in mean demands."""
+        whole = observation.reshape(len(observation), max(self.lead_time, 1), -1) * self.mean
+        return {"stock": whole[:, 0], "under_way": whole[:, 1:]}
+
     def action_map(self, raw: Tensor, state: State) -> Tensor:
         """Quantities at or above 0 for mode 1; nothing for mode 0."""
         raw = RAW_LIMIT * torch.tanh(raw / RAW_LIMIT)

@@ -103,6 +103,11 @@ class Stores(HybridSimulator):
         warehouse = torch.cat([state["warehouse"].unsqueeze(1), state["ordered"]], dim=1) / self.mean.sum()
         return torch.cat([stores.flatten(1), warehouse.flatten(1)], dim=1)
 
+    def seen_state(self, observation: Tensor) -> State:
+        """The stock of the warehouse, which limits shipments."""
+        place = len(self.mean) * self.store_lead_time
+        return {"warehouse": observation[:, place : place + 1] * self.mean.sum()}
+
     def action_map(self, raw: Tensor, state: State) -> Tensor:
         """A quantity at or above 0, and shipments that together are at most what the warehouse holds."""
         quantity = self.mean.sum() * softplus(raw[..., :1] + 1)

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl.envs.hybrid import HybridSimulator, chosen_action
+from rl.envs.hybrid import HybridSimulator, check_modes, chosen_action
 from rl.errors import SimulatorError
 
 Array = NDArray[np.float32]
@@ -43,6 +43,7 @@ class _Episodes:
             raise SimulatorError(f"the episode is over after {self.simulator.horizon} steps; call reset before step")
         simulator = self.simulator
         chosen = torch.as_tensor(np.asarray(mode, dtype=np.int64), device=simulator.device).reshape(self.batch)
+        check_modes(chosen, simulator.n_modes, self.t)
         raw = torch.as_tensor(np.asarray(parameters), dtype=simulator.dtype, device=simulator.device)
         every = raw.reshape(self.batch, 1, -1).expand(-1, simulator.n_modes, -1)
         action = chosen_action(simulator.action_map(every, self.state), chosen)
@@ -71,6 +72,9 @@ class SimulatorEnv(gymnasium.Env):  # type: ignore[misc]
         simulator: The simulator.
         bound: Raw parameters are within plus and minus this.
 
+    Attributes:
+        parameters: How `split_actions` reads the action space: the parameters are those of whatever mode is chosen.
+
     Example:
         >>> from rl.envs.newsvendor import Newsvendor
         >>> env = SimulatorEnv(Newsvendor())
@@ -78,6 +82,8 @@ class SimulatorEnv(gymnasium.Env):  # type: ignore[misc]
         >>> env.step({"mode": 0, "parameters": np.zeros(1, np.float32)})[2:4]
         (True, False)
     """
+
+    parameters = "all"
 
     def __init__(self, simulator: HybridSimulator, bound: float = 10.0) -> None:
         self.simulator, self._episodes = simulator, _Episodes(simulator, 1)

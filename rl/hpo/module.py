@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
-import lightning
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, nn
 
-from rl.envs.hybrid import HybridSimulator, Noise, reported_cost
+from rl.envs.hybrid import HybridSimulator, reported_cost
+from rl.hpo.acting import Action
 from rl.hpo.data import Seeds
 from rl.hpo.diagnostics import gradient_report
+from rl.hpo.estimators import ESTIMATORS, Decisions, check_options, critic_loss, score_loss, taken
 from rl.hpo.policies import HybridPolicy
-from rl.hpo.rollout import Draws, Rollout, rollout
-from rl.hpo.simulators import active_parts, load_simulator, place
-from rl.hpo.surrogate import (
-    Surrogate,
-    advantages_of,
-    branched_advantages,
-    clipped_surrogate,
-    entropy,
-    mixed_surrogate,
-    mode_log_probs,
-    window_tails,
-)
+from rl.hpo.processes import mean_of, moments, over_processes
+from rl.hpo.rollout import Rollout
+from rl.hpo.simulation import Simulation
+from rl.hpo.simulators import active_parts, load_simulator
+from rl.hpo.surrogate import Surrogate, entropy, mixed_surrogate, window_tails
 
 
-class HPOModule(lightning.LightningModule):  # type: ignore[misc]
+class HPOModule(Simulation):
     r"""Train a hybrid policy in a differentiable simulator; costs are minimised.
 
     A training step simulates a batch of episodes from seeds and takes one step along the mixed gradient of
@@ -44,7 +38,14 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
     - ``pathwise``: the pathwise part alone; the modes' law never learns.
     - ``straight_through``: modes one-hot forward and Gumbel-softmax backward, through a mixture of all modes' steps.
 
+    All but ``score`` are refused for a simulator without gradients, and stop with an error when the continuous actions
+    are seen to move its mode masks, which biases them; that is looked for in the first update and every
+    ``diagnose_every``.
+
     On several processes the result is that of one process on the same global batch.
+
+    ``policy.act(observation)`` decides, in the simulator's terms; see `rl.hpo.policies.HybridPolicy`. `Trainer.predict`
+    does so for every batch of observations that a loader gives.
 
     Logged, besides `train/cost` (as the simulator reports it): `entropy`, `kl`, `clip_fraction`, `explained_variance`,
     `advantage_scale`; every ``diagnose_every`` updates the norm and variance of the `pathwise`, `score` and `cross`
@@ -84,6 +85,14 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         diagnose_every: Updates between two gradient reports; 0 for none.
         compile_step: Compile the simulator's step with `torch.compile`.
         seed: Of the initial weights.
+        networks: Networks of your own in place of those of ``hidden``: a module with the children ``discrete``,
+            ``continuous`` and ``critic``, as `rl.hpo.policies.HybridPolicy` describes them. Not kept in checkpoints:
+            pass it to `load_from_checkpoint` again.
+        optimizer: Makes the optimizer from the three groups of parameters (continuous, modes, value), each with its
+            ``lr``; None is Adam. Likewise not kept.
+
+    Raises:
+        ValueError: If an argument is out of range, contradicts another, or the networks break their contract.
     """
 
     def __init__(
@@ -116,24 +125,22 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         diagnose_every: int = 50,
         compile_step: bool = False,
         seed: int = 0,
+        networks: nn.Module | None = None,
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
     ) -> None:
+        given = dict(locals())
         super().__init__()
-        hidden = list(hidden)
-        self.save_hyperparameters(ignore=[] if isinstance(simulator, str) else ["simulator"])
         self.simulator = load_simulator(simulator, simulator_args) if isinstance(simulator, str) else simulator
-        if cross == "auto" and not diagnose_every:
-            raise ValueError("cross is auto, but diagnose_every is 0: nothing would be measured; give 50 or so.")
-        if estimator == "score" and branch:
-            raise ValueError("branch is on, but estimator score has no value of a mode without its action; give false.")
+        check_options(HPOModule.__init__, given, differentiable=self.simulator.differentiable)
+        hidden = list(hidden)
+        ignored = ["networks", "optimizer", *([] if isinstance(simulator, str) else ["simulator"])]
+        self.save_hyperparameters(ignore=ignored)
+        self.estimator, self._make_optimizer = ESTIMATORS[estimator], optimizer
+        sizes = self.simulator.observation_dim, self.simulator.n_modes, self.simulator.action_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = HybridPolicy(
-                self.simulator.observation_dim, self.simulator.n_modes, self.simulator.action_dim, hidden, log_std
-            )
-        self.value_shift: Tensor
-        self.value_scale: Tensor
-        self.cross_is_on: Tensor
-        self.updates: Tensor
+            self.policy = HybridPolicy(*sizes, hidden, log_std, networks=networks)
+        self.policy.bind(self.simulator)
         self.register_buffer("value_shift", torch.zeros(()))
         self.register_buffer("value_scale", torch.zeros(()))
         self.register_buffer("cross_is_on", torch.tensor(cross != "off"))
@@ -151,46 +158,34 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         last = self.decisions
         if hp["reuse"] and self.trainer.world_size > 1 and batch.episodes % hp["minibatches"]:
             raise ValueError(
-                f"groups have {batch.episodes} episodes and a pass has {hp['minibatches']} minibatches; on several "
-                "processes the group size must be a multiple of the minibatches, to train as one process does."
+                f"group_size is {batch.episodes} and minibatches is {hp['minibatches']}, but on several processes "
+                "group_size must be a multiple of minibatches, to train as one process does."
             )
         diagnose = self._diagnoses()
         roll = self._rollout(batch, cross=bool(self.cross_is_on) or diagnose)
-        with torch.no_grad():
-            values = self._bootstrapped(roll.observations.detach())
-            advantages = advantages_of(roll.costs, values, discount=self.discount, trace=hp["trace"])
-            targets = advantages + values[:, :-1]
-            if hp["branch"]:
-                following = self._bootstrapped(cast(Tensor, roll.branch_observations))
-                advantages = branched_advantages(
-                    roll.log_probs, cast(Tensor, roll.branch_costs), following, discount=self.discount
-                )
-                scale = self._moments(advantages[:, :last])[1]
-            else:
-                mean, scale = self._moments(advantages[:, :last])
-                advantages = advantages - mean
+        values, advantages, targets, scale = self._advantages(roll)
         surrogate = self._surrogate(roll, advantages, scale)
-        loss = surrogate.pathwise.mean() + surrogate.score.mean()
-        if hp["estimator"] == "pathwise":
-            loss = surrogate.pathwise.mean()
+        loss = surrogate.pathwise.mean()
+        if self.estimator.scores:
+            loss = loss + surrogate.score.mean()
         if diagnose:
             self._report(surrogate)
-        data: dict[str, Any] = {
-            "observations": roll.observations[:, :last].detach(),
-            "modes": roll.modes[:, :last],
-            "raw": roll.raw[:, :last].detach(),
-            "masks": None if roll.masks is None else roll.masks[:, :last],
-            "advantages": advantages[:, :last] / scale,
-        }
+        data = Decisions(
+            observations=roll.observations[:, :last].detach(),
+            modes=roll.modes[:, :last],
+            raw=roll.raw[:, :last].detach(),
+            masks=None if roll.masks is None else roll.masks[:, :last],
+            advantages=advantages[:, :last] / scale,
+            targets=self._standardise(targets[:, :last]),
+        )
         with torch.no_grad():
-            data["old"] = self._taken(roll.log_probs[:, :last].detach(), data)
-        data["targets"] = self._standardise(targets[:, :last])
-        if hp["reuse"] == 0 or hp["estimator"] == "score":
-            law = self.policy.log_probs(data["observations"], data["masks"])
-            if hp["estimator"] == "score":
-                loss = loss + self._score_loss(law, self._taken(law, data), data)
+            data = replace(data, old=self._taken(roll.log_probs[:, :last].detach(), data))
+        if hp["reuse"] == 0 or self.estimator.gaussian:
+            law = self.policy.log_probs(data.observations, data.masks)
+            if self.estimator.gaussian:
+                loss = loss + score_loss(law, self._taken(law, data), data, hp["clip"])
             if hp["reuse"] == 0:
-                loss = loss + self._critic_loss(data) - self._entropy_weight * entropy(law).mean()
+                loss = loss + critic_loss(self.policy, data) - self._entropy_weight * entropy(law).mean()
         self._log_training(roll, values, targets, scale)
         self.updates += 1
         if self.automatic_optimization:
@@ -200,13 +195,13 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         self.manual_backward(self._touch(loss))
         self.clip_gradients_by_group()
         optimizer.step()
-        self._reuse(data, optimizer)
+        self._reuse(data.in_one_row(), optimizer, roll.modes[:, :last].shape)
         return None
 
     def _surrogate(self, roll: Rollout, advantages: Tensor, scale: Tensor) -> Surrogate:
         """The mixed surrogate in standardised units, averaged over decisions."""
         hp = self.hparams
-        if hp["estimator"] == "score":  # all of it is in the clipped term
+        if self.estimator.gaussian:  # all of it is in the clipped term
             nothing = torch.zeros_like(roll.costs[:, 0])
             return Surrogate(nothing, nothing)
         tails = None
@@ -226,33 +221,31 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         weight = 1 / (scale * self.decisions)
         return Surrogate(parts.pathwise * weight, parts.score * weight)
 
-    def _reuse(self, data: dict[str, Any], optimizer: Any) -> None:
+    def _reuse(self, data: Decisions, optimizer: Any, shape: torch.Size) -> None:
         """Steps of the value and clipped ones of the modes, on detached states; mixed continuous parts stand still."""
-        hp = self.hparams
-        batch, steps = data["modes"].shape
+        hp, policy = self.hparams, self.policy
         # A stratified share that is the same on any number of processes: every m-th period of every episode.
-        places = torch.arange(steps, device=self.device) + torch.arange(batch, device=self.device)[:, None]
-        policy = self.policy
+        places = torch.arange(shape[1], device=self.device) + torch.arange(shape[0], device=self.device)[:, None]
         continuous = [*policy.continuous.parameters(), policy.log_std]
         kls: list[Tensor] = []
         clipped: list[Tensor] = []
-        flat = {name: None if value is None else value.flatten(0, 1) for name, value in data.items()}
         for number in range(hp["reuse"] * hp["minibatches"]):
-            chosen = (places % hp["minibatches"] == number % hp["minibatches"]).flatten().nonzero().squeeze(1)
-            share = {name: None if value is None else value[chosen] for name, value in flat.items()}
-            loss, frozen = self._critic_loss(share), [*continuous, *policy.discrete.parameters()]
+            share = data.share(
+                (places % hp["minibatches"] == number % hp["minibatches"]).flatten().nonzero().squeeze(1)
+            )
+            loss, frozen = critic_loss(policy, share), [*continuous, *policy.discrete.parameters()]
             if not kls or kls[-1] <= hp["kl_limit"]:
-                law = policy.log_probs(cast(Tensor, share["observations"]), share["masks"])
+                law = policy.log_probs(share.observations, share.masks)
                 new = self._taken(law, share)
                 with torch.no_grad():
-                    log_ratio = new - cast(Tensor, share["old"])
-                    kls.append(self._mean((log_ratio.exp() - 1 - log_ratio).sum(-1)))
+                    log_ratio = new - cast(Tensor, share.old)
+                    kls.append(mean_of((log_ratio.exp() - 1 - log_ratio).sum(-1)))
                     clipped.append(((log_ratio.exp() - 1).abs() > hp["clip"]).float().mean())
                 if kls[-1] <= hp["kl_limit"]:
-                    frozen = [] if hp["estimator"] == "score" else continuous
+                    frozen = [] if self.estimator.gaussian else continuous
                     loss = loss - self._entropy_weight * entropy(law).mean()
-                    if hp["estimator"] not in ("pathwise", "straight_through"):
-                        loss = loss + self._score_loss(law, new, share)
+                    if self.estimator.reuses:
+                        loss = loss + score_loss(law, new, share, hp["clip"])
             optimizer.zero_grad()
             self.manual_backward(self._touch(loss))
             for parameter in frozen:
@@ -262,129 +255,8 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         self.log("train/kl", torch.stack(kls).max(), sync_dist=True)
         self.log("train/clip_fraction", torch.stack(clipped).mean(), sync_dist=True)
 
-    def _taken(self, law: Tensor, data: dict[str, Any]) -> Tensor:
-        """Log-probability of the modes, and under the score estimator of the continuous part: (..., 1 or 2)."""
-        found = [mode_log_probs(law, data["modes"])]
-        if self.hparams["estimator"] == "score":
-            index = data["modes"][..., None, None].expand(*data["modes"].shape, 1, data["raw"].shape[-1])
-            mean = self.policy.raw_actions(data["observations"]).gather(-2, index).squeeze(-2)
-            raw = data["raw"].gather(-2, index).squeeze(-2)
-            spread = self.policy.log_std
-            density = -0.5 * ((raw - mean) / spread.exp()).square() - spread - 0.5 * math.log(2 * math.pi)
-            found.append((density * cast(Tensor, self.active)[data["modes"]]).sum(-1))
-        return torch.stack(found, -1)
-
-    def _score_loss(self, law: Tensor, taken: Tensor, data: dict[str, Any]) -> Tensor:
-        """The score part on detached states: clipped for sampled modes, the expectation itself for branched ones."""
-        advantages: Tensor = data["advantages"]
-        if self.hparams["branch"]:
-            return (law.exp() * advantages).sum(-1).mean()
-        terms = clipped_surrogate(taken, data["old"], advantages[..., None], self.hparams["clip"])
-        return terms.sum(-1).mean()
-
-    def _critic_loss(self, data: dict[str, Any]) -> Tensor:
-        targets: Tensor = data["targets"]
-        return (self.policy.value(data["observations"]) - targets).square().mean()
-
-    # ------------------------------------------------------------------ simulation
-
-    @property
-    def discount(self) -> float:
-        """Discount of the advantages."""
-        given = self.hparams["discount"]
-        return float(self.simulator.discount if given is None else given)
-
-    @property
-    def decisions(self) -> int:
-        """How many decisions are trained: all but the simulator's buffer at the end.
-
-        Those of the warm-up are among them, though its costs do not count: decisions that are never trained can lead
-        where no trained one has been, and from there nothing leads back.
-        """
-        return int(self.simulator.horizon - self.simulator.buffer)
-
-    @property
-    def continuing(self) -> bool:
-        """Whether an episode is a cut of an endless one, whose end has a value of its own."""
-        return self.simulator.endless
-
-    def _simulator_step(self, *arguments: Any) -> Any:
-        return self.simulator.step(*arguments)
-
-    def _rollout(self, batch: Seeds, *, cross: bool, greedy: bool = False) -> Rollout:
-        hp = self.hparams
-        self.simulator = place(self.simulator, self.device, self.policy.log_std.dtype)
-        live = self.training and hp["estimator"] != "score"
-        noisy = self.training and (hp["estimator"] == "score" or hp["stochastic"])
-        noise, draws = self.draw(batch, greedy=greedy, noisy=noisy)
-        with torch.set_grad_enabled(live):
-            return rollout(
-                self.simulator,
-                self.policy,
-                noise,
-                draws,
-                cross_term=cross,
-                window=hp["window"] if live else 0,
-                last_live=self.decisions if live else None,
-                branch=hp["branch"] and live,
-                relaxed=hp["temperature"] if hp["estimator"] == "straight_through" and live else None,
-                step=self._step,
-            )
-
-    def draw(self, batch: Seeds, *, greedy: bool, noisy: bool) -> tuple[Noise, Draws]:
-        """All randomness of a batch, group by group, so that it does not depend on the number of processes.
-
-        Args:
-            batch: Seeds of the groups.
-            greedy: Draw nothing for the modes.
-            noisy: Draw for the continuous parts.
-        """
-        simulator, noises, gumbels, normals = self.simulator, [], [], []
-        shape = (batch.episodes, simulator.horizon, simulator.n_modes)
-        for seed in batch.seeds.tolist():
-            generator = torch.Generator().manual_seed(seed)
-            noises.append(simulator.sample_noise(batch.episodes, generator))
-            if not greedy:
-                gumbels.append(-torch.empty(shape).exponential_(generator=generator).log())
-            if noisy:
-                normals.append(torch.randn(*shape, simulator.action_dim, generator=generator))
-        noise = {name: torch.cat([part[name] for part in noises]) for name in noises[0]}
-        gumbel = torch.cat(gumbels).to(simulator.device, simulator.dtype) if gumbels else None
-        normal = torch.cat(normals).to(simulator.device, simulator.dtype) if normals else None
-        return noise, Draws(gumbel, None if normal is None else normal * self.policy.log_std.exp())
-
-    def _bootstrapped(self, observations: Tensor) -> Tensor:
-        """Values (batch, steps, ...); 0 where the episode truly ends."""
-        values = self.value_shift + self.value_scale * self.policy.value(observations)
-        if not self.continuing:
-            values[:, -1] = 0
-        return values
-
-    def _standardise(self, targets: Tensor) -> Tensor:
-        """Follow the targets' mean and scale slowly, and return them in these units."""
-        mean, scale = self._moments(targets)
-        weight = 1.0 if self.value_scale == 0 else 0.05
-        # Not in place: the tails of windows hold the old ones in their graph.
-        self.value_shift = self.value_shift.lerp(mean.to(self.value_shift), weight)
-        self.value_scale = self.value_scale.lerp(scale.to(self.value_scale), weight)
-        return (targets - self.value_shift) / self.value_scale
-
-    # ------------------------------------------------------------------ several processes
-
-    def _mean(self, value: Tensor) -> Tensor:
-        """Mean over all elements and processes; every process holds as many."""
-        return self._over_processes(value.detach().mean())
-
-    def _over_processes(self, value: Tensor) -> Tensor:
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(value)
-            value = value / distributed.get_world_size()
-        return value
-
-    def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation over all processes; the latter at least 1e-8."""
-        mean = self._mean(values)
-        return mean, self._mean((values - mean).square()).sqrt().clamp(min=1e-8)
+    def _taken(self, law: Tensor, data: Decisions) -> Tensor:
+        return taken(self.policy, self.estimator, law, data, cast(Tensor, self.active))
 
     def _touch(self, loss: Tensor) -> Tensor:
         """Give every parameter a gradient, if only 0: data-parallel training waits for all of them."""
@@ -400,7 +272,8 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             {"params": list(policy.discrete.parameters()), "lr": hp["discrete_rate"]},
             {"params": list(policy.critic.parameters()), "lr": hp["critic_rate"]},
         ]
-        return torch.optim.Adam([{**group, "initial": group["lr"]} for group in groups], eps=1e-5)
+        groups = [{**group, "initial": group["lr"]} for group in groups]
+        return torch.optim.Adam(groups, eps=1e-5) if self._make_optimizer is None else self._make_optimizer(groups)
 
     @property
     def progress(self) -> float:
@@ -439,7 +312,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
 
     def _diagnoses(self) -> bool:
         every = self.hparams["diagnose_every"]
-        return bool(every) and int(self.updates) % every == 0 and self.hparams["estimator"] == "mixed"
+        return bool(every) and int(self.updates) % every == 0 and self.estimator.scores
 
     def _report(self, surrogate: Surrogate) -> None:
         policy = self.policy
@@ -447,7 +320,7 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             *surrogate,
             list(policy.continuous.parameters()),
             list(policy.discrete.parameters()),
-            reduce=self._over_processes,
+            reduce=over_processes,
         )
         report["cross_snr"] = (report["cross_signal"].clamp(min=0) / report["cross_variance"].clamp(min=1e-30)).sqrt()
         if self.hparams["cross"] == "auto":
@@ -457,10 +330,10 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
     def _log_training(self, roll: Rollout, values: Tensor, targets: Tensor, scale: Tensor) -> None:
         last = self.decisions
         with torch.no_grad():
-            residual = self._moments((targets - values[:, :-1])[:, :last])[1]
-            explained = 1 - (residual / self._moments(targets[:, :last])[1]).square()
-            cost = self._mean(reported_cost(self.simulator, roll.costs.detach()))
-            spread = self._mean(entropy(roll.log_probs.detach()))
+            residual = moments((targets - values[:, :-1])[:, :last])[1]
+            explained = 1 - (residual / moments(targets[:, :last])[1]).square()
+            cost = mean_of(reported_cost(self.simulator, roll.costs.detach()))
+            spread = mean_of(entropy(roll.log_probs.detach()))
         self.log("train/cost", cost, prog_bar=True)
         self.log_dict({"train/entropy": spread, "train/explained_variance": explained, "train/advantage_scale": scale})
 
@@ -472,10 +345,14 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         """Cost on the test episodes."""
         self._evaluate("test", batch)
 
+    def predict_step(self, batch: Any, batch_index: int) -> Action:
+        """Decide for a batch of observations (batch, observation_dim): a tensor, or a loader's list of one."""
+        return self.policy.act(batch[0] if isinstance(batch, list | tuple) else batch)
+
     def _evaluate(self, stage: str, batch: Seeds) -> None:
         with torch.no_grad():
             costs = {
-                name: self._mean(reported_cost(self.simulator, self._rollout(batch, cross=False, greedy=greedy).costs))
+                name: mean_of(reported_cost(self.simulator, self._rollout(batch, cross=False, greedy=greedy).costs))
                 for name, greedy in (("cost", True), ("sampled_cost", False))
             }
         if stage in self.references:

@@ -17,7 +17,12 @@ pytestmark = [pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exist
 def test_the_recipe_has_the_arguments_of_the_module():
     own = {item.name: item.default for item in dataclasses.fields(hpo.Training) if item.name != "hidden"}
     theirs = inspect.signature(HPOModule).parameters
-    left = set(theirs) - set(own) - {"hidden", "simulator", "simulator_args", "reference", "seed"}
+    left = (
+        set(theirs)
+        - set(own)
+        - {"hidden", "simulator", "simulator_args", "reference", "seed"}
+        - {"networks", "optimizer"}
+    )
     assert not left
     assert own == {name: theirs[name].default for name in own}
     episodes = {item.name: item.default for item in dataclasses.fields(hpo.Episodes)}
@@ -97,6 +102,60 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence(front, words, message
     assert done.code == 2
     assert message in done.err
     assert len(done.err.strip().splitlines()) <= 2
+
+
+USERS = """
+import torch
+from rl.envs.switched_lqr import SwitchedLQR, switched_lqr
+
+class Opaque(SwitchedLQR):
+    differentiable = False
+
+class Masked(SwitchedLQR):
+    def mode_mask(self, state, t):
+        return torch.stack([torch.ones(len(state["x"]), dtype=torch.bool), state["x"][:, 0].detach() > 0.0], 1)
+
+def make(cls) -> SwitchedLQR:
+    made = switched_lqr(2, 2)
+    made.__class__ = cls
+    return made
+
+def opaque(dimension, modes) -> SwitchedLQR:
+    return make(Opaque)
+
+def masked(dimension, modes) -> SwitchedLQR:
+    return make(Masked)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "kept"),
+    [
+        ("opaque", "declared not differentiable, so estimator mixed has no gradient", "declared not differentiable"),
+        ("masked", "the mode mask changes with the continuous actions", "moving masks were not checked"),
+    ],
+)
+def test_a_check_refuses_estimators_that_the_simulator_does_not_allow(
+    front, tmp_path, monkeypatch, name, message, kept
+):
+    (tmp_path / f"users_{name}.py").write_text(USERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [f"simulator.class_path=users_{name}.{name}"]
+    refused = front("hpo_slqr_tiny.yaml", "--check", *words, "methods={hpo: {}, hppo: {estimator: score}}")
+    assert refused.code == 2
+    assert message in refused.err
+    assert "estimator score" in refused.err
+    assert "(method hpo)" in refused.err
+    accepted = front("hpo_slqr_tiny.yaml", "--check", *words, "methods={hppo: {estimator: score}}")
+    assert accepted.code == 0, accepted.err
+    assert kept in accepted.out
+    assert "gradients agree" not in accepted.out
+
+
+def test_a_batch_that_two_devices_cannot_share_is_refused_by_name(front):
+    done = front("hpo.yaml", "--check", "episodes.batch_size=64", "trainer.devices=2")
+    assert done.code == 2
+    assert "episodes.batch_size: 64 episodes in groups of group_size 64 cannot be dealt out to 2 devices" in done.err
 
 
 def test_a_method_without_changes_is_the_training_itself():

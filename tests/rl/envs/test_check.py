@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,8 +62,9 @@ class Walk(HybridSimulator):
 
 
 def test_the_unbroken_walk_passes_in_either_type():
-    assert len(check_simulator(Walk())) == 6
-    assert len(check_simulator(Walk().to(dtype=torch.float64))) == 6
+    assert len(check_simulator(Walk())) == 7
+    assert len(check_simulator(Walk().to(dtype=torch.float64))) == 7
+    assert check_simulator(broken(horizon=np.int64(4), n_modes=np.int32(2)))[-1] == "no jump within a mode"
 
 
 def test_an_indifferentiable_simulator_is_checked_for_all_else():
@@ -74,6 +76,38 @@ def test_an_indifferentiable_simulator_is_checked_for_all_else():
             return following, cost.detach()
 
     assert "not differentiable" in check_simulator(Opaque())[-1]
+    assert "not differentiable" in check_simulator(Opaque(), estimator="score")[-1]
+    with pytest.raises(SimulatorError, match="no gradient to follow; train it with estimator score"):
+        check_simulator(Opaque(), estimator="mixed")
+
+
+def masked(allows):
+    """A walk whose second mode is allowed where ``allows`` says so of the state and the step."""
+    return broken(
+        mode_mask=lambda self, state, t: torch.stack(
+            [torch.ones(len(state["x"]), dtype=torch.bool), allows(state, t)], 1
+        )
+    )
+
+
+def test_a_mask_that_the_continuous_actions_move_is_for_the_score_estimator_only():
+    def stock(state, t):
+        return state["x"][:, 0].detach() > 0.3
+
+    for estimator in (None, "mixed", "pathwise", "straight_through"):
+        with pytest.raises(SimulatorError, match=r"step 1: the mode mask changes .* train with estimator score"):
+            check_simulator(masked(stock), estimator=estimator)
+    assert "estimator score needs no gradient" in check_simulator(masked(stock), estimator="score")[-1]
+    with pytest.raises(SimulatorError, match="the mode mask changes with the continuous actions"):
+        check_simulator(masked(lambda state, t: state["x"][:, 0].detach() < 100.0))  # far from where play goes
+
+
+def test_a_mask_of_time_noise_and_earlier_modes_is_for_all():
+    for still in (
+        lambda state, t: torch.full((len(state["x"]),), t % 2 == 0),
+        lambda state, t: state["count"] < 2,
+    ):
+        assert check_simulator(masked(still))[-1] == "no jump within a mode"
 
 
 def test_a_kink_is_not_a_jump():
@@ -83,6 +117,18 @@ def test_a_kink_is_not_a_jump():
             return following, following["x"].abs().sum(1) + 3 * following["x"].clamp(min=0).sum(1)
 
     check_simulator(Kink())
+
+
+def test_an_observation_may_show_the_mode_before_as_a_number():
+    class Seen(Walk):
+        def step(self, state, mode, action, noise, t):
+            following, cost = super().step(state, mode, action, noise, t)
+            return following | {"count": mode}, cost
+
+        def observe(self, state, t):
+            return state["x"] + state["count"].to(state["x"])[:, None] / 2
+
+    assert check_simulator(Seen())[-1] == "no jump within a mode"
 
 
 def broken(**changes):
@@ -133,7 +179,37 @@ def random_step(self, state, mode, action, noise, t):
     return following, cost + torch.rand(len(cost))
 
 
+def branches_on_the_mean(self, state, mode, action, noise, t):
+    following, cost = Walk.step(self, state, mode, action, noise, t)
+    return following, cost + 1.0 if following["x"].mean() > 20.0 else cost
+
+
+def watched(change):
+    """A walk that is seen otherwise."""
+    return broken(observe=lambda self, state, t: change(state["x"], t))
+
+
+def scaled_in_place(self, state, t):
+    return state["x"].mul_(0.5)
+
+
 BROKEN = {
+    "step 1: the gradient of the observation is 0 by autograd": watched(lambda x, t: x.detach()),
+    "step 2: the gradient of the observation is": watched(
+        lambda x, t: at(t, 2, torch.stack([x[:, 0], x[:, 1].detach()], 1), x)
+    ),
+    "step 1: the observation jumps": watched(lambda x, t: (10 * x).round() / 10),
+    "step 3: the observation jumps": watched(
+        lambda x, t: at(t, 3, torch.cat([x[:, :1], (x[:, :1] > 0.3).to(x)], 1), x)
+    ),
+    "step 0: the observation differs when the same noise": watched(lambda x, t: x + torch.rand(len(x), 1)),
+    "an episode draws from torch's global generator": watched(lambda x, t: x + 0 * torch.rand(len(x), 1)),
+    "step 1: the observation of an episode changes when others leave": watched(lambda x, t: x - x.mean(0)),
+    "step 0: observe writes into state['x'] in place": broken(observe=scaled_in_place),
+    "the cost of an episode changes when others in the batch act otherwise": broken(step=branches_on_the_mean),
+    "step 2: the cost jumps": changed(lambda s, c, t, _: (s, at(t, 2, c + 50 * (s["x"][:, 0] > 40.0).to(c.dtype), c))),
+    "horizon is 3.0": broken(horizon=3.0),
+    "n_modes is True": broken(n_modes=True),
     "horizon is 0": broken(horizon=0),
     "discount is 1.5": broken(discount=1.5),
     "report is 'sum'": broken(report="sum"),

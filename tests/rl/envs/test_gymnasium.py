@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from rl.envs.action_spaces import FlatActions, split_actions
 from rl.envs.check import check_simulator
 from rl.envs.from_gymnasium import GymnasiumSimulator
-from rl.envs.hybrid import chosen_action
+from rl.envs.hybrid import chosen_action, play
 from rl.envs.inventory import joint_replenishment, single_item
 from rl.envs.newsvendor import Newsvendor
 from rl.envs.switched_lqr import switched_lqr
@@ -24,6 +24,13 @@ from rl.errors import SimulatorError
 def box(low, high, *shape):
     return spaces.Box(low, high, shape or (1,), np.float32)
 
+
+# Spaces that can be meant either way.
+EITHER = {
+    "box of many": spaces.Tuple([spaces.Discrete(8), box(-1, 1, 8)]),
+    "dict of many": spaces.Dict(b=box(0, np.inf), mode=spaces.Discrete(2), a=box(-1, 1, 2)),
+    "tuple of two": spaces.Tuple([spaces.Discrete(2), box(0, 1), box(-1, 1)]),
+}
 
 # Space, number of modes, and the parameters that every mode has.
 ACCEPTED = {
@@ -37,7 +44,7 @@ ACCEPTED = {
     ),
     "dict": (spaces.Dict(mode=spaces.Discrete(2), parameters=box(-np.inf, np.inf, 3)), 2, [3, 3]),
     "dict of rows": (spaces.Dict(mode=spaces.Discrete(2), parameters=box(-1, 1, 2, 3)), 2, [3, 3]),
-    "dict of many": (spaces.Dict(b=box(0, np.inf), mode=spaces.Discrete(2), a=box(-1, 1, 2)), 2, [3, 3]),
+    "dict of many": (spaces.Dict(b=box(0, np.inf), mode=spaces.Discrete(3), a=box(-1, 1, 2)), 3, [3, 3, 3]),
     "one of": (spaces.OneOf([box(0, 1), spaces.Discrete(2), box(-1, 1, 2)]), 4, [1, 0, 0, 2]),
 }
 
@@ -72,6 +79,54 @@ def test_the_parameters_arrive_where_they_belong():
     np.testing.assert_allclose(flat, [5.0, 0.5, 0.25] if keys.index("b") < keys.index("a") else [1, 0.5, 0.25])
     assert split_actions(ACCEPTED["one of"][0]).join(2, np.zeros(2)) == (1, 1)
     assert split_actions(ACCEPTED["discrete"][0]).join(2, np.zeros(1)) == 4
+
+
+@pytest.mark.parametrize("name", EITHER)
+def test_a_space_that_can_be_meant_either_way_is_asked_about(name):
+    space = EITHER[name]
+    with pytest.raises(SimulatorError, match="say which: parameters='own' or parameters='all'"):
+        split_actions(space)
+    sizes = {"box of many": ([1] * 8, [8] * 8), "dict of many": ([2, 1], [3, 3]), "tuple of two": ([1, 1], [2, 2])}
+    for parameters, used in zip(("own", "all"), sizes[name], strict=True):
+        parts = split_actions(space, parameters)
+        assert sorted(parts.used.sum(1).tolist()) == sorted(used)
+        for mode in range(parts.n_modes):
+            assert space.contains(parts.join(mode, np.full(parts.action_dim, 0.5)))
+    mode, values = split_actions(EITHER["box of many"], "own").join(3, np.array([0.5]))
+    assert (mode, values.tolist()) == (3, [0, 0, 0, 0.5, 0, 0, 0, 0])
+    mode, first, second = split_actions(EITHER["tuple of two"], "own").join(1, np.array([-0.5]))
+    assert (mode, first.tolist(), second.tolist()) == (1, [0], [-0.5])
+
+
+def test_a_row_a_mode_can_be_all_of_every_mode_if_it_is_said():
+    assert split_actions(ACCEPTED["dict of rows"][0], "all").used.sum(1).tolist() == [6, 6]
+    with pytest.raises(SimulatorError, match="neither a box nor a row"):
+        split_actions(ACCEPTED["dict"][0], "own")
+
+    class Rows(gymnasium.Env):
+        action_space, observation_space = EITHER["tuple of two"], box(0, 1)
+
+    with pytest.raises(SimulatorError, match="say which"):
+        GymnasiumSimulator(Rows, 5)
+    assert GymnasiumSimulator(Rows, 5, "own").action_dim == 1
+    assert FlatActions(Rows(), parameters="all").action_space.shape == (4,)
+    FlatActions(SimulatorEnv(switched_lqr(2, 2)))  # the environment says what its parameters are
+
+
+def test_modes_that_are_none_are_refused():
+    env = SimulatorEnv(switched_lqr(3, 2))
+    env.reset(seed=0)
+    for mode in (-1, 2):
+        with pytest.raises(SimulatorError, match=f"step 0: the mode is {mode}, but modes are 0 to 1"):
+            env.step({"mode": mode, "parameters": np.zeros(3)})
+    simulator = switched_lqr(3, 2)
+    noise = simulator.sample_noise(2, torch.Generator().manual_seed(0))
+    with pytest.raises(SimulatorError, match="step 0: the mode is 7"):
+        play(simulator, lambda state, t: (torch.tensor([1, 7]), torch.zeros(2, 3)), noise)
+    cart = GymnasiumSimulator("CartPole-v1", horizon=3)
+    noise = cart.sample_noise(2, torch.Generator().manual_seed(0))
+    with pytest.raises(SimulatorError, match="step 0: the mode is -1"):
+        cart.step(cart.reset(noise), torch.tensor([0, -1]), torch.zeros(2, 1), noise, 0)
 
 
 def test_gradients_pass_the_bounds():

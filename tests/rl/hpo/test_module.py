@@ -17,6 +17,7 @@ from rl.envs.switched_lqr import switched_lqr
 from rl.hpo.data import SeedDataModule, Seeds, SeedStream, group_seeds
 from rl.hpo.diagnostics import gradient_report, signal_and_noise
 from rl.hpo.module import HPOModule
+from rl.hpo.processes import moments
 from rl.hpo.simulators import active_parts, load_simulator
 from tests.rl.hpo.train_ddp import QUIET, data, main, module
 
@@ -173,7 +174,7 @@ def test_the_pathwise_and_cross_part_keep_their_exact_weights() -> None:
     plain = (roll.costs.sum(1) + (log_prob * (totals - totals.mean())).sum(1)).mean()
     kappa = list(trained.policy.continuous.parameters())
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(plain, kappa, retain_graph=True)])
-    mean, scale = trained._moments(totals)
+    mean, scale = moments(totals)
     parts = trained._surrogate(roll, totals - mean, scale)
     found = torch.cat([g.flatten() for g in torch.autograd.grad(parts.total.mean(), kappa)])
     torch.testing.assert_close(found * scale * trained.simulator.horizon, expected, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,118 @@
+"""What a policy that acts outside the simulator takes and gives: observations and masks, modes and actions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rl.envs.hybrid import State, chosen_action
+
+
+class Action(NamedTuple):
+    """What a policy decides.
+
+    Attributes:
+        mode: int64, (batch,) or ().
+        parameters: The feasible continuous action of that mode, in the simulator's terms, (batch, m) or (m,).
+    """
+
+    mode: Tensor
+    parameters: Tensor
+
+
+class Actor:
+    """Decides from observations.
+
+    Attributes:
+        observation_dim: Length O of an observation.
+        shape: Number of modes J, and length m of their continuous parts.
+        masked: Whether it was trained with mode masks.
+    """
+
+    observation_dim: int
+    shape: tuple[int, int]
+    masked: bool
+
+    @abstractmethod
+    def _decision(self, seen: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (batch, J) and feasible actions (batch, J, m) of all modes."""
+
+    @property
+    @abstractmethod
+    def _place(self) -> Tensor:
+        """A tensor on the device and of the floating type of the policy."""
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: Any,
+        mask: Any = None,
+        *,
+        deterministic: bool = True,
+        generator: torch.Generator | None = None,
+        state: State | None = None,
+    ) -> Action:
+        """Decide, in the simulator's terms.
+
+        Args:
+            observation: (batch, O), or (O,) for a single decision; a tensor or anything that becomes one.
+            mask: Boolean (batch, J) or (J,), true where a mode may be chosen. Required where training had masks.
+            deterministic: Take the likeliest mode; else draw it from its law.
+            generator: Of the draws.
+            state: The simulator's state, for an ``action_map`` that reads of it what observations do not show.
+
+        Returns:
+            Modes and their actions, single if the observation is.
+
+        Raises:
+            ValueError: If an argument has another shape or is not finite, a mask is missing or forbids all modes, or
+                the actions cannot be told from observations.
+        """
+        found = torch.as_tensor(observation, dtype=self._place.dtype, device=self._place.device)
+        seen, allowed = self.readable(found.unsqueeze(0) if found.dim() == 1 else found, mask)
+        law, actions = self._decision(seen, allowed, state)
+        mode = drawn(law, deterministic, generator)
+        chosen = chosen_action(actions, mode)
+        return Action(mode[0], chosen[0]) if found.dim() == 1 else Action(mode, chosen)
+
+    def readable(self, seen: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
+        """Observations and their mask as :meth:`act` can use them, the mask as a boolean tensor (batch, J).
+
+        Raises:
+            ValueError: As for :meth:`act`.
+        """
+        if seen.dim() != 2 or seen.shape[1] != self.observation_dim:
+            raise ValueError(
+                f"the observation has shape {tuple(seen.shape)}, but it must be (batch, {self.observation_dim}) or "
+                f"({self.observation_dim},)."
+            )
+        if not bool(torch.isfinite(seen).all()):
+            raise ValueError("the observation is not finite, so nothing can be decided; give finite numbers.")
+        if mask is None:
+            if self.masked:
+                raise ValueError(
+                    "the policy was trained with mode masks, but none is given: it may choose a forbidden mode."
+                )
+            return seen, None
+        found = torch.as_tensor(mask, device=seen.device).bool()
+        found = found.unsqueeze(0) if found.dim() == 1 else found
+        if found.shape != (len(seen), self.shape[0]) or not bool(found.any(1).all()):
+            raise ValueError(
+                f"the mask has shape {tuple(found.shape)}, but it must be {(len(seen), self.shape[0])} and allow a "
+                "mode in every row."
+            )
+        return seen, found
+
+
+def drawn(law: Tensor, deterministic: bool, generator: torch.Generator | None) -> Tensor:
+    """The likeliest mode of each row, or a drawn one, int64 (batch,).
+
+    Args:
+        law: Log-probabilities (batch, J).
+        deterministic: Take the likeliest.
+        generator: Of the draws.
+    """
+    return law.argmax(-1) if deterministic else torch.multinomial(law.exp(), 1, generator=generator).squeeze(-1)

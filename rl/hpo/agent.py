@@ -1,0 +1,127 @@
+"""A trained policy where Gymnasium's loops and Stable-Baselines3's ``evaluate_policy`` expect an agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rl.envs.action_spaces import FlatActions, split_actions
+from rl.envs.to_gymnasium import SimulatorEnv, SimulatorVectorEnv
+from rl.hpo.policies import HybridPolicy
+
+
+class Agent:
+    """A policy with the ``predict`` of Stable-Baselines3, in the actions of one kind of environment.
+
+    In a `SimulatorEnv`, alone or many at once, or flattened by `FlatActions`, it gives the raw parameters that the
+    environment maps itself; in any other environment the feasible ones, put together as its action space has them.
+
+    Args:
+        policy: The policy, as ``module.policy``.
+        env: An environment of the kind that it is to act in.
+        parameters: As in `split_actions`, for an action space that can be meant either way.
+        seed: Of drawn modes.
+
+    Example:
+        >>> from rl.envs.newsvendor import Newsvendor
+        >>> policy, env = HybridPolicy(1, 2, 1), SimulatorEnv(Newsvendor())
+        >>> policy.bind(env.simulator)
+        >>> action, _ = Agent(policy, env).predict(env.reset(seed=0)[0], deterministic=True)
+        >>> env.action_space.contains(action)
+        True
+    """
+
+    def __init__(
+        self, policy: HybridPolicy, env: gymnasium.Env[Any, Any] | Any, parameters: Any = None, seed: int = 0
+    ) -> None:
+        self.policy, self.generator = policy, torch.Generator(policy.log_std.device).manual_seed(seed)
+        inner = env.unwrapped
+        self._flat = _layer(env, FlatActions) is not None
+        self._vector = isinstance(inner, SimulatorVectorEnv)
+        self._raw = self._vector or isinstance(inner, SimulatorEnv)
+        self._space = inner.single_action_space if self._vector else env.action_space
+        self._observations = inner.single_observation_space if self._vector else env.observation_space
+        if not self._raw:
+            flat = _layer(env, FlatActions)
+            inside = env.action_space if flat is None else flat.env.action_space
+            self._join = split_actions(inside, parameters or getattr(inner, "parameters", None)).join
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        *,
+        action_masks: Any = None,
+    ) -> tuple[Any, Any]:
+        """Actions for one observation or a batch of them.
+
+        Args:
+            observation: As the environment gives it, or (batch, ...) of them.
+            state: Of a recurrent policy; handed back as it is, for there is none.
+            episode_start: Ignored likewise.
+            deterministic: Take the likeliest mode; else draw it.
+            action_masks: Boolean (batch, J) or (J,), true where a mode may be chosen, as ``info["action_mask"]`` says.
+
+        Returns:
+            The action, or one for every row (in a vector environment's own form), and ``state``.
+
+        Raises:
+            ValueError: If the policy cannot act on these, or a raw parameter is beyond the environment's bound.
+        """
+        seen, single = self._rows(observation)
+        if self._raw:
+            mode, every = self.policy.decide(seen, action_masks, deterministic=deterministic, generator=self.generator)
+            values = every[torch.arange(len(mode), device=mode.device), mode]
+        else:
+            mode, values = self.policy.act(seen, action_masks, deterministic=deterministic, generator=self.generator)
+        if self._vector:
+            return {"mode": mode.cpu().numpy(), "parameters": values.float().cpu().numpy()}, state
+        actions = [self._action(int(m), v) for m, v in zip(mode, values.double().cpu().numpy(), strict=True)]
+        if single:
+            return actions[0], state
+        if isinstance(self._space, spaces.Box | spaces.Discrete):
+            return np.stack([np.asarray(action) for action in actions]), state
+        rows = np.empty(len(actions), dtype=object)
+        rows[:] = actions
+        return rows, state
+
+    def _rows(self, observation: Any) -> tuple[Tensor, bool]:
+        """Observations as rows of numbers, and whether there was but one."""
+        space, found = self._observations, observation
+        box = isinstance(space, spaces.Box)
+        single = np.shape(found) == space.shape if box else space.contains(found)
+        if not box and not single:
+            raise ValueError(f"observations of {space} can be given one at a time only, as the environment gives them.")
+        flat = spaces.flatten(space, found)[None] if single else np.asarray(found).reshape(len(found), -1)
+        return torch.as_tensor(np.asarray(flat)).to(self.policy.log_std), bool(single)
+
+    def _action(self, mode: int, values: Any) -> Any:
+        if self._flat:
+            low, high = self._space.low, self._space.high
+            votes = np.where(np.arange(self.policy.shape[0]) == mode, high[: self.policy.shape[0]], 0.0)
+            action = np.concatenate([votes, values[: len(low) - len(votes)]]).astype(np.float32)
+        elif self._raw:
+            action = {"mode": mode, "parameters": values.astype(np.float32)}
+        else:
+            action = self._join(mode, values)
+        if not self._space.contains(action):
+            raise ValueError(
+                f"the action {action} is not in the environment's {self._space}; give the environment a larger bound."
+            )
+        return action
+
+
+def _layer(env: Any, kind: type) -> Any:
+    """The wrapper of that kind around an environment, if there is one."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, kind):
+            return env
+        env = env.env
+    return None

@@ -1,0 +1,176 @@
+"""What tells the estimators of `HPOModule` apart, and the losses on detached decisions that they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rl.arguments import check_arguments
+from rl.hpo.surrogate import clipped_surrogate, mode_log_probs
+
+RANGES = {
+    "window": "[0, inf)",
+    "hidden": "[1, inf)",
+    "learning_rate": "(0, inf)",
+    "discrete_rate": "(0, inf)",
+    "critic_rate": "(0, inf)",
+    "final_rate": "[0, inf)",
+    "entropy_start": "[0, inf)",
+    "entropy_end": "[0, inf)",
+    "discount": "(0, 1]",
+    "trace": "[0, 1]",
+    "reuse": "[0, inf)",
+    "minibatches": "[1, inf)",
+    "clip": "(0, inf)",
+    "kl_limit": "(0, inf]",
+    "max_norm": "(0, inf]",
+    "temperature": "(0, inf)",
+    "diagnose_every": "[0, inf)",
+}
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """One way to a gradient.
+
+    Attributes:
+        follows: Backpropagates through the simulator, which must then be differentiable, without jumps, and without
+            mode masks that continuous actions move.
+        scores: Its first step has the modes' score on the states of the rollout.
+        reuses: The clipped steps after it move the modes' policy by their score.
+        gaussian: Continuous parts are Gaussian and have a score, too; nothing is live.
+        relaxed: The simulator's step is a mixture of all modes' steps.
+    """
+
+    follows: bool = True
+    scores: bool = False
+    reuses: bool = False
+    gaussian: bool = False
+    relaxed: bool = False
+
+
+ESTIMATORS = {
+    "mixed": Estimator(scores=True, reuses=True),
+    "score": Estimator(follows=False, reuses=True, gaussian=True),
+    "pathwise": Estimator(),
+    # No score of the modes: their law already has its gradient through the mixture, and would have it twice.
+    "straight_through": Estimator(relaxed=True),
+}
+
+
+def check_options(function: Any, options: Mapping[str, Any], *, differentiable: bool = True) -> None:
+    """Refuse arguments of `HPOModule` that are out of range or contradict each other.
+
+    Args:
+        function: ``HPOModule.__init__``, whose annotations count.
+        options: Arguments by name.
+        differentiable: Whether the simulator is.
+
+    Raises:
+        ValueError: For the first that cannot be used.
+    """
+    check_arguments(function, options, RANGES)
+    estimator = options["estimator"]
+    if options["cross"] == "auto" and not options["diagnose_every"]:
+        raise ValueError("cross is auto, but diagnose_every is 0: nothing would be measured; give 50 or so.")
+    if ESTIMATORS[estimator].gaussian and options["branch"]:
+        raise ValueError("branch is on, but estimator score has no value of a mode without its action; give false.")
+    if ESTIMATORS[estimator].follows and not differentiable:
+        raise ValueError(
+            f"estimator is {estimator!r}, but the simulator is declared not differentiable: there is no gradient to "
+            "follow; give 'score'."
+        )
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions of a rollout, detached: (batch, steps, ...), or in one row (decisions, ...).
+
+    Attributes:
+        observations: (..., O).
+        modes: int64 (...).
+        raw: Continuous parts of all modes before the action map, (..., J, m).
+        masks: Boolean (..., J), or None if all modes always were allowed.
+        advantages: Standardised, (...), or (..., J) of all modes.
+        targets: Of the value, standardised, (...).
+        old: Log-probabilities of what was done, (..., 1), or (..., 2) with that of the Gaussian part; None before
+            they are known.
+    """
+
+    observations: Tensor
+    modes: Tensor
+    raw: Tensor
+    masks: Tensor | None
+    advantages: Tensor
+    targets: Tensor
+    old: Tensor | None = None
+
+    def in_one_row(self) -> Decisions:
+        """All decisions of all episodes, (batch * steps, ...)."""
+        return self._each(lambda value: value.flatten(0, 1))
+
+    def share(self, chosen: Tensor) -> Decisions:
+        """Those at ``chosen`` of a row."""
+        return self._each(lambda value: value[chosen])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Decisions:
+        kept: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Decisions(**{name: None if value is None else change(value) for name, value in kept.items()})
+
+
+class LossPolicy(Protocol):
+    """What the losses ask of a policy; see `rl.hpo.policies.HybridPolicy`."""
+
+    log_std: nn.Parameter
+
+    def raw_actions(self, observation: Tensor) -> Tensor:
+        """Unconstrained continuous parts (..., J, m) of all modes."""
+
+    def value(self, observation: Tensor) -> Tensor:
+        """Standardised value (...)."""
+
+
+def taken(policy: LossPolicy, estimator: Estimator, law: Tensor, data: Decisions, active: Tensor) -> Tensor:
+    """Log-probability of the modes, and of Gaussian continuous parts where they have a score: (..., 1 or 2).
+
+    Args:
+        policy: The policy.
+        estimator: Which estimator.
+        law: Log-probabilities of all modes (..., J).
+        data: What was done.
+        active: Which raw outputs an action depends on, (J, m): the score of the others is noise.
+    """
+    found = [mode_log_probs(law, data.modes)]
+    if estimator.gaussian:
+        index = data.modes[..., None, None].expand(*data.modes.shape, 1, data.raw.shape[-1])
+        mean = policy.raw_actions(data.observations).gather(-2, index).squeeze(-2)
+        raw = data.raw.gather(-2, index).squeeze(-2)
+        spread = policy.log_std
+        density = -0.5 * ((raw - mean) / spread.exp()).square() - spread - 0.5 * math.log(2 * math.pi)
+        found.append((density * active[data.modes]).sum(-1))
+    return torch.stack(found, -1)
+
+
+def score_loss(law: Tensor, new: Tensor, data: Decisions, clip: float) -> Tensor:
+    """The score part on detached states: clipped for sampled modes, the expectation itself for branched ones.
+
+    Args:
+        law: Log-probabilities of all modes (..., J).
+        new: As :func:`taken` gives them, (..., 1 or 2).
+        data: What was done, with its old log-probabilities.
+        clip: PPO's epsilon.
+    """
+    if data.advantages.dim() > data.modes.dim():
+        return (law.exp() * data.advantages).sum(-1).mean()
+    old = new.detach() if data.old is None else data.old
+    return clipped_surrogate(new, old, data.advantages[..., None], clip).sum(-1).mean()
+
+
+def critic_loss(policy: LossPolicy, data: Decisions) -> Tensor:
+    """Squared error of the value."""
+    return (policy.value(data.observations) - data.targets).square().mean()

@@ -1,0 +1,155 @@
+"""The half of `HPOModule` that simulates: the episodes of a batch, and what the critic makes of them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning
+import torch
+from torch import Tensor
+
+from rl.envs.check_smoothness import moved_mask, moving_mask
+from rl.envs.hybrid import HybridSimulator, Noise
+from rl.errors import SimulatorError
+from rl.hpo.data import Seeds
+from rl.hpo.estimators import Estimator
+from rl.hpo.policies import HybridPolicy
+from rl.hpo.processes import moments, over_processes
+from rl.hpo.rollout import Draws, Rollout, Step, rollout
+from rl.hpo.simulators import place
+from rl.hpo.surrogate import advantages_of, branched_advantages
+
+# How far the raw actions are moved to see whether mode masks move with them: networks give numbers around 1.
+MASK_NUDGE = 0.5
+
+
+class Simulation(lightning.LightningModule):  # type: ignore[misc]
+    """Simulates batches of episodes; a subclass makes the parts that are declared here.
+
+    Attributes:
+        simulator: The simulator.
+        policy: The policy.
+        estimator: Which gradient is taken.
+        value_shift: Mean of the value targets, ().
+        value_scale: Their deviation, ().
+        updates: Updates done, int64 ().
+    """
+
+    simulator: HybridSimulator
+    policy: HybridPolicy
+    estimator: Estimator
+    value_shift: Tensor
+    value_scale: Tensor
+    updates: Tensor
+    _step: Step
+
+    @property
+    def discount(self) -> float:
+        """Discount of the advantages."""
+        given = self.hparams["discount"]
+        return float(self.simulator.discount if given is None else given)
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions are trained: all but the simulator's buffer at the end.
+
+        Those of the warm-up are among them, though its costs do not count: decisions that are never trained can lead
+        where no trained one has been, and from there nothing leads back.
+        """
+        return int(self.simulator.horizon - self.simulator.buffer)
+
+    @property
+    def continuing(self) -> bool:
+        """Whether an episode is a cut of an endless one, whose end has a value of its own."""
+        return self.simulator.endless
+
+    def _simulator_step(self, *arguments: Any) -> Any:
+        return self.simulator.step(*arguments)
+
+    def _rollout(self, batch: Seeds, *, cross: bool, greedy: bool = False) -> Rollout:
+        hp = self.hparams
+        self.simulator = place(self.simulator, self.device, self.policy.log_std.dtype)
+        live = self.training and self.estimator.follows
+        noisy = self.training and (self.estimator.gaussian or hp["stochastic"])
+        noise, draws = self.draw(batch, greedy=greedy, noisy=noisy)
+        with torch.set_grad_enabled(live):
+            roll = rollout(
+                self.simulator,
+                self.policy,
+                noise,
+                draws,
+                cross_term=cross,
+                window=hp["window"] if live else 0,
+                last_live=self.decisions if live else None,
+                branch=hp["branch"] and live,
+                relaxed=hp["temperature"] if self.estimator.relaxed and live else None,
+                step=self._step,
+            )
+        due = int(self.updates) == 0 or (hp["diagnose_every"] and int(self.updates) % hp["diagnose_every"] == 0)
+        if live and roll.masks is not None and due:
+            self._refuse_moving_masks(roll, noise)
+        return roll
+
+    @torch.no_grad()
+    def _refuse_moving_masks(self, roll: Rollout, noise: Noise) -> None:
+        """Stop where other continuous actions, with the same modes and noise, lead to other mode masks."""
+        raws = roll.raw.detach().transpose(0, 1)
+        nudge = MASK_NUDGE * torch.randn(raws.shape, generator=torch.Generator().manual_seed(0)).to(raws)
+        found = moved_mask(self.simulator, noise, roll.modes.transpose(0, 1), raws, raws + nudge)
+        # All processes stop together, or the others would wait.
+        if bool(over_processes(raws.new_tensor(float(found is not None))) > 0):
+            step = "a step" if found is None else f"step {found[0]}"
+            raise SimulatorError(moving_mask(step, str(self.hparams["estimator"])))
+
+    def draw(self, batch: Seeds, *, greedy: bool, noisy: bool) -> tuple[Noise, Draws]:
+        """All randomness of a batch, group by group, so that it does not depend on the number of processes.
+
+        Args:
+            batch: Seeds of the groups.
+            greedy: Draw nothing for the modes.
+            noisy: Draw for the continuous parts.
+        """
+        simulator, noises, gumbels, normals = self.simulator, [], [], []
+        shape = (batch.episodes, simulator.horizon, simulator.n_modes)
+        for seed in batch.seeds.tolist():
+            generator = torch.Generator().manual_seed(seed)
+            noises.append(simulator.sample_noise(batch.episodes, generator))
+            if not greedy:
+                gumbels.append(-torch.empty(shape).exponential_(generator=generator).log())
+            if noisy:
+                normals.append(torch.randn(*shape, simulator.action_dim, generator=generator))
+        noise = {name: torch.cat([part[name] for part in noises]) for name in noises[0]}
+        gumbel = torch.cat(gumbels).to(simulator.device, simulator.dtype) if gumbels else None
+        normal = torch.cat(normals).to(simulator.device, simulator.dtype) if normals else None
+        return noise, Draws(gumbel, None if normal is None else normal * self.policy.log_std.exp())
+
+    def _bootstrapped(self, observations: Tensor) -> Tensor:
+        """Values (batch, steps, ...); 0 where the episode truly ends."""
+        values = self.value_shift + self.value_scale * self.policy.value(observations)
+        if not self.continuing:
+            values[:, -1] = 0
+        return values
+
+    def _standardise(self, targets: Tensor) -> Tensor:
+        """Follow the targets' mean and scale slowly, and return them in these units."""
+        mean, scale = moments(targets)
+        weight = 1.0 if self.value_scale == 0 else 0.05
+        # Not in place: the tails of windows hold the old ones in their graph.
+        self.value_shift = self.value_shift.lerp(mean.to(self.value_shift), weight)
+        self.value_scale = self.value_scale.lerp(scale.to(self.value_scale), weight)
+        return (targets - self.value_shift) / self.value_scale
+
+    @torch.no_grad()
+    def _advantages(self, roll: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Values, advantages, targets of the value, and the scale of the advantages."""
+        hp, last = self.hparams, self.decisions
+        values = self._bootstrapped(roll.observations.detach())
+        advantages = advantages_of(roll.costs, values, discount=self.discount, trace=hp["trace"])
+        targets = advantages + values[:, :-1]
+        if hp["branch"]:
+            following = self._bootstrapped(cast(Tensor, roll.branch_observations))
+            branch_costs = cast(Tensor, roll.branch_costs)
+            advantages = branched_advantages(roll.log_probs, branch_costs, following, discount=self.discount)
+            return values, advantages, targets, moments(advantages[:, :last])[1]
+        mean, scale = moments(advantages[:, :last])
+        return values, advantages - mean, targets, scale
