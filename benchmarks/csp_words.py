@@ -223,7 +223,9 @@ def main() -> None:
             print(*(f"{x:.4f}" if isinstance(x, float) else x for x in row.values()), sep="  ", flush=True)
     overclaims = {radii: max(row["overclaims"] for row in rows if row["radii"] == radii) for radii in NAMES}
     tightness = {
-        radii: float(np.mean([row["tightness"] for row in rows if row["radii"] == radii and row["tightness"] is not None]))
+        radii: float(
+            np.mean([row["tightness"] for row in rows if row["radii"] == radii and row["tightness"] is not None])
+        )
         for radii in NAMES
     }
     figures = {

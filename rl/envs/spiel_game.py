@@ -15,9 +15,8 @@ from rl.envs.spiel import load_game
 class SpielGame(BatchedGame):
     """Kuhn, Leduc or another small two-player game with moves in turn, many episodes at once.
 
-    A step is one decision. The player whose turn it is not sees zeros and has one legal action, the first, which does
-    nothing; so its policy's log-probability there is 0 and nothing is learnt from it. Chance is drawn between
-    decisions.
+    A step is one decision. The player whose turn it is not sees zeros, is not active and has one legal action, the
+    first, which does nothing; so nothing is learnt from it. Chance is drawn between decisions.
 
     Args:
         name: Of the game, as ``leduc_poker``; the tree is walked once, for games of up to about a million histories.
@@ -79,6 +78,19 @@ class SpielGame(BatchedGame):
             seat: torch.where((player == number)[:, None, None], legal, idle)
             for seat, number in zip(self.seats, self._order, strict=True)
         }
+
+    def active(self, state: State) -> dict[str, Tensor]:
+        """The player in turn."""
+        player = self._player[state["node"]][:, None]
+        return {seat: player == number for seat, number in zip(self.seats, self._order, strict=True)}
+
+    def impossible(self, seat: str, observations: Tensor) -> Tensor:
+        """Observations that are those of no information state of this player."""
+        _, known, _ = self.information_states(seat)
+        rows, group = torch.unique(torch.cat([known[:, 0], observations.float()]), dim=0, return_inverse=True)
+        possible = torch.zeros(len(rows), dtype=torch.bool)
+        possible[group[: len(known)]] = True
+        return ~possible[group[len(known) :]]
 
     def step(self, state: State, actions: Actions, generator: torch.Generator) -> tuple[State, Tensor, Tensor]:
         """The action of the player in turn, then chance up to the next decision; the reward comes at the end."""

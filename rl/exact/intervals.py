@@ -93,7 +93,7 @@ def confidence_intervals(counts: ArrayLike, failure: float, *, any_count: bool =
     Example:
         >>> lower, upper = confidence_intervals([80, 20], 0.05)
         >>> lower.round(3).tolist(), upper.round(3).tolist()
-        ([0.683, 0.113], [0.887, 0.317])
+        ([0.648, 0.091], [0.909, 0.352])
 
     Reference:
         Robbins (1970), "Statistical methods related to the law of the iterated logarithm"; Clopper and Pearson (1934),

@@ -150,7 +150,9 @@ class TotalVariation(_AroundModel):
         n = len(self.model)
         eye = np.eye(n)
         least = np.block([[-eye, eye], [eye, eye], [np.zeros((1, n)), -np.ones((1, n))]])
-        return polytope_rows(2 * n, least=least, least_bound=np.concatenate([-self.model, self.model, [-2 * self.radius]]))
+        return polytope_rows(
+            2 * n, least=least, least_bound=np.concatenate([-self.model, self.model, [-2 * self.radius]])
+        )
 
 
 class Contamination(_AroundModel):

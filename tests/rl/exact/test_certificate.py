@@ -136,9 +136,7 @@ def test_information_sets_are_certified_all_at_once():
 
     game = sequence_form("kuhn_poker")
     assert isinstance(game, SequenceGame)
-    target = {
-        key: np.array([0.8, 0.2]) if "Q" in key else np.array([0.4, 0.6]) for key in game.information_sets[1]
-    }
+    target = {key: np.array([0.8, 0.2]) if "Q" in key else np.array([0.4, 0.6]) for key in game.information_sets[1]}
     plan = game.realisation(1, target)
     wrong = 0
     for seed in range(20):
