@@ -251,7 +251,8 @@ def _read(path: Path) -> dict[str, Any]:
                 return {name: archive[name] for name in archive.files}
         except _BROKEN as error:
             raise ValueError(
-                f"{path} is no .npz file of plain arrays, or was cut off ({_said(error)}); write it again with numpy.savez"
+                f"{path} is no .npz file of plain arrays, or was cut off ({_said(error)}); write it again with "
+                "numpy.savez"
             ) from error
     if path.suffix == ".parquet":
         import pandas as pd

@@ -98,9 +98,9 @@ class SequenceGame:
         flow[0] -= 1
         if not np.isfinite(plan).all() or plan.min() < -_FLOW_TOLERANCE or np.abs(flow).max() > _FLOW_TOLERANCE:
             raise ValueError(
-                f"the plan of seat {seat} is no realisation plan: weights must be at least 0, 1 for the empty sequence, "
-                "and those of the actions of an information set must sum to the weight that leads there; make it with "
-                "realisation"
+                f"the plan of seat {seat} is no realisation plan: weights must be at least 0, 1 for the empty "
+                "sequence, and those of the actions of an information set must sum to the weight that leads there; "
+                "make it with realisation"
             )
         return plan
 
