@@ -202,7 +202,8 @@ class Recipe:
         game: What is played.
         data: What is known of the target.
         adaptation: How policies are trained.
-        baselines: What is trained beside CSP.
+        baselines: What is trained beside CSP; null takes bc_first, self_play and, where our own seat was recorded too,
+            imitation.
         sweep: Further trainings for the frontier.
         attack: The search for the worst consistent target.
         trainer: Arguments of lightning.Trainer.
@@ -214,7 +215,7 @@ class Recipe:
     game: Game = field(default_factory=Game)
     data: Data = field(default_factory=Data)
     adaptation: Adaptation = field(default_factory=Adaptation)
-    baselines: list[Baseline] = field(default_factory=lambda: ["bc_first", "self_play", "imitation"])
+    baselines: list[Baseline] | None = None
     sweep: Sweep = field(default_factory=Sweep)
     attack: Attack = field(default_factory=Attack)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=1, accelerator="cpu", devices=1))
@@ -222,6 +223,8 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what does not belong together."""
         check_name(self.name, "name")
+        if self.baselines is None:  # a data file has the target's steps alone, and nothing of our seat to imitate
+            self.baselines = ["bc_first", "self_play"] if self.data.path else ["bc_first", "self_play", "imitation"]
         check_unique(list(self.baselines), "baselines")
         if self.game.name == "own" and not self.data.path:
             raise FieldError("data.path", "expected a data file for a game of your own, got nothing")
@@ -251,9 +254,13 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield f"game: {type(scenario.game).__name__}, we are {ours}, the target is {theirs}"
     if recipe.data.path:
         from rl.csp.dataset import check_dataset, load_data
+        from rl.csp.stationarity import change_warning
 
         try:
-            yield from (f"data: {line}" for line in check_dataset(load_data(recipe.data.path), scenario.game))
+            data = load_data(recipe.data.path)
+            yield from (f"data: {line}" for line in check_dataset(data, scenario.game))
+            if changed := change_warning(data.pairs()):
+                yield f"data: warning: {changed}"
         except (OSError, ValueError) as error:
             raise RecipeError(f"data.path: {error}") from error
     else:
@@ -278,7 +285,7 @@ def plan(recipe: Recipe) -> dict[str, dict[str, Any]]:
     from rl.csp.baselines import BASELINES
 
     rows: dict[str, dict[str, Any]] = {"csp": {}}
-    rows |= {name: BASELINES[name] for name in recipe.baselines if name != "imitation"}
+    rows |= {name: BASELINES[name] for name in recipe.baselines or [] if name != "imitation"}
     for value in recipe.sweep.coefficients:
         if value != recipe.adaptation.coefficient:
             rows[f"csp C={value:g}"] = {"coefficient": value}
@@ -308,7 +315,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     for row, changes in plan(recipe).items():
         modules[row], histories[row] = train(recipe, scenario, pairs, row, changes, folder)
     agents = {row: module.agent for row, module in modules.items()}
-    if own is not None and "imitation" in recipe.baselines:
+    if own is not None and "imitation" in (recipe.baselines or []):
         from rl.csp.baselines import imitate
 
         agents["imitation"] = imitate(modules["csp"], own, recipe.seed)
