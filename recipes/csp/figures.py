@@ -75,7 +75,7 @@ def draw_histories(folder: RunFolder, histories: Mapping[str, Sequence[Mapping[s
 
 
 def draw_frontier(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Obtained against guaranteed; families of the sweep are joined."""
+    """Obtained against the worst value; families of the sweep are joined."""
     figure, axes = _figure(5.5, 4)
     shown = []
     for row in rows:

@@ -48,9 +48,13 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield f"game: {type(scenario.game).__name__}, we are {ours}, the target is {theirs}"
     if recipe.data.path:
         from rl.csp.dataset import check_dataset, load_data
+        from rl.csp.stationarity import change_warning
 
         try:
-            yield from (f"data: {line}" for line in check_dataset(load_data(recipe.data.path), scenario.game))
+            data = load_data(recipe.data.path)
+            yield from (f"data: {line}" for line in check_dataset(data, scenario.game))
+            if changed := change_warning(data.pairs()):
+                yield f"data: warning: {changed}"
         except (OSError, ValueError) as error:
             raise RecipeError(f"data.path: {error}") from error
     else:
@@ -75,7 +79,7 @@ def plan(recipe: Recipe) -> dict[str, dict[str, Any]]:
     from rl.csp.baselines import BASELINES
 
     rows: dict[str, dict[str, Any]] = {"csp": {}}
-    rows |= {name: BASELINES[name] for name in recipe.baselines if name != "imitation"}
+    rows |= {name: BASELINES[name] for name in recipe.baselines or [] if name != "imitation"}
     for value in recipe.sweep.coefficients:
         if value != recipe.adaptation.coefficient:
             rows[f"csp C={value:g}"] = {"coefficient": value}
@@ -105,7 +109,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     for row, changes in plan(recipe).items():
         modules[row], histories[row] = train(recipe, scenario, pairs, row, changes, folder)
     agents = {row: module.agent for row, module in modules.items()}
-    if own is not None and "imitation" in recipe.baselines:
+    if own is not None and "imitation" in (recipe.baselines or []):
         from rl.csp.baselines import imitate
 
         agents["imitation"] = imitate(modules["csp"], own, recipe.seed)

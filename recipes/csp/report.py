@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from recipes.csp.figures import (
     draw_coverage,
     draw_frontier,
@@ -96,9 +94,11 @@ def finish(
         "replays": replays,
         "warnings": [row["warning"] for row in warnings],
     }
-    kind = "exact" if exact is not None else "estimated (optimistic)"
-    guaranteed = ours["worst exact"] if exact is not None else ours["worst estimated (optimistic)"]
-    summary = f"CSP is worth {guaranteed:.3f} against the worst target that agrees with the data ({kind})"
+    if exact is not None:
+        summary = f"CSP is guaranteed {ours['certified 95 %']:.3f} (certified 95 %, for a target that does not change)"
+    else:
+        summary = f"CSP is worth {ours['worst estimated (optimistic)']:.3f} against the worst target found that agrees "
+        summary += "with the data (estimated, optimistic: no guarantee)"
     summary += "." if ours["obtained"] is None else f", and gets {ours['obtained']:.3f} against the true one."
     tables = {
         "Policies": rows,
@@ -130,17 +130,15 @@ def _exact(scenario: Scenario, problem: CSPModule) -> Exact | None:
     game = scenario.game
     if not isinstance(game, TabularGame):
         return None
-    from rl.exact.certificate import weissman_radius
+    from rl.exact.certificate import certified_sets
     from rl.exact.markov import best_response, robust_plan
     from rl.exact.sets import Free, TotalVariation, consistent_sets, root_radius
 
     data = [problem.train_pairs, problem.held_out_pairs]
     counts = sum(game.state_counts(part.observations, part.actions) for part in data)
     states, _, actions = game.exact.reward.shape
+    certified = certified_sets(game.exact, counts)
     likely = consistent_sets(counts, lambda model, n: TotalVariation(model, root_radius(n)))
-    certified = consistent_sets(
-        counts, lambda model, n: TotalVariation(model, weissman_radius(n, actions, states, 0.05))
-    )
     truth = None if scenario.target is None else _target_table(scenario, actions)
     best = None if truth is None else best_response(game.exact, truth).value
     nash = robust_plan(game.exact, [Free(actions)] * states).value
@@ -209,13 +207,14 @@ def _values(
 
 
 def _ladder(rows: Sequence[Mapping[str, Any]], ours: Mapping[str, Any], exact: Exact | None) -> list[dict[str, Any]]:
-    """Nash <= guaranteed <= obtained <= best response, each with how it is known."""
+    """From Nash to the best response, each with how it is known; only what is certified is called guaranteed."""
     by_name = {row["policy"]: row for row in rows}
     estimated = "estimated (optimistic)"
     if exact is not None:
         steps = [
             ("Nash", exact.nash, "exact"),
-            ("guaranteed", ours["worst exact"], "exact for radii 1/(2 sqrt n)"),
+            ("guaranteed", ours["certified 95 %"], "certified 95 %, for a target that does not change"),
+            ("worst likely", ours["worst exact"], "exact for radii 1/(2 sqrt n): no guarantee"),
             ("obtained", ours["obtained"], "exact"),
             ("best response", exact.best, "exact"),
         ]
@@ -224,7 +223,7 @@ def _ladder(rows: Sequence[Mapping[str, Any]], ours: Mapping[str, Any], exact: E
         oracle = by_name.get("oracle", {}).get("obtained")
         steps = [
             ("Nash", nash, f"self-play, {estimated}"),
-            ("guaranteed", ours["worst estimated (optimistic)"], estimated),
+            ("worst found", ours["worst estimated (optimistic)"], f"{estimated}: no guarantee"),
             ("obtained", ours["obtained"], "mean of test episodes"),
             ("best response", oracle, "oracle, learned"),
         ]
@@ -258,10 +257,13 @@ def _warnings(
     search: WorstCase,
 ) -> list[dict[str, str]]:
     """What a reader of the numbers must know."""
+    from rl.csp.stationarity import change_warning
+    from rl.csp.worst_case import TRAINING_PROXY
+
     found = []
     off = next(row["never"] for row in coverage if row["policy"] == "csp")
     if off > OFTEN_OFF:
-        found.append(f"{off:.0%} of the visited states are not in the data: only the guarantee speaks of them")
+        found.append(f"{off:.0%} of the visited states are not in the data, which say nothing of the target there")
     worst = max((row["excess"] for row in history if "excess" in row), default=0.0)
     if worst > recipe.attack.slack:
         found.append(
@@ -271,15 +273,17 @@ def _warnings(
     rare = float((problem.counts.counts < RARE).float().mean())
     if rare > 0:
         found.append(f"{rare:.0%} of the data's states were seen fewer than {RARE} times")
-    trained = float(np.mean([row["return_proxy"] for row in history[-10:] if "return_proxy" in row] or [np.inf]))
-    if search.value.high < trained:
+    trained = next((a.value for a in search.adversaries if a.name == TRAINING_PROXY), None)
+    if trained is not None and problem.learns_proxy and search.value.high < trained.low:
         found.append(
-            f"a fresh adversary brings the value to {search.value.value:.3f}, below the {trained:.3f} against the "
-            "training proxy, which was trained too little: raise proxy_updates or iterations"
+            f"a fresh adversary brings the value to {search.value.value:.3f}, below the {trained.value:.3f} against "
+            "the training proxy, which was trained too little: raise proxy_updates or iterations"
         )
     if (claim := ours.get("worst exact")) is not None and ours["obtained"] is not None and claim > ours["obtained"]:
-        found.append(f"the guarantee {claim:.3f} is above what is obtained, {ours['obtained']:.3f}: the data mislead")
+        found.append(
+            f"the worst likely value {claim:.3f} is above what is obtained, {ours['obtained']:.3f}: the target is not "
+            "within the radii 1/(2 sqrt n), which guarantee nothing"
+        )
+    if changed := change_warning(problem.train_pairs):
+        found.append(changed)
     return [{"warning": text} for text in found]
-
-
-# ------------------------------------------------------------------ figures and replays

@@ -183,7 +183,8 @@ class Recipe:
         game: What is played.
         data: What is known of the target.
         adaptation: How policies are trained.
-        baselines: What is trained beside CSP.
+        baselines: What is trained beside CSP; null takes bc_first, self_play and, where our own seat was recorded too,
+            imitation.
         sweep: Further trainings for the frontier.
         attack: The search for the worst consistent target.
         trainer: Arguments of lightning.Trainer.
@@ -195,7 +196,7 @@ class Recipe:
     game: Game = field(default_factory=Game)
     data: Data = field(default_factory=Data)
     adaptation: Adaptation = field(default_factory=Adaptation)
-    baselines: list[Baseline] = field(default_factory=lambda: ["bc_first", "self_play", "imitation"])
+    baselines: list[Baseline] | None = None
     sweep: Sweep = field(default_factory=Sweep)
     attack: Attack = field(default_factory=Attack)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=1, accelerator="cpu", devices=1))
@@ -203,6 +204,8 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what does not belong together."""
         check_name(self.name, "name")
+        if self.baselines is None:  # a data file has the target's steps alone, and nothing of our seat to imitate
+            self.baselines = ["bc_first", "self_play"] if self.data.path else ["bc_first", "self_play", "imitation"]
         check_unique(list(self.baselines), "baselines")
         if self.game.name == "own" and not self.data.path:
             raise FieldError("data.path", "expected a data file for a game of your own, got nothing")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +17,17 @@ from rl.csp.pairs import Pairs
 from rl.envs.markov_game import BatchedGame
 
 Policy = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+_BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    AttributeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)  # what readers of files raise
 REQUIRED = ("observation", "action", "episode", "t")
-OPTIONAL = ("player", "last", "action_mask")
+OPTIONAL = ("player", "last", "action_mask", "active", "seat")
 
 
 class TargetData(NamedTuple):
@@ -29,10 +40,13 @@ class TargetData(NamedTuple):
         observation: What the target saw, float32 (N, O).
         action: What it did, int64 (N,), or float32 (N, D) with entries in [-1, 1].
         episode: Which episode, int64 (N,).
-        t: Step in the episode, int64 (N,), counted from 0 without gaps.
+        t: Step in the episode, or among the player's own steps, int64 (N,), counted from 0 without gaps.
         player: Which player of the target's seat, int64 (N,); all 0 if the file has none.
         last: True at an episode's last step, boolean (N,), or None. With it, an episode that was cut off is found.
         action_mask: Legal actions, boolean (N, A), or None.
+        active: Whether the player was there and decided, boolean (N,), or None where it always was. Rows where it had
+            left or waited for its turn may be given, so that t has no gaps, and are not used.
+        seat: Name of the seat that each row is of, text (N,), or None. With it, rows of another seat are found.
     """
 
     observation: NDArray[np.float32]
@@ -42,10 +56,18 @@ class TargetData(NamedTuple):
     player: NDArray[np.int64]
     last: NDArray[np.bool_] | None = None
     action_mask: NDArray[np.bool_] | None = None
+    active: NDArray[np.bool_] | None = None
+    seat: NDArray[np.str_] | None = None
+
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """Which rows say something of the target, boolean (N,): those at which its player decided."""
+        return np.ones(len(self.t), dtype=bool) if self.active is None else self.active
 
     def pairs(self) -> Pairs:
-        """The data as training takes them, sorted by episode, player and step."""
+        """The data as training takes them, sorted by episode, player and step, without rows that are not active."""
         order = np.lexsort((self.t, self.player, self.episode))
+        order = order[self.used[order]]
         columns = np.stack([self.episode, self.player], axis=1)[order]
         _, episode = np.unique(columns[:, 0], return_inverse=True)
         _, track = np.unique(columns, axis=0, return_inverse=True)
@@ -91,6 +113,8 @@ def load_data(path: str | Path) -> TargetData:
             _whole(columns.get("player", np.zeros(len(columns["episode"]), dtype=np.int64)), "player"),
             np.asarray(columns["last"], dtype=bool) if "last" in columns else None,
             np.asarray(columns["action_mask"], dtype=bool) if "action_mask" in columns else None,
+            np.asarray(columns["active"], dtype=bool) if "active" in columns else None,
+            np.asarray(columns["seat"], dtype=str) if "seat" in columns else None,
         )
         _check_columns(data)
     except ValueError as error:
@@ -132,11 +156,17 @@ def check_dataset(data: TargetData, game: BatchedGame) -> list[str]:
         What the data hold, one sentence each.
 
     Raises:
-        ValueError: For the first breach, in one sentence: shapes, actions outside the space, illegal actions, players
-            that the seat does not have.
+        ValueError: For the first breach, in one sentence: shapes, rows of another seat, actions outside the space,
+            illegal actions, players that the seat does not have, observations that it cannot make, rows of players that
+            are gone and not marked as such.
     """
     _check_columns(data)
     seat = game.seats[1]
+    if data.seat is not None and (wrong := np.flatnonzero(data.seat != seat)).size:
+        raise ValueError(
+            f"row {wrong[0]} of the data is of the seat '{data.seat[wrong[0]]}', but the target is '{seat}'; keep its "
+            "rows alone"
+        )
     if (width := data.observation.shape[1]) != game.observation_dim[seat]:
         raise ValueError(
             f"observations of the data have length {width}, but {seat} sees {game.observation_dim[seat]} numbers"
@@ -145,7 +175,9 @@ def check_dataset(data: TargetData, game: BatchedGame) -> list[str]:
         raise ValueError(
             f"the data have player {data.player[wrong[0]]} of {seat}, which has players 0 to {game.players[seat] - 1}"
         )
-    _check_actions(data, seat, game.n_actions[seat], game.action_dim[seat])
+    rows = np.flatnonzero(data.used)
+    _check_actions(data, rows, seat, game.n_actions[seat], game.action_dim[seat])
+    _check_observations(data, rows, game)
     _, lengths = np.unique(data.episode * game.players[seat] + data.player, return_counts=True)
     if lengths.max() > game.horizon:
         raise ValueError(
@@ -153,8 +185,8 @@ def check_dataset(data: TargetData, game: BatchedGame) -> list[str]:
             "episode its own number"
         )
     return [
-        f"{len(data.t)} steps of {seat} in {len(np.unique(data.episode))} episodes",
-        f"{len(np.unique(data.observation, axis=0))} different observations of length {width}",
+        f"{len(rows)} steps of {seat} in {len(np.unique(data.episode[rows]))} episodes",
+        f"{len(np.unique(data.observation[rows], axis=0))} different observations of length {width}",
         "every action is in the action space" + ("" if data.action_mask is None else " and legal"),
     ]
 
@@ -182,7 +214,7 @@ def record_target(
         live = ~state["done"]
         if not live.any():
             break
-        observations, masks = game.observe(state), game.action_mask(state) or {}
+        observations, masks, active = game.observe(state), game.action_mask(state) or {}, game.active(state) or {}
         actions = {
             name: policy(observations[name], masks.get(name), generator)
             for name, policy in zip(game.seats, (ours, target), strict=True)
@@ -200,9 +232,12 @@ def record_target(
         }
         if seat in masks:
             step["action_mask"] = masks[seat]
+        if seat in active:
+            step["active"] = active[seat]
         for name, tensor in step.items():
             rows[name].append(tensor[live].flatten(0, 1))
-    return TargetData(**{name: torch.cat(parts).numpy() for name, parts in rows.items() if parts})
+    columns = {name: torch.cat(parts).numpy() for name, parts in rows.items() if parts}
+    return TargetData(**columns, seat=np.full(len(columns["t"]), seat))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -211,22 +246,41 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"the data file {path} is empty")
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file:  # numpy leaves a file that it cannot read open
+                archive = np.load(file, allow_pickle=False)
                 return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is no .npz file of plain arrays ({error}); write it with numpy.savez") from error
+        except _BROKEN as error:
+            raise ValueError(
+                f"{path} is no .npz file of plain arrays, or was cut off ({_said(error)}); write it again with "
+                "numpy.savez"
+            ) from error
     if path.suffix == ".parquet":
         import pandas as pd
 
         try:
             frame = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is no Parquet file ({error})") from error
-        return {
-            str(name): np.stack(list(column)) if column.dtype == object and len(column) else column.to_numpy()
-            for name, column in frame.items()
-        }
+        except _BROKEN as error:
+            raise ValueError(f"{path} is no Parquet file, or was cut off ({_said(error)}); write it again") from error
+        return {str(name): _column(path, str(name), column.to_numpy()) for name, column in frame.items()}
     raise ValueError(f"{path} is neither an .npz nor a .parquet file; the name must end in one of them")
+
+
+def _said(error: Exception) -> str:
+    """The first sentence of what a library said, for use inside one of ours."""
+    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+
+
+def _column(path: Path, name: str, column: NDArray[Any]) -> NDArray[Any]:
+    """A column of a Parquet file as an array; lists in it must be of one length."""
+    if column.dtype != object or not len(column):
+        return column
+    lengths = [np.shape(row) for row in column]
+    if odd := next((row for row, length in enumerate(lengths) if length != lengths[0]), None):
+        raise ValueError(
+            f"{path}: {name} has a list of shape {lengths[odd]} in row {odd} but of {lengths[0]} in row 0; every row "
+            "needs one of equal length"
+        )
+    return np.stack(list(column))
 
 
 def _actions(column: Any) -> NDArray[Any]:
@@ -234,6 +288,8 @@ def _actions(column: Any) -> NDArray[Any]:
     array = np.asarray(column)
     if array.ndim == 1:
         return _whole(array, "action")
+    if array.dtype.kind not in "iufb":
+        raise ValueError(f"action has the type {array.dtype}, but it must hold numbers")
     return array.astype(np.float32)
 
 
@@ -260,7 +316,7 @@ def _check_columns(data: TargetData) -> None:
         wanted = {"observation": (2,), "action_mask": (2,), "action": (1, 2)}.get(name, (1,))
         if column.ndim not in wanted:
             raise ValueError(f"{name} has shape {column.shape}, but it must have {' or '.join(map(str, wanted))} axes")
-        if not np.isfinite(column).all():
+        if name != "seat" and not np.isfinite(column).all():
             bad = int(np.flatnonzero(~np.isfinite(column).reshape(n, -1).all(1))[0])
             raise ValueError(f"{name} is NaN or infinite in row {bad}; drop such episodes or repair them")
     order = np.lexsort((data.t, data.player, data.episode))
@@ -280,15 +336,35 @@ def _check_columns(data: TargetData) -> None:
             raise ValueError(f"episode {episode[wrong[0]]} {flaw}; last must be true at the last step and nowhere else")
 
 
-def _check_actions(data: TargetData, seat: str, n_actions: int, action_dim: int) -> None:
-    """Actions inside the space of the seat."""
+def _check_observations(data: TargetData, rows: NDArray[np.int64], game: BatchedGame) -> None:
+    """Observations that the seat can make, and none of a player that has left or waits."""
+    seat, seen = game.seats[1], data.observation[rows]
+    if not rows.size:
+        raise ValueError("no row of the data is active; record the target where it decides")
+    state = game.reset(1, torch.Generator().manual_seed(0))
+    if data.active is None and game.active(state) is not None and (gone := np.flatnonzero(~seen.any(1))).size:
+        raise ValueError(
+            f"the observation in row {gone[0]} is all zeros, as of a player that has left or waits for its turn, and "
+            "the data have no column active that says which rows those are; add it, or leave such rows out"
+        )
+    if (wrong := game.impossible(seat, torch.from_numpy(seen)).nonzero()).numel():
+        row = rows[int(wrong[0, 0])]
+        raise ValueError(
+            f"the observation in row {row} is {np.array2string(data.observation[row], threshold=8, precision=4)}, "
+            f"which {seat} cannot see in this game; give the rows of {seat} alone, as the game shows them"
+        )
+
+
+def _check_actions(data: TargetData, rows: NDArray[np.int64], seat: str, n_actions: int, action_dim: int) -> None:
+    """Actions of these rows inside the space of the seat."""
+    action = data.action[rows]
     if n_actions:
         if data.action.ndim != 1:
             raise ValueError(
                 f"actions of the data have shape {data.action.shape}, but {seat} chooses one of {n_actions} actions, "
                 "so every step needs one whole number"
             )
-        if (wrong := np.flatnonzero((data.action < 0) | (data.action >= n_actions))).size:
+        if (wrong := rows[(action < 0) | (action >= n_actions)]).size:
             raise ValueError(
                 f"action {data.action[wrong[0]]} in row {wrong[0]} is outside the action space of {seat}, which has "
                 f"the actions 0 to {n_actions - 1}"
@@ -296,14 +372,14 @@ def _check_actions(data: TargetData, seat: str, n_actions: int, action_dim: int)
         mask = data.action_mask
         if mask is not None and mask.shape[1] != n_actions:
             raise ValueError(f"action_mask has {mask.shape[1]} columns, but {seat} has {n_actions} actions")
-        if mask is not None and (wrong := np.flatnonzero(~mask[np.arange(len(mask)), data.action])).size:
+        if mask is not None and (wrong := rows[~mask[rows, action]]).size:
             raise ValueError(f"action {data.action[wrong[0]]} in row {wrong[0]} is not legal by its own action_mask")
     else:
         if data.action.shape[1:] != (action_dim,):
             raise ValueError(
                 f"actions of the data have shape {data.action.shape}, but {seat} needs vectors of {action_dim} numbers"
             )
-        if (wrong := np.flatnonzero((np.abs(data.action) > 1).any(1))).size:
+        if (wrong := rows[(np.abs(action) > 1).any(1)]).size:
             raise ValueError(
                 f"the action in row {wrong[0]} has an entry outside [-1, 1]; scale the data's actions to it"
             )

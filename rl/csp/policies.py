@@ -178,7 +178,11 @@ class SeatPolicy(nn.Module):
         self.floor, self.memory = log_std_floor, memory
 
     def forward(
-        self, observations: Tensor, masks: Tensor | None = None, memories: Tensor | None = None
+        self,
+        observations: Tensor,
+        masks: Tensor | None = None,
+        memories: Tensor | None = None,
+        active: Tensor | None = None,
     ) -> tuple[Any, Tensor | None]:
         """Laws of actions along sequences.
 
@@ -186,6 +190,7 @@ class SeatPolicy(nn.Module):
             observations: (L, ..., O), L steps of the same episode.
             masks: Legal actions (L, ..., A), or None.
             memories: Before the first step, (..., H); None is the start of the episode.
+            active: Where a player decides, boolean (L, ...); elsewhere its memory stays as it was. None is everywhere.
 
         Returns:
             The laws (L, ...), and the memories after the last step.
@@ -194,12 +199,26 @@ class SeatPolicy(nn.Module):
         if self.cell is not None:
             batch = features.shape[1:-1]
             start = None if memories is None else memories.reshape(1, -1, self.memory).to(features.dtype).contiguous()
-            features, last = self.cell(features.flatten(1, -2), start)
+            features, last = self._remember(self.cell, features.flatten(1, -2), start, active)
             features, memories = features.unflatten(1, batch), last.reshape(*batch, self.memory)
         out = self.head(features).to(observations.dtype)  # laws are not computed in half precision
         if self.log_std is not None:
             return GaussianLaw(out, self.log_std.clamp(min=self.floor)), memories
         return CategoricalLaw(out, masks), memories
+
+    @staticmethod
+    def _remember(cell: nn.GRU, features: Tensor, start: Tensor | None, active: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Outputs (L, B, H) and the last memory (1, B, H); step by step where some of the B players wait."""
+        if active is None or bool(active.all()):
+            found: tuple[Tensor, Tensor] = cell(features, start)
+            return found
+        memory = features.new_zeros(1, features.shape[1], cell.hidden_size) if start is None else start
+        outputs = []
+        for step, deciding in zip(features, active.flatten(1), strict=True):
+            output, after = cell(step[None], memory)
+            outputs.append(output)
+            memory = torch.where(deciding[None, :, None], after, memory)
+        return torch.cat(outputs), memory
 
 
 class GatedPolicy(nn.Module):
@@ -221,6 +240,7 @@ class GatedPolicy(nn.Module):
         observations: Tensor,
         masks: Tensor | None = None,
         memories: Tensor | None = None,
+        active: Tensor | None = None,
         sure: Tensor | None = None,
     ) -> tuple[Any, Tensor | None]:
         """Mixed laws along sequences; see `SeatPolicy`. ``sure`` is the confidence where it is known already."""
@@ -228,8 +248,8 @@ class GatedPolicy(nn.Module):
             (None, None) if memories is None else torch.split(memories, [self.model.memory, self.free.memory], -1)
         )
         with torch.no_grad():
-            frozen, after_first = self.model(observations, masks, first)
-        free, after_second = self.free(observations, masks, second)
+            frozen, after_first = self.model(observations, masks, first, active)
+        free, after_second = self.free(observations, masks, second, active)
         after = None if after_first is None or after_second is None else torch.cat([after_first, after_second], -1)
         return MixedLaw(frozen, free, self.confidence(observations) if sure is None else sure), after
 

@@ -24,6 +24,7 @@ class Episodes(NamedTuple):
         memories: Before each step, (T, N, P, H), or None.
         rewards: Ours, (T, N).
         live: Whether the step was played, boolean (T, N).
+        active: Whether each player was there and decided, boolean (T, N, P), or None where all always do.
     """
 
     observations: Mapping[str, Tensor]
@@ -33,6 +34,7 @@ class Episodes(NamedTuple):
     memories: Mapping[str, Tensor | None]
     rewards: Tensor
     live: Tensor
+    active: Mapping[str, Tensor] | None = None
 
     @property
     def returns(self) -> Tensor:
@@ -57,6 +59,7 @@ class Episodes(NamedTuple):
             central,
             sign * self.rewards,
             self.live,
+            None if self.active is None else self.active.get(seat),
         )
 
 
@@ -92,14 +95,20 @@ def play(
         observations = {seat: x.to(where) for seat, x in game.observe(state).items()}
         masks = game.action_mask(state)
         masks = None if masks is None else {seat: x.to(where) for seat, x in masks.items()}
+        active = game.active(state)
+        active = None if active is None else {seat: x.to(where) for seat, x in active.items()}
         actions, log_probs, before = {}, {}, dict(memories)
         for seat, policy in seats.items():
             mask = None if masks is None or seat not in masks else masks[seat][None]
-            law, memories[seat] = policy(observations[seat][None], mask, memories[seat])
+            law, after_look = policy(observations[seat][None], mask, memories[seat])
+            if after_look is not None and active is not None and seat in active:  # who waits remembers nothing of it
+                earlier = _or_zeros(memories[seat], after_look)
+                after_look = torch.where(active[seat][..., None], after_look, earlier)
+            memories[seat] = after_look
             drawn = law.sample(generator)
             actions[seat], log_probs[seat] = drawn[0].to(where), law.log_prob(drawn)[0].to(where)
         played = {seat: (a.clamp(-1, 1) if a.is_floating_point() else a).to(game.device) for seat, a in actions.items()}
-        state, rewards, after = game.step(state, played, generator)
+        state, rewards, ended = game.step(state, played, generator)
         steps.append(
             {
                 "observations": observations,
@@ -111,9 +120,10 @@ def play(
                 },
                 "rewards": rewards.to(where),
                 "live": ~done.to(where),
+                "active": active,
             }
         )
-        done = after
+        done = ended
         if watch is not None:
             watch(state)
         if bool(done.all()):
@@ -167,12 +177,17 @@ def _stack(steps: list[dict[str, Any]], seats: tuple[str, str]) -> Episodes:
 def pairs_of(episodes: Episodes, seat: str) -> Pairs:
     """What the players of a seat saw and did, as data to imitate, episode by episode and player by player.
 
+    Steps at which a player was not there or waited are left out.
+
     Args:
         episodes: Played before.
         seat: Whose.
     """
     steps, batch, players = episodes.log_probs[seat].shape
-    live = episodes.live[..., None].expand(-1, -1, players).permute(1, 2, 0)
+    live = episodes.live[..., None].expand(-1, -1, players)
+    if episodes.active is not None and seat in episodes.active:
+        live = live & episodes.active[seat]
+    live = live.permute(1, 2, 0)
     tracks = torch.arange(batch * players).reshape(batch, players, 1).expand(-1, -1, steps)[live.to("cpu")]
 
     def rows(x: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class Experience(NamedTuple):
         central: What its critic sees, (T, N, S).
         rewards: Of this side, (T, N).
         live: Whether the step was played, boolean (T, N).
+        active: Whether each player was there and decided, boolean (T, N, P), or None where all always do.
     """
 
     observations: Tensor
@@ -70,6 +71,7 @@ class Experience(NamedTuple):
     central: Tensor
     rewards: Tensor
     live: Tensor
+    active: Tensor | None = None
 
 
 class DataBatch(NamedTuple):
@@ -263,6 +265,8 @@ def update_side(
         raw = gae(experience.rewards, values, experience.live, settings.discount, settings.trace)
         targets = critic.follow(raw + values, live, reduce)
     decides = live[..., None].expand_as(experience.log_probs)
+    if experience.active is not None:  # nor does what stands for a player that has left or waits
+        decides = decides * experience.active
     if experience.masks is not None:  # a forced move teaches nothing and must not dilute the means
         decides = decides * (experience.masks.sum(-1) > 1)
     advantages = standardise(raw[..., None].expand_as(decides), decides, reduce)
@@ -278,6 +282,7 @@ def update_side(
         "advantages": advantages,
         "targets": targets,
         "sure": policy.confidence(experience.observations) if hasattr(policy, "confidence") else None,
+        "active": experience.active if experience.memories is not None else None,  # only a memory depends on it
     }
     chunks = _chunks(whole, settings.chunk)
     reports = []
@@ -305,13 +310,14 @@ def side_loss(
         policy: As in :func:`update_side`.
         critic: As in :func:`update_side`.
         part: Sequences (L, B, ...): observations, actions, masks, memories, old (log-probabilities), central, live,
-            decides, advantages, targets, and sure (a gate's confidence, or None).
+            decides, advantages, targets, sure (a gate's confidence, or None) and active (of a recurrent policy whose
+            players may wait, or None).
         settings: Coefficients.
         data: Pairs of the target, or None without a data term.
         reduce: Mean over processes.
     """
-    seen = (part["observations"], part["masks"], part["memories"])
-    law, _ = policy(*seen) if part.get("sure") is None else policy(*seen, sure=part["sure"])
+    known = {name: part[name] for name in ("sure", "active") if part.get(name) is not None}
+    law, _ = policy(part["observations"], part["masks"], part["memories"], **known)
     log_probs = law.log_prob(part["actions"])
     surrogate = clipped_surrogate(log_probs, part["old"], part["advantages"], settings.clip)
     policy_loss = -masked_mean(surrogate, part["decides"], reduce)

@@ -1,7 +1,8 @@
 """Worst-case evaluation: adversaries trained afresh against a frozen policy, and checked against held-out data.
 
-A learned adversary is one consistent target among many, so the lowest value found is an upper bound on the guarantee:
-it is printed as *estimated (optimistic)*. *Certified* is what an exact solver says, see :mod:`rl.exact`.
+A learned adversary is one consistent target among many, so the lowest value found is an upper bound on the worst
+value: it is printed as *estimated (optimistic)* and guarantees nothing. *Certified* is what an exact solver says, see
+:mod:`rl.exact`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rl.csp.module import CSPModule
 from rl.csp.rollout import play
 from rl.csp.update import next_coefficient, update_side
 
+TRAINING_PROXY = "training proxy as it is"  # the name of that adversary
 STARTS = ("model", "noisy model", "training proxy", "random")
 
 
@@ -109,7 +111,7 @@ def estimate_worst_case(
         )
     agent = problem.agent if agent is None else agent
     problem.sampler.to(problem.device)
-    candidates = [("fitted model", problem.models[0]), ("training proxy as it is", problem.proxy)]
+    candidates = [("fitted model", problem.models[0]), (TRAINING_PROXY, problem.proxy)]
     for number in range(count):
         start = STARTS[number % len(STARTS)]
         generator = torch.Generator().manual_seed(seed * 1000 + number)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 
-from rl.envs.parallel import ParallelGame, require_parallel, require_seats
+from rl.envs.parallel import ParallelGame
+from rl.envs.petting_zoo import as_parallel, flat, in_turn, is_masked, look_space, require_parallel, require_seats
 
 EPISODES = 3
 
@@ -35,7 +37,7 @@ def check_parallel_env(
     Raises:
         ValueError: For the first breach, in one sentence.
     """
-    env = make()
+    env = as_parallel(make())
     require_parallel(env)
     require_seats(env, {"ours": ours, "target": target})
     ParallelGame(make, ours, target, horizon)
@@ -88,23 +90,24 @@ def _check_looks(env: Any, seen: Mapping[str, Any]) -> None:
         if name not in seen:
             raise ValueError(f"{name} is in agents, but the environment gives it no observation")
     for name, observed in seen.items():
-        space = env.observation_space(name)
-        look, box = (
-            (observed["observation"], space["observation"]) if isinstance(observed, Mapping) else (observed, space)
-        )
-        look = np.asarray(look)
-        if look.shape != box.shape:
-            raise ValueError(f"{name} observes an array of shape {look.shape}, but its space has shape {box.shape}")
-        if not np.isfinite(look).all():
+        space = look_space(env, name)
+        look = observed["observation"] if is_masked(env, name) else observed
+        if isinstance(space, gymnasium.spaces.Box) and np.shape(look) != space.shape:
+            raise ValueError(
+                f"{name} observes an array of shape {np.shape(look)}, but its space has shape {space.shape}"
+            )
+        if not np.isfinite(flat(space, look)).all():
             raise ValueError(f"{name} observes NaN or infinite numbers")
-        if isinstance(observed, Mapping) and name in env.agents and not np.asarray(observed["action_mask"]).any():
+        if is_masked(env, name) and in_turn(env, name) and not np.asarray(observed["action_mask"]).any():
             raise ValueError(f"{name} has no legal action: its action_mask is all 0")
 
 
 def _random_action(env: Any, name: str, observed: Any, generator: np.random.Generator) -> Any:
     """A legal action drawn from the test's own generator."""
     space = env.action_space(name)
-    if hasattr(space, "n"):
-        legal = np.flatnonzero(observed["action_mask"]) if isinstance(observed, Mapping) else np.arange(space.n)
-        return int(generator.choice(legal)) + int(space.start)
+    if isinstance(space, gymnasium.spaces.Discrete):
+        legal = np.flatnonzero(observed["action_mask"]) if is_masked(env, name) else np.arange(space.n)
+        return int(generator.choice(legal)) + int(space.start) if len(legal) else None  # it waits for its turn
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        return generator.integers(space.nvec).astype(space.dtype) + space.start
     return generator.uniform(space.low, space.high).astype(space.dtype)

@@ -25,8 +25,8 @@ class BatchedGame(ABC):
     generator state and the same actions give the same episode, bit by bit. An episode that is done stays in the batch:
     its state does not change, its reward is 0 and it stays done. After ``horizon`` steps every episode is done.
 
-    A subclass sets the attributes and defines the four abstract methods; :meth:`action_mask` and :meth:`frame` may be
-    overridden.
+    A subclass sets the attributes and defines the four abstract methods; :meth:`action_mask`, :meth:`active`,
+    :meth:`impossible` and :meth:`frame` may be overridden.
 
     Attributes:
         seats: Names of our seat and of the target's.
@@ -83,6 +83,21 @@ class BatchedGame(ABC):
         The row of an episode that is done has at least one legal action, too.
         """
         return None
+
+    def active(self, state: State) -> dict[str, Tensor] | None:
+        """Boolean (batch, players) by seat, true where a player is there and decides; None if all always do.
+
+        False for one that has left its episode or waits for its turn. What such a player sees, and the action that is
+        drawn for it all the same, enter no data, no coverage, no loss and no memory.
+        """
+        return None
+
+    def impossible(self, seat: str, observations: Tensor) -> Tensor:
+        """Boolean (N,), true for observations (N, observation_dim) that no player of the seat can make.
+
+        Data that hold such rows are refused. A game that cannot tell calls none impossible.
+        """
+        return torch.zeros(len(observations), dtype=torch.bool)
 
     def frame(self, state: State, row: int) -> NDArray[np.uint8]:
         """A picture of one episode, (height, width, 3), for replays.

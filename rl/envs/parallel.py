@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl.envs.markov_game import Actions, BatchedGame, State
+from rl.envs.petting_zoo import (
+    action_size,
+    as_parallel,
+    flat,
+    imported,
+    in_turn,
+    is_masked,
+    look_space,
+    require_parallel,
+    require_seats,
+    width_of,
+)
 
 try:  # only to be an instance of PettingZoo's class where it is installed
     from pettingzoo import ParallelEnv
@@ -23,11 +34,14 @@ _SEEDS = 2**31
 
 
 class ParallelGame(BatchedGame):
-    """Copies of a PettingZoo parallel environment, stepped one after the other, as a batched game.
+    """Copies of a PettingZoo environment, stepped one after the other, as a batched game.
 
-    Observations are flattened, and may be dictionaries with ``observation`` and ``action_mask``. Actions are discrete,
-    or boxes, to which [-1, 1] is scaled. Our reward is the mean over our agents. An agent that has left its episode
-    sees zeros. Environments keep their own state, so only the state that was returned last can be stepped on.
+    The environment is a parallel one, or one that takes turns (``env``, as of PettingZoo's classic games), which is
+    converted by ``aec_to_parallel`` or ``turn_based_aec_to_parallel``. Observations are flattened by Gymnasium's rules,
+    discrete ones to one-hot vectors, and may be dictionaries with ``observation`` and ``action_mask``. Actions are
+    discrete, of which several at once (MultiDiscrete) are numbered through, or boxes, to which [-1, 1] is scaled. Our
+    reward is the mean over our agents. An agent that has left its episode sees zeros; it and one that waits for its
+    turn are not active. Environments keep their own state, so only the state that was returned last can be stepped on.
 
     Args:
         environment: A function that makes the environment, or its import path, as ``mpe2.simple_tag_v3.parallel_env``.
@@ -39,8 +53,8 @@ class ParallelGame(BatchedGame):
         discount: In (0, 1].
 
     Raises:
-        ValueError: If there is no such function, what it makes is no parallel environment, an agent does not exist or
-            is on no side, or spaces of a side differ or are of another kind. See also
+        ValueError: If there is no such function, what it makes is no environment of PettingZoo, an agent does not exist
+            or is on no side, or spaces of a side differ or are of another kind. See also
             :func:`rl.envs.check_parallel.check_parallel_env`.
     """
 
@@ -55,11 +69,11 @@ class ParallelGame(BatchedGame):
         arguments: Mapping[str, Any] | None = None,
         discount: float = 0.99,
     ) -> None:
-        self._make = environment if callable(environment) else _imported(environment)
+        self._make = environment if callable(environment) else imported(environment)
         self._arguments = dict(arguments or {})
         self.agents = dict(zip(self.seats, (list(ours), list(target)), strict=True))
         self.horizon, self.discount = horizon, discount
-        self._environments = [self._make(**self._arguments)]
+        self._environments = [self._new()]
         self._run = self._tick = 0
         probe = self._environments[0]
         require_parallel(probe)
@@ -69,15 +83,23 @@ class ParallelGame(BatchedGame):
         for seat, names in self.agents.items():
             space = probe.action_space(names[0])
             for name in names[1:]:
-                if probe.action_space(name) != space or _width(probe, name) != _width(probe, names[0]):
+                if probe.action_space(name) != space or width_of(probe, name) != width_of(probe, names[0]):
                     raise ValueError(f"{name} and {names[0]} are both in seat '{seat}', but their spaces differ")
-            self.observation_dim[seat] = _width(probe, names[0])
-            self.n_actions[seat], self.action_dim[seat] = _action_size(space, names[0])
+            self.observation_dim[seat] = width_of(probe, names[0])
+            self.n_actions[seat], self.action_dim[seat] = action_size(space, names[0])
+
+    def _new(self) -> Any:
+        """A copy of the environment in which all act at once."""
+        try:
+            made = self._make(**self._arguments)
+        except TypeError as error:
+            raise ValueError(f"the environment cannot be made with arguments {self._arguments} ({error})") from error
+        return as_parallel(made)
 
     def reset(self, batch: int, generator: torch.Generator) -> State:
         """Reset as many copies, each with a seed of its own from the generator."""
         while len(self._environments) < batch:
-            self._environments.append(self._make(**self._arguments))
+            self._environments.append(self._new())
         seeds = torch.randint(_SEEDS, (batch,), generator=generator).tolist()
         seen = [env.reset(seed=seed)[0] for env, seed in zip(self._environments, seeds, strict=False)]
         self._run, self._tick = self._run + 1, 0
@@ -91,6 +113,18 @@ class ParallelGame(BatchedGame):
         """The masks of those sides whose environment gives them."""
         masks = {seat: state[f"mask_{seat}"] for seat in self.seats if f"mask_{seat}" in state}
         return masks or None
+
+    def active(self, state: State) -> dict[str, Tensor]:
+        """Which agents are in their episode and do not wait for their turn."""
+        return {seat: state[f"active_{seat}"] for seat in self.seats}
+
+    def impossible(self, seat: str, observations: Tensor) -> Tensor:
+        """Observations outside the bounds of the seat's space."""
+        space = look_space(self._environments[0], self.agents[seat][0])
+        if not isinstance(space, gymnasium.spaces.Box):
+            return ((observations < 0) | (observations > 1)).any(1)
+        low, high = (torch.from_numpy(x.astype(np.float32).reshape(-1)) for x in (space.low, space.high))
+        return ((observations < low) | (observations > high)).any(1)
 
     def step(self, state: State, actions: Actions, generator: torch.Generator) -> tuple[State, Tensor, Tensor]:
         """Step every copy whose episode is not done."""
@@ -136,19 +170,23 @@ class ParallelGame(BatchedGame):
         state: State = {"done": done, "time": time, "stamp": torch.tensor([self._run, self._tick])}
         for seat, names in self.agents.items():
             looks = np.zeros((len(seen), len(names), self.observation_dim[seat]), dtype=np.float32)
-            masks = np.ones((len(seen), len(names), self.n_actions[seat]), dtype=bool)
-            masked = False
+            masks = np.ones((len(seen), len(names), max(self.n_actions[seat], 1)), dtype=bool)
+            active = np.zeros((len(seen), len(names)), dtype=bool)
+            spaces = [look_space(self._environments[0], name) for name in names]
             for row, observations in enumerate(seen):
                 for place, name in enumerate(names):
                     if name not in observations:
                         continue
                     look = observations[name]
                     if isinstance(look, Mapping):
-                        masks[row, place], masked = np.asarray(look["action_mask"], dtype=bool), True
+                        masks[row, place] = np.asarray(look["action_mask"], dtype=bool)
                         look = look["observation"]
-                    looks[row, place] = np.asarray(look, dtype=np.float32).reshape(-1)
+                    looks[row, place] = flat(spaces[place], look)
+                    active[row, place] = in_turn(self._environments[row], name) and masks[row, place].any()
+            masks[..., 0] |= ~masks.any(-1)  # who waits has no legal action, but a law needs one
             state[f"observation_{seat}"] = torch.from_numpy(looks)
-            if masked or isinstance(self._environments[0].observation_space(names[0]), gymnasium.spaces.Dict):
+            state[f"active_{seat}"] = torch.from_numpy(active)
+            if is_masked(self._environments[0], names[0]):
                 state[f"mask_{seat}"] = torch.from_numpy(masks)
         return state
 
@@ -157,6 +195,8 @@ class ParallelGame(BatchedGame):
         space = env.action_space(name)
         if isinstance(space, gymnasium.spaces.Discrete):
             return int(action) + int(space.start)
+        if isinstance(space, gymnasium.spaces.MultiDiscrete):
+            return np.stack(np.unravel_index(int(action), space.nvec)).astype(space.dtype) + space.start
         share = (action.clamp(-1, 1).numpy().reshape(space.shape) + 1) / 2
         return (space.low + share * (space.high - space.low)).astype(space.dtype)
 
@@ -251,78 +291,3 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
             if seat in masks:
                 looks[name] = {"observation": looks[name], "action_mask": masks[seat][0, i].numpy().astype(np.int8)}
         return looks
-
-
-def require_parallel(environment: Any) -> None:
-    """Refuse what is no PettingZoo parallel environment.
-
-    Raises:
-        ValueError: In one sentence that says what it is instead.
-    """
-    if all(
-        hasattr(environment, name) for name in ("possible_agents", "reset", "step", "observation_space", "action_space")
-    ):
-        if not hasattr(environment, "agent_iter"):
-            return
-        advice = "it takes turns; convert it with pettingzoo.utils.aec_to_parallel"
-    elif isinstance(environment, gymnasium.Env):
-        advice = "it is a Gymnasium environment for one agent"
-    else:
-        advice = "it needs possible_agents, reset, step, observation_space(agent) and action_space(agent)"
-    raise ValueError(f"{type(environment).__name__} is no PettingZoo ParallelEnv: {advice}")
-
-
-def require_seats(environment: Any, agents: Mapping[str, Sequence[str]]) -> None:
-    """Refuse sides that are empty, overlap, leave an agent out or name one that does not exist.
-
-    Raises:
-        ValueError: In one sentence.
-    """
-    known, named = list(environment.possible_agents), [name for names in agents.values() for name in names]
-    for seat, names in agents.items():
-        if isinstance(names, str) or not names:
-            raise ValueError(f"seat '{seat}' is {names!r}, but it must be a list of at least one of {', '.join(known)}")
-        for name in names:
-            if name not in known:
-                raise ValueError(
-                    f"seat '{seat}' has an agent '{name}', which does not exist; there are {', '.join(known)}"
-                )
-    if missing := [name for name in known if name not in named]:
-        raise ValueError(f"{', '.join(missing)} belongs to no seat; put every agent on our side or on the target's")
-    if len(set(named)) < len(named):
-        raise ValueError(f"an agent is on both sides or named twice in {dict(agents)}; every agent has one place")
-
-
-def _imported(path: str) -> Callable[..., Any]:
-    """A function by its import path."""
-    module, _, name = path.rpartition(".")
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"the environment '{path}' cannot be imported ({error}); give the path of a function, as in "
-            "mpe2.simple_tag_v3.parallel_env"
-        ) from error
-    return found
-
-
-def _width(environment: Any, name: str) -> int:
-    """Length of an agent's flattened observation."""
-    space = environment.observation_space(name)
-    if isinstance(space, gymnasium.spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}:
-        space = space["observation"]
-    if not isinstance(space, gymnasium.spaces.Box):
-        raise ValueError(
-            f"{name} observes {space}, but only boxes, and dictionaries of observation and action_mask, can be "
-            "flattened; wrap the environment"
-        )
-    return int(np.prod(space.shape))
-
-
-def _action_size(space: gymnasium.Space[Any], name: str) -> tuple[int, int]:
-    """Number of discrete actions and length of real ones, one of them 0."""
-    if isinstance(space, gymnasium.spaces.Discrete):
-        return int(space.n), 0
-    if isinstance(space, gymnasium.spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
-        return 0, int(np.prod(space.shape))
-    raise ValueError(f"{name} acts in {space}, but actions must be Discrete or a bounded Box; wrap the environment")

@@ -14,20 +14,111 @@ from rl.exact.extensive import InformationSet, SequenceGame
 from rl.exact.markov import MarkovGame
 
 Array = NDArray[np.float64]
+LARGEST = 1_000_000  # histories of a tree that is walked
+LONGEST = 500  # moves of a game whose tree is walked
 
 
 def load_game(name: str) -> Any:
-    """A game of OpenSpiel by its name, as ``kuhn_poker`` or ``leduc_poker``.
+    """A game of OpenSpiel by its name, as ``kuhn_poker`` or ``leduc_poker(players=2)``.
 
     Raises:
         ImportError: If OpenSpiel is not installed.
-        ValueError: If it has no such game.
+        ValueError: If it has no such game, or cannot make it with these parameters.
     """
     pyspiel = _pyspiel()
     try:
         return pyspiel.load_game(name)
     except pyspiel.SpielError as error:
+        if name.partition("(")[0] in pyspiel.registered_names():
+            said = (str(error) or "it gives no reason").splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"OpenSpiel does not make '{name}' with these parameters ({said}); give them as in "
+                "goofspiel(num_cards=4,players=2)"
+            ) from error
         raise ValueError(f"OpenSpiel has no game '{name}'; pyspiel.registered_names() lists them") from error
+
+
+def load_tree_game(name: str) -> Any:
+    """A game whose whole tree can be walked, and for which a worst case against us means what it says.
+
+    Args:
+        name: As for :func:`load_game`.
+
+    Returns:
+        The game: two players, zero-sum, with moves in turn and chance that can be enumerated.
+
+    Raises:
+        ImportError: If OpenSpiel is not installed.
+        ValueError: If the game is unknown or of another kind, in one sentence that says of which, and what to do.
+    """
+    game, kind = load_game(name), _pyspiel().GameType
+    described = game.get_type()
+    full = name if "(" in name else f"{name}()"
+    if game.num_players() != 2:
+        raise ValueError(
+            f"'{name}' is for {game.num_players()} players, but a target and we are two; give players=2 where it can "
+            "be played so"
+        )
+    if described.utility == kind.Utility.IDENTICAL:
+        raise ValueError(
+            f"'{name}' pays both players alike, so a target that does us harm harms itself and its worst case means "
+            "nothing; choose a zero-sum game"
+        )
+    if described.utility not in {kind.Utility.ZERO_SUM, kind.Utility.CONSTANT_SUM}:
+        raise ValueError(
+            f"'{name}' is general-sum, so a target that does us harm may harm itself and its worst case means little; "
+            f"play 'zerosum(game={full})', in which each player is paid how far it is ahead"
+        )
+    if described.dynamics != kind.Dynamics.SEQUENTIAL:
+        raise ValueError(
+            f"the players of '{name}' move at the same time, but a tree needs moves in turn; play "
+            f"'turn_based_simultaneous_game(game={full})', where the second to move does not see the first's move"
+        )
+    if described.chance_mode == kind.ChanceMode.SAMPLED_STOCHASTIC:
+        raise ValueError(f"chance in '{name}' can only be sampled, but walking its tree needs all outcomes")
+    if (length := game.max_game_length()) > LONGEST:
+        raise ValueError(
+            f"'{name}' can take {length} moves, so its tree is too large to be walked; choose one of at most {LONGEST}"
+        )
+    return game
+
+
+def information_key(state: Any, player: int) -> str:
+    """What names the information set of a player: OpenSpiel's string, or all moves where it has none.
+
+    A game without such strings has perfect information, so that all moves are known.
+    """
+    described = state.get_game().get_type()
+    if described.provides_information_state_string:
+        return str(state.information_state_string(player))
+    return " ".join(map(str, state.history()))
+
+
+def is_open(described: Any) -> bool:
+    """Whether a game's type is one of perfect information, so that the board tells all."""
+    return bool(described.information == _pyspiel().GameType.Information.PERFECT_INFORMATION)
+
+
+def require_keys(game: Any, name: str) -> None:
+    """Refuse a game whose information sets have no name.
+
+    Raises:
+        ValueError: In one sentence.
+    """
+    described = game.get_type()
+    if not described.provides_information_state_string and not is_open(described):
+        raise ValueError(
+            f"OpenSpiel has no information states for '{name}', a game of hidden information, so nobody can tell what "
+            "a player remembers there; choose a game that has them"
+        )
+
+
+def too_large(name: str, histories: int) -> ValueError:
+    """That a tree has more histories than can be held."""
+    return ValueError(
+        f"the tree of '{name}' has more than {histories} histories, too many to be held; choose smaller parameters of "
+        "the game"
+    )
 
 
 def sequence_form(name: str) -> SequenceGame:
@@ -41,34 +132,38 @@ def sequence_form(name: str) -> SequenceGame:
 
     Raises:
         ImportError: If OpenSpiel is not installed.
-        ValueError: If the game is unknown, not zero-sum, not for two players, or players act at the same time.
+        ValueError: If the game is unknown, of another kind (see :func:`load_tree_game`), too large, or its players
+            forget what they knew.
     """
-    game, kind = load_game(name), _pyspiel().GameType
-    description = game.get_type()
-    if (
-        game.num_players() != 2
-        or description.utility != kind.Utility.ZERO_SUM
-        or description.dynamics != kind.Dynamics.SEQUENTIAL
-    ):
-        raise ValueError(
-            f"'{name}' is not a two-player zero-sum game with moves in turn, so it has no sequence form here"
-        )
+    game = load_tree_game(name)
+    require_keys(game, name)
+    offset = (game.utility_sum() or 0.0) / 2  # of a constant sum each player is paid what is above its half
     sets: tuple[dict[Hashable, InformationSet], dict[Hashable, InformationSet]] = ({}, {})
     sizes, payoff = [1, 1], dict[tuple[int, int], float]()
+    walked = 0
 
     def walk(state: Any, last: tuple[int, int], chance: float) -> None:
+        nonlocal walked
+        walked += 1
+        if walked > LARGEST:
+            raise too_large(name, LARGEST)
         if state.is_terminal():
-            payoff[last] = payoff.get(last, 0.0) + chance * state.player_return(0)
+            payoff[last] = payoff.get(last, 0.0) + chance * (state.player_return(0) - offset)
         elif state.is_chance_node():
             for action, probability in state.chance_outcomes():
                 walk(state.child(action), last, chance * probability)
         else:
             player = state.current_player()
-            key, actions = state.information_state_string(player), state.legal_actions()
+            key, actions = information_key(state, player), state.legal_actions()
             if key not in sets[player]:
                 sequences = tuple(range(sizes[player], sizes[player] + len(actions)))
                 sizes[player] += len(actions)
                 sets[player][key] = InformationSet(last[player], sequences, tuple(actions))
+            elif sets[player][key].parent != last[player]:
+                raise ValueError(
+                    f"a player of '{name}' forgets what it did on the way to {key!r}, but a sequence form needs "
+                    "players that remember; choose the variant of the game with perfect recall"
+                )
             for action, sequence in zip(actions, sets[player][key].sequences, strict=True):
                 following = (sequence, last[1]) if player == 0 else (last[0], sequence)
                 walk(state.child(action), following, chance)
@@ -93,7 +188,8 @@ def record_counts(
     Returns:
         Counts of the legal actions by information set, for those that were visited.
     """
-    game, generator = load_game(name), np.random.default_rng(seed)
+    game, generator = load_tree_game(name), np.random.default_rng(seed)
+    require_keys(game, name)
     counts: dict[str, Array] = {}
     for _ in range(games):
         state = game.new_initial_state()
@@ -103,7 +199,7 @@ def record_counts(
                 state.apply_action(actions[_draw(np.array(law), generator)])
                 continue
             player, actions = state.current_player(), state.legal_actions()
-            key = state.information_state_string(player)
+            key = information_key(state, player)
             chosen = _draw(behaviours[player].get(key, np.ones(len(actions))), generator)
             if player == seat:
                 counts.setdefault(key, np.zeros(len(actions)))[chosen] += 1

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from rl.envs.markov_game import Actions, BatchedGame, State
-from rl.envs.spiel import load_game
+from rl.envs.spiel import LARGEST, information_key, is_open, load_tree_game, require_keys, too_large
+
+_MOST_NUMBERS = 2**28  # of all observations of a tree together: 1 GiB
 
 
 class SpielGame(BatchedGame):
     """Kuhn, Leduc or another small two-player game with moves in turn, many episodes at once.
 
-    A step is one decision. The player whose turn it is not sees zeros and has one legal action, the first, which does
-    nothing; so its policy's log-probability there is 0 and nothing is learnt from it. Chance is drawn between
-    decisions.
+    A step is one decision. The player whose turn it is not sees zeros, is not active and has one legal action, the
+    first, which does nothing; so nothing is learnt from it. Chance is drawn between decisions. Where everything is
+    open (perfect information), a player without an information state observes the board.
 
     Args:
         name: Of the game, as ``leduc_poker``; the tree is walked once, for games of up to about a million histories.
@@ -25,24 +27,25 @@ class SpielGame(BatchedGame):
 
     Raises:
         ImportError: If OpenSpiel is not installed.
-        ValueError: If the game is unknown, not for two players with moves in turn, or ``ours`` is another number.
+        ValueError: If the game is unknown, of another kind (see :func:`rl.envs.spiel.load_tree_game`), too large or
+            without observations, or ``ours`` is another number.
     """
 
     discount = 1.0
 
     def __init__(self, name: str, ours: int = 0) -> None:
-        game = load_game(name)
         if ours not in {0, 1}:
             raise ValueError(f"our player is {ours!r}, but the game has the players 0 and 1")
-        if game.num_players() != 2 or str(game.get_type().dynamics) != "Dynamics.SEQUENTIAL":
-            raise ValueError(f"'{name}' is not a game of two players with moves in turn")
+        game = load_tree_game(name)
+        require_keys(game, name)
+        size = _look_size(game, name)
         self.seats = (f"player_{ours}", f"player_{1 - ours}")
         self.players = dict.fromkeys(self.seats, 1)
         self.n_actions = dict.fromkeys(self.seats, int(game.num_distinct_actions()))
-        self.observation_dim = dict.fromkeys(self.seats, int(game.information_state_tensor_size()))
+        self.observation_dim = dict.fromkeys(self.seats, size)
         self.action_dim = dict.fromkeys(self.seats, 0)
         self._order = (ours, 1 - ours)
-        tree = _Tree(game, ours)
+        tree = _Tree(game, name, ours, size)
         self.horizon = tree.depth
         self._player = torch.tensor(tree.player)
         self._reward = torch.tensor(tree.reward, dtype=torch.float32)
@@ -64,7 +67,7 @@ class SpielGame(BatchedGame):
         return {"node": node, "done": self._player[node] < 0}
 
     def observe(self, state: State) -> dict[str, Tensor]:
-        """OpenSpiel's information state tensor for the player in turn, zeros for the other."""
+        """OpenSpiel's information state tensor, or the open board, for the player in turn, zeros for the other."""
         look, player = self._look[state["node"]][:, None], self._player[state["node"]]
         return {
             seat: look * (player == number)[:, None, None] for seat, number in zip(self.seats, self._order, strict=True)
@@ -79,6 +82,19 @@ class SpielGame(BatchedGame):
             seat: torch.where((player == number)[:, None, None], legal, idle)
             for seat, number in zip(self.seats, self._order, strict=True)
         }
+
+    def active(self, state: State) -> dict[str, Tensor]:
+        """The player in turn."""
+        player = self._player[state["node"]][:, None]
+        return {seat: player == number for seat, number in zip(self.seats, self._order, strict=True)}
+
+    def impossible(self, seat: str, observations: Tensor) -> Tensor:
+        """Observations that are those of no information state of this player."""
+        _, known, _ = self.information_states(seat)
+        rows, group = torch.unique(torch.cat([known[:, 0], observations.float()]), dim=0, return_inverse=True)
+        possible = torch.zeros(len(rows), dtype=torch.bool)
+        possible[group[: len(known)]] = True
+        return ~possible[group[len(known) :]]
 
     def step(self, state: State, actions: Actions, generator: torch.Generator) -> tuple[State, Tensor, Tensor]:
         """The action of the player in turn, then chance up to the next decision; the reward comes at the end."""
@@ -114,10 +130,30 @@ class SpielGame(BatchedGame):
         return torch.where(done, 0, point)
 
 
+def _look_size(game: Any, name: str) -> int:
+    """Length of what a player observes.
+
+    Raises:
+        ValueError: If OpenSpiel gives it nothing that tells its information sets apart.
+    """
+    described = game.get_type()
+    if described.provides_information_state_tensor:
+        return int(game.information_state_tensor_size())
+    if described.provides_observation_tensor and is_open(described):
+        return int(game.observation_tensor_size())
+    raise ValueError(
+        f"OpenSpiel gives the players of '{name}' no tensor of all that they know, so a network cannot play it; "
+        "choose a game with information state tensors or with open information"
+    )
+
+
 class _Tree:
     """Tables of a game: decision and terminal nodes by number; chance node k is the point -2 - k."""
 
-    def __init__(self, game: Any, ours: int) -> None:
+    def __init__(self, game: Any, name: str, ours: int, size: int) -> None:
+        self._name, self._offset = name, (game.utility_sum() or 0.0) / 2
+        self._states = bool(game.get_type().provides_information_state_tensor)
+        self._most = min(LARGEST, _MOST_NUMBERS // max(size, 1))
         self.player: list[int] = []  # -1 where the game is over
         self.reward: list[float] = []
         self.look: list[np.ndarray[Any, np.dtype[np.float32]]] = []
@@ -128,12 +164,14 @@ class _Tree:
         self.laws: list[list[float]] = [[1.0]]
         self.depth = 0
         self._ours, self._width = ours, int(game.num_distinct_actions())
-        self._size = int(game.information_state_tensor_size())
+        self._size = size
         self.start = self._walk(game.new_initial_state(), 0)
 
     def _walk(self, state: Any, depth: int) -> int:
         """Number of the node, or point of the chance node, of this state."""
         self.depth = max(self.depth, depth)
+        if len(self.player) + len(self.outcomes) > self._most:
+            raise too_large(self._name, self._most)
         if state.is_chance_node():
             number = len(self.outcomes)
             self.outcomes.append([])
@@ -145,11 +183,9 @@ class _Tree:
         node, over = len(self.player), state.is_terminal()
         player = -1 if over else state.current_player()
         self.player.append(player)
-        self.reward.append(state.player_return(self._ours) if over else 0.0)
-        self.look.append(
-            np.asarray([0.0] * self._size if over else state.information_state_tensor(player), dtype=np.float32)
-        )
-        self.keys.append(None if over else state.information_state_string(player))
+        self.reward.append(state.player_return(self._ours) - self._offset if over else 0.0)
+        self.look.append(np.zeros(self._size, dtype=np.float32) if over else self._seen(state, player))
+        self.keys.append(None if over else information_key(state, player))
         legal, child = np.zeros(self._width, dtype=bool), np.full(self._width, node, dtype=np.int64)
         self.legal.append(legal)
         self.child.append(child)
@@ -157,3 +193,8 @@ class _Tree:
             legal[action] = True
             child[action] = self._walk(state.child(action), depth + 1)
         return node
+
+    def _seen(self, state: Any, player: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """What the player in turn observes."""
+        seen = state.information_state_tensor(player) if self._states else state.observation_tensor(player)
+        return np.asarray(seen, dtype=np.float32)

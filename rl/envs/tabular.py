@@ -13,6 +13,7 @@ from rl.envs.markov_game import Actions, BatchedGame, State
 from rl.exact.markov import MarkovGame
 
 Array = NDArray[np.float64]
+_NEAR = 1e-5  # a distance of observations that rounding explains
 Policy = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
 
 
@@ -75,6 +76,10 @@ class TabularGame(BatchedGame):
         done = done | self._terminal[following] | (time >= self.horizon)
         return {"node": following, "done": done, "time": time}, reward, done
 
+    def impossible(self, seat: str, observations: Tensor) -> Tensor:
+        """Observations that are those of no state."""
+        return torch.cdist(observations.double(), self.observations.double()).min(1).values > _NEAR
+
     def state_counts(self, observations: Tensor, actions: Tensor) -> Array:
         """How often the target took every action at every state, (S, B).
 
@@ -90,7 +95,7 @@ class TabularGame(BatchedGame):
         """
         distance = torch.cdist(observations.double(), self.observations.double())
         nearest, node = distance.min(1)
-        if (nearest > 1e-5).any():
+        if (nearest > _NEAR).any():
             raise ValueError(f"observation {int(nearest.argmax())} of the data is that of no state of the game")
         counts = np.zeros(self.exact.reward.shape[::2])
         np.add.at(counts, (node.numpy(), actions.numpy()), 1)

@@ -1,6 +1,12 @@
 """Exact conservative adaptation where the game is small enough: matrix, tabular Markov and extensive-form games."""
 
-from rl.exact.certificate import Certificate, certify, weissman_radius
+from rl.exact.certificate import (
+    Certificate,
+    certified_information_sets,
+    certified_sets,
+    certify,
+    weissman_radius,
+)
 from rl.exact.extensive import (
     ExtensiveSolution,
     InformationSet,
@@ -10,6 +16,7 @@ from rl.exact.extensive import (
     solve_extensive,
     worst_answer,
 )
+from rl.exact.intervals import Intervals, confidence_intervals
 from rl.exact.markov import (
     MarkovGame,
     RobustSolution,
@@ -40,6 +47,7 @@ __all__ = [
     "ForwardKL",
     "Free",
     "InformationSet",
+    "Intervals",
     "MarkovGame",
     "MatrixSolution",
     "Pinned",
@@ -48,7 +56,10 @@ __all__ = [
     "SequenceGame",
     "TotalVariation",
     "best_response",
+    "certified_information_sets",
+    "certified_sets",
     "certify",
+    "confidence_intervals",
     "consistent_sets",
     "linear_confidence",
     "pinned_sets",

@@ -11,12 +11,13 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from rl.exact.matrix import linear_programme
-from rl.exact.sets import ConsistentSet, Pinned
+from rl.exact.sets import ConsistentSet, Pinned, check_policy
 
 Array = NDArray[np.float64]
 Key = Hashable
 Behaviour = Mapping[Key, Array]
 _MAX_CUTS = 2000
+_FLOW_TOLERANCE = 1e-6
 
 
 class InformationSet(NamedTuple):
@@ -61,11 +62,16 @@ class SequenceGame:
         return scipy.sparse.csr_array((entries, (rows, columns)), shape=shape)
 
     def realisation(self, seat: int, behaviour: Behaviour) -> Array:
-        """The realisation plan of a behaviour; where the behaviour has no entry it is uniform."""
+        """The realisation plan of a behaviour; where the behaviour has no entry it is uniform.
+
+        Raises:
+            ValueError: If the behaviour at an information set is no distribution over its actions.
+        """
         plan = np.zeros(self.payoff.shape[seat])
         plan[0] = 1
         for key, (parent, sequences, actions) in self.information_sets[seat].items():
-            plan[list(sequences)] = plan[parent] * behaviour.get(key, np.full(len(actions), 1 / len(actions)))
+            law = behaviour.get(key, np.full(len(actions), 1 / len(actions)))
+            plan[list(sequences)] = plan[parent] * check_policy([law], f"behaviour at {key!r}", 1, len(actions))[0]
         return plan
 
     def behaviour(self, seat: int, plan: Array) -> dict[Key, Array]:
@@ -77,13 +83,39 @@ class SequenceGame:
             found[key] = weights / weights.sum() if reached else np.full(len(actions), 1 / len(actions))
         return found
 
+    def check_plan(self, seat: int, plan: Array) -> Array:
+        """A realisation plan of ``seat``, whose weights flow from the root through every information set.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        plan = np.asarray(plan, dtype=np.float64)
+        if plan.shape != self.payoff.shape[seat : seat + 1]:
+            raise ValueError(
+                f"the plan of seat {seat} has shape {plan.shape}, but the seat has {self.payoff.shape[seat]} sequences"
+            )
+        flow = self.constraints(seat) @ plan
+        flow[0] -= 1
+        if not np.isfinite(plan).all() or plan.min() < -_FLOW_TOLERANCE or np.abs(flow).max() > _FLOW_TOLERANCE:
+            raise ValueError(
+                f"the plan of seat {seat} is no realisation plan: weights must be at least 0, 1 for the empty "
+                "sequence, and those of the actions of an information set must sum to the weight that leads there; "
+                "make it with realisation"
+            )
+        return plan
+
     def value(self, seat: int, plan: Array, other: Array) -> float:
-        """What ``seat`` gets when the realisation plans meet."""
+        """What ``seat`` gets when the realisation plans meet.
+
+        Raises:
+            ValueError: If either is no realisation plan.
+        """
+        plan, other = self.check_plan(seat, plan), self.check_plan(1 - seat, other)
         return float(plan @ (self.payoff_of(seat) @ other))
 
 
 class ExtensiveSolution(NamedTuple):
-    """A realisation plan of ours, the target's worst answer to it, and what the plan guarantees."""
+    """A realisation plan of ours, the target's worst answer to it, and the value against that answer."""
 
     plan: Array
     answer: Array
@@ -93,7 +125,7 @@ class ExtensiveSolution(NamedTuple):
 def solve_extensive(
     game: SequenceGame, sets: Mapping[Key, ConsistentSet] | None = None, seat: int = 0, tolerance: float = 1e-7
 ) -> ExtensiveSolution:
-    r"""The plan with the best guarantee against every target that is consistent at every information set.
+    r"""The plan with the best worst value over all targets that are consistent at every information set.
 
     A polytope of distributions at an information set is linear in the target's sequence weights once its bounds are
     multiplied by the weight of the parent sequence, :math:`K y \ge 0` and :math:`W y = 0`. With :math:`E x = e`,
@@ -106,10 +138,10 @@ def solve_extensive(
         game: The game.
         sets: Consistent sets by key of the target's information set; free where there is none.
         seat: Which player we are, 0 or 1.
-        tolerance: How far the guarantee may be below the optimum where cutting planes are used.
+        tolerance: How far the value may be below the optimum where cutting planes are used.
 
     Returns:
-        Our plan, its worst answer and the guarantee, evaluated at that answer.
+        Our plan, its worst answer and the value against that answer.
 
     Raises:
         ValueError: If a key is no information set of the target, or a set has the wrong number of actions.
@@ -169,7 +201,7 @@ def restricted_nash(game: SequenceGame, model: Behaviour, confidence: float, sea
 def worst_answer(
     game: SequenceGame, plan: Array, sets: Mapping[Key, ConsistentSet] | None = None, seat: int = 0
 ) -> ExtensiveSolution:
-    """What a plan of ours guarantees, for consistent sets of every kind: one pass up the target's tree.
+    """The worst value of a plan of ours, for consistent sets of every kind: one pass up the target's tree.
 
     Args:
         game: The game.
@@ -179,12 +211,13 @@ def worst_answer(
         seat: Which player we are, 0 or 1.
 
     Returns:
-        The plan, its worst answer and the guarantee.
+        The plan, its worst answer and the value against it.
 
     Raises:
-        ValueError: As :func:`solve_extensive`.
+        ValueError: As :func:`solve_extensive`, and if the plan is no realisation plan.
     """
-    return _scored(game, plan, _checked(game, sets, seat), seat)
+    sets = _checked(game, sets, seat)
+    return _scored(game, game.check_plan(seat, plan), sets, seat)
 
 
 def _scored(game: SequenceGame, plan: Array, sets: Mapping[Key, ConsistentSet], seat: int) -> ExtensiveSolution:
@@ -249,7 +282,7 @@ def _restrictions(
 def _cutting_planes(
     game: SequenceGame, sets: Mapping[Key, ConsistentSet], seat: int, tolerance: float
 ) -> ExtensiveSolution:
-    """The programme over the target's worst answers so far, until its value and the guarantee of its plan agree."""
+    """The programme over the target's worst answers so far, until its value and the worst value of its plan agree."""
     E, payoff = game.constraints(seat), game.payoff_of(seat)
     model = {key: getattr(consistent, "model", np.zeros(0)) for key, consistent in sets.items()}
     center = game.realisation(1 - seat, {key: value for key, value in model.items() if len(value)})

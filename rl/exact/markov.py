@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.exact.matrix import solve_matrix
-from rl.exact.sets import ConsistentSet
+from rl.exact.sets import ConsistentSet, check_policy
 
 Array = NDArray[np.float64]
 Sets = Sequence[ConsistentSet]
@@ -29,8 +29,7 @@ class MarkovGame:
 
     Raises:
         ValueError: If shapes differ, a row of probabilities does not sum to 1, a reward is not finite or the discount
-        is
-            out of range.
+            is out of range.
     """
 
     transition: Array
@@ -56,7 +55,11 @@ class MarkovGame:
         return np.asarray(self.reward + self.discount * self.transition @ values)
 
     def values(self, plan: Array, target: Array) -> Array:
-        """Value of every state, (S,), under a plan (S, A) and a target (S, B)."""
+        """Value of every state, (S,), under a plan (S, A) and a target (S, B).
+
+        Raises:
+            ValueError: If a row of either is no distribution; so in :meth:`value` and :meth:`occupancy`.
+        """
         step, reward = self._chain(plan, target)
         return np.asarray(np.linalg.solve(np.eye(len(step)) - self.discount * step, reward), dtype=np.float64)
 
@@ -72,6 +75,8 @@ class MarkovGame:
 
     def _chain(self, plan: Array, target: Array) -> tuple[Array, Array]:
         """Transitions (S, S) and expected rewards (S,) once both sides are fixed."""
+        S, A, B = self.reward.shape
+        plan, target = check_policy(plan, "plan", S, A), check_policy(target, "target", S, B)
         joint = plan[:, :, None] * target[:, None, :]
         return np.einsum("sab,sabt->st", joint, self.transition), (joint * self.reward).sum((1, 2))
 
@@ -86,7 +91,7 @@ class RobustSolution(NamedTuple):
 
 
 def robust_plan(game: MarkovGame, sets: Sets, tolerance: float = 1e-9) -> RobustSolution:
-    r"""The plan with the best guarantee against every target that is consistent at every state.
+    r"""The plan with the best worst value over all targets that are consistent at every state.
 
     The values solve :math:`V(s) = \max_x \min_{m \in U(s)} x^T [r(s) + g P(s) V] m`, a contraction with a stationary
     saddle, so no target with memory does more harm. Each round solves the stage game of every state and then evaluates
@@ -99,7 +104,8 @@ def robust_plan(game: MarkovGame, sets: Sets, tolerance: float = 1e-9) -> Robust
         tolerance: How far values may be from the fixed point.
 
     Returns:
-        The plan, and values that it guarantees: those against its worst target.
+        The plan, and its values against its worst target. They bound those against the true target if that lies in
+        the sets; :func:`rl.exact.certificate.certified_sets` hold it with a stated probability.
 
     Raises:
         ValueError: If the number of sets differs from that of states.
@@ -115,15 +121,15 @@ def robust_plan(game: MarkovGame, sets: Sets, tolerance: float = 1e-9) -> Robust
         solutions = [solve_matrix(matrix, consistent) for matrix, consistent in zip(stage, sets, strict=True)]
         change = np.abs([solution.value for solution in solutions] - values).max()
         plan = np.stack([solution.plan for solution in solutions])
-        guaranteed = worst_case(game, plan, sets, tolerance)
+        worst = worst_case(game, plan, sets, tolerance)
         if change <= tolerance * (1 - game.discount):
-            return guaranteed
-        values = guaranteed.values
+            return worst
+        values = worst.values
     raise RuntimeError(f"robust dynamic programming still moved by {change:.2g} after {_MAX_ITERATIONS} rounds")
 
 
 def worst_case(game: MarkovGame, plan: Array, sets: Sets, tolerance: float = 1e-9) -> RobustSolution:
-    r"""What a plan of ours guarantees: its value under the worst consistent target.
+    r"""The worst value of a plan of ours: that under the worst consistent target.
 
     Policy iteration of the target, whose actions at a state are the distributions of its set.
 
@@ -137,10 +143,11 @@ def worst_case(game: MarkovGame, plan: Array, sets: Sets, tolerance: float = 1e-
         The plan with its worst target, and values under exactly that target.
 
     Raises:
-        ValueError: If the number of sets differs from that of states.
+        ValueError: If the number of sets differs from that of states, or a row of the plan is no distribution.
         RuntimeError: If the iteration does not settle.
     """
     _check_sets(game, sets)
+    plan = check_policy(plan, "plan", *game.reward.shape[:2])
     values = np.full(len(sets), game.reward.max() / (1 - game.discount))
     for _ in range(_MAX_ITERATIONS):
         cost = np.einsum("sa,sab->sb", plan, game.stage(values))

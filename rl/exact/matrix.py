@@ -16,7 +16,7 @@ _MAX_CUTS = 1000
 
 
 class MatrixSolution(NamedTuple):
-    """A plan of ours, (A,), the target's worst answer to it, (B,), and what the plan guarantees."""
+    """A plan of ours, (A,), the target's worst answer to it, (B,), and the value against it."""
 
     plan: Array
     answer: Array
@@ -24,20 +24,20 @@ class MatrixSolution(NamedTuple):
 
 
 def solve_matrix(payoff: ArrayLike, consistent: ConsistentSet | None = None, tolerance: float = 1e-9) -> MatrixSolution:
-    r"""The plan with the best guarantee, :math:`\max_x \min_{m \in U} x^T M m`.
+    r"""The plan with the best worst value, :math:`\max_x \min_{m \in U} x^T M m`.
 
     A pure plan whose worst answer leaves us no better reply is a saddle and ends the search. Otherwise a polytope is
     one linear programme, the dual of the inner minimum joined to the outer maximum: :math:`\max\, v + h \cdot w + k
     \cdot u` subject to :math:`v 1 + H^T w + K^T u \le M^T x`, :math:`u \ge 0`. Any other set is met by cutting planes:
-    the programme over the worst answers found so far, until its value and the guarantee of its plan agree.
+    the programme over the worst answers found so far, until its value and the worst value of its plan agree.
 
     Args:
         payoff: M, what we get, (A, B).
         consistent: U; every distribution if None, and then the value is that of the game.
-        tolerance: How far the guarantee may be below the optimum; linear programmes are as exact as their solver.
+        tolerance: How far the value may be below the optimum; linear programmes are as exact as their solver.
 
     Returns:
-        The plan, the target's worst answer to it and the guarantee, which is evaluated at that answer.
+        The plan, the target's worst answer to it and the value against that answer.
 
     Raises:
         ValueError: If the payoff is no matrix of finite numbers.
@@ -58,10 +58,10 @@ def solve_matrix(payoff: ArrayLike, consistent: ConsistentSet | None = None, tol
         )
     U = Free(M.shape[1]) if consistent is None else consistent
     answers = np.stack([U.worst(row) for row in M])
-    guarantees = (M * answers).sum(1)
-    best = int(guarantees.argmax())
-    if (M @ answers[best]).max() <= guarantees[best] + 1e-13:
-        return MatrixSolution(np.eye(len(M))[best], answers[best], float(guarantees[best]))
+    worsts = (M * answers).sum(1)
+    best = int(worsts.argmax())
+    if (M @ answers[best]).max() <= worsts[best] + 1e-13:
+        return MatrixSolution(np.eye(len(M))[best], answers[best], float(worsts[best]))
     if (rows := U.rows()) is not None:
         return _scored(M, _polytope_plan(M, rows), U)
     columns = list((M @ answers.T).T)
@@ -78,7 +78,7 @@ def solve_matrix(payoff: ArrayLike, consistent: ConsistentSet | None = None, tol
 
 
 def maxmin(payoff: Array) -> tuple[Array, float]:
-    """The plan (A,) with the best guarantee against every column of (A, B), and the programme's value."""
+    """The plan (A,) with the best worst value over the columns of (A, B), and the programme's value."""
     A, B = payoff.shape
     constraint = np.hstack([-payoff.T, np.ones((B, 1))])
     solution = linear_programme(np.append(np.zeros(A), 1.0), constraint, np.append(np.ones(A), 0.0)[None], [1.0], A)
@@ -141,7 +141,7 @@ def _polytope_plan(M: Array, rows: Rows) -> Array:
 
 
 def _scored(M: Array, plan: Array, U: ConsistentSet) -> MatrixSolution:
-    """A plan with its worst answer and its guarantee."""
+    """A plan with its worst answer and the value against it."""
     cost = plan @ M
     answer = U.worst(cost)
     return MatrixSolution(plan, answer, float(cost @ answer))

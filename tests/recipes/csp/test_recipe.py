@@ -59,10 +59,22 @@ def test_a_run_leaves_policies_ladder_figures_and_replays(finished):
     folder, said = finished
     result = json.loads((folder / "result.json").read_text())
     assert [row["policy"] for row in result["rows"]] == ["csp", "bc_first", "rnr p=0.5", "imitation"]
-    assert [step["step"] for step in result["ladder"]] == ["Nash", "guaranteed", "obtained", "best response"]
+    assert [step["step"] for step in result["ladder"]] == [
+        "Nash",
+        "guaranteed",
+        "worst likely",
+        "obtained",
+        "best response",
+    ]
     values = [step["value"] for step in result["ladder"]]
     assert values[0] == pytest.approx(0.3, abs=1e-6)
-    assert values[3] == pytest.approx(0.8499, abs=0.01)
+    assert values[4] == pytest.approx(0.8499, abs=0.01)
+    csp = result["rows"][0]
+    assert values[1] == csp["certified 95 %"]
+    assert [row["how"] for row in result["ladder"] if row["step"] == "guaranteed"] == [
+        "certified 95 %, for a target that does not change"
+    ]
+    assert not any("trained too little" in warning for warning in result["warnings"])  # three iterations part nobody
     for row in result["rows"]:
         assert row["worst against anyone"] <= row["certified 95 %"] + 1e-9
         assert row["certified 95 %"] <= row["worst exact"] + 1e-9
@@ -74,7 +86,8 @@ def test_a_run_leaves_policies_ladder_figures_and_replays(finished):
     page = (folder / "report.html").read_text()
     assert "estimated (optimistic)" in page
     assert "certified 95 %" in page
-    assert "against the worst target that agrees with the data (exact)" in said
+    assert f"CSP is guaranteed {csp['certified 95 %']:.3f} (certified 95 %" in said
+    assert "guaranteed" not in page.replace("CSP is guaranteed", "").replace(">guaranteed<", "")
 
 
 def test_the_consistency_of_the_whole_training_is_kept(finished):
@@ -100,8 +113,38 @@ def test_card_games_are_solved_exactly(tmp_path):
     assert code == 0, complained
     ladder = {row["step"]: row["value"] for row in json.loads((tmp_path / "out/result.json").read_text())["ladder"]}
     assert ladder["Nash"] == pytest.approx(-1 / 18, abs=1e-7)
-    steps = [ladder[name] for name in ("Nash", "guaranteed", "obtained", "best response")]
+    steps = [ladder[name] for name in ("Nash", "worst", "obtained", "best response")]
     assert all(low <= high + 1e-9 for low, high in itertools.pairwise(steps))  # the linear programme rounds
+    assert ladder["Nash"] - 1e-9 <= ladder["guaranteed"] <= ladder["best response"]
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert all(row["certified"] <= row["true"] + 1e-9 for row in result["rows"])
+
+
+def test_baselines_that_need_more_than_a_data_file_are_no_default_with_one(tmp_path):
+    """A game and data of one's own was refused for the imitation that nobody had named."""
+    recipe = {key: value for key, value in TINY.items() if key != "baselines"} | {
+        "data": {"path": str(maze_file(tmp_path))}
+    }
+    code, said, complained = run(tmp_path, recipe, "--check")
+    assert code == 0, complained
+    assert "csp, bc_first, self_play, rnr p=0.5" in said
+
+
+def test_a_target_that_learns_is_reported_before_the_run(tmp_path):
+    episodes = np.arange(60).repeat(4)
+    rng = np.random.default_rng(0)
+    path = maze_file(
+        tmp_path,
+        observation=np.eye(7, dtype=np.float32)[np.tile([0, 1, 3, 5], 60)],
+        action=(rng.random(240) < 0.1 + 0.8 * episodes / 60).astype(int),
+        episode=episodes,
+        t=np.tile(np.arange(4), 60),
+        last=np.tile([False, False, False, True], 60),
+    )
+    recipe = TINY | {"data": {"path": str(path)}, "baselines": ["bc_first"]}
+    code, said, complained = run(tmp_path, recipe, "--check")
+    assert code == 0, complained
+    assert "warning: the target changes over the data (p = 0.001)" in said
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,15 @@ BAD = {
     ),
     "mask": (lambda d: d._replace(action_mask=np.zeros((len(d.t), 2), bool)), "is not legal by its own action_mask"),
     "mask width": (lambda d: d._replace(action_mask=np.ones((len(d.t), 5), bool)), "has 5 columns, but guard has 2"),
+    "another seat": (
+        lambda d: d._replace(seat=np.full(len(d.t), "agent")),
+        "is of the seat 'agent', but the target is",
+    ),
+    "no state": (
+        lambda d: d._replace(observation=d.observation + 0.25),
+        r"the observation in row 0 is .* which guard cannot see in this game; give the rows of guard alone",
+    ),
+    "nobody": (lambda d: d._replace(active=np.zeros(len(d.t), bool)), "no row of the data is active"),
     "empty": (lambda d: TargetData(*(None if x is None else x[:0] for x in d)), "the data hold no step"),
 }
 
@@ -114,6 +123,15 @@ def test_bad_files_get_one_sentence(data, tmp_path):
         (tmp_path / name).write_text("nothing of the kind")
         with pytest.raises(ValueError, match=r"is no \.npz|is no Parquet|neither"):
             load_data(tmp_path / name)
+    for name in ("whole.npz", "whole.parquet"):
+        save_data(tmp_path / name, data)
+        whole = (tmp_path / name).read_bytes()
+        for share in (0.02, 0.5, 0.99):
+            cut = tmp_path / f"cut.{name.split('.')[1]}"
+            cut.write_bytes(whole[: int(share * len(whole))])
+            with pytest.raises(ValueError, match=r"was cut off .*; write it again") as caught:
+                load_data(cut)
+            assert "\n" not in str(caught.value)
     np.savez(tmp_path / "short.npz", observation=data.observation, action=data.action)
     with pytest.raises(ValueError, match="has no episode and no t; required are observation, action, episode, t"):
         load_data(tmp_path / "short.npz")
@@ -122,6 +140,43 @@ def test_bad_files_get_one_sentence(data, tmp_path):
         load_data(tmp_path / "half.npz")
     with pytest.raises(ValueError, match=r"must end in .npz or .parquet"):
         save_data(tmp_path / "data.csv", data)
+
+
+def test_lists_of_uneven_length_get_one_sentence(data, tmp_path):
+    import pandas as pd
+
+    ragged = list(data.observation)
+    ragged[2] = ragged[2][:3]
+    columns = {name: list(column) for name, column in _columns(data).items()} | {"observation": ragged}
+    pd.DataFrame(columns).to_parquet(tmp_path / "ragged.parquet")
+    with pytest.raises(ValueError, match=r"observation has a list of shape \(3,\) in row 2 but of \(7,\) in row 0"):
+        load_data(tmp_path / "ragged.parquet")
+
+
+def test_rows_of_players_that_left_or_wait_are_not_used():
+    """A game of poker: half of the recorded rows are the other player's turns, and say nothing of the target."""
+    pytest.importorskip("pyspiel")
+    from rl.envs.spiel_game import SpielGame
+
+    game = SpielGame("kuhn_poker")
+
+    def uniform(observations, mask, generator):
+        return torch.multinomial(mask[:, 0].float(), 1, generator=generator)
+
+    data = record_target(game, uniform, uniform, 200, torch.Generator().manual_seed(0))
+    turns = data.observation.any(1)
+    assert 0.2 < turns.mean() < 0.8
+    assert np.array_equal(data.active, turns)
+    pairs = data.pairs()
+    assert len(pairs.actions) == turns.sum()
+    assert pairs.observations.any(1).all()
+    assert check_dataset(data, game)[0] == f"{turns.sum()} steps of player_1 in 200 episodes"
+    unmarked = r"all zeros, as of a player that has left or waits .* no column active that says which rows those are"
+    with pytest.raises(ValueError, match=unmarked):
+        check_dataset(data._replace(active=None), game)
+    theirs = record_target(SpielGame("kuhn_poker", ours=1), uniform, uniform, 50, torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="which player_1 cannot see in this game"):
+        check_dataset(theirs._replace(seat=None), game)
 
 
 def _columns(data):

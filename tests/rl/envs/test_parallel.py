@@ -8,6 +8,7 @@ import torch
 from rl.envs.check_game import check_game
 from rl.envs.check_parallel import check_parallel_env
 from rl.envs.parallel import GameAsParallelEnv, ParallelGame
+from rl.envs.petting_zoo import require_parallel
 from rl.envs.pursuit import PredatorPrey
 from rl.envs.sumo import Sumo
 from rl.envs.vault_maze import VaultMaze
@@ -170,8 +171,79 @@ def test_bad_environments_get_one_sentence(options, sentence):
 
 def test_an_environment_that_takes_turns_is_told_how_to_be_converted():
     classic = pytest.importorskip("pettingzoo.classic.rps_v2")
-    with pytest.raises(ValueError, match="aec_to_parallel"):
-        check(classic.env)
+    with pytest.raises(ValueError, match=r"convert it with pettingzoo\.utils\.aec_to_parallel"):
+        require_parallel(classic.env())
+    classic = pytest.importorskip("pettingzoo.classic.tictactoe_v3")
+    with pytest.raises(ValueError, match=r"convert it with pettingzoo\.utils\.turn_based_aec_to_parallel"):
+        require_parallel(classic.env())
+
+
+@pytest.mark.parametrize(("name", "turns"), [("tictactoe_v3", True), ("connect_four_v3", True), ("rps_v2", False)])
+def test_games_of_petting_zoo_that_take_turns_are_played(name, turns):
+    classic = pytest.importorskip(f"pettingzoo.classic.{name}")
+    first, second = classic.env().possible_agents
+    game = ParallelGame(classic.env, [first], [second], horizon=50)
+    assert len(check_game(game)) == 3
+    assert len(check_parallel_env(classic.env, [first], [second], horizon=50, must_end=False)) == 3
+    state = game.reset(2, torch.Generator().manual_seed(0))
+    for t in range(4):
+        active, masks = game.active(state), game.action_mask(state)
+        first, second = (active[seat][:, 0].tolist() for seat in game.seats)
+        assert (first, second) == (([t % 2 == 0] * 2, [t % 2 == 1] * 2) if turns else ([True] * 2, [True] * 2))
+        if turns:
+            waiting = masks[game.seats[(t + 1) % 2]][:, 0]
+            assert waiting.sum(1).tolist() == [1, 1]  # an action that nobody carries out
+        moves = (
+            {seat: torch.full((2, 1), t) for seat in game.seats}
+            if turns
+            else {seat: torch.ones(2, 1, dtype=torch.int64) for seat in game.seats}
+        )
+        state, _, _ = game.step(state, moves, torch.Generator())
+
+
+class Leavers(Duel):
+    """A side of two that shrinks: the second dragon leaves after two of five steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.possible_agents = ["knight", "dragon", "wyvern"]
+
+    def observation_space(self, agent):
+        return gymnasium.spaces.Box(-10, 10, (2,), np.float32)
+
+    def action_space(self, agent):
+        return gymnasium.spaces.MultiDiscrete([2, 3])
+
+    def looks(self):
+        return dict.fromkeys(self.agents, np.full(2, self.score, dtype=np.float32))
+
+    def step(self, actions):
+        assert set(actions) == set(self.agents)
+        assert all(move.shape == (2,) and (move < [2, 3]).all() for move in actions.values())
+        self.time += 1
+        self.score = float(actions["knight"] @ [3, 1])
+        ended = {name: self.time == 5 or (self.time == 2 and name == "wyvern") for name in self.agents}
+        paid = dict.fromkeys(self.agents, self.score)
+        self.agents = [name for name in self.agents if not ended[name]]
+        return self.looks(), paid, ended, dict.fromkeys(ended, False), {agent: {} for agent in ended}
+
+
+def test_agents_that_leave_are_not_active_and_several_choices_are_numbered_through():
+    game = ParallelGame(Leavers, ["knight"], ["dragon", "wyvern"], horizon=7)
+    assert game.n_actions == {"ours": 6, "target": 6}
+    state = game.reset(2, torch.Generator().manual_seed(0))
+    for t in range(5):
+        assert game.active(state)["target"].tolist() == [[True, t < 2]] * 2
+        moves = {"ours": torch.tensor([[t], [5]]), "target": torch.zeros(2, 2, dtype=torch.int64)}
+        state, reward, done = game.step(state, moves, torch.Generator())
+        assert reward.tolist() == [float(3 * (t // 3) + t % 3), 5.0]
+    assert done.all()
+
+
+def test_observations_outside_the_box_are_impossible():
+    game = ParallelGame(Leavers, ["knight"], ["dragon", "wyvern"], horizon=7)
+    seen = torch.tensor([[10.0, -10.0], [10.5, 0.0], [0.0, -11.0]])
+    assert game.impossible("target", seen).tolist() == [False, True, True]
 
 
 class Trio(Duel):

@@ -50,7 +50,9 @@ def test_a_bot_that_rotates_is_read_from_one_match_and_beaten_in_the_next():
 def test_refusals():
     with pytest.raises(ValueError, match="OpenSpiel has no game 'whist'"):
         sequence_form("whist")
-    with pytest.raises(ValueError, match="'matrix_rps' is not a two-player zero-sum game with moves in turn"):
+    with pytest.raises(
+        ValueError, match="the players of 'matrix_rps' move at the same time, but a tree needs moves in turn"
+    ):
         sequence_form("matrix_rps")
     with pytest.raises(ValueError, match="there is no RoShamBo bot 'hal9000'"):
         play_roshambo("hal9000", lambda *_: 0, 3)

@@ -8,6 +8,7 @@ from rl.csp.dataset import check_dataset, record_target
 from rl.envs.check_game import check_game
 from rl.envs.spiel import sequence_form
 from rl.envs.spiel_game import SpielGame
+from rl.exact import solve_extensive
 
 pytest.importorskip("pyspiel")
 
@@ -56,5 +57,65 @@ def test_only_the_player_in_turn_sees_and_chooses():
 def test_refusals():
     with pytest.raises(ValueError, match="our player is 2"):
         SpielGame("kuhn_poker", 2)
-    with pytest.raises(ValueError, match="'matrix_rps' is not a game of two players with moves in turn"):
-        SpielGame("matrix_rps")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("matrix_rps", r"move at the same time, .* play 'turn_based_simultaneous_game\(game=matrix_rps\(\)\)'"),
+        ("bargaining", r"'bargaining' is general-sum, .* play 'zerosum\(game=bargaining\(\)\)'"),
+        ("tiny_hanabi", "pays both players alike"),
+        ("kuhn_poker(players=3)", "is for 3 players, but a target and we are two"),
+        ("chess", "can take 17695 moves, so its tree is too large"),
+        ("coordinated_mp", "gives the players of 'coordinated_mp' no tensor of all that they know"),
+        ("phantom_go", r"can take \d+ moves|has no information states for 'phantom_go'"),
+        ("efg_game", r"does not make 'efg_game' with these parameters"),
+        ("whist", "OpenSpiel has no game 'whist'"),
+    ],
+)
+def test_games_that_cannot_be_played_get_one_true_sentence(name, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        SpielGame(name)
+    assert "\n" not in str(caught.value)
+    assert ". " not in str(caught.value)
+
+
+def test_a_tree_that_is_too_large_is_refused_before_it_is_held(monkeypatch):
+    monkeypatch.setattr("rl.envs.spiel_game.LARGEST", 1000)
+    with pytest.raises(ValueError, match="the tree of 'tic_tac_toe' has more than 1000 histories, too many"):
+        SpielGame("tic_tac_toe")
+
+
+def test_a_game_of_open_information_shows_the_board():
+    """Nim has no information state tensor: it crashed."""
+    game = SpielGame("nim(pile_sizes=1;2)")
+    assert len(check_game(game)) == 3
+    # Who moves second wins the pile of 1 and 2 with best play only if the first errs; misere decides which by size.
+    value = solve_extensive(sequence_form("nim(pile_sizes=1;2)")).value
+    assert abs(value) == pytest.approx(1)
+
+
+def test_the_remedies_that_are_named_work():
+    turns = "turn_based_simultaneous_game(game=matrix_rps())"
+    assert len(check_game(SpielGame(turns))) == 3
+    assert solve_extensive(sequence_form(turns)).value == pytest.approx(0, abs=1e-9)  # the second mover sees nothing
+    dilemma = "turn_based_simultaneous_game(game=zerosum(game=matrix_pd()))"
+    assert len(check_game(SpielGame(dilemma))) == 3
+
+
+def test_a_sequence_form_needs_players_that_remember():
+    with pytest.raises(ValueError, match="forgets what it did on the way to"):
+        sequence_form("dark_hex_ir(board_size=2)")
+
+
+def test_who_waits_is_not_active():
+    game = SpielGame("leduc_poker")
+    state = game.reset(20, torch.Generator().manual_seed(0))
+    for _ in range(3):
+        active, looks = game.active(state), game.observe(state)
+        for seat in game.seats:
+            assert torch.equal(active[seat], looks[seat].any(-1))
+        both = torch.cat(list(active.values()), 1).sum(1)
+        assert torch.equal(both == 1, ~state["done"])
+        moves = {seat: mask.float().argmax(-1) for seat, mask in game.action_mask(state).items()}
+        state, _, _ = game.step(state, moves, torch.Generator().manual_seed(1))

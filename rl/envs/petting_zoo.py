@@ -1,0 +1,149 @@
+"""What an environment of PettingZoo is asked before it is played: its kind, its sides, its spaces, whose turn it is."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_ACTIONS = 1024  # of several discrete choices, numbered through
+
+
+def require_parallel(environment: Any) -> None:
+    """Refuse what is no PettingZoo parallel environment.
+
+    Raises:
+        ValueError: In one sentence that says what it is instead.
+    """
+    if all(
+        hasattr(environment, name) for name in ("possible_agents", "reset", "step", "observation_space", "action_space")
+    ):
+        if not hasattr(environment, "agent_iter"):
+            return
+        converter = "aec_to_parallel" if acts_at_once(environment) else "turn_based_aec_to_parallel"
+        advice = f"it takes turns; convert it with pettingzoo.utils.{converter}"
+    elif isinstance(environment, gymnasium.Env):
+        advice = "it is a Gymnasium environment for one agent"
+    else:
+        advice = "it needs possible_agents, reset, step, observation_space(agent) and action_space(agent)"
+    raise ValueError(f"{type(environment).__name__} is no PettingZoo ParallelEnv: {advice}")
+
+
+def as_parallel(environment: Any) -> Any:
+    """A PettingZoo environment in which all agents act at once: itself, or what its converter makes of it.
+
+    Args:
+        environment: A parallel environment, or one that takes turns.
+
+    Raises:
+        ValueError: If PettingZoo is not installed and the environment takes turns.
+    """
+    if not hasattr(environment, "agent_iter"):
+        return environment
+    try:
+        from pettingzoo.utils import conversions
+    except ImportError as error:
+        raise ValueError(
+            f"{type(environment).__name__} takes turns, and converting it needs PettingZoo, which is not installed: "
+            "pip install 'gapbridge[games]'"
+        ) from error
+    if acts_at_once(environment):
+        return conversions.aec_to_parallel(environment)
+    return conversions.turn_based_aec_to_parallel(environment)
+
+
+def acts_at_once(environment: Any) -> bool:
+    """Whether the turns of an environment are only a way to collect the actions of one moment."""
+    return bool(getattr(environment, "metadata", {}).get("is_parallelizable", False))
+
+
+def in_turn(environment: Any, name: str) -> bool:
+    """Whether an agent is in its episode and, where turns are taken, has the turn."""
+    if name not in environment.agents:
+        return False
+    turns = getattr(environment, "aec_env", None)
+    return turns is None or acts_at_once(turns) or bool(turns.agent_selection == name)
+
+
+def require_seats(environment: Any, agents: Mapping[str, Sequence[str]]) -> None:
+    """Refuse sides that are empty, overlap, leave an agent out or name one that does not exist.
+
+    Raises:
+        ValueError: In one sentence.
+    """
+    known, named = list(environment.possible_agents), [name for names in agents.values() for name in names]
+    for seat, names in agents.items():
+        if isinstance(names, str) or not names:
+            raise ValueError(f"seat '{seat}' is {names!r}, but it must be a list of at least one of {', '.join(known)}")
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"seat '{seat}' has an agent '{name}', which does not exist; there are {', '.join(known)}"
+                )
+    if missing := [name for name in known if name not in named]:
+        raise ValueError(f"{', '.join(missing)} belongs to no seat; put every agent on our side or on the target's")
+    if len(set(named)) < len(named):
+        raise ValueError(f"an agent is on both sides or named twice in {dict(agents)}; every agent has one place")
+
+
+def imported(path: str) -> Callable[..., Any]:
+    """A function by its import path."""
+    module, _, name = path.rpartition(".")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"the environment '{path}' cannot be imported ({error}); give the path of a function, as in "
+            "mpe2.simple_tag_v3.parallel_env"
+        ) from error
+    return found
+
+
+def is_masked(environment: Any, name: str) -> bool:
+    """Whether an agent is told which actions are legal."""
+    space = environment.observation_space(name)
+    return isinstance(space, gymnasium.spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}
+
+
+def look_space(environment: Any, name: str) -> gymnasium.Space[Any]:
+    """What an agent observes, without its mask."""
+    space: gymnasium.Space[Any] = environment.observation_space(name)
+    return space["observation"] if is_masked(environment, name) else space  # type: ignore[index]
+
+
+def flat(space: gymnasium.Space[Any], look: Any) -> NDArray[np.float32]:
+    """A flattened observation."""
+    flat = look if isinstance(space, gymnasium.spaces.Box) else gymnasium.spaces.flatten(space, look)
+    return np.asarray(flat, dtype=np.float32).reshape(-1)
+
+
+def width_of(environment: Any, name: str) -> int:
+    """Length of an agent's flattened observation."""
+    space = look_space(environment, name)
+    if not space.is_np_flattenable:
+        raise ValueError(
+            f"{name} observes {space}, which has no fixed length, so it cannot be flattened; wrap the environment"
+        )
+    return int(gymnasium.spaces.flatdim(space))
+
+
+def action_size(space: gymnasium.Space[Any], name: str) -> tuple[int, int]:
+    """Number of discrete actions and length of real ones, one of them 0."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return int(space.n), 0
+    if isinstance(space, gymnasium.spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        if (joint := int(np.prod(space.nvec.astype(object)))) <= MOST_ACTIONS:
+            return joint, 0
+        raise ValueError(
+            f"{name} acts in {space}, which is {joint} actions when they are numbered through, but at most "
+            f"{MOST_ACTIONS} can be; wrap the environment so that it decides one thing at a time"
+        )
+    if isinstance(space, gymnasium.spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
+        return 0, int(np.prod(space.shape))
+    raise ValueError(
+        f"{name} acts in {space}, but actions must be Discrete, MultiDiscrete or a bounded Box; wrap the environment"
+    )
