@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from distill.batches import check_labels
 from distill.errors import DistillError
 from distill.gathering import world
 from distill.glyphs import Glyphs
-from distill.module import check_labels
 from distill.order import ViewLoader, ViewOrder, view_of
 from distill.regimes import Regime
 from distill.regimes import regime as named_regime

@@ -7,11 +7,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from distill.batches import Batch
 from distill.errors import DistillError
 from distill.functional.chunked import ChunkedLoss, LanguageHead, chunked_kd
 from distill.functional.vocabulary import Vocabulary
 from distill.losses import Outputs, Terms, check_terms
-from distill.networks import Batch
 
 
 def next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:

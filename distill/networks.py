@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.batches import Batch, device_of
 from distill.errors import DistillError
 from distill.losses import Outputs
 from distill.small import NAMES, small_model
 
-Batch = Mapping[str, Tensor]
-Task = Literal["images", "texts", "language"]
 MAPS = 4  # feature maps that hints compare
 
 
@@ -94,9 +93,16 @@ class TextNetwork(nn.Module):
         model: From `AutoModelForSequenceClassification`, or the like.
     """
 
+    order: Tensor | None
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.register_buffer("order", None, persistent=False)
+
+    def read_in(self, order: Sequence[int] | None) -> None:
+        """Give the model's outputs in another order; None gives them as they are, which is how the model keeps them."""
+        self.order = None if order is None else torch.tensor(order)
 
     def forward(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs:
         """Logits, and the masked mean of the last hidden states where `needs` names features."""
@@ -106,7 +112,8 @@ class TextNetwork(nn.Module):
         if "features" in needs:
             mask = inputs["attention_mask"][..., None].to(made.logits.dtype)
             features = (made.hidden_states[-1] * mask).sum(1) / mask.sum(1)
-        return Outputs(made.logits, features, (), batch.get("index"))
+        logits = made.logits if self.order is None else made.logits[:, self.order]
+        return Outputs(logits, features, (), batch.get("index"))
 
     def sizes(self) -> dict[str, Any]:
         """Width of the hidden states."""
@@ -127,7 +134,7 @@ class Frozen:
 
     def __call__(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs:
         """What it says about a batch, in float32; a training's autocast does not apply."""
-        device = batch["labels"].device
+        device = device_of(batch)
         if next(self.network.parameters()).device != device:
             self.network.to(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
