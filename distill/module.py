@@ -190,8 +190,8 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         for name, student in self.students.items():
             with own_stream(device, *stream):  # what one drops does not hang on how many went before it
                 outputs = student(batch, needs[name])
-                if not rows:  # a share of a batch of texts in which nothing is to be predicted
-                    total = total + sum(0.0 * z.sum() for z in (outputs.logits, outputs.features) if z is not None)
+                if not rows and not isinstance(self.losses[name], LanguageLoss):  # texts with nothing to predict
+                    total = total + 0.0 * outputs.logits.sum()
                     continue
                 losses = self.losses[name](outputs, teacher, labels, epoch)
             if pulls:
