@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.batches import check_labels
 from distill.errors import DistillError
-from distill.gathering import world
+from distill.gathering import own_batch
 from distill.glyphs import Glyphs
 from distill.order import ViewLoader, ViewOrder, view_of
 from distill.regimes import Regime
@@ -170,13 +170,7 @@ class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
     @property
     def batch_size(self) -> int:
         """Rows of one batch on one process, so that all together make the regime's batch."""
-        parts = world()[0] * (self.trainer.accumulate_grad_batches if self.trainer else 1)
-        if self.regime.batch_size % parts:
-            raise DistillError(
-                f"a batch of {self.regime.batch_size} does not divide into {parts} parts (processes times accumulated "
-                "batches); change batch_size or the devices"
-            )
-        return self.regime.batch_size // parts
+        return own_batch(self.regime.batch_size, self.trainer.accumulate_grad_batches if self.trainer else 1)
 
     def train_dataloader(self) -> ViewLoader:
         """Views in an order of seed, epoch and rank; incomplete batches are left out."""

@@ -5,12 +5,37 @@ from typing import Any, cast
 import torch
 from torch import Tensor, distributed, nn
 
+from distill.errors import DistillError
+
 
 def world() -> tuple[int, int]:
     """Number of processes and rank of this one; (1, 0) outside of a process group."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size(), distributed.get_rank()
     return 1, 0
+
+
+def own_batch(together: int, accumulated: int = 1) -> int:
+    """Rows of a batch of this process, so that all processes' batches of an update hold a given number.
+
+    Args:
+        together: Rows of an update.
+        accumulated: Batches that a process accumulates for it.
+
+    Raises:
+        DistillError: If the rows do not divide.
+
+    Example:
+        >>> own_batch(64, accumulated=4)
+        16
+    """
+    parts = world()[0] * accumulated
+    if together % parts:
+        raise DistillError(
+            f"a batch of {together} does not divide into {parts} parts (processes times accumulated batches); change "
+            "batch_size or the devices"
+        )
+    return together // parts
 
 
 class Window:
