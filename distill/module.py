@@ -16,13 +16,14 @@ from distill.functional.vocabulary import Vocabulary
 from distill.gathering import Window
 from distill.labels import follow, given_names
 from distill.language import LanguageLoss, LanguageNetwork, next_tokens
-from distill.losses import DistillLoss, Outputs
+from distill.losses import DistillLoss
 from distill.networks import Frozen, ImageNetwork, TextNetwork, image_model, statistics, with_lora
 from distill.optimizers import make_optimizer, make_schedule, own_stream
 from distill.order import ViewLoader
 from distill.regimes import method as published
 from distill.regimes import regime as named_regime
 from distill.scores import Scores, classes_of, score_rows, warn_of
+from distill.terms import Outputs
 
 Model = nn.Module | str
 Network = ImageNetwork | TextNetwork | LanguageNetwork

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from distill.batches import Batch, device_of
 from distill.errors import DistillError
-from distill.losses import Outputs
 from distill.small import NAMES, small_model
+from distill.terms import Outputs
 
 MAPS = 4  # feature maps that hints compare
 
