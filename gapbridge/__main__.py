@@ -1,0 +1,21 @@
+"""The command `gapbridge FILE.yaml`: `python -m recipes.run`, whatever other `recipes` is on the path.
+
+`recipes` is a common name: torchtune installs a package of this name, and a project may have a folder of it. The
+command therefore puts the folder that it was installed in first on the path before it imports the front.
+"""
+
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    """Run the front on the command line's words and return its exit code, see `recipes.run.main`."""
+    home = str(Path(__file__).resolve().parents[1])
+    sys.path[:] = [home, *(entry for entry in sys.path if entry != home)]
+    from recipes.run import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Arguments checked by their own annotations: one mechanism for Python and YAML.
+
+A signature says what it accepts: `Literal["mixed", "score"]`, `Positive`, `Sequence[Count]`, `Share | None`. Calling
+:func:`check_arguments` first in the function refuses everything else in one sentence; the recipe front reads the same
+annotations for its YAML.
+"""
+
+import difflib
+import functools
+import inspect
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+
+class ArgumentError(ValueError):
+    """An argument is wrong; the message says which, the value got and what is accepted.
+
+    Args:
+        name: The argument.
+        message: What is accepted, and the value got.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name = name
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers from `low` to `high`.
+
+    Attributes:
+        low: Lowest number.
+        high: Highest number.
+        above: The lowest number itself is left out.
+        below: The highest number itself is left out.
+
+    >>> print(Range(0, 1, above=True))
+    > 0 and <= 1
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        over = value > self.low if self.above else value >= self.low
+        under = value < self.high if self.below else value <= self.high
+        return math.isfinite(value) and over and under
+
+    def __str__(self) -> str:
+        bounds = [f"{'>' if self.above else '>='} {self.low:g}"] if self.low > -math.inf else []
+        bounds += [f"{'<' if self.below else '<='} {self.high:g}"] if self.high < math.inf else []
+        return " and ".join(bounds)
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+PositiveShare = Annotated[float, Range(0, 1, above=True)]
+ProperShare = Annotated[float, Range(0, 1, below=True)]
+
+
+def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Compare arguments with the annotations of the function that takes them.
+
+    Args:
+        function: The function, such as the `__init__` of a class.
+        values: Its arguments by name, such as `locals()`; other names are left alone.
+
+    Raises:
+        ArgumentError: For the first argument that its annotation does not accept.
+
+    >>> def train(rate: Positive = 0.1, method: Literal["mixed", "score"] = "mixed"): ...
+    >>> check_arguments(train, {"rate": 1e-3, "method": "mixd"})
+    Traceback (most recent call last):
+    gapbridge.arguments.ArgumentError: method: expected one of 'mixed', 'score', got 'mixd'; did you mean 'mixed'?
+    >>> check_arguments(train, {"rate": float("inf")})
+    Traceback (most recent call last):
+    gapbridge.arguments.ArgumentError: rate: expected a finite number > 0, got inf
+    """
+    for name, annotation in _annotations(function).items():
+        if name in values and not accepts(annotation, values[name]):
+            raise ArgumentError(name, refusal(annotation, values[name]))
+
+
+@functools.cache
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(function, include_extras=True)
+    return {name: hints[name] for name in inspect.signature(function).parameters if name in hints}
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Say whether a value fits an annotation; a class that is no plain type accepts what it always did.
+
+    >>> accepts(Sequence[Count], [64, 0]), accepts(Share | None, None), accepts(float, float("nan"))
+    (False, True, False)
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in {Union, types.UnionType}:
+        return any(accepts(member, value) for member in arguments)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    if origin is Annotated:
+        return accepts(arguments[0], value) and all(value in rule for rule in arguments[1:] if isinstance(rule, Range))
+    if annotation in (None, type(None)):
+        return value is None
+    if annotation is bool:
+        return isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if annotation is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
+    if annotation is str:
+        return isinstance(value, str)
+    if origin in {list, tuple, Sequence} and arguments:
+        return not isinstance(value, str) and hasattr(value, "__iter__") and _each(arguments, origin, list(value))
+    return True
+
+
+def _each(arguments: tuple[Any, ...], origin: Any, values: list[Any]) -> bool:
+    if origin is tuple and Ellipsis not in arguments:
+        return len(values) == len(arguments) and all(map(accepts, arguments, values))
+    return all(accepts(arguments[0], value) for value in values)
+
+
+def refusal(annotation: Any, value: Any) -> str:
+    """Return what is expected and what was got, in words."""
+    members = get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else (annotation,)
+    choices = [str(choice) for member in members if get_origin(member) is Literal for choice in get_args(member)]
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    return f"expected {describe(annotation)}, got {value!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+
+
+def describe(annotation: Any) -> str:
+    """Return an annotation in words.
+
+    >>> describe(Sequence[Count]), describe(Share | None)
+    ('a list, each a whole number >= 1', 'a finite number >= 0 and <= 1 or None')
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in {Union, types.UnionType}:
+        return " or ".join(map(describe, arguments))
+    if origin is Literal:
+        return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(map(repr, arguments))}"
+    if origin is Annotated:
+        number = "a whole number" if arguments[0] is int else "a finite number"
+        return " ".join([number, *(str(rule) for rule in arguments[1:] if isinstance(rule, Range))])
+    if origin in {list, tuple, Sequence} and arguments:
+        return f"a list, each {describe(arguments[0])}"
+    words: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "True or False",
+        type(None): "None",
+    }
+    return words.get(annotation) or str(getattr(annotation, "__name__", annotation))
