@@ -137,24 +137,3 @@ class LanguageLoss(nn.Module):
     def _chunked(self, student: Outputs, teacher: Outputs, labels: Tensor, alpha: float) -> ChunkedLoss:
         hidden, other = cast(Tensor, student.features), cast(Tensor, teacher.features).detach()
         return chunked_kd(hidden, student.head, other, teacher.head, labels, alpha=alpha, **self.options)
-
-
-def check_tokenizers(teacher: Any, student: Any) -> None:
-    """Refuse two tokenizers that give a common id different meanings.
-
-    Args:
-        teacher: A tokenizer of transformers.
-        student: Likewise.
-
-    Raises:
-        DistillError: With the first token that differs.
-    """
-    theirs, ours = ({i: token for token, i in t.get_vocab().items()} for t in (teacher, student))
-    common = sorted(theirs.keys() & ours.keys())
-    odd = next((i for i in common if theirs[i] != ours[i]), None)
-    if odd is not None or not common:
-        what = f"id {odd} is {theirs[odd]!r} and {ours[odd]!r}" if odd is not None else "they share no id"
-        raise DistillError(
-            f"the teacher's and the student's tokenizers differ ({what}), so their tokens cannot be compared; give "
-            "models of one tokenizer"
-        )

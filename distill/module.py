@@ -372,7 +372,7 @@ def build(
             rest.setdefault("num_labels", classes)
         try:
             model = cast(nn.Module, getattr(transformers, kinds[task]).from_pretrained(model, **rest))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # the last where its head has other classes
             raise DistillError(f"{model!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     if lora_rank:
         model = with_lora(model, lora_rank, "classifier" if task == "texts" else "lm_head")

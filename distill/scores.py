@@ -52,7 +52,6 @@ class Scores(nn.Module):
         if not rows:
             return {}
         right, chance = float(self.teacher.compute()), commonest / rows
-        self.teacher.reset()
         found = {}
         if right <= chance:
             found["chance"] = (
@@ -61,7 +60,7 @@ class Scores(nn.Module):
             )
         for key, figures in self.of.items():
             accuracy = float(cast(Any, figures)["accuracy"].compute())
-            if accuracy >= right > chance:
+            if accuracy >= right > chance and right < 1:  # none is better than one that is always right
                 found[key] = (
                     f"{key} is right on {accuracy:.3f} of the {stage} rows and the teacher on {right:.3f}: a teacher that "
                     "is no better holds its student back; take a stronger one, or train it longer"
