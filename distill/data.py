@@ -46,6 +46,45 @@ class Images(Dataset[tuple[Any, int]]):
         return Image.fromarray(self.images[index]), self.targets[index]
 
 
+def open_image(path: str) -> Any:
+    """An image file as PIL reads it, upright, of 8 bits a channel.
+
+    A camera's rotation (EXIF) is applied, and 16 bits are brought to 8 by their high byte: PIL's own conversion would cut
+    all that is above 255 to white.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        DistillError: If it cannot be read, with its name.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            image: Any = ImageOps.exif_transpose(file)
+            image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DistillError(f"the image {path} cannot be read ({error}); repair or remove it") from error
+    return eight_bits(image)
+
+
+def eight_bits(image: Any) -> Any:
+    """A PIL image whose channels hold 0 to 255; whole numbers of 16 bits, as PNG and TIFF keep them, lose their low byte.
+
+    Example:
+        >>> from PIL import Image
+        >>> eight_bits(Image.fromarray(np.array([[65535, 256]], np.uint16))).getpixel((1, 0))
+        1
+    """
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    return Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8))
+
+
 class Rows(Dataset[tuple[Any, int]]):
     """Some rows of a data set, in a given order.
 
@@ -161,6 +200,14 @@ class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
             if limit > len(images):
                 raise DistillError(f"{split} has {len(images)} rows, fewer than the {limit} asked for; ask for fewer")
             check_labels(torch.tensor(self.splits[split].targets), self.classes)
+
+    @property
+    def names(self) -> list[str] | None:
+        """Names of the classes in the order of the labels; None where the source has none."""
+        images = self.splits.get("train")
+        while images is not None and not getattr(images, "classes", None):
+            images = getattr(images, "images", None)
+        return None if images is None else list(images.classes)
 
     def item_labels(self) -> list[int]:
         """Class of every training row."""
@@ -316,12 +363,18 @@ def _folder(where: Path) -> dict[str, Any]:
         folder = next((where / name for name in names if (where / name).is_dir()), None)
         if folder is None:
             continue
-        try:
-            made[split] = ImageFolder(str(folder))
-        except FileNotFoundError as error:
+        made[split] = ImageFolder(str(folder), loader=open_image, allow_empty=True)
+        if not made[split].targets:
             raise DistillError(
                 f"data folder {folder} holds no images; put them into one folder a class, as in {folder.name}/cat/1.jpg"
-            ) from error
+            )
+        found = set(made[split].targets)
+        empty = [name for name, number in made[split].class_to_idx.items() if number not in found]
+        if empty and split == "train":
+            raise DistillError(
+                f"the class folders {', '.join(empty[:5])} of {folder} hold no images; put some in, or remove the folders "
+                "from every split"
+            )
         if made[split].classes != made.get("train", made[split]).classes:
             raise DistillError(f"data folder {folder} has other classes than train; give every split the same folders")
     if "train" not in made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -97,7 +98,8 @@ class LanguageLoss(nn.Module):
         super().__init__()
         check_terms(terms)
         soft = [name for name in terms if name != "hard"]
-        if len(soft) > 1 or set(soft) - {"kd", "jsd"}:
+        own = [name for name, given in terms.items() if not isinstance(given, Mapping) or "loss" in given]
+        if len(soft) > 1 or set(soft) - {"kd", "jsd"} or own:
             raise DistillError(
                 f"in chunks a language model learns from hard and one of kd and jsd, got {', '.join(terms)}; set chunk "
                 "to 0 for other losses"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distill.batches import INPUTS, Batch, Task, as_batch, check_labels, device_of, read_labels
 from distill.errors import DistillError
 from distill.functional.vocabulary import Vocabulary
+from distill.compact import stored_classes
 from distill.gathering import Window
 from distill.labels import follow, given_names
 from distill.language import LanguageLoss, LanguageNetwork, next_tokens
@@ -46,7 +47,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         student: A model, the name of one (of timm, or a folder or Hub name of transformers), or several by name. They
             share the teacher's pass; their gradients, clipping and updates do not touch each other.
         teacher: Likewise; None where no term needs one or a cache stands in.
-        terms: Names and options of the losses, see `DistillLoss`; by student where there are several. None takes those
+        terms: Names and options of the losses, or losses of one's own, see `DistillLoss`; by student where there are several. None takes those
             that `method` was published with for the regime.
         method: Of `distill.regimes.method`.
         regime: Of `distill.regimes.REGIMES`.
@@ -72,7 +73,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         self,
         student: Model | dict[str, Model] = "resnet18",
         teacher: Model | None = None,
-        terms: dict[str, dict[str, Any]] | None = None,
+        terms: dict[str, Any] | None = None,
         *,
         method: str = "kd",
         regime: str = "A2",
@@ -94,6 +95,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         super().__init__()
         models = student if isinstance(student, Mapping) else {"student": student}
         held = [k for k, v in (("student", list(models.values())), ("teacher", [teacher])) if _modules(v)]
+        held += ["terms"] if terms is not None and not _plain(terms) else []
         self.save_hyperparameters(ignore=held)
         self.regime = named_regime(regime, changes)
         wanted: Any = terms or published(method, regime)
@@ -147,13 +149,14 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
             follow(network, cast(Any, names), "the teacher", learns=False)
 
     def _loss(
-        self, terms: dict[str, dict[str, Any]], name: str, item_labels: list[int] | None
+        self, terms: dict[str, Any], name: str, item_labels: list[int] | None
     ) -> DistillLoss | LanguageLoss:
         """The losses of a student, with the regime's hard loss where the terms do not say another."""
         if self.task == "language" and self.hparams["chunk"]:
             return LanguageLoss(terms, self.hparams["vocabulary"], self.hparams["chunk"])
         hard = {"kind": self.regime.hard, "reduction": self.regime.hard_reduction, "smoothing": self.regime.smoothing}
-        merged = {term: {**hard, **options} if term == "hard" else options for term, options in terms.items()}
+        plain = isinstance(terms.get("hard"), Mapping) and "loss" not in terms["hard"]
+        merged = {**terms, **({"hard": {**hard, **terms["hard"]}} if plain else {})}
         sizes: dict[str, Any] = {} if item_labels is None else {"item_labels": torch.tensor(item_labels)}
         networks = {"student": self.students[name], **({"teacher": self._teacher.network} if self._teacher else {})}
         for role, network in networks.items():
@@ -168,6 +171,8 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         """What the teacher, or the cache in its place, says about a batch; None without either."""
         if "teacher_logits" in batch:
             return Outputs(batch["teacher_logits"].float())
+        if (compact := stored_classes(batch)) is not None:
+            return Outputs(batch[INPUTS[self.task]].new_empty(0), compact=compact)
         return None if self._teacher is None else self._teacher(batch, needs)
 
     def training_step(self, given: Any, batch_index: int) -> Tensor:
@@ -377,6 +382,13 @@ def build(
     if lora_rank:
         model = with_lora(model, lora_rank, "classifier" if task == "texts" else "lm_head")
     return TextNetwork(model) if task == "texts" else LanguageNetwork(model)
+
+
+def _plain(terms: Any) -> bool:
+    """Whether there are no losses of one's own, which a checkpoint cannot keep among its values."""
+    if isinstance(terms, Mapping):
+        return all(_plain(value) for value in terms.values())
+    return isinstance(terms, str | int | float | bool | list | tuple | None)
 
 
 def _modules(models: list[Any]) -> bool:

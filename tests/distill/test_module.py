@@ -245,7 +245,7 @@ def test_each_network_gets_its_own_normalisation_and_size():
         ({"terms": {"kdd": {}}}, "no loss is called 'kdd'; accepted are hard, kd"),
         ({"terms": {"kd": {"weight": -1.0}}}, "weight of kd is -1.0, but it must be a finite number of at least 0"),
         ({"terms": {"kd": {"temp": 1.0}}}, "kd has no option 'temp'; accepted are weight, ramp"),
-        ({"terms": {"kd": {"temperature": 0.0}}}, "kd: the temperature is 0.0"),
+        ({"terms": {"kd": {"temperature": 0.0}}}, "kd: temperature: expected a finite number > 0, got 0.0"),
         ({"terms": {"kd": {"weight": 0.0}}}, "every weight of kd is 0"),
         ({"regime": "A3"}, "no regime is called 'A3'; accepted are A2, A1, previous_imagenet"),
         ({"changes": {"epoch": 3}}, "a regime has no 'epoch'; did you mean 'epochs'?"),
