@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from distill.cache import Shard, TeacherCache, checksums
+from distill.compact import as_fields
 from distill.draws import Draws
 from distill.errors import DistillError
 from distill.views import ViewDataset
@@ -60,11 +61,14 @@ def fill_cache(
 
 
 class CachedViews(Dataset[dict[str, Any]]):
-    """Views with the teacher's stored logits beside them, under `teacher_logits`, checked pixel by pixel.
+    """Views with the teacher's stored answers beside them, checked pixel by pixel.
+
+    Logits stand under `teacher_logits`, the classes of a compact cache under `teacher_top` or `teacher_sampled`, as
+    `DistillModule` reads them.
 
     Args:
         views: What the student sees; its number of distinct views must be the cache's.
-        cache: Of `logits` or `hidden`.
+        cache: Of any form.
 
     Raises:
         DistillError: If the cache has not one answer for every view.
@@ -88,10 +92,18 @@ class CachedViews(Dataset[dict[str, Any]]):
         for view in {item["view"] for item in items}:
             chosen = [item for item in items if item["view"] == view]
             images = torch.stack([item["images"] for item in chosen])
-            logits = self.cache.logits(view, [item["index"] for item in chosen], images)
-            for item, row in zip(chosen, logits, strict=True):
-                item["teacher_logits"] = row
+            for item, fields in zip(chosen, self._answers(view, [i["index"] for i in chosen], images), strict=True):
+                item.update(fields)
         return items
+
+    def _answers(self, view: int, indices: list[int], images: Tensor) -> list[dict[str, Any]]:
+        """Fields that the cache adds to every item."""
+        form = self.cache.form
+        if form.kind == "top":
+            return as_fields(self.cache.top(view, indices, images), form.temperatures)
+        if form.kind == "sampled":
+            return as_fields(self.cache.sampled(view, indices, images), form.temperatures[:1])
+        return [{"teacher_logits": row} for row in self.cache.logits(view, indices, images)]
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from distill.batches import check_labels
 from distill.errors import DistillError
-from distill.gathering import world
+from distill.gathering import own_batch
 from distill.glyphs import Glyphs
-from distill.module import check_labels
 from distill.order import ViewLoader, ViewOrder, view_of
 from distill.regimes import Regime, regime as named_regime
 
@@ -43,6 +43,45 @@ class Images(Dataset[tuple[Any, int]]):
         from PIL import Image
 
         return Image.fromarray(self.images[index]), self.targets[index]
+
+
+def open_image(path: str) -> Any:
+    """An image file as PIL reads it, upright, of 8 bits a channel.
+
+    A camera's rotation (EXIF) is applied, and 16 bits are brought to 8 by their high byte: PIL's own conversion would cut
+    all that is above 255 to white.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        DistillError: If it cannot be read, with its name.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            image: Any = ImageOps.exif_transpose(file)
+            image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DistillError(f"the image {path} cannot be read ({error}); repair or remove it") from error
+    return eight_bits(image)
+
+
+def eight_bits(image: Any) -> Any:
+    """A PIL image whose channels hold 0 to 255; whole numbers of 16 bits, as PNG and TIFF keep them, lose their low byte.
+
+    Example:
+        >>> from PIL import Image
+        >>> eight_bits(Image.fromarray(np.array([[65535, 256]], np.uint16))).getpixel((1, 0))
+        1
+    """
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    return Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8))
 
 
 class Rows(Dataset[tuple[Any, int]]):
@@ -161,6 +200,14 @@ class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
                 raise DistillError(f"{split} has {len(images)} rows, fewer than the {limit} asked for; ask for fewer")
             check_labels(torch.tensor(self.splits[split].targets), self.classes)
 
+    @property
+    def names(self) -> list[str] | None:
+        """Names of the classes in the order of the labels; None where the source has none."""
+        images = self.splits.get("train")
+        while images is not None and not getattr(images, "classes", None):
+            images = getattr(images, "images", None)
+        return None if images is None else list(images.classes)
+
     def item_labels(self) -> list[int]:
         """Class of every training row."""
         self.setup()
@@ -169,13 +216,7 @@ class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
     @property
     def batch_size(self) -> int:
         """Rows of one batch on one process, so that all together make the regime's batch."""
-        parts = world()[0] * (self.trainer.accumulate_grad_batches if self.trainer else 1)
-        if self.regime.batch_size % parts:
-            raise DistillError(
-                f"a batch of {self.regime.batch_size} does not divide into {parts} parts (processes times accumulated "
-                "batches); change batch_size or the devices"
-            )
-        return self.regime.batch_size // parts
+        return own_batch(self.regime.batch_size, self.trainer.accumulate_grad_batches if self.trainer else 1)
 
     def train_dataloader(self) -> ViewLoader:
         """Views in an order of seed, epoch and rank; incomplete batches are left out."""
@@ -321,12 +362,18 @@ def _folder(where: Path) -> dict[str, Any]:
         folder = next((where / name for name in names if (where / name).is_dir()), None)
         if folder is None:
             continue
-        try:
-            made[split] = ImageFolder(str(folder))
-        except FileNotFoundError as error:
+        made[split] = ImageFolder(str(folder), loader=open_image, allow_empty=True)
+        if not made[split].targets:
             raise DistillError(
                 f"data folder {folder} holds no images; put them into one folder a class, as in {folder.name}/cat/1.jpg"
-            ) from error
+            )
+        found = set(made[split].targets)
+        empty = [name for name, number in made[split].class_to_idx.items() if number not in found]
+        if empty and split == "train":
+            raise DistillError(
+                f"the class folders {', '.join(empty[:5])} of {folder} hold no images; put some in, or remove the folders "
+                "from every split"
+            )
         if made[split].classes != made.get("train", made[split]).classes:
             raise DistillError(f"data folder {folder} has other classes than train; give every split the same folders")
     if "train" not in made:

@@ -5,6 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, distributed, nn
 
+from distill.errors import DistillError
+
 
 def world() -> tuple[int, int]:
     """Number of processes and rank of this one; (1, 0) outside of a process group."""
@@ -13,22 +15,70 @@ def world() -> tuple[int, int]:
     return 1, 0
 
 
-def share_of(count: int, device: torch.device) -> Tensor | float:
-    """This process's part of all rows, times the number of processes; 1 when all have as many.
-
-    A mean over a process's own rows times this has, after DDP's mean over processes, the gradient of the mean over all
-    rows. All processes must call it.
+def own_batch(together: int, accumulated: int = 1) -> int:
+    """Rows of a batch of this process, so that all processes' batches of an update hold a given number.
 
     Args:
-        count: Rows here.
-        device: Where the processes talk.
+        together: Rows of an update.
+        accumulated: Batches that a process accumulates for it.
+
+    Raises:
+        DistillError: If the rows do not divide.
+
+    Example:
+        >>> own_batch(64, accumulated=4)
+        16
     """
-    size, _ = world()
-    if size == 1:
-        return 1.0
-    total = torch.tensor(float(count), device=device)
-    distributed.all_reduce(total)
-    return count * size / total.clamp(min=1.0)
+    parts = world()[0] * accumulated
+    if together % parts:
+        raise DistillError(
+            f"a batch of {together} does not divide into {parts} parts (processes times accumulated batches); change "
+            "batch_size or the devices"
+        )
+    return together // parts
+
+
+class Window:
+    """The batches of one update, weighted so that the update is that of all their rows in one batch on one process.
+
+    A mean over a batch's own rows weighs every batch and process alike, however many rows they hold: right for equal
+    batches, wrong for texts that differ in tokens and for an epoch's last, shorter window. All processes call it alike.
+    """
+
+    def __init__(self) -> None:
+        self._first: Any = None
+        self._sum: Any = 0
+
+    def weight(self, rows: int, batches: int, device: torch.device, *, even: bool) -> Tensor | float:
+        """What to multiply a batch's mean loss with.
+
+        Args:
+            rows: Rows here, which the mean is over.
+            batches: Batches that the Trainer accumulates, by whose number it divides.
+            device: Where the processes talk.
+            even: Whether all processes and batches hold as many rows, but for the shape of the last window.
+        """
+        if even and batches == 1:
+            return 1.0
+        size, _ = world()
+        total: Any = rows
+        if size > 1:
+            total = torch.tensor(float(rows), device=device)
+            distributed.all_reduce(total)
+        if self._first is None:
+            self._first = total.clamp(min=1.0) if isinstance(total, Tensor) else max(total, 1)
+        self._sum = self._sum + total
+        weight: Tensor | float = rows * size / self._first
+        return weight
+
+    def close(self, batches: int) -> Tensor | float:
+        """What to multiply the gradient with before the update; the next window begins."""
+        first, rows = self._first, self._sum
+        self._first, self._sum = None, 0
+        if first is None or batches == 1:
+            return 1.0
+        factor: Tensor | float = batches * first / (rows.clamp(min=1.0) if isinstance(rows, Tensor) else max(rows, 1))
+        return factor
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from distill import functional as L
 from distill.errors import DistillError
 from distill.gathering import GlobalBatchNorm2d, gather, world
 from distill.terms import LogitTerm, Outputs, Term, features_of
+from gapbridge.arguments import Count, NotNegative, Positive, ProperShare, Whole
 
 
 class FitNetHint(Term):
@@ -26,6 +27,7 @@ class FitNetHint(Term):
         Romero et al. (2015), arXiv 1412.6550.
     """
 
+    name = "fitnet"
     needs = "maps"
 
     def __init__(self, student_channels: tuple[int, ...], teacher_channels: tuple[int, ...], level: int = 2) -> None:
@@ -58,9 +60,12 @@ class CorrelationHint(Term):
         Peng et al. (2019), arXiv 1904.01802.
     """
 
+    name = "cc"
     needs = "features"
 
-    def __init__(self, student_width: int, teacher_width: int, width: int = 128, factor: float = 0.02) -> None:
+    def __init__(
+        self, student_width: Count, teacher_width: Count, width: Count = 128, factor: NotNegative = 0.02
+    ) -> None:
         super().__init__()
         self.of_student = nn.Linear(student_width, width)
         self.of_teacher = nn.Linear(teacher_width, width)
@@ -94,6 +99,7 @@ class CRDHint(Term):
         Tian, Krishnan and Isola (2020), arXiv 1910.10699, section 3.1; the memory as in its published code.
     """
 
+    name = "crd"
     needs = "features"
     order: Tensor
     starts: Tensor
@@ -105,14 +111,14 @@ class CRDHint(Term):
 
     def __init__(
         self,
-        student_width: int,
-        teacher_width: int,
+        student_width: Count,
+        teacher_width: Count,
         item_labels: Tensor,
-        width: int = 128,
-        negatives: int = 16384,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-        seed: int = 0,
+        width: Count = 128,
+        negatives: Count = 16384,
+        temperature: Positive = 0.07,
+        momentum: ProperShare = 0.5,
+        seed: Whole = 0,
     ) -> None:
         super().__init__()
         counts = item_labels.bincount()
@@ -195,9 +201,12 @@ class ReviewHint(Term):
         Chen et al. (2021), arXiv 2104.09044, section 3.2 and 3.3.
     """
 
+    name = "review"
     needs = "maps"
 
-    def __init__(self, student_channels: tuple[int, ...], teacher_channels: tuple[int, ...], width: int = 256) -> None:
+    def __init__(
+        self, student_channels: tuple[int, ...], teacher_channels: tuple[int, ...], width: Count = 256
+    ) -> None:
         super().__init__()
         if len(student_channels) != len(teacher_channels):
             raise DistillError(
@@ -249,8 +258,10 @@ class CurriculumTemperature(LogitTerm):
         Li et al. (2023), arXiv 2211.16231.
     """
 
+    name = "ctkd"
+
     def __init__(
-        self, ramp_epochs: float = 10.0, least: float = 1.0, span: float = 20.0, standardised: bool = False
+        self, ramp_epochs: Positive = 10.0, least: Positive = 1.0, span: Positive = 20.0, standardised: bool = False
     ) -> None:
         super().__init__(standardised)
         self.ramp_epochs, self.least, self.span = ramp_epochs, least, span

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from distill.batches import Batch
 from distill.errors import DistillError
 from distill.functional.chunked import ChunkedLoss, LanguageHead, chunked_kd
 from distill.functional.vocabulary import Vocabulary
 from distill.losses import Terms, check_terms
-from distill.networks import Batch
 from distill.terms import Outputs
 
 
@@ -97,7 +98,8 @@ class LanguageLoss(nn.Module):
         super().__init__()
         check_terms(terms)
         soft = [name for name in terms if name != "hard"]
-        if len(soft) > 1 or set(soft) - {"kd", "jsd"}:
+        own = [name for name, given in terms.items() if not isinstance(given, Mapping) or "loss" in given]
+        if len(soft) > 1 or set(soft) - {"kd", "jsd"} or own:
             raise DistillError(
                 f"in chunks a language model learns from hard and one of kd and jsd, got {', '.join(terms)}; set chunk "
                 "to 0 for other losses"
@@ -137,24 +139,3 @@ class LanguageLoss(nn.Module):
     def _chunked(self, student: Outputs, teacher: Outputs, labels: Tensor, alpha: float) -> ChunkedLoss:
         hidden, other = cast(Tensor, student.features), cast(Tensor, teacher.features).detach()
         return chunked_kd(hidden, student.head, other, teacher.head, labels, alpha=alpha, **self.options)
-
-
-def check_tokenizers(teacher: Any, student: Any) -> None:
-    """Refuse two tokenizers that give a common id different meanings.
-
-    Args:
-        teacher: A tokenizer of transformers.
-        student: Likewise.
-
-    Raises:
-        DistillError: With the first token that differs.
-    """
-    theirs, ours = ({i: token for token, i in t.get_vocab().items()} for t in (teacher, student))
-    common = sorted(theirs.keys() & ours.keys())
-    odd = next((i for i in common if theirs[i] != ours[i]), None)
-    if odd is not None or not common:
-        what = f"id {odd} is {theirs[odd]!r} and {ours[odd]!r}" if odd is not None else "they share no id"
-        raise DistillError(
-            f"the teacher's and the student's tokenizers differ ({what}), so their tokens cannot be compared; give "
-            "models of one tokenizer"
-        )

@@ -6,22 +6,32 @@ another (DIST's classes, RKD, CC, MLKD) sees the rows of all processes, so that 
 
 from __future__ import annotations
 
+import functools
 import inspect
-import math
+import sys
 from collections.abc import Mapping
-from typing import Any, Literal
+from importlib.metadata import entry_points
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill import functional as L
 from distill.errors import DistillError
-from distill.functional.checks import check_temperature
 from distill.gathering import gather
+from distill.hard import HardLoss
 from distill.terms import LogitTerm, Outputs, Term, features_of
+from gapbridge.arguments import (
+    ArgumentError,
+    NotNegative,
+    Positive,
+    Share,
+    accepts,
+    check_arguments,
+)
 
-Terms = Mapping[str, Mapping[str, Any]]
+Terms = Mapping[str, Any]  # options by name, or a loss of one's own, see `DistillLoss`
+ENTRY_POINTS = "gapbridge.distill_losses"
 
 
 class KD(LogitTerm):
@@ -32,9 +42,31 @@ class KD(LogitTerm):
         standardised: Compare z-scores of logits.
     """
 
-    def __init__(self, temperature: float = 1.0, standardised: bool = False) -> None:
+    name = "kd"
+
+    def __init__(self, temperature: Positive = 1.0, standardised: bool = False) -> None:
         super().__init__(standardised)
         self.temperature = temperature
+
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """Compare all logits or, where a cache keeps no more, some classes.
+
+        Raises:
+            DistillError: If a cache keeps classes for other temperatures.
+        """
+        if teacher.compact is None:
+            return super().forward(student, teacher, labels)
+        classes, known = teacher.compact
+        if self.temperature not in known or self.standardised:
+            asked = "z-scores" if self.standardised else f"the temperature {self.temperature}"
+            raise DistillError(
+                f"kd asks for {asked}, but the cache keeps classes for the temperatures {', '.join(map(str, known))}; "
+                "write it for those that are asked for"
+            )
+        if isinstance(classes, L.TopClasses):
+            column = known.index(self.temperature)
+            return L.top_kd(student.logits, classes, column=column, temperature=self.temperature)
+        return L.sampled_kd(student.logits, classes, temperature=self.temperature)
 
     def compare(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Forward KL times the squared temperature."""
@@ -43,6 +75,8 @@ class KD(LogitTerm):
 
 class BinaryKD(KD):
     """A KL of Bernoulli variables a class, see `distill.functional.binary_kd`."""
+
+    name = "binary_kd"
 
     def compare(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Sum over classes."""
@@ -60,11 +94,14 @@ class DKD(LogitTerm):
         standardised: Compare z-scores of logits.
     """
 
+    name = "dkd"
+    needs_labels = True
+
     def __init__(
         self,
-        alpha: float = 1.0,
-        beta: float = 2.0,
-        temperature: float = 1.0,
+        alpha: NotNegative = 1.0,
+        beta: NotNegative = 2.0,
+        temperature: Positive = 1.0,
         mixed: Literal["argmax", "partition"] = "argmax",
         standardised: bool = False,
     ) -> None:
@@ -87,8 +124,10 @@ class DIST(LogitTerm):
         standardised: Compare z-scores of logits.
     """
 
+    name = "dist"
+
     def __init__(
-        self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0, standardised: bool = False
+        self, beta: NotNegative = 1.0, gamma: NotNegative = 1.0, temperature: Positive = 1.0, standardised: bool = False
     ) -> None:
         super().__init__(standardised)
         self.beta, self.gamma, self.temperature = beta, gamma, temperature
@@ -107,7 +146,11 @@ class MultiTemperature(LogitTerm):
         standardised: Compare z-scores of logits.
     """
 
-    def __init__(self, temperatures: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0), standardised: bool = False) -> None:
+    name = "mlkd"
+
+    def __init__(
+        self, temperatures: tuple[Positive, ...] = (2.0, 3.0, 4.0, 5.0, 6.0), standardised: bool = False
+    ) -> None:
         super().__init__(standardised)
         self.temperatures = tuple(temperatures)
 
@@ -125,7 +168,9 @@ class JSD(LogitTerm):
         standardised: Compare z-scores of logits.
     """
 
-    def __init__(self, beta: float = 0.5, temperature: float = 1.0, standardised: bool = False) -> None:
+    name = "jsd"
+
+    def __init__(self, beta: Share = 0.5, temperature: Positive = 1.0, standardised: bool = False) -> None:
         super().__init__(standardised)
         self.beta, self.temperature = beta, temperature
 
@@ -142,9 +187,10 @@ class RKD(Term):
         angle: Weight of the angles.
     """
 
+    name = "rkd"
     needs = "features"
 
-    def __init__(self, distance: float = 25.0, angle: float = 50.0) -> None:
+    def __init__(self, distance: NotNegative = 25.0, angle: NotNegative = 50.0) -> None:
         super().__init__()
         self.distance, self.angle = distance, angle
 
@@ -154,62 +200,27 @@ class RKD(Term):
         return L.rkd(s, t, distance=self.distance, angle=self.angle)
 
 
-class HardLoss(nn.Module):
-    """Loss of the labels.
+@functools.cache
+def terms_by_name() -> dict[str, Any]:
+    """Every distillation term by the name that recipes use: this package's, then those of installed packages.
 
-    Args:
-        kind: ce, cross-entropy; or bce, one sigmoid a class.
-        reduction: For bce, mean over batch and classes as in the official code, which makes the term about as many
-            times smaller as there are classes; or sum_classes.
-        smoothing: Label smoothing of class indices; mixed labels are smoothed where they are mixed.
+    A package gives one by an entry point of the group `gapbridge.distill_losses`, which names a class like `Term`.
+
+    Raises:
+        DistillError: If two have one name.
     """
-
-    def __init__(
-        self,
-        kind: Literal["ce", "bce"] = "ce",
-        reduction: Literal["mean", "sum_classes"] = "mean",
-        smoothing: float = 0.0,
-    ) -> None:
-        super().__init__()
-        if kind not in ("ce", "bce") or reduction not in ("mean", "sum_classes"):
-            raise DistillError(
-                f"the hard loss is {kind!r} with reduction {reduction!r}; accepted are 'ce' and 'bce' with 'mean' and "
-                "'sum_classes'"
-            )
-        if not 0 <= smoothing < 1:
-            raise DistillError(f"smoothing is {smoothing}, but it must be from 0 to below 1")
-        self.kind, self.reduction, self.smoothing = kind, reduction, smoothing
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of logits (batch, classes) with labels as in `Term`."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.kind == "ce":
-            smoothing = self.smoothing if labels.ndim == 1 else 0.0
-            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        from timm.loss import BinaryCrossEntropy
-
-        loss: Tensor = BinaryCrossEntropy(self.smoothing, sum_classes=self.reduction == "sum_classes")(logits, labels)
-        return loss
-
-
-def terms_by_name() -> dict[str, type[Term]]:
-    """Every distillation term by the name that recipes use."""
     from distill import hints
 
-    return {
-        "kd": KD,
-        "binary_kd": BinaryKD,
-        "dkd": DKD,
-        "dist": DIST,
-        "mlkd": MultiTemperature,
-        "jsd": JSD,
-        "rkd": RKD,
-        "ctkd": hints.CurriculumTemperature,
-        "fitnet": hints.FitNetHint,
-        "cc": hints.CorrelationHint,
-        "crd": hints.CRDHint,
-        "review": hints.ReviewHint,
-    }
+    found: dict[str, Any] = {}
+    for module in (sys.modules[__name__], hints):
+        for kind in vars(module).values():
+            if isinstance(kind, type) and kind.__module__ == module.__name__ and kind.__dict__.get("name"):
+                found[kind.__dict__["name"]] = kind
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in found or point.name == "hard":
+            raise DistillError(f"the package of {point.value} names its loss {point.name!r}, which is taken; rename it")
+        found[point.name] = point.load()
+    return found
 
 
 class DistillLoss(nn.Module):
@@ -218,27 +229,36 @@ class DistillLoss(nn.Module):
     Args:
         terms: By name, the options of each term: `hard` (the labels) or one of `terms_by_name`; `weight` (1 by
             default, at least 0) is its weight and `ramp` the number of epochs over which the weight rises linearly.
+            A loss of one's own, an object, a function or a class, stands in place of the options or beside them as
+            `loss`; it is called as a `Term` is, and may say by `needs` what it compares.
         sizes: What hints need to know about the two networks (`student_width`, `teacher_width`, `student_channels`,
             `teacher_channels`, `item_labels`); each term takes what its class asks for.
+
+    Raises:
+        DistillError: If a name, an option or a weight is wrong.
 
     Example:
         >>> loss = DistillLoss({"hard": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}})
         >>> outputs = Outputs(torch.tensor([[1.0, 0.0]]))
         >>> {name: round(float(value), 3) for name, value in loss(outputs, outputs, torch.tensor([0])).items()}
         {'hard': 0.031, 'kd': 0.0}
+        >>> own = DistillLoss({"l2": {"loss": lambda s, t, _: (s.logits - t.logits).square().mean(), "weight": 2.0}})
+        >>> own(outputs, Outputs(torch.zeros(1, 2)), None)
+        {'l2': tensor(1.)}
     """
 
     def __init__(self, terms: Terms, sizes: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         check_terms(terms)
-        self.weights = {name: float(options.get("weight", 1.0)) for name, options in terms.items()}
-        self.ramps = {name: float(options.get("ramp", 0.0)) for name, options in terms.items()}
-        self.terms = nn.ModuleDict({name: _build(name, options, sizes or {}) for name, options in terms.items()})
+        chosen = {name: choose(name, given) for name, given in terms.items()}
+        self.weights = {name: made.weight for name, made in chosen.items()}
+        self.ramps = {name: made.ramp for name, made in chosen.items()}
+        self.terms = nn.ModuleDict({name: _build(made, sizes or {}) for name, made in chosen.items()})
 
     @property
     def needs(self) -> set[str]:
         """Fields of `Outputs` that the terms compare; empty where no teacher is needed."""
-        return {term.needs for term in self.terms.values() if isinstance(term, Term)}
+        return {str(getattr(term, "needs", "logits")) for term in self.terms.values() if not isinstance(term, HardLoss)}
 
     @property
     def needs_teacher(self) -> bool:
@@ -246,34 +266,100 @@ class DistillLoss(nn.Module):
         return bool(self.needs)
 
     def forward(
-        self, student: Outputs, teacher: Outputs | None, labels: Tensor, epoch: float = 0.0
+        self, student: Outputs, teacher: Outputs | None, labels: Tensor | None, epoch: float = 0.0
     ) -> dict[str, Tensor]:
         """Every term times its weight, by name; their sum is what to minimise.
 
         Args:
             student: What the student says.
             teacher: What the teacher says; None where only labels count.
-            labels: As in `Term`.
+            labels: As in `Term`; None where there are none.
             epoch: Epochs that have passed, for ramps.
 
         Raises:
-            DistillError: If the teacher is missing or has other classes than the student.
+            DistillError: If the teacher is missing or has other classes than the student, a term lacks labels, or its
+                value is not finite.
         """
-        if self.needs and teacher is None:
-            raise DistillError(f"the terms {', '.join(self.terms)} need a teacher, got none")
-        if "logits" in self.needs and teacher is not None and student.logits.shape != teacher.logits.shape:
-            raise DistillError(
-                f"the student has {student.logits.shape[-1]} classes and the teacher {teacher.logits.shape[-1]}; give "
-                "two networks of the same classes, or terms that compare features"
-            )
+        self._check(student, teacher, labels)
         losses = {}
         for name, term in self.terms.items():
             if isinstance(term, Term):
                 term.epoch = epoch
-            value = term(student.logits, labels) if name == "hard" else term(student, teacher, labels)
+            value = term(student.logits, labels) if isinstance(term, HardLoss) else term(student, teacher, labels)
             ramp = self.ramps[name]
             losses[name] = self.weights[name] * (min(1.0, epoch / ramp) if ramp else 1.0) * value
+        check_values(losses)
         return losses
+
+    def _check(self, student: Outputs, teacher: Outputs | None, labels: Tensor | None) -> None:
+        """Refuse a batch that a term cannot read."""
+        if self.needs and teacher is None:
+            raise DistillError(f"the terms {', '.join(self.terms)} need a teacher, got none")
+        for name, term in self.terms.items():
+            if labels is None and (isinstance(term, HardLoss) or getattr(term, "needs_labels", False)):
+                raise DistillError(f"{name} needs labels, but the batch has none; give labels, or leave {name} out")
+            if teacher is not None and teacher.compact is not None and type(term) not in (HardLoss, KD):
+                raise DistillError(
+                    f"{name} compares all of the teacher's outputs, but the cache keeps some classes; use kd, or a cache "
+                    "of logits"
+                )
+        whole = teacher if teacher is not None and teacher.compact is None else None
+        if "logits" in self.needs and whole is not None and student.logits.shape != whole.logits.shape:
+            raise DistillError(
+                f"the student has {student.logits.shape[-1]} classes and the teacher {whole.logits.shape[-1]}; give "
+                "two networks of the same classes, or terms that compare features"
+            )
+
+
+def check_values(losses: Mapping[str, Tensor]) -> None:
+    """Refuse losses that are NaN or infinite, before they reach any weight.
+
+    Raises:
+        DistillError: With the name of the first.
+    """
+    if not bool(torch.stack([value.detach().float().sum() for value in losses.values()]).isfinite().all()):
+        name, value = next((n, v) for n, v in losses.items() if not bool(v.isfinite().all()))
+        raise DistillError(
+            f"the loss {name} is {float(value)}, from which nothing can be learnt: outputs overflow, as in a training that "
+            "diverged; lower the learning rate, or clip"
+        )
+
+
+class Choice(NamedTuple):
+    """A loss as it was asked for.
+
+    Attributes:
+        loss: A class, an object or a function.
+        options: For a class.
+        weight: At least 0.
+        ramp: Epochs.
+    """
+
+    loss: Any
+    options: dict[str, Any]
+    weight: float
+    ramp: float
+
+
+def choose(name: str, given: Any) -> Choice:
+    """Read what stands under a name in `terms`.
+
+    Raises:
+        DistillError: If no loss is called so.
+    """
+    options = dict(given) if isinstance(given, Mapping) else {"loss": given}
+    weight, ramp = options.pop("weight", 1.0), options.pop("ramp", 0.0)
+    for key, value in (("weight", weight), ("ramp", ramp)):
+        if not accepts(NotNegative, value):
+            raise DistillError(f"{key} of {name} is {value}, but it must be a finite number of at least 0")
+    loss = options.pop("loss", None)
+    if loss is None:
+        loss = HardLoss if name == "hard" else terms_by_name().get(name)
+    if loss is None:
+        raise DistillError(f"no loss is called {name!r}; accepted are hard, {', '.join(terms_by_name())}")
+    if not callable(loss):
+        raise DistillError(f"the loss of {name} is {loss!r}, but it must be a class, an object or a function")
+    return Choice(loss, options, float(weight), float(ramp))
 
 
 def check_terms(terms: Terms) -> None:
@@ -282,37 +368,53 @@ def check_terms(terms: Terms) -> None:
     Raises:
         DistillError: With one sentence.
     """
-    known = terms_by_name()
     if not terms:
-        raise DistillError(f"no loss is given; accepted are hard, {', '.join(known)}")
-    for name, options in terms.items():
-        if name != "hard" and name not in known:
-            raise DistillError(f"no loss is called {name!r}; accepted are hard, {', '.join(known)}")
-        accepted = _options(HardLoss if name == "hard" else known[name])
-        if unknown := sorted(set(options) - accepted - {"weight", "ramp"}):
+        raise DistillError(f"no loss is given; accepted are hard, {', '.join(terms_by_name())}")
+    chosen = {name: choose(name, given) for name, given in terms.items()}
+    for name, made in chosen.items():
+        accepted = _options(made.loss) if isinstance(made.loss, type) else set[str]()
+        if unknown := sorted(set(made.options) - accepted):
             named = ", ".join(("weight", "ramp", *sorted(accepted - set(SIZES))))
             raise DistillError(f"{name} has no option {unknown[0]!r}; accepted are {named}")
-        for key in ("weight", "ramp"):
-            value = options.get(key, 1.0)
-            if not (math.isfinite(value) and value >= 0):
-                raise DistillError(f"{key} of {name} is {value}, but it must be a finite number of at least 0")
-        if "temperature" in options:
+        if isinstance(made.loss, type):
             try:
-                check_temperature(options["temperature"])
-            except ValueError as error:
+                check_arguments(inspect.unwrap(made.loss.__init__), made.options)  # type: ignore[misc]
+            except ArgumentError as error:
                 raise DistillError(f"{name}: {error}") from error
-    if not any(options.get("weight", 1.0) for options in terms.values()):
+    if not any(made.weight for made in chosen.values()):
         raise DistillError(f"every weight of {', '.join(terms)} is 0, so there is nothing to learn; raise one")
 
 
 SIZES = ("student_width", "teacher_width", "student_channels", "teacher_channels", "item_labels")
 
 
-def _options(kind: type[nn.Module]) -> set[str]:
-    return set(inspect.signature(kind.__init__).parameters) - {"self"}
+def _options(kind: type) -> set[str]:
+    return set(inspect.signature(kind.__init__).parameters) - {"self"}  # type: ignore[misc]
 
 
-def _build(name: str, options: Mapping[str, Any], sizes: Mapping[str, Any]) -> nn.Module:
-    kind = HardLoss if name == "hard" else terms_by_name()[name]
-    asked = {key: sizes[key] for key in SIZES if key in _options(kind) and key in sizes}
-    return kind(**asked, **{key: value for key, value in options.items() if key not in ("weight", "ramp")})
+class _Function(Term):
+    """A plain function as a term."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function, self.needs = function, getattr(function, "needs", "logits")
+
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """What the function says."""
+        value: Tensor = self.function(student, teacher, labels)
+        return value
+
+
+def _build(made: Choice, sizes: Mapping[str, Any]) -> nn.Module:
+    loss = made.loss
+    if isinstance(loss, type):
+        needed = inspect.signature(loss.__init__).parameters  # type: ignore[misc]
+        asked = {key: sizes[key] for key in SIZES if key in needed and key in sizes}
+        lacking = [k for k in SIZES if k in needed and needed[k].default is inspect.Parameter.empty and k not in asked]
+        if absent := [key for key in lacking if key not in made.options]:
+            raise DistillError(
+                f"{getattr(loss, 'name', '') or loss.__name__} needs {', '.join(absent)}, which the networks or the data do "
+                "not tell; give them as sizes or options, or use another term"
+            )
+        loss = loss(**asked, **made.options)
+    return loss if isinstance(loss, nn.Module) else _Function(loss)

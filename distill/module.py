@@ -8,23 +8,25 @@ from typing import Any, Literal, cast
 
 import lightning
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
+from distill.batches import INPUTS, Batch, Task, as_batch, check_labels, device_of, read_labels
+from distill.compact import stored_classes
 from distill.errors import DistillError
-from distill.functional.vocabulary import Vocabulary, align_vocabularies
-from distill.gathering import share_of
+from distill.functional.vocabulary import Vocabulary
+from distill.gathering import Window
+from distill.labels import follow, given_names
 from distill.language import LanguageLoss, LanguageNetwork, next_tokens
 from distill.losses import DistillLoss
-from distill.networks import Batch, Frozen, ImageNetwork, Task, TextNetwork, image_model, statistics, with_lora
+from distill.networks import Frozen, ImageNetwork, TextNetwork, image_model, statistics, with_lora
+from distill.optimizers import make_optimizer, make_schedule, own_stream
 from distill.order import ViewLoader
 from distill.regimes import method as published, regime as named_regime
+from distill.scores import Scores, classes_of, score_rows, warn_of
 from distill.terms import Outputs
 
 Model = nn.Module | str
 Network = ImageNetwork | TextNetwork | LanguageNetwork
-FIGURES = ("accuracy", "loss", "agreement", "kl")
 
 
 class DistillModule(lightning.LightningModule):  # type: ignore[misc]
@@ -44,7 +46,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         student: A model, the name of one (of timm, or a folder or Hub name of transformers), or several by name. They
             share the teacher's pass; their gradients, clipping and updates do not touch each other.
         teacher: Likewise; None where no term needs one or a cache stands in.
-        terms: Names and options of the losses, see `DistillLoss`; by student where there are several. None takes those
+        terms: Names and options of the losses, or losses of one's own, see `DistillLoss`; by student where there are several. None takes those
             that `method` was published with for the regime.
         method: Of `distill.regimes.method`.
         regime: Of `distill.regimes.REGIMES`.
@@ -61,13 +63,16 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         item_labels: Class of every training row, for the terms that draw negatives by class.
         chunk: Tokens of a language model whose logits are held at once; 0 computes them all.
         vocabulary: What becomes of token ids that one language model has alone: mask, truncate or zero_mass.
+        labels: Names of the classes of texts in the order of the data's labels: networks whose id2label has them in
+            another order are read in this one, and a teacher of other classes is refused. None takes the first
+            student's own, or else the teacher's.
     """
 
     def __init__(
         self,
         student: Model | dict[str, Model] = "resnet18",
         teacher: Model | None = None,
-        terms: dict[str, dict[str, Any]] | None = None,
+        terms: dict[str, Any] | None = None,
         *,
         method: str = "kd",
         regime: str = "A2",
@@ -84,10 +89,12 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         item_labels: list[int] | None = None,
         chunk: int = 256,
         vocabulary: Vocabulary = "mask",
+        labels: list[str] | None = None,
     ) -> None:
         super().__init__()
         models = student if isinstance(student, Mapping) else {"student": student}
         held = [k for k, v in (("student", list(models.values())), ("teacher", [teacher])) if _modules(v)]
+        held += ["terms"] if terms is not None and not _plain(terms) else []
         self.save_hyperparameters(ignore=held)
         self.regime = named_regime(regime, changes)
         wanted: Any = terms or published(method, regime)
@@ -107,6 +114,8 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         if teacher is not None:
             network = build(teacher, task, classes, size, channels_last, 0, teacher_options or {})
             self._teacher = Frozen(network, getattr(torch, teacher_dtype))
+        if task == "texts":
+            self._follow(labels)
         self.losses = nn.ModuleDict({name: self._loss(by_student[name], name, item_labels) for name in models})
         if compiled:
             for network in (*self.students.values(), *((self._teacher.network,) if self._teacher else ())):
@@ -116,46 +125,56 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
             from timm.utils import ModelEmaV3
 
             self.ema = ModelEmaV3(self.students, decay=self.regime.ema)
-        figures = (*FIGURES, *(("ema_accuracy",) if self.ema else ()))
-        self.metrics = nn.ModuleDict(
-            {
-                f"{stage} {name}": nn.ModuleDict({figure: MeanMetric() for figure in figures})
-                for stage in ("validation", "test")
-                for name in models
-            }
-        )
+        self.metrics = nn.ModuleDict({stage: Scores(models, self.ema is not None) for stage in ("validation", "test")})
+        self.doubts: dict[str, str] = {}
         # Every process makes the hints' memories alike; sending them before each step would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [f"losses.{name}" for name, _ in self.losses.named_buffers()]
+        self._window = Window()
         self._labels_checked = False
         self._pulled = -math.inf
         self._places: list[Any] = []
 
-    def _loss(
-        self, terms: dict[str, dict[str, Any]], name: str, item_labels: list[int] | None
-    ) -> DistillLoss | LanguageLoss:
+    def _follow(self, labels: list[str] | None) -> None:
+        """Let all networks mean the same class by the same position."""
+        teacher = [] if self._teacher is None else [self._teacher.network]
+        told = [
+            given_names(getattr(getattr(n.model, "config", None), "id2label", None))
+            for n in (*cast(Any, self.students).values(), *cast(Any, teacher))
+        ]
+        names = labels or next((found for found in told if found and len(found) == self.classes), None)
+        for name, network in self.students.items() if names else ():
+            follow(network, cast(Any, names), f"student {name}", learns=True)
+        for network in teacher if names else ():
+            follow(network, cast(Any, names), "the teacher", learns=False)
+
+    def _loss(self, terms: dict[str, Any], name: str, item_labels: list[int] | None) -> DistillLoss | LanguageLoss:
         """The losses of a student, with the regime's hard loss where the terms do not say another."""
         if self.task == "language" and self.hparams["chunk"]:
             return LanguageLoss(terms, self.hparams["vocabulary"], self.hparams["chunk"])
         hard = {"kind": self.regime.hard, "reduction": self.regime.hard_reduction, "smoothing": self.regime.smoothing}
-        merged = {term: {**hard, **options} if term == "hard" else options for term, options in terms.items()}
+        plain = isinstance(terms.get("hard"), Mapping) and "loss" not in terms["hard"]
+        merged = {**terms, **({"hard": {**hard, **terms["hard"]}} if plain else {})}
         sizes: dict[str, Any] = {} if item_labels is None else {"item_labels": torch.tensor(item_labels)}
         networks = {"student": self.students[name], **({"teacher": self._teacher.network} if self._teacher else {})}
         for role, network in networks.items():
             sizes |= {f"{role}_{key}": value for key, value in cast(Any, network).sizes().items()}
         return DistillLoss(merged, sizes)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Any) -> Tensor:
         """Logits of the first student, shape (rows, classes)."""
-        return cast(Tensor, next(iter(self.students.values()))(batch).logits)
+        return cast(Tensor, next(iter(self.students.values()))(as_batch(batch, self.task)).logits)
 
     def teacher(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs | None:
         """What the teacher, or the cache in its place, says about a batch; None without either."""
         if "teacher_logits" in batch:
             return Outputs(batch["teacher_logits"].float())
+        if (compact := stored_classes(batch)) is not None:
+            return Outputs(batch[INPUTS[self.task]].new_empty(0), compact=compact)
         return None if self._teacher is None else self._teacher(batch, needs)
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def training_step(self, given: Any, batch_index: int) -> Tensor:
         """The sum of all students' losses."""
+        batch = as_batch(given, self.task)
         labels = self._labels(batch)
         needs = {name: frozenset(cast(Any, loss).needs) for name, loss in self.losses.items()}
         asked = frozenset[str]().union(*(n for name, n in needs.items() if cast(Any, self.losses[name]).needs_teacher))
@@ -166,19 +185,33 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         every = self.hparams["log_gradients_every"]
         pulls = written and every > 0 and step - self._pulled >= every
         self._pulled = step if pulls else self._pulled
-        total = torch.zeros((), device=labels.device)
-        share = share_of(len(labels), labels.device) if self.task == "language" else 1.0  # texts differ in tokens
+        rows, device = len(batch[INPUTS[self.task]]) if labels is None else len(labels), device_of(batch)
+        together = self.trainer.accumulate_grad_batches
+        weight = self._window.weight(rows, together, device, even=self.task != "language")
+        total = torch.zeros((), device=device)
+        stream = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_index)
         for name, student in self.students.items():
-            outputs = student(batch, needs[name])
-            losses = self.losses[name](outputs, teacher, labels, epoch)
+            with own_stream(device, *stream):  # what one drops does not hang on how many went before it
+                outputs = student(batch, needs[name])
+                if not rows and not isinstance(self.losses[name], LanguageLoss):  # texts with nothing to predict
+                    total = total + 0.0 * outputs.logits.sum()
+                    continue
+                losses = self.losses[name](outputs, teacher, labels, epoch)
             if pulls:
                 self._log_gradients(name, outputs, self._apart(name, losses, outputs, teacher, labels))
             loss = torch.stack(list(losses.values())).sum()
             if written:
                 values = {self._key("train", name, k): v.detach() for k, v in {"loss": loss, **losses}.items()}
-                self.log_dict(values, batch_size=len(labels))
-            total = total + share * loss
+                self.log_dict(values, batch_size=rows)
+            total = total + weight * loss
         return total
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Make of the sum over batches the mean over their rows."""
+        factor = self._window.close(self.trainer.accumulate_grad_batches)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradients and (isinstance(factor, Tensor) or factor != 1):
+            torch._foreach_mul_(gradients, factor)
 
     def _apart(self, name: str, losses: dict[str, Tensor], *arguments: Any) -> dict[str, Tensor]:
         """The losses as terms that can be differentiated one by one."""
@@ -211,37 +244,54 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         if self.ema is not None:
             self.ema.update(self.students)
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
+    def validation_step(self, batch: Any, batch_index: int) -> None:
         """Accumulate the figures of a batch."""
         self._evaluate("validation", batch)
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
+    def test_step(self, batch: Any, batch_index: int) -> None:
         """Accumulate the figures of a batch."""
         self._evaluate("test", batch)
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
-        labels, teacher = self._labels(batch), self.teacher(batch)
+    def on_validation_epoch_end(self) -> None:
+        """Doubt a teacher that knows no more than chance at once, and one that is no better than a student at the end."""
+        doubts = cast(Any, self.metrics["validation"]).doubts("validation")
+        if not self.trainer.sanity_checking:
+            last = self.trainer.should_stop or self.current_epoch + 1 == self.trainer.max_epochs
+            warn_of("validation", {k: d for k, d in doubts.items() if last or k == "chance"}, self.doubts)
+
+    def on_test_epoch_end(self) -> None:
+        """Doubt a teacher that is no better than chance or a student."""
+        warn_of("test", cast(Any, self.metrics["test"]).doubts("test"), self.doubts)
+
+    def _evaluate(self, stage: str, given: Any) -> None:
+        batch = as_batch(given, self.task)
+        labels, teacher, scores = self._labels(batch), self.teacher(batch), cast(Any, self.metrics[stage])
+        told = None if teacher is None else teacher.logits
+        if told is not None and labels is not None and (self.task == "language" or told.shape[-1] == self.classes):
+            scores.teach(told, labels)
+            self.log(f"{stage}/teacher_accuracy", scores.teacher, on_epoch=True, batch_size=len(labels))
         for name, student in self.students.items():
             logits = student(batch).logits.float()
-            rows = {
-                "accuracy": (logits.argmax(-1) == labels).float(),
-                "loss": F.cross_entropy(logits, labels, reduction="none"),
-            }
-            if teacher is not None and (self.task == "language" or teacher.logits.shape == logits.shape):
-                rows["agreement"] = (logits.argmax(-1) == teacher.logits.argmax(-1)).float()
-                log_p, log_q = (F.log_softmax(z, -1) for z in align_vocabularies(logits, teacher.logits))
-                rows["kl"] = F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
-            if self.ema is not None:
+            if not len(logits):
+                continue
+            alike = told is not None and (self.task == "language" or told.shape == logits.shape)
+            rows = score_rows(logits, labels, told if alike else None)
+            if self.ema is not None and labels is not None:
                 averaged = self.ema.module[name](batch).logits
-                rows["ema_accuracy"] = (averaged.argmax(-1) == labels).float()
-            metrics = cast(Any, self.metrics[f"{stage} {name}"])
+                rows["ema_accuracy"] = (averaged.argmax(-1) == classes_of(labels)).float()
+            metrics = scores.student(name)
             for figure, values in rows.items():
                 metrics[figure].update(values)
-                self.log(self._key(stage, name, figure), metrics[figure], on_epoch=True, batch_size=len(labels))
+                self.log(self._key(stage, name, figure), metrics[figure], on_epoch=True, batch_size=len(logits))
 
-    def _labels(self, batch: Batch) -> Tensor:
-        labels = next_tokens(batch)[0] if self.task == "language" else batch["labels"]
-        if not self._labels_checked and self.task != "language":  # once: it waits for the device
+    def _labels(self, batch: Batch) -> Tensor | None:
+        if self.task == "language":
+            return next_tokens(batch)[0]
+        labels = batch.get("labels")
+        if labels is None:
+            return None
+        labels = read_labels(labels, len(batch[INPUTS[self.task]]))
+        if not self._labels_checked:  # once: it waits for the device
             self._labels_checked = True
             check_labels(labels, self.classes)
         return labels
@@ -257,41 +307,15 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         return float(self.current_epoch + (batch_index / batches if math.isfinite(batches) else 0.0))
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and schedule of the regime, over the students and the hints' own parameters."""
-        from timm.optim import create_optimizer_v2, param_groups_weight_decay
-        from timm.scheduler import create_scheduler_v2
-
-        regime = self.regime
-        trained = nn.ModuleDict({"students": self.students, "losses": self.losses})
-        if regime.decay == "matrices":
-            spared = [
-                f"students.{name}.model.{parameter}"
-                for name, student in self.students.items()
-                for parameter in getattr(cast(Any, student).model, "no_weight_decay", set)()
-            ]
-            groups: Any = param_groups_weight_decay(trained, regime.weight_decay, no_weight_decay_list=spared)
-        else:
-            groups = [p for p in trained.parameters() if p.requires_grad]
-        optimizer = create_optimizer_v2(
-            groups, regime.optimizer, regime.learning_rate, regime.weight_decay, regime.momentum
-        )
-        per_epoch = regime.schedule_on == "epoch"
+        """The regime's optimizer, one a student with its hints' own parameters, and its schedule."""
+        trained = {
+            name: nn.ModuleDict({"network": self.students[name], "losses": self.losses[name]}) for name in self.students
+        }
+        optimizer = make_optimizer(self.regime, trained)
+        per_epoch = self.regime.schedule_on == "epoch"
         # A run of other length than the regime's keeps the shape of the schedule.
-        length = regime.epochs if per_epoch else int(self.trainer.estimated_stepping_batches)
-        scale = length / regime.epochs
-        self._length = length
-        schedule, _ = create_scheduler_v2(
-            optimizer,
-            regime.schedule,
-            num_epochs=length,
-            decay_milestones=[round(m * scale) for m in regime.milestones],
-            decay_rate=regime.decay_rate,
-            min_lr=regime.min_lr,
-            warmup_lr=regime.warmup_lr,
-            warmup_epochs=round(regime.warmup_epochs * scale),
-            step_on_epochs=per_epoch,
-            updates_per_epoch=1,
-        )
+        self._length = self.regime.epochs if per_epoch else int(self.trainer.estimated_stepping_batches)
+        schedule = make_schedule(self.regime, optimizer, self._length)
         return [optimizer], [{"scheduler": schedule, "interval": "epoch" if per_epoch else "step"}]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -350,38 +374,18 @@ def build(
             rest.setdefault("num_labels", classes)
         try:
             model = cast(nn.Module, getattr(transformers, kinds[task]).from_pretrained(model, **rest))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # the last where its head has other classes
             raise DistillError(f"{model!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     if lora_rank:
         model = with_lora(model, lora_rank, "classifier" if task == "texts" else "lm_head")
     return TextNetwork(model) if task == "texts" else LanguageNetwork(model)
 
 
-def check_labels(labels: Tensor, classes: int) -> None:
-    """Refuse labels that are no classes.
-
-    Args:
-        labels: Class indices (batch,) or distributions (batch, classes).
-        classes: Number of classes.
-
-    Raises:
-        DistillError: With the range found.
-
-    Example:
-        >>> check_labels(torch.tensor([0, 3]), 3)
-        Traceback (most recent call last):
-        distill.errors.DistillError: labels go from 0 to 3, but there are 3 classes, 0 to 2; set classes to 4 or more
-    """
-    if labels.ndim == 2:
-        if labels.shape[1] != classes:
-            raise DistillError(f"labels are distributions over {labels.shape[1]} classes, but there are {classes}")
-        return
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise DistillError(
-            f"labels go from {low} to {high}, but there are {classes} classes, 0 to {classes - 1}; set classes to "
-            f"{high + 1} or more"
-        )
+def _plain(terms: Any) -> bool:
+    """Whether there are no losses of one's own, which a checkpoint cannot keep among its values."""
+    if isinstance(terms, Mapping):
+        return all(_plain(value) for value in terms.values())
+    return isinstance(terms, str | int | float | bool | list | tuple | None)
 
 
 def _modules(models: list[Any]) -> bool:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.batches import Batch, device_of
 from distill.errors import DistillError
 from distill.small import NAMES, small_model
 from distill.terms import Outputs
 
-Batch = Mapping[str, Tensor]
-Task = Literal["images", "texts", "language"]
 MAPS = 4  # feature maps that hints compare
 
 
@@ -23,7 +22,8 @@ class ImageNetwork(nn.Module):
     """A classifier of images in [0, 1]: brings them to its own size, mean and standard deviation first.
 
     Args:
-        model: A timm model, or any module from images to logits (then features and maps cannot be had).
+        model: A timm model, or any module from images to logits, or to a mapping or object with `logits`; its features
+            are then what its last linear layer reads, and maps cannot be had.
         mean: Of every channel, as the model was trained with.
         std: Likewise.
         size: Side that images are resized to; 0 leaves them.
@@ -55,9 +55,18 @@ class ImageNetwork(nn.Module):
         images = ((images - self.mean) / self.std).to(self.mean.dtype)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        rows = batch.get("index")
         if needs <= {"logits"}:
-            return Outputs(self.model(images), rows=batch.get("index"))
+            return Outputs(logits_of(self.model(images)), rows=rows)
         model = cast(Any, self.model)
+        if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
+            if "maps" in needs:
+                raise DistillError(
+                    f"a term compares feature maps, but {type(model).__name__} has no timm forward_intermediates; give a "
+                    "timm model, or terms that compare features or logits"
+                )
+            logits, features = before_head(model, images)
+            return Outputs(logits, features, rows=rows)
         maps: tuple[Tensor, ...] = ()
         if "maps" in needs:
             final, intermediates = model.forward_intermediates(images, indices=map_indices(model), output_fmt="NCHW")
@@ -65,7 +74,7 @@ class ImageNetwork(nn.Module):
         else:
             final = model.forward_features(images)
         features = model.forward_head(final, pre_logits=True)
-        return Outputs(model.forward_head(final), features, maps, batch.get("index"))
+        return Outputs(model.forward_head(final), features, maps, rows)
 
     def sizes(self) -> dict[str, Any]:
         """Width of the pooled features and channels of the maps, where the model tells them."""
@@ -73,9 +82,62 @@ class ImageNetwork(nn.Module):
         made: dict[str, Any] = {}
         if hasattr(model, "num_features"):
             made["width"] = int(getattr(model, "head_hidden_size", model.num_features))
+        elif linear := [m for m in model.modules() if isinstance(m, nn.Linear)]:
+            made["width"] = linear[-1].in_features
         if hasattr(model, "forward_intermediates"):
             made["channels"] = tuple(model.feature_info[i]["num_chs"] for i in map_indices(model))
         return made
+
+
+def logits_of(made: Any) -> Tensor:
+    """Logits among what a model returns.
+
+    Args:
+        made: A tensor, a mapping or object with `logits`, or a tuple or list that begins with them.
+
+    Raises:
+        DistillError: If there are none of shape (batch, classes).
+
+    Example:
+        >>> logits_of({"logits": torch.zeros(2, 3), "loss": None}).shape
+        torch.Size([2, 3])
+    """
+    found = made
+    if not isinstance(found, Tensor):
+        named = made["logits"] if isinstance(made, Mapping) and "logits" in made else getattr(made, "logits", None)
+        found = made[0] if named is None and isinstance(made, tuple | list) and made else named
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        shape = f" of shape {tuple(found.shape)}" if isinstance(found, Tensor) else ""
+        raise DistillError(
+            f"a model returned a {type(made).__name__}{shape}, but it must be logits (batch, classes), or hold them under "
+            "'logits'; wrap the model in a module that does"
+        )
+    return found
+
+
+def before_head(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and what the last linear layer that was called read: the pooled features of a model of any library.
+
+    Raises:
+        DistillError: If that layer does not give the logits.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((inputs[0], output))
+
+    hooks = [layer.register_forward_hook(keep) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    try:
+        logits = logits_of(model(images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen or seen[-1][0].ndim != 2 or seen[-1][1].shape != logits.shape:
+        raise DistillError(
+            f"a term compares features, but {type(model).__name__} has neither timm's forward_features nor a last linear "
+            "layer that gives its logits from them; give terms that compare logits"
+        )
+    return logits, seen[-1][0]
 
 
 def map_indices(model: Any) -> list[int]:
@@ -94,23 +156,39 @@ class TextNetwork(nn.Module):
         model: From `AutoModelForSequenceClassification`, or the like.
     """
 
+    order: Tensor | None
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.register_buffer("order", None, persistent=False)
+
+    def read_in(self, order: Sequence[int] | None) -> None:
+        """Give the model's outputs in another order; None gives them as they are, which is how the model keeps them."""
+        self.order = None if order is None else torch.tensor(order)
 
     def forward(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs:
         """Logits, and the masked mean of the last hidden states where `needs` names features."""
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
-        made = self.model(**inputs, output_hidden_states="features" in needs)
+        made = self.model(**inputs, **({"output_hidden_states": True} if "features" in needs else {}))
         features = None
         if "features" in needs:
-            mask = inputs["attention_mask"][..., None].to(made.logits.dtype)
-            features = (made.hidden_states[-1] * mask).sum(1) / mask.sum(1)
-        return Outputs(made.logits, features, (), batch.get("index"))
+            hidden = getattr(made, "hidden_states", None)
+            if hidden is None:
+                raise DistillError(
+                    f"a term compares features, but {type(self.model).__name__} gives no hidden_states; give a model of "
+                    "transformers, or terms that compare logits"
+                )
+            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[..., None].to(hidden[-1].dtype)
+            features = (hidden[-1] * mask).sum(1) / mask.sum(1)
+        logits = logits_of(made)
+        logits = logits if self.order is None else logits[:, self.order]
+        return Outputs(logits, features, (), batch.get("index"))
 
     def sizes(self) -> dict[str, Any]:
         """Width of the hidden states."""
-        return {"width": cast(Any, self.model).config.hidden_size}
+        config: Any = getattr(self.model, "config", None)
+        return {"width": config.hidden_size} if hasattr(config, "hidden_size") else {}
 
 
 class Frozen:
@@ -127,7 +205,7 @@ class Frozen:
 
     def __call__(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs:
         """What it says about a batch, in float32; a training's autocast does not apply."""
-        device = batch["labels"].device
+        device = device_of(batch)
         if next(self.network.parameters()).device != device:
             self.network.to(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):

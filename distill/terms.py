@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distill import functional as L
 from distill.errors import DistillError
+from gapbridge.arguments import ArgumentError, check_arguments
+
+
+class Compact(NamedTuple):
+    """What a cache keeps of a teacher's logits instead of all.
+
+    Attributes:
+        classes: Of `functional.top_classes` or `functional.sampled_classes`, for the rows of a batch.
+        temperatures: At which they can be compared.
+    """
+
+    classes: L.TopClasses | L.SampledClasses
+    temperatures: tuple[float, ...]
 
 
 class Outputs(NamedTuple):
@@ -20,6 +36,7 @@ class Outputs(NamedTuple):
         maps: Feature maps from fine to coarse, each (batch, channels, height, width), where a term needs them.
         rows: Position of every row in the training set, shape (batch,), where a term needs it.
         head: For language models in chunks, what turns features into logits.
+        compact: Of a teacher of whom a cache keeps some classes only, in place of the logits.
     """
 
     logits: Tensor
@@ -27,18 +44,44 @@ class Outputs(NamedTuple):
     maps: tuple[Tensor, ...] = ()
     rows: Tensor | None = None
     head: Any = None
+    compact: Compact | None = None
+
+
+def checked(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that refuses what its annotations do not accept, with a `DistillError`."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def construct(self: Any, *arguments: Any, **named: Any) -> None:
+        given = signature.bind(self, *arguments, **named).arguments
+        try:
+            check_arguments(init, {key: value for key, value in given.items() if key != "self"})
+        except ArgumentError as error:
+            raise DistillError(f"{getattr(type(self), 'name', '') or type(self).__name__}: {error}") from error
+        init(self, *arguments, **named)
+
+    return construct
 
 
 class Term(nn.Module):
-    """One distillation loss.
+    """One distillation loss. Arguments of a subclass are checked by their annotations, see `gapbridge.arguments`.
 
     Attributes:
+        name: What recipes call it; empty for a loss that is only given as an object.
         needs: The field of `Outputs` that it compares.
+        needs_labels: Whether it has no value for a batch without labels.
         epoch: Epochs that have passed, for what changes over them.
     """
 
+    name: ClassVar[str] = ""
     needs: Literal["logits", "features", "maps"] = "logits"
+    needs_labels: bool = False
     epoch: float = 0.0
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """The loss, a scalar.

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from distill.errors import DistillError
-from distill.gathering import world
+from distill.gathering import own_batch
 from distill.order import ViewLoader, ViewOrder, view_of
 
 
@@ -41,7 +41,7 @@ class TokenData(lightning.LightningDataModule):  # type: ignore[misc]
         files: Text files.
         tokenizer: Folder or Hub name of the tokenizer of teacher and student.
         length: Tokens of a block, at least 2.
-        batch_size: Blocks of one batch on all processes together.
+        batch_size: Blocks of one update, on all processes and in all batches that the Trainer accumulates together.
         blocks: Training blocks to keep; 0 keeps all.
         evaluation_blocks: Of validation and test each; 0 keeps all.
         seed: Of the training order.
@@ -100,13 +100,18 @@ class TokenData(lightning.LightningDataModule):  # type: ignore[misc]
 
     @property
     def batch_size(self) -> int:
-        """Blocks of one batch on one process."""
-        return max(1, self.global_batch // world()[0])
+        """Blocks of one batch on one process, so that those of an update on all processes make the global batch."""
+        return own_batch(self.global_batch, self.trainer.accumulate_grad_batches if self.trainer else 1)
 
     def train_dataloader(self) -> ViewLoader:
         """Blocks in an order of seed, epoch and rank."""
         blocks = self.splits["train"]
-        return ViewLoader(blocks, ViewOrder(len(blocks), self.batch_size, seed=self.seed), drop_last=True)
+        if len(order := ViewOrder(len(blocks), self.batch_size, seed=self.seed)) < self.batch_size:
+            raise DistillError(
+                f"{len(order)} training blocks a process do not fill one batch of {self.batch_size}; give more text or a "
+                "smaller batch_size"
+            )
+        return ViewLoader(blocks, order, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation blocks."""

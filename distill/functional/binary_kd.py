@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.functional.checks import check_logits, check_temperature
+from distill.functional.checks import check_temperature, comparable
 
 
 def binary_kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -22,7 +22,7 @@ def binary_kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> 
         A scalar of at least 0.
 
     Raises:
-        ValueError: If shapes or the temperature do not fit.
+        ValueError: If shapes or the temperature do not fit, or the KL is not defined, see `checks.comparable`.
 
     Example:
         >>> import torch
@@ -32,8 +32,8 @@ def binary_kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> 
     Reference:
         Hao et al. (2023), arXiv 2305.15781, the ablation of soft losses.
     """
-    check_logits(student, teacher)
     check_temperature(temperature)
+    student, teacher = comparable(student, teacher, temperature)
     logits, target = student / temperature, F.softmax(teacher / temperature, -1)
     cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = F.binary_cross_entropy(target, target, reduction="none")

@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.functional.checks import check_temperature
+from distill.functional.checks import (
+    NOTHING,
+    Divergence,
+    check_covered,
+    check_rows,
+    check_temperature,
+    comparable,
+)
 from distill.functional.jsd import check_beta, jsd_gradient, jsd_rows, shares
 from distill.functional.vocabulary import Vocabulary, align_vocabularies, check_alignment
 
@@ -73,6 +80,7 @@ class _Terms(NamedTuple):
     temperature: float
     vocabulary: Vocabulary
     chunk: int
+    plain: bool  # nothing is NaN or masked
 
 
 def chunked_kd(
@@ -116,7 +124,8 @@ def chunked_kd(
         A :class:`ChunkedLoss`; zeros, with gradients of zero, where no token counts.
 
     Raises:
-        ValueError: If shapes, types, labels or a number do not fit.
+        ValueError: If shapes, types, labels or a number do not fit, or the loss is infinite or NaN: ids that a head masks
+            by a bias of -inf count as in :func:`~distill.functional.checks.comparable`.
 
     Example:
         >>> import torch
@@ -162,8 +171,10 @@ def chunked_kd(
         )
     with torch.no_grad():
         teacher_hidden = teacher_hidden[kept]
+    student_hidden = student_hidden[kept]
+    plain = _finite(student_hidden, teacher_hidden, student_head, teacher_head)
     values = _ChunkedKD.apply(
-        student_hidden[kept],
+        student_hidden,
         student_head.weight,
         student_head.bias,
         student_head,
@@ -171,9 +182,14 @@ def chunked_kd(
         teacher_head,
         labels,
         share[kept],
-        _Terms(alpha, beta, temperature, vocabulary, chunk),
+        _Terms(alpha, beta, temperature, vocabulary, chunk, plain),
         torch.is_grad_enabled(),
     )
+    if plain and not bool(torch.stack(values[1:]).isfinite().all()):
+        raise ValueError(
+            "the cross-entropy or the divergence is not finite, though hidden states and heads are: the logits overflow "
+            "float32; a training that diverged makes such weights"
+        )
     return ChunkedLoss(*values)
 
 
@@ -238,6 +254,9 @@ def _block(logits: Tensor, teacher: Tensor, labels: Tensor, terms: _Terms) -> tu
     """Both losses of every row, and the gradient of their balance by the student's logits."""
     temperature = terms.temperature
     student, teacher = align_vocabularies(logits, teacher, vocabulary=terms.vocabulary, beta=terms.beta)
+    if not terms.plain:
+        student, teacher = _masked(logits, student, teacher, labels, terms)
+        logits = logits.clamp(min=NOTHING)
     log_student, log_teacher = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
     soft = temperature**2 * jsd_rows(log_student, log_teacher, terms.beta)
     of_soft = jsd_gradient(log_student, log_teacher, terms.beta)[:, : logits.shape[1]]
@@ -250,6 +269,26 @@ def _block(logits: Tensor, teacher: Tensor, labels: Tensor, terms: _Terms) -> tu
     gradient[torch.arange(len(labels), device=labels.device), labels] -= terms.alpha
     gradient[:, : of_soft.shape[1]] += of_soft
     return hard, soft, gradient
+
+
+def _finite(
+    student_hidden: Tensor, teacher_hidden: Tensor, student_head: LanguageHead, teacher_head: LanguageHead
+) -> bool:
+    """Whether all numbers of the counted tokens and of both heads are finite, by their sums."""
+    parts = [student_hidden, teacher_hidden, *student_head[:2], *teacher_head[:2]]
+    sums = [part.detach().sum(dtype=torch.float32) for part in parts if part is not None]
+    return bool(torch.stack(sums).isfinite().all())
+
+
+def _masked(logits: Tensor, student: Tensor, teacher: Tensor, labels: Tensor, terms: _Terms) -> tuple[Tensor, Tensor]:
+    """Aligned logits without infinities, after the refusals that a head with masked ids, of bias -inf, calls for."""
+    if terms.alpha > 0:
+        check_rows(logits, "student")
+        check_covered(logits, F.one_hot(labels, logits.shape[1]), "student", "label's")
+    if terms.alpha == 1:  # the teacher has no share in the loss
+        return student.nan_to_num(0, 0, NOTHING), student.nan_to_num(0, 0, NOTHING)
+    divergence: Divergence = "forward" if terms.beta == 0 else "reverse" if terms.beta == 1 else "bounded"
+    return comparable(student, teacher, terms.temperature, divergence)
 
 
 def _product(first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:

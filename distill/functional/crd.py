@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from distill.functional.checks import check_finite
+
 
 def crd(positive: Tensor, negative: Tensor, items: int) -> Tensor:
     r"""Noise-contrastive loss of one positive against K negatives a row.
@@ -36,6 +38,7 @@ def crd(positive: Tensor, negative: Tensor, items: int) -> Tensor:
         )
     if items < 1:
         raise ValueError(f"the memory has {items} items; it needs at least 1")
+    check_finite(positive, negative, "scores")
     log_noise = torch.log(positive.new_tensor(negative.shape[1] / items))
     of_positive = positive - torch.logaddexp(positive, log_noise)
     of_negative = log_noise - torch.logaddexp(negative, log_noise)

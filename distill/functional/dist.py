@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.functional.checks import check_logits, check_temperature
+from distill.functional.checks import check_temperature, comparable, without_masked
 
 
 def dist(
@@ -31,7 +31,8 @@ def dist(
         A scalar, 0 where all rows and columns correlate fully.
 
     Raises:
-        ValueError: If shapes or the temperature do not fit.
+        ValueError: If shapes or the temperature do not fit, or logits are NaN or +inf. A class that both networks mask
+            (-inf) in every row does not count.
 
     Example:
         >>> import torch
@@ -42,8 +43,8 @@ def dist(
     Reference:
         Huang et al. (2022), "Knowledge distillation from a stronger teacher", arXiv 2205.10536, equations 6 to 10.
     """
-    check_logits(student, teacher)
     check_temperature(temperature)
+    student, teacher = without_masked(*comparable(student, teacher, temperature, "bounded"))
     student, teacher = F.softmax(student / temperature, -1), F.softmax(teacher / temperature, -1)
     return temperature**2 * (
         beta * relation_distance(student, teacher) + gamma * relation_distance(student.T, teacher.T)

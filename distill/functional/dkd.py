@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.functional.checks import check_logits, check_temperature
+from distill.functional.checks import NOTHING, check_temperature, comparable
 
 
 def dkd(
@@ -41,7 +41,7 @@ def dkd(
         A scalar of at least 0.
 
     Raises:
-        ValueError: If shapes, labels, the temperature or `mixed` do not fit.
+        ValueError: If shapes, labels, the temperature or `mixed` do not fit, or the KL is not defined, see `checks.comparable`.
 
     Example:
         >>> import torch
@@ -52,14 +52,15 @@ def dkd(
     Reference:
         Zhao et al. (2022), "Decoupled knowledge distillation", arXiv 2203.08679, equations 4 to 7.
     """
-    check_logits(student, teacher)
     check_temperature(temperature)
+    student, teacher = comparable(student, teacher, temperature)
     targets = target_classes(labels, student.shape, mixed)
     log_student, log_teacher = (F.log_softmax(z / temperature, -1) for z in (student, teacher))
     rest_student, rest_teacher = _log_rest(log_student, targets), _log_rest(log_teacher, targets)
     gap = log_teacher - log_student
     target_part = (log_teacher.exp() * gap * targets).sum(-1) + rest_teacher.exp() * (rest_teacher - rest_student)
-    inner = (log_teacher - rest_teacher[:, None]).exp().masked_fill(targets, 0.0)
+    nobody = rest_teacher < NOTHING / (2 * temperature)  # all but the targets are masked: nothing to tell of the rest
+    inner = (log_teacher - rest_teacher[:, None]).exp().masked_fill(targets | nobody[:, None], 0.0)
     rest_part = (inner * (gap - (rest_teacher - rest_student)[:, None])).sum(-1)
     return temperature**2 * (alpha * target_part + beta * rest_part).mean()
 
@@ -81,6 +82,8 @@ def target_classes(labels: Tensor, shape: torch.Size, mixed: str) -> Tensor:
     if mixed not in ("argmax", "partition"):
         raise ValueError(f"mixed is {mixed!r}; accepted are 'argmax' and 'partition'")
     if labels.shape == shape and labels.is_floating_point():
+        if bool(labels.isnan().any()):
+            raise ValueError("label distributions hold NaN; give entries of at least 0 that add up to 1")
         if mixed == "partition":
             return labels > labels.min(-1, keepdim=True).values
         labels = labels.argmax(-1)

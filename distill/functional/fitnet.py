@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.functional.checks import check_finite
+
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error of features of one shape.
@@ -15,7 +17,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
         A scalar of at least 0.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ or a number is not finite.
 
     Example:
         >>> import torch
@@ -30,4 +32,5 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
             f"features have shapes {tuple(student.shape)} and {tuple(teacher.shape)}, but both must be the teacher's: "
             "map the student's features first"
         )
+    check_finite(student, teacher)
     return F.mse_loss(student, teacher)

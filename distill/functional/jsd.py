@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.functional.checks import check_logits, check_temperature
+from distill.functional.checks import Divergence, check_logits, check_temperature, comparable
 
 
 def generalised_jsd(
@@ -29,7 +29,7 @@ def generalised_jsd(
         A scalar of at least 0; 0 with a gradient of 0 where all weights are 0.
 
     Raises:
-        ValueError: If shapes, beta, the temperature or the weights do not fit.
+        ValueError: If shapes, beta, the temperature or the weights do not fit, or the divergence is infinite or NaN.
 
     Example:
         >>> import torch
@@ -44,6 +44,14 @@ def generalised_jsd(
     check_logits(student, teacher)
     check_temperature(temperature)
     check_beta(beta)
+    if weight is not None:  # what does not count may hold anything
+        weight = shares(weight, len(student))
+        kept = weight > 0
+        student, teacher, weight = student[kept], teacher[kept], weight[kept]
+        if not len(student):
+            return student.sum()
+    divergence: Divergence = "forward" if beta == 0 else "reverse" if beta == 1 else "bounded"
+    student, teacher = comparable(student, teacher, temperature, divergence)
     log_student, log_teacher = (F.log_softmax(z / temperature, -1) for z in (student, teacher))
     return temperature**2 * weighted_mean(jsd_rows(log_student, log_teacher, beta), weight)
 

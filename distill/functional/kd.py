@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.functional.checks import check_logits, check_temperature
+from distill.functional.checks import check_temperature, comparable
 
 
 def kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -21,7 +21,7 @@ def kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
         A scalar of at least 0, exactly 0 where the two distributions agree.
 
     Raises:
-        ValueError: If shapes or the temperature do not fit.
+        ValueError: If shapes or the temperature do not fit, or the KL is not defined, see `checks.comparable`.
 
     Example:
         >>> import torch
@@ -32,8 +32,8 @@ def kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
         Hinton, Vinyals and Dean (2015), "Distilling the knowledge in a neural network", arXiv 1503.02531, section 2;
         Hao et al. (2023), "Revisit the power of vanilla knowledge distillation", arXiv 2305.15781.
     """
-    check_logits(student, teacher)
     check_temperature(temperature)
+    student, teacher = comparable(student, teacher, temperature)
     log_student = F.log_softmax(student / temperature, -1)
     log_teacher = F.log_softmax(teacher / temperature, -1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)

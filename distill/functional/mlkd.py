@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.functional.checks import check_logits
+from distill.functional.checks import check_temperature, comparable, without_masked
 from distill.functional.kd import kd
 
 
@@ -28,7 +28,8 @@ def multi_temperature(
         A scalar of at least 0.
 
     Raises:
-        ValueError: If shapes do not fit or no temperature is given.
+        ValueError: If shapes do not fit, no temperature is given, or the KL is not defined, see `checks.comparable`. A
+            class that both networks mask (-inf) in every row does not count.
 
     Example:
         >>> import torch
@@ -38,9 +39,11 @@ def multi_temperature(
     Reference:
         Jin, Wang and Lin (2023), "Multi-level logit distillation", CVPR 2023, equations 3 to 8.
     """
-    check_logits(student, teacher)
     if not temperatures:
         raise ValueError("temperatures is empty; give at least one, as in (2.0, 4.0)")
+    for temperature in temperatures:
+        check_temperature(temperature)
+    student, teacher = without_masked(*comparable(student, teacher, max(temperatures)))
     batch, classes = student.shape
     terms = []
     for temperature in temperatures:

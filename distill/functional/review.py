@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.functional.checks import check_finite
+
 
 def hierarchical_context(student: Tensor, teacher: Tensor, *, grids: tuple[int, ...] = (4, 2, 1)) -> Tensor:
     r"""Mean squared errors of two feature maps, whole and pooled to ever coarser grids, halving the weight each time.
@@ -19,7 +21,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor, *, grids: tuple[int, 
         A scalar of at least 0.
 
     Raises:
-        ValueError: If the shapes differ or are no feature maps.
+        ValueError: If the shapes differ or are no feature maps, or a number is not finite.
 
     Example:
         >>> import torch
@@ -34,6 +36,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor, *, grids: tuple[int, 
             f"feature maps have shapes {tuple(student.shape)} and {tuple(teacher.shape)}, but both must be (batch, "
             "channels, height, width)"
         )
+    check_finite(student, teacher, "feature maps")
     loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
     for grid in grids:
         if grid >= student.shape[-2]:

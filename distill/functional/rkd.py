@@ -36,10 +36,16 @@ def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: floa
         Park et al. (2019), "Relational knowledge distillation", arXiv 1904.05068, equations 4 to 8.
     """
     check_features(student, teacher, rows=3)
-    teacher = teacher.detach()
+    student, teacher = _in_range(student), _in_range(teacher.detach())
     return distance * F.smooth_l1_loss(_distances(student), _distances(teacher)) + angle * F.smooth_l1_loss(
         _angles(student), _angles(teacher)
     )
+
+
+def _in_range(features: Tensor) -> Tensor:
+    """Features over their largest, which no distance or angle tells from the features, so that no square overflows."""
+    largest = features.detach().abs().max()
+    return features / torch.where(largest > 0, largest, torch.ones_like(largest))
 
 
 def _distances(features: Tensor) -> Tensor:

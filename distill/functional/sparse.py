@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.functional.checks import check_temperature
+from distill.functional.checks import NOTHING, check_covered, check_rows, check_temperature
 from distill.functional.jsd import weighted_mean
 
 Tail = Literal["zero", "ghost"]
@@ -63,6 +63,7 @@ def top_classes(logits: Tensor, k: int, temperatures: Sequence[float] = (1.0,)) 
         raise ValueError(f"k is {k}, but of {logits.shape[-1]} classes 1 to {logits.shape[-1] - 1} can be kept")
     for temperature in temperatures:
         check_temperature(temperature)
+    check_rows(logits, "teacher")
     values, ids = logits.float().topk(k, -1)
     others = logits.float().scatter(-1, ids, -torch.inf)
     rest = torch.stack([(others / temperature).logsumexp(-1) for temperature in temperatures], -1)
@@ -100,11 +101,14 @@ def sampled_classes(
             f"sampling needs at least 1 draw, an exponent above 0 and one place a row, got {draws}, {exponent} and "
             f"places of shape {tuple(places.shape)} for logits of shape {tuple(logits.shape)}"
         )
+    check_rows(logits, "teacher")
     log_p = F.log_softmax(logits.double() / temperature, -1)
     log_q = F.log_softmax(exponent * log_p, -1)
     steps = log_q.exp().cumsum(-1)
     points = (places.double()[:, None] + torch.arange(draws, device=logits.device)) / draws
-    ids = torch.searchsorted(steps, points * steps[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
+    likely = (log_q > -torch.inf) * torch.arange(logits.shape[-1], device=logits.device)
+    last = likely.amax(-1, keepdim=True)  # where rounding leads beyond the last class that has any mass
+    ids = torch.searchsorted(steps, points * steps[:, -1:], right=True).minimum(last)
     weights = (log_p.gather(-1, ids) - log_q.gather(-1, ids)).exp() / draws
     return SampledClasses(ids.int(), weights.float())
 
@@ -143,14 +147,25 @@ def top_kd(
         raise ValueError(f"tail is {tail!r}; accepted are 'zero' and 'ghost'")
     if not 0 <= column < teacher.rest.shape[-1]:
         raise ValueError(f"column is {column}, but {teacher.rest.shape[-1]} temperatures are stored")
-    ids, softened = teacher.ids.long(), student / temperature
+    student, kept = _counted(student, weight)
+    teacher, weight = TopClasses(*(part[kept] for part in teacher)), None if weight is None else weight[kept]
+    if not len(student):
+        return student.sum()
+    ids, masked = teacher.ids.long(), student.isneginf()
+    softened = student.clamp(min=NOTHING) / temperature
     known = softened.gather(-1, ids) - softened.logsumexp(-1, keepdim=True)
     stored = teacher.logits.to(softened.dtype) / temperature
+    others_count = student.shape[-1] - ids.shape[-1]
     if tail == "ghost":
         others = softened.scatter(-1, ids, torch.finfo(softened.dtype).min).logsumexp(-1, keepdim=True)
         known = torch.cat([known, others - softened.logsumexp(-1, keepdim=True)], -1)
         stored = torch.cat([stored, teacher.rest[:, column, None].to(softened.dtype)], -1)
-    log_teacher = F.log_softmax(stored, -1)
+    if bool(masked.any()):
+        alone = masked.gather(-1, ids)
+        if tail == "ghost":
+            alone = torch.cat([alone, (masked.sum(-1, keepdim=True) - alone.sum(-1, keepdim=True)) == others_count], -1)
+        check_covered(torch.where(alone, -torch.inf, 0.0), stored.softmax(-1), "student", "forward")
+    log_teacher = F.log_softmax(stored.clamp(min=NOTHING), -1)
     return temperature**2 * weighted_mean((log_teacher.exp() * (log_teacher - known)).sum(-1), weight)
 
 
@@ -180,8 +195,23 @@ def sampled_kd(
     """
     check_temperature(temperature)
     _check_rows(student, teacher.ids)
+    student, kept = _counted(student, weight)
+    teacher, weight = SampledClasses(*(part[kept] for part in teacher)), None if weight is None else weight[kept]
+    if not len(student):
+        return student.sum()
+    if bool(student.isneginf().any()):
+        drawn = torch.zeros_like(student).scatter_add(-1, teacher.ids.long(), teacher.weights.to(student.dtype))
+        check_covered(student, drawn, "student", "forward")
     known = F.log_softmax(student / temperature, -1).gather(-1, teacher.ids.long())
     return temperature**2 * weighted_mean(-(teacher.weights.to(known.dtype) * known).sum(-1), weight)
+
+
+def _counted(student: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | slice]:
+    """Student's rows of a weight above 0, in float32 or wider and checked, and which they are."""
+    kept: Tensor | slice = slice(None) if weight is None else weight > 0
+    student = student[kept].to(torch.promote_types(student.dtype, torch.float32))
+    check_rows(student, "student")
+    return student, kept
 
 
 def _check_rows(student: Tensor, ids: Tensor) -> None:

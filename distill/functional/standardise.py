@@ -15,7 +15,8 @@ def standardise(logits: Tensor, eps: float = 1e-7) -> Tensor:
         eps: Added to the standard deviation (of n - 1 degrees of freedom).
 
     Returns:
-        Logits of the same shape; a constant row becomes 0 with no gradient.
+        Logits of the same shape; a constant row becomes 0 with no gradient. Masked classes (-inf) do not count and stay
+            as they are.
 
     Example:
         >>> import torch
@@ -25,8 +26,11 @@ def standardise(logits: Tensor, eps: float = 1e-7) -> Tensor:
     Reference:
         Sun et al. (2024), "Logit standardization in knowledge distillation", arXiv 2403.01427, algorithm 1.
     """
-    centred = logits - logits.mean(-1, keepdim=True)
-    square = centred.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1)
+    masked = logits.isneginf()
+    live = (~masked).sum(-1, keepdim=True)
+    known = logits.masked_fill(masked, 0)
+    centred = (known - known.sum(-1, keepdim=True) / live.clamp(min=1)).masked_fill(masked, 0)
+    square = centred.square().sum(-1, keepdim=True) / (live - 1).clamp(min=1)
     varies = square > 0
     deviation = torch.where(varies, square, torch.ones_like(square)).sqrt() * varies
-    return centred / (deviation + eps)
+    return (centred / (deviation + eps)).masked_fill(masked, -torch.inf)

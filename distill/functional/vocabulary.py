@@ -5,8 +5,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.functional.checks import NOTHING
+
 Vocabulary = Literal["mask", "truncate", "zero_mass"]
-_NOTHING = -1e30  # a logit of no probability: finite, so that 0 times a difference of logarithms stays 0
 
 
 def align_vocabularies(
@@ -42,7 +43,7 @@ def align_vocabularies(
     if extra == 0:
         return student, teacher
     if vocabulary == "zero_mass":
-        return F.pad(student, (0, max(extra, 0)), value=_NOTHING), F.pad(teacher, (0, max(-extra, 0)), value=_NOTHING)
+        return F.pad(student, (0, max(extra, 0)), value=NOTHING), F.pad(teacher, (0, max(-extra, 0)), value=NOTHING)
     common = min(student.shape[-1], teacher.shape[-1])
     return student[..., :common], teacher[..., :common]
 

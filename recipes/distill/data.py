@@ -40,29 +40,37 @@ def data_module(recipe: Recipe, changes: Mapping[str, Any], cache: Path | None =
 def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:
     from transformers import AutoTokenizer
 
-    from distill.language import check_tokenizers
+    from distill.gathering import own_batch
+    from distill.tokenizers import check_tokenizers
     from recipes.data.text_module import TextDataModule
 
     names = [n.model for n in (recipe.teacher, recipe.student) if n.model]
     places = [str(resolve_model(name)) for name in dict.fromkeys(names)]
     if len(places) > 1:
         check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places))
-    made = load_task(task, recipe.seed)
-    return TextDataModule(
-        made, places[-1], batch_size=training.batch_size, max_length=recipe.data.length, seed=recipe.seed
-    )
+
+    class Texts(TextDataModule):
+        """A text task whose batch is that of an update, on all processes and accumulated batches together."""
+
+        def train_dataloader(self) -> Any:
+            self.batch_size = own_batch(training.batch_size, self.trainer.accumulate_grad_batches)
+            return super().train_dataloader()
+
+    made, evaluated = load_task(task, recipe.seed), 2 * training.batch_size
+    options: dict[str, Any] = {"batch_size": training.batch_size, "eval_batch_size": evaluated}
+    return Texts(made, places[-1], max_length=recipe.data.length, seed=recipe.seed, **options)
 
 
 def _files(recipe: Recipe, training: Regime) -> Any:
     from transformers import AutoTokenizer
 
-    from distill.language import check_tokenizers
+    from distill.tokenizers import check_tokenizers
     from distill.tokens import TokenData
 
     names = list(dict.fromkeys(n.model for n in (recipe.teacher, recipe.student) if n.model))
     places = [str(smollm2() if name == "shipped:smollm2" else resolve_model(name)) for name in names]
     if len(places) > 1:
-        check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places))
+        check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places), special=False)
     data = recipe.data
     python = data.path == "python"
     root = Path(sysconfig.get_path("stdlib")) if python else Path(data.path).expanduser()

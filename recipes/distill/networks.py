@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,13 +40,42 @@ def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> 
     return build(name, recipe.kind, classes, size, recipe.channels_last, rank, options)
 
 
-def save_network(made: Any, target: Path) -> None:
-    """Write the weights as network.safetensors, and a transformers model as its own folder beside them."""
+def saved_beside(recipe: Recipe, data: Any) -> dict[str, Any]:
+    """What a network needs beside its weights to be used elsewhere: the tokenizer, or names of the images' classes.
+
+    Args:
+        recipe: The recipe.
+        data: Its data module.
+    """
+    if recipe.kind == "images":
+        return {"labels": getattr(data, "names", None)}
+    from transformers import AutoTokenizer
+
+    place = recipe.student.model
+    place = str(smollm2() if place == "shipped:smollm2" else resolve_model(place))
+    return {"tokenizer": AutoTokenizer.from_pretrained(place)}
+
+
+def save_network(made: Any, target: Path, beside: dict[str, Any]) -> None:
+    """Write the weights as network.safetensors, and what else makes them of use.
+
+    A transformers model is its own folder `model` with its tokenizer, which `pipeline` loads, its classes named in its
+    configuration; beside a network of images stand its classes in `labels.json` where the data names them.
+
+    Args:
+        made: The network.
+        target: A folder.
+        beside: Of `saved_beside`.
+    """
     from safetensors.torch import save_model
 
     target.mkdir(parents=True, exist_ok=True)
     if hasattr(made.model, "save_pretrained"):
         made.model.save_pretrained(target / "model")
+        if beside.get("tokenizer") is not None:
+            beside["tokenizer"].save_pretrained(target / "model")
+    if beside.get("labels"):
+        (target / "labels.json").write_text(json.dumps(beside["labels"]) + "\n", encoding="utf-8")
     save_model(made.model, str(target / "network.safetensors"))
 
 

@@ -19,10 +19,11 @@ from distill.regimes import Regime, regime
 from recipes.data import wheels
 from recipes.data.models import check_model
 from recipes.data.smollm2 import describe_smollm2
-from recipes.data.sources import check_task, load_task
+from recipes.data.sources import check_task
+from recipes.distill.classes import check_classes, class_names
 from recipes.distill.data import data_module
 from recipes.distill.grid import check_grid, run_grid
-from recipes.distill.networks import load_network, network, save_network, told
+from recipes.distill.networks import load_network, network, save_network, saved_beside, told
 from recipes.distill.schema import GLYPH, Network, Recipe
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
@@ -43,6 +44,7 @@ def check(recipe: Recipe) -> Iterator[str]:
             partial(_check_terms, recipe),
             partial(_check_data, recipe),
             *(partial(_check_network, recipe, role, network) for role, network in networks.items()),
+            *([partial(check_classes, recipe)] if _named(recipe) else []),
         ]
     )
     if recipe.grid is not None:
@@ -53,6 +55,11 @@ def check(recipe: Recipe) -> Iterator[str]:
         f"plan: {', '.join(recipe.methods)} under {recipe.regime}: {training.epochs} epochs, {training.batch_size} "
         f"rows an update, {training.optimizer} at {training.learning_rate}, {training.schedule}; {training.source}"
     )
+
+
+def _named(recipe: Recipe) -> bool:
+    """Whether a teacher is taken as it is, with classes of its own that have names."""
+    return recipe.data.task is not None and bool(recipe.teacher.model) and not recipe.teacher.train
 
 
 def _check_terms(recipe: Recipe) -> str:
@@ -114,10 +121,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         return
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     with told(RunError):
-        classes = recipe.data.classes
-        if recipe.data.task is not None:
-            classes = len(load_task(recipe.data.task, recipe.seed).labels)
-        teacher, rows = _teacher(recipe, folder, classes)
+        labels = class_names(recipe)
+        classes = len(labels) if labels else recipe.data.classes
+        teacher, rows = _teacher(recipe, folder, classes, labels)
         data = data_module(recipe, recipe.changes, folder.path / "cache" if recipe.teacher.views else None)
         terms = {name: recipe.terms(name) for name in recipe.methods}
         negatives = any("crd" in chosen for chosen in terms.values())
@@ -138,6 +144,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             item_labels=data.item_labels() if negatives else None,
             chunk=recipe.chunk,
             vocabulary=recipe.vocabulary,
+            labels=labels,
         )
         if recipe.teacher.views:
             data.fill(module._teacher, recipe.teacher.model)
@@ -146,18 +153,23 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     rows += [{"student": name, **_figures(tested, name, len(terms))} for name in terms]
     if trainer.is_global_zero:
         for name in terms:
-            save_network(module.students[name], folder.path / "students" / name)
+            save_network(module.students[name], folder.path / "students" / name, saved_beside(recipe, data))
     by_name = {row["student"]: row for row in rows}
     for name in terms:
         if {"teacher", "ce"} <= set(by_name) and name != "ce":
             low, high = by_name["ce"]["accuracy"], by_name["teacher"]["accuracy"]
             by_name[name]["gap_closed"] = (by_name[name]["accuracy"] - low) / (high - low) if high > low else None
     told_rows = [f"{row['student']} {row['accuracy']:.3f}" for row in rows]
-    folder.finish({"rows": by_name}, {"Test rows": rows}, summary=f"Test accuracy: {', '.join(told_rows)}.")
+    doubts = list(module.doubts.values())
+    tables = {"Test rows": rows, **({"Warnings": [{"warning": doubt} for doubt in doubts]} if doubts else {})}
+    folder.finish({"rows": by_name, "warnings": doubts}, tables, summary=f"Test accuracy: {', '.join(told_rows)}.")
 
 
-def _teacher(recipe: Recipe, folder: RunFolder, classes: int) -> tuple[Any, list[dict[str, Any]]]:
+def _teacher(
+    recipe: Recipe, folder: RunFolder, classes: int, labels: list[str] | None
+) -> tuple[Any, list[dict[str, Any]]]:
     """The teacher, trained where the recipe says so, and its row of the table."""
+    from distill.labels import follow
     from distill.module import DistillModule
 
     if not recipe.teacher.model:
@@ -165,6 +177,8 @@ def _teacher(recipe: Recipe, folder: RunFolder, classes: int) -> tuple[Any, list
     changes = recipe.changes | recipe.teacher.changes
     made = network(recipe, recipe.teacher, classes, student=False)
     data = data_module(recipe, changes)
+    if labels and not recipe.teacher.train:
+        follow(made, labels, "the teacher", learns=False)
     module = DistillModule(
         made,
         terms={"hard": {}},
@@ -173,6 +187,7 @@ def _teacher(recipe: Recipe, folder: RunFolder, classes: int) -> tuple[Any, list
         task=recipe.kind,
         classes=classes,
         chunk=recipe.chunk,
+        labels=labels,
     )
     saved = folder.path / "teacher" / "network.safetensors"
     if recipe.teacher.train and saved.is_file():
@@ -181,7 +196,7 @@ def _teacher(recipe: Recipe, folder: RunFolder, classes: int) -> tuple[Any, list
     elif recipe.teacher.train:
         trainer = fit(recipe, module, data, folder, "teacher", regime(recipe.regime, changes))
         if trainer.is_global_zero:
-            save_network(module.students["student"], saved.parent)
+            save_network(module.students["student"], saved.parent, saved_beside(recipe, data))
     else:
         trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
     tested = trainer.test(module, datamodule=data, verbose=False)[0]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from distill.errors import DistillError
 from distill.regimes import Regime, method, regime
 from recipes.data.task_source import TaskSource
 from recipes.fields import FieldError, check_name, check_positive, check_range, check_unique
 from recipes.running.trainer import TrainerConfig
+
+if TYPE_CHECKING:
+    from recipes.distill.schema import Recipe
 
 
 @dataclass

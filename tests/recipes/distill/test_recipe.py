@@ -14,7 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from distill.small import small_model
 from tests.recipes import tiny
 
-SHIPPED = Path(tiny.ROOT) / "recipes"
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*right on .* of the (validation|test) rows.*"
+)  # tiny teachers are weak
+SHIPPED = Path(tiny.ROOT) / "recipes" / "distill"
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +303,72 @@ def test_a_student_with_other_classes_than_its_teacher_is_refused(world):
         (world.folder / "three" / name).write_bytes((world.base / name).read_bytes())
     teacher = {"model": str(world.folder / "three"), "options": {"num_labels": 3}}
     done = world.run(texts(world, teacher=teacher), "classes")
-    assert done.code == 1
-    assert "the student has 2 classes and the teacher 3" in done.err
+    assert done.code == 2
+    assert "three tells 3 classes apart, but the data has 2: glad, sad; give a teacher of these" in done.err
     assert torch.isfinite(three.classifier.weight).all()
+
+
+def saved_teacher(world, name, labels, seed=0, **more):
+    """A teacher as anyone saves one: plain transformers, trained on the task with labels in an order of its own."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    place = world.folder / name
+    named = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(world.base, num_labels=2, **named)
+        tokenizer = AutoTokenizer.from_pretrained(world.base)
+        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+        order = more.get("order", labels)
+        rows = tiny.sentences("mood", 150)
+        for _ in range(4):
+            for i in range(0, len(rows), 30):
+                batch = tokenizer([text for text, _ in rows[i : i + 30]], padding=True, return_tensors="pt")
+                wanted = torch.tensor([order.index(label) for _, label in rows[i : i + 30]])
+                optimizer.zero_grad()
+                model(**batch, labels=wanted).loss.backward()
+                optimizer.step()
+        model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+    return {"model": str(place)}
+
+
+def test_a_teacher_with_its_classes_in_another_order_is_read_by_name(world):
+    from transformers import pipeline
+
+    teacher = saved_teacher(world, "reversed", ["sad", "glad"])
+    checked = world.run(texts(world, teacher=teacher), "by_name", "--check")
+    assert checked.code == 0
+    assert "teacher's classes: glad, sad, brought into this order by name" in checked.out
+    recipe = texts(world, teacher=teacher, student={"model": str(world.base)})
+    recipe["changes"]["epochs"] = 5
+    done = world.run(recipe, "by_name")
+    assert done.code == 0, done.err
+    found = rows(world, "by_name")
+    assert found["teacher"]["accuracy"] > 0.9
+    assert found["kd"]["accuracy"] > 0.8
+    student = pipeline("text-classification", str(world.folder / "by_name/students/kd/model"))
+    texts_, labels = zip(*tiny.sentences("mood", 40, seed=9), strict=True)
+    said = [answer["label"] for answer in student(list(texts_))]
+    assert sum(a == b for a, b in zip(said, labels, strict=True)) > 32
+
+
+def test_a_teacher_of_other_classes_is_refused_before_anything_runs(world):
+    teacher = saved_teacher(world, "others", ["happy", "unhappy"], order=["glad", "sad"])
+    done = world.run(texts(world, teacher=teacher), "others_out", "--check")
+    assert done.code == 2
+    assert "teacher.model: the teacher knows the classes happy, unhappy, but the data has glad, sad" in done.err
+    renamed = {**teacher, "options": {"id2label": {"0": "glad", "1": "sad"}, "label2id": {"glad": 0, "sad": 1}}}
+    assert world.run(texts(world, teacher=renamed), "others_out", "--check").code == 0
+
+
+def test_a_teacher_without_names_in_another_order_is_doubted(world):
+    teacher = saved_teacher(world, "unnamed", None, order=["sad", "glad"])
+    done = world.run(texts(world, teacher=teacher), "doubted", "--check")
+    assert "without common names, taken in the order glad, sad" in done.out
+    with pytest.warns(UserWarning, match="no more than always giving their commonest label"):
+        world.run(texts(world, teacher=teacher), "doubted")
+    found = json.loads((world.folder / "doubted/result.json").read_text())
+    assert found["rows"]["teacher"]["accuracy"] < 0.1
+    assert "the teacher is right on 0.0" in " ".join(found["warnings"])
+    assert "no more than always giving" in (world.folder / "doubted/report.html").read_text()

@@ -1,0 +1,42 @@
+"""Some classes of a teacher's logits as they travel in a batch, from a cache to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.batches import Batch
+from distill.functional.sparse import SampledClasses, TopClasses
+from distill.terms import Compact
+
+KEYS = {"teacher_top": TopClasses, "teacher_sampled": SampledClasses}
+_TEMPERATURES = "teacher_temperatures"
+
+
+def as_fields(classes: TopClasses | SampledClasses, temperatures: Sequence[float]) -> list[dict[str, Any]]:
+    """Fields of the items of a batch, which a loader stacks.
+
+    Args:
+        classes: Of some rows.
+        temperatures: At which they can be compared.
+
+    Returns:
+        A mapping a row.
+    """
+    key = next(key for key, kind in KEYS.items() if isinstance(classes, kind))
+    known = torch.tensor(tuple(temperatures), dtype=torch.float64)
+    parts: dict[str, Tensor] = classes._asdict()
+    rows = range(len(classes.ids))
+    return [{key: {name: part[row] for name, part in parts.items()}, _TEMPERATURES: known} for row in rows]
+
+
+def stored_classes(batch: Batch) -> Compact | None:
+    """What a batch of such items holds; None for other batches."""
+    fields: Any = batch
+    for key, kind in KEYS.items():
+        if key in fields:
+            return Compact(kind(**fields[key]), tuple(fields[_TEMPERATURES][0].tolist()))
+    return None
