@@ -39,7 +39,7 @@ _TOKENIZER = (
     "sentencepiece",
     "chat_template",
 )
-_BUNDLED = ("routed_layers", "attaching", "twin_parts", "twin_mixin", "modeling_twin")
+_BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "twin_parts", "twin_mixin", "modeling_twin")
 
 
 def save(

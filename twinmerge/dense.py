@@ -65,7 +65,7 @@ def stock_view(twin: Any) -> Any:
             for name in [n for n in ADDED if hasattr(module, n)]:
                 delattr(module, name)
             module.__class__ = type(module).__bases__[1]
-    for name in ("mixture", "tasks", "router", "heads", "_accepted"):
+    for name in ("mixture", "tasks", "router", "heads", "_accepted", "_checked"):
         delattr(model, name)
     model.__class__ = type(twin).__bases__[1]
     return model
