@@ -9,7 +9,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from twinmerge.routed_layers import ADDED, FactoredLayer, RoutedAny, RoutedConv1D, RoutedLayer, RoutedNorm
+from twinmerge.routed_layers import (
+    ADDED,
+    FactoredLayer,
+    RoutedAny,
+    RoutedBatchNorm,
+    RoutedConv1D,
+    RoutedLayer,
+    RoutedNorm,
+    stored,
+)
 
 
 def mixed_differences(twin: nn.Module, row: Tensor) -> dict[str, Tensor]:
@@ -20,10 +29,10 @@ def mixed_differences(twin: nn.Module, row: Tensor) -> dict[str, Tensor]:
         row: shape (experts,).
 
     Returns:
-        Parameter name -> difference, float32 (float64 where the factors are).
+        Parameter (or running statistic) -> difference, float32 (float64 where the factors are).
     """
     return {
-        ".".join(filter(None, (name, leaf))): difference.reshape(module.get_parameter(leaf).shape)
+        ".".join(filter(None, (name, leaf))): difference.reshape(stored(module, leaf).shape)
         for name, module in twin.named_modules()
         if isinstance(module, RoutedLayer)
         for leaf, difference in _differences(module, row)
@@ -42,6 +51,11 @@ def _differences(module: RoutedLayer, row: Tensor) -> Iterator[tuple[str, Tensor
             yield "bias", row.to(up) @ wide(module.experts_bias)
     elif isinstance(module, RoutedNorm):
         for leaf, stack in (("weight", module.experts_weight), ("bias", module.experts_bias)):
+            if stack is not None:
+                yield leaf, row.to(wide(stack)) @ wide(stack)
+    elif isinstance(module, RoutedBatchNorm):
+        stacks = (module.experts_weight, module.experts_bias, module.experts_mean, module.experts_var)
+        for leaf, stack in zip(("weight", "bias", "running_mean", "running_var"), stacks, strict=True):
             if stack is not None:
                 yield leaf, row.to(wide(stack)) @ wide(stack)
     elif isinstance(module, RoutedAny):
@@ -96,7 +110,7 @@ def densify(twin: Any, weights: Mapping[str, float]) -> Any:
     model = copy.deepcopy(stock_view(twin))
     changed: set[int] = set()
     for name, difference in differences.items():
-        parameter = model.get_parameter(name)
+        parameter = stored(model, name)
         if id(parameter) not in changed:  # a tied parameter is met under each of its names
             parameter.data = (parameter.data.to(difference.dtype) + difference).to(parameter.dtype)
         changed.add(id(parameter))

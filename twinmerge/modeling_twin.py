@@ -17,6 +17,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .attaching import statistics
 from .twin_mixin import TwinMixin, TwinOutput, attach
 from .twin_parts import Head, Router, masked_mean
 
@@ -46,6 +47,7 @@ def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, 
         names = [name for name in shared if name.startswith(f"{module}.")]
         if missing := [name for name in names if name not in left] or not names:
             raise ValueError(f"{folder} lacks {missing} of the module '{module}' that its configuration names.")
+        left = {k: v for k, v in left.items() if k.rpartition(".")[2] != "num_batches_tracked"}
         for name in names:
             difference = left.pop(name).double() - shared[name].detach().double().cpu()
             if difference.any():
@@ -95,7 +97,7 @@ def assemble(model: nn.Module, folder: Path) -> Any:
         raise ValueError(
             f"{folder} has twin format {card['format_version']}, and this code reads up to {FORMAT_VERSION}; update it."
         )
-    shared = dict(model.named_parameters(remove_duplicate=False))
+    shared = {**dict(model.named_parameters(remove_duplicate=False)), **statistics(model)}
     experts = [read_expert(folder / "experts" / task, shared, card["ranks"][task]) for task in card["tasks"]]
     router = None
     if card["router"] is not None:
