@@ -24,7 +24,7 @@ from benchmarks.common import Figure, write_results
 from twinmerge import check_routing, merge
 from twinmerge.layouts import probe_inputs
 
-EXPERTS, ROWS, LIMIT = 3, 3, 20_000_000
+EXPERTS, ROWS, LIMIT = 3, 4, 10_000_000
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "dim", "n_embd", "emb_dim", "embed_dim", "embedding_size"), 32),
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers"), 2),
@@ -45,7 +45,7 @@ OWN: dict[str, dict[str, Any]] = {
     "big_bird": {"block_size": 4, "attention_type": "original_full"},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": True, "position_buckets": 8},
-    "funnel": {"block_sizes": [1, 1], "d_inner": 48, "d_model": 32, "n_head": 2, "d_head": 16},
+    "funnel": {"num_hidden_layers": None, "num_layers": None, "block_sizes": [1, 1], "d_inner": 48, "d_model": 32, "n_head": 2, "d_head": 16},
     "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "image_size": 32, "patch_size": 4},
     "swinv2": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "image_size": 32, "patch_size": 4},
     "donut-swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "image_size": 32, "patch_size": 4},
@@ -62,30 +62,33 @@ OWN: dict[str, dict[str, Any]] = {
     "segformer": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2]},
     "cvt": {"embed_dim": [8, 16, 16], "depth": [1, 1, 1], "num_heads": [1, 2, 2]},
     "van": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]},
-    "hiera": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "image_size": [64, 64]},
+    "hiera": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "image_size": [64, 64], "patch_size": None},
     "levit": {"hidden_sizes": [16, 16, 16], "num_attention_heads": [1, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8], "image_size": 64},
     "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 16, "hidden_size": 32, "num_feedforward_networks": 1, "num_attention_heads": 2},
-    "reformer": {"attn_layers": ["local", "local"], "axial_pos_shape": [4, 4], "axial_pos_embds_dim": [16, 16], "local_attn_chunk_length": 4, "attention_head_size": 16, "feed_forward_size": 48, "is_decoder": False},
     "squeezebert": {"q_groups": 2, "k_groups": 2, "v_groups": 2, "post_attention_groups": 1, "intermediate_groups": 2, "output_groups": 2, "embedding_size": 32},
     "convbert": {"embedding_size": 32, "head_ratio": 1},
-    "canine": {"downsampling_rate": 2, "local_transformer_stride": 4, "num_hash_buckets": 64, "local_transformer_stride_": 4},
+    "canine": {"downsampling_rate": 2, "local_transformer_stride": 4, "num_hash_buckets": 64},
     "albert": {"embedding_size": 16},
     "electra": {"embedding_size": 32},
     "xlm": {"emb_dim": 32},
     "mobilevit": {"hidden_sizes": [8, 12, 16], "neck_hidden_sizes": [4, 8, 8, 12, 12, 16, 32], "image_size": 64, "patch_size": 2, "num_attention_heads": 2},
     "mobilevitv2": {"image_size": 64, "patch_size": 2, "width_multiplier": 0.125},
-    "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 64, "image_size": 64},
+    "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320, "image_size": 64},
     "efficientformer": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "image_size": 64},
     "swiftformer": {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16], "image_size": 64},
     "mobilenet_v1": {"depth_multiplier": 0.25, "image_size": 64},
     "mobilenet_v2": {"depth_multiplier": 0.25, "image_size": 64},
+    "lilt": {"hidden_size": 24, "channel_shrink_ratio": 2},
+    "luke": {"entity_vocab_size": 20, "entity_emb_size": 16},
+    "mluke": {"entity_vocab_size": 20, "entity_emb_size": 16},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "perceiver": {"num_latents": 4, "d_latents": 16, "d_model": 32, "num_self_attends_per_block": 2, "num_self_attention_heads": 2, "num_cross_attention_heads": 2},
     "wav2vec2": {"conv_dim": [16, 16], "conv_kernel": [10, 4], "conv_stride": [5, 4], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
     "xlnet": {"d_model": 32, "n_head": 2, "n_layer": 2, "d_inner": 48},
     "layoutlmv3": {"coordinate_size": 5, "shape_size": 6, "has_spatial_attention_bias": True, "input_size": 32},
     "layoutlm": {"max_2d_position_embeddings": 32},
     "yoso": {"use_expectation": True},
-    "nystromformer": {"segment_means_seq_len": 8, "num_landmarks": 4, "conv_kernel_size": 3},
+    "nystromformer": {"segment_means_seq_len": 16, "num_landmarks": 4, "conv_kernel_size": 3},
 }
 OWN |= dict.fromkeys(("hubert", "wavlm", "sew", "sew-d", "data2vec-audio", "unispeech", "unispeech-sat", "wav2vec2-conformer"), OWN["wav2vec2"])
 
@@ -110,7 +113,12 @@ def build(family: str) -> Any:
         if family in auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
             kind = getattr(transformers, auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES[family])
         default = kind.config_class()
-        chosen = {k: v for k, v in SMALL.items() if hasattr(default, k)} | OWN.get(family, {})
+        own = OWN.get(family, {})
+        other = {kind.config_class.attribute_map.get(k) for k in own} | {
+            k for k, v in kind.config_class.attribute_map.items() if v in own
+        }
+        chosen = {k: v for k, v in SMALL.items() if hasattr(default, k) and k not in other} | own
+        chosen = {k: v for k, v in chosen.items() if v is not None}  # None leaves the default
         config = kind.config_class(**chosen)
         with torch.device("meta"):
             size = sum(p.numel() for p in kind(copy.deepcopy(config)).parameters())
@@ -183,7 +191,7 @@ def outcome(family: str, model: Any) -> dict[str, Any]:
     inputs = probe_inputs(model, ROWS) or {}
     if "input_ids" in inputs:  # longer than the batch that attach tries, and another order
         for key, value in inputs.items():
-            inputs[key] = torch.cat([value, value.flip(0)[:, : 12 - value.shape[1]]], 1) if key != "decoder_input_ids" else value
+            inputs[key] = torch.cat([value, value.flip(0)], 1) if key != "decoder_input_ids" else value
     experts = fine_tuned(model, inputs)
     weights = torch.randn(ROWS, EXPERTS, generator=torch.Generator().manual_seed(0)).mul(2).softmax(-1)
     row: dict[str, Any] = {"family": family, "class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}

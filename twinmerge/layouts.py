@@ -35,8 +35,10 @@ def probe_inputs(model: Any, rows: int = 2) -> dict[str, Tensor] | None:
     device = next(model.parameters()).device
     made: dict[str, Tensor] | None = None
     if main == "input_ids":
-        table = model.get_input_embeddings()
-        words = getattr(table, "num_embeddings", None) or getattr(model.config, "vocab_size", None)
+        try:
+            words = model.get_input_embeddings().num_embeddings
+        except (NotImplementedError, AttributeError):  # embeddings of another kind, such as Canine's
+            words = getattr(model.config, "vocab_size", 100)
         if isinstance(words, int):
             config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
             settings = {**model.config.to_dict(), **config.to_dict()}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from twinmerge.attaching import statistics
@@ -83,6 +84,7 @@ def merge(
     method: str = "task_arithmetic",
     *,
     rank: Mapping[str, Any],
+    dense: str | None = None,
     **options: Any,
 ) -> tuple[Any, Exclusive]:
     """Twin-Merging of full fine-tunes, without its router.
@@ -92,6 +94,9 @@ def merge(
         experts: task -> parameters.
         method: of the shared expert.
         rank: exactly one rank policy of `exclusive_experts`, such as {"rank": 8}, and its `tolerance` and `seed`.
+        dense: which vectors the exclusive experts keep: `all`, `norms` (with their biases), `biases` (of other layers)
+            or `none`, which leaves them to the shared expert and makes expert folders that PEFT can mix in one batch
+            and vLLM can serve. None: `none` for causal language models, `all` for others.
         options: of the method.
 
     Returns:
@@ -100,9 +105,29 @@ def merge(
     shared = shared_expert(model, experts, method, **options)
     transposed, kernels = _weights_of(model, Conv1D), _weights_of(model, nn.Conv1d | nn.ConvTranspose1d)
     states = {task: _mergeable(model, task, state) for task, state in experts.items()}
-    exclusive = exclusive_experts(shared, states, transposed=transposed, kernels=kernels, **rank)
+    dropped = _dropped(model, dense)
+    exclusive = exclusive_experts(shared, states, transposed=transposed, kernels=kernels, dropped=dropped, **rank)
     set_parameters(model, shared)
-    return attach(model, list(experts), [exclusive.experts[t] for t in experts]), exclusive
+    twin = attach(model, list(experts), [exclusive.experts[t] for t in experts])
+    twin.left_out = exclusive.left_out
+    return twin, exclusive
+
+
+def _dropped(model: nn.Module, dense: str | None) -> frozenset[str]:
+    """Vectors that the exclusive experts do not keep."""
+    if dense is None:
+        dense = "none" if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else "all"
+    if dense not in ("all", "norms", "biases", "none"):
+        raise ValueError(f"dense '{dense}' is unknown; choose all, norms, biases or none.")
+    vectors = {name for name, p in model.named_parameters() if p.dim() < 2}
+    biases = {name for name in vectors if name.endswith("bias") and not _is_norm(model, name)}
+    kept = {"all": vectors, "norms": vectors - biases, "biases": biases, "none": set()}[dense]
+    return frozenset(vectors - kept)
+
+
+def _is_norm(model: nn.Module, name: str) -> bool:
+    weight = getattr(model.get_submodule(name.rpartition(".")[0]), "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 1
 
 
 def merge_lora(model: nn.Module, experts: Mapping[str, LoraTerms], scale: float, rank: int) -> tuple[Any, Exclusive]:

@@ -53,6 +53,8 @@ class TwinMixin:
         mixture: the weights in use; `with twin.mixture.use(w)` holds them over any calls.
         router_reads: `last`, the paper's features from the last hidden state, or `all`, those of every layer side by
             side (a deviation that costs no further forward).
+        labels: label names by head.
+        left_out: task -> share of its expert's squared difference to the shared expert that was left out, see `merge`.
     """
 
     mixture: Mixture
@@ -62,6 +64,8 @@ class TwinMixin:
     heads: nn.ModuleDict
     _accepted: frozenset[str]
     _checked: list[frozenset[str]]
+    labels: dict[str, list[str]]
+    left_out: dict[str, float]
 
     def __reduce__(self) -> Any:  # the class is made at run time, so pickle must be told how
         return _blank_twin, (type(self).__bases__[1],), self.__dict__
@@ -346,7 +350,7 @@ def attach(
     dict.__setitem__(known, str(type(twin)), getattr(twin, "_can_record_outputs", None))
     twin.mixture, twin.tasks, twin.router, twin.heads = mixture, list(tasks), router, nn.ModuleDict()
     twin._accepted = frozenset(inspect.signature((stock if body is model else type(body)).forward).parameters)
-    twin._checked = []
+    twin._checked, twin.labels, twin.left_out = [], {}, {}
     if probe is not None:
         _prove(twin, probe.inputs)
         twin._checked.append(frozenset(probe.inputs))

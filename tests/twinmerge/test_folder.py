@@ -144,7 +144,7 @@ def test_save_load_save_changes_nothing(name: str, folders: Callable[[str], Path
     torch.testing.assert_close(outputs(second, name), outputs(first, name), rtol=1e-5, atol=1e-5)
     sizes = [sum(p.numel() for p in t.parameters()) for t in (make_twin(name)[0], first, second)]
     assert sizes[0] == sizes[1] == sizes[2]  # factors come back as factors
-    for file in ("model.safetensors", "router.safetensors", "heads/topic.safetensors"):
+    for file in ("model.safetensors", "router/router.safetensors", "heads/topic.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (folders(name) / file).read_bytes()
 
 
