@@ -168,6 +168,14 @@ class TwinMixin:
             ValueError: when one of them cannot be routed per input.
         """
         names = frozenset(k for k, v in kwargs.items() if isinstance(v, Tensor))
+        main = kwargs.get(cast(Any, self).main_input_name)
+        if weights.shape[0] > 1 and isinstance(main, Tensor):
+            for name in sorted(n for n in names if any(part in n for part in _MEDIA)):
+                if kwargs[name].shape[0] not in (1, main.shape[0]):
+                    raise ValueError(
+                        f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to which "
+                        "input cannot be told apart; give one each, or one row of router weights."
+                    )
         if weights.shape[0] > 1 and not _length(kwargs) and not any(names <= known for known in self._checked):
             _find_layouts(self, kwargs, run)
             self._checked.append(names)
