@@ -25,6 +25,7 @@ from recipes.front.schema import did_you_mean
 from recipes.merge.baselines import Baselines, Shared, seeded, tune
 from recipes.merge.experts import Expert, base_checkpoint, cache_folder, inspect_expert, read_expert
 from recipes.merge.finetune import Training, check_all, check_tasks, train_expert
+from recipes.merge.routable import check_routable
 from recipes.merge.routing import RouterTraining, task_features, train_router
 from recipes.running.environment import process_rank
 from recipes.running.files import plain_json
@@ -136,6 +137,7 @@ def check(recipe: Recipe) -> Iterator[str]:
         [
             *(partial(check_task, task) for task in recipe.tasks),
             *(partial(_check_expert, recipe, task, base) for task in recipe.tasks),
+            partial(check_routable, recipe.base, tuple(recipe.training.frozen), RecipeError),
         ]
     )
     missing = [t for t in recipe.tasks if t.name not in recipe.experts and not _cached(recipe, t)]
@@ -213,6 +215,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     where = resolve_model(recipe.base)
     model = AutoModel.from_pretrained(where).eval()
     _check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
+    check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
     experts = _experts(recipe, folder, model)
     if not _goes_on_alone():
         return

@@ -13,6 +13,7 @@ from benchmarks.families import build, families, outcome
 from tests.twinmerge import tiny
 from twinmerge import attach, check_routing, merge
 from twinmerge.mixture import Mixture, batch_dimension
+from twinmerge.preflight import preflight, small_config
 
 # Sequence first, re-batched windows, weights read past their module, relative positions, convolutions, batch norms.
 HARD = ("longformer", "deberta", "deberta-v2", "mpnet", "t5", "xlnet", "funnel", "swin", "resnet", "albert")
@@ -113,6 +114,17 @@ def test_statistics_of_batch_norm_are_part_of_an_expert(tmp_path: Any) -> None:
     assert check_routing(twin, **inputs) < 1e-4
     with pytest.raises(ValueError, match="give its state_dict"):
         merge(copy.deepcopy(base), {k: dict(m.named_parameters()) for k, m in zip("ab", experts, strict=True)}, rank={})
+
+
+def test_the_preflight_tells_before_anything_is_trained() -> None:
+    model = tiny.bert()
+    before = copy.deepcopy(model.state_dict())
+    assert preflight(model) < 1e-4
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"of Wrong cannot differ per input.*freeze it in the experts"):
+        preflight(tiny.make(Wrong, tiny.StemConfig()))
+    deep = tiny.bert(layers=5).config
+    assert (small_config(deep).num_hidden_layers, deep.num_hidden_layers) == (2, 5)
 
 
 def test_the_mixture_belongs_to_the_context() -> None:
