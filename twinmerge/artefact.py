@@ -21,7 +21,7 @@ from torch import nn
 from twinmerge.checkpoints import inspect_checkpoint, read_json
 from twinmerge.dense import densify, stock_view
 from twinmerge.errors import CheckpointError
-from twinmerge.modeling_twin import FORMAT_VERSION, LOADERS, TwinMixin, assemble
+from twinmerge.modeling_twin import FORMAT_VERSION, LOADERS, TwinClassifier, TwinMixin, TwinModel, assemble
 from twinmerge.peft_folder import write_expert
 from twinmerge.whole_folder import restore_interrupted, whole_folder
 
@@ -39,7 +39,7 @@ _TOKENIZER = (
     "sentencepiece",
     "chat_template",
 )
-_BUNDLED = ("routed_layers", "attaching", "twin_parts", "twin_mixin", "modeling_twin")
+_BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "twin_parts", "twin_mixin", "modeling_twin")
 
 
 def save(
@@ -61,7 +61,7 @@ def save(
         tokenizer: a tokenizer or processor, a folder with tokenizer files to copy, or a Hub name.
         card: facts for twin.json, such as the base, the residuals and source hashes.
         texts: further files, name -> content (recipe.yaml, result.json, README.md).
-        labels: label names per task.
+        labels: label names per task; those that the twin was loaded with otherwise.
         overwrite: replace an existing folder.
         max_shard_size: of one file of the shared expert.
 
@@ -86,7 +86,8 @@ def save(
         for task, head in twin.heads.items():
             _save_module(head, out / "heads" / f"{task}.safetensors")
         if twin.router is not None:
-            _save_module(twin.router, out / "router.safetensors")
+            (out / "router").mkdir()  # a folder of its own: vLLM reads every safetensors file beside the shared expert
+            _save_module(twin.router, out / "router" / "router.safetensors")
         _save_tokenizer(tokenizer, out)
         (out / "modeling_twin.py").write_text(bundle(), encoding="utf-8")
         description = {
@@ -97,10 +98,15 @@ def save(
             "router_reads": twin.router_reads,
             "router": None if twin.router is None else twin.router.spec(),
             "heads": {
-                task: {"pooling": h.pooling, "layer_norm": h.layer_norm, "labels": (labels or {}).get(task)}
+                task: {
+                    "pooling": h.pooling,
+                    "layer_norm": h.layer_norm,
+                    "labels": {**twin.labels, **(labels or {})}.get(task),
+                }
                 for task, h in twin.heads.items()
             },
             "ranks": ranks,
+            "left_out": twin.left_out,
         }
         (out / "twin.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name, text in {"README.md": model_card(description, target.name), **(texts or {})}.items():
@@ -119,6 +125,8 @@ def _save_shared(twin: Any, out: Path, max_shard_size: str) -> str:
         raise ValueError(f"a {type(model).__name__} is loaded by none of {names}; make the twin of a class that is.")
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = {loader.auto.__name__: f"modeling_twin.{loader.__name__}"}
+    if loader is TwinModel and twin.heads:
+        config["auto_map"]["AutoModelForSequenceClassification"] = f"modeling_twin.{TwinClassifier.__name__}"
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return type(model).__name__
 
@@ -168,6 +176,14 @@ def model_card(description: Mapping[str, Any], name: str, recipe: str = "") -> s
     """README.md of a twin folder: what it holds, how to load it, and the recipe that made it."""
     tasks = ", ".join(description["tasks"])
     base = description.get("base", "the base")
+    left = description.get("left_out") or {}
+    lost = "".join(f"{', ' if i else ''}{share:.2%} of {task}" for i, (task, share) in enumerate(left.items()))
+    told = (
+        "\nThe exclusive experts hold matrices only, so that PEFT mixes them in one batch and vLLM serves them; what their "
+        f"norms and biases changed is left to the shared expert (of the squared differences: {lost}).\n"
+        if any(left.values())
+        else ""
+    )
     made = f"\n## Recipe\n\n```yaml\n{recipe.rstrip()}\n```\n" if recipe else ""
     return f"""---
 library_name: transformers
@@ -189,7 +205,7 @@ exclusive expert per task ({tasks}), and a router that gives every input its own
 For a fixed mixture with PEFT use `add_weighted_adapter(..., combination_type="cat")`; `"linear"` averages the factors A
 and B apart, which is another and wrong model. PEFT mixes matrices only, and its `merge_and_unload` adds to a tied
 output layer twice: where experts also changed norms or biases, or to merge tied weights, use `twinmerge.densify`.
-{made}"""
+{told}{made}"""
 
 
 def _digest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -205,7 +221,7 @@ def _digest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def verify(folder: str | Path) -> None:
-    """Compare every file with the manifest; names that begin with a dot are left out.
+    """Compare every file with the manifest; names that begin with a dot, and the README, are left out.
 
     Raises:
         CheckpointError: naming the first file that is missing, added or changed.
@@ -221,7 +237,7 @@ def verify(folder: str | Path) -> None:
         raise CheckpointError(f"{root} cannot be verified ({error}); copy it again.") from error
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{root / MANIFEST} is not a table of files; copy the twin folder again.")
-    for name in sorted(manifest.keys() | found.keys()):
+    for name in sorted((manifest.keys() | found.keys()) - {"README.md"}):  # a model card is there to be edited
         if name not in found:
             raise CheckpointError(f"{root / name} is missing; copy the twin folder again.")
         if name not in manifest:
@@ -279,7 +295,8 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **opti
 def _stock_model(root: Path, options: Mapping[str, Any]) -> Any:
     inspect_checkpoint(root)  # headers first: they say best what is wrong
     named = read_json(root / "config.json").get("auto_map", {})
-    auto = next((c.auto for c in LOADERS if c.auto.__name__ in named), None)
+    named = {entry.rpartition(".")[2] for entry in named.values()}
+    auto = next((c.auto for c in LOADERS if c.__name__ in named), None)
     if auto is None:
         raise CheckpointError(f"{root / 'config.json'} does not name a twin class; copy the twin folder again.")
     model, report = auto.from_pretrained(root, trust_remote_code=False, output_loading_info=True, **options)

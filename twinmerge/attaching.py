@@ -6,6 +6,7 @@ Part of a twin folder's ``modeling_twin.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
+from .layouts import Run, escaping, trace
+from .mixture import UNTRACED, Layout, Mixture
 from .routed_layers import (
     FactoredLayer,
-    Mixture,
     RoutedAny,
+    RoutedBatchNorm,
     RoutedConv,
     RoutedConv1D,
     RoutedEmbedding,
@@ -24,43 +27,129 @@ from .routed_layers import (
     RoutedLinear,
     RoutedNorm,
     routed_class,
+    stored,
 )
 
 
-def attach_experts(model: nn.Module, mixture: Mixture, experts: Sequence[Mapping[str, Any]]) -> None:
+@dataclass
+class Traced:
+    """A tiny batch that a stock model was run on.
+
+    Attributes:
+        run: calls a model on inputs.
+        inputs: of two rows.
+    """
+
+    run: Run
+    inputs: Mapping[str, Any]
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Running means and variances by name: what training changes in a model beside its parameters."""
+    found = model.named_buffers(remove_duplicate=False)
+    return {name: b for name, b in found if name.rpartition(".")[2] in ("running_mean", "running_var")}
+
+
+def attach_experts(
+    model: nn.Module, mixture: Mixture, experts: Sequence[Mapping[str, Any]], traced: Traced | None = None
+) -> None:
     """Route every module that one of the experts changes, in place; names and differences as in `attach`.
+
+    Args:
+        model: the stock model.
+        mixture: of the model.
+        experts: per task, parameter or running statistic -> factors or difference.
+        traced: what decides which module is routed for a parameter; None takes the one that holds it, and leaves where
+            its inputs lie to the first forward.
 
     Raises:
         ValueError: for a parameter that the model does not have or that cannot differ per input, or a wrong shape.
     """
     aliases: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in (*model.named_parameters(remove_duplicate=False), *statistics(model).items()):
         aliases.setdefault(id(parameter), []).append(name)
     tied = {name: names for names in aliases.values() for name in names}
-    units: dict[str, dict[str, list[Any]]] = {}
-    shared: list[list[tuple[str, str]]] = []
-    done: set[str] = set()
+    given: dict[str, list[Any]] = {}
     for name in sorted({n for expert in experts for n in expert}):
         if name not in tied:
             raise ValueError(f"the experts change parameter '{name}', which {type(model).__name__} does not have.")
-        if name in done:
-            continue
-        done.update(tied[name])
-        differences = [next((e[n] for n in tied[name] if e.get(n) is not None), None) for e in experts]
-        places = [_unit(model, n) for n in tied[name]]
+        if not any(other in given for other in tied[name]):
+            given[name] = [next((e[n] for n in tied[name] if e.get(n) is not None), None) for e in experts]
+    wanted = {name: [_unit(model, n) for n in tied[name]] for name in given}
+    layouts: dict[str, Layout | str] = {}
+    if traced is not None:
+        layouts = _fit(model, wanted, traced)
+    units: dict[str, dict[str, list[Any]]] = {}
+    for name, places in wanted.items():
         # A module that only passes a tied parameter on to one inside it leaves the routing to that one.
-        places = [p for p in places if not any(q[0].startswith(f"{p[0]}.") for q in places)]
+        places[:] = [p for p in places if not any(q[0].startswith(f"{p[0]}.") for q in places)]
         for unit, leaf in places:
-            units.setdefault(unit, {})[leaf] = _as_stored(model, unit, leaf, differences)
-        shared.append(places)
+            units.setdefault(unit, {})[leaf] = _as_stored(model, unit, leaf, given[name])
     for unit, leaves in units.items():
         attach_layer(model.get_submodule(unit), mixture, leaves)
-    for places in shared:
+        found = layouts.get(unit, UNTRACED)
+        cast(Any, model.get_submodule(unit)).layout = UNTRACED if isinstance(found, str) else found
+    for places in wanted.values():
         _tie([(model.get_submodule(unit), leaf) for unit, leaf in places])
 
 
+def _fit(model: nn.Module, wanted: dict[str, list[tuple[str, str]]], traced: Traced) -> dict[str, Layout | str]:
+    """Move every place up to a module whose inputs and outputs can be told apart by rows and that sees all its uses."""
+    parts = [unit.split(".") for places in wanted.values() for unit, _ in places]
+    names = {".".join(p[:depth]) for p in parts for depth in range(1, len(p) + 1)}
+    layouts = trace(model, traced.run, traced.inputs, names)
+
+    def climb(name: str, index: int, reason: str) -> None:
+        unit, leaf = wanted[name][index]
+        above, _, last = unit.rpartition(".")
+        if not above:
+            raise ValueError(
+                f"parameter '{name}' of {type(model).__name__} cannot differ per input ({reason}): no part that holds "
+                "it would see its experts; freeze it in the experts, or give the twin one row of router weights."
+            )
+        wanted[name][index] = (above, f"{last}.{leaf}")
+
+    while True:
+        for name, places in wanted.items():
+            for index in range(len(places)):
+                while reason := unfit(_kind(model, *places[index]), layouts.get(places[index][0])):
+                    climb(name, index, reason)
+        units: dict[str, list[str]] = {}
+        for places in wanted.values():
+            for unit, leaf in places:
+                units.setdefault(unit, []).append(leaf)
+        escaped = escaping(model, traced.run, traced.inputs, units)
+        if not escaped:
+            return layouts
+        for name, places in wanted.items():
+            for index, (unit, leaf) in enumerate(list(places)):
+                if f"{unit}.{leaf}" in escaped:
+                    climb(name, index, "its weight is read outside of the module that holds it")
+
+
+def _kind(model: nn.Module, unit: str, leaf: str) -> type[RoutedLayer]:
+    return layer_kind(model.get_submodule(unit)) if "." not in leaf else RoutedAny
+
+
+def unfit(kind: type[RoutedLayer], layout: Layout | str | None) -> str | None:
+    """Why a module of this layout cannot be routed by this kind; None when it can, or is never reached."""
+    if layout is None or isinstance(layout, str):
+        return layout
+    if kind is RoutedAny:
+        shared = [place for place, dim in layout.outputs.items() if dim is None and f"out {place}" not in layout.single]
+        if shared or all(dim is None for dim in layout.inputs.values()):
+            return "what its module takes or returns is the same for all inputs"
+        return None
+    place, along = next(iter(layout.inputs.items()), ("", None))
+    if along is None and not (kind is RoutedEmbedding and f"in {place}" in layout.single):
+        return "its module is used on what all inputs share"
+    if along and kind in (RoutedConv, RoutedBatchNorm):
+        return "its module takes the inputs along another dimension than the first"
+    return None
+
+
 def _unit(model: nn.Module, name: str) -> tuple[str, str]:
-    """The module to route for a parameter, and the parameter's name within it."""
+    """The module that holds a parameter, or one around it that reads it itself, and the parameter's name within it."""
     parts = name.split(".")
     for depth in range(1, len(parts)):
         module, child = model.get_submodule(".".join(parts[:depth])), parts[depth]
@@ -68,7 +157,7 @@ def _unit(model: nn.Module, name: str) -> tuple[str, str]:
         listed = child == "experts" and isinstance(getattr(module, child), nn.ModuleList | nn.ModuleDict)
         if isinstance(module, nn.MultiheadAttention) or listed:
             return ".".join(parts[:depth]), ".".join(parts[depth:])
-    if len(parts) == 1 or "relative_attention_bias" in parts:
+    if len(parts) == 1:
         raise ValueError(
             f"parameter '{name}' is not used along the batch and cannot differ per input; freeze it in the experts."
         )
@@ -125,6 +214,8 @@ def layer_kind(module: nn.Module) -> type[RoutedLayer]:
         return RoutedConv
     if forward is nn.LayerNorm.forward and len(cast(nn.LayerNorm, module).normalized_shape) == 1:
         return RoutedNorm
+    if forward is nn.modules.batchnorm._BatchNorm.forward and cast(nn.BatchNorm2d, module).track_running_stats:
+        return RoutedBatchNorm
     return RoutedNorm if rms_epsilon(module) is not None else RoutedAny
 
 
@@ -144,8 +235,14 @@ def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, 
             f"a {type(module).__name__} has had its forward replaced (accelerate's device_map does that) and cannot be "
             "routed; load the model without it."
         )
-    stock = {name: module.get_parameter(name) for name in differences}
-    kind: Any = layer_kind(module) if set(differences) <= {"weight", "bias"} else RoutedAny
+    stock = {name: stored(module, name) for name in differences}
+    kind: Any = layer_kind(module)
+    if not set(differences) <= {
+        "weight",
+        "bias",
+        *(("running_mean", "running_var") if kind is RoutedBatchNorm else ()),
+    }:
+        kind = RoutedAny
     epsilon = rms_epsilon(module) or getattr(module, "eps", None)
     routed = cast(Any, module)
     routed.__class__ = routed_class(kind, routed.__class__)
@@ -158,6 +255,10 @@ def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, 
     bias = _stacked(differences, "bias", stock.get("bias"))
     if kind is RoutedNorm:
         routed.attach(epsilon, _stacked(differences, "weight", stock.get("weight")), bias)
+        return routed
+    if kind is RoutedBatchNorm:
+        names = ("weight", "bias", "running_mean", "running_var")
+        routed.attach(*(_stacked(differences, name, stock.get(name)) for name in names))
         return routed
     experts = len(next(iter(differences.values())))
     transposed = kind is RoutedConv1D

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from twinmerge.routed_layers import ADDED, FactoredLayer, RoutedAny, RoutedConv1D, RoutedLayer, RoutedNorm
+from twinmerge.routed_layers import (
+    ADDED,
+    FactoredLayer,
+    RoutedAny,
+    RoutedBatchNorm,
+    RoutedConv1D,
+    RoutedLayer,
+    RoutedNorm,
+    stored,
+)
+from twinmerge.twin_mixin import TwinMixin
 
 
 def mixed_differences(twin: nn.Module, row: Tensor) -> dict[str, Tensor]:
@@ -20,10 +31,10 @@ def mixed_differences(twin: nn.Module, row: Tensor) -> dict[str, Tensor]:
         row: shape (experts,).
 
     Returns:
-        Parameter name -> difference, float32 (float64 where the factors are).
+        Parameter (or running statistic) -> difference, float32 (float64 where the factors are).
     """
     return {
-        ".".join(filter(None, (name, leaf))): difference.reshape(module.get_parameter(leaf).shape)
+        ".".join(filter(None, (name, leaf))): difference.reshape(stored(module, leaf).shape)
         for name, module in twin.named_modules()
         if isinstance(module, RoutedLayer)
         for leaf, difference in _differences(module, row)
@@ -42,6 +53,11 @@ def _differences(module: RoutedLayer, row: Tensor) -> Iterator[tuple[str, Tensor
             yield "bias", row.to(up) @ wide(module.experts_bias)
     elif isinstance(module, RoutedNorm):
         for leaf, stack in (("weight", module.experts_weight), ("bias", module.experts_bias)):
+            if stack is not None:
+                yield leaf, row.to(wide(stack)) @ wide(stack)
+    elif isinstance(module, RoutedBatchNorm):
+        stacks = (module.experts_weight, module.experts_bias, module.experts_mean, module.experts_var)
+        for leaf, stack in zip(("weight", "bias", "running_mean", "running_var"), stacks, strict=True):
             if stack is not None:
                 yield leaf, row.to(wide(stack)) @ wide(stack)
     elif isinstance(module, RoutedAny):
@@ -65,9 +81,11 @@ def stock_view(twin: Any) -> Any:
             for name in [n for n in ADDED if hasattr(module, n)]:
                 delattr(module, name)
             module.__class__ = type(module).__bases__[1]
-    for name in ("mixture", "tasks", "router", "heads", "_accepted"):
+    for name in ("mixture", "tasks", "router", "heads", "labels", "left_out", "_accepted", "_checked"):
         delattr(model, name)
-    model.__class__ = type(twin).__bases__[1]
+    vars(model).pop("answering", None)
+    kinds = type(twin).__mro__
+    model.__class__ = kinds[kinds.index(TwinMixin) + 1]
     return model
 
 
@@ -96,11 +114,15 @@ def densify(twin: Any, weights: Mapping[str, float]) -> Any:
     model = copy.deepcopy(stock_view(twin))
     changed: set[int] = set()
     for name, difference in differences.items():
-        parameter = model.get_parameter(name)
+        parameter = stored(model, name)
         if id(parameter) not in changed:  # a tied parameter is met under each of its names
             parameter.data = (parameter.data.to(difference.dtype) + difference).to(parameter.dtype)
         changed.add(id(parameter))
     return model.requires_grad_(True).eval()
+
+
+def _outputs(output: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
 
 
 def check_routing(twin: Any, tolerance: float = 1e-3, **inputs: Any) -> float:
@@ -123,13 +145,16 @@ def check_routing(twin: Any, tolerance: float = 1e-3, **inputs: Any) -> float:
     ranks = torch.arange(1.0, count * len(twin.tasks) + 1).reshape(count, -1)  # a mixture of its own for every input
     weights = (ranks % 7 + ranks % 3).softmax(-1)
     with torch.no_grad():
-        routed = twin(**inputs, router_weights=weights)[0]
+        routed = _outputs(twin(**inputs, router_weights=weights))
         worst = 0.0
         for i, row in enumerate(weights.tolist()):
             model = densify(twin, dict(zip(twin.tasks, row, strict=True)))
-            one = {k: v[i : i + 1] if isinstance(v, Tensor) else v for k, v in inputs.items()}
-            dense = cast(Tensor, model(**one)[0])
-            worst = max(worst, float((routed[i : i + 1] - dense).abs().max() / dense.abs().max()))
+            one = {k: v[i : i + 1] if isinstance(v, Tensor) and v.dim() else v for k, v in inputs.items()}
+            for whole, dense in zip(routed, _outputs(model(**one)), strict=True):
+                if whole.shape[:1] == (count,) and dense.shape[:1] == (1,):  # others are no rows of the batch
+                    worst = max(
+                        worst, float((whole[i : i + 1] - dense).abs().max() / dense.abs().max().clamp_min(1e-9))
+                    )
     if worst > tolerance:
         raise ValueError(
             f"the routed {type(twin).__name__} differs from a dense merge by {worst:.1e} (accepted: {tolerance:.0e}); "

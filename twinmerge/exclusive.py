@@ -28,11 +28,13 @@ class Exclusive:
         experts: task -> parameter name -> (up, down), or a dense difference.
         ranks: task -> parameter name -> rank kept (0: left to the shared expert; the full rank when kept dense).
         residuals: task -> parameter name -> relative Frobenius residual of the truncation.
+        left_out: task -> share of its squared difference that lies in vectors left to the shared expert.
     """
 
     experts: dict[str, dict[str, Any]] = field(default_factory=dict)
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
     residuals: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: dict[str, float] = field(default_factory=dict)
 
 
 def exclusive_experts(
@@ -47,6 +49,7 @@ def exclusive_experts(
     seed: int = 0,
     transposed: frozenset[str] = frozenset(),
     kernels: frozenset[str] = frozenset(),
+    dropped: frozenset[str] = frozenset(),
 ) -> Exclusive:
     """Differences to the shared expert, truncated under exactly one rank policy.
 
@@ -64,6 +67,7 @@ def exclusive_experts(
         transposed: weights stored as (in, out), such as those of GPT-2's Conv1D; their factors are made for (out, in).
         kernels: three-dimensional weights that are convolution kernels, factored as (out, in * width); all other
             three-dimensional parameters are fused experts, one matrix per leading index.
+        dropped: parameters whose differences are left to the shared expert.
 
     Returns:
         An `Exclusive`; parameters that no expert changes are absent.
@@ -82,15 +86,24 @@ def exclusive_experts(
         flat = difference.flatten(1)
         return (flat.t() if name in transposed else flat)[None]
 
+    whole, lost = dict.fromkeys(experts, 0.0), dict.fromkeys(experts, 0.0)
     for task, state in experts.items():
         for name, value in shared.items():
             if not value.is_floating_point() or torch.equal(state[name].to(value), value):
                 continue
+            if dropped:
+                size = float(_difference(state[name], value).double().square().sum())
+                whole[task] += size
+                if name in dropped:
+                    lost[task] += size
+                    continue
             if value.dim() < 2:
                 result.experts[task][name] = _difference(state[name], value)
             else:
                 changed[task, name] = len(value) if value.dim() == 3 and name not in kernels else 1
 
+    if dropped:
+        result.left_out = {task: lost[task] / whole[task] if whole[task] else 0.0 for task in experts}
     keys = [(task, name, i) for (task, name), count in changed.items() for i in range(count)]
     shapes = {key: _shape(shared[key[1]], key[1] in transposed, key[1] in kernels) for key in keys}
     spectra = None

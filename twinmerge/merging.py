@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from twinmerge.attaching import statistics
 from twinmerge.exclusive import Exclusive, LoraTerms, exclusive_experts, exclusive_lora
 from twinmerge.functional.methods import METHODS
 from twinmerge.modeling_twin import attach
@@ -20,28 +23,60 @@ def shared_expert(model: nn.Module, experts: Mapping[str, State], method: str, *
 
     Args:
         model: the pretrained base; left as it is.
-        experts: task -> parameters, same names and shapes as the base's.
+        experts: task -> parameters, same names and shapes as the base's, and running statistics of batch norms where
+            the base has any (`state_dict()` holds both); these are averaged whatever the method.
         method: a name of `twinmerge.functional.METHODS`.
         options: the method's own, such as `scale`.
 
     Raises:
-        ValueError: for an unknown method, mismatched experts, NaN weights, or fewer than two experts.
+        ValueError: for an unknown method, mismatched experts, NaN weights, missing statistics, or fewer than two
+            experts.
     """
     if len(experts) < 2:
         raise ValueError(f"merging needs at least two experts and got {len(experts)}; add a task.")
     if method not in METHODS:
         raise ValueError(f"method '{method}' is unknown; choose one of {', '.join(METHODS)}.")
     pretrained = {name: value.detach() for name, value in model.named_parameters()}
-    return METHODS[method](pretrained, list(experts.values()), **options)
+    states = [_mergeable(model, task, state) for task, state in experts.items()]
+    running = statistics(model)
+    parameters = [{name: value for name, value in state.items() if name not in running} for state in states]
+    means = {
+        name: torch.stack([s[name].to(value) for s in states]).mean(0) for name, value in running.items() if states
+    }
+    return {**METHODS[method](pretrained, parameters, **options), **means}
+
+
+def _mergeable(model: nn.Module, task: str, state: State) -> dict[str, Tensor]:
+    """An expert without the buffers that it has in common with the base.
+
+    Raises:
+        ValueError: for a buffer that the expert changed and that cannot be merged, or one of batch norm that is missing.
+    """
+    buffers, running, kept = dict(model.named_buffers()), statistics(model), {}
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    aliases -= {name for name, _ in model.named_parameters()}
+    for name, value in state.items():
+        if name in running or (name not in buffers and name not in aliases):
+            kept[name] = value
+        elif name in buffers and not name.endswith("num_batches_tracked") and not torch.equal(value, buffers[name]):
+            raise ValueError(
+                f"expert '{task}' changed '{name}', which is no parameter and cannot be merged; undo that."
+            )
+    if missing := sorted(running.keys() - kept.keys()):
+        raise ValueError(
+            f"expert '{task}' lacks '{missing[0]}', and a batch norm without its statistics is another model; give its "
+            "state_dict() instead of its parameters."
+        )
+    return kept
 
 
 def set_parameters(model: nn.Module, state: State) -> nn.Module:
     """Copy parameters into a model, in place; tied ones follow."""
-    names = {name for name, _ in model.named_parameters()}
+    names = {name for name, _ in model.named_parameters()} | statistics(model).keys()
     if odd := sorted(names ^ state.keys()):
         place = "the state lacks" if odd[0] in names else "has no place for"
         raise ValueError(f"{type(model).__name__}: {place} '{odd[0]}'; give all parameters of this model.")
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(dict(state), strict=False)
     return model
 
 
@@ -51,6 +86,7 @@ def merge(
     method: str = "task_arithmetic",
     *,
     rank: Mapping[str, Any],
+    dense: str | None = None,
     **options: Any,
 ) -> tuple[Any, Exclusive]:
     """Twin-Merging of full fine-tunes, without its router.
@@ -60,6 +96,9 @@ def merge(
         experts: task -> parameters.
         method: of the shared expert.
         rank: exactly one rank policy of `exclusive_experts`, such as {"rank": 8}, and its `tolerance` and `seed`.
+        dense: which vectors the exclusive experts keep: `all`, `norms` (with their biases), `biases` (of other layers)
+            or `none`, which leaves them to the shared expert and makes expert folders that PEFT can mix in one batch
+            and vLLM can serve. None: `none` for causal language models, `all` for others.
         options: of the method.
 
     Returns:
@@ -67,9 +106,30 @@ def merge(
     """
     shared = shared_expert(model, experts, method, **options)
     transposed, kernels = _weights_of(model, Conv1D), _weights_of(model, nn.Conv1d | nn.ConvTranspose1d)
-    exclusive = exclusive_experts(shared, experts, transposed=transposed, kernels=kernels, **rank)
+    states = {task: _mergeable(model, task, state) for task, state in experts.items()}
+    dropped = _dropped(model, dense)
+    exclusive = exclusive_experts(shared, states, transposed=transposed, kernels=kernels, dropped=dropped, **rank)
     set_parameters(model, shared)
-    return attach(model, list(experts), [exclusive.experts[t] for t in experts]), exclusive
+    twin = attach(model, list(experts), [exclusive.experts[t] for t in experts])
+    twin.left_out = exclusive.left_out
+    return twin, exclusive
+
+
+def _dropped(model: nn.Module, dense: str | None) -> frozenset[str]:
+    """Vectors that the exclusive experts do not keep."""
+    if dense is None:
+        dense = "none" if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else "all"
+    if dense not in ("all", "norms", "biases", "none"):
+        raise ValueError(f"dense '{dense}' is unknown; choose all, norms, biases or none.")
+    vectors = {name for name, p in model.named_parameters() if p.dim() < 2}
+    biases = {name for name in vectors if name.endswith("bias") and not _is_norm(model, name)}
+    kept = {"all": vectors, "norms": vectors - biases, "biases": biases, "none": set()}[dense]
+    return frozenset(vectors - kept)
+
+
+def _is_norm(model: nn.Module, name: str) -> bool:
+    weight = getattr(model.get_submodule(name.rpartition(".")[0]), "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 1
 
 
 def merge_lora(model: nn.Module, experts: Mapping[str, LoraTerms], scale: float, rank: int) -> tuple[Any, Exclusive]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
+from .attaching import statistics
 from .twin_mixin import TwinMixin, TwinOutput, attach
 from .twin_parts import Head, Router, masked_mean
 
 __all__ = ["Head", "Router", "TwinMixin", "TwinOutput", "assemble", "attach", "masked_mean", "read_expert"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had router.safetensors beside the shared expert, where vLLM takes it for weights
 
 
 def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, 
         names = [name for name in shared if name.startswith(f"{module}.")]
         if missing := [name for name in names if name not in left] or not names:
             raise ValueError(f"{folder} lacks {missing} of the module '{module}' that its configuration names.")
+        left = {k: v for k, v in left.items() if k.rpartition(".")[2] != "num_batches_tracked"}
         for name in names:
             difference = left.pop(name).double() - shared[name].detach().double().cpu()
             if difference.any():
@@ -95,15 +99,18 @@ def assemble(model: nn.Module, folder: Path) -> Any:
         raise ValueError(
             f"{folder} has twin format {card['format_version']}, and this code reads up to {FORMAT_VERSION}; update it."
         )
-    shared = dict(model.named_parameters(remove_duplicate=False))
+    shared = {**dict(model.named_parameters(remove_duplicate=False)), **statistics(model)}
     experts = [read_expert(folder / "experts" / task, shared, card["ranks"][task]) for task in card["tasks"]]
     router = None
     if card["router"] is not None:
         router = Router(**card["router"])
-        router.load_state_dict(load_file(folder / "router.safetensors"))
+        place = "router.safetensors" if card["format_version"] == 1 else "router/router.safetensors"
+        router.load_state_dict(load_file(folder / place))
     reference = next(model.parameters())
     twin = attach(model, card["tasks"], experts, router)
     twin.router_reads = card.get("router_reads", "last")
+    twin.labels = {task: spec["labels"] for task, spec in card["heads"].items() if spec.get("labels")}
+    twin.left_out = card.get("left_out", {})
     for task, spec in card["heads"].items():
         tensors = load_file(folder / "heads" / f"{task}.safetensors")
         outputs, width = tensors["out_proj.weight"].shape
@@ -133,6 +140,8 @@ class _Loader:
 
             hub = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs}
             folder = Path(snapshot_download(str(path), **hub))
+        if config is not None:  # made by the Auto class, with the caller's own settings in it
+            kwargs["config"] = config
         kwargs = {**kwargs, "trust_remote_code": False, "output_loading_info": False}
         return assemble(cls.auto.from_pretrained(folder, *args, **kwargs), folder)
 
@@ -171,6 +180,62 @@ class TwinModel(_Loader):
     """`AutoModel.from_pretrained(folder, trust_remote_code=True)`."""
 
     auto = transformers.AutoModel
+
+
+class TwinClassifier(TwinModel):
+    """`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` of a twin with task heads."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """The routed model that answers with its heads; `head="<task>"` among the options asks one question only."""
+        head = kwargs.pop("head", None)
+        return as_classifier(super().from_pretrained(path, *args, config=config, **kwargs), head)
+
+
+def as_classifier(twin: Any, head: str | None = None) -> Any:
+    """A twin whose forward returns the logits of its heads, in place; ``config.id2label`` names them.
+
+    Args:
+        twin: with at least one head.
+        head: the question that every input is asked; None lets the router choose the head of each, and the labels of
+            all heads stand side by side, those of the heads that did not answer at minus infinity.
+
+    Raises:
+        ValueError: for a head that the twin does not have.
+    """
+    if head is not None and head not in twin.heads:
+        raise ValueError(f"no head named {head!r}; this twin has {', '.join(twin.heads) or 'no heads'}.")
+    asked = [head] if head is not None else [task for task in twin.tasks if task in twin.heads]
+    names: list[str] = []
+    for task in asked:
+        count = twin.heads[task].out_proj.out_features
+        own = twin.labels.get(task) or ([task] if count == 1 else [f"LABEL_{i}" for i in range(count)])
+        names += [f"{task}: {name}" if len(asked) > 1 else str(name) for name in own]
+    twin.config.id2label, twin.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
+    twin.answering = asked
+    twin.__class__ = _classifier_class(type(twin))
+    return twin
+
+
+@cache
+def _classifier_class(twin: Any) -> Any:
+    def forward(
+        self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any
+    ) -> SequenceClassifierOutput:
+        if self.mixture.weights is not None:
+            return super(type(self), self).forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        kwargs.pop("return_dict", None)
+        head = kwargs.pop("head", self.answering[0] if len(self.answering) == 1 else None)
+        out = self.classify(input_ids, attention_mask, head, **kwargs)
+        sizes = [self.heads[task].out_proj.out_features for task in self.answering]
+        logits = out.logits.new_full((len(out.logits), sum(sizes)), float("-inf"))
+        for index, (task, size) in enumerate(zip(self.answering, sizes, strict=True)):
+            mine, start = out.task == self.tasks.index(task), sum(sizes[:index])
+            logits[mine, start : start + size] = out.logits[mine, :size]
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits.float(), labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    return type(f"{twin.__name__}ForSequenceClassification", (twin,), {"forward": forward})
 
 
 # Specific before general: the first whose table holds a model's class is the one its folder names.

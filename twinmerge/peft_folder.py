@@ -114,7 +114,9 @@ def _lora(module: FactoredLayer, index: int, biased: bool) -> dict[str, Tensor]:
 def _merged(module: nn.Module, row: Tensor) -> dict[str, Tensor]:
     """All of a module's own parameters, those of modules within it included, with one expert's difference added."""
     differences = mixed_differences(module, row)
-    stock = {name: p for name, p in module.named_parameters() if not is_routing(name)}
+    running = ("running_mean", "running_var", "num_batches_tracked")
+    buffers = ((name, b) for name, b in module.named_buffers() if name.rpartition(".")[2] in running)
+    stock = {name: p for name, p in (*module.named_parameters(), *buffers) if not is_routing(name)}
     return {
         name: (p.to(differences[name].dtype) + differences[name]).to(p.dtype) if name in differences else p
         for name, p in stock.items()

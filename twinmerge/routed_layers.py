@@ -6,81 +6,60 @@ whole batch at once and a different w per input. Part of a twin folder's ``model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_path, tree_unflatten
+
+from .mixture import UNTRACED, Layout, Mixture
 
 # What attach adds to a module; everything else is the stock module's own.
 ADDED = frozenset(
     {"experts_up", "experts_down", "experts_owner", "experts_bias", "experts_weight", "experts_epsilon"}
-    | {"experts_dense", "experts_ups", "experts_downs", "experts_plain", "mixture"}
+    | {"experts_dense", "experts_ups", "experts_downs", "experts_mean", "experts_var", "mixture", "layout"}
 )
 
 
-class Mixture:
-    """The router weights of the batch in flight, shared by every routed layer of one model.
+class RoutedLayer(nn.Module):
+    """What all routed layers share: the mixture, and the stock forward whenever no mixture is in use.
 
     Attributes:
-        weights: shape (rows, experts), each row summing to 1; None means the plain shared expert. One row serves every
-            input; otherwise row i belongs to input i, or to k consecutive inputs when k were made of each (beams,
-            tokens or windows flattened into the batch).
+        layout: where the inputs of a batch lie in this module's tensors, as `trace` found; None: along their first
+            dimension.
     """
 
-    def __init__(self) -> None:
-        self.weights: Tensor | None = None
-
-    @contextmanager
-    def use(self, weights: Tensor | None) -> Iterator[None]:
-        """Run the enclosed forwards with these weights (None: with the shared expert alone)."""
-        previous, self.weights = self.weights, weights
-        try:
-            yield
-        finally:
-            self.weights = previous
-
-    def row(self) -> Tensor:
-        """The weights in use, shape (rows, experts)."""
-        return cast(Tensor, self.weights)
-
-    def share(self, count: int) -> int:
-        """How many of `count` inputs each row serves.
-
-        Raises:
-            ValueError: when the inputs cannot be dealt out to the rows.
-        """
-        rows = self.row().shape[0]
-        if count % rows:
-            raise ValueError(
-                f"{count} inputs cannot share {rows} rows of router weights; give one row, one per input, or a divisor."
-            )
-        return count // rows
-
-    def grouped(self, x: Tensor) -> Tensor:
-        """Inputs (count, ...) as (rows, count / rows, ...); a single input that all rows share as (1, 1, ...)."""
-        return x[None] if x.shape[0] == 1 else x.reshape(-1, self.share(x.shape[0]), *x.shape[1:])
-
-
-class RoutedLayer(nn.Module):
-    """What all routed layers share: the mixture, and the stock forward whenever no mixture is in use."""
-
     mixture: Mixture
+    layout: Layout | None = None
     routed: Any
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Stock forward without a mixture, routed forward with one."""
-        if self.mixture.weights is None:
+        weights = self.mixture.weights
+        if weights is None:
             return super().forward(*args, **kwargs)
-        return self.routed(*args, **kwargs)
+        if self.layout is None or weights.shape[0] == 1:
+            return self.routed(*args, **kwargs)
+        _reached(self, self.layout)
+        along = next(iter(self.layout.inputs.values()))  # these layers take one tensor
+        if not along:
+            return self.routed(*args, **kwargs)
+        x = args[0] if args else next(iter(kwargs.values()))
+        return self.routed(x.movedim(along, 0)).movedim(0, along)
 
     def __reduce__(self) -> Any:  # the class is made at run time, so pickle must be told how
         return _blank, type(self).__bases__, self.__dict__
+
+
+def _reached(module: nn.Module, layout: Layout) -> None:
+    if layout is UNTRACED or not layout.inputs:
+        raise ValueError(
+            f"a {type(module).__name__} is reached by a forward in which nobody checked where its inputs lie; give one "
+            "row of router weights, or pass the inputs by name to the twin's own forward first."
+        )
 
 
 class FactoredLayer(RoutedLayer):
@@ -231,12 +210,45 @@ class RoutedNorm(RoutedLayer):
         return mixed.reshape(-1, *[1] * (dims - 1), mixed.shape[-1])
 
 
+class RoutedBatchNorm(RoutedLayer):
+    """Batch norm with per-input statistics, scale and shift, all running statistics mixed as the parameters are.
+
+    Under a mixture the running statistics are always used, in training too: those of a batch would mix its inputs.
+    """
+
+    experts_weight: nn.Parameter | None
+    experts_bias: nn.Parameter | None
+    experts_mean: Tensor | None
+    experts_var: Tensor | None
+
+    def attach(self, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None) -> None:
+        """Keep the differences of each, of shape (experts, channels)."""
+        self.experts_weight = None if weight is None else nn.Parameter(weight)
+        self.experts_bias = None if bias is None else nn.Parameter(bias)
+        self.register_buffer("experts_mean", mean)
+        self.register_buffer("experts_var", var)
+
+    def routed(self, x: Tensor) -> Tensor:
+        """Activations of shape (count or 1, channels, ...)."""
+        norm = cast(nn.BatchNorm2d, self)
+
+        def mixed(stock: Tensor, differences: Tensor | None) -> Tensor:
+            value = stock if differences is None else stock + self.mixture.row().to(differences.dtype) @ differences
+            return value.reshape(-1, 1, value.shape[-1], *[1] * (x.dim() - 2))
+
+        deviation = mixed(cast(Tensor, norm.running_var), self.experts_var).add(norm.eps).rsqrt()
+        y = (self.mixture.grouped(x) - mixed(cast(Tensor, norm.running_mean), self.experts_mean)) * deviation
+        if norm.affine:
+            y = y * mixed(norm.weight, self.experts_weight) + mixed(norm.bias, self.experts_bias)
+        return y.to(x.dtype).flatten(0, 1)
+
+
 class RoutedAny(RoutedLayer):
     """The fallback, exact for any module: its parameters are merged for each row and its inputs taken row by row.
 
-    It serves fused three-dimensional experts, grouped convolutions, torch's attention and modules of a user's own.
-    The first tensor argument has the inputs along its first dimension; further ones too, or a first dimension of 1, or
-    they are vectors (positions), which all rows share.
+    It serves fused three-dimensional experts, grouped convolutions, torch's attention, attention with relative
+    positions and modules of a user's own. Without a layout, the first tensor argument has the inputs along its first
+    dimension; further ones too, or a first dimension of 1, or they are vectors (positions), which all rows share.
 
     Attributes:
         experts_dense: parameter name -> differences (experts, *shape).
@@ -250,7 +262,6 @@ class RoutedAny(RoutedLayer):
         self.experts_dense = _parameters(dense)
         self.experts_ups = _parameters({name: up for name, (up, _) in factors.items()})
         self.experts_downs = _parameters({name: down for name, (_, down) in factors.items()})
-        self.experts_plain = False
 
     def differences(self, row: Tensor) -> dict[str, Tensor]:
         """Parameter name -> sum over experts of row[t] times its difference, flat in the parameter's order."""
@@ -262,51 +273,104 @@ class RoutedAny(RoutedLayer):
         return {name.replace("/", "."): value for name, value in mixed.items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Stock forward without a mixture or inside `routed`."""
-        if self.mixture.weights is None or self.experts_plain:
+        """Stock forward without a mixture."""
+        if self.mixture.weights is None:
             return super(RoutedLayer, self).forward(*args, **kwargs)
         return self.routed(*args, **kwargs)
 
     def routed(self, *args: Any, **kwargs: Any) -> Any:
-        """Any batch-first call that returns tensors along the batch.
+        """Any call whose tensors can be taken apart by inputs.
 
         Raises:
-            ValueError: when the arguments cannot be taken apart by rows.
+            ValueError: when they cannot.
         """
         weights = self.mixture.row()
         if weights.shape[0] == 1:
             return self._call(weights, args, kwargs)
-        leaves = tree_leaves((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
-        count = tensors[0].shape[0] if tensors else 0
-        odd = {t.shape[0] for t in tensors[1:] if t.dim() > 1} - {1, count}  # vectors beside the inputs are positions
-        if odd or not count or any("Cache" in type(leaf).__name__ for leaf in leaves):
-            raise ValueError(
-                f"{type(self).__name__} cannot be routed per input: beside {count} inputs it takes tensors of first "
-                f"dimensions {sorted(odd)} or a cache; freeze it in the experts, or give one row of router weights."
-            )
-        each, outputs = self.mixture.share(count) if count > 1 else 0, []
+        found, spec = tree_flatten_with_path((args, kwargs))
+        dims = {keystr(path): self._dimension(keystr(path), leaf, found) for path, leaf in found}
+        outputs = []
         for i, row in enumerate(weights[:, None]):
 
-            def mine(a: Any, part: slice = slice(i * each, (i + 1) * each)) -> Any:
-                if not isinstance(a, Tensor) or not a.dim() or a.shape[0] != count or count == 1:
-                    return a
-                return a[part] if a.dim() > 1 or a is tensors[0] else a
+            def mine(path: Any, leaf: Any, i: int = i) -> Any:
+                along = dims[keystr(path)]
+                if along is None:
+                    return leaf
+                each = self.mixture.share(leaf.shape[along])
+                return leaf.narrow(along, i * each, each)
 
-            outputs.append(self._call(row, *tree_map(mine, (args, kwargs))))
-        return tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *outputs)
+            part = tree_unflatten([mine(path, leaf) for path, leaf in found], spec)
+            outputs.append(self._call(row, *part))
+        known = {} if self.layout is None else self.layout.outputs
+
+        def joined(path: Any, *parts: Any) -> Any:
+            if not isinstance(parts[0], Tensor):
+                return parts[0]
+            return torch.cat(parts, dim=known.get(keystr(path)) or 0)  # what all share becomes one a row
+
+        return tree_map_with_path(joined, *outputs)
+
+    def _dimension(self, place: str, leaf: Any, found: list[tuple[Any, Any]]) -> int | None:
+        """The dimension of an argument along which the inputs lie."""
+        tensors = [t for _, t in found if isinstance(t, Tensor) and t.dim()]
+        if "Cache" in type(leaf).__name__ or not tensors:
+            raise ValueError(
+                f"{type(self).__name__} cannot be routed per input: it takes a cache, or no tensor at all; freeze it "
+                "in the experts, give one row of router weights, or set use_cache=False."
+            )
+        if not isinstance(leaf, Tensor) or not leaf.dim():
+            return None
+        if self.layout is not None:
+            _reached(self, self.layout)
+            if place not in self.layout.inputs:
+                raise ValueError(
+                    f"{type(self).__name__} cannot be routed per input: its argument {place} was never checked; freeze "
+                    "it in the experts, or give one row of router weights."
+                )
+            along = self.layout.inputs[place]
+            return None if along is None or leaf.shape[along] == 1 else along
+        count = tensors[0].shape[0]
+        if leaf.dim() > 1 and leaf.shape[0] not in (1, count):
+            raise ValueError(
+                f"{type(self).__name__} cannot be routed per input: beside {count} inputs it takes a tensor of first "
+                f"dimension {leaf.shape[0]}; freeze it in the experts, or give one row of router weights."
+            )
+        return 0 if count > 1 and leaf.shape[0] == count and (leaf.dim() > 1 or leaf is tensors[0]) else None
 
     def _call(self, row: Tensor, args: Any, kwargs: Any) -> Any:
         merged = {}
         for name, difference in self.differences(row[0]).items():
-            stock = self.get_parameter(name)
+            stock = stored(self, name)
             merged[name] = stock + difference.reshape(stock.shape)
-        self.experts_plain = True  # routed layers inside this module still see their row
-        try:
-            with self.mixture.use(row):
-                return functional_call(self, merged, args, kwargs)
-        finally:
-            self.experts_plain = False
+        with self.mixture.use(row):  # routed layers inside this module still see their row
+            return replica(self, merged, type(self).__bases__[1]).forward(*args, **kwargs)
+
+
+def replica(module: nn.Module, changed: Mapping[str, Tensor], kind: Any) -> Any:
+    """A module like this one, of class `kind`, with some parameters or buffers changed; nothing is copied.
+
+    Parameters swapped in place for the length of a call would be seen by every other thread.
+    """
+    made = kind.__new__(kind)
+    made.__dict__.update(module.__dict__)
+    children, inner = dict(module._modules), {}  # type: ignore[var-annotated]
+    for place in ("_parameters", "_buffers"):
+        own = dict(getattr(module, place))
+        made.__dict__[place] = {k: changed.get(k, v) for k, v in own.items()}
+    for name, value in changed.items():
+        child, dot, rest = name.partition(".")
+        if dot:
+            inner.setdefault(child, {})[rest] = value
+    for child, values in inner.items():
+        children[child] = replica(cast(nn.Module, children[child]), values, type(children[child]))
+    made.__dict__["_modules"] = children
+    return made
+
+
+def stored(module: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its dotted name."""
+    holder, _, leaf = name.rpartition(".")
+    return cast(Tensor, getattr(module.get_submodule(holder), leaf))
 
 
 def _parameters(tensors: Mapping[str, Tensor]) -> nn.ParameterDict:

@@ -16,10 +16,13 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from .attaching import attach_experts
-from .routed_layers import ADDED, Mixture
+from .attaching import Traced, attach_experts, unfit
+from .layouts import escaping, probe_inputs, shadow, trace, two_inputs
+from .mixture import UNTRACED, Layout, Mixture, batch_dimension
+from .routed_layers import ADDED, RoutedAny, RoutedLayer
 from .twin_parts import Head, Router, masked_mean
 
 
@@ -41,7 +44,7 @@ class TwinOutput:
 class TwinMixin:
     """Adds routing to any transformers model.
 
-    One forward at a time: the mixture in flight belongs to the model, so threads must not share one twin.
+    Threads may share one twin: the mixture in flight belongs to the thread (to its context), not to the model.
 
     Attributes:
         tasks: names of the exclusive experts, in the order of the router's outputs.
@@ -50,6 +53,8 @@ class TwinMixin:
         mixture: the weights in use; `with twin.mixture.use(w)` holds them over any calls.
         router_reads: `last`, the paper's features from the last hidden state, or `all`, those of every layer side by
             side (a deviation that costs no further forward).
+        labels: label names by head.
+        left_out: task -> share of its expert's squared difference to the shared expert that was left out, see `merge`.
     """
 
     mixture: Mixture
@@ -58,6 +63,9 @@ class TwinMixin:
     router: Router | None
     heads: nn.ModuleDict
     _accepted: frozenset[str]
+    _checked: list[frozenset[str]]
+    labels: dict[str, list[str]]
+    left_out: dict[str, float]
 
     def __reduce__(self) -> Any:  # the class is made at run time, so pickle must be told how
         return _blank_twin, (type(self).__bases__[1],), self.__dict__
@@ -116,18 +124,61 @@ class TwinMixin:
         Raises:
             ValueError: when a cached sequence is continued without its mixture, or the weights have another shape.
         """
-        if self.mixture.weights is not None:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        if (held := self.mixture.weights) is not None:
+            return _remember(super().forward(*args, **kwargs), kwargs, held)  # type: ignore[misc]
         kwargs |= dict(zip(inspect.signature(super().forward).parameters, args, strict=False))  # type: ignore[misc]
         if router_weights is None:
-            cache = kwargs.get("past_key_values")
-            if cache is not None and cache.get_seq_length() > 0:
+            if _length(kwargs):
                 raise ValueError("a continued sequence keeps the mixture of its prompt; pass it as router_weights.")
             main = cast(Any, self).main_input_name
-            side = {k: kwargs[k] for k in ("token_type_ids", "position_ids") if kwargs.get(k) is not None}
-            router_weights = self.route(kwargs.get(main), kwargs.get("attention_mask"), **side)
-        with self.mixture.use(self._weights(router_weights)):
-            return super().forward(**kwargs)  # type: ignore[misc]
+            router_weights = self.route(kwargs.get(main), kwargs.get("attention_mask"), **self._side(kwargs))
+        weights = self._continued(self._weights(router_weights), kwargs)
+        self._check_layouts(weights, kwargs, _forward)
+        with self.mixture.use(weights):
+            return _remember(super().forward(**kwargs), kwargs, weights)  # type: ignore[misc]
+
+    def _side(self, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the router sees beside the main input and its mask: every tensor that the model's body takes.
+
+        Raises:
+            ValueError: for an input that the body does not take, so that the mixture would not depend on it.
+        """
+        tensors = {k: v for k, v in kwargs.items() if isinstance(v, Tensor) and k not in ("labels", "inputs_embeds")}
+        unseen = [k for k in tensors if k not in self._accepted and any(part in k for part in _MEDIA)]
+        if unseen:
+            raise ValueError(f"the router cannot see {unseen[0]}; pass router_weights of shape (batch, tasks).")
+        main = (cast(Any, self).main_input_name, "attention_mask", "cache_position")
+        return {k: v for k, v in tensors.items() if k in self._accepted and k not in main}
+
+    def _continued(self, weights: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """The weights, when no kept cache was filled under others."""
+        for cache in _caches(kwargs):
+            held = getattr(cache, "twin_weights", None)
+            if _length(kwargs) and held is not None and (held.shape != weights.shape or not torch.equal(held, weights)):
+                raise ValueError(
+                    "the kept cache was filled under another mixture than these router_weights; leave them out, or "
+                    "start anew without the cache."
+                )
+        return weights
+
+    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: Any) -> None:
+        """Find out, once for inputs of these names, where the rows of a batch lie in every routed module.
+
+        Raises:
+            ValueError: when one of them cannot be routed per input.
+        """
+        names = frozenset(k for k, v in kwargs.items() if isinstance(v, Tensor))
+        main = kwargs.get(cast(Any, self).main_input_name)
+        if weights.shape[0] > 1 and isinstance(main, Tensor):
+            for name in sorted(n for n in names if any(part in n for part in _MEDIA)):
+                if kwargs[name].shape[0] not in (1, main.shape[0]):
+                    raise ValueError(
+                        f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to which "
+                        "input cannot be told apart; give one each, or one row of router weights."
+                    )
+        if weights.shape[0] > 1 and not _length(kwargs) and not any(names <= known for known in self._checked):
+            _find_layouts(self, kwargs, run)
+            self._checked.append(names)
 
     def _weights(self, weights: Tensor) -> Tensor:
         if weights.dim() != 2 or weights.shape[1] != len(self.tasks):
@@ -137,8 +188,20 @@ class TwinMixin:
         return weights.to(cast(Any, self).device)
 
     def generate(self, inputs: Tensor | None = None, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
-        """`generate` of transformers with the mixture computed once from the prompt and held while decoding."""
+        """`generate` of transformers with the mixture computed once from the prompt and held while decoding.
+
+        A second turn with the kept cache holds the mixture of the first; without the cache it starts anew.
+
+        Raises:
+            ValueError: for a kept cache whose mixture is unknown or another than `router_weights`.
+        """
         model = cast(Any, self)
+        if router_weights is None and _length(kwargs):
+            router_weights = next((c.twin_weights for c in _caches(kwargs) if hasattr(c, "twin_weights")), None)
+            if router_weights is None:
+                raise ValueError(
+                    "the kept cache does not say its mixture; pass it as router_weights, or start anew without the cache."
+                )
         if router_weights is None:
             prompt = inputs if inputs is not None else kwargs.get(model.main_input_name)
             mask, settings = kwargs.get("attention_mask"), kwargs.get("generation_config") or model.generation_config
@@ -147,9 +210,26 @@ class TwinMixin:
                 ends = eos if isinstance(eos, list) else [eos]
                 mask = torch.ones_like(prompt) if pad in ends else prompt.ne(pad).long()
             with torch.no_grad():
-                router_weights = self.route(prompt, mask)
-        with self.mixture.use(self._weights(router_weights)):
+                router_weights = self.route(prompt, mask, **self._side(kwargs))
+        weights = self._continued(self._weights(router_weights), kwargs)
+        given = {**kwargs, **({} if inputs is None else {model.main_input_name: inputs})}
+        if isinstance(given.get(model.main_input_name), Tensor):
+            self._check_layouts(weights, {k: v for k, v in given.items() if isinstance(v, Tensor)}, _forward)
+        with self.mixture.use(weights):
             return super().generate(inputs, **kwargs)  # type: ignore[misc]
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: continuous batching packs the tokens of several prompts into one row, which has one mixture.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "a twin cannot generate by continuous batching, which packs several prompts into one row; use generate "
+            "on a padded batch, or serve the folder's experts with a server of LoRA adapters."
+        )
+
+    init_continuous_batching = continuous_batching_context_manager = generate_batch
 
     def classify(
         self,
@@ -175,6 +255,8 @@ class TwinMixin:
         if router_weights is None:
             router_weights = self.route(input_ids, attention_mask, **kwargs)
         router_weights = self._weights(router_weights)
+        named = {"attention_mask": attention_mask, cast(Any, self).main_input_name: input_ids, **kwargs}
+        self._check_layouts(router_weights, {k: v for k, v in named.items() if v is not None}, _body_forward)
         with self.mixture.use(router_weights):
             hidden = self._hidden(input_ids, attention_mask, **kwargs)
         rows = hidden.shape[0]
@@ -267,8 +349,8 @@ def attach(
     if router is not None and router.tasks != len(tasks):
         raise ValueError(f"the router has {router.tasks} outputs for {len(tasks)} experts; train it on these tasks.")
     mixture, stock = Mixture(), type(model)
-    attach_experts(model, mixture, experts)
-    body = _body(model)
+    body, probe = _body(model), _probe(model)
+    attach_experts(model, mixture, experts, probe)
     twin = cast(Any, model)
     twin.__class__ = _twin_class(cast(Any, stock))
     # transformers finds by the name of the class which states forward can return, and this class is made at run time.
@@ -276,7 +358,122 @@ def attach(
     dict.__setitem__(known, str(type(twin)), getattr(twin, "_can_record_outputs", None))
     twin.mixture, twin.tasks, twin.router, twin.heads = mixture, list(tasks), router, nn.ModuleDict()
     twin._accepted = frozenset(inspect.signature((stock if body is model else type(body)).forward).parameters)
+    twin._checked, twin.labels, twin.left_out = [], {}, {}
+    if probe is not None:
+        _prove(twin, probe.inputs)
+        twin._checked.append(frozenset(probe.inputs))
     return twin
+
+
+def _probe(model: Any) -> Traced | None:
+    """A tiny batch that this model is known to take; None where none could be made."""
+    try:
+        inputs = probe_inputs(model)
+        if inputs is None or next(model.parameters()).device.type == "meta":
+            return None
+        with torch.no_grad():
+            _forward(shadow(model), inputs)
+    except Exception:  # whatever a model of any kind says to inputs that it did not expect
+        return None
+    return Traced(_forward, inputs)
+
+
+def _forward(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """The whole forward without a cache; of a twin, the stock model's."""
+    known = inspect.signature(model.forward).parameters
+    plain = {"use_cache": False} if "use_cache" in known else {}
+    if isinstance(model, TwinMixin):
+        return super(TwinMixin, model).forward(**plain | dict(inputs))  # type: ignore[misc]
+    return model(**plain | dict(inputs))
+
+
+def _body_forward(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """The forward of a twin's body alone."""
+    main = inputs.get(model.main_input_name)
+    rest = {k: v for k, v in inputs.items() if k not in (model.main_input_name, "attention_mask")}
+    return model._states(main, inputs.get("attention_mask"), **rest)
+
+
+def _find_layouts(twin: Any, inputs: Mapping[str, Any], run: Any) -> None:
+    """Give every routed module that these inputs reach its layout."""
+    units = {name: module for name, module in twin.named_modules() if isinstance(module, RoutedLayer)}
+    main, way = twin.main_input_name, "freeze it in the experts, or give one row of router weights"
+    pair = two_inputs(inputs, main)
+    if pair is None:
+        raise ValueError(
+            f"the rows of {', '.join(sorted(k for k, v in inputs.items() if isinstance(v, Tensor)))} cannot be told "
+            "apart by their first dimensions, and each input has its own mixture; give one row of router weights."
+        )
+    found = trace(twin, run, pair, units)
+    for name, new in found.items():
+        module = units[name]
+        kind = RoutedAny if isinstance(module, RoutedAny) else type(module).__bases__[0]
+        reason = unfit(kind, new)
+        old = module.layout
+        known = old is None or old is UNTRACED or isinstance(new, str)
+        both = new if known else cast(Layout, old).joined(cast(Layout, new))
+        if reason or both is None:
+            reason = reason or "its inputs lie another way than in another forward"
+            raise ValueError(f"'{name}' cannot be routed per input: {reason}; {way}.")
+        module.layout = cast(Layout, both)
+    leaves = {name: _leaves(module) for name, module in units.items()}
+    if lost := sorted(escaping(twin, run, pair, leaves)):
+        raise ValueError(f"'{lost[0]}' is read outside of the part that does not see its experts; {way}.")
+
+
+def _leaves(module: Any) -> list[str]:
+    """Names of the stock parameters that a routed module mixes."""
+    if isinstance(module, RoutedAny):
+        return [name.replace("/", ".") for part in (module.experts_dense, module.experts_ups) for name in part]
+    return [name for name, _ in module.named_parameters(recurse=False) if name not in ADDED]
+
+
+def _prove(twin: Any, inputs: Mapping[str, Any]) -> None:
+    """Compare a tiny batch with each of its inputs alone, which has one row of weights and nothing to deal out.
+
+    Raises:
+        ValueError: when they differ: the model takes its batch apart in a way that no layout describes.
+    """
+    double, rows = shadow(twin), 2
+    ramp = torch.arange(1.0, len(twin.tasks) + 1, device=twin.device)
+    weights = torch.stack([ramp.softmax(-1), ramp.flip(0).softmax(-1)])
+
+    def run(given: Mapping[str, Any], part: Tensor) -> list[Tensor]:
+        with torch.no_grad(), double.mixture.use(part):
+            return [t for t in tree_leaves(_forward(double, given)) if isinstance(t, Tensor)]
+
+    try:
+        whole = run(inputs, weights)
+        alone = [run({k: v[i : i + 1] for k, v in inputs.items()}, weights[i : i + 1]) for i in range(rows)]
+        for index, tensor in enumerate(whole):
+            batch_dimension(tensor, [part[index] for part in alone])
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"{type(twin).__bases__[1].__name__} cannot take a mixture for every input of a batch ({reason}): it takes "
+            "its batch apart in a way of its own; freeze the parts that do so in the experts."
+        ) from error
+
+
+_MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
+
+
+def _caches(*kwargs: Any) -> list[Any]:
+    return [v for values in kwargs for v in values.values() if "Cache" in type(v).__name__]
+
+
+def _length(kwargs: Mapping[str, Any]) -> int:
+    """Tokens in the caches among the arguments (1 for a cache that does not count them)."""
+    caches = _caches(kwargs)
+    return max((int(c.get_seq_length()) if hasattr(c, "get_seq_length") else 1 for c in caches), default=0)
+
+
+def _remember(output: Any, kwargs: Mapping[str, Any], weights: Tensor) -> Any:
+    """Write the mixture on the caches that a forward filled, so that a later turn can hold it."""
+    parts = output if isinstance(output, Mapping) else dict(enumerate(output)) if isinstance(output, tuple) else {}
+    for cache in _caches(kwargs, parts):
+        cache.twin_weights = weights
+    return output
 
 
 def _body(model: Any) -> Any:

@@ -14,6 +14,7 @@ from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError
 from recipes.front.preflight import check_all
 from recipes.merge.experts import base_checkpoint, cache_folder, inspect_expert
+from recipes.merge.routable import check_routable
 from recipes.merge.schema import Recipe
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def check(recipe: Recipe) -> Iterator[str]:
         [
             *(partial(check_task, task) for task in recipe.tasks),
             *(partial(_check_expert, recipe, task, base) for task in recipe.tasks),
+            partial(check_routable, recipe.base, tuple(recipe.training.frozen), RecipeError),
         ]
     )
     missing = [t for t in recipe.tasks if t.name not in recipe.experts and not _cached(recipe, t)]

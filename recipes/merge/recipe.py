@@ -23,6 +23,7 @@ from recipes.merge.baselines import seeded, tune
 from recipes.merge.checks import cached_at, check, check_rank
 from recipes.merge.experts import Expert, base_checkpoint, read_expert
 from recipes.merge.finetune import train_expert
+from recipes.merge.routable import check_routable
 from recipes.merge.routing import task_features, train_router
 from recipes.merge.schema import Recipe
 from recipes.running.environment import process_rank
@@ -63,6 +64,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     where = resolve_model(recipe.base)
     model = AutoModel.from_pretrained(where).eval()
     check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
+    check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
     experts = _experts(recipe, folder, model)
     if not _goes_on_alone():
         return

@@ -41,7 +41,7 @@ FILES = (
     "model.safetensors",
     "config.json",
     "twin.json",
-    "router.safetensors",
+    "router/router.safetensors",
     "heads/mood.safetensors",
     "experts/spam/adapter_model.safetensors",
     "experts/spam/adapter_config.json",
@@ -83,7 +83,7 @@ def test_an_added_file_is_refused(name: str, saved: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "part", ["experts/spam/adapter_model.safetensors", "router.safetensors", "heads/mood.safetensors"]
+    "part", ["experts/spam/adapter_model.safetensors", "router/router.safetensors", "heads/mood.safetensors"]
 )
 @pytest.mark.parametrize("change", ["remove", "add"])
 def test_missing_and_unexpected_tensors_are_refused_unverified(

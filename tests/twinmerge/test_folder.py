@@ -16,7 +16,7 @@ from torch import Tensor
 
 import twinmerge
 from tests.twinmerge import tiny
-from twinmerge import CheckpointError, Head, attach
+from twinmerge import CheckpointError, Head, artefact, attach
 from twinmerge.artefact import bundle
 
 pytestmark = [
@@ -144,7 +144,7 @@ def test_save_load_save_changes_nothing(name: str, folders: Callable[[str], Path
     torch.testing.assert_close(outputs(second, name), outputs(first, name), rtol=1e-5, atol=1e-5)
     sizes = [sum(p.numel() for p in t.parameters()) for t in (make_twin(name)[0], first, second)]
     assert sizes[0] == sizes[1] == sizes[2]  # factors come back as factors
-    for file in ("model.safetensors", "router.safetensors", "heads/topic.safetensors"):
+    for file in ("model.safetensors", "router/router.safetensors", "heads/topic.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (folders(name) / file).read_bytes()
 
 
@@ -233,6 +233,144 @@ def test_types_and_options(folders: Callable[[str], Path], tmp_path: Path) -> No
     assert again.dtype == torch.bfloat16
     difference = (outputs(again, "llama").float() - outputs(half, "llama").float()).abs().max()
     assert difference < 0.05 * outputs(half, "llama").abs().max()
+
+
+def old_format(folder: Path) -> Path:
+    """The folder as its first format had it: the router beside the shared expert, no share of what was left out."""
+    card = json.loads((folder / "twin.json").read_text())
+    del card["left_out"]
+    (folder / "twin.json").write_text(json.dumps(card | {"format_version": 1}))
+    (folder / "router/router.safetensors").rename(folder / "router.safetensors")
+    (folder / "router").rmdir()
+    (folder / "MANIFEST.json").write_text(json.dumps(artefact._digest(folder)))
+    return folder
+
+
+def test_a_folder_of_the_first_format_loads(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    new = folders("bert")
+    old = old_format(shutil.copytree(new, tmp_path / "old"))
+    assert [f.name for f in new.glob("*.safetensors")] == ["model.safetensors"]  # what vLLM reads as weights
+    assert sorted(f.name for f in old.glob("*.safetensors")) == ["model.safetensors", "router.safetensors"]
+    first, second = twinmerge.load(old), twinmerge.load(new)
+    torch.testing.assert_close(outputs(first, "bert"), outputs(second, "bert"), rtol=0, atol=0)
+    again = twinmerge.save(first, tmp_path / "again")
+    assert (again / "router/router.safetensors").read_bytes() == (new / "router/router.safetensors").read_bytes()
+    assert json.loads((again / "twin.json").read_text())["format_version"] == 2
+
+
+def test_label_names_survive_and_a_model_card_may_be_edited(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders("bert"), tmp_path / "twin")
+    (folder / "README.md").write_text("# Mine\n")
+    twin = twinmerge.load(folder)
+    assert twin.labels == {"topic": ["a", "b"]}
+    again = twinmerge.save(twin, tmp_path / "again")
+    assert json.loads((again / "twin.json").read_text())["heads"]["topic"]["labels"] == ["a", "b"]
+    (folder / "README.md").unlink()
+    twinmerge.load(folder)
+    (folder / "twin.json").write_text((folder / "twin.json").read_text() + " ")
+    with pytest.raises(CheckpointError, match="was changed"):
+        twinmerge.load(folder)
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Room for the code of folders, forgotten afterwards."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for key in [k for k in sys.modules if k.startswith("transformers_modules")]:
+        del sys.modules[key]
+
+
+def test_a_folder_answers_as_a_classifier(folders: Callable[[str], Path], tmp_path: Path, remote: None) -> None:
+    folder = shutil.copytree(folders("bert"), tmp_path / "as_classifier")
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    model, twin, inputs = load(folder, trust_remote_code=True), twinmerge.load(folder), tiny.text()
+    names = {0: "spam: spam", 1: "topic: a", 2: "topic: b", 3: "mood: LABEL_0", 4: "mood: LABEL_1", 5: "mood: LABEL_2"}
+    assert model.config.id2label == names
+    with torch.no_grad():
+        got, wanted = model(**inputs).logits, twin.classify(**inputs)
+        for row, task, logits in zip(got, wanted.task, wanted.logits, strict=True):
+            start, size = ((0, 1), (1, 2), (3, 3))[int(task)]
+            torch.testing.assert_close(row[start : start + size], logits[:size])
+            assert int(row.isfinite().sum()) == size
+        one = load(folder, trust_remote_code=True, head="topic")
+        torch.testing.assert_close(one(**inputs).logits, twin.classify(**inputs, head="topic").logits[:, :2])
+        assert one.config.id2label == {0: "a", 1: "b"}
+        again = twinmerge.save(twin, tmp_path / "again")
+    maps = [json.loads((f / "config.json").read_text())["auto_map"] for f in (again, folder)]
+    assert maps[0] == maps[1] and sorted(maps[0]) == ["AutoModel", "AutoModelForSequenceClassification"]
+
+
+def test_a_pipeline_gives_the_names_of_the_labels(tmp_path: Path, remote: None) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, **{f"w{i}": i for i in range(2, 60)}}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")  # noqa: S106
+    twin, _ = make_twin("bert")
+    folder = twinmerge.save(twin, tmp_path / "piped", tokenizer=tokenizer, labels={"topic": ["sport", "art"]})
+    pipe = transformers.pipeline(
+        "text-classification", str(folder), trust_remote_code=True, model_kwargs={"head": "topic"}, device="cpu"
+    )
+    texts = ["w4 w5 w6", "w40 w7"]
+    wanted = twin.classify(**tokenizer(texts, padding=True, return_tensors="pt"), head="topic")
+    wanted = wanted.logits[:, :2].detach().softmax(-1)
+    for answer, row in zip(pipe(texts), wanted, strict=True):
+        assert answer["label"] == ("sport", "art")[int(row.argmax())]
+        assert answer["score"] == pytest.approx(float(row.max()), abs=1e-5)
+
+
+def test_settings_of_the_caller_reach_the_remote_model(
+    folders: Callable[[str], Path], tmp_path: Path, remote: None
+) -> None:
+    folder = shutil.copytree(folders("bert"), tmp_path / "settings")
+    options = {"attn_implementation": "eager", "output_hidden_states": True, "hidden_dropout_prob": 0.3}
+    model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True, **options)
+    assert model.config._attn_implementation == "eager"
+    assert model.config.hidden_dropout_prob == 0.3
+    assert len(model(**tiny.text()).hidden_states) == 3
+
+
+def test_causal_experts_are_matrices_that_peft_mixes_in_one_batch(tmp_path: Path) -> None:
+    base = tiny.llama()
+    states = {t: tiny.dense_state(base, [e], [1.0]) for t, e in zip(tiny.TASKS, tiny.differences(base), strict=True)}
+    twin, exclusive = twinmerge.merge(tiny.llama(), states, "average", rank={"rank": 6})
+    mean = {n: torch.stack([s[n] for s in states.values()]).mean(0) for n in states["spam"]}
+    squares = {n: (states["spam"][n] - mean[n]).double().square().sum() for n in mean}
+    lost = sum(v for n, v in squares.items() if mean[n].dim() < 2) / sum(squares.values())
+    assert exclusive.left_out["spam"] == pytest.approx(float(lost), rel=1e-4)
+    folder = twinmerge.save(twin, tmp_path / "twin")
+    assert twinmerge.load(folder).left_out == exclusive.left_out
+    assert f"{float(lost):.2%} of spam" in (folder / "README.md").read_text()
+    for task in tiny.TASKS:
+        assert json.loads((folder / "experts" / task / "adapter_config.json").read_text())["modules_to_save"] is None
+    model = peft.PeftModel.from_pretrained(stock(folder), folder / "experts" / "spam", adapter_name="spam")
+    for task in tiny.TASKS[1:]:
+        model.load_adapter(folder / "experts" / task, adapter_name=task)
+    inputs, names = tiny.text(3), list(tiny.TASKS)
+    with torch.no_grad():
+        mixed = model.eval()(**inputs, adapter_names=names).logits
+        wanted = twin(**inputs, router_weights=torch.eye(3)).logits
+    mask = inputs["attention_mask"].bool()
+    torch.testing.assert_close(mixed[mask], wanted[mask], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("dense", ["all", "norms", "biases", "none"])
+def test_which_vectors_an_expert_keeps(dense: str) -> None:
+    base = tiny.gpt2(layers=1)
+    states = {
+        t: tiny.dense_state(base, [e], [1.0]) for t, e in zip("ab", tiny.differences(base, experts=2), strict=True)
+    }
+    twin, exclusive = twinmerge.merge(tiny.gpt2(layers=1), states, "average", rank={"rank": 2}, dense=dense)
+    vectors = [
+        n for n in exclusive.experts["a"] if n.startswith("transformer.h.0.") and base.get_parameter(n).dim() < 2
+    ]
+    biases = [n for n in vectors if ".ln_" not in n]
+    assert (len(vectors), len(biases)) == {"all": (8, 4), "norms": (4, 0), "biases": (4, 4), "none": (0, 0)}[dense]
+    assert bool(exclusive.left_out) == (dense != "all")
+    with pytest.raises(ValueError, match="choose all, norms, biases or none"):
+        twinmerge.merge(tiny.gpt2(layers=1), states, "average", rank={"rank": 2}, dense="some")
 
 
 def test_generation_settings_tokenizer_texts_and_card(tmp_path: Path) -> None:

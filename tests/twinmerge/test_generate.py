@@ -1,9 +1,12 @@
 """Generation holds the mixture of the prompt, and equals generation by the dense merge of each prompt."""
 
+import copy
+import threading
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from tests.twinmerge import tiny
@@ -143,3 +146,107 @@ def test_the_forward_routes_by_the_prompt_alone() -> None:
     torch.testing.assert_close(placed[mask], wanted[mask], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="routing reads input_ids"):
         twin(inputs_embeds=torch.ones(4, 7, 32))
+
+
+def _two_turns() -> tuple[Any, Tensor, Any, Tensor]:
+    """A twin, a prompt, what its first turn left behind, and a second prompt that the router sees otherwise."""
+    twin = twin_of("llama", temperature=0.3)
+    first = tiny.text(1, padding="none")["input_ids"]
+    options = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True}
+    turn = twin.generate(first, attention_mask=torch.ones_like(first), **options)
+    more = torch.randint(3, 60, (1, 12), generator=torch.Generator().manual_seed(1))
+    full = torch.cat([turn.sequences, more], 1)
+    assert (twin.route(first) - twin.route(full)).abs().max() > 0.02
+    return twin, first, turn.past_key_values, full
+
+
+def test_a_second_turn_holds_the_first_mixture_or_starts_anew() -> None:
+    twin, first, kept, full = _two_turns()
+    options: dict[str, Any] = {
+        "attention_mask": torch.ones_like(full),
+        "max_new_tokens": 1,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+    held = twin.generate(full, router_weights=twin.route(first), **options).logits[0]
+    fresh = twin.generate(full, **options).logits[0]
+    assert (held - fresh).abs().max() > 1e-3
+    got = twin.generate(full, past_key_values=copy.deepcopy(kept), **options).logits[0]
+    torch.testing.assert_close(got, held, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="filled under another mixture"):
+        twin.generate(full, past_key_values=copy.deepcopy(kept), router_weights=twin.route(full), **options)
+    with pytest.raises(ValueError, match="filled under another mixture"):
+        twin(full[:, -1:], past_key_values=copy.deepcopy(kept), router_weights=twin.route(full))
+    foreign = densify(twin, {})(first, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="does not say its mixture"):
+        twin.generate(full, past_key_values=foreign, **options)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_threads_on_one_twin_give_what_one_gives(name: str) -> None:
+    twin = twin_of(name, temperature=0.05)
+    prompts = [tiny.text(1, 6 + i, padding="none", seed=i)["input_ids"] for i in range(4)]
+
+    def answer(ids: Tensor) -> Tensor:
+        return twin.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False
+        )
+
+    wanted = [answer(ids) for ids in prompts]
+    got: list[Any] = [None] * len(prompts)
+
+    def work(index: int) -> None:
+        try:
+            got[index] = answer(prompts[index])
+        except Exception as error:
+            got[index] = error
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)), got
+
+
+def test_continuous_batching_is_refused() -> None:
+    twin = twin_of("llama")
+    for call in (twin.generate_batch, twin.init_continuous_batching, twin.continuous_batching_context_manager):
+        with pytest.raises(ValueError, match="cannot generate by continuous batching"):
+            call(inputs=[[3, 4, 5]])
+
+
+def llava() -> Any:
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=16, patch_size=8
+    )
+    config = transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=tiny.llama().config,
+        image_token_index=63,
+        vision_feature_layer=-1,
+        image_seq_length=4,
+    )
+    return tiny.make(transformers.LlavaForConditionalGeneration, config)
+
+
+def test_a_model_with_images_routes_on_its_images() -> None:
+    model = llava()
+    twin = attach(model, tiny.TASKS, tiny.differences(model), tiny.router(32, temperature=0.05)).eval()
+    ids = torch.tensor([[1, 63, 63, 63, 63, 5, 6]] * 3)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **tiny.images(3)}
+    inputs["pixel_values"] = inputs["pixel_values"] * torch.tensor([1.0, 3.0, 9.0])[:, None, None, None]
+    weights = twin.route(**inputs).detach()
+    assert (weights[0] - weights[1]).abs().max() > 1e-3  # the texts are equal, the images are not
+    with torch.no_grad():
+        got, wanted = twin(**inputs).logits, twin(**inputs, router_weights=weights).logits
+        torch.testing.assert_close(got, wanted)
+        for i, row in enumerate(weights.tolist()):
+            one = {k: v[i : i + 1] for k, v in inputs.items()}
+            dense = densify(twin, dict(zip(twin.tasks, row, strict=True)))
+            torch.testing.assert_close(got[i : i + 1], dense(**one).logits, rtol=1e-4, atol=1e-4)
+            out = twin.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)[i]
+            assert torch.equal(out, dense.generate(**one, max_new_tokens=4, min_new_tokens=4, do_sample=False)[0])
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        twin(**inputs | {"pixel_values": torch.cat([inputs["pixel_values"]] * 2)}, router_weights=tiny.mixtures(3))

@@ -127,7 +127,7 @@ def test_a_second_run_takes_the_cached_experts_and_ends_the_same(world):
     assert done.code == 0, done.err
     assert "train mood" not in done.err + done.out
     assert tiny.numbers(world.folder / "second/result.json") == tiny.numbers(world.folder / "first/result.json")
-    first, second = (load_file(world.folder / out / "merged/router.safetensors") for out in ("first", "second"))
+    first, second = (load_file(world.folder / out / "merged/router/router.safetensors") for out in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -1,0 +1,38 @@
+"""Whether the experts of a base can be routed, found out before any of them is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recipes.data.models import resolve_model
+
+
+def check_routable(base: str, frozen: tuple[str, ...], error: type[Exception]) -> str:
+    """Route a two-layer copy of the base with random weights and experts, against dense merges: seconds, no download.
+
+    Args:
+        base: as in the recipe.
+        frozen: parameters whose name contains one of these are not trained.
+        error: raised in one sentence when an input's own mixture cannot reach some part of the model.
+
+    Returns:
+        A line for the pre-flight.
+    """
+    where = resolve_model(base)
+    if not Path(where).is_dir():
+        return "routing: the base is not here as a folder, so that it is tried when the run starts"
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from recipes.running.quiet import hush_libraries
+    from twinmerge.preflight import preflight, small_config
+
+    hush_libraries()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModel.from_config(small_config(AutoConfig.from_pretrained(where)))
+    try:
+        worst = preflight(model, frozen)
+    except ValueError as refused:
+        raise error(f"base: {str(refused).rstrip('.')}") from refused
+    return f"routing: a two-layer {type(model).__name__} differs from dense merges by {worst:.0e}"

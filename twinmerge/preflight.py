@@ -1,0 +1,65 @@
+"""Try the routing of an architecture before anything is trained: a small copy, random experts, a tiny batch."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from twinmerge.attaching import statistics
+from twinmerge.dense import check_routing
+from twinmerge.layouts import probe_inputs
+from twinmerge.twin_mixin import attach
+
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
+
+
+def small_config(config: Any) -> Any:
+    """A copy of a configuration with at most two layers, as routing is a matter of kinds of layers and not of depth."""
+    small = copy.deepcopy(config)
+    for name in _DEPTHS:
+        depth = getattr(small, name, None)
+        if isinstance(depth, int) and depth > 2:
+            try:
+                setattr(small, name, 2)
+            except NotImplementedError:  # Funnel counts its layers by blocks
+                return copy.deepcopy(config)
+    kinds = getattr(small, "layer_types", None)
+    if isinstance(kinds, list):
+        small.layer_types = kinds[:2]
+    return small
+
+
+def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
+    """Whether experts of this model can be routed, found out with random ones.
+
+    Args:
+        model: a stock model, such as one made from `small_config`; left as it is.
+        frozen: parameters whose name contains one of these are not trained and so not tried.
+
+    Returns:
+        The largest relative difference between the routed forward and a dense merge per input.
+
+    Raises:
+        ValueError: when the model cannot be routed, with the reason and the way out, or when no batch could be made.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(True)
+    inputs = probe_inputs(model, rows=3)
+    if inputs is None:
+        raise ValueError(
+            f"no batch could be made for a {type(model).__name__}; try check_routing with one of your own."
+        )
+    first = next(t for t in tree_leaves(model(**inputs)) if isinstance(t, torch.Tensor) and t.requires_grad)
+    first.float().square().sum().backward()
+    trained = {n: p for n, p in model.named_parameters() if p.grad is not None and not any(f in n for f in frozen)}
+    generator = torch.Generator().manual_seed(0)
+    experts = [
+        {name: 0.05 * torch.randn(p.shape, generator=generator) for name, p in trained.items()}
+        | {name: 0.1 * torch.rand(b.shape, generator=generator) for name, b in statistics(model).items()}
+        for _ in range(2)
+    ]
+    model.requires_grad_(False)
+    return check_routing(attach(model, ["a", "b"], experts).eval(), **inputs)
