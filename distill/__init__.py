@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from distill.glyphs import Glyphs
     from distill.hints import CorrelationHint, CRDHint, CurriculumTemperature, FitNetHint, ReviewHint
     from distill.language import LanguageLoss, LanguageNetwork
-    from distill.losses import DIST, DKD, JSD, KD, RKD, BinaryKD, DistillLoss, HardLoss, MultiTemperature, Outputs
+    from distill.losses import DIST, DKD, JSD, KD, RKD, BinaryKD, DistillLoss, HardLoss, MultiTemperature
     from distill.module import DistillModule
     from distill.networks import Frozen, ImageNetwork, TextNetwork
     from distill.regimes import REGIMES, Regime, method, regime
+    from distill.terms import Outputs
     from distill.tokens import TokenData
     from distill.views import Augmentation, ViewDataset
 
@@ -43,7 +44,7 @@ _WHERE = {
     "LanguageLoss": "language",
     "LanguageNetwork": "language",
     "MultiTemperature": "losses",
-    "Outputs": "losses",
+    "Outputs": "terms",
     "REGIMES": "regimes",
     "RKD": "losses",
     "Regime": "regimes",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill import functional as L
 from distill.errors import DistillError
 from distill.gathering import GlobalBatchNorm2d, gather, world
-from distill.losses import LogitTerm, Outputs, Term, features_of
+from distill.terms import LogitTerm, Outputs, Term, features_of
 
 
 class FitNetHint(Term):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.functional.chunked import ChunkedLoss, LanguageHead, chunked_kd
 from distill.functional.vocabulary import Vocabulary
-from distill.losses import Outputs, Terms, check_terms
+from distill.losses import Terms, check_terms
 from distill.networks import Batch
+from distill.terms import Outputs
 
 
 def next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:

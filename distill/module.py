@@ -16,11 +16,12 @@ from distill.errors import DistillError
 from distill.functional.vocabulary import Vocabulary, align_vocabularies
 from distill.gathering import share_of
 from distill.language import LanguageLoss, LanguageNetwork, next_tokens
-from distill.losses import DistillLoss, Outputs
+from distill.losses import DistillLoss
 from distill.networks import Batch, Frozen, ImageNetwork, Task, TextNetwork, image_model, statistics, with_lora
 from distill.order import ViewLoader
 from distill.regimes import method as published
 from distill.regimes import regime as named_regime
+from distill.terms import Outputs
 
 Model = nn.Module | str
 Network = ImageNetwork | TextNetwork | LanguageNetwork

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.losses import Outputs
 from distill.small import NAMES, small_model
+from distill.terms import Outputs
 
 Batch = Mapping[str, Tensor]
 Task = Literal["images", "texts", "language"]

@@ -23,7 +23,7 @@ from rl.exact.extensive import (
 from rl.exact.sets import Contamination, Pinned, TotalVariation, linear_confidence
 
 if TYPE_CHECKING:
-    from recipes.csp.recipe import Recipe
+    from recipes.csp.schema import Recipe
     from recipes.running.folder import RunFolder
 
 SCALE = 0.4  # of the default radius SCALE / sqrt(n); see benchmarks/csp_leduc.py for how it was chosen

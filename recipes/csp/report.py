@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from recipes.running.files import write_bytes
+from recipes.csp.figures import (
+    draw_coverage,
+    draw_frontier,
+    draw_histories,
+    draw_ladder,
+    replay,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
     from recipes.csp.games import Scenario
-    from recipes.csp.recipe import Recipe
+    from recipes.csp.schema import Recipe
     from recipes.running.folder import RunFolder
     from rl.csp.module import CSPModule
     from rl.csp.worst_case import WorstCase
 
-FAMILIES = {"csp": "CSP, C", "rnr": "RNR, p", "dbr": "DBR, P"}
 OFTEN_OFF = 0.2  # a share of visits off the data that deserves a warning
 RARE = 5  # visits of a state below which its counts say little
 
@@ -80,11 +83,11 @@ def finish(
     ]
     coverage = _coverage(recipe, problem, agents, scenario)
     warnings = _warnings(recipe, problem, coverage, histories["csp"], ours, search)
-    _draw_ladder(folder, ladder)
-    _draw_coverage(folder, coverage)
-    _draw_histories(folder, histories, recipe.attack.slack)
-    _draw_frontier(folder, rows)
-    replays = _replay(folder, scenario, problem, search)
+    draw_ladder(folder, ladder)
+    draw_coverage(folder, coverage)
+    draw_histories(folder, histories, recipe.attack.slack)
+    draw_frontier(folder, rows)
+    replays = replay(folder, scenario, problem, search)
     outcome = {
         "rows": rows,
         "ladder": ladder,
@@ -280,111 +283,3 @@ def _warnings(
 
 
 # ------------------------------------------------------------------ figures and replays
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    # The object interface: it needs no display and leaves no global state behind.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    return figure, figure.subplots()
-
-
-def _draw_ladder(folder: RunFolder, ladder: Sequence[Mapping[str, Any]]) -> None:
-    figure, axes = _figure(6, 2.6)
-    axes.barh([f"{row['step']} ({row['how']})" for row in ladder], [row["value"] for row in ladder], color="tab:blue")
-    axes.invert_yaxis()
-    axes.set_xlabel("our discounted return")
-    folder.figure("ladder", figure, [list(row.values()) for row in ladder], ["step", "value", "how"])
-
-
-def _draw_coverage(folder: RunFolder, coverage: Sequence[Mapping[str, Any]]) -> None:
-    figure, axes = _figure(6, 0.4 * len(coverage) + 1)
-    left = np.zeros(len(coverage))
-    titles = [title for title in coverage[0] if title != "policy"]
-    for title, colour in zip(titles, ("tab:red", "tab:orange", "tab:olive", "tab:green"), strict=True):
-        shares = np.array([row[title] for row in coverage])
-        axes.barh([row["policy"] for row in coverage], shares, left=left, color=colour, label=title)
-        left += shares
-    axes.set_xlabel("share of the target's steps, by how often the data saw the state")
-    axes.legend(fontsize=7)
-    folder.figure("coverage", figure, [list(row.values()) for row in coverage], list(coverage[0]))
-
-
-def _draw_histories(folder: RunFolder, histories: Mapping[str, Sequence[Mapping[str, float]]], slack: float) -> None:
-    for name, key, label in (
-        ("consistency", "excess", "excess of the data's NLL under the proxy, nats"),
-        ("learning", "return", "our return in training"),
-    ):
-        figure, axes = _figure(6.5, 3.5)
-        rows = []
-        for row, history in histories.items():
-            points = [(point["iteration"], point[key]) for point in history if key in point]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=row, linewidth=2 if row == "csp" else 1)
-                rows += [[row, *point] for point in points]
-        if key == "excess":
-            axes.axhline(slack, color="black", linewidth=0.8)
-            axes.set_yscale("symlog", linthresh=slack)
-        axes.set_xlabel("iteration")
-        axes.set_ylabel(label)
-        axes.legend(fontsize=7)
-        folder.figure(name, figure, rows, ["row", "iteration", key])
-
-
-def _draw_frontier(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Obtained against guaranteed; families of the sweep are joined."""
-    figure, axes = _figure(5.5, 4)
-    shown = []
-    for row in rows:
-        worst = row.get("worst exact", row["worst estimated (optimistic)"])
-        gain = row["obtained"] if row["obtained"] is not None else row["against model"]
-        if worst is not None:
-            shown.append([row["policy"], worst, gain])
-    for family, label in FAMILIES.items():
-        points = sorted((p for p in shown if p[0].split()[0] == family), key=lambda p: p[1])
-        if points:
-            axes.plot([p[1] for p in points], [p[2] for p in points], "o-", label=label)
-    for name, worst, gain in shown:
-        axes.plot(worst, gain, "k.", markersize=3)
-        axes.annotate(name, (worst, gain), fontsize=6, xytext=(3, 3), textcoords="offset points")
-    axes.set_xlabel("worst value against targets that agree with the data")
-    axes.set_ylabel("obtained")
-    axes.legend(fontsize=7)
-    folder.figure("frontier", figure, shown, ["policy", "worst", "obtained"])
-
-
-def _replay(folder: RunFolder, scenario: Scenario, problem: CSPModule, search: WorstCase) -> list[str]:
-    """One episode against every named adversary, as `replays/<name>.gif`; nothing where the game draws nothing."""
-    import torch
-    from PIL import Image
-
-    from rl.csp.rollout import play
-
-    others = {a.name: a.policy for a in search.adversaries}
-    if target := scenario.true_target():
-        others["true target"] = target
-    made = []
-    for name, other in others.items():
-        frames: list[Any] = []
-        try:
-            play(
-                problem.game,
-                (problem.agent, other),
-                1,
-                torch.Generator().manual_seed(0),
-                watch=partial(_keep_frame, problem.game, frames),
-            )
-        except NotImplementedError:
-            return []
-        images = [Image.fromarray(frame) for frame in frames]
-        buffer = io.BytesIO()
-        images[0].save(buffer, "gif", save_all=True, append_images=images[1:], duration=300, loop=0)
-        path = folder.path / "replays" / f"{name.replace(' ', '-')}.gif"
-        write_bytes(path, buffer.getvalue())
-        made.append(str(path.relative_to(folder.path)))
-    return made
-
-
-def _keep_frame(game: Any, frames: list[Any], state: Any) -> None:
-    frames.append(game.frame(state, 0))

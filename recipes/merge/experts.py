@@ -17,8 +17,8 @@ from recipes.data.tables import split_files
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from recipes.data.sources import TaskSource
-    from recipes.merge.finetune import Training
+    from recipes.data.task_source import TaskSource
+    from recipes.merge.schema import Training
     from recipes.running.trainer import TrainerConfig
     from twinmerge.checkpoints import Checkpoint
     from twinmerge.modeling_twin import Head

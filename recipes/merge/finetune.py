@@ -11,65 +11,23 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.data.models import check_model, resolve_model
-from recipes.data.sources import TaskSource, check_task, load_task
-from recipes.errors import RecipeError
-from recipes.fields import FieldError, check_name, check_positive
+from recipes.data.sources import check_task, load_task
+from recipes.data.task_source import TaskSource
+from recipes.fields import check_name
+from recipes.front.preflight import check_all
+from recipes.merge.schema import Training, check_tasks
 from recipes.running.quiet import hush_libraries
 from recipes.running.trainer import TrainerConfig, build_trainer
 
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
-
-
-@dataclass
-class Training:
-    """How an expert is trained.
-
-    Attributes:
-        model: encoder (AutoModel with a head of ours), classifier (AutoModelForSequenceClassification), or causal
-            (AutoModelForCausalLM, trained on the texts alone).
-        heads: trained, or fixed (one random orthonormal head a task that is never trained).
-        pooling: Which token states the head of an encoder sees: mean, first or last.
-        batch_size: Rows a training step.
-        max_length: Longest sequence in tokens.
-        learning_rate: Peak of AdamW's rate.
-        weight_decay: Of AdamW, on matrices.
-        warmup: Share of the steps with a rising rate.
-        frozen: Parameters whose name contains one of these are not trained.
-        lora_rank: 0 trains the weights themselves, else LoRA adapters of this rank.
-    """
-
-    model: Literal["encoder", "classifier", "causal"] = "encoder"
-    heads: Literal["trained", "fixed"] = "trained"
-    pooling: Literal["mean", "first", "last"] = "mean"
-    batch_size: int = 16
-    max_length: int = 64
-    learning_rate: float = 2e-4
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    frozen: list[str] = field(default_factory=list)
-    lora_rank: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what no training could use."""
-        for key in ("batch_size", "max_length", "learning_rate"):
-            check_positive(getattr(self, key), key)
-        if not 0 <= self.warmup < 1:
-            raise FieldError("warmup", f"expected a share from 0 to below 1, got {self.warmup}")
-        for key in ("weight_decay", "lora_rank"):
-            if getattr(self, key) < 0:
-                raise FieldError(key, f"expected 0 or more, got {getattr(self, key)}")
-        if self.heads == "fixed" and self.model != "encoder":
-            raise FieldError("heads", f"expected trained for model {self.model!r}, which has its own head, got 'fixed'")
-        if self.heads == "fixed" and self.pooling != "mean":
-            raise FieldError("pooling", f"expected mean for fixed heads, got {self.pooling!r}")
 
 
 @dataclass
@@ -98,31 +56,6 @@ class Recipe:
         """Refuse an empty or ambiguous list of tasks."""
         check_name(self.name, "name")
         check_tasks(self.tasks)
-
-
-def check_tasks(tasks: list[TaskSource]) -> None:
-    """Refuse a recipe without tasks, or with two of one name."""
-    if not tasks:
-        raise FieldError("tasks", "expected at least one task, got none")
-    names = [task.name for task in tasks]
-    if twice := [n for n in names if names.count(n) > 1]:
-        raise FieldError("tasks", f"two tasks are called {twice[0]!r}; give each its own name")
-
-
-def check_all(steps: Iterable[Callable[[], str]]) -> Iterator[str]:
-    """Yield the line of every step of a pre-flight.
-
-    Raises:
-        RecipeError: After the last step, with the problems of all that failed.
-    """
-    problems: list[str] = []
-    for step in steps:
-        try:
-            yield step()
-        except RecipeError as error:
-            problems += error.problems
-    if problems:
-        raise RecipeError(*problems)
 
 
 def check(recipe: Recipe) -> Iterator[str]:

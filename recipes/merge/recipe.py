@@ -10,26 +10,24 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from recipes.data.models import check_model, resolve_model
-from recipes.data.sources import TaskSource, check_task, load_task
-from recipes.errors import RecipeError, RunError
-from recipes.fields import FieldError, check_name, check_positive
-from recipes.front.schema import did_you_mean
-from recipes.merge.baselines import Baselines, Shared, seeded, tune
-from recipes.merge.experts import Expert, base_checkpoint, cache_folder, inspect_expert, read_expert
-from recipes.merge.finetune import Training, check_all, check_tasks, train_expert
-from recipes.merge.routing import RouterTraining, task_features, train_router
+from recipes.data.models import resolve_model
+from recipes.data.sources import load_task
+from recipes.errors import RunError
+from recipes.merge.baselines import seeded, tune
+from recipes.merge.checks import cached_at, check, check_rank
+from recipes.merge.experts import Expert, base_checkpoint, read_expert
+from recipes.merge.finetune import train_expert
+from recipes.merge.routing import task_features, train_router
+from recipes.merge.schema import Recipe
 from recipes.running.environment import process_rank
 from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
-from recipes.running.trainer import TrainerConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,157 +36,9 @@ if TYPE_CHECKING:
     from recipes.data.text_module import MixedTextDataModule
     from recipes.merge.evaluation import Model, Scores
     from recipes.running.folder import RunFolder
-    from twinmerge.checkpoints import Checkpoint
     from twinmerge.exclusive import Exclusive
 
-
-@dataclass
-class ExclusiveRanks:
-    """How much of each exclusive expert is kept; give exactly one of the four.
-
-    Attributes:
-        rank: Singular directions of every matrix.
-        density: Share of min(rows, columns) of every matrix; the paper uses 0.1.
-        energy: Share of every difference's squared norm.
-        budget: Bytes of all factors together, spent where they help most.
-    """
-
-    rank: int | None = None
-    density: float | None = None
-    energy: float | None = None
-    budget: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse none, several, and values out of range."""
-        given = [k for k in ("rank", "density", "energy", "budget") if getattr(self, k) is not None]
-        if len(given) > 1:
-            raise FieldError(
-                given[1], f"expected exactly one of rank, density, energy and budget, got {' and '.join(given)}"
-            )
-        for key in given:
-            value = getattr(self, key)
-            check_positive(value, key)
-            if key in ("density", "energy") and value > 1:
-                raise FieldError(key, f"expected a share above 0 and up to 1, got {value}")
-
-    def policy(self) -> dict[str, Any]:
-        """The chosen policy as arguments of `exclusive_experts`; density 0.1, the paper's, when none is given."""
-        given = {k: v for k, v in asdict(self).items() if v is not None}
-        return given or {"density": 0.1}
-
-
-@dataclass
-class Recipe:
-    """Merge experts into a routed twin and evaluate it.
-
-    Attributes:
-        recipe: Always merge.
-        name: Name of the run.
-        seed: Seed of the data's subsamples, the experts, the sketches and the router.
-        base: The experts' common base: shipped:minilm, a folder or a Hub name.
-        tasks: The tasks, one expert each; at least two.
-        experts: Folders of experts that exist already, by task name; the others are trained and cached.
-        training: How missing experts are trained.
-        trainer: Arguments of lightning.Trainer for them.
-        shared: The shared expert.
-        exclusive: Rank policy of the exclusive experts.
-        router: The router.
-        baselines: Static merges to compare with.
-        eval_batch_size: Inputs an evaluation batch.
-        eval_precision: Number format of the forwards that score and route, all rows alike: 32, or bf16 by autocast.
-    """
-
-    tasks: list[TaskSource]
-    recipe: Literal["merge"] = "merge"
-    name: str = "twin"
-    seed: int = 0
-    base: str = "shipped:minilm"
-    experts: dict[str, str] = field(default_factory=dict)
-    training: Training = field(default_factory=Training)
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=3, gradient_clip_val=1.0))
-    shared: Shared = field(default_factory=Shared)
-    exclusive: ExclusiveRanks = field(default_factory=ExclusiveRanks)
-    router: RouterTraining = field(default_factory=RouterTraining)
-    baselines: Baselines = field(default_factory=Baselines)
-    eval_batch_size: int = 64
-    eval_precision: Literal["32", "bf16"] = "32"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be merged."""
-        check_name(self.name, "name")
-        check_tasks(self.tasks)
-        check_positive(self.eval_batch_size, "eval_batch_size")
-        if len(self.tasks) < 2:
-            raise FieldError("tasks", "expected at least two tasks to merge, got one")
-        names = [task.name for task in self.tasks]
-        if unknown := sorted(set(self.experts) - set(names)):
-            raise FieldError(f"experts.{unknown[0]}", f"no task has this name; {did_you_mean(unknown[0], names)}")
-        if self.training.model != "encoder":
-            raise FieldError("training.model", f"expected encoder for experts with heads, got {self.training.model!r}")
-
-
-def check(recipe: Recipe) -> Iterator[str]:
-    """Compare everything that exists by its headers, and say what would be made; write nothing."""
-    # The base first: what is wrong with it would be said of every expert again.
-    yield from check_all([partial(check_model, recipe.base), partial(_check_base, recipe)])
-    base = base_checkpoint(recipe.base)
-    yield from check_all(
-        [
-            *(partial(check_task, task) for task in recipe.tasks),
-            *(partial(_check_expert, recipe, task, base) for task in recipe.tasks),
-        ]
-    )
-    missing = [t for t in recipe.tasks if t.name not in recipe.experts and not _cached(recipe, t)]
-    need = "" if base is None else f", about {(len(missing) + 2) * base.bytes / 1e9:.1f} GB needed"
-    yield f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in the working folder{need}"
-    policy = ", ".join(f"{k} {v}" for k, v in recipe.exclusive.policy().items())
-    options = "".join(f" {k} {v}" for k, v in recipe.shared.options.items())
-    yield (
-        f"plan: shared expert by {recipe.shared.method}{options}, exclusive experts with {policy}, router "
-        f"{recipe.router.kind}, {len(recipe.baselines.grid())} static candidates tuned on validation"
-    )
-
-
-def _check_base(recipe: Recipe) -> str:
-    from twinmerge.errors import CheckpointError
-
-    try:
-        base = base_checkpoint(recipe.base)
-    except CheckpointError as error:
-        raise RecipeError(f"base: {error}") from error
-    if base is None:
-        return "base: not here as a folder, so that experts are compared with it when the run starts"
-    _check_rank(recipe, [shape for _, shape in base.tensors.values()], RecipeError)
-    return f"base: {len(base.tensors)} tensors, {base.bytes / 1e6:.1f} MB"
-
-
-def _check_rank(recipe: Recipe, shapes: list[tuple[int, ...]], error: type[Exception]) -> None:
-    widest = max(min(shape) for shape in shapes if len(shape) == 2)
-    if recipe.exclusive.rank is not None and recipe.exclusive.rank > widest:
-        raise error(f"exclusive.rank: expected 1 to {widest}, the base's largest, got {recipe.exclusive.rank}")
-
-
-def _check_expert(recipe: Recipe, task: TaskSource, base: Checkpoint | None) -> str:
-    from twinmerge.errors import CheckpointError
-
-    given = recipe.experts.get(task.name)
-    where = Path(given).expanduser() if given else _cache(recipe, task)
-    if not given and not (where / "expert.json").exists():
-        return f"expert {task.name}: to be trained, then cached"
-    try:
-        _, _, line = inspect_expert(where, base)
-    except CheckpointError as error:
-        advice = "" if given else f" It is a cache entry: delete {where} to have it made again."
-        raise RecipeError(f"experts.{task.name}: {error}{advice}") from error
-    return f"expert {task.name}: {line}"
-
-
-def _cache(recipe: Recipe, task: TaskSource) -> Path:
-    return cache_folder(recipe.base, task, recipe.training, recipe.trainer, recipe.seed)
-
-
-def _cached(recipe: Recipe, task: TaskSource) -> bool:
-    return (_cache(recipe, task) / "expert.json").exists()
+__all__ = ["Recipe", "check", "run"]
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
@@ -212,7 +62,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     hush_libraries()
     where = resolve_model(recipe.base)
     model = AutoModel.from_pretrained(where).eval()
-    _check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
+    check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
     experts = _experts(recipe, folder, model)
     if not _goes_on_alone():
         return
@@ -324,7 +174,7 @@ def _experts(recipe: Recipe, folder: RunFolder, model: nn.Module) -> dict[str, E
     folders: dict[str, Path] = {}
     for source in recipe.tasks:
         given = recipe.experts.get(source.name)
-        folders[source.name] = Path(given).expanduser() if given else _cache(recipe, source)
+        folders[source.name] = Path(given).expanduser() if given else cached_at(recipe, source)
         if not given:
             card = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
             train_expert(*card, folders[source.name], folder)

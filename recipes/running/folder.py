@@ -46,6 +46,10 @@ class RunFolder:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    def checkpoint_of(self, name: str) -> Path | None:
+        """The checkpoint that this run goes on from, when it is one of the training of this name; else None."""
+        return self.resume if self.resume and self.resume.parent == self.checkpoints / name else None
+
     def start(self, recipe_yaml: str, seeds: dict[str, int], command: Sequence[str]) -> None:
         """Write `recipe.yaml`, `command.txt` and `environment.json`; a resumed run adds its command."""
         if process_rank() != 0:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.data import wheels
-from recipes.data.sources import TaskSource, check_task, load_task
+from recipes.data.sources import check_task, load_task
 from recipes.data.splits import Split
+from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError
 
@@ -298,7 +299,8 @@ def test_the_check_of_a_shipped_task_fetches_nothing(cache, monkeypatch):
 def test_the_schema_and_the_check_import_nothing_heavy():
     heavy = ["torch", "lightning", "transformers", "datasets", "pandas", "numpy", "rich", "filelock"]
     code = (
-        "import json, sys; from recipes.data.sources import TaskSource, check_task; "
+        "import json, sys; from recipes.data.sources import check_task; "
+        "from recipes.data.task_source import TaskSource; "
         "from recipes.data.models import check_model; check_model('shipped:minilm'); check_task(TaskSource('movie')); "
         f"print(json.dumps([name for name in {heavy} if name in sys.modules]))"
     )

@@ -3,8 +3,9 @@
 import pytest
 
 from recipes.data import text_tasks, wheels
-from recipes.data.sources import TaskSource, load_task
+from recipes.data.sources import load_task
 from recipes.data.splits import text_key
+from recipes.data.task_source import TaskSource
 
 HUTTO = "hutto_ICWSM_2014"
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 import twinmerge
-from recipes.data.sources import TaskSource, load_task
+from recipes.data.sources import load_task
+from recipes.data.task_source import TaskSource
 from recipes.data.text_module import TextDataModule
 from tests.recipes import tiny
 

@@ -14,7 +14,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from recipes.data.sources import TaskSource, load_task
+from recipes.data.sources import load_task
+from recipes.data.task_source import TaskSource
 from recipes.merge.finetune import head_seed
 from tests.recipes import tiny
 from twinmerge.modeling_twin import Head

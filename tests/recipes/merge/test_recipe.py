@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 import twinmerge
-from recipes.data.sources import TaskSource, load_task
+from recipes.data.sources import load_task
+from recipes.data.task_source import TaskSource
 from recipes.merge.baselines import OPTIONS
 from recipes.merge.evaluation import evaluate
 from recipes.merge.experts import cache_folder
-from recipes.merge.finetune import Training
+from recipes.merge.schema import Training
 from recipes.running.trainer import TrainerConfig
 from tests.recipes import tiny
 from twinmerge.functional.methods import METHODS

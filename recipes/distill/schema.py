@@ -1,0 +1,238 @@
+"""What a distill recipe says: teacher, student, data, regime, methods, and the grid of the comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from distill.errors import DistillError
+from distill.regimes import Regime, method, regime
+from recipes.data.task_source import TaskSource
+from recipes.fields import FieldError, check_name, check_positive, check_range, check_unique
+from recipes.running.trainer import TrainerConfig
+
+if TYPE_CHECKING:
+    from recipes.distill.schema import Recipe
+
+
+@dataclass
+class Network:
+    """A teacher or a student.
+
+    Attributes:
+        model: Images: a timm name, small_cnn_<width> or cifar_resnet<depth>. Texts and language: shipped:minilm,
+            shipped:smollm2, a folder or a Hub name.
+        options: For its constructor, as pretrained, in_chans, checkpoint_path or num_hidden_layers; mean, std and size
+            for images.
+    """
+
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Teacher(Network):
+    """The teacher.
+
+    Attributes:
+        train: Train it on the labels of the same data first; otherwise it is taken as it is.
+        changes: Values of the regime that are different for its training.
+        dtype: Type of its weights while it teaches.
+        views: Distinct views of an image that it answers once, into a cache under the run folder, and that students see
+            over and over; 0 asks it anew about ever new views. Images only.
+    """
+
+    train: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    views: int = 0
+
+
+@dataclass
+class Data:
+    """What is learned from.
+
+    Attributes:
+        source: Images: folder, hub, digits, mnist, fashion_mnist, cifar100, glyphs; texts: task; language: files.
+        path: Folder, file or Hub name; for files a folder of text files, or python for the standard library.
+        pattern: Which files of the folder.
+        task: The text task.
+        classes: Number of classes of images; texts know theirs.
+        grey: Images of one channel.
+        rows: Training rows to keep; 0 keeps all.
+        test_rows: Validation and test rows to keep, each; 0 keeps all.
+        length: Longest text, or block of language, in tokens.
+        workers: Processes that load images.
+    """
+
+    source: Literal["folder", "hub", "digits", "mnist", "fashion_mnist", "cifar100", "glyphs", "task", "files"] = (
+        "folder"
+    )
+    path: str = ""
+    pattern: str = "**/*.txt"
+    task: TaskSource | None = None
+    classes: int = 1000
+    grey: bool = False
+    rows: int = 0
+    test_rows: int = 0
+    length: int = 64
+    workers: int = 0
+
+
+Terms = dict[str, dict[str, Any]]
+
+
+RIVALS = ("dkd", "dist")
+
+
+GLYPH = 16  # side of a glyph, in pixels
+
+
+@dataclass
+class Setting:
+    """One recipe of the grid.
+
+    Attributes:
+        regime: As of the recipe; its published methods are the candidates that all budgets include.
+        changes: Values of the regime that are different here.
+        updates: Of every training.
+        augment: Augment the glyphs.
+    """
+
+    regime: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    updates: int = 1000
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        check_positive(self.updates, "updates")
+        try:
+            regime(self.regime, self.changes)
+        except DistillError as error:
+            raise FieldError("changes", str(error)) from error
+
+
+@dataclass
+class Grid:
+    """What is compared.
+
+    Attributes:
+        sizes: Training rows, ascending.
+        settings: The recipes by name, from weak to strong.
+        seeds: Seeds of the reported trainings.
+        candidates: Losses to try for ce, kd, dkd and dist, as many each, besides the published ones.
+        tuning_seed: Seed of the tuning; none of the reported ones.
+        teacher_rows: Glyphs that the teacher learns from.
+        teacher_updates: Of its training, under the last setting.
+        test_rows: Of validation and test each.
+        processes: Cells that are made side by side.
+    """
+
+    sizes: list[int]
+    settings: dict[str, Setting]
+    seeds: list[int]
+    candidates: dict[str, list[Terms]]
+    tuning_seed: int = 1000
+    teacher_rows: int = 60000
+    teacher_updates: int = 3000
+    test_rows: int = 5000
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse an unfair or empty comparison."""
+        check_unique([str(seed) for seed in (*self.seeds, self.tuning_seed)], "seeds")
+        for name in ("teacher_rows", "teacher_updates", "test_rows", "processes"):
+            check_positive(getattr(self, name), name)
+        for name in ("sizes", "settings", "seeds"):
+            if not getattr(self, name):
+                raise FieldError(name, "expected at least one, got none")
+        if self.sizes != sorted(set(self.sizes)) or self.sizes[0] < 1:
+            raise FieldError("sizes", f"expected ascending numbers of at least 1, got {self.sizes}")
+        budgets = {name: len(tried) for name, tried in self.candidates.items()}
+        if set(budgets) != {"ce", "kd", *RIVALS} or len(set(budgets.values())) != 1:
+            raise FieldError("candidates", f"expected as many for each of ce, kd, dkd and dist, got {budgets}")
+
+
+@dataclass
+class Recipe:
+    """Distil a teacher into students.
+
+    Attributes:
+        recipe: Always distill.
+        name: Name of the run.
+        seed: Of initial weights, order and views.
+        teacher: The teacher; no training needs it when every method is ce.
+        student: The student.
+        data: The data.
+        regime: How students are trained: A1, A2, previous_imagenet, previous_cifar or a substitute.
+        changes: Values of the regime that are different here.
+        methods: Losses and their options by the name of the method; an empty entry takes what was published for the
+            regime, as do the names ce, kd, dkd, dist and others.
+        compiled: Compile the networks with torch.compile.
+        channels_last: Lay images out channels last.
+        lora_rank: Train LoRA adapters of this rank instead of whole students; 0 trains all.
+        chunk: Tokens of a language model whose logits are held at once.
+        vocabulary: What becomes of token ids that one language model has alone.
+        grid: Compare methods over data sizes, regimes and seeds instead.
+        trainer: Arguments of lightning.Trainer.
+    """
+
+    student: Network
+    recipe: Literal["distill"] = "distill"
+    name: str = "student"
+    seed: int = 0
+    teacher: Teacher = field(default_factory=lambda: Teacher(""))
+    data: Data = field(default_factory=Data)
+    regime: str = "A2"
+    changes: dict[str, Any] = field(default_factory=dict)
+    methods: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"kd": {}})
+    compiled: bool = False
+    channels_last: bool = False
+    lora_rank: int = 0
+    chunk: int = 256
+    vocabulary: Literal["mask", "truncate", "zero_mass"] = "mask"
+    grid: Grid | None = None
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what no data could make right."""
+        check_name(self.name, "name")
+        for key in ("rows", "test_rows", "workers"):
+            check_range(getattr(self.data, key), f"data.{key}", low=0)
+        check_range(self.data.length, "data.length", low=2)
+        check_range(self.data.classes, "data.classes", low=2)
+        check_range(self.lora_rank, "lora_rank", low=0)
+        check_range(self.chunk, "chunk", low=0)
+        if (self.data.source == "task") != (self.data.task is not None):
+            raise FieldError("data.task", f"expected a text task with source task, and none with {self.data.source!r}")
+        check_range(self.teacher.views, "teacher.views", low=0)
+        if self.teacher.views and (self.kind != "images" or self.grid is not None or not self.teacher.model):
+            raise FieldError("teacher.views", f"expected 0 without a teacher of images, got {self.teacher.views}")
+        if not self.methods:
+            raise FieldError("methods", "expected at least one method, got none")
+        for where, changes in (("changes", self.changes), ("teacher.changes", self.changes | self.teacher.changes)):
+            try:
+                regime(self.regime, changes)
+            except DistillError as error:
+                raise FieldError("regime" if "no regime" in str(error) else where, str(error)) from error
+        for name in self.methods:
+            check_name(name, "methods")
+            try:
+                self.terms(name)
+            except DistillError as error:
+                raise FieldError(f"methods.{name}", str(error)) from error
+
+    @property
+    def kind(self) -> Literal["images", "texts", "language"]:
+        """What the networks read."""
+        return {"task": "texts", "files": "language"}.get(self.data.source, "images")  # type: ignore[return-value]
+
+    def terms(self, name: str) -> dict[str, dict[str, Any]]:
+        """Losses of a method: its own, else the published ones."""
+        return self.methods[name] or method(name, self.regime)
+
+    @property
+    def training(self) -> Regime:
+        """The regime of the students."""
+        return regime(self.regime, self.changes)

@@ -1,0 +1,154 @@
+"""What a merge recipe says: base, tasks, experts, how they are merged, routed and compared."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from recipes.data.task_source import TaskSource
+from recipes.fields import FieldError, check_name, check_positive
+from recipes.front.schema import did_you_mean
+from recipes.merge.baselines import Baselines, Shared
+from recipes.merge.routing import RouterTraining
+from recipes.running.trainer import TrainerConfig
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class ExclusiveRanks:
+    """How much of each exclusive expert is kept; give exactly one of the four.
+
+    Attributes:
+        rank: Singular directions of every matrix.
+        density: Share of min(rows, columns) of every matrix; the paper uses 0.1.
+        energy: Share of every difference's squared norm.
+        budget: Bytes of all factors together, spent where they help most.
+    """
+
+    rank: int | None = None
+    density: float | None = None
+    energy: float | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse none, several, and values out of range."""
+        given = [k for k in ("rank", "density", "energy", "budget") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise FieldError(
+                given[1], f"expected exactly one of rank, density, energy and budget, got {' and '.join(given)}"
+            )
+        for key in given:
+            value = getattr(self, key)
+            check_positive(value, key)
+            if key in ("density", "energy") and value > 1:
+                raise FieldError(key, f"expected a share above 0 and up to 1, got {value}")
+
+    def policy(self) -> dict[str, Any]:
+        """The chosen policy as arguments of `exclusive_experts`; density 0.1, the paper's, when none is given."""
+        given = {k: v for k, v in asdict(self).items() if v is not None}
+        return given or {"density": 0.1}
+
+
+@dataclass
+class Training:
+    """How an expert is trained.
+
+    Attributes:
+        model: encoder (AutoModel with a head of ours), classifier (AutoModelForSequenceClassification), or causal
+            (AutoModelForCausalLM, trained on the texts alone).
+        heads: trained, or fixed (one random orthonormal head a task that is never trained).
+        pooling: Which token states the head of an encoder sees: mean, first or last.
+        batch_size: Rows a training step.
+        max_length: Longest sequence in tokens.
+        learning_rate: Peak of AdamW's rate.
+        weight_decay: Of AdamW, on matrices.
+        warmup: Share of the steps with a rising rate.
+        frozen: Parameters whose name contains one of these are not trained.
+        lora_rank: 0 trains the weights themselves, else LoRA adapters of this rank.
+    """
+
+    model: Literal["encoder", "classifier", "causal"] = "encoder"
+    heads: Literal["trained", "fixed"] = "trained"
+    pooling: Literal["mean", "first", "last"] = "mean"
+    batch_size: int = 16
+    max_length: int = 64
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    frozen: list[str] = field(default_factory=list)
+    lora_rank: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no training could use."""
+        for key in ("batch_size", "max_length", "learning_rate"):
+            check_positive(getattr(self, key), key)
+        if not 0 <= self.warmup < 1:
+            raise FieldError("warmup", f"expected a share from 0 to below 1, got {self.warmup}")
+        for key in ("weight_decay", "lora_rank"):
+            if getattr(self, key) < 0:
+                raise FieldError(key, f"expected 0 or more, got {getattr(self, key)}")
+        if self.heads == "fixed" and self.model != "encoder":
+            raise FieldError("heads", f"expected trained for model {self.model!r}, which has its own head, got 'fixed'")
+        if self.heads == "fixed" and self.pooling != "mean":
+            raise FieldError("pooling", f"expected mean for fixed heads, got {self.pooling!r}")
+
+
+def check_tasks(tasks: list[TaskSource]) -> None:
+    """Refuse a recipe without tasks, or with two of one name."""
+    if not tasks:
+        raise FieldError("tasks", "expected at least one task, got none")
+    names = [task.name for task in tasks]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise FieldError("tasks", f"two tasks are called {twice[0]!r}; give each its own name")
+
+
+@dataclass
+class Recipe:
+    """Merge experts into a routed twin and evaluate it.
+
+    Attributes:
+        recipe: Always merge.
+        name: Name of the run.
+        seed: Seed of the data's subsamples, the experts, the sketches and the router.
+        base: The experts' common base: shipped:minilm, a folder or a Hub name.
+        tasks: The tasks, one expert each; at least two.
+        experts: Folders of experts that exist already, by task name; the others are trained and cached.
+        training: How missing experts are trained.
+        trainer: Arguments of lightning.Trainer for them.
+        shared: The shared expert.
+        exclusive: Rank policy of the exclusive experts.
+        router: The router.
+        baselines: Static merges to compare with.
+        eval_batch_size: Inputs an evaluation batch.
+        eval_precision: Number format of the forwards that score and route, all rows alike: 32, or bf16 by autocast.
+    """
+
+    tasks: list[TaskSource]
+    recipe: Literal["merge"] = "merge"
+    name: str = "twin"
+    seed: int = 0
+    base: str = "shipped:minilm"
+    experts: dict[str, str] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=3, gradient_clip_val=1.0))
+    shared: Shared = field(default_factory=Shared)
+    exclusive: ExclusiveRanks = field(default_factory=ExclusiveRanks)
+    router: RouterTraining = field(default_factory=RouterTraining)
+    baselines: Baselines = field(default_factory=Baselines)
+    eval_batch_size: int = 64
+    eval_precision: Literal["32", "bf16"] = "32"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be merged."""
+        check_name(self.name, "name")
+        check_tasks(self.tasks)
+        check_positive(self.eval_batch_size, "eval_batch_size")
+        if len(self.tasks) < 2:
+            raise FieldError("tasks", "expected at least two tasks to merge, got one")
+        names = [task.name for task in self.tasks]
+        if unknown := sorted(set(self.experts) - set(names)):
+            raise FieldError(f"experts.{unknown[0]}", f"no task has this name; {did_you_mean(unknown[0], names)}")
+        if self.training.model != "encoder":
+            raise FieldError("training.model", f"expected encoder for experts with heads, got {self.training.model!r}")
