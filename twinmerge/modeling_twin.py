@@ -105,10 +105,7 @@ def assemble(model: nn.Module, folder: Path) -> Any:
     twin = attach(model, card["tasks"], experts, router)
     twin.router_reads = card.get("router_reads", "last")
     for task, spec in card["heads"].items():
-        tensors = load_file(folder / "heads" / f"{task}.safetensors")
-        outputs, width = tensors["out_proj.weight"].shape
-        head = Head(width, outputs, spec["pooling"], spec["layer_norm"], "dense.weight" in tensors)
-        head.load_state_dict(tensors)
+        head = Head.from_tensors(load_file(folder / "heads" / f"{task}.safetensors"), spec)
         twin.heads[task] = head.to(reference.dtype)
     return twin.to(reference.device).eval()
 
