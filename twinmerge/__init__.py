@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from twinmerge.merging import merge, merge_lora, shared_expert
     from twinmerge.modeling_twin import Head, Router, attach
     from twinmerge.module import FinetuneModule
+    from twinmerge.one_call import merge_folders
     from twinmerge.router import FeatureDataModule, RouterModule, fit_temperature, knn_router
 
 # Resolved on first use: importing the package must not cost what torch and transformers cost.
@@ -29,6 +30,7 @@ _WHERE = {
     "knn_router": "router",
     "load": "artefact",
     "merge": "merging",
+    "merge_folders": "one_call",
     "merge_lora": "merging",
     "save": "artefact",
     "shared_expert": "merging",
@@ -48,6 +50,7 @@ __all__ = [
     "knn_router",
     "load",
     "merge",
+    "merge_folders",
     "merge_lora",
     "save",
     "shared_expert",

@@ -72,7 +72,7 @@ def read_folder(
         CheckpointError: for a damaged folder, a fine-tune of another base, or anything that cannot be read exactly.
     """
     found = inspect_checkpoint(where)
-    line = check_compatible(headers, found, vocabulary) if headers is not None else str(where)
+    line = str(where) if headers is None else check_compatible(headers, found, vocabulary)
     own = _own_card(where)
     original, names = _original(found, base, own, vocabulary)
     return _taken(original, found, model, own, names, line)
@@ -206,7 +206,7 @@ def _taken(
         error = _same(where, "the expert read", head(hidden, inputs.get("attention_mask")), logits)
     if head is not None:
         head.label_names = labels
-    terms, note = _terms(found, pretrained, state)
+    terms, note = _terms(found, pretrained, state, apart)
     digest = hashlib.sha256()
     for file in sorted(set(found.files.values())):
         digest.update(file.read_bytes())
@@ -251,13 +251,15 @@ def _is_answer(key: str) -> bool:
     return key.endswith(".weight") and ".lora_" not in key and last in ("classifier", "score", "out_proj")
 
 
-def _terms(found: Checkpoint, base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[LoraTerms, str]:
+def _terms(
+    found: Checkpoint, base: Mapping[str, Tensor], state: Mapping[str, Tensor], apart: set[str]
+) -> tuple[LoraTerms, str]:
     """The low-rank terms of an adapter, where they are all that it changes in the body; else none, and why."""
     if found.kind == "full":
         return {}, ""
-    if obstacle := lora_obstacle(found):
-        return {}, f", merged into whole weights since {obstacle}"
-    terms = read_lora(found, base)
+    if lora_obstacle(found):  # said by `check_compatible`
+        return {}, ""
+    terms = {name: term for name, term in read_lora(found, base).items() if name not in apart}
     changed = {name for name, value in state.items() if value.shape != base[name].shape or (value != base[name]).any()}
     if beside := sorted(changed - terms.keys()):
         return {}, f", merged into whole weights since it holds '{beside[0]}' beside its factors"
