@@ -4,6 +4,7 @@ from .errors import CheckpointError as CheckpointError
 from .merging import merge as merge, merge_lora as merge_lora, shared_expert as shared_expert
 from .modeling_twin import Head as Head, Router as Router, attach as attach
 from .module import FinetuneModule as FinetuneModule
+from .one_call import merge_folders as merge_folders
 from .preflight import preflight as preflight
 from .router import (
     FeatureDataModule as FeatureDataModule,

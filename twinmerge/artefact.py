@@ -61,7 +61,7 @@ def save(
         tokenizer: a tokenizer or processor, a folder with tokenizer files to copy, or a Hub name.
         card: facts for twin.json, such as the base, the residuals and source hashes.
         texts: further files, name -> content (recipe.yaml, result.json, README.md).
-        labels: label names per task; those that the twin was loaded with otherwise.
+        labels: label names per task; those of `Head.label_names` where a task is not among them.
         overwrite: replace an existing folder.
         max_shard_size: of one file of the shared expert.
 
@@ -98,12 +98,8 @@ def save(
             "router_reads": twin.router_reads,
             "router": None if twin.router is None else twin.router.spec(),
             "heads": {
-                task: {
-                    "pooling": h.pooling,
-                    "layer_norm": h.layer_norm,
-                    "labels": {**twin.labels, **(labels or {})}.get(task),
-                }
-                for task, h in twin.heads.items()
+                task: {**head.spec(), **({"labels": list(labels[task])} if task in (labels or {}) else {})}
+                for task, head in twin.heads.items()
             },
             "ranks": ranks,
             "left_out": twin.left_out,

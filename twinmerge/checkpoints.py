@@ -1,26 +1,36 @@
 """Read checkpoints that are to be merged: Hugging Face folders and PEFT folders, checked from their headers first.
 
 Names, shapes, vocabularies and tokenizers are compared without reading a weight, so a pre-flight is instant and needs
-no torch. Supports safetensors only: pickled files can run code and cannot be inspected without loading them.
+no torch for safetensors.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinmerge.errors import CheckpointError
+from twinmerge.headers import Checkpoint, inspect_checkpoint, read_header, read_json, read_pickled
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-_HEADER_LIMIT = 100 * 2**20
+__all__ = [
+    "Checkpoint",
+    "align",
+    "check_compatible",
+    "inspect_checkpoint",
+    "lora_obstacle",
+    "read_header",
+    "read_json",
+    "read_lora",
+    "read_state",
+    "same_tokenizer",
+]
+
 _FACTORS = {"A.weight": "B.weight", "B.weight": "A.weight", "embedding_A": "embedding_B", "embedding_B": "embedding_A"}
 _TOKENIZERS = (
     "tokenizer.json",
@@ -32,115 +42,29 @@ _TOKENIZERS = (
 )
 
 
+_CHANGES_BASE = ("pissa", "olora")
+_NO_WEIGHTS = frozenset(
+    ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "XLORA")
+)
+# What changes the values that the same weights give.
+_COMPUTED = (
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "rms_norm_eps",
+    "norm_eps",
+    "hidden_act",
+    "activation",
+    "activation_function",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "position_embedding_type",
+    "rope_theta",
+    "local_attention",
+)
+
+
 class _UnknownModuleError(CheckpointError):
     """An adapter changes a module that the base does not seem to have."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What the headers of a folder say.
-
-    Attributes:
-        folder: where it is.
-        kind: `full` (config.json and model weights) or `lora` (a PEFT folder).
-        config: the parsed config.json or adapter_config.json.
-        tensors: tensor name -> (dtype as safetensors writes it, shape).
-        files: tensor name -> file that holds it.
-    """
-
-    folder: Path
-    kind: str
-    config: Mapping[str, Any]
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]] = field(repr=False)
-    files: Mapping[str, Path] = field(repr=False)
-
-    @property
-    def bytes(self) -> int:
-        """Size of all tensors together."""
-        return sum(_BYTES.get(dtype, 1) * prod(shape) for dtype, shape in self.tensors.values())
-
-
-def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Tensor names, types and shapes of one safetensors file, its layout checked against the file's size.
-
-    Raises:
-        CheckpointError: for a missing, truncated or corrupted file.
-    """
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-                raise CheckpointError(f"{file} is not a whole safetensors file ({size} bytes); copy or train it again.")
-            header: dict[str, Any] = json.loads(stream.read(length))
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read ({error.strerror}); check the path.") from error
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{file} has a corrupted safetensors header; copy or train it again.") from error
-    try:
-        header.pop("__metadata__", None)
-        entries = {name: (str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in header.items()}
-        offsets = [(name, *entry["data_offsets"]) for name, entry in header.items()]
-        places = sorted((int(start), int(stop), str(name)) for name, start, stop in offsets)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} has a corrupted safetensors header; copy or train it again.") from error
-    end = 0
-    for start, stop, name in places:
-        dtype, shape = entries[name]
-        if start != end or (dtype in _BYTES and stop - start != _BYTES[dtype] * prod(shape)):
-            raise CheckpointError(
-                f"{file} places tensor '{name}' wrongly; the file is corrupted, copy or train it again."
-            )
-        end = stop
-    if size != 8 + length + end:
-        raise CheckpointError(
-            f"{file} is truncated or padded: it has {size} bytes and its header announces {8 + length + end}; "
-            "copy or train it again."
-        )
-    return entries
-
-
-def inspect_checkpoint(folder: Path) -> Checkpoint:
-    """Read a folder's configuration and headers, no weights.
-
-    Raises:
-        CheckpointError: when the folder holds neither a model nor a PEFT LoRA adapter in safetensors, or a broken one.
-    """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; give a Hugging Face or PEFT folder.")
-    index: Any = {}
-    kind = "lora" if (folder / "adapter_config.json").exists() else "full"
-    config = read_json(folder / ("adapter_config.json" if kind == "lora" else "config.json"))
-    if kind == "lora":
-        _refuse_other_adapters(folder, config)
-        files = [folder / "adapter_model.safetensors"]
-    elif (folder / "model.safetensors.index.json").exists():
-        index = read_json(folder / "model.safetensors.index.json")
-        index = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(index, dict):
-            raise CheckpointError(f"{folder} has an index without weight_map; copy the folder again.")
-        names = sorted(set(map(str, index.values())))
-        if odd := [n for n in names if not re.fullmatch(r"[\w.-]+\.safetensors", n)]:
-            raise CheckpointError(
-                f"{folder}: the index names the file '{odd[0]}'; only plain names in the folder are read."
-            )
-        files = [folder / n for n in names]
-    else:
-        files = [folder / "model.safetensors"]
-        if not files[0].exists():
-            raise CheckpointError(f"{folder} has no model.safetensors; save the model there with save_pretrained.")
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    owner: dict[str, Path] = {}
-    for file in files:
-        for name, entry in read_header(file).items():
-            tensors[name], owner[name] = entry, file
-    if odd := sorted(name for name in index if owner.get(name) != folder / str(index[name])):
-        raise CheckpointError(
-            f"{folder}: the index places tensor '{odd[0]}' in {index[odd[0]]}, which does not hold it; copy it again."
-        )
-    return Checkpoint(folder, kind, config, tensors, owner)
 
 
 def align(base: Iterable[str], names: Iterable[str]) -> dict[str, str]:
@@ -159,40 +83,57 @@ def align(base: Iterable[str], names: Iterable[str]) -> dict[str, str]:
     return max(candidates, key=len)
 
 
-def check_compatible(base: Checkpoint, expert: Checkpoint) -> str:
+def check_compatible(base: Checkpoint, expert: Checkpoint, vocabulary: str = "strict") -> str:
     """Compare an expert with its base by headers; returns one line saying what was compared.
+
+    Args:
+        base: of the merge.
+        expert: a fine-tune of it.
+        vocabulary: `strict`; with `pad` and `union` (see `twinmerge.vocabulary`) the rows of embeddings may differ.
 
     Raises:
         CheckpointError: naming the first tensor, vocabulary or tokenizer that differs.
     """
     if expert.kind == "lora":
-        return _check_adapter(base, expert)
+        return _check_adapter(base, expert, vocabulary)
+    _check_configuration(base, expert, vocabulary)
+    names = align(base.tensors, expert.tensors)
+    bare = any(str(name).endswith("Model") for name in expert.config.get("architectures") or ("Model",))
+    for name, (dtype, shape) in base.tensors.items():
+        if name not in names:
+            if _is_head(name) or dtype.startswith("I"):  # integer buffers come and go between library versions
+                continue
+            if not bare and "pooler" in name.split(".")[:2]:  # a classifier of tokens, or with a pooler of its own
+                continue
+            raise CheckpointError(f"{expert.folder} lacks the tensor '{name}' of the base; is it a fine-tune of it?")
+        other = expert.tensors[names[name]][1]
+        rows = vocabulary != "strict" and shape[:1] == (base.config.get("vocab_size"),)
+        if other != shape and not (rows and other[1:] == shape[1:]):
+            raise CheckpointError(
+                f"{expert.folder} has '{name}' of shape {list(other)} and the base {list(shape)}; "
+                "experts must be fine-tunes of the base."
+            )
+    if vocabulary != "union":
+        same_tokenizer(base, expert)
+    return f"{expert.folder}: {len(names)} tensors of the base's shapes, {expert.bytes / 1e6:.1f} MB"
+
+
+def _check_configuration(base: Checkpoint, expert: Checkpoint, vocabulary: str) -> None:
     ours, theirs = base.config.get("model_type"), expert.config.get("model_type")
     if ours != theirs:
         raise CheckpointError(
             f"{expert.folder} is a {theirs} model and the base {base.folder} is {ours}; "
             "experts must be fine-tunes of the base."
         )
-    for key in ("vocab_size", "hidden_size", "num_hidden_layers"):
-        if base.config.get(key) != expert.config.get(key):
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers", *_COMPUTED):
+        if key == "vocab_size" and vocabulary != "strict":
+            continue
+        if base.config.get(key) != expert.config.get(key) and {key} <= base.config.keys() & expert.config.keys():
+            way = " (or declare 'vocabulary: pad' or 'union')" if key == "vocab_size" else ""
             raise CheckpointError(
                 f"{expert.folder} has {key} {expert.config.get(key)} and the base {base.config.get(key)}; "
-                "experts must be fine-tunes of the base."
+                f"experts must be fine-tunes of the base{way}."
             )
-    names = align(base.tensors, expert.tensors)
-    for name, (dtype, shape) in base.tensors.items():
-        if name not in names:
-            if _is_head(name) or dtype.startswith("I"):  # integer buffers come and go between library versions
-                continue
-            raise CheckpointError(f"{expert.folder} lacks the tensor '{name}' of the base; is it a fine-tune of it?")
-        other = expert.tensors[names[name]][1]
-        if other != shape:
-            raise CheckpointError(
-                f"{expert.folder} has '{name}' of shape {list(other)} and the base {list(shape)}; "
-                "experts must be fine-tunes of the base."
-            )
-    _check_tokenizer(base, expert)
-    return f"{expert.folder}: {len(names)} tensors of the base's shapes, {expert.bytes / 1e6:.1f} MB"
 
 
 def read_state(checkpoint: Checkpoint, base: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -208,6 +149,9 @@ def read_state(checkpoint: Checkpoint, base: Iterable[str]) -> tuple[dict[str, T
     tensors: dict[str, Tensor] = {}
     if len(names) == len(wanted):
         for file in sorted(set(checkpoint.files.values())):
+            if file.suffix == ".bin":
+                tensors.update(read_pickled(file))
+                continue
             with safe_open(file, framework="pt") as opened:
                 tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 - no mapping
     else:  # transformers saves some models, such as fused experts, under other names than they have in memory
@@ -254,11 +198,12 @@ def read_lora(checkpoint: Checkpoint, base: Iterable[str]) -> dict[str, tuple[fl
     """The terms scale * B @ A of a PEFT LoRA folder by base parameter name (as the layer multiplies it, out x in).
 
     Raises:
-        CheckpointError: for a parameter the base does not have, a tensor that is not LoRA, or NaN.
+        CheckpointError: for a parameter the base does not have, or NaN.
     """
     from safetensors.torch import load_file
 
-    tensors = load_file(checkpoint.folder / "adapter_model.safetensors")
+    file = next(iter(checkpoint.files.values()))
+    tensors = read_pickled(file) if file.suffix == ".bin" else load_file(file)
     config = checkpoint.config
     terms: dict[str, tuple[float, Tensor, Tensor]] = {}
     for name, (module, first, second) in _adapted(checkpoint, base).items():
@@ -276,15 +221,12 @@ def read_lora(checkpoint: Checkpoint, base: Iterable[str]) -> dict[str, tuple[fl
 
 
 def _adapted(checkpoint: Checkpoint, base: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-    """What an adapter changes: base parameter -> (module, key of A, key of B); refuses all that is no LoRA factor."""
+    """What an adapter changes: base parameter -> (module, key of A, key of B); its LoRA factors only."""
     found = {}
     for key, (_, shape) in checkpoint.tensors.items():
         module, _, kind = key.removeprefix("base_model.model.").partition(".lora_")
-        if kind not in _FACTORS:
-            raise CheckpointError(
-                f"{checkpoint.folder}: '{key}' is not a LoRA factor of a weight; merge the adapter into its base with "
-                "PEFT's merge_and_unload and give the full folder instead."
-            )
+        if kind not in _FACTORS:  # a head, a bias or a magnitude, which PEFT reads
+            continue
         other = key.removesuffix(kind) + _FACTORS[kind]
         if other not in checkpoint.tensors:
             raise CheckpointError(f"{checkpoint.folder} has '{key}' without its other factor; copy the folder again.")
@@ -302,7 +244,44 @@ def _adapted(checkpoint: Checkpoint, base: Iterable[str]) -> dict[str, tuple[str
     return {ours: found[theirs] for ours, theirs in names.items()}
 
 
-def _check_adapter(base: Checkpoint, expert: Checkpoint) -> str:
+def lora_obstacle(checkpoint: Checkpoint) -> str:
+    """Why an adapter has no exact low-rank form, so that it is merged into whole weights; empty where it has one."""
+    config = checkpoint.config
+    kind, start = str(config.get("peft_type")), str(config.get("init_lora_weights", True)).lower()
+    if kind != "LORA":
+        return f"it is a {kind} adapter"
+    if odd := [key for key in ("use_dora", "lora_bias", "trainable_token_indices") if config.get(key)]:
+        return f"it has {odd[0]}"
+    if config.get("bias", "none") != "none":
+        return f"it has trained biases (bias: {config['bias']})"
+    return f"it was initialised by {start}, which changes the base" if start.startswith(_CHANGES_BASE) else ""
+
+
+def _refuse_inexact(expert: Checkpoint) -> None:
+    """Refuse adapters of which no loading gives the trained weights again."""
+    config, folder = expert.config, expert.folder
+    kind, start = str(config.get("peft_type")), str(config.get("init_lora_weights", True)).lower()
+    if kind in _NO_WEIGHTS:
+        raise CheckpointError(
+            f"{folder} holds a {kind} adapter, which changes no weights and cannot be merged; train a LoRA instead."
+        )
+    if start.startswith(("pissa_niter", "corda", "loftq", "lora_ga")):
+        raise CheckpointError(
+            f"{folder} was initialised by {start}, which changed the base in a way that cannot be computed again; save "
+            "it with PEFT's path_initial_model_for_weight_conversion, or merge it and give the full folder."
+        )
+    if odd := [key for key in ("layer_replication", "target_parameters") if config.get(key)]:
+        raise CheckpointError(
+            f"{folder} has {odd[0]}, so that its layers are not the base's; merge it and give the full folder."
+        )
+
+
+def _check_adapter(base: Checkpoint, expert: Checkpoint, vocabulary: str) -> str:
+    _refuse_inexact(expert)
+    if vocabulary != "union":
+        same_tokenizer(base, expert)
+    if obstacle := lora_obstacle(expert):
+        return f"{expert.folder}: adapter, merged into whole weights since {obstacle}"
     shapes = {name: shape for name, (_, shape) in base.tensors.items()}
     try:
         adapted = _adapted(expert, shapes)
@@ -317,21 +296,7 @@ def _check_adapter(base: Checkpoint, expert: Checkpoint) -> str:
                 f"{expert.folder} adapts '{name}' as {list(product)} and the base has {list(shape)}; "
                 "experts must be fine-tunes of the base."
             )
-    _check_tokenizer(base, expert)
     return f"{expert.folder}: LoRA adapter of {len(adapted)} of the base's tensors"
-
-
-def _refuse_other_adapters(folder: Path, config: Mapping[str, Any]) -> None:
-    kind, start = config.get("peft_type"), str(config.get("init_lora_weights", True)).lower()
-    odd = [key for key in ("use_dora", "layer_replication", "target_parameters") if config.get(key)]
-    if kind != "LORA" or odd:
-        named = f"a {kind} adapter" + (f" with {odd[0]}" if odd else "")
-        raise CheckpointError(f"{folder} holds {named}; only plain LoRA can be merged exactly.")
-    if start.startswith(("pissa", "olora", "corda")):
-        raise CheckpointError(
-            f"{folder} was initialised by {start}, which changes the base; save it with PEFT's "
-            "path_initial_model_for_weight_conversion, or merge it and give the full folder."
-        )
 
 
 def _pattern(pattern: Mapping[str, float] | None, module: str, default: float) -> float:
@@ -342,29 +307,18 @@ def _is_head(name: str) -> bool:
     return name.split(".", 1)[0] in {"classifier", "score", "cls", "lm_head", "qa_outputs", "pre_classifier"}
 
 
-def read_json(file: Path) -> Any:
-    """Content of a JSON file.
+def same_tokenizer(base: Checkpoint, expert: Checkpoint) -> None:
+    """Refuse an expert whose tokenizer maps texts to other ids than the base's, where both have one.
 
     Raises:
-        CheckpointError: for a missing or broken file.
+        CheckpointError: naming the file that differs.
     """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error.strerror}); give a Hugging Face, PEFT or twin folder."
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}); copy the folder again.") from error
-
-
-def _check_tokenizer(base: Checkpoint, expert: Checkpoint) -> None:
     both = (name for name in _TOKENIZERS if (base.folder / name).exists() and (expert.folder / name).exists())
     name = next(both, None)
     if name is not None and _vocabulary(base.folder / name) != _vocabulary(expert.folder / name):
         raise CheckpointError(
             f"{expert.folder} has another tokenizer than the base {base.folder} ({name} differs); "
-            "experts must be fine-tunes of the base."
+            "experts must be fine-tunes of the base (or declare 'vocabulary: union' where tokens were added)."
         )
 
 

@@ -109,13 +109,9 @@ def assemble(model: nn.Module, folder: Path) -> Any:
     reference = next(model.parameters())
     twin = attach(model, card["tasks"], experts, router)
     twin.router_reads = card.get("router_reads", "last")
-    twin.labels = {task: spec["labels"] for task, spec in card["heads"].items() if spec.get("labels")}
     twin.left_out = card.get("left_out", {})
     for task, spec in card["heads"].items():
-        tensors = load_file(folder / "heads" / f"{task}.safetensors")
-        outputs, width = tensors["out_proj.weight"].shape
-        head = Head(width, outputs, spec["pooling"], spec["layer_norm"], "dense.weight" in tensors)
-        head.load_state_dict(tensors)
+        head = Head.from_tensors(load_file(folder / "heads" / f"{task}.safetensors"), spec)
         twin.heads[task] = head.to(reference.dtype)
     return twin.to(reference.device).eval()
 
@@ -209,7 +205,7 @@ def as_classifier(twin: Any, head: str | None = None) -> Any:
     names: list[str] = []
     for task in asked:
         count = twin.heads[task].out_proj.out_features
-        own = twin.labels.get(task) or ([task] if count == 1 else [f"LABEL_{i}" for i in range(count)])
+        own = twin.heads[task].label_names or ([task] if count == 1 else [f"LABEL_{i}" for i in range(count)])
         names += [f"{task}: {name}" if len(asked) > 1 else str(name) for name in own]
     twin.config.id2label, twin.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
     twin.answering = asked

@@ -358,7 +358,7 @@ def attach(
     dict.__setitem__(known, str(type(twin)), getattr(twin, "_can_record_outputs", None))
     twin.mixture, twin.tasks, twin.router, twin.heads = mixture, list(tasks), router, nn.ModuleDict()
     twin._accepted = frozenset(inspect.signature((stock if body is model else type(body)).forward).parameters)
-    twin._checked, twin.labels, twin.left_out = [], {}, {}
+    twin._checked, twin.left_out = [], {}
     if probe is not None:
         _prove(twin, probe.inputs)
         twin._checked.append(frozenset(probe.inputs))

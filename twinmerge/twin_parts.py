@@ -5,11 +5,13 @@ Part of a twin folder's ``modeling_twin.py``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 
 def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -128,32 +130,71 @@ class Router(nn.Module):
 
 
 class Head(nn.Module):
-    """A task's own head on pooled token states: [layer norm] -> [dense -> tanh] -> linear.
+    """A task's own head on the token states: pool -> [layer norm] -> [dense -> activation] -> [norm] -> linear.
 
     Args:
         width: hidden size of the encoder.
         labels: outputs; 1 for regression.
-        pooling: `mean` over real tokens, `first` token or `last` real token.
+        pooling: `mean` over real tokens, `first` token, `last` real token, or `tokens`: an answer for every token.
         layer_norm: normalise the pooled feature, without parameters.
-        dense: a tanh layer before the output, as in RoBERTa's classification head.
+        dense: a layer before the output, as in RoBERTa's classification head or BERT's pooler.
+        activation: after the dense layer, a name of transformers' `ACT2FN` (`linear` is none).
+        norm: epsilon of a trained layer norm before the output, as in ModernBERT's head; None has none.
+
+    Attributes:
+        label_names: what the outputs stand for, in order; empty for a regression, None where nobody said.
     """
 
     def __init__(
-        self, width: int, labels: int, pooling: str = "mean", layer_norm: bool = False, dense: bool = False
+        self,
+        width: int,
+        labels: int,
+        pooling: str = "mean",
+        layer_norm: bool = False,
+        dense: bool = False,
+        activation: str = "tanh",
+        norm: float | None = None,
     ) -> None:
         super().__init__()
-        if pooling not in ("mean", "first", "last"):
-            raise ValueError(f"pooling '{pooling}' is unknown; choose mean, first or last.")
-        self.pooling, self.layer_norm = pooling, layer_norm
+        if pooling not in ("mean", "first", "last", "tokens"):
+            raise ValueError(f"pooling '{pooling}' is unknown; choose mean, first, last or tokens.")
+        if activation not in ACT2FN:
+            raise ValueError(f"activation '{activation}' is unknown; choose one of {', '.join(ACT2FN)}.")
+        self.pooling, self.layer_norm, self.activation = pooling, layer_norm, activation
+        self.label_names: list[str] | None = None
         self.dense = nn.Linear(width, width) if dense else None
+        self.norm = None if norm is None else nn.LayerNorm(width, norm)
         self.out_proj = nn.Linear(width, labels)
 
+    def spec(self) -> dict[str, Any]:
+        """What `from_tensors` needs to make this head again beside its tensors, as plain values."""
+        return {
+            "pooling": self.pooling,
+            "layer_norm": self.layer_norm,
+            "activation": self.activation,
+            "norm": None if self.norm is None else self.norm.eps,
+            "labels": self.label_names,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Head:
+        """The head of a specification (`spec`; absent entries have the defaults of `Head`) with its tensors."""
+        outputs, width = tensors["out_proj.weight"].shape
+        options = {key: spec[key] for key in ("pooling", "layer_norm", "activation", "norm") if key in spec}
+        head = cls(width, outputs, dense="dense.weight" in tensors, **options)
+        head.load_state_dict(dict(tensors))
+        labels = spec.get("labels")
+        head.label_names = None if labels is None else list(labels)
+        return head
+
     def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Token states of shape (batch, tokens, width) to one feature each, shape (batch, width)."""
+        """Token states of shape (batch, tokens, width) to one feature each, (batch, width); `tokens` keeps them all."""
         if self.pooling == "mean":
             pooled = masked_mean(hidden, mask).to(hidden.dtype)
         elif self.pooling == "first":
             pooled = hidden[:, 0]
+        elif self.pooling == "tokens":
+            pooled = hidden
         else:
             tokens = torch.arange(hidden.shape[1], device=hidden.device)
             last = tokens[-1:] if mask is None else (tokens * mask).argmax(1)
@@ -161,8 +202,10 @@ class Head(nn.Module):
         return F.layer_norm(pooled, pooled.shape[-1:]) if self.layer_norm else pooled
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits of shape (batch, labels)."""
+        """Logits of shape (batch, labels), or (batch, tokens, labels) of a head on `tokens`."""
         pooled = self.pool(hidden, mask)
         if self.dense is not None:
-            pooled = torch.tanh(self.dense(pooled))
+            pooled = ACT2FN[self.activation](self.dense(pooled))
+        if self.norm is not None:
+            pooled = self.norm(pooled)
         return cast(Tensor, self.out_proj(pooled))

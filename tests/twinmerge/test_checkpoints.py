@@ -148,8 +148,8 @@ def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:
         refused(lambda: inspect_checkpoint(folder), part)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
-    refused(lambda: inspect_checkpoint(adapter), "holds a IA3 adapter")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    refused(lambda: inspect_checkpoint(adapter), "has no adapter_model.safetensors")
 
 
 @given(st.lists(st.sampled_from(["a.w", "a.b", "b.w", "c.d.w"]), unique=True), st.sampled_from(["", "bert.", "model."]))

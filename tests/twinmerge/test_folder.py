@@ -262,7 +262,7 @@ def test_label_names_survive_and_a_model_card_may_be_edited(folders: Callable[[s
     folder = shutil.copytree(folders("bert"), tmp_path / "twin")
     (folder / "README.md").write_text("# Mine\n")
     twin = twinmerge.load(folder)
-    assert twin.labels == {"topic": ["a", "b"]}
+    assert twin.heads["topic"].label_names == ["a", "b"]
     again = twinmerge.save(twin, tmp_path / "again")
     assert json.loads((again / "twin.json").read_text())["heads"]["topic"]["labels"] == ["a", "b"]
     (folder / "README.md").unlink()

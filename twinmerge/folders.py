@@ -1,0 +1,317 @@
+"""Read an expert from any folder that plain transformers or PEFT wrote: its weights, its head and its labels.
+
+The folder is loaded as its maker would, and what is read of it (the weights of the body under the base's names, the
+head, the low-rank terms of an adapter) is put together again and compared with that model's own logits. What differs
+is refused, so that nothing is merged that answers otherwise than the expert did.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from twinmerge.checkpoints import Checkpoint, check_compatible, inspect_checkpoint, lora_obstacle, read_json, read_lora
+from twinmerge.errors import CheckpointError
+from twinmerge.heads import EXACT, label_names, random_inputs, read_head, states_and_logits, unnamed
+from twinmerge.modeling_twin import Head
+
+if TYPE_CHECKING:
+    from twinmerge.exclusive import LoraTerms
+
+_AUTO = {"SEQ_CLS": "AutoModelForSequenceClassification", "TOKEN_CLS": "AutoModelForTokenClassification"}
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert, read and checked.
+
+    Attributes:
+        state: Parameter name of the base -> the expert's value.
+        terms: For an adapter with an exact low-rank form, parameter name -> (scale, B, A); empty for whole weights.
+        head: The task's head; None for a body alone.
+        labels: What the head's outputs stand for; empty for regression, None where the folder does not say.
+        digest: sha256 of the files with its weights.
+        bytes: Size of what it adds: the whole model, or the adapter alone.
+        error: Largest difference between its logits and those of the folder's own model on a random batch, relative to
+            1 + the largest logit.
+        note: How it was read, for a log.
+    """
+
+    state: Mapping[str, Tensor]
+    terms: LoraTerms
+    head: Head | None
+    labels: list[str] | None
+    digest: str
+    bytes: int
+    error: float = 0.0
+    note: str = field(default="", compare=False)
+
+
+def read_folder(
+    where: Path, base: Path | str, model: nn.Module, *, headers: Checkpoint | None = None, vocabulary: str = "strict"
+) -> Expert:
+    """Read one expert.
+
+    Args:
+        where: a folder of transformers (any class on the base's body) or PEFT, or one that the finetune recipe made.
+        base: what the base is loaded from, which an adapter is put on.
+        model: the base by AutoModel; left as it is.
+        headers: of the base, where it is a folder; what is wrong is then said by the first tensor's name.
+        vocabulary: `strict`, or `pad` and `union`, where embeddings may have more or fewer rows than the base's.
+
+    Raises:
+        CheckpointError: for a damaged folder, a fine-tune of another base, or anything that cannot be read exactly.
+    """
+    found = inspect_checkpoint(where)
+    line = str(where) if headers is None else check_compatible(headers, found, vocabulary)
+    own = _own_card(where)
+    original, names = _original(found, base, own, vocabulary)
+    return _taken(original, found, model, own, names, line)
+
+
+def _own_card(where: Path) -> dict[str, Any] | None:
+    """expert.json of the finetune recipe, where its head stands beside it."""
+    if not (where / "expert.json").is_file():
+        return None
+    card: Any = read_json(where / "expert.json")
+    if not isinstance(card, dict) or not isinstance(card.get("labels"), list):
+        raise CheckpointError(f"{where / 'expert.json'} does not list the labels; make the expert again.")
+    return card
+
+
+def _original(found: Checkpoint, base: Path | str, card: Any, vocabulary: str) -> tuple[Any, list[str] | None]:
+    """The folder's model as its maker loads it, adapters multiplied in, in float32; and its labels."""
+    named: list[str] | None = None if card is None else card["labels"]
+    if found.kind == "full":
+        model = _loaded(_architecture(found), found.folder, found.folder)
+        if named is None and _has_head(model) and not unnamed(label_names(model.config)):
+            named = label_names(model.config)
+        return model, named
+    config = _beside(found.folder)
+    if named is None and config is not None and not unnamed(label_names(config)):
+        named = label_names(config)
+    return _adapted_base(found, base), named
+
+
+def _beside(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
+
+
+def _adapted_base(found: Checkpoint, base: Path | str) -> Any:
+    import transformers
+    from peft import PeftModel
+
+    auto = _AUTO.get(str(found.config.get("task_type")), "AutoModel")
+    answers = [shape[0] for key, (_, shape) in found.tensors.items() if len(shape) == 2 and _is_answer(key)]
+    if auto == "AutoModel" and answers:
+        raise CheckpointError(
+            f"{found.folder} holds a head and its task_type is {found.config.get('task_type')}; set task_type in "
+            "adapter_config.json to SEQ_CLS or TOKEN_CLS, whichever it was trained as."
+        )
+    if auto != "AutoModel" and not answers:
+        raise CheckpointError(
+            f"{found.folder} has no head among its tensors, so that its answers are lost; train it with the head in "
+            "modules_to_save."
+        )
+    named = {"num_labels": answers[-1]} if answers else {}
+    try:
+        model, report = getattr(transformers, auto).from_pretrained(
+            base, dtype=torch.float32, output_loading_info=True, **named
+        )
+        saved = {key.removeprefix("base_model.model.") for key in found.tensors}
+        if new := sorted(key for key in map(str, report["missing_keys"]) if key not in saved and "pooler" in key):
+            raise CheckpointError(
+                f"{found.folder} was trained on a '{new[0]}' that neither the base nor the adapter holds; give a base "
+                "with it, or train again with the pooler in modules_to_save."
+            )
+        adapted: Any = PeftModel.from_pretrained(model, str(found.folder)).eval()
+    except (ValueError, RuntimeError, OSError, TypeError, KeyError, ImportError) as error:
+        raise CheckpointError(
+            f"{found.folder} is no adapter of this base ({_short(error)}); train it again."
+        ) from error
+    inputs = random_inputs(model.config, model.main_input_name)
+    with torch.no_grad():
+        before = adapted(**inputs)[0]
+        try:
+            merged = adapted.merge_and_unload().eval()
+        except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
+            kind = found.config.get("peft_type")
+            raise CheckpointError(
+                f"{found.folder} holds a {kind} adapter that PEFT cannot merge ({_short(error)})."
+            ) from error
+        _same(found.folder, "the adapter merged by PEFT", merged(**inputs)[0], before)
+    return merged
+
+
+def _loaded(kind: Any, where: Path | str, named: Path) -> Any:
+    try:
+        model, report = kind.from_pretrained(where, dtype=torch.float32, output_loading_info=True)
+    except (ValueError, RuntimeError, OSError, TypeError, KeyError, ImportError) as error:
+        raise CheckpointError(f"{named} cannot be loaded ({_short(error)}); save it with save_pretrained.") from error
+    if lacking := sorted(map(str, report["missing_keys"])):
+        raise CheckpointError(f"{named} lacks the tensor '{lacking[0]}' of its own model; copy or save it again.")
+    if wrong := sorted(map(str, report.get("mismatched_keys") or ())):
+        raise CheckpointError(f"{named} has a tensor of another shape than its configuration says: {wrong[0]}.")
+    return model.eval()
+
+
+def _architecture(found: Checkpoint) -> Any:
+    import transformers
+
+    name = next(iter(found.config.get("architectures") or ()), "")
+    kind = getattr(transformers, name, None)
+    if not hasattr(kind, "from_pretrained"):
+        raise CheckpointError(f"{found.folder} is of architecture '{name}', which transformers does not have.")
+    return kind
+
+
+def _taken(
+    original: Any, found: Checkpoint, model: nn.Module, card: Any, labels: list[str] | None, line: str
+) -> Expert:
+    where = found.folder
+    for name, value in original.named_parameters():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{where}: tensor '{name}' holds NaN or infinite values; train the expert again.")
+    pretrained = {name: value.detach() for name, value in model.named_parameters()}
+    body = dict(original.base_model.named_parameters())
+    if type(original.base_model) is not type(model):
+        raise CheckpointError(
+            f"{where} has a {type(original.base_model).__name__} inside and the base is a {type(model).__name__}; give "
+            "the base of this expert."
+        )
+    head, moved = _head(original, where, card)
+    if extra := sorted(body.keys() - pretrained.keys()):
+        raise CheckpointError(
+            f"{where} has the parameter '{extra[0]}' that the base lacks; give the base it came from."
+        )
+    if lacking := sorted(n for n in pretrained.keys() - body.keys() if not n.startswith("pooler")):
+        raise CheckpointError(f"{where} lacks the tensor '{lacking[0]}' of the base; is it a fine-tune of it?")
+    # A pooler belongs to the head that reads through it; one that no head reads says nothing about the expert.
+    apart = moved if head is not None else set()
+    state = {n: body[n].detach() if n in body and n not in apart else p for n, p in pretrained.items()}
+    error = 0.0
+    if head is not None and card is None:
+        inputs = random_inputs(original.config, original.main_input_name)
+        hidden, logits = states_and_logits(original, inputs)
+        with _holding(model, state) as same, torch.no_grad():
+            if same is not None:
+                hidden = same(**inputs)[0]
+        error = _same(where, "the expert read", head(hidden, inputs.get("attention_mask")), logits)
+    if head is not None:
+        head.label_names = labels
+    terms, note = _terms(found, pretrained, state, apart)
+    digest = hashlib.sha256()
+    for file in sorted(set(found.files.values())):
+        digest.update(file.read_bytes())
+    note = f"{line}{note}" + ("" if head is None else f", head on {head.pooling}")
+    return Expert(state, terms, head, labels, digest.hexdigest(), found.bytes, error, note)
+
+
+@contextmanager
+def _holding(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[Any]:
+    """A copy of the base with an expert's weights; None where these have other vocabularies and are fitted later."""
+    own = dict(model.named_parameters())
+    if any(own[name].shape != value.shape for name, value in state.items()):
+        yield None
+        return
+    made = copy.deepcopy(model).float().eval()
+    made.load_state_dict(dict(state), strict=False)
+    yield made
+
+
+def _head(original: Any, where: Path, card: Any) -> tuple[Head | None, set[str]]:
+    if card is not None and (where / "head.safetensors").is_file():
+        if lacking := sorted({"pooling", "layer_norm"} - card.keys()):
+            raise CheckpointError(f"{where} does not say {lacking[0]} of its head; make the expert again.")
+        tensors = load_file(where / "head.safetensors")
+        if not all(value.isfinite().all() for value in tensors.values()):
+            raise CheckpointError(f"{where / 'head.safetensors'} holds NaN or infinite values; train the expert again.")
+        return Head.from_tensors(tensors, {k: card[k] for k in ("pooling", "layer_norm")}).eval(), set()
+    if not _has_head(original):
+        return None, set()
+    try:
+        return read_head(original)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _has_head(model: Any) -> bool:
+    return type(model).__name__.endswith("Classification")
+
+
+def _is_answer(key: str) -> bool:
+    last = key.removesuffix(".weight").rpartition(".")[2]
+    return key.endswith(".weight") and ".lora_" not in key and last in ("classifier", "score", "out_proj")
+
+
+def _terms(
+    found: Checkpoint, base: Mapping[str, Tensor], state: Mapping[str, Tensor], apart: set[str]
+) -> tuple[LoraTerms, str]:
+    """The low-rank terms of an adapter, where they are all that it changes in the body; else none, and why."""
+    if found.kind == "full":
+        return {}, ""
+    if lora_obstacle(found):  # said by `check_compatible`
+        return {}, ""
+    terms = {name: term for name, term in read_lora(found, base).items() if name not in apart}
+    changed = {name for name, value in state.items() if value.shape != base[name].shape or (value != base[name]).any()}
+    if beside := sorted(changed - terms.keys()):
+        return {}, f", merged into whole weights since it holds '{beside[0]}' beside its factors"
+    for name, (scale, B, A) in terms.items():
+        product = (scale * (B.float() @ A.float())).reshape(-1)
+        delta = (state[name].float() - base[name].float()).reshape(-1)
+        turned = (scale * (B.float() @ A.float())).t().reshape(-1)
+        if min(float((delta - p).abs().max()) for p in (product, turned)) > EXACT * (1 + float(delta.abs().max())):
+            return {}, f", merged into whole weights since the factors of '{name}' are not all of its change"
+    return terms, f", factors of {len(terms)} matrices"
+
+
+def _same(where: Path, what: str, ours: Tensor, theirs: Tensor) -> float:
+    error = float((ours - theirs).abs().max()) / (1 + float(theirs.abs().max()))
+    if not error <= EXACT:
+        raise CheckpointError(
+            f"{where}: {what} differs from the folder's own model by {error:.1e} of its outputs; its configuration is "
+            "not the base's, or it computes with more than its weights."
+        )
+    return error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".")
+
+
+def mapped(expert: Expert, labels: list[str]) -> Expert:
+    """The expert with its outputs in the order of a task's labels.
+
+    Raises:
+        CheckpointError: when the folder does not name its labels, or names others.
+    """
+    from twinmerge.heads import reordered
+
+    if expert.head is None:
+        raise CheckpointError("the folder holds no head (a plain AutoModel); give a classifier, or no task for it.")
+    if expert.labels is None:
+        outputs = expert.head.out_proj.out_features
+        if outputs == 1 and not labels:
+            return replace(expert, labels=[])
+        raise CheckpointError(
+            f"the folder does not name its {outputs} labels (LABEL_0, ...); write them in order as id2label of its "
+            "config.json, or under 'labels:' of the recipe."
+        )
+    if expert.labels == labels:
+        return expert
+    if sorted(expert.labels) != sorted(labels):
+        theirs, ours = (", ".join(names) or "a number" for names in (expert.labels, labels))
+        raise CheckpointError(f"the expert answers {theirs} and the task asks for {ours}; give an expert of this task.")
+    head = reordered(copy.deepcopy(expert.head), [expert.labels.index(name) for name in labels])
+    return replace(expert, head=head, labels=labels)

@@ -1,0 +1,170 @@
+"""From folders to a twin in one call: read every expert, merge, give the twin its heads, and its router where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinmerge.checkpoints import inspect_checkpoint
+from twinmerge.errors import CheckpointError
+from twinmerge.folders import Expert, read_folder
+from twinmerge.merging import merge, merge_lora
+from twinmerge.modeling_twin import Router
+from twinmerge.vocabulary import fit_vocabulary
+
+ROUTERS = ("mlp", "linear", "knn")
+
+
+def merge_folders(
+    base: str | Path,
+    folders: Mapping[str, str | Path],
+    *,
+    method: str = "task_arithmetic",
+    rank: Mapping[str, Any] | None = None,
+    router: str | Router | None = None,
+    texts: Mapping[str, Sequence[str]] | None = None,
+    vocabulary: str = "strict",
+    labels: Mapping[str, Sequence[str]] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Any:
+    """Merge folders that plain transformers or PEFT wrote into a routed twin.
+
+    Args:
+        base: the experts' common base, a folder or a Hub name.
+        folders: task -> an expert's folder or Hub name; at least two.
+        method: of the shared expert.
+        rank: exactly one rank policy of `exclusive_experts`, such as {"rank": 8}; density 0.1 when not given. With a
+            fixed rank, adapters are merged as exact products of their factors.
+        router: a trained `Router`; or `knn` (no training), `linear` or `mlp`, made from `texts`; None leaves the twin
+            without, so that a forward takes `router_weights`.
+        texts: task -> unlabelled texts, at least two each, for a router that is made here.
+        vocabulary: `strict`, `pad` or `union` (see `twinmerge.vocabulary`).
+        labels: task -> label names in the order of the head's outputs, where a folder does not name them.
+        seed: of the sketches and of the router's training.
+        options: of the method, such as `scale`.
+
+    Returns:
+        The twin in eval mode: `twin.classify(**inputs, head="spam")`; `twin.tokenizer_of_union` where one was made.
+
+    Raises:
+        CheckpointError: for a folder that cannot be read exactly.
+        ValueError: for a router without texts, or texts that fit no folder.
+    """
+    from transformers import AutoModel
+
+    if isinstance(router, str) and router not in ROUTERS:
+        raise ValueError(f"router '{router}' is unknown; choose {', '.join(ROUTERS)}, a Router, or None.")
+    if isinstance(router, str) and (not texts or set(texts) != set(folders) or min(map(len, texts.values())) < 2):
+        raise ValueError(f"router '{router}' needs texts of every task, at least two each; give texts={{task: [...]}}.")
+    places = {task: local_folder(where) for task, where in folders.items()}
+    where = local_folder(base)
+    model = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
+    headers = inspect_checkpoint(where)
+    experts = {
+        t: named(read_folder(f, where, model, headers=headers, vocabulary=vocabulary), (labels or {}).get(t))
+        for t, f in places.items()
+    }
+    experts, tokenizer = fit_vocabulary(model, experts, vocabulary, where, places)
+    twin = combine(model, experts, method, rank or {"density": 0.1}, seed=seed, **options)
+    if isinstance(router, str):
+        from transformers import AutoTokenizer
+
+        words = tokenizer or AutoTokenizer.from_pretrained(where)
+        router = _made(twin, router, words, {task: list((texts or {})[task]) for task in folders}, seed)
+    twin.router = router
+    twin.tokenizer_of_union = tokenizer
+    return twin.eval()
+
+
+def local_folder(where: str | Path) -> Path:
+    """A folder as it is, or that of a Hub name, fetched where it is not here yet.
+
+    Raises:
+        CheckpointError: when it is neither.
+    """
+    path = Path(where).expanduser()
+    if path.is_dir():
+        return path
+    if isinstance(where, Path) or where.count("/") > 1 or where.startswith((".", "/", "~")):
+        raise CheckpointError(f"{where} is not a folder; give a Hugging Face or PEFT folder, or a Hub name.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(where, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]))
+    except Exception as error:  # the transports raise what they like
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise CheckpointError(f"{where} is no folder here and cannot be fetched from the Hub ({reason}).") from error
+
+
+def named(expert: Expert, labels: Sequence[str] | None) -> Expert:
+    """The expert with declared label names, where its folder has none.
+
+    Raises:
+        CheckpointError: for another number of labels, or when the folder names others.
+    """
+    if labels is None or expert.head is None:
+        return expert
+    outputs = expert.head.out_proj.out_features
+    if len(labels) != (0 if outputs == 1 else outputs):
+        raise CheckpointError(f"{len(labels)} labels are declared for a head of {outputs} outputs; name each output.")
+    if expert.labels is not None and expert.labels != list(labels):
+        raise CheckpointError(
+            f"labels {', '.join(labels)} are declared and the folder names {', '.join(expert.labels)}; drop one of them."
+        )
+    expert.head.label_names = list(labels)
+    return replace(expert, labels=list(labels))
+
+
+def combine(
+    model: Any, experts: Mapping[str, Expert], method: str, rank: Mapping[str, Any], *, seed: int = 0, **options: Any
+) -> Any:
+    """The twin of experts that were read, with their heads and without a router; products of factors where exact."""
+    terms = {task: expert.terms for task, expert in experts.items()}
+    if all(terms.values()) and method in ("average", "task_arithmetic") and set(rank) == {"rank"}:
+        scale = 1 / len(terms) if method == "average" else options.get("scale", 0.3)
+        twin, _ = merge_lora(model, terms, scale, rank["rank"])
+    else:
+        states = {task: expert.state for task, expert in experts.items()}
+        twin, _ = merge(model, states, method, rank={"seed": seed, **rank}, **options)
+    for task, expert in experts.items():
+        if expert.head is not None:
+            twin.heads[task] = expert.head
+    return twin
+
+
+def _made(twin: Any, kind: str, tokenizer: Any, texts: Mapping[str, list[str]], seed: int) -> Router:
+    """A router from unlabelled texts: every fifth text of a task is held out to fit the temperature."""
+    import lightning
+
+    from twinmerge.router import FeatureDataModule, RouterModule, fit_temperature, knn_router
+
+    parts: dict[bool, list[tuple[Tensor, int]]] = {False: [], True: []}
+    for index, task in enumerate(twin.tasks):
+        for number, text in enumerate(texts[task]):
+            inputs = tokenizer(text, return_tensors="pt", truncation=True)
+            inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
+            with torch.no_grad():
+                parts[number % 5 == 1].append((twin.features(**inputs)[0], index))
+    x, y, held_x, held_y = (
+        torch.stack(list(column)) if isinstance(column[0], Tensor) else torch.tensor(column)
+        for held in (False, True)
+        for column in zip(*parts[held], strict=True)
+    )
+    if kind == "knn":
+        router = knn_router(x, y, len(twin.tasks))
+    else:
+        torch.manual_seed(seed)
+        module = RouterModule(x.shape[1], len(twin.tasks), kind=kind)
+        module.router.standardise(x)
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = lightning.Trainer(max_epochs=30, accelerator="cpu", devices=1, **quiet)
+        trainer.fit(module, datamodule=FeatureDataModule((x, y), (held_x, held_y), seed=seed))
+        router = module.router.eval()
+    router.temperature = fit_temperature(router, held_x, held_y)
+    return router
