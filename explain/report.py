@@ -8,14 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-Status = Literal["ok", "no-shift", "low-overlap", "near-one"]
+Status = Literal["ok", "no-shift", "weak-shift", "low-overlap", "few-clusters", "few-rows", "near-one"]
 Mode = Literal["domain", "models", "gap-of-gaps"]
 Kind = Literal["covariate", "outcome"]
 
 STATUS_MEANING: dict[Status, str] = {
     "ok": "estimated, with a normal interval",
     "no-shift": "not estimated: no shift of this kind could be told from noise, so there is nothing to share out",
+    "weak-shift": "not estimated: there is a shift of this kind, as its term differs from 0, but how it varies from "
+    "row to row could not be told from noise, so it is not shared out",
     "low-overlap": "weak: few source rows resemble the target, so the interval is wide and may be too narrow still",
+    "few-clusters": "weak: too few clusters (or one far larger than the others) to know the errors well",
+    "few-rows": "weak: too few rows, or too few source rows that resemble the target, for the intervals to hold",
     "near-one": "almost everything is explained: the interval covers somewhat less often than its level here",
 }
 
@@ -39,7 +43,7 @@ class Term:
     Attributes:
         name: "baseline", "covariate" or "outcome" among the aggregate terms; a variable or group among the detailed
             ones, where "recalibration" is what no variable is needed for.
-        value: The estimate; NaN when the status is "no-shift".
+        value: The estimate; NaN when the status is "no-shift" or "weak-shift".
         se: Its standard error.
         low: Lower end of the interval; may be infinite.
         high: Upper end of the interval; may be infinite.
@@ -61,7 +65,7 @@ class SubsetValue:
     Attributes:
         kind: Whether the covariates or the outcome were shifted.
         subset: Names of the variables or groups; empty for none.
-        value: The share, 1 for everything; not bounded below by 0 and never clipped.
+        value: The share, 1 for everything and at most 1 (an estimate above it is set to 1); not bounded below by 0.
         se: Its standard error.
         low: Lower end of the interval; may be infinite.
         high: Upper end of the interval; may be infinite.
