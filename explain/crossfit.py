@@ -70,13 +70,16 @@ class Piece(NamedTuple):
     Attributes:
         rows: Influence values at the held-out rows.
         plug_in: What an uncorrected estimate would average at the held-out target rows.
-        squared: The estimated function whose mean square this is, at all target rows, where its error matters: in
-            numerators of v_Y it cancels between the two regressions that are compared.
+        noisy: Estimated functions at all target rows whose own variance the mean misses, shape (m, n_1).
+        signs: Whether it is to be added, 1, or was counted, -1, for each of them: a one-step mean square misses the
+            variance of the function that is squared; a difference of two held-out squared errors has counted that of
+            the first regression and misses that of the second.
     """
 
     rows: Rows
     plug_in: Floats
-    squared: Floats | None = None
+    noisy: Floats
+    signs: tuple[int, ...] = (1,)
 
 
 def fit_fold(sample: Sample, families: Families, train: tuple[Codes, Codes], test: tuple[Codes, Codes]) -> Fold:
@@ -176,7 +179,7 @@ def covariate_piece(sample: Sample, families: Families, fold: Fold, member: Memb
         held(sample.loss), held(mu_s), held(mu_sw), ratio_s, held(fold.mu_0), held(fold.mu_xw), fold.ratio_x
     )
     left = mu_sw.target - fold.mu_xw.target
-    return Piece(rows, left[fold.test[1]] ** 2, left)
+    return Piece(rows, left[fold.test[1]] ** 2, left[None])
 
 
 def denominator_piece(sample: Sample, fold: Fold) -> Piece:
@@ -184,7 +187,7 @@ def denominator_piece(sample: Sample, fold: Fold) -> Piece:
     held = fold.held_out
     rows = outcome_denominator_rows(held(sample.loss), held(fold.mu_0), held(fold.mu_1), fold.ratio_x)
     shift = fold.mu_1.target - fold.mu_0.target
-    return Piece(rows, shift[fold.test[1]] ** 2, shift)
+    return Piece(rows, shift[fold.test[1]] ** 2, shift[None])
 
 
 def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member, n_bins: int) -> Piece:
@@ -210,7 +213,7 @@ def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member
         slope = _slope(bins, fold, model.predict, given, 0)
         coefficient = -2 * (fold.mu_1.source[test_0] - model.predict(given(0, test_0))) * slope
         source = risk_rows(fold.ratio_x, coefficient, (sample.loss.source - fold.mu_0.source)[test_0], held)
-        return Piece(Rows(source, target), left[test_1] ** 2)
+        return Piece(Rows(source, target), left[test_1] ** 2, np.stack([fold.mu_1.target, mu_s]), (1, -1))
 
     labels, table = sample.labels, sample.table
     model = families.outcome.fit_classifier(given(1, seen), labels[1][seen], categorical, weight)
@@ -243,7 +246,9 @@ def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member
         )
         residual = (labels[0][test_0] == k + 1) - fold.risk.source[test_0, k]
         source += risk_rows(fold.ratio_x, coefficient, residual, held)
-    return Piece(Rows(source, target), left[test_1] ** 2)
+    if gains is None:
+        return Piece(Rows(source, target), left[test_1] ** 2, np.stack([fold.mu_1.target, mu_s]), (1, -1))
+    return Piece(Rows(source, target), left[test_1] ** 2, left[None])
 
 
 def _several(

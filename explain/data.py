@@ -143,12 +143,12 @@ def make_sample(
         ExplainError: If a column cannot be used as what it is named as.
     """
     names = [*baseline, *(column for part in groups.values() for column in part)]
-    encoded = _encode(frames, losses, names, baseline, known)
-    digests = [_digest(column) for column in encoded]
+    weights = None if known.weight is None else read_weights(frames, known.weight)
+    encoded = _encode(frames, losses, weights, names, baseline, known)
+    digests = [_digest(column, weights) for column in encoded]
     order = sorted(range(len(names)), key=lambda index: (digests[index], index))
     place = {names[index]: rank for rank, index in enumerate(order)}
     matrices = [np.column_stack([encoded[index].parts[side] for index in order]) for side in range(len(frames))]
-    weights = None if known.weight is None else read_weights(frames, known.weight)
     pairs = [] if losses.pair is None else list(losses.pair)
     sorted_rows, orders = [], []
     for side, matrix in enumerate(matrices):
@@ -183,8 +183,14 @@ def make_sample(
 
 
 def _encode(
-    frames: Frames, losses: Losses, names: Sequence[Hashable], baseline: Sequence[Hashable], known: Columns
+    frames: Frames,
+    losses: Losses,
+    weights: Sequence[Floats] | None,
+    names: Sequence[Hashable],
+    baseline: Sequence[Hashable],
+    known: Columns,
 ) -> list[Column]:
+    """Every column as numbers."""
     for option, listed in (("categorical", known.categorical), ("ordinal", known.ordinal)):
         for column in listed:
             if column not in names:
@@ -198,6 +204,7 @@ def _encode(
         encode(
             find(frames, name, "a baseline column" if name in baseline else "a column of a group"),
             losses.loss,
+            weights,
             categorical=name in known.categorical,
             levels=known.ordinal.get(name),
         )
@@ -217,8 +224,11 @@ def _clusters(frames: Frames, name: Hashable, orders: Sequence[Codes]) -> list[C
     return parts[: len(frames)]
 
 
-def _digest(column: Column) -> bytes:
+def _digest(column: Column, weights: Sequence[Floats] | None) -> bytes:
+    """A hash of the values in every table and their shares, in which a row of weight 2 is two rows."""
     digest = hashlib.sha256(bytes([column.category]))
-    for part in column.parts:
-        digest.update(np.sort(part).tobytes())
+    for side, part in enumerate(column.parts):
+        values, codes = np.unique(part, return_inverse=True)
+        mass = np.bincount(codes, None if weights is None else weights[side])
+        digest.update(values.tobytes() + (mass / max(mass.sum(), 1)).round(9).tobytes())
     return digest.digest()

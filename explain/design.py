@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from explain.functional.rows import Floats
+from explain.functional.rows import Floats, quantile
 
 Mask = NDArray[np.bool_]
+_KNOTS = (0.2, 0.5, 0.8)  # quantiles of a number at which its slope may change
 _ROWS_PER_TERM = 20  # of the basis, before products with columns of zeros and ones are left out
 
 
@@ -48,10 +49,10 @@ class Plain(BaseEstimator):  # type: ignore[misc]
 
 
 class Quadratic(BaseEstimator):  # type: ignore[misc]
-    """Standardised columns, squares of numbers, and products of all pairs, columns of zeros and ones included.
+    """Standardised columns, squares and bends of numbers, and products of all pairs, columns of zeros and ones included.
 
     A column of zeros and ones is its own square. Products that never vary (of two categories of one column) are left
-    out. Products with zeros and ones are many where categories are: there is room for one term in 20 rows, and those
+    out. A number's slope may change at three of its quantiles. Products with zeros and ones are many where categories are: there is room for one term in 20 rows, and those
     that vary most stay.
     """
 
@@ -64,6 +65,11 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         self.scale_[~self.dummy_] = np.where(spread > 0, spread, 1.0)[~self.dummy_]
         U = (X - self.centre_) / self.scale_
         self.squares_ = np.flatnonzero(~self.dummy_)
+        self.knots_ = [
+            (column, knot)
+            for column in self.squares_
+            for knot in sorted({quantile(U[:, column], share, sample_weight) for share in _KNOTS})
+        ]
         left, right = np.triu_indices(X.shape[1], 1)
         mixed = self.dummy_[left] | self.dummy_[right]
         varies = np.zeros(len(left))
@@ -83,7 +89,9 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
 
     def _basis(self, X: Floats) -> Floats:
         U = (X - self.centre_) / self.scale_
-        return np.hstack([U, U[:, self.squares_] ** 2, U[:, self.left_] * U[:, self.right_]])
+        hinges = [np.maximum(U[:, column] - knot, 0.0) for column, knot in self.knots_]
+        bent = np.stack(hinges, axis=1) if hinges else np.empty((len(U), 0))
+        return np.hstack([U, U[:, self.squares_] ** 2, bent, U[:, self.left_] * U[:, self.right_]])
 
     def transform(self, X: Floats) -> Floats:
         """The basis at the rows of X, standardised."""

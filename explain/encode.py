@@ -43,9 +43,18 @@ class Column(NamedTuple):
     said: dict[str, Any]
 
 
+class _Content(NamedTuple):
+    """What orders values whatever they are called: losses, weights and missing values of every table."""
+
+    losses: Sequence[Floats]
+    weights: Sequence[Floats]
+    missing: Sequence[NDArray[np.bool_]]
+
+
 def encode(
     columns: Sequence[pd.Series],
     losses: Sequence[Floats],
+    weights: Sequence[Floats] | None = None,
     *,
     categorical: bool = False,
     levels: Sequence[Hashable] | None = None,
@@ -55,6 +64,7 @@ def encode(
     Args:
         columns: The column of every table.
         losses: Losses of the same rows; they only tell equally frequent categories apart.
+        weights: Weights of the rows; equal when not given.
         categorical: Whether numbers are codes of categories.
         levels: The values from the lowest to the highest, where they have an order of their own.
 
@@ -79,8 +89,9 @@ def encode(
         return Column(_ranks(columns, list(levels), missing), False, {"kind": "ordinal", **said})
 
     kind = _kind(columns)
+    content = _Content(losses, [np.ones(len(loss)) for loss in losses] if weights is None else weights, missing)
     if kind == "category" or categorical:
-        return _category(columns, losses, missing, kind, said)
+        return _category(columns, content, kind, said)
     if kind == "date":
         return Column([_days(column) for column in columns], False, {"kind": "date", **said})
     parts = [column.to_numpy(np.float64, na_value=math.nan) for column in columns]
@@ -93,7 +104,7 @@ def encode(
         )
     values, codes = np.unique(np.concatenate(parts)[~np.concatenate(missing)], return_inverse=True)
     if len(values) <= 2:
-        return Column(_spread(_canonical(codes, len(values), losses, missing), missing), False, said)
+        return Column(_spread(_canonical(codes, len(values), content), missing), False, said)
     return Column(parts, False, said)
 
 
@@ -160,13 +171,12 @@ def _ranks(columns: Sequence[pd.Series], levels: list[Hashable], missing: Sequen
 
 def _category(
     columns: Sequence[pd.Series],
-    losses: Sequence[Floats],
-    missing: Sequence[NDArray[np.bool_]],
+    content: _Content,
     kind: Kind,
     said: dict[str, Any],
 ) -> Column:
     """Codes by frequency: missing values are a category, rare ones beyond the hundredth are one together."""
-    name = columns[0].name
+    name, missing = columns[0].name, content.missing
     present = [column[~absent] for column, absent in zip(columns, missing, strict=True)]
     if kind == "number":
         values = np.concatenate([part.to_numpy(np.float64) for part in present])
@@ -179,7 +189,7 @@ def _category(
             "out, or keep what it tells about groups of rows"
         )
     count = len(found)
-    codes = _canonical(codes, count, losses, missing)
+    codes = _canonical(codes, count, content)
     if count <= 2:
         return Column(_spread(codes, missing), False, said)
     said = {"kind": "category", "levels": count, **said}
@@ -192,18 +202,20 @@ def _category(
     return Column([np.nan_to_num(part, nan=count) for part in parts] if absent else parts, True, said)
 
 
-def _canonical(
-    codes: NDArray[np.int64], count: int, losses: Sequence[Floats], missing: Sequence[NDArray[np.bool_]]
-) -> NDArray[np.int64]:
+def _canonical(codes: NDArray[np.int64], count: int, content: _Content) -> NDArray[np.int64]:
     """Codes by frequency, most frequent first; equally frequent values by their losses, then as they are sorted."""
-    present = [loss[~absent] for loss, absent in zip(losses, missing, strict=True)]
-    parts = np.split(codes, np.cumsum([len(part) for part in present])[:-1])
+    present = [~absent for absent in content.missing]
+    parts = np.split(codes, np.cumsum([int(part.sum()) for part in present])[:-1])
     keys: list[Floats] = [np.arange(count, dtype=np.float64)]
-    for part, loss in zip(parts, present, strict=True):
-        order = np.lexsort([loss, part])  # sums in one order, whatever that of the rows
-        keys.append(np.bincount(part[order], loss[order], count))
-    keys += [-np.bincount(part, minlength=count).astype(np.float64) for part in parts]
-    keys.append(-np.bincount(codes, minlength=count).astype(np.float64))
+    counts = []
+    for part, loss, weight, here in zip(parts, content.losses, content.weights, present, strict=True):
+        mass, lost = weight[here], (weight * loss)[here]
+        order = np.lexsort([mass, lost, part])  # sums in one order, whatever that of the rows
+        total = max(float(weight.sum()), 1e-300)
+        counts.append((np.bincount(part[order], mass[order], count) / total).round(12))
+        keys.append((np.bincount(part[order], lost[order], count) / total).round(12))
+    keys += [-part for part in counts]
+    keys.append(-np.sum(counts, axis=0).round(12))
     rank = np.empty(count, dtype=np.int64)
     rank[np.lexsort(keys)] = np.arange(count)
     return rank[codes]

@@ -121,9 +121,9 @@ def _join(sample: Sample, tests: Sequence[tuple[Codes, Codes]], pieces: Sequence
     plug_in = np.empty(sample.sizes[1])
     for test, piece in zip(tests, pieces, strict=True):
         plug_in[test[1]] = piece.plug_in
-    squared = [piece.squared for piece in pieces if piece.squared is not None]
+    noisy = np.stack([piece.noisy for piece in pieces], axis=1)
     weight = sample.weights(1, slice(None))
-    missed = curvature(np.stack(squared), weight) if squared else 0.0
+    missed = sum(sign * curvature(part, weight) for sign, part in zip(pieces[0].signs, noisy, strict=True))
     return _Joined(_scatter(sample, tests, [piece.rows for piece in pieces]), plug_in, missed)
 
 
@@ -141,11 +141,13 @@ def _shares(sample: Sample, masks: Masks, joined: Sequence[_Joined], denominator
     rows = stack([part.rows for part in parts])
     value = mean(rows, sample.share) + np.array([part.missed for part in parts])
     spread = covariance(rows, sample.clusters, sample.share)
+    # What was corrected for is known no better than its size: second-order, but near 1 it is all that is left.
+    spread[np.diag_indices(len(parts))] += np.array([part.missed for part in parts]) ** 2
     plug_in = np.stack([part.plug_in for part in parts])
-    return make_shares(masks, value, spread, plug_in, sample.weights(1, slice(None)))
+    return make_shares(masks, value, spread, plug_in, sample, 1)
 
 
-def make_shares(masks: Masks, value: Floats, spread: Floats, plug_in: Floats, weight: Floats | None = None) -> Shares:
+def make_shares(masks: Masks, value: Floats, spread: Floats, plug_in: Floats, sample: Sample, domain: int) -> Shares:
     """Numerators and denominator by subset, with 0 for the full one.
 
     Args:
@@ -153,19 +155,22 @@ def make_shares(masks: Masks, value: Floats, spread: Floats, plug_in: Floats, we
         value: Numerators of all subsets but the full one, in their order, then the denominator, shape (S,).
         spread: Their covariance, shape (S, S).
         plug_in: What uncorrected estimates of them average, shape (S, n).
-        weight: Weights of the n rows; equal when not given.
+        sample: The data.
+        domain: Whose rows are averaged.
     """
     inside = np.append(~masks.all(1), True)
     numerators, whole = np.zeros(len(inside)), np.zeros((len(inside), len(inside)))
     numerators[inside] = value
     whole[np.ix_(inside, inside)] = spread
     naive = np.tile([1.0, 0.0], (len(masks), 1))
+    weight = sample.weight_of(domain)
+    clusters = None if sample.clusters is None else [sample.clusters[domain]]
     means = np.average(plug_in, axis=1, weights=weight)
     below = float(means[-1])
     if below > 0:
         ratio = means[:-1] / below
         left = plug_in[:-1] - ratio[:, None] * plug_in[-1]
-        error = np.average(left**2, axis=1, weights=weight) ** 0.5 / below / plug_in.shape[1] ** 0.5
+        error = np.array([covariance([row[None]], clusters, [weight])[0, 0] ** 0.5 for row in left]) / below
         naive[~masks.all(1)] = np.stack([1 - ratio, error], axis=1)
     return Shares(numerators[:-1], float(numerators[-1]), whole, naive)
 

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import has_fit_parameter
 
+from explain.boosting import ALPHAS, BoostedClassifier, BoostedRegressor
 from explain.data import Sample
 from explain.design import Plain, Quadratic
 from explain.errors import ExplainError
@@ -117,31 +116,17 @@ class Families:
 
 
 def linear() -> Family:
-    """Quadratic polynomials with logistic regression and ridge regression, its penalty chosen by leave-one-out."""
+    """Quadratic polynomials with bends, for logistic regression and ridge regression, its penalty chosen by leave-one-out."""
     return Family(
         "linear",
         make_pipeline(Quadratic(), LogisticRegression(C=1.0, solver="newton-cholesky")),
-        make_pipeline(Quadratic(), RidgeCV(alphas=np.logspace(-1, 4, 6))),
+        make_pipeline(Quadratic(), RidgeCV(alphas=ALPHAS)),
     )
 
 
 def hist_gb() -> Family:
-    """Histogram gradient boosting of small trees; the classifier with sigmoid calibration on held-out predictions."""
-    options: dict[str, Any] = {
-        "max_iter": 60,
-        "learning_rate": 0.1,
-        "max_leaf_nodes": 8,
-        "min_samples_leaf": 30,
-        "early_stopping": False,
-        "random_state": 0,
-    }
-    classifier = HistGradientBoostingClassifier(**options)
-    return Family(
-        "hist_gb",
-        CalibratedClassifierCV(classifier, method="sigmoid", cv=3, ensemble=False),
-        HistGradientBoostingRegressor(**options),
-        native=True,
-    )
+    """The same, then histogram gradient boosting of small trees on what it leaves."""
+    return Family("hist_gb", BoostedClassifier(), BoostedRegressor(), native=True)
 
 
 def candidates(learners: str | tuple[BaseEstimator, BaseEstimator]) -> list[Family]:

@@ -244,7 +244,7 @@ def _estimate(sample: Sample, family: Family, masks: NDArray[np.bool_], fold: Co
     weight = sample.weights(0, slice(None))
     value = np.average(rows, axis=1, weights=weight) + missed
     spread = covariance([rows], clusters, None if weight is None else [weight])
-    return make_shares(masks, value, spread, plug_in, weight)
+    return make_shares(masks, value, spread, plug_in, sample, 0)
 
 
 def _moved(sample: Sample, level: float, freedom: float) -> bool:

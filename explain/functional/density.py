@@ -54,9 +54,7 @@ def density_ratio(probability: Floats, sizes: tuple[float, float], weights: Floa
     edge = 1 / (2 * sum(sizes))
     p = np.clip(probability, edge, 1 - edge)
     ratio = p / (1 - p) * (sizes[0] / sizes[1])
-    if len(ratio) >= 1 / (1 - CAP_QUANTILE):
-        ratio = np.minimum(ratio, quantile(ratio, CAP_QUANTILE, weights))
-    ratio = np.minimum(ratio, MAX_RATIO)
+    ratio = np.minimum(ratio, min(quantile(ratio, CAP_QUANTILE, weights), MAX_RATIO))  # the largest below 200 rows
     return np.asarray(ratio / np.average(ratio, weights=weights))
 
 

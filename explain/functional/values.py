@@ -166,10 +166,8 @@ def risk_rows(ratio_x: Floats, coefficient: Floats, residual: Floats, weights: F
         :math:`\pi\,c\,(Y - p_0)`, shape (n_0,).
     """
     weight = ratio_x * coefficient
-    if len(weight) >= 1 / (1 - CAP_QUANTILE):
-        cap = quantile(np.abs(weight), CAP_QUANTILE, weights)
-        weight = np.clip(weight, -cap, cap)
-    return np.asarray(weight * residual)
+    cap = quantile(np.abs(weight), CAP_QUANTILE, weights)  # the largest below 100 rows
+    return np.asarray(np.clip(weight, -cap, cap) * residual)
 
 
 def loss_level_rows(loss: Floats, mu_1: Floats, mu_s: Floats) -> Floats:
