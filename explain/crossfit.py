@@ -213,7 +213,7 @@ def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member
         slope = _slope(bins, fold, model.predict, given, 0)
         coefficient = -2 * (fold.mu_1.source[test_0] - model.predict(given(0, test_0))) * slope
         source = risk_rows(fold.ratio_x, coefficient, (sample.loss.source - fold.mu_0.source)[test_0], held)
-        return Piece(Rows(source, target), left[test_1] ** 2, np.stack([fold.mu_1.target, mu_s]), (1, -1))
+        return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.loss, fold.mu_1.target, mu_s))
 
     labels, table = sample.labels, sample.table
     model = families.outcome.fit_classifier(given(1, seen), labels[1][seen], categorical, weight)
@@ -247,8 +247,15 @@ def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member
         residual = (labels[0][test_0] == k + 1) - fold.risk.source[test_0, k]
         source += risk_rows(fold.ratio_x, coefficient, residual, held)
     if gains is None:
-        return Piece(Rows(source, target), left[test_1] ** 2, np.stack([fold.mu_1.target, mu_s]), (1, -1))
-    return Piece(Rows(source, target), left[test_1] ** 2, left[None])
+        return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.outcome, fold.mu_1.target, mu_s))
+    return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.outcome, left))
+
+
+def _noise(family: Family, first: Floats, second: Floats | None = None) -> tuple[Floats, tuple[int, ...]]:
+    """Noisy functions of a numerator of v_Y and their signs, where the variance of the family can be told at all."""
+    if not family.smooth:
+        return np.empty((0, len(first))), ()
+    return (first[None], (1,)) if second is None else (np.stack([first, second]), (1, -1))
 
 
 def _several(

@@ -49,11 +49,11 @@ class Plain(BaseEstimator):  # type: ignore[misc]
 
 
 class Quadratic(BaseEstimator):  # type: ignore[misc]
-    """Standardised columns, squares and bends of numbers, and products of all pairs, columns of zeros and ones included.
+    """Standardised columns, squares and bends of numbers, and products of all pairs, also with zeros and ones.
 
-    A column of zeros and ones is its own square. Products that never vary (of two categories of one column) are left
-    out. A number's slope may change at three of its quantiles. Products with zeros and ones are many where categories are: there is room for one term in 20 rows, and those
-    that vary most stay.
+    A number's slope may change at three of its quantiles. A column of zeros and ones is its own square. Products that
+    never vary (of two categories of one column) are left out. Products with zeros and ones are many where categories
+    are: there is room for one term in 20 rows, and those that vary most stay.
     """
 
     def fit(self, X: Floats, y: Any = None, sample_weight: Floats | None = None) -> Quadratic:

@@ -123,7 +123,7 @@ def _join(sample: Sample, tests: Sequence[tuple[Codes, Codes]], pieces: Sequence
         plug_in[test[1]] = piece.plug_in
     noisy = np.stack([piece.noisy for piece in pieces], axis=1)
     weight = sample.weights(1, slice(None))
-    missed = sum(sign * curvature(part, weight) for sign, part in zip(pieces[0].signs, noisy, strict=True))
+    missed = float(sum(sign * curvature(part, weight) for sign, part in zip(pieces[0].signs, noisy, strict=True)))
     return _Joined(_scatter(sample, tests, [piece.rows for piece in pieces]), plug_in, missed)
 
 
@@ -142,7 +142,7 @@ def _shares(sample: Sample, masks: Masks, joined: Sequence[_Joined], denominator
     value = mean(rows, sample.share) + np.array([part.missed for part in parts])
     spread = covariance(rows, sample.clusters, sample.share)
     # What was corrected for is known no better than its size: second-order, but near 1 it is all that is left.
-    spread[np.diag_indices(len(parts))] += np.array([part.missed for part in parts]) ** 2
+    spread[np.diag_indices(len(joined))] += np.array([part.missed for part in joined]) ** 2
     plug_in = np.stack([part.plug_in for part in parts])
     return make_shares(masks, value, spread, plug_in, sample, 1)
 

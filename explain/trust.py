@@ -13,8 +13,8 @@ WEAK_SHARE = 0.1
 FEW_CLUSTERS = 20
 # The least number of (effective) rows of either domain for the aggregate terms and for the shares, and of source rows
 # that resemble the target.
-TERM_ROWS, TERM_MATCHED = 500, 200
-SHARE_ROWS, SHARE_MATCHED = 2000, 500
+TERM_ROWS, TERM_MATCHED = 2000, 200
+SHARE_ROWS, SHARE_MATCHED = 4000, 1000
 
 
 class Trust(NamedTuple):
