@@ -246,16 +246,12 @@ def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member
         )
         residual = (labels[0][test_0] == k + 1) - fold.risk.source[test_0, k]
         source += risk_rows(fold.ratio_x, coefficient, residual, held)
-    if gains is None:
-        return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.outcome, fold.mu_1.target, mu_s))
-    return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.outcome, left))
+    return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.outcome, fold.mu_1.target, mu_s))
 
 
-def _noise(family: Family, first: Floats, second: Floats | None = None) -> tuple[Floats, tuple[int, ...]]:
+def _noise(family: Family, mu_1: Floats, mu_s: Floats) -> tuple[Floats, tuple[int, ...]]:
     """Noisy functions of a numerator of v_Y and their signs, where the variance of the family can be told at all."""
-    if not family.smooth:
-        return np.empty((0, len(first))), ()
-    return (first[None], (1,)) if second is None else (np.stack([first, second]), (1, -1))
+    return (np.stack([mu_1, mu_s]), (1, -1)) if family.smooth else (np.empty((0, len(mu_1))), ())
 
 
 def _several(

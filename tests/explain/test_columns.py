@@ -155,7 +155,7 @@ def test_columns_that_tell_nothing_or_several_things_are_refused(values, message
 
 @pytest.mark.parametrize("learners", ["linear", "hist_gb"])
 def test_a_gap_in_the_data_is_information(learners):
-    """Whether z is missing decides the loss and is all that shifts: by enumeration a covariate term of .4 * .6 = .24."""
+    """Whether z is missing decides the loss and is all that shifts: by enumeration the covariate term is .24."""
 
     def table(domain, rows=2000):
         rng = np.random.default_rng(domain)
