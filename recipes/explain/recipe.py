@@ -85,6 +85,9 @@ class Recipe:
         baseline: Columns upstream of all others, within which the shifts of the others are looked at.
         groups: What the gap is shared out among: columns by name.
         cluster: Column that tells which rows belong together, such as a patient or a prompt.
+        weight: Column of survey or sample weights, such as PWGTP; models that are trained here learn without them.
+        categorical: Columns of numbers that are codes of categories.
+        ordinal: Values of a column from the lowest to the highest, by column, where texts have an order.
         estimation: How the terms are estimated.
     """
 
@@ -101,6 +104,9 @@ class Recipe:
     train_share: float = 0.5
     baseline: list[str] = field(default_factory=list)
     cluster: str = ""
+    weight: str = ""
+    categorical: list[str] = field(default_factory=list)
+    ordinal: dict[str, list[str]] = field(default_factory=dict)
     estimation: Estimation = field(default_factory=Estimation)
 
     def __post_init__(self) -> None:
@@ -123,6 +129,11 @@ class Recipe:
         for column in every:
             if every.count(column) > 1:
                 raise FieldError("groups", f"column {column!r} is listed twice among baseline and groups")
+        if "recalibration" in self.groups:
+            raise FieldError("groups", "expected another name than 'recalibration', the share that needs no variable")
+        for key, listed in (("categorical", self.categorical), ("ordinal", list(self.ordinal))):
+            if unknown := [column for column in listed if column not in every]:
+                raise FieldError(key, f"expected columns of baseline or groups, got {unknown[0]!r}")
         given = [model.kind == "losses" for model in self.models]
         if any(given) and not all(given):
             raise FieldError("second.kind", "expected losses for both models or for none")
@@ -146,12 +157,21 @@ class Recipe:
         """Baseline and grouped columns."""
         return [*self.baseline, *(column for columns in self.groups.values() for column in columns)]
 
+    @property
+    def columns(self) -> list[str]:
+        """Every column that the table must have."""
+        named = [*self.features, *(name for name in (self.label, self.cluster, self.weight) if name)]
+        return named + [column for model in self.models for column in model.columns]
+
 
 def check(recipe: Recipe) -> Iterator[str]:
     """Say where the rows and the models come from; write nothing."""
     named = zip(("model", "second"), recipe.models, strict=False)
     yield from check_all(
-        [partial(check_data, recipe.data), *(partial(check_model_options, model, where) for where, model in named)]
+        [
+            partial(check_data, recipe.data, recipe.columns),
+            *(partial(check_model_options, model, where) for where, model in named),
+        ]
     )
     players = len(recipe.groups)
     how = f"{2**players} subsets" if players <= 10 else "sampled subsets"
@@ -164,10 +184,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     from recipes.explain.report import finish
 
     tables = [table for table in load_domains(recipe.data, folder.say) if table is not None]
-    wanted = [*recipe.features, *(name for name in (recipe.label, recipe.cluster) if name)]
-    wanted += [column for model in recipe.models for column in model.columns]
     for table in tables:
-        need_columns(table, wanted, "the recipe names columns")
+        need_columns(table, recipe.columns, "the recipe names columns")
     tables, losses, trained_on = _predict(recipe, tables, folder)
     folder.say(f"explaining {' and '.join(f'{len(table):,}' for table in tables)} rows")
     try:
@@ -211,6 +229,9 @@ def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapRe
         "groups": recipe.groups,
         "label": recipe.label,
         "cluster": recipe.cluster or None,
+        "weight": recipe.weight or None,
+        "categorical": recipe.categorical,
+        "ordinal": recipe.ordinal,
         "folds": how.folds,
         "repeats": how.repeats,
         "learners": how.learners,
