@@ -85,7 +85,8 @@ class Piece(NamedTuple):
 def fit_fold(sample: Sample, families: Families, train: tuple[Codes, Codes], test: tuple[Codes, Codes]) -> Fold:
     """Fit the nuisances that do not depend on a subset."""
     everything = np.arange(sample.features.source.shape[1])
-    p_1, pair = None, ()
+    p_1: Rows | None = None
+    pair: tuple[tuple[Rows, Rows], ...] = ()
     if sample.table is None or sample.labels is None:
         if sample.pair is None:
             means = _expected(sample, families.loss, train, sample.loss)

@@ -152,7 +152,7 @@ def make_sample(
     pairs = [] if losses.pair is None else list(losses.pair)
     sorted_rows, orders = [], []
     for side, matrix in enumerate(matrices):
-        ties = [] if weights is None else [weights[side]]
+        ties: list[NDArray[Any]] = [] if weights is None else [weights[side]]
         ties += [losses.loss[side]] if losses.labels is None else [losses.labels[side]]
         ties += [model[side] for model in pairs]
         ties += [] if losses.table is None else list(losses.table[side].T)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 Status = Literal["ok", "no-shift", "weak-shift", "low-overlap", "few-clusters", "few-rows", "near-one"]
 Mode = Literal["domain", "models", "gap-of-gaps"]
@@ -128,6 +133,38 @@ class GapReport:
         """All terms as rows with the columns part, name, value, se, low, high and status."""
         parts = (("aggregate", self.aggregate), ("covariate", self.covariate), ("outcome", self.outcome))
         return [{"part": part, **_row(term)} for part, terms in parts for term in terms]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows of :meth:`table` as a pandas DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.table(), columns=["part", *(each.name for each in fields(Term))])
+
+    def plot(self) -> Figure:
+        """Waterfall of the aggregate terms and forests of the shares, as a matplotlib figure."""
+        return importlib.import_module("explain.picture").draw(self)  # type: ignore[no-any-return]
+
+    def to_html(self) -> str:
+        """A self-contained page: what was found in words, the picture, the terms, the subsets folded away."""
+        return str(importlib.import_module("explain.picture").page(self))
+
+    def summary(self) -> str:
+        """What was found, in a few sentences."""
+        start, end = self.ends
+        text = (
+            f"Mean {self.loss} loss: {start} {self.totals[start]:.4f}, {end} {self.totals[end]:.4f}, gap "
+            f"{self.totals['gap']:+.4f}. {self.sign} Intervals are at {100 * self.level:g} %."
+        )
+        if self.aggregate:
+            largest = max(self.aggregate, key=lambda term: abs(term.value))
+            text += (
+                f" The largest term is '{largest.name}' ({largest.value:+.4f} [{largest.low:+.4f}, "
+                f"{largest.high:+.4f}])."
+            )
+        return text + (
+            " Shares by variable are shares of explained variation of the shift across inputs, not of the mean gap: a "
+            "variable can have a large share of a term that is near 0."
+        )
 
     def to_json(self) -> str:
         """The report as strict JSON: numbers that are not finite become the texts "nan", "inf" and "-inf"."""

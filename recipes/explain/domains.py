@@ -188,9 +188,9 @@ def _header(kind: str, file: Path) -> list[str]:
     try:
         if kind == "csv":
             return list(map(str, pd.read_csv(file, nrows=0).columns))
-        import pyarrow.parquet
+        from pyarrow import parquet  # type: ignore[import-untyped]
 
-        return list(map(str, pyarrow.parquet.read_schema(file).names))
+        return list(map(str, parquet.read_schema(file).names))
     except (ValueError, OSError):
         return []
 

@@ -430,7 +430,7 @@ def test_a_wrong_recipe_is_refused(front, tables, changes, sentence):
 )
 def test_rows_that_cannot_be_explained_end_the_run_with_one_sentence(front, tables, changes, sentence):
     (tables / "empty.csv").write_text("")
-    (tables / "bare.csv").write_text("a,b\n")
+    pd.read_csv(tables / "both.csv", nrows=0).to_csv(tables / "bare.csv", index=False)  # a header and no rows
     done = front("r.yaml", "--out", "out", r=yaml.safe_dump(recipe(**changes)))
     assert done.code == 1
     *progress, said = done.err.splitlines()
