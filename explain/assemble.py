@@ -14,14 +14,14 @@ from explain.data import Sample
 from explain.estimate import Estimate, Shares, Terms, combine_means, combine_shares
 from explain.functional.aggregate import AGGREGATE_TERMS, aggregate_terms
 from explain.functional.density import Overlap
-from explain.functional.intervals import statuses
+from explain.functional.intervals import Status, statuses
 from explain.functional.rows import Floats
 from explain.functional.shapley import sampling_variance, shapley_map
-from explain.report import GapReport, Kind, Mode, Status, SubsetValue, Term
+from explain.report import GapReport, Kind, Mode, SubsetValue, Term
+from explain.tables import RECALIBRATION
+from explain.trust import judge
 
-WEAK_AUC = 0.95
-WEAK_SHARE = 0.1
-RECALIBRATION = "recalibration"
+TERMS = aggregate_terms(np.eye(4))  # from the expected losses
 
 
 def assemble(
@@ -55,24 +55,40 @@ def assemble(
         min_shift_z: Least size of a shift, in its standard errors, that is shared out.
         settings: Further diagnostics.
     """
-    good = support.auc <= WEAK_AUC and support.share >= WEAK_SHARE
-    expectations = combine_means([repeat.expectations for repeat in repeats], aggregate_terms(np.eye(4)), level)
-    detail = Detail(sample.names, order, masks, counts, good, level, interval, min_shift_z)
+    trust = judge(sample, support)
+    found = combine_means([repeat.expectations for repeat in repeats], TERMS, level, trust.freedom)
+    aggregate = _terms(AGGREGATE_TERMS, found, [trust.terms] * 3)
+    detail = Detail(
+        sample.names, order, masks, counts, trust.shares, level, interval, min_shift_z, freedom=trust.freedom
+    )
     shares, values, shift = {}, [], {}
     for kind in get_args(Kind):
-        shares[kind], found, shift[kind] = detail(kind, [getattr(repeat, kind) for repeat in repeats])
-        values += found
+        moved = next(not term.low <= 0 <= term.high for term in aggregate if term.name == kind)
+        shares[kind], valued, shift[kind] = detail(kind, [getattr(repeat, kind) for repeat in repeats], moved)
+        values += valued
+    extra = {"columns": dict(sample.said)} if sample.said else {}
+    if repeats[0].pair:
+        extra["models"] = {
+            name: _by_name(combine_means([repeat.pair[place] for repeat in repeats], TERMS, level, trust.freedom))
+            for place, name in enumerate(("first", "second"))
+        }
     return GapReport(
         mode=mode,
         loss=loss,
         level=level,
         totals=_totals(sample),
-        aggregate=_terms(AGGREGATE_TERMS, expectations, ["ok" if good else "low-overlap"] * 3),
+        aggregate=aggregate,
         covariate=shares["covariate"][1:],  # no covariate shift is explained by shifting nothing
         outcome=shares["outcome"],
         values=tuple(values),
-        diagnostics={"overlap": support._asdict(), "shift": shift, **settings},
+        diagnostics={"overlap": support._asdict(), **trust.diagnostics(), "shift": shift, **extra, **settings},
     )
+
+
+def _by_name(terms: Terms) -> dict[str, dict[str, float]]:
+    """Aggregate terms as plain numbers."""
+    keys = ("value", "se", "low", "high")
+    return {name: dict(zip(keys, _numbers(terms, i), strict=True)) for i, name in enumerate(AGGREGATE_TERMS)}
 
 
 @dataclass(frozen=True)
@@ -83,15 +99,22 @@ class Detail:
     order: tuple[str, ...]
     masks: NDArray[np.bool_]
     counts: NDArray[np.int64] | None
-    good: bool
+    worst: Status
     level: float
     interval: str
     min_shift_z: float
+    freedom: float
 
     def __call__(
-        self, kind: Kind, repeats: Sequence[Shares]
+        self, kind: Kind, repeats: Sequence[Shares], moved: bool
     ) -> tuple[tuple[Term, ...], list[SubsetValue], dict[str, Any]]:
-        """Shares with the recalibration first, values of subsets by size, and the size of the shift."""
+        """Shares with the recalibration first, values of subsets by size, and the size of the shift.
+
+        Args:
+            kind: Which shift.
+            repeats: Estimates.
+            moved: Whether the mean of the shift differs from 0 at the level of the intervals, so that there is one.
+        """
         size = float(np.median([repeat.denominator for repeat in repeats]))
         error = float(np.median([repeat.spread[-1, -1] ** 0.5 for repeat in repeats]))
         z = size / error if error > 0 else 0.0
@@ -117,13 +140,13 @@ class Detail:
         }
         players = (RECALIBRATION, *self.order)
         if not z >= self.min_shift_z:
-            unknown = [
-                SubsetValue(kind, names, math.nan, math.nan, math.nan, math.nan, "no-shift") for names in subsets
-            ]
-            return tuple(_unknown(name) for name in players), unknown, diagnostics
+            why: Status = "weak-shift" if moved else "no-shift"
+            unknown = [SubsetValue(kind, names, math.nan, math.nan, math.nan, math.nan, why) for names in subsets]
+            return tuple(_unknown(name, why) for name in players), unknown, diagnostics
 
         value = self._terms(repeats, np.eye(len(self.masks))[by_size])
         flags = self._flags(value)
+        value = _bounded(value)
         values = [SubsetValue(kind, names, *_numbers(value, i), flags[i]) for i, names in enumerate(subsets)]
         total = None if self.counts is None else self.counts.sum(0)
         chosen = [0, *(1 + self.names.index(name) for name in self.order)]
@@ -135,10 +158,10 @@ class Detail:
         if self.counts is not None and len(chosen):
             values = np.median([1 - repeat.numerators / repeat.denominator for repeat in repeats], axis=0)
             sampling = sampling_variance(self.masks, self.counts, values)[list(chosen)]
-        return combine_shares(repeats, maps, self.level, self.interval, sampling)
+        return combine_shares(repeats, maps, self.level, self.interval, self.freedom, sampling)
 
     def _flags(self, terms: Terms) -> Sequence[Status]:
-        return statuses(terms.value, terms.variance, self.good)
+        return statuses(terms.value, terms.variance, self.worst)
 
 
 def nothing_to_explain(sample: Sample, order: tuple[str, ...], mode: Mode, loss: str, level: float) -> GapReport:
@@ -158,7 +181,10 @@ def nothing_to_explain(sample: Sample, order: tuple[str, ...], mode: Mode, loss:
 
 
 def _totals(sample: Sample) -> dict[str, float]:
-    source, target = (float(part.mean()) for part in sample.loss)
+    source, target = (
+        float(part.mean() if share is None else part @ share)
+        for part, share in zip(sample.loss, sample.share or (None, None), strict=True)
+    )
     return {"source": source, "target": target, "gap": target - source}
 
 
@@ -173,5 +199,10 @@ def _numbers(terms: Terms, index: int) -> tuple[float, float, float, float]:
     return value, error, low, high
 
 
-def _unknown(name: str) -> Term:
-    return Term(name, math.nan, math.nan, math.nan, math.nan, "no-shift")
+def _unknown(name: str, status: Status = "no-shift") -> Term:
+    return Term(name, math.nan, math.nan, math.nan, math.nan, status)
+
+
+def _bounded(terms: Terms) -> Terms:
+    """Values of subsets: at most 1, as what is left of a shift is a mean square, which only an estimate has below 0."""
+    return Terms(np.minimum(terms.value, 1.0), terms.variance, np.minimum(terms.low, 1.0), np.minimum(terms.high, 1.0))

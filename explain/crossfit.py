@@ -37,12 +37,14 @@ class Fold:
         risk: What the outcome shift conditions on: the source's probability of every label but the first, shape
             (n, C - 1), or its expected loss, shape (n, 1).
         p_1: Probability of every label in the target, shape (n, C); None without labels.
-        mu_0: Expected loss given all features, in the source.
+        mu_0: Expected loss given all features, in the source. Of a difference of two models' losses this and the next
+            three are differences of two regressions, so that what is linear in the loss is exactly their difference.
         mu_1: Expected loss given all features, in the target.
         mu_w: Expected loss given the baseline, in the source.
         mu_xw: Mean of mu_0 given the baseline, in the target.
         ratio_x: Density ratio of all features at the held-out source rows.
         ratio_w: Density ratio of the baseline there.
+        pair: mu_0 and mu_w of each of two models whose losses are compared; empty where there is one.
     """
 
     train: tuple[Codes, Codes]
@@ -55,6 +57,7 @@ class Fold:
     mu_xw: Rows
     ratio_x: Floats
     ratio_w: Floats
+    pair: tuple[tuple[Rows, Rows], ...] = ()
 
     def held_out(self, rows: Rows) -> Rows:
         """Values at the held-out rows."""
@@ -67,30 +70,37 @@ class Piece(NamedTuple):
     Attributes:
         rows: Influence values at the held-out rows.
         plug_in: What an uncorrected estimate would average at the held-out target rows.
-        squared: The estimated function whose mean square this is, at all target rows, where its error matters: in
-            numerators of v_Y it cancels between the two regressions that are compared.
+        noisy: Estimated functions at all target rows whose own variance the mean misses, shape (m, n_1).
+        signs: Whether it is to be added, 1, or was counted, -1, for each of them: a one-step mean square misses the
+            variance of the function that is squared; a difference of two held-out squared errors has counted that of
+            the first regression and misses that of the second.
     """
 
     rows: Rows
     plug_in: Floats
-    squared: Floats | None = None
+    noisy: Floats
+    signs: tuple[int, ...] = (1,)
 
 
 def fit_fold(sample: Sample, families: Families, train: tuple[Codes, Codes], test: tuple[Codes, Codes]) -> Fold:
     """Fit the nuisances that do not depend on a subset."""
-    X, loss = sample.features, sample.loss
-    everything = np.arange(X.source.shape[1])
+    everything = np.arange(sample.features.source.shape[1])
+    p_1: Rows | None = None
+    pair: tuple[tuple[Rows, Rows], ...] = ()
     if sample.table is None or sample.labels is None:
-        p_1 = None
-        mu_0, mu_1 = (_regress(sample, families.loss, side, train, everything, loss[side]) for side in (0, 1))
-        risk = Rows(mu_0.source[:, None], mu_0.target[:, None])
+        if sample.pair is None:
+            means = _expected(sample, families.loss, train, sample.loss)
+        else:
+            first, second = (_expected(sample, families.loss, train, loss) for loss in sample.pair)
+            means = [Rows(b.source - a.source, b.target - a.target) for a, b in zip(first, second, strict=True)]
+            pair = (first[0], first[2]), (second[0], second[2])
+        risk = Rows(means[0].source[:, None], means[0].target[:, None])
     else:
         p_0, p_1 = (_classify(sample, families.outcome, side, train, sample.labels[side]) for side in (0, 1))
-        mu_0, mu_1 = (
-            Rows(*((table * part).sum(1) for table, part in zip(sample.table, p, strict=True))) for p in (p_0, p_1)
-        )
+        both = [Rows(*((table * part).sum(1) for table, part in zip(sample.table, p, strict=True))) for p in (p_0, p_1)]
+        means = [*both, *_given_baseline(sample, families.loss, train, both[0])]
         risk = Rows(p_0.source[:, 1:], p_0.target[:, 1:])
-    baseline = sample.baseline
+    mu_0, mu_1, mu_w, mu_xw = means
     return Fold(
         train=train,
         test=test,
@@ -98,11 +108,24 @@ def fit_fold(sample: Sample, families: Families, train: tuple[Codes, Codes], tes
         p_1=p_1,
         mu_0=mu_0,
         mu_1=mu_1,
-        mu_w=_regress(sample, families.loss, 0, train, baseline, mu_0.source),
-        mu_xw=_regress(sample, families.loss, 1, train, baseline, mu_0.target),
+        mu_w=mu_w,
+        mu_xw=mu_xw,
         ratio_x=_ratio(sample, families.density, train, test, everything),
-        ratio_w=_ratio(sample, families.density, train, test, baseline),
+        ratio_w=_ratio(sample, families.density, train, test, sample.baseline),
+        pair=pair,
     )
+
+
+def _expected(sample: Sample, family: Family, train: tuple[Codes, Codes], loss: Rows) -> list[Rows]:
+    """mu_0, mu_1, mu_w and mu_xw of a loss."""
+    everything = np.arange(sample.features.source.shape[1])
+    mu_0, mu_1 = (_regress(sample, family, side, train, everything, loss[side]) for side in (0, 1))
+    return [mu_0, mu_1, *_given_baseline(sample, family, train, mu_0)]
+
+
+def _given_baseline(sample: Sample, family: Family, train: tuple[Codes, Codes], mu_0: Rows) -> list[Rows]:
+    """mu_w and mu_xw."""
+    return [_regress(sample, family, side, train, sample.baseline, mu_0[side]) for side in (0, 1)]
 
 
 def domain_probability(sample: Sample, family: Family, folds: tuple[Codes, Codes]) -> Rows:
@@ -134,6 +157,15 @@ def expectation_piece(sample: Sample, fold: Fold) -> Rows:
     )
 
 
+def expectation_pair(sample: Sample, fold: Fold) -> list[Rows]:
+    """The same for each of two models whose difference is explained; none where there is one model."""
+    held, losses = fold.held_out, sample.pair or ()
+    return [
+        expectation_rows(held(loss), held(mu_0), held(mu_w), fold.ratio_x, fold.ratio_w)
+        for loss, (mu_0, mu_w) in zip(losses, fold.pair, strict=True)
+    ]
+
+
 def covariate_piece(sample: Sample, families: Families, fold: Fold, member: Member) -> Piece:
     """Numerator of v_Z for a subset of players; the denominator for the empty one."""
     if member.any():
@@ -148,7 +180,7 @@ def covariate_piece(sample: Sample, families: Families, fold: Fold, member: Memb
         held(sample.loss), held(mu_s), held(mu_sw), ratio_s, held(fold.mu_0), held(fold.mu_xw), fold.ratio_x
     )
     left = mu_sw.target - fold.mu_xw.target
-    return Piece(rows, left[fold.test[1]] ** 2, left)
+    return Piece(rows, left[fold.test[1]] ** 2, left[None])
 
 
 def denominator_piece(sample: Sample, fold: Fold) -> Piece:
@@ -156,7 +188,7 @@ def denominator_piece(sample: Sample, fold: Fold) -> Piece:
     held = fold.held_out
     rows = outcome_denominator_rows(held(sample.loss), held(fold.mu_0), held(fold.mu_1), fold.ratio_x)
     shift = fold.mu_1.target - fold.mu_0.target
-    return Piece(rows, shift[fold.test[1]] ** 2, shift)
+    return Piece(rows, shift[fold.test[1]] ** 2, shift[None])
 
 
 def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member, n_bins: int) -> Piece:
@@ -173,29 +205,34 @@ def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member
         return np.column_stack([sample.features[domain][rows][:, columns], *parts])
 
     seen, (test_0, test_1) = fold.train[1], fold.test
+    weight, held = sample.weights(1, seen), sample.weights(0, test_0)
     if sample.table is None or sample.labels is None or fold.p_1 is None:
-        model = families.loss.fit_regressor(given(1, seen), sample.loss.target[seen], categorical)
+        model = families.loss.fit_regressor(given(1, seen), sample.loss.target[seen], categorical, weight)
         mu_s = model.predict(given(1, slice(None)))
         left = fold.mu_1.target - mu_s
         target = loss_level_rows(sample.loss.target[test_1], fold.mu_1.target[test_1], mu_s[test_1])
         slope = _slope(bins, fold, model.predict, given, 0)
         coefficient = -2 * (fold.mu_1.source[test_0] - model.predict(given(0, test_0))) * slope
-        source = risk_rows(fold.ratio_x, coefficient, (sample.loss.source - fold.mu_0.source)[test_0])
-        return Piece(Rows(source, target), left[test_1] ** 2)
+        source = risk_rows(fold.ratio_x, coefficient, (sample.loss.source - fold.mu_0.source)[test_0], held)
+        return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.loss, fold.mu_1.target, mu_s))
 
     labels, table = sample.labels, sample.table
-    model = families.outcome.fit_classifier(given(1, seen), labels[1][seen], categorical)
-    p_s = model.predict_proba(given(1, slice(None)))
+    model = families.outcome.fit_classifier(given(1, seen), labels[1][seen], categorical, weight)
+
+    def chances(A: Floats) -> Floats:
+        return model.chances(A, width + 1)
+
+    p_s = chances(given(1, slice(None)))
     mu_s = (table.target * p_s).sum(1)
     left = fold.mu_1.target - mu_s
     gains = None
     if not _constant_difference(table):
         outcomes = left[:, None] * (table.target[:, 1:] - table.target[:, :1])
-        gains = _several(families.loss, given(1, seen), outcomes[seen], categorical)
+        gains = _several(families.loss, given(1, seen), outcomes[seen], categorical, weight)
     gain = None if gains is None else gains(given(1, test_1))
     target = outcome_rows(table.target[test_1], labels[1][test_1], fold.mu_1.target[test_1], p_s[test_1], gain)
 
-    at_source = model.predict_proba(given(0, test_0))
+    at_source = chances(given(0, test_0))
     gain = None if gains is None else gains(given(0, test_0))
     source = np.zeros(len(test_0))
     for k in range(width):
@@ -204,24 +241,32 @@ def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member
             fold.mu_1.source[test_0],
             fold.p_1.source[test_0],
             at_source,
-            _slope(bins, fold, model.predict_proba, given, k),
+            _slope(bins, fold, chances, given, k),
             gain,
             None if gains is None else _slope(bins, fold, gains, given, k),
         )
         residual = (labels[0][test_0] == k + 1) - fold.risk.source[test_0, k]
-        source += risk_rows(fold.ratio_x, coefficient, residual)
-    return Piece(Rows(source, target), left[test_1] ** 2)
+        source += risk_rows(fold.ratio_x, coefficient, residual, held)
+    return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.outcome, fold.mu_1.target, mu_s))
 
 
-def _several(family: Family, X: Floats, outcomes: Floats, categorical: Member) -> Callable[[Floats], Floats]:
+def _noise(family: Family, mu_1: Floats, mu_s: Floats) -> tuple[Floats, tuple[int, ...]]:
+    """Noisy functions of a numerator of v_Y and their signs, where the variance of the family can be told at all."""
+    return (np.stack([mu_1, mu_s]), (1, -1)) if family.smooth else (np.empty((0, len(mu_1))), ())
+
+
+def _several(
+    family: Family, X: Floats, outcomes: Floats, categorical: Member, weight: Floats | None
+) -> Callable[[Floats], Floats]:
     """Regressions of C - 1 outcomes; the prediction has C columns, the first of them 0."""
-    models = [family.fit_regressor(X, outcome, categorical) for outcome in outcomes.T]
+    models = [family.fit_regressor(X, outcome, categorical, weight) for outcome in outcomes.T]
     return lambda rows: np.column_stack([np.zeros(len(rows)), *(model.predict(rows) for model in models)])
 
 
 def _bins(sample: Sample, fold: Fold, n_bins: int) -> Bins:
     if sample.table is None:
-        return quantile_bins(fold.risk.target[fold.train[1], 0], n_bins)
+        rows = fold.train[1]
+        return quantile_bins(fold.risk.target[rows, 0], n_bins, sample.weights(1, rows))
     return probability_bins(n_bins)
 
 
@@ -245,15 +290,17 @@ def _regress(
     """Regression of an outcome on columns over the training rows of a domain, predicted at every row of both."""
     X, categorical = sample.features, sample.categorical[columns]
     rows = train[domain]
-    model = family.fit_regressor(X[domain][rows][:, columns], outcome[rows], categorical)
+    weight = sample.weights(domain, rows)
+    model = family.fit_regressor(X[domain][rows][:, columns], outcome[rows], categorical, weight)
     return Rows(*(model.predict(part[:, columns]) for part in X))
 
 
 def _classify(sample: Sample, family: Family, domain: int, train: tuple[Codes, Codes], labels: Codes) -> Rows:
     """Probabilities of the labels given all features, learnt from the training rows of a domain."""
     X, rows = sample.features, train[domain]
-    model = family.fit_classifier(X[domain][rows], labels[rows], sample.categorical)
-    return Rows(*(model.predict_proba(part) for part in X))
+    model = family.fit_classifier(X[domain][rows], labels[rows], sample.categorical, sample.weights(domain, rows))
+    classes = 2 if sample.table is None else sample.table.source.shape[1]
+    return Rows(*(model.chances(part, classes) for part in X))
 
 
 def _tell_apart(sample: Sample, family: Family, train: tuple[Codes, Codes], columns: Codes) -> Callable[..., Floats]:
@@ -261,8 +308,11 @@ def _tell_apart(sample: Sample, family: Family, train: tuple[Codes, Codes], colu
     X = sample.features
     both = np.concatenate([part[rows][:, columns] for part, rows in zip(X, train, strict=True)])
     domain = np.repeat([0, 1], [len(rows) for rows in train])
-    model = family.fit_classifier(both, domain, sample.categorical[columns])
-    return lambda domain, rows: model.predict_proba(X[domain][rows][:, columns])[:, 1]
+    weight = None
+    if sample.weight is not None:
+        weight = np.concatenate([part[rows] for part, rows in zip(sample.weight, train, strict=True)])
+    model = family.fit_classifier(both, domain, sample.categorical[columns], weight)
+    return lambda domain, rows: model.chances(X[domain][rows][:, columns], 2)[:, 1]
 
 
 def _ratio(
@@ -270,4 +320,4 @@ def _ratio(
 ) -> Floats:
     """Density ratio of columns at the held-out source rows."""
     target = _tell_apart(sample, family, train, columns)
-    return density_ratio(target(0, test[0]), (len(train[0]), len(train[1])))
+    return density_ratio(target(0, test[0]), sample.mass(train), sample.weights(0, test[0]))

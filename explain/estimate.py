@@ -15,6 +15,7 @@ from explain.crossfit import (
     Piece,
     covariate_piece,
     denominator_piece,
+    expectation_pair,
     expectation_piece,
     fit_fold,
     outcome_piece,
@@ -54,11 +55,19 @@ class Shares(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one repeat of cross-fitting finds."""
+    """What one repeat of cross-fitting finds.
+
+    Attributes:
+        expectations: Expected losses by domain of the factors.
+        covariate: Values of the covariate shift.
+        outcome: Values of the outcome shift.
+        pair: Expected losses of each of two models whose difference is explained; empty where there is one.
+    """
 
     expectations: Mean
     covariate: Shares
     outcome: Shares
+    pair: tuple[Mean, ...] = ()
 
 
 def estimate(
@@ -88,12 +97,18 @@ def estimate(
     outcome = [_join(sample, tests, right[i : i + count]) for i in range(0, len(right), count)]
     empty = int(np.flatnonzero(~masks[partial].any(1))[0])
     denominator = _join(sample, tests, [denominator_piece(sample, fold) for fold in fitted])
-    expectations = _scatter(sample, tests, [expectation_piece(sample, fold) for fold in fitted])
+    pieces = [expectation_piece(sample, fold) for fold in fitted]
+    pairs = [expectation_pair(sample, fold) for fold in fitted]
     return Estimate(
-        Mean(mean(expectations), covariance(expectations, sample.clusters)),
+        _mean(sample, _scatter(sample, tests, pieces)),
         _shares(sample, masks, covariate, covariate[empty]),
         _shares(sample, masks, outcome, denominator),
+        tuple(_mean(sample, _scatter(sample, tests, parts)) for parts in zip(*pairs, strict=True)),
     )
+
+
+def _mean(sample: Sample, rows: Rows) -> Mean:
+    return Mean(mean(rows, sample.share), covariance(rows, sample.clusters, sample.share))
 
 
 class _Joined(NamedTuple):
@@ -106,8 +121,9 @@ def _join(sample: Sample, tests: Sequence[tuple[Codes, Codes]], pieces: Sequence
     plug_in = np.empty(sample.sizes[1])
     for test, piece in zip(tests, pieces, strict=True):
         plug_in[test[1]] = piece.plug_in
-    squared = [piece.squared for piece in pieces if piece.squared is not None]
-    missed = curvature(np.stack(squared)) if squared else 0.0
+    noisy = np.stack([piece.noisy for piece in pieces], axis=1)
+    weight = sample.weights(1, slice(None))
+    missed = float(sum(sign * curvature(part, weight) for sign, part in zip(pieces[0].signs, noisy, strict=True)))
     return _Joined(_scatter(sample, tests, [piece.rows for piece in pieces]), plug_in, missed)
 
 
@@ -123,11 +139,15 @@ def _scatter(sample: Sample, tests: Sequence[tuple[Codes, Codes]], parts: Sequen
 def _shares(sample: Sample, masks: Masks, joined: Sequence[_Joined], denominator: _Joined) -> Shares:
     parts = [*joined, denominator]
     rows = stack([part.rows for part in parts])
-    value = mean(rows) + np.array([part.missed for part in parts])
-    return make_shares(masks, value, covariance(rows, sample.clusters), np.stack([part.plug_in for part in parts]))
+    value = mean(rows, sample.share) + np.array([part.missed for part in parts])
+    spread = covariance(rows, sample.clusters, sample.share)
+    # What was corrected for is known no better than its size: second-order, but near 1 it is all that is left.
+    spread[np.diag_indices(len(joined))] += np.array([part.missed for part in joined]) ** 2
+    plug_in = np.stack([part.plug_in for part in parts])
+    return make_shares(masks, value, spread, plug_in, sample, 1)
 
 
-def make_shares(masks: Masks, value: Floats, spread: Floats, plug_in: Floats) -> Shares:
+def make_shares(masks: Masks, value: Floats, spread: Floats, plug_in: Floats, sample: Sample, domain: int) -> Shares:
     """Numerators and denominator by subset, with 0 for the full one.
 
     Args:
@@ -135,16 +155,22 @@ def make_shares(masks: Masks, value: Floats, spread: Floats, plug_in: Floats) ->
         value: Numerators of all subsets but the full one, in their order, then the denominator, shape (S,).
         spread: Their covariance, shape (S, S).
         plug_in: What uncorrected estimates of them average, shape (S, n).
+        sample: The data.
+        domain: Whose rows are averaged.
     """
     inside = np.append(~masks.all(1), True)
     numerators, whole = np.zeros(len(inside)), np.zeros((len(inside), len(inside)))
     numerators[inside] = value
     whole[np.ix_(inside, inside)] = spread
     naive = np.tile([1.0, 0.0], (len(masks), 1))
-    below = float(plug_in[-1].mean())
+    weight = sample.weight_of(domain)
+    clusters = None if sample.clusters is None else [sample.clusters[domain]]
+    means = np.average(plug_in, axis=1, weights=weight)
+    below = float(means[-1])
     if below > 0:
-        ratio = plug_in[:-1].mean(1) / below
-        error = (plug_in[:-1] - ratio[:, None] * plug_in[-1]).std(1) / below / plug_in.shape[1] ** 0.5
+        ratio = means[:-1] / below
+        left = plug_in[:-1] - ratio[:, None] * plug_in[-1]
+        error = np.array([covariance([row[None]], clusters, [weight])[0, 0] ** 0.5 for row in left]) / below
         naive[~masks.all(1)] = np.stack([1 - ratio, error], axis=1)
     return Shares(numerators[:-1], float(numerators[-1]), whole, naive)
 
@@ -165,7 +191,7 @@ class Terms(NamedTuple):
     high: Floats
 
 
-def combine_means(repeats: Sequence[Mean], maps: Floats, level: float) -> Terms:
+def combine_means(repeats: Sequence[Mean], maps: Floats, level: float, freedom: float) -> Terms:
     """Linear combinations of the medians over repeats; the variance is the median of variance plus squared deviation.
 
     Reference:
@@ -174,11 +200,16 @@ def combine_means(repeats: Sequence[Mean], maps: Floats, level: float) -> Terms:
     value = maps @ np.median([repeat.value for repeat in repeats], axis=0)
     variances = [np.diag(maps @ repeat.spread @ maps.T) + (maps @ repeat.value - value) ** 2 for repeat in repeats]
     variance = np.median(variances, axis=0)
-    return Terms(value, variance, *wald(value, variance, level))
+    return Terms(value, variance, *wald(value, variance, level, freedom))
 
 
 def combine_shares(
-    repeats: Sequence[Shares], maps: Floats, level: float, interval: str, sampling: Floats | None = None
+    repeats: Sequence[Shares],
+    maps: Floats,
+    level: float,
+    interval: str,
+    freedom: float,
+    sampling: Floats | None = None,
 ) -> Terms:
     """The same for values of subsets and their linear combinations, which are ratios.
 
@@ -187,6 +218,7 @@ def combine_shares(
         maps: Combinations of the values, shape (k, S).
         level: Of the intervals.
         interval: "wald" or "fieller"; of the latter, ends are medians over the repeats.
+        freedom: Degrees of freedom of the standard errors.
         sampling: Variance to add because subsets were sampled, shape (k,).
     """
     values = [1 - repeat.numerators / repeat.denominator for repeat in repeats]
@@ -197,7 +229,7 @@ def combine_shares(
     extra = np.zeros(len(maps)) if sampling is None else sampling
     variance = np.median([ratio.variance + (ratio.value - value) ** 2 for ratio in ratios], axis=0) + extra
     if interval == "wald":
-        return Terms(value, variance, *wald(value, variance, level))
-    low, high = np.median([fieller(ratio, level) for ratio in ratios], axis=0)
-    widen = critical(level) ** 2 * extra
+        return Terms(value, variance, *wald(value, variance, level, freedom))
+    low, high = np.median([fieller(ratio, level, freedom) for ratio in ratios], axis=0)
+    widen = critical(level, freedom) ** 2 * extra
     return Terms(value, variance, value - np.hypot(value - low, widen**0.5), value + np.hypot(high - value, widen**0.5))

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 
 from explain.assemble import assemble, nothing_to_explain
 from explain.crossfit import domain_probability
-from explain.data import DOMAINS, Frames, Losses, Sample, as_frame, make_sample, read_losses, resolve_groups
+from explain.data import Codes, Columns, Sample, make_sample
 from explain.errors import ExplainError
 from explain.estimate import estimate
 from explain.folds import assign_folds
@@ -19,7 +19,9 @@ from explain.functional.losses import FINITE_LOSSES
 from explain.functional.rows import Rows
 from explain.functional.shapley import sample_subsets, subsets
 from explain.nuisances import Families, candidates, choose_families
+from explain.outcomes import Losses, read_losses
 from explain.report import GapReport, Mode
+from explain.tables import DOMAINS, Frames, as_frame, resolve_groups
 
 LOSSES = (*FINITE_LOSSES, "squared", "given")
 EXACT_PLAYERS = 10
@@ -46,6 +48,10 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
             "loss" shifts the expected loss itself and takes any loss.
         cluster: Column that names the cluster of a row (a patient, a prompt): folds keep clusters whole and errors are
             cluster-robust.
+        weight: Column of survey or sample weights: a row of weight 2 counts as two rows in every estimate. Weights are
+            scaled to a mean of 1 in each domain; errors take every row (or cluster) as one observation.
+        categorical: Columns of numbers that are codes of categories.
+        ordinal: Values of a column from the lowest to the highest, by column, where they are ordered texts.
         n_bins: Bins of the source risk; at least 200 target rows for each are advisable.
         folds: Folds of cross-fitting, at least 2.
         repeats: Cross-fits with other folds; estimates are medians.
@@ -82,6 +88,9 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         loss_column: Hashable = "loss",
         outcome: str = "risk",
         cluster: Hashable | None = None,
+        weight: Hashable | None = None,
+        categorical: Sequence[Hashable] = (),
+        ordinal: Mapping[Hashable, Sequence[Hashable]] | None = None,
         n_bins: int = 20,
         folds: int = 5,
         repeats: int = 1,
@@ -97,6 +106,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         self.baseline, self.groups = baseline, groups
         self.label, self.prediction = label, prediction
         self.loss, self.loss_column, self.outcome, self.cluster = loss, loss_column, outcome, cluster
+        self.weight, self.categorical, self.ordinal = weight, categorical, ordinal
         self.n_bins, self.folds, self.repeats, self.learners = n_bins, folds, repeats, learners
         self.level, self.interval, self.min_shift_z, self.trim = level, interval, min_shift_z, trim
         self.subset_draws, self.seed, self.n_jobs = subset_draws, seed, n_jobs
@@ -134,16 +144,18 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
             ExplainError: As :meth:`fit`.
         """
         self._check_options()
-        taken = {self.label, self.loss_column, self.cluster}
+        taken = {self.label, self.loss_column, self.cluster, self.weight}
         taken |= set(self.prediction) if isinstance(self.prediction, list) else {self.prediction}
         groups = resolve_groups(list(frames[0].columns), self.baseline, self.groups, taken)
-        sample = make_sample(frames, losses, self.baseline, groups, self.cluster, self.seed)
+        known = Columns(self.cluster, self.weight, self.categorical, self.ordinal or {})
+        sample = make_sample(frames, losses, self.baseline, groups, known, self.seed)
         if len(np.unique(np.concatenate(sample.loss))) == 1:
             return nothing_to_explain(sample, tuple(groups), mode, loss, self.level)
         check_counts(sample, self.folds)
+        folds = usable_folds(sample, self.folds)
         families = choose_families(candidates(self.learners), sample)
         rng = np.random.default_rng([self.seed, 7])
-        sample, support = self._common_support(sample, families, rng)
+        sample, support = self._common_support(sample, families, folds, rng)
 
         players, counts = len(sample.groups), None
         if players <= EXACT_PLAYERS:
@@ -152,8 +164,9 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
             masks, counts = sample_subsets(players, self.subset_draws, rng)
         repeats = []
         for _ in range(self.repeats):
-            folds = assign_folds(sample.sizes, self.folds, rng, sample.labels, sample.clusters)
-            repeats.append(estimate(sample, families, masks, folds, self.n_bins, self.n_jobs))
+            parts = assign_folds(sample.sizes, folds, rng, sample.labels, sample.clusters, sample.weight)
+            check_folds(sample, parts)
+            repeats.append(estimate(sample, families, masks, parts, self.n_bins, self.n_jobs))
         return assemble(
             sample,
             tuple(groups),
@@ -168,7 +181,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
             min_shift_z=self.min_shift_z,
             settings={
                 "rows": list(sample.sizes),
-                "folds": self.folds,
+                "folds": folds,
                 "repeats": self.repeats,
                 "n_bins": self.n_bins,
                 "outcome": self.outcome,
@@ -176,11 +189,14 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
             },
         )
 
-    def _common_support(self, sample: Sample, families: Families, rng: np.random.Generator) -> tuple[Sample, Overlap]:
+    def _common_support(
+        self, sample: Sample, families: Families, folds: int, rng: np.random.Generator
+    ) -> tuple[Sample, Overlap]:
         """The rows within the common support, and how well the domains overlap there."""
-        folds = assign_folds(sample.sizes, self.folds, rng, sample.labels, sample.clusters)
-        probability = domain_probability(sample, families.density, folds)
-        everything = overlap(density_ratio(probability.source, sample.sizes), *probability)
+        parts = assign_folds(sample.sizes, folds, rng, sample.labels, sample.clusters, sample.weight)
+        check_folds(sample, parts)
+        probability = domain_probability(sample, families.density, parts)
+        everything = _overlap(sample, probability)
         if everything.auc > SEPARABLE_AUC:
             raise ExplainError(
                 f"a classifier tells source from target with an AUC of {everything.auc:.3f}, so hardly any source row "
@@ -191,9 +207,10 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         inside = [(part > self.trim) & (part < 1 - self.trim) for part in probability]
         kept = float(np.concatenate(inside).mean())
         trimmed = sample.take(*(np.flatnonzero(part) for part in inside))
-        check_counts(trimmed, self.folds)
+        check_counts(trimmed, folds)
+        usable_folds(trimmed, folds)
         left = Rows(*(part[rows] for part, rows in zip(probability, inside, strict=True)))
-        return trimmed, overlap(density_ratio(left.source, trimmed.sizes), *left, kept)
+        return trimmed, _overlap(trimmed, left, kept)
 
     def _check_options(self) -> None:
         accepted = {
@@ -204,6 +221,10 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
             "repeats": (self.repeats >= 1, "1 or more"),
             "n_bins": (self.n_bins >= 1, "1 or more"),
             "level": (0 < self.level < 1, "above 0 and below 1"),
+            "seed": (
+                isinstance(self.seed, int | np.integer) and self.seed >= 0,
+                "a whole number of at least 0, as the same seed gives the same bits",
+            ),
             "trim": (0 <= self.trim < 0.5, "from 0 to below 0.5"),
             "baseline": (
                 not isinstance(self.baseline, str) and len(self.baseline) > 0,
@@ -218,6 +239,57 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
                 f"outcome='risk' needs the loss for every label, which the loss '{self.loss}' does not give: "
                 f"use one of {', '.join(FINITE_LOSSES)}, or outcome='loss'"
             )
+
+
+def _overlap(sample: Sample, probability: Rows, kept: float = 1.0) -> Overlap:
+    """Overlap of the domains from held-out probabilities of the target."""
+    rows = tuple(np.arange(size) for size in sample.sizes)
+    ratio = density_ratio(probability.source, sample.mass((rows[0], rows[1])), sample.weights(0, rows[0]))
+    clusters = None if sample.clusters is None else sample.clusters[0]
+    return overlap(ratio, *probability, kept, weights=sample.weight, clusters=clusters)
+
+
+def usable_folds(sample: Sample, folds: int, domains: int = 2) -> int:
+    """As many folds as asked for, or as there are clusters in the domain that has fewest.
+
+    Args:
+        sample: The data.
+        folds: Number of folds asked for.
+        domains: 1 where there is no target.
+
+    Raises:
+        ExplainError: If a domain has a single cluster, whose error nothing would tell.
+    """
+    if sample.clusters is None:
+        return folds
+    counts = [len(np.unique(part)) for part in sample.clusters[:domains]]
+    if min(counts) < 2:
+        raise ExplainError(
+            f"the {DOMAINS[counts.index(min(counts))]} has a single cluster, but an error needs at least two in each "
+            "domain: name a finer cluster"
+        )
+    return min(folds, *counts)
+
+
+def check_folds(sample: Sample, folds: tuple[Codes, Codes]) -> None:
+    """Refuse folds that clusters have made too uneven to learn from.
+
+    Raises:
+        ExplainError: If a domain has no row in a fold or outside of it, or a label does not occur outside of it.
+    """
+    if sample.clusters is None:
+        return
+    for side, part in enumerate(folds):
+        for fold in range(1 + int(max(folds[0].max(), folds[1].max()))):
+            rest = part != fold
+            labels = None if sample.labels is None else sample.labels[side]
+            lost = labels is not None and len(np.unique(labels[rest])) < len(np.unique(labels))
+            if rest.all() or not rest.any() or lost:
+                raise ExplainError(
+                    f"the clusters of the {DOMAINS[side]} cannot be dealt to folds with rows"
+                    + (" of every label" if lost else "")
+                    + " in each: ask for fewer folds or name a finer cluster"
+                )
 
 
 def check_counts(sample: Sample, folds: int, domains: int = 2) -> None:

@@ -12,6 +12,7 @@ def assign_folds(
     rng: np.random.Generator,
     labels: tuple[Codes, Codes] | None = None,
     clusters: tuple[Codes, Codes] | None = None,
+    weight: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> tuple[Codes, Codes]:
     """The fold of every row of both domains.
 
@@ -23,6 +24,7 @@ def assign_folds(
         clusters: Codes from 0 on, common to both domains; rows of a cluster share a fold, also across domains. They are
             dealt out by the domains they occur in, largest first, which keeps folds of like size; labels are not
             used.
+        weight: Weights of the rows; clusters are then as large as their rows weigh.
 
     Returns:
         Folds from 0 to K - 1, shape (n_0,) and (n_1,).
@@ -34,7 +36,8 @@ def assign_folds(
     """
     if clusters is not None:
         count = 1 + int(np.concatenate(clusters).max())
-        here = np.stack([np.bincount(part, minlength=count) for part in clusters])
+        mass = (None, None) if weight is None else weight
+        here = np.stack([np.bincount(part, of, count) for part, of in zip(clusters, mass, strict=True)]).round(9)
         order = rng.permutation(count)
         order = order[np.lexsort([-here.sum(0)[order], here[0][order] > 0, here[1][order] > 0])]
         fold = np.empty(count, dtype=np.int64)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardScaler
+from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.utils.validation import has_fit_parameter
 
+from explain.boosting import ALPHAS, BoostedClassifier, BoostedRegressor
 from explain.data import Sample
+from explain.design import Plain, Quadratic
 from explain.errors import ExplainError
 from explain.functional.rows import Floats
 
@@ -34,60 +33,76 @@ class Family:
         name: For the report.
         classifier: Any scikit-learn classifier with `predict_proba`.
         regressor: Any scikit-learn regressor.
-        native: Whether the estimators take codes of categories as they are (through `categorical_features`); else
-            categories are one-hot encoded before them.
+        native: Whether the estimators take missing values, and codes of categories (through `categorical_features`), as
+            they are; else :class:`~explain.design.Plain` stands before them.
+        smooth: Whether a fit moves little when a row is left out, so that fits on different folds differ as the
+            jackknife assumes; trees do not.
     """
 
     name: str
     classifier: BaseEstimator
     regressor: BaseEstimator
     native: bool = False
+    smooth: bool = False
 
-    def fit_classifier(self, X: Floats, y: NDArray[Any], categorical: Mask) -> Any:
+    def fit_classifier(self, X: Floats, y: NDArray[Any], categorical: Mask, weight: Floats | None = None) -> Fitted:
         """A fitted classifier; `categorical` marks the columns of X that hold codes of categories."""
-        return self.estimator(self.classifier, categorical).fit(X, y)
+        return self._fit(self.classifier, X, y, categorical, weight)
 
-    def fit_regressor(self, X: Floats, y: Floats, categorical: Mask) -> Any:
+    def fit_regressor(self, X: Floats, y: Floats, categorical: Mask, weight: Floats | None = None) -> Fitted:
         """A fitted regressor, likewise."""
-        return self.estimator(self.regressor, categorical).fit(X, y)
+        return self._fit(self.regressor, X, y, categorical, weight)
 
-    def estimator(self, template: BaseEstimator, categorical: Mask) -> Any:
-        """An unfitted copy of the classifier or regressor, ready for categories."""
-        estimator = clone(template)
+    def _fit(
+        self, template: BaseEstimator, X: Floats, y: NDArray[Any], categorical: Mask, weight: Floats | None
+    ) -> Fitted:
+        estimator, plain = clone(template), None
         if self.native:
             keys = [key for key in estimator.get_params() if key.endswith("categorical_features")]
-            return estimator.set_params(**dict.fromkeys(keys, categorical))
-        if not categorical.any():
-            return estimator
-        one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
-        encoder = ColumnTransformer(
-            [
-                ("numbers", "passthrough", np.flatnonzero(~categorical)),
-                ("categories", one_hot, np.flatnonzero(categorical)),
-            ]
+            estimator.set_params(**dict.fromkeys(keys, categorical))
+        else:
+            plain = Plain(categorical).fit(X, weight)
+            X = plain.transform(X)
+        return Fitted(plain, estimator.fit(X, y, **_weighted(estimator, weight)))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted estimator that takes codes of categories and missing values.
+
+    Attributes:
+        plain: What makes plain numbers of them; None where the estimator takes them itself.
+        estimator: The estimator.
+    """
+
+    plain: Plain | None
+    estimator: Any
+
+    def predict(self, X: Floats) -> Floats:
+        """Predictions of a regressor, shape (n,)."""
+        found: Floats = self.estimator.predict(X if self.plain is None else self.plain.transform(X))
+        return found
+
+    def chances(self, X: Floats, classes: int) -> Floats:
+        """Probabilities of the labels 0 to classes - 1, shape (n, classes); 0 for one that training had not."""
+        found = np.zeros((len(X), classes))
+        seen = X if self.plain is None else self.plain.transform(X)
+        found[:, self.estimator.classes_.astype(np.int64)] = self.estimator.predict_proba(seen)
+        return found
+
+
+def _weighted(estimator: Any, weight: Floats | None) -> dict[str, Floats]:
+    """The keyword arguments that carry the weights to every step of an estimator that takes them."""
+    if weight is None:
+        return {}
+    steps = estimator.steps if isinstance(estimator, Pipeline) else [("", estimator)]
+    if not has_fit_parameter(steps[-1][1], "sample_weight"):
+        raise ExplainError(
+            f"rows have weights, but the fit of {type(steps[-1][1]).__name__} takes no sample_weight: "
+            "choose another learner"
         )
-        return make_pipeline(encoder, estimator)
-
-
-class _Quadratic(BaseEstimator):  # type: ignore[misc]
-    """Standardised numbers with their squares and products; columns of zeros and ones (of categories) as they are."""
-
-    def fit(self, X: Floats, y: Any = None) -> _Quadratic:
-        """Learn scales, and which columns hold only zeros and ones."""
-        self.dummy_ = ((X == 0) | (X == 1)).all(0)
-        self.basis_ = (
-            make_pipeline(StandardScaler(), PolynomialFeatures(2, include_bias=False), StandardScaler()).fit(
-                X[:, ~self.dummy_]
-            )
-            if not self.dummy_.all()
-            else None
-        )
-        return self
-
-    def transform(self, X: Floats) -> Floats:
-        """The basis at the rows of X."""
-        dummies = X[:, self.dummy_]
-        return dummies if self.basis_ is None else np.hstack([self.basis_.transform(X[:, ~self.dummy_]), dummies])
+    taking = [name for name, step in steps if has_fit_parameter(step, "sample_weight")]
+    return {f"{name}__sample_weight" if name else "sample_weight": weight for name in taking}
 
 
 @dataclass(frozen=True)
@@ -104,31 +119,18 @@ class Families:
 
 
 def linear() -> Family:
-    """Quadratic polynomials with logistic regression and ridge regression, its penalty chosen by leave-one-out."""
+    """Quadratic polynomials with bends for logistic and ridge regression, its penalty chosen by leave-one-out."""
     return Family(
         "linear",
-        make_pipeline(_Quadratic(), LogisticRegression(C=1.0, solver="newton-cholesky")),
-        make_pipeline(_Quadratic(), RidgeCV(alphas=np.logspace(-1, 4, 6))),
+        make_pipeline(Quadratic(), LogisticRegression(C=1.0, solver="newton-cholesky")),
+        make_pipeline(Quadratic(), RidgeCV(alphas=ALPHAS)),
+        smooth=True,
     )
 
 
 def hist_gb() -> Family:
-    """Histogram gradient boosting of small trees; the classifier with sigmoid calibration on held-out predictions."""
-    options: dict[str, Any] = {
-        "max_iter": 60,
-        "learning_rate": 0.1,
-        "max_leaf_nodes": 8,
-        "min_samples_leaf": 30,
-        "early_stopping": False,
-        "random_state": 0,
-    }
-    classifier = HistGradientBoostingClassifier(**options)
-    return Family(
-        "hist_gb",
-        CalibratedClassifierCV(classifier, method="sigmoid", cv=3, ensemble=False),
-        HistGradientBoostingRegressor(**options),
-        native=True,
-    )
+    """The same, then histogram gradient boosting of small trees on what it leaves."""
+    return Family("hist_gb", BoostedClassifier(), BoostedRegressor(), native=True)
 
 
 def candidates(learners: str | tuple[BaseEstimator, BaseEstimator]) -> list[Family]:
@@ -160,34 +162,72 @@ def choose_families(families: Sequence[Family], sample: Sample) -> Families:
         families: Candidates; a single one is taken as it is.
         sample: The data.
     """
-    (X_0, X_1), categorical = sample.features, sample.categorical
-    loss = best_family(families, [(X_0, sample.loss.source)], categorical, classify=False)
-    domain = np.repeat([0, 1], sample.sizes)
-    density = best_family(families, [(np.concatenate([X_0, X_1]), domain)], categorical, classify=True)
+    first, second = (problem(sample, side, sample.loss[side]) for side in (0, 1))
+    loss = best_family(families, [first], sample.categorical, classify=False)
+    both = Problem(
+        np.concatenate([first.X, second.X]),
+        np.repeat([0, 1], sample.sizes),
+        None if first.weight is None or second.weight is None else np.concatenate([first.weight, second.weight]),
+        None if sample.clusters is None else np.concatenate(sample.clusters),
+    )
+    density = best_family(families, [both], sample.categorical, classify=True)
     if sample.labels is None:
         return Families(outcome=loss, density=density, loss=loss)
-    problems = [(X_0, sample.labels[0]), (X_1, sample.labels[1])]
-    return Families(outcome=best_family(families, problems, categorical, classify=True), density=density, loss=loss)
+    problems = [problem(sample, side, sample.labels[side]) for side in (0, 1)]
+    outcome = best_family(families, problems, sample.categorical, classify=True)
+    return Families(outcome=outcome, density=density, loss=loss)
+
+
+class Problem(NamedTuple):
+    """Features, outcomes, and weights and clusters where rows have them."""
+
+    X: Floats
+    y: NDArray[Any]
+    weight: Floats | None = None
+    clusters: NDArray[np.int64] | None = None
+
+
+def problem(sample: Sample, side: int, y: NDArray[Any]) -> Problem:
+    """What is to be learnt from a domain."""
+    clusters = None if sample.clusters is None else sample.clusters[side]
+    return Problem(sample.features[side], y, sample.weights(side, slice(None)), clusters)
 
 
 def best_family(
-    families: Sequence[Family], problems: Sequence[tuple[Floats, NDArray[Any]]], categorical: Mask, *, classify: bool
+    families: Sequence[Family], problems: Sequence[Problem], categorical: Mask, *, classify: bool
 ) -> Family:
     """The family with the best cross-validated score over all problems together.
 
     Args:
         families: Candidates; a single one is taken as it is.
-        problems: Features and outcomes.
+        problems: What is to be learnt.
         categorical: Columns of the features that hold categories.
         classify: Whether to score the log loss of classifiers, else the squared error of regressors.
     """
     if len(families) == 1:
         return families[0]
-    splits = (StratifiedKFold if classify else KFold)(_CHOICE_FOLDS, shuffle=True, random_state=0)
-    scoring = "neg_log_loss" if classify else "neg_mean_squared_error"
 
-    def score(family: Family) -> float:
-        estimator = family.estimator(family.classifier if classify else family.regressor, categorical)
-        return float(sum(cross_val_score(estimator, X, y, scoring=scoring, cv=splits).mean() for X, y in problems))
+    def error(family: Family) -> float:
+        return sum(_error(family, problem, categorical, classify) for problem in problems)
 
-    return max(families, key=score)
+    return min(families, key=error)
+
+
+def _error(family: Family, problem: Problem, categorical: Mask, classify: bool) -> float:
+    """Mean held-out error over the folds."""
+    X, y, weight, clusters = problem
+    if clusters is not None and len(np.unique(clusters)) >= _CHOICE_FOLDS:
+        splits = GroupKFold(_CHOICE_FOLDS).split(X, y, clusters)
+    else:
+        splits = (StratifiedKFold if classify else KFold)(_CHOICE_FOLDS, shuffle=True, random_state=0).split(X, y)
+    found = []
+    for train, test in splits:
+        seen, held = (None if weight is None else weight[rows] for rows in (train, test))
+        if classify:
+            classes = 1 + int(y.max())
+            chances = family.fit_classifier(X[train], y[train], categorical, seen).chances(X[test], classes)
+            misses = -np.log(np.clip(chances[np.arange(len(test)), y[test]], 1e-15, 1.0))
+        else:
+            misses = (family.fit_regressor(X[train], y[train], categorical, seen).predict(X[test]) - y[test]) ** 2
+        found.append(float(np.average(misses, weights=held)))
+    return float(np.mean(found))

@@ -13,19 +13,22 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
 from explain.assemble import Detail
-from explain.data import Codes, Losses, Sample, as_frame, make_sample, read_losses, resolve_groups
+from explain.data import Codes, Columns, Sample, make_sample
 from explain.errors import ExplainError
 from explain.estimate import Shares, make_shares
-from explain.explainer import EXACT_PLAYERS, GapExplainer, check_counts
+from explain.explainer import EXACT_PLAYERS, GapExplainer, check_counts, usable_folds
 from explain.folds import assign_folds
-from explain.functional.intervals import covariance
+from explain.functional.intervals import covariance, critical
 from explain.functional.rows import Floats
 from explain.functional.shapley import sample_subsets, subsets
 from explain.functional.values import curvature
-from explain.nuisances import Family, best_family, candidates
+from explain.nuisances import Family, best_family, candidates, problem
+from explain.outcomes import Losses, read_losses
 from explain.report import GapReport
+from explain.tables import as_frame, read_weights, resolve_groups
+from explain.trust import judge
 
-Columns = Hashable | list[Hashable]
+Named = Hashable | list[Hashable]
 
 
 class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
@@ -48,6 +51,9 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         label: Column of the labels.
         loss: "zero_one", "brier", "log", "squared" or "given".
         cluster: Column that names the cluster of a row.
+        weight: Column of survey or sample weights, as of :class:`~explain.explainer.GapExplainer`.
+        categorical: Columns of numbers that are codes of categories.
+        ordinal: Values of a column from the lowest to the highest, by column.
         folds: Folds of cross-fitting, at least 2.
         repeats: Cross-fits with other folds; estimates are medians.
         learners: As of :class:`~explain.explainer.GapExplainer`; only the regressor is used.
@@ -69,10 +75,13 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         self,
         groups: Mapping[str, Any] | None = None,
         *,
-        models: tuple[Columns, Columns] = ("first", "second"),
+        models: tuple[Named, Named] = ("first", "second"),
         label: Hashable = "label",
         loss: str = "zero_one",
         cluster: Hashable | None = None,
+        weight: Hashable | None = None,
+        categorical: Sequence[Hashable] = (),
+        ordinal: Mapping[Hashable, Sequence[Hashable]] | None = None,
         folds: int = 5,
         repeats: int = 1,
         learners: Any = "auto",
@@ -84,6 +93,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         n_jobs: int | None = None,
     ) -> None:
         self.groups, self.models, self.label, self.loss, self.cluster = groups, models, label, loss, cluster
+        self.weight, self.categorical, self.ordinal = weight, categorical, ordinal
         self.folds, self.repeats, self.learners, self.level = folds, repeats, learners, level
         self.interval, self.min_shift_z, self.subset_draws = interval, min_shift_z, subset_draws
         self.seed, self.n_jobs = seed, n_jobs
@@ -105,11 +115,14 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         frames = frame, frame.iloc[:0]
         first, second = read_pair(frames, self.loss, self.label, self.models)
         difference = Losses([b - a for a, b in zip(first.loss, second.loss, strict=True)])
-        groups = resolve_groups(list(frame.columns), [], self.groups, _taken(self.models, self.label, self.cluster))
-        sample = make_sample(frames, difference, [], groups, self.cluster, self.seed)
+        taken = _taken(self.models, self.label, self.cluster, self.weight)
+        groups = resolve_groups(list(frame.columns), [], self.groups, taken)
+        known = Columns(self.cluster, self.weight, self.categorical, self.ordinal or {})
+        sample = make_sample(frames, difference, [], groups, known, self.seed)
         check_counts(sample, self.folds, domains=1)
-        X, d = sample.features.source, sample.loss.source
-        family = best_family(candidates(self.learners), [(X, d)], sample.categorical, classify=False)
+        folds, trust = usable_folds(sample, self.folds, domains=1), judge(sample)
+        d = sample.loss.source
+        family = best_family(candidates(self.learners), [problem(sample, 0, d)], sample.categorical, classify=False)
 
         rng = np.random.default_rng([self.seed, 7])
         players, counts = len(sample.groups), None
@@ -119,11 +132,22 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
             masks, counts = sample_subsets(players, self.subset_draws, rng)
         repeats = []
         for _ in range(self.repeats):
-            fold = assign_folds(sample.sizes, self.folds, rng, clusters=sample.clusters)[0]
+            fold = assign_folds(sample.sizes, folds, rng, clusters=sample.clusters, weight=sample.weight)[0]
             repeats.append(_estimate(sample, family, masks, fold, self.n_jobs))
-        detail = Detail(sample.names, tuple(groups), masks, counts, True, self.level, self.interval, self.min_shift_z)
-        outcome, values, shift = detail("outcome", repeats)
-        means = [math.fsum(part.loss[0]) / len(d) for part in (first, second)]  # exact, so in any order of the rows
+        detail = Detail(
+            sample.names,
+            tuple(groups),
+            masks,
+            counts,
+            trust.shares,
+            self.level,
+            self.interval,
+            self.min_shift_z,
+            freedom=trust.freedom,
+        )
+        outcome, values, shift = detail("outcome", repeats, _moved(sample, self.level, trust.freedom))
+        weight = np.ones(len(d)) if self.weight is None else read_weights(frames, self.weight)[0]
+        means = [math.fsum(part.loss[0] * weight) / len(d) for part in (first, second)]  # in any order of the rows
         self.report_ = GapReport(
             mode="models",
             loss=self.loss,
@@ -133,8 +157,10 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
             values=tuple(values),
             diagnostics={
                 "shift": {"outcome": shift},
+                **trust.diagnostics(),
+                **({"columns": dict(sample.said)} if sample.said else {}),
                 "rows": len(d),
-                "folds": self.folds,
+                "folds": folds,
                 "repeats": self.repeats,
                 "learners": {"loss": family.name},
             },
@@ -148,7 +174,7 @@ def gap_of_gaps(
     baseline: Sequence[Hashable],
     groups: Mapping[str, Any] | None = None,
     *,
-    models: tuple[Columns, Columns] = ("first", "second"),
+    models: tuple[Named, Named] = ("first", "second"),
     label: Hashable = "label",
     loss: str = "zero_one",
     **options: Any,
@@ -156,7 +182,9 @@ def gap_of_gaps(
     """Whether, and through what, a second model loses more than a first one from the source to the target.
 
     The decomposition of one model's gap is applied to the difference of two losses. Aggregate terms are linear in the
-    loss, so they are exactly the second model's terms minus the first one's. Shares use the loss-level definition.
+    loss, and every regression is fitted to each model's loss by itself, so they are exactly the second model's terms
+    minus the first one's in the same folds; the diagnostics have both under "models". Shares use the loss-level
+    definition.
 
     Args:
         source: Rows of the source, with the predictions (or losses) of both models.
@@ -176,14 +204,14 @@ def gap_of_gaps(
     """
     frames = as_frame(source, "source"), as_frame(target, "target")
     first, second = read_pair(frames, loss, label, models)
-    difference = Losses([b - a for a, b in zip(first.loss, second.loss, strict=True)])
+    difference = Losses([b - a for a, b in zip(first.loss, second.loss, strict=True)], pair=(first.loss, second.loss))
     taken = [name for name in _taken(models, label) if name != label]
     explainer = GapExplainer(baseline, groups, label=label, prediction=taken, loss="given", outcome="loss", **options)
     return explainer.explain_losses(frames, difference, "gap-of-gaps", loss)
 
 
 def read_pair(
-    frames: Sequence[pd.DataFrame], loss: str, label: Hashable, models: tuple[Columns, Columns]
+    frames: Sequence[pd.DataFrame], loss: str, label: Hashable, models: tuple[Named, Named]
 ) -> tuple[Losses, Losses]:
     """Losses of the first and of the second model.
 
@@ -196,7 +224,7 @@ def read_pair(
     return first, second
 
 
-def _taken(models: tuple[Columns, Columns], *others: Hashable | None) -> set[Hashable]:
+def _taken(models: tuple[Named, Named], *others: Hashable | None) -> set[Hashable]:
     named = {name for columns in models for name in (columns if isinstance(columns, list) else [columns])}
     return named | {name for name in others if name is not None}
 
@@ -213,7 +241,18 @@ def _estimate(sample: Sample, family: Family, masks: NDArray[np.bool_], fold: Co
     missed = noise[full] - np.append(noise[partial], 0.0)
     plug_in = np.concatenate([(m_s - m_full) ** 2, m_full[None] ** 2])
     clusters = None if sample.clusters is None else sample.clusters[:1]
-    return make_shares(masks, rows.mean(1) + missed, covariance([rows], clusters), plug_in)
+    weight = sample.weights(0, slice(None))
+    value = np.average(rows, axis=1, weights=weight) + missed
+    spread = covariance([rows], clusters, None if weight is None else [weight])
+    return make_shares(masks, value, spread, plug_in, sample, 0)
+
+
+def _moved(sample: Sample, level: float, freedom: float) -> bool:
+    """Whether the mean difference of the two models' losses differs from 0."""
+    d, weight = sample.loss.source[None], sample.weights(0, slice(None))
+    clusters = None if sample.clusters is None else sample.clusters[:1]
+    variance = covariance([d], clusters, None if weight is None else [weight])[0, 0]
+    return bool(abs(np.average(d[0], weights=weight)) > critical(level, freedom) * variance**0.5)
 
 
 def _predict(sample: Sample, family: Family, mask: NDArray[np.bool_], fold: Codes) -> tuple[Floats, float]:
@@ -224,8 +263,10 @@ def _predict(sample: Sample, family: Family, mask: NDArray[np.bool_], fold: Code
     for k, out in enumerate(predicted):
         train = fold != k
         if len(columns):
-            model = family.fit_regressor(X[train][:, columns], d[train], sample.categorical[columns])
+            model = family.fit_regressor(
+                X[train][:, columns], d[train], sample.categorical[columns], sample.weights(0, train)
+            )
             out[:] = model.predict(X[:, columns])
         else:
-            out[:] = d[train].mean()
-    return predicted[fold, np.arange(len(d))], curvature(predicted)
+            out[:] = np.average(d[train], weights=sample.weights(0, train))
+    return predicted[fold, np.arange(len(d))], curvature(predicted, sample.weights(0, slice(None)))

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-Status = Literal["ok", "no-shift", "low-overlap", "near-one"]
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Status = Literal["ok", "no-shift", "weak-shift", "low-overlap", "few-clusters", "few-rows", "near-one"]
 Mode = Literal["domain", "models", "gap-of-gaps"]
 Kind = Literal["covariate", "outcome"]
 
 STATUS_MEANING: dict[Status, str] = {
     "ok": "estimated, with a normal interval",
     "no-shift": "not estimated: no shift of this kind could be told from noise, so there is nothing to share out",
+    "weak-shift": "not estimated: there is a shift of this kind, as its term differs from 0, but how it varies from "
+    "row to row could not be told from noise, so it is not shared out",
     "low-overlap": "weak: few source rows resemble the target, so the interval is wide and may be too narrow still",
+    "few-clusters": "weak: too few clusters (or one far larger than the others) to know the errors well",
+    "few-rows": "weak: too few rows, or too few source rows that resemble the target, for the intervals to hold",
     "near-one": "almost everything is explained: the interval covers somewhat less often than its level here",
 }
 
@@ -39,7 +48,7 @@ class Term:
     Attributes:
         name: "baseline", "covariate" or "outcome" among the aggregate terms; a variable or group among the detailed
             ones, where "recalibration" is what no variable is needed for.
-        value: The estimate; NaN when the status is "no-shift".
+        value: The estimate; NaN when the status is "no-shift" or "weak-shift".
         se: Its standard error.
         low: Lower end of the interval; may be infinite.
         high: Upper end of the interval; may be infinite.
@@ -61,7 +70,7 @@ class SubsetValue:
     Attributes:
         kind: Whether the covariates or the outcome were shifted.
         subset: Names of the variables or groups; empty for none.
-        value: The share, 1 for everything; not bounded below by 0 and never clipped.
+        value: The share, 1 for everything and at most 1 (an estimate above it is set to 1); not bounded below by 0.
         se: Its standard error.
         low: Lower end of the interval; may be infinite.
         high: Upper end of the interval; may be infinite.
@@ -124,6 +133,38 @@ class GapReport:
         """All terms as rows with the columns part, name, value, se, low, high and status."""
         parts = (("aggregate", self.aggregate), ("covariate", self.covariate), ("outcome", self.outcome))
         return [{"part": part, **_row(term)} for part, terms in parts for term in terms]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows of :meth:`table` as a pandas DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.table(), columns=["part", *(each.name for each in fields(Term))])
+
+    def plot(self) -> Figure:
+        """Waterfall of the aggregate terms and forests of the shares, as a matplotlib figure."""
+        return importlib.import_module("explain.picture").draw(self)  # type: ignore[no-any-return]
+
+    def to_html(self) -> str:
+        """A self-contained page: what was found in words, the picture, the terms, the subsets folded away."""
+        return str(importlib.import_module("explain.picture").page(self))
+
+    def summary(self) -> str:
+        """What was found, in a few sentences."""
+        start, end = self.ends
+        text = (
+            f"Mean {self.loss} loss: {start} {self.totals[start]:.4f}, {end} {self.totals[end]:.4f}, gap "
+            f"{self.totals['gap']:+.4f}. {self.sign} Intervals are at {100 * self.level:g} %."
+        )
+        if self.aggregate:
+            largest = max(self.aggregate, key=lambda term: abs(term.value))
+            text += (
+                f" The largest term is '{largest.name}' ({largest.value:+.4f} [{largest.low:+.4f}, "
+                f"{largest.high:+.4f}])."
+            )
+        return text + (
+            " Shares by variable are shares of explained variation of the shift across inputs, not of the mean gap: a "
+            "variable can have a large share of a term that is near 0."
+        )
 
     def to_json(self) -> str:
         """The report as strict JSON: numbers that are not finite become the texts "nan", "inf" and "-inf"."""

@@ -3,9 +3,9 @@
 from explain.functional.aggregate import aggregate_terms, expectation_rows
 from explain.functional.bins import Bins, probability_bins, quantile_bins
 from explain.functional.density import Overlap, density_ratio, overlap
-from explain.functional.intervals import Ratios, covariance, fieller, ratio_terms, statuses, wald
+from explain.functional.intervals import Ratios, covariance, effective, fieller, ratio_terms, statuses, wald
 from explain.functional.losses import loss_table, observed_loss, squared_error
-from explain.functional.rows import Rows, mean, stack
+from explain.functional.rows import Rows, mean, quantile, stack
 from explain.functional.shapley import sample_subsets, sampling_variance, shapley_map, subsets
 from explain.functional.values import (
     covariate_rows,
@@ -27,6 +27,7 @@ __all__ = [
     "covariate_rows",
     "curvature",
     "density_ratio",
+    "effective",
     "expectation_rows",
     "fieller",
     "loss_level_rows",
@@ -37,6 +38,7 @@ __all__ = [
     "outcome_rows",
     "overlap",
     "probability_bins",
+    "quantile",
     "quantile_bins",
     "ratio_terms",
     "risk_coefficient",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from explain.functional.rows import Floats
+from explain.functional.rows import Floats, quantile
 
 
 class Bins(NamedTuple):
@@ -59,15 +59,17 @@ def probability_bins(count: int) -> Bins:
     return Bins(np.arange(1, count) / count, centres, np.log(centres / (1 - centres)))
 
 
-def quantile_bins(sample: Floats, count: int) -> Bins:
+def quantile_bins(sample: Floats, count: int, weights: Floats | None = None) -> Bins:
     """Bins that hold equal shares of a sample; the feature is the mean of a bin.
 
     Args:
         sample: Scores, shape (n,).
         count: B, at least 1; fewer are made where values repeat.
+        weights: Weights of the rows; equal when not given.
     """
-    edges = np.unique(np.quantile(sample, np.arange(1, count) / count, method="higher"))  # so that no bin is empty
-    edges = edges[edges > sample.min()]
+    edges = np.unique([quantile(sample, share, weights) for share in np.arange(1, count) / count])
+    edges = edges[edges > sample.min()]  # edges are values of the sample, so that no bin is empty
     index = np.searchsorted(edges, sample, side="right")
-    centres = np.bincount(index, sample) / np.bincount(index)
+    mass = np.ones(len(sample)) if weights is None else weights
+    centres = np.bincount(index, sample * mass) / np.bincount(index, mass)
     return Bins(edges, centres, centres)

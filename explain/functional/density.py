@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from explain.functional.rows import Floats
+from explain.functional.intervals import Codes, effective
+from explain.functional.rows import Floats, quantile
 
 MAX_RATIO = 50.0
 CAP_QUANTILE = 0.995
@@ -14,8 +15,9 @@ class Overlap(NamedTuple):
     """How well the source rows cover the target domain.
 
     Attributes:
-        effective: Effective number of source rows, (sum of ratios)^2 / sum of squares.
-        share: The same as a fraction of the source rows, in (0, 1].
+        effective: Effective number of source rows, (sum of ratios)^2 / sum of squares, each times the row's weight; of
+            clusters where rows come in clusters.
+        share: The same as a fraction of what is left of the source without the ratios, in (0, 1].
         largest: The largest ratio, after the cap.
         auc: How well a classifier tells the domains apart, in [0.5, 1] up to noise: area under its ROC curve.
         kept: Fraction of all rows inside the common support (1 without trimming).
@@ -28,7 +30,7 @@ class Overlap(NamedTuple):
     kept: float
 
 
-def density_ratio(probability: Floats, sizes: tuple[int, int], weights: Floats | None = None) -> Floats:
+def density_ratio(probability: Floats, sizes: tuple[float, float], weights: Floats | None = None) -> Floats:
     r"""Estimate p_1 / p_0 at source rows, clipped, capped and with mean 1.
 
     .. math:: \pi = \frac{p}{1-p} \cdot \frac{n_0}{n_1}
@@ -38,7 +40,7 @@ def density_ratio(probability: Floats, sizes: tuple[int, int], weights: Floats |
 
     Args:
         probability: P(target | features) at held-out source rows, shape (n,), in [0, 1].
-        sizes: n_0 and n_1, the rows the classifier was trained on.
+        sizes: n_0 and n_1, the rows the classifier was trained on; sums of their weights where they have any.
         weights: Weights of the rows, for a weighted population; equal when not given.
 
     Returns:
@@ -52,13 +54,19 @@ def density_ratio(probability: Floats, sizes: tuple[int, int], weights: Floats |
     edge = 1 / (2 * sum(sizes))
     p = np.clip(probability, edge, 1 - edge)
     ratio = p / (1 - p) * (sizes[0] / sizes[1])
-    if len(ratio) >= 1 / (1 - CAP_QUANTILE):
-        ratio = np.minimum(ratio, np.quantile(ratio, CAP_QUANTILE))
-    ratio = np.minimum(ratio, MAX_RATIO)
+    ratio = np.minimum(ratio, min(quantile(ratio, CAP_QUANTILE, weights), MAX_RATIO))  # the largest below 200 rows
     return np.asarray(ratio / np.average(ratio, weights=weights))
 
 
-def overlap(ratio: Floats, source: Floats, target: Floats, kept: float = 1.0) -> Overlap:
+def overlap(
+    ratio: Floats,
+    source: Floats,
+    target: Floats,
+    kept: float = 1.0,
+    *,
+    weights: tuple[Floats, Floats] | None = None,
+    clusters: Codes | None = None,
+) -> Overlap:
     """Overlap diagnostics of the density ratio over all features.
 
     Args:
@@ -66,15 +74,16 @@ def overlap(ratio: Floats, source: Floats, target: Floats, kept: float = 1.0) ->
         source: P(target | features) at the source rows, held out, shape (n_0,).
         target: P(target | features) at the target rows, held out, shape (n_1,).
         kept: Fraction of the rows left after trimming.
+        weights: Weights of the source and of the target rows; equal when not given.
+        clusters: Clusters of the source rows.
 
     Returns:
         An :class:`Overlap`.
     """
-    effective = float(ratio.sum() ** 2 / (ratio**2).sum())
-    pooled = np.concatenate([source, target])
-    values, codes = np.unique(pooled, return_inverse=True)
-    counts = np.bincount(codes, minlength=len(values))
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[codes]
-    below = ranks[len(source) :].sum() - len(target) * (len(target) + 1) / 2
-    auc = float(below / (len(source) * len(target)))
-    return Overlap(effective, effective / len(ratio), float(ratio.max()), auc, kept)
+    w_0, w_1 = (np.ones(len(source)), np.ones(len(target))) if weights is None else weights
+    found = effective(ratio * w_0, clusters)
+    values, codes = np.unique(np.concatenate([source, target]), return_inverse=True)
+    here = np.bincount(codes[: len(source)], w_0, len(values))
+    there = np.bincount(codes[len(source) :], w_1, len(values))
+    auc = float((there * (np.cumsum(here) - here / 2)).sum() / (here.sum() * there.sum()))
+    return Overlap(found, found / effective(w_0, clusters), float(ratio.max()), auc, kept)

@@ -9,41 +9,89 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from explain.functional.rows import Floats
 
 Codes = NDArray[np.int64]
-Status = Literal["ok", "low-overlap", "near-one"]
+Status = Literal["ok", "no-shift", "weak-shift", "low-overlap", "few-clusters", "few-rows", "near-one"]
+NEAR_ONE = 0.85
 
 
-def covariance(rows: Sequence[Floats], clusters: Sequence[Codes] | None = None) -> Floats:
-    r"""Covariance of estimates that are means of influence values.
+def covariance(
+    rows: Sequence[Floats], clusters: Sequence[Codes] | None = None, weights: Sequence[Floats] | None = None
+) -> Floats:
+    r"""Covariance of estimates that are (weighted) means of influence values.
 
-    .. math:: \frac{Cov(a)}{n_0} + \frac{Cov(b)}{n_1}
+    With :math:`v_i` the share of a row in the weight of its domain (:math:`1/n_d` without weights), a unit g (a
+    cluster, or a row where there are none) contributes
 
-    With clusters, centred influence values (divided by n_0 or n_1) are summed over each cluster, whatever the domain of
-    its rows, and the outer products of the sums are added up.
+    .. math:: S_g = \sum_d \Big(1 - \sum_{i\in g,d} v_i\Big)^{-1/2} \sum_{i\in g,d} v_i\,(a_i - \bar a_d),
+        \qquad Cov = \sum_g S_g S_g^T
+
+    The factor is the bias-reduced correction CR2, which has this closed form for means: it makes the covariance
+    unbiased for rows of equal variance over weight. Without clusters and weights the result is the textbook's
+    :math:`Cov(a)/n_0 + Cov(b)/n_1`. A cluster's rows are summed whatever their domain.
 
     Args:
         rows: Influence values of every sample: both domains, shape (k, n_0) and (k, n_1), or a single sample.
         clusters: Cluster of every row of every sample, codes common to all.
+        weights: Weights of the rows, on any scale; equal when not given.
 
     Returns:
         Shape (k, k).
+
+    Raises:
+        ValueError: If a domain has a single cluster, whose error nothing tells.
+
+    Reference:
+        Bell and McCaffrey (2002), "Bias reduction in standard errors for linear regression with multi-stage samples".
 
     Example:
         >>> import numpy as np
         >>> covariance([np.array([[0.0, 2.0]]), np.array([[1.0, 1.0]])])
         array([[1.]])
     """
-    centred = [(part - part.mean(-1, keepdims=True)) / part.shape[-1] for part in rows]
+    sums: list[Floats] = []
+    codes: list[Codes] = []
+    for side, part in enumerate(rows):
+        share = np.full(part.shape[-1], 1 / part.shape[-1]) if weights is None else weights[side] / weights[side].sum()
+        moved = share * (part - (part @ share)[..., None])
+        if clusters is not None:
+            present, code = np.unique(clusters[side], return_inverse=True)
+            share = np.bincount(code, share)
+            moved = np.stack([np.bincount(code, row, len(present)) for row in moved])
+            codes.append(present)
+        if share.max() > 1 - 1e-12:
+            raise ValueError("a domain has a single unit, but an error needs two: give a domain two rows or clusters")
+        sums.append(moved / np.sqrt(1 - share))
     if clusters is None:
-        return np.asarray(sum(part @ part.T * (part.shape[-1] / (part.shape[-1] - 1)) for part in centred))
-    codes = np.concatenate(clusters)
-    present, codes = np.unique(codes, return_inverse=True)
-    sums = np.stack([np.bincount(codes, row, len(present)) for row in np.concatenate(centred, axis=-1)])
-    return np.asarray(sums @ sums.T * (len(present) / (len(present) - 1)))
+        return np.asarray(sum(part @ part.T for part in sums))
+    _, code = np.unique(np.concatenate(codes), return_inverse=True)
+    whole = np.stack([np.bincount(code, row) for row in np.concatenate(sums, axis=-1)])
+    return np.asarray(whole @ whole.T)
+
+
+def effective(weights: Floats, clusters: Codes | None = None) -> float:
+    r"""Effective number of rows, or of clusters: :math:`(\sum_g u_g)^2 / \sum_g u_g^2` with u_g the weight of a unit.
+
+    Args:
+        weights: Of the rows, shape (n,), positive.
+        clusters: Cluster of every row; every row is one of its own when not given.
+
+    Returns:
+        From 1 to the number of units.
+
+    Reference:
+        Kish (1965), "Survey sampling".
+
+    Example:
+        >>> import numpy as np
+        >>> effective(np.array([1.0, 1.0, 2.0])), effective(np.array([1.0, 1.0, 2.0]), np.array([0, 0, 1]))
+        (2.6666666666666665, 2.0)
+    """
+    units = weights if clusters is None else np.bincount(clusters, weights)
+    return float(units.sum() ** 2 / (units**2).sum())
 
 
 class Ratios(NamedTuple):
@@ -101,32 +149,39 @@ def ratio_terms(maps: Floats, numerators: Floats, denominator: float, spread: Fl
     )
 
 
-def critical(level: float) -> float:
-    """The normal quantile of a two-sided interval: 1.645 for a level of 0.9."""
-    return float(norm.ppf((1 + level) / 2))
+def critical(level: float, freedom: float = np.inf) -> float:
+    """The quantile of a two-sided interval: 1.645 for a level of 0.9, more with few degrees of freedom.
+
+    Args:
+        level: In (0, 1).
+        freedom: Degrees of freedom of the standard error, at least 1: Student's t, which is normal at infinity.
+    """
+    return float(student.ppf((1 + level) / 2, max(freedom, 1.0)))
 
 
-def wald(value: Floats, variance: Floats, level: float) -> tuple[Floats, Floats]:
+def wald(value: Floats, variance: Floats, level: float, freedom: float = np.inf) -> tuple[Floats, Floats]:
     """Value plus and minus a multiple of the standard error.
 
     Args:
         value: Shape (k,).
         variance: Shape (k,).
         level: In (0, 1).
+        freedom: Degrees of freedom of the standard error.
 
     Returns:
         Lower and upper ends, shape (k,) each.
     """
-    half = critical(level) * np.sqrt(variance)
+    half = critical(level, freedom) * np.sqrt(variance)
     return value - half, value + half
 
 
-def fieller(ratios: Ratios, level: float) -> tuple[Floats, Floats]:
+def fieller(ratios: Ratios, level: float, freedom: float = np.inf) -> tuple[Floats, Floats]:
     r"""All values c - R with :math:`(N - R D)^2 \le z^2\,Var(N - R D)`: exact for normal N and D, however weak D is.
 
     Args:
         ratios: The terms.
         level: In (0, 1).
+        freedom: Degrees of freedom of the variances.
 
     Returns:
         Lower and upper ends, shape (k,) each; infinite where D does not differ from 0 at this level.
@@ -134,7 +189,7 @@ def fieller(ratios: Ratios, level: float) -> tuple[Floats, Floats]:
     Reference:
         Fieller (1954), "Some problems in interval estimation".
     """
-    z2 = critical(level) ** 2
+    z2 = critical(level, freedom) ** 2
     a = ratios.denominator**2 - z2 * ratios.var_denominator
     b = ratios.numerator * ratios.denominator - z2 * ratios.covariance
     c = ratios.numerator**2 - z2 * ratios.var_numerator
@@ -144,25 +199,25 @@ def fieller(ratios: Ratios, level: float) -> tuple[Floats, Floats]:
     return ratios.constant - (b + root) / a, ratios.constant - (b - root) / a
 
 
-def statuses(value: Floats, variance: Floats, overlap: bool) -> Sequence[Status]:
-    """Whether to trust each term.
+def statuses(value: Floats, variance: Floats, worst: Status = "ok") -> Sequence[Status]:
+    """Whether to trust each share of a variance.
 
     Args:
         value: Terms, shape (k,).
         variance: Their variances, shape (k,).
-        overlap: Whether the domains overlap well enough.
+        worst: What the data as a whole deserve, such as "low-overlap"; it stands above everything.
 
     Returns:
-        For each term "low-overlap" where they do not; "near-one" within two standard errors of 1, where influence
-        values vanish and normal intervals cover less often than their level (a value that is 1 by definition has the
-        variance 0 and is not meant); else "ok".
+        For each term what the data deserve; if that is "ok", "near-one" within two standard errors of 1 or above 0.85,
+        where influence values vanish and what is left of the error is no longer normal (a value that is 1 by
+        definition has the variance 0 and is not meant).
 
     Example:
         >>> import numpy as np
-        >>> statuses(np.array([0.5, 0.95, 1.0]), np.array([0.01, 0.01, 0.0]), True)
+        >>> statuses(np.array([0.5, 0.95, 1.0]), np.array([0.01, 0.01, 0.0]))
         ['ok', 'near-one', 'ok']
     """
-    if not overlap:
-        return ["low-overlap"] * len(value)
-    near = (value > 1 - 2 * np.sqrt(variance)) & (variance > 0)
+    if worst != "ok":
+        return [worst] * len(value)
+    near = (value > np.minimum(1 - 2 * np.sqrt(variance), NEAR_ONE)) & (variance > 0)
     return ["near-one" if flag else "ok" for flag in near]

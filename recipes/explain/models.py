@@ -78,7 +78,7 @@ def check_model_options(model: ExplainedModel, where: str) -> str:
 
 
 def fit(model: ExplainedModel, rows: Any, features: list[str], label: str, seed: int) -> Any:
-    """Train a model on rows that are not analysed: categories one-hot, numbers standardised.
+    """Train a model on rows that are not analysed: categories one-hot, numbers standardised, gaps marked.
 
     Args:
         model: What to train.
@@ -95,6 +95,7 @@ def fit(model: ExplainedModel, rows: Any, features: list[str], label: str, seed:
     """
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -102,8 +103,9 @@ def fit(model: ExplainedModel, rows: Any, features: list[str], label: str, seed:
     if "random_state" in inspect.signature(_class(model)).parameters:
         options.setdefault("random_state", seed)
     numbers = [name for name in features if rows[name].dtype.kind in "fiub"]
+    filled = make_pipeline(SimpleImputer(add_indicator=True, keep_empty_features=True), StandardScaler())
     encoder = make_column_transformer(
-        (StandardScaler(), numbers),
+        (filled, numbers),
         (OneHotEncoder(handle_unknown="ignore", sparse_output=False), [n for n in features if n not in numbers]),
     )
     try:

@@ -26,12 +26,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "check", "run"]
 
+    @property
+    def columns(self) -> list[str]:
+        """Every column that the table must have."""
+        named = [*self.features, *(name for name in (self.label, self.cluster, self.weight) if name)]
+        return named + [column for model in self.models for column in model.columns]
+
 
 def check(recipe: Recipe) -> Iterator[str]:
     """Say where the rows and the models come from; write nothing."""
     named = zip(("model", "second"), recipe.models, strict=False)
     yield from check_all(
-        [partial(check_data, recipe.data), *(partial(check_model_options, model, where) for where, model in named)]
+        [
+            partial(check_data, recipe.data, recipe.columns),
+            *(partial(check_model_options, model, where) for where, model in named),
+        ]
     )
     players = len(recipe.groups)
     how = f"{2**players} subsets" if players <= 10 else "sampled subsets"
@@ -44,10 +53,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     from recipes.explain.report import finish
 
     tables = [table for table in load_domains(recipe.data, folder.say) if table is not None]
-    wanted = [*recipe.features, *(name for name in (recipe.label, recipe.cluster) if name)]
-    wanted += [column for model in recipe.models for column in model.columns]
     for table in tables:
-        need_columns(table, wanted, "the recipe names columns")
+        need_columns(table, recipe.columns, "the recipe names columns")
     tables, losses, trained_on = _predict(recipe, tables, folder)
     folder.say(f"explaining {' and '.join(f'{len(table):,}' for table in tables)} rows")
     try:
@@ -91,6 +98,9 @@ def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapRe
         "groups": recipe.groups,
         "label": recipe.label,
         "cluster": recipe.cluster or None,
+        "weight": recipe.weight or None,
+        "categorical": recipe.categorical,
+        "ordinal": recipe.ordinal,
         "folds": how.folds,
         "repeats": how.repeats,
         "learners": how.learners,

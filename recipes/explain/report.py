@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from explain.picture import forest, waterfall
 from explain.report import STATUS_MEANING, GapReport, Term
 from recipes.running.files import write_text
 
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
-
-UP, DOWN, FLAT = "tab:red", "tab:green", "tab:grey"  # a loss that grows is bad
 
 
 def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
@@ -54,62 +53,24 @@ def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
         "outcome": _numbers(report.outcome),
         **extra,
     }
-    folder.finish(result, {title: table for title, table in tables.items() if table}, summary=_summary(report))
+    folder.finish(result, {title: table for title, table in tables.items() if table}, summary=report.summary())
     folder.say(report.to_text())
 
 
-def _summary(report: GapReport) -> str:
-    start, end = report.ends
-    text = (
-        f"Mean {report.loss} loss: {start} {report.totals[start]:.4f}, {end} {report.totals[end]:.4f}, gap "
-        f"{report.totals['gap']:+.4f}. {report.sign} Intervals are at {100 * report.level:g} %."
-    )
-    if report.aggregate:
-        largest = max(report.aggregate, key=lambda term: abs(term.value))
-        text += (
-            f" The largest term is '{largest.name}' ({largest.value:+.4f} [{largest.low:+.4f}, {largest.high:+.4f}])."
-        )
-    return text + (
-        " Shares by variable are shares of explained variation of the shift across inputs, not of the mean gap: a "
-        "variable can have a large share of a term that is near 0."
-    )
-
-
 def _draw_waterfall(folder: RunFolder, report: GapReport) -> None:
-    start, end = report.ends
-    names = [start, *(term.name for term in report.aggregate), end]
-    levels = [report.totals[start]]
-    for term in report.aggregate:
-        levels.append(levels[-1] + term.value)
     figure, axes = _figure(7, 3.6)
-    for place, term in enumerate(report.aggregate, start=1):
-        before, after = levels[place - 1], levels[place]
-        axes.bar(place, after - before, bottom=before, color=UP if term.value > 0 else DOWN, alpha=0.7)
-        error = [[max(0.0, term.value - term.low)], [max(0.0, term.high - term.value)]]
-        axes.errorbar(place, after, yerr=error, color="black", capsize=4, linewidth=1)
-        axes.plot([place - 0.6, place + 0.4], [before, before], color="grey", linewidth=0.6)
-    for place, level in ((0, levels[0]), (len(names) - 1, levels[-1])):
-        axes.plot([place - 0.4, place + 0.4], [level, level], color=FLAT, linewidth=3)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_ylabel(f"mean {report.loss} loss")
-    axes.set_title(report.sign, fontsize=8)
-    rows = [[t.name, t.value, t.low, t.high, level] for t, level in zip(report.aggregate, levels[1:], strict=True)]
+    waterfall(report, axes)
+    level, rows = report.totals[report.ends[0]], []
+    for term in report.aggregate:
+        level += term.value
+        rows.append([term.name, term.value, term.low, term.high, level])
     folder.figure("waterfall", figure, rows, ["term", "value", "low", "high", "level_after"])
 
 
 def _draw_shares(folder: RunFolder, name: str, terms: Sequence[Term], level: float) -> None:
-    shown = [term for term in reversed(terms) if not math.isnan(term.value)]
+    shown = [term for term in terms if not math.isnan(term.value)]
     figure, axes = _figure(7, 0.4 * len(shown) + 1.2)
-    finite = [bound for term in shown for bound in (term.low, term.high) if math.isfinite(bound)]
-    reach = max([1.0, *map(abs, finite), *(abs(term.value) for term in shown)])
-    for place, term in enumerate(shown):
-        low, high = max(term.low, -2 * reach), min(term.high, 2 * reach)  # an infinite end leaves the picture
-        axes.barh(place, term.value, color="tab:blue" if term.status == "ok" else FLAT, alpha=0.7)
-        axes.plot([low, high], [place, place], color="black", linewidth=1)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlim(max(-2.0, min([0.0, *finite]) - 0.1), min(3.0, max([1.0, *finite]) + 0.1))
-    axes.set_yticks(range(len(shown)), [t.name if t.status == "ok" else f"{t.name} ({t.status})" for t in shown])
-    axes.set_xlabel(f"share of the {name} shift explained, with {100 * level:g} % interval")
+    forest(shown, axes, f"share of the {name} shift explained, with {100 * level:g} % interval")
     rows = [[t.name, t.value, t.low, t.high, t.status] for t in terms]
     folder.figure(name, figure, rows, ["variable", "share", "low", "high", "status"])
 

@@ -70,6 +70,9 @@ class Recipe:
         baseline: Columns upstream of all others, within which the shifts of the others are looked at.
         groups: What the gap is shared out among: columns by name.
         cluster: Column that tells which rows belong together, such as a patient or a prompt.
+        weight: Column of survey or sample weights, such as PWGTP; models that are trained here learn without them.
+        categorical: Columns of numbers that are codes of categories.
+        ordinal: Values of a column from the lowest to the highest, by column, where texts have an order.
         estimation: How the terms are estimated.
     """
 
@@ -86,6 +89,9 @@ class Recipe:
     train_share: float = 0.5
     baseline: list[str] = field(default_factory=list)
     cluster: str = ""
+    weight: str = ""
+    categorical: list[str] = field(default_factory=list)
+    ordinal: dict[str, list[str]] = field(default_factory=dict)
     estimation: Estimation = field(default_factory=Estimation)
 
     def __post_init__(self) -> None:
@@ -108,6 +114,11 @@ class Recipe:
         for column in every:
             if every.count(column) > 1:
                 raise FieldError("groups", f"column {column!r} is listed twice among baseline and groups")
+        if "recalibration" in self.groups:
+            raise FieldError("groups", "expected another name than 'recalibration', the share that needs no variable")
+        for key, listed in (("categorical", self.categorical), ("ordinal", list(self.ordinal))):
+            if unknown := [column for column in listed if column not in every]:
+                raise FieldError(key, f"expected columns of baseline or groups, got {unknown[0]!r}")
         given = [model.kind == "losses" for model in self.models]
         if any(given) and not all(given):
             raise FieldError("second.kind", "expected losses for both models or for none")
@@ -130,3 +141,9 @@ class Recipe:
     def features(self) -> list[str]:
         """Baseline and grouped columns."""
         return [*self.baseline, *(column for columns in self.groups.values() for column in columns)]
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that the table must have."""
+        named = [*self.features, *(name for name in (self.label, self.cluster, self.weight) if name)]
+        return named + [column for model in self.models for column in model.columns]

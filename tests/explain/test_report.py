@@ -1,5 +1,6 @@
 """The report: strict JSON both ways, table, text, and no heavy imports."""
 
+import html
 import json
 import math
 import subprocess
@@ -115,3 +116,29 @@ def test_importing_the_report_is_cheap():
     code = "import sys, explain.report; print({'torch', 'matplotlib', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_report_is_a_frame_a_figure_and_a_page(report):
+    frame = report.to_frame()
+    assert list(frame.columns) == ["part", "name", "value", "se", "low", "high", "status"]
+    assert frame.to_dict("records")[2] == report.table()[2]
+    figure = report.plot()
+    bars = figure.axes[0].patches
+    assert [bar.get_height() for bar in bars] == pytest.approx([-0.02, 0.03, 0.09])
+    assert [bar.get_y() for bar in bars] == pytest.approx([0.25, 0.23, 0.26])  # each begins where the former ended
+    assert len(figure.axes) == 2  # the covariate shift has no share to draw
+    assert [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([-0.1, 0.5, 0.6])
+    page = report.to_html()
+    assert html.escape(report.summary()) in page
+    assert "data:image/png;base64," in page
+    assert page.index("<details>") < page.index("age, nan")
+    assert "low-overlap</b>: weak" in page
+    assert "http" not in page
+    empty = replace(report, aggregate=(), covariate=(), outcome=(), values=())
+    assert empty.plot().axes == []
+    assert empty.to_frame().empty
+
+
+def test_a_page_escapes_names(report):
+    evil = replace(report, outcome=(replace(report.outcome[0], name="<script>"),))
+    assert "<script>" not in evil.to_html()

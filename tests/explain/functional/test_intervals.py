@@ -72,8 +72,8 @@ def test_fieller_covers_a_ratio_with_a_weak_denominator_and_approaches_wald():
 
 
 def test_statuses():
-    assert statuses(np.array([0.2, 1.0]), np.array([0.01, 0.01]), False) == ["low-overlap"] * 2
-    assert statuses(np.array([0.2, 0.9, 1.0]), np.array([0.01, 0.01, 0.0]), True) == ["ok", "near-one", "ok"]
+    assert statuses(np.array([0.2, 1.0]), np.array([0.01, 0.01]), "low-overlap") == ["low-overlap"] * 2
+    assert statuses(np.array([0.2, 0.9, 1.0]), np.array([0.01, 0.01, 0.0])) == ["ok", "near-one", "ok"]
 
 
 def test_density_ratio_is_finite_and_averages_one():

@@ -193,9 +193,51 @@ def test_gap_of_gaps_is_the_difference_of_two_gaps(front, tables):
     assert result["mode"] == "gap-of-gaps"
 
 
+def test_weights_orders_and_gaps_go_through_the_recipe(front, tables):
+    here, there = (pd.read_csv(tables / f"{name}.csv") for name in ("here", "there"))
+    for side, frame in enumerate((here, there)):
+        frame["weight"] = 1 + (frame.index % 3) * side
+        frame["grade"] = np.array(["low", "middle", "high"])[frame.index % 3]
+        frame.loc[frame.index % 5 == 0, ["skill", "grade"]] = np.nan
+    pd.concat([here, there]).to_csv(tables / "both.csv", index=False)
+    run(
+        front,
+        recipe(
+            weight="weight",
+            ordinal={"grade": ["low", "middle", "high"]},
+            categorical=["clinic"],
+            groups={"skill": ["skill"], "grade": ["grade"], "clinic": ["clinic"]},
+            model={"kind": "logistic", "columns": []},
+        ),
+    )
+    result = json.loads((tables / "out/result.json").read_text())
+    report = GapReport.from_json((tables / "out/gap.json").read_text())
+    assert set(result["outcome"]) == {"recalibration", "skill", "grade", "clinic"}
+    said = report.diagnostics["columns"]
+    assert said["grade"]["kind"] == "ordinal"
+    assert said["clinic"]["levels"] == 40
+    assert said["skill"]["missing"][1] == 60
+    weighted = recipe(weight="weight", model={"kind": "losses", "columns": ["loss_p"]}, label=None, loss="regret")
+    run(front, weighted | {"estimation": weighted["estimation"] | {"outcome": "loss"}}, "weighted")
+    totals = json.loads((tables / "weighted/result.json").read_text())["totals"]
+    assert totals["target"] == pytest.approx(np.average(there.loss_p, weights=there.weight))
+
+
+def test_the_check_reads_the_header(front, tables):
+    for changes, sentence in (
+        ({"baseline": ["Age"]}, "both.csv has no column 'Age'; its header has age, skill, city"),
+        ({"weight": "PWGTP"}, "both.csv has no column 'PWGTP'"),
+        ({"data": {"column": "when"}}, "both.csv has no column 'when'"),
+    ):
+        done = front("r.yaml", "--check", r=yaml.safe_dump(recipe(**changes)))
+        assert done.code == 2
+        assert sentence in done.err
+        assert len(done.err.splitlines()) == 1
+
+
 def test_a_shift_that_is_not_there_is_not_shared_out(front, tables):
-    people(300, 0).to_csv(tables / "same.csv", index=False)
-    people(300, 7).to_csv(tables / "again.csv", index=False)
+    people(300, 2).to_csv(tables / "same.csv", index=False)  # no term differs from 0 by chance either
+    people(300, 3).to_csv(tables / "again.csv", index=False)
     data = {"kind": "csv", "path": "same.csv", "target_path": "again.csv", "column": "", "source": "", "target": ""}
     done = run(front, recipe(data=data))
     result = json.loads((tables / "out/result.json").read_text())
@@ -342,6 +384,11 @@ def test_tiny_recipes_run(front, tmp_path, name):
             "model.options.max_itr: LogisticRegression does not take it; did you mean 'max_iter'?",
         ),
         ({"data": {"path": ""}}, "data.path: expected a path exactly for csv, parquet and merge"),
+        ({"baseline": ["Age"]}, "both.csv has no column 'Age'; its header has age, skill, city"),
+        ({"data": {"column": "when"}}, "both.csv has no column 'when'"),
+        ({"groups": {"recalibration": ["skill"]}}, "groups: expected another name than 'recalibration'"),
+        ({"categorical": ["year"]}, "categorical: expected columns of baseline or groups, got 'year'"),
+        ({"ordinal": {"year": ["2000", "2001"]}}, "ordinal: expected columns of baseline or groups, got 'year'"),
         ({"data": {"path": "gone.csv"}}, "data.path: no file 'gone.csv'; give a csv file"),
         ({"data": {"target_path": "there.csv"}}, "data.column: expected none beside target_path"),
         ({"data": {"target": ""}}, "data.target: expected a value of column 'year', got ''"),
@@ -371,8 +418,6 @@ def test_a_wrong_recipe_is_refused(front, tables, changes, sentence):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"baseline": ["Age"]}, "no column is called 'Age'; the table has age, skill, city"),
-        ({"data": {"column": "when"}}, "data.column: no column is called 'when'"),
         ({"data": {"source": 1999}}, "data.source: no row has year 1999; the column holds 2000, 2001"),
         ({"data": {"path": "empty.csv"}}, "empty.csv cannot be read as csv"),
         ({"data": {"path": "bare.csv"}}, "bare.csv has no rows"),
@@ -385,7 +430,7 @@ def test_a_wrong_recipe_is_refused(front, tables, changes, sentence):
 )
 def test_rows_that_cannot_be_explained_end_the_run_with_one_sentence(front, tables, changes, sentence):
     (tables / "empty.csv").write_text("")
-    (tables / "bare.csv").write_text("a,b\n")
+    pd.read_csv(tables / "both.csv", nrows=0).to_csv(tables / "bare.csv", index=False)  # a header and no rows
     done = front("r.yaml", "--out", "out", r=yaml.safe_dump(recipe(**changes)))
     assert done.code == 1
     *progress, said = done.err.splitlines()

@@ -1,0 +1,98 @@
+"""What learners of plain numbers see: missing values filled and marked, categories one-hot, a quadratic basis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+
+from explain.functional.rows import Floats, quantile
+
+Mask = NDArray[np.bool_]
+_KNOTS = (0.2, 0.5, 0.8)  # quantiles of a number at which its slope may change
+_ROWS_PER_TERM = 20  # of the basis, before products with columns of zeros and ones are left out
+
+
+class Plain(BaseEstimator):  # type: ignore[misc]
+    """Plain numbers from columns with codes of categories and missing values.
+
+    Numbers come first, with the mean in the place of missing values; then a column of zeros and ones for each number
+    that is missing somewhere, and one for each category seen in training.
+
+    Args:
+        categorical: Which columns hold codes of categories, shape (m,).
+    """
+
+    def __init__(self, categorical: Mask) -> None:
+        self.categorical = categorical
+
+    def fit(self, X: Floats, weight: Floats | None = None) -> Plain:
+        """Learn means, categories, and where something is missing."""
+        numbers = X[:, ~self.categorical]
+        missing = np.isnan(numbers)
+        self.holes_ = np.flatnonzero(missing.any(0))
+        mass = np.where(missing, 0.0, 1.0 if weight is None else weight[:, None])
+        self.fill_ = (np.where(missing, 0.0, numbers) * mass).sum(0) / np.maximum(mass.sum(0), 1e-300)
+        self.levels_ = [np.unique(X[:, column]) for column in np.flatnonzero(self.categorical)]
+        return self
+
+    def transform(self, X: Floats) -> Floats:
+        """The numbers at the rows of X."""
+        numbers = X[:, ~self.categorical]
+        missing = np.isnan(numbers)
+        parts = [np.where(missing, self.fill_, numbers), missing[:, self.holes_].astype(np.float64)]
+        for column, levels in zip(np.flatnonzero(self.categorical), self.levels_, strict=True):
+            parts.append((X[:, column, None] == levels).astype(np.float64))
+        return np.hstack(parts)
+
+
+class Quadratic(BaseEstimator):  # type: ignore[misc]
+    """Standardised columns, squares and bends of numbers, and products of all pairs, also with zeros and ones.
+
+    A number's slope may change at three of its quantiles. A column of zeros and ones is its own square. Products that
+    never vary (of two categories of one column) are left out. Products with zeros and ones are many where categories
+    are: there is room for one term in 20 rows, and those that vary most stay.
+    """
+
+    def fit(self, X: Floats, y: Any = None, sample_weight: Floats | None = None) -> Quadratic:
+        """Learn scales, and which products to take."""
+        weight = np.full(len(X), 1 / len(X)) if sample_weight is None else sample_weight / sample_weight.sum()
+        self.dummy_ = ((X == 0) | (X == 1)).all(0)
+        self.centre_, self.scale_ = np.where(self.dummy_, 0.0, weight @ X), np.ones(X.shape[1])
+        spread = np.sqrt(weight @ (X - self.centre_) ** 2)
+        self.scale_[~self.dummy_] = np.where(spread > 0, spread, 1.0)[~self.dummy_]
+        U = (X - self.centre_) / self.scale_
+        self.squares_ = np.flatnonzero(~self.dummy_)
+        self.knots_ = [
+            (column, knot)
+            for column in self.squares_
+            for knot in sorted({quantile(U[:, column], share, sample_weight) for share in _KNOTS})
+        ]
+        left, right = np.triu_indices(X.shape[1], 1)
+        mixed = self.dummy_[left] | self.dummy_[right]
+        varies = np.zeros(len(left))
+        for pair in np.flatnonzero(mixed):
+            product = U[:, left[pair]] * U[:, right[pair]]
+            varies[pair] = weight @ (product - weight @ product) ** 2
+        room = len(X) // _ROWS_PER_TERM - X.shape[1] - len(self.squares_) - int((~mixed).sum())
+        ranked = np.lexsort([np.arange(len(left)), -varies.round(12)])
+        ranked = ranked[mixed[ranked] & (varies[ranked] > 1e-12)][: max(room, 0)]
+        chosen = np.sort(np.concatenate([np.flatnonzero(~mixed), ranked]))
+        self.left_, self.right_ = left[chosen], right[chosen]
+        basis = self._basis(X)
+        self.mean_ = weight @ basis
+        self.spread_ = np.sqrt(weight @ (basis - self.mean_) ** 2)
+        self.spread_[self.spread_ < 1e-12] = 1.0
+        return self
+
+    def _basis(self, X: Floats) -> Floats:
+        U = (X - self.centre_) / self.scale_
+        hinges = [np.maximum(U[:, column] - knot, 0.0) for column, knot in self.knots_]
+        bent = np.stack(hinges, axis=1) if hinges else np.empty((len(U), 0))
+        return np.hstack([U, U[:, self.squares_] ** 2, bent, U[:, self.left_] * U[:, self.right_]])
+
+    def transform(self, X: Floats) -> Floats:
+        """The basis at the rows of X, standardised."""
+        return np.asarray((self._basis(X) - self.mean_) / self.spread_)

@@ -1,0 +1,148 @@
+"""The tables that are explained: as frames, their columns by name, and which columns play together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from explain.errors import ExplainError
+from explain.functional.rows import Floats
+
+Frames = Sequence[pd.DataFrame]
+
+DOMAINS = ("source", "target")
+RECALIBRATION = "recalibration"
+
+
+def as_frame(table: Any, role: str) -> pd.DataFrame:
+    """A pandas DataFrame from a DataFrame, a mapping of columns, a `datasets.Dataset` or a matrix.
+
+    Args:
+        table: The data; columns of a matrix are named 0, 1, ...
+        role: What it is called in messages.
+
+    Raises:
+        ExplainError: If it has no rows, two columns of one name, or is none of these.
+    """
+    if isinstance(table, pd.DataFrame):
+        frame = table.reset_index(drop=True)
+    elif isinstance(table, Mapping):
+        frame = pd.DataFrame({name: list(column) if np.ndim(column) > 1 else column for name, column in table.items()})
+    elif hasattr(table, "to_pandas"):
+        frame = table.to_pandas()
+    elif np.ndim(table) == 2:
+        frame = pd.DataFrame(np.asarray(table))
+    else:
+        raise ExplainError(
+            f"the {role} is a {type(table).__name__}, but a DataFrame, a mapping of columns, a datasets.Dataset or a "
+            "matrix is needed"
+        )
+    if frame.empty:
+        raise ExplainError(f"the {role} has {len(frame)} rows and {frame.shape[1]} columns: give at least one of each")
+    if twice := list(frame.columns[frame.columns.duplicated()]):
+        raise ExplainError(f"the {role} has several columns called '{twice[0]}': rename or drop all but one")
+    return frame
+
+
+def find(frames: Frames, name: Hashable, use: str) -> list[pd.Series]:
+    """A column of every table, as it is.
+
+    Raises:
+        ExplainError: If a table lacks it.
+    """
+    found = []
+    for role, frame in zip(DOMAINS, frames, strict=False):
+        if name not in frame.columns:
+            some = ", ".join(map(str, frame.columns[:12]))
+            raise ExplainError(f"the {role} has no column '{name}', named as {use}; its columns are {some}")
+        found.append(frame[name])
+    return found
+
+
+def pick(frames: Frames, name: Hashable, use: str) -> list[pd.Series]:
+    """A column of every table that must be complete.
+
+    Raises:
+        ExplainError: If a table lacks it or it has missing or infinite values.
+    """
+    found = find(frames, name, use)
+    for role, column in zip(DOMAINS, found, strict=False):
+        missing = int(column.isna().sum())
+        if not missing and column.dtype.kind == "f":
+            missing = int((~np.isfinite(column.to_numpy(np.float64))).sum())
+        if missing:
+            raise ExplainError(
+                f"column '{name}' of the {role}, {use}, has {missing} missing or infinite values: drop those rows or "
+                "fill them"
+            )
+    return found
+
+
+def numbers(column: pd.Series, name: Hashable) -> Floats:
+    """A complete column of numbers.
+
+    Raises:
+        ExplainError: If it holds something else.
+    """
+    if column.dtype.kind not in "fiub":
+        raise ExplainError(f"column '{name}' holds {column.dtype} values, but numbers are needed")
+    return np.asarray(column.to_numpy(np.float64))
+
+
+def read_weights(frames: Frames, name: Hashable) -> list[Floats]:
+    """Weights of the rows, scaled to a mean of 1 in every table.
+
+    Raises:
+        ExplainError: If they are no positive numbers.
+    """
+    found = []
+    for role, column in zip(DOMAINS, pick(frames, name, "the weight"), strict=False):
+        weight = numbers(column, name)
+        if len(weight) and weight.min() <= 0:
+            raise ExplainError(
+                f"column '{name}' of the {role} has the weight {weight.min():g}, but weights must be above 0: leave "
+                "out rows that count nothing"
+            )
+        found.append(weight * (len(weight) / math.fsum(weight)) if len(weight) else weight)
+    return found
+
+
+def resolve_groups(
+    columns: Sequence[Hashable], baseline: Sequence[Hashable], groups: Mapping[str, Any] | None, taken: set[Hashable]
+) -> dict[str, list[Hashable]]:
+    """Players by name: as given, or every column that is neither baseline nor taken, on its own.
+
+    Raises:
+        ExplainError: If there is no player, a column plays twice, or two players could be taken for each other.
+    """
+    if groups is not None:
+        called = list(map(str, groups))
+        for name in called:
+            if called.count(name) > 1:
+                raise ExplainError(f"two groups are called '{name}' when written out: rename one")
+    if groups is None:
+        alone = [name for name in columns if name not in {*baseline, *taken}]
+        if len(set(map(str, alone))) < len(alone):
+            twice = next(str(name) for name in alone if list(map(str, alone)).count(str(name)) > 1)
+            raise ExplainError(f"two columns are called '{twice}' when written out: rename one")
+        groups = {str(name): [name] for name in alone}
+    players: dict[str, list[Hashable]] = {
+        str(name): [part] if isinstance(part, str | int) else list(part) for name, part in groups.items()
+    }
+    if RECALIBRATION in players:
+        raise ExplainError(
+            f"a group is called '{RECALIBRATION}', which names the share that needs no variable: rename the group"
+        )
+    if not players or not all(players.values()):
+        raise ExplainError("there is no variable to attribute the gap to: give groups, each of at least one column")
+    every = [*baseline, *(column for part in players.values() for column in part)]
+    for column in every:
+        if every.count(column) > 1:
+            raise ExplainError(f"column '{column}' is listed twice: every column belongs to the baseline or one group")
+        if column in taken:
+            raise ExplainError(f"column '{column}' is a label, prediction, loss or cluster and cannot be a feature too")
+    return players
