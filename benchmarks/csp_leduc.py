@@ -1,4 +1,4 @@
-"""Leduc poker from recorded games: what conservative adaptation, RNR and DBR claim, get, and are worth at worst; all exact.
+"""Leduc poker from recorded games: what conservative adaptation, RNR and DBR claim, get and keep at worst; all exact.
 
 Target: 0.4 of an equilibrium plus 0.6 of a player who folds too often, in seat 1, known only through recorded games. A
 cell is an amount of data (500 or 5,000 games) and the behaviour of our seat in them (uniform, or narrow: it calls with
