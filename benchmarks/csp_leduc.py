@@ -1,4 +1,4 @@
-"""Leduc poker from recorded games: what conservative adaptation, RNR and DBR claim, get, and guarantee; all exact.
+"""Leduc poker from recorded games: what conservative adaptation, RNR and DBR claim, get and keep at worst; all exact.
 
 Target: 0.4 of an equilibrium plus 0.6 of a player who folds too often, in seat 1, known only through recorded games. A
 cell is an amount of data (500 or 5,000 games) and the behaviour of our seat in them (uniform, or narrow: it calls with
@@ -75,7 +75,7 @@ def main(seeds: range = SEEDS, sizes: tuple[int, ...] = (500, 5000)) -> list[dic
 
 
 def figures(means: list[dict[str, Any]]) -> dict[str, float]:
-    """In how many cells CSP's guarantee is at least the best peer's, and how often it claimed more than it got."""
+    """In how many cells CSP's worst value is at least the best peer's, and how often it claimed more than it got."""
     cells = {(row["behaviour"], row["games"]) for row in means}
     ahead = 0
     for where in cells:

@@ -19,7 +19,7 @@ class Game:
     Attributes:
         name: vault_maze, predator_prey, sumo, leduc_poker and kuhn_poker ship with a target; own is a game of yours.
         class_path: For own, a subclass of rl.envs.markov_game.BatchedGame, such as rl.envs.parallel.ParallelGame, which
-            takes any parallel environment of PettingZoo.
+            takes any environment of PettingZoo, or rl.envs.spiel_game.SpielGame, which takes a game of OpenSpiel.
         init_args: Arguments of the game's class.
         target: Name of the target's seat, checked against the game when given.
     """

@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "check", "run"]
 
-    @property
-    def columns(self) -> list[str]:
-        """Every column that the table must have."""
-        named = [*self.features, *(name for name in (self.label, self.cluster, self.weight) if name)]
-        return named + [column for model in self.models for column in model.columns]
-
 
 def check(recipe: Recipe) -> Iterator[str]:
     """Say where the rows and the models come from; write nothing."""

@@ -200,7 +200,7 @@ class SeatPolicy(nn.Module):
             batch = features.shape[1:-1]
             start = None if memories is None else memories.reshape(1, -1, self.memory).to(features.dtype).contiguous()
             features, last = self._remember(self.cell, features.flatten(1, -2), start, active)
-            features, memories = features.unflatten(1, batch), last.reshape(*batch, self.memory)
+            features, memories = features.reshape(len(features), *batch, self.memory), last.reshape(*batch, self.memory)
         out = self.head(features).to(observations.dtype)  # laws are not computed in half precision
         if self.log_std is not None:
             return GaussianLaw(out, self.log_std.clamp(min=self.floor)), memories

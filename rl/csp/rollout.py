@@ -102,8 +102,9 @@ def play(
             mask = None if masks is None or seat not in masks else masks[seat][None]
             law, after_look = policy(observations[seat][None], mask, memories[seat])
             if after_look is not None and active is not None and seat in active:  # who waits remembers nothing of it
-                earlier = _or_zeros(memories[seat], after_look)
-                after_look = torch.where(active[seat][..., None], after_look, earlier)
+                earlier = memories[seat]
+                kept = torch.zeros_like(after_look) if earlier is None else earlier
+                after_look = torch.where(active[seat][..., None], after_look, kept)
             memories[seat] = after_look
             drawn = law.sample(generator)
             actions[seat], log_probs[seat] = drawn[0].to(where), law.log_prob(drawn)[0].to(where)

@@ -124,5 +124,7 @@ def _residuals(pairs: Pairs) -> tuple[Tensor, Tensor]:
     seen = pairs.observations.double()
     seen = (seen - seen.mean(0)) / seen.std(0, correction=0).clamp(min=1e-6)
     near = min(NEIGHBOURS, len(seen))
-    smoothed = [actions[torch.cdist(part, seen).topk(near, largest=False).indices].mean(1) for part in seen.split(512)]
+    smoothed = [
+        actions[torch.cdist(part, seen).topk(near, largest=False).indices].mean(1) for part in torch.split(seen, 512)
+    ]
     return actions - torch.cat(smoothed), torch.zeros(len(seen), dtype=torch.int64)

@@ -112,7 +112,7 @@ def is_masked(environment: Any, name: str) -> bool:
 def look_space(environment: Any, name: str) -> gymnasium.Space[Any]:
     """What an agent observes, without its mask."""
     space: gymnasium.Space[Any] = environment.observation_space(name)
-    return space["observation"] if is_masked(environment, name) else space  # type: ignore[index]
+    return space["observation"] if is_masked(environment, name) else space
 
 
 def flat(space: gymnasium.Space[Any], look: Any) -> NDArray[np.float32]:

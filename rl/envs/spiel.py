@@ -28,7 +28,7 @@ def load_game(name: str) -> Any:
     pyspiel = _pyspiel()
     try:
         return pyspiel.load_game(name)
-    except pyspiel.SpielError as error:
+    except (pyspiel.SpielError, IndexError, RuntimeError) as error:  # some games miss a parameter less politely
         if name.partition("(")[0] in pyspiel.registered_names():
             said = (str(error) or "it gives no reason").splitlines()[0].rstrip(".")
             raise ValueError(

@@ -70,6 +70,7 @@ def test_refusals():
         ("coordinated_mp", "gives the players of 'coordinated_mp' no tensor of all that they know"),
         ("phantom_go", r"can take \d+ moves|has no information states for 'phantom_go'"),
         ("efg_game", r"does not make 'efg_game' with these parameters"),
+        ("nfg_game", r"does not make 'nfg_game' with these parameters"),
         ("whist", "OpenSpiel has no game 'whist'"),
     ],
 )
