@@ -185,9 +185,9 @@ def played(agent: Agent, env: Any, episodes: int = 3) -> list[float]:
 @pytest.mark.parametrize("make", [lambda: switched_lqr(2, 2), lambda: joint_replenishment(2, "up_to", horizon=10)])
 def test_an_agent_earns_what_the_policy_costs(make: Any) -> None:
     policy = bold(make())
-    env = SimulatorEnv(make(), bound=50.0)
+    env = SimulatorEnv(make(), bound=1e6)
     earned = played(Agent(policy, env), env)
-    for wrapped in (FlatActions(env, bound=50.0), gymnasium.wrappers.TimeLimit(FlatActions(env, bound=50.0), 1000)):
+    for wrapped in (FlatActions(env, bound=1e6), gymnasium.wrappers.TimeLimit(FlatActions(env, bound=1e6), 1000)):
         np.testing.assert_allclose(played(Agent(policy, wrapped), wrapped), earned, rtol=1e-4)
     for seed, total in enumerate(earned):
         simulator, expected = env.simulator, 0.0
@@ -250,6 +250,11 @@ class Parts(nn.Module):
             setattr(self, name, changes.get(name, given))
 
 
+class Centred(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
+        return super().forward(input - input.mean(0))
+
+
 class Detached(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
         return super().forward(input.detach()) + input.sum(-1, keepdim=True)
@@ -297,12 +302,13 @@ SHARED = nn.Linear(2, 4)
             Parts(discrete=nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))),
             "networks.discrete gives a row another output",
         ),
-        (Parts(critic=nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(2), nn.Linear(2, 1))), "networks.critic"),
+        (Parts(critic=nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(2), nn.Linear(2, 1))), "networks.critic fails on"),
+        (Parts(critic=Centred(2, 1)), "networks.critic gives a row another output"),
         (Parts(continuous=Detached(2, 4)), "networks.continuous has a gradient of"),
     ],
 )
 def test_networks_that_training_would_use_wrongly_are_refused(networks: nn.Module, message: str) -> None:
-    with pytest.raises((ValueError, RuntimeError), match=message):
+    with pytest.raises(ValueError, match=message):
         HPOModule(switched_lqr(2, 2), networks=networks)
 
 
@@ -350,7 +356,7 @@ def test_masks_that_the_continuous_policy_moves_stop_the_training_that_they_bias
         return plant
 
     moving = masked(lambda state, t: state["x"][:, 0].detach() > 0)
-    with pytest.raises(SimulatorError, match=r"step 1: the mode mask changes .* estimator mixed is biased"):
+    with pytest.raises(SimulatorError, match=r"step \d: the mode mask changes .* estimator mixed is biased"):
         fit(HPOModule(moving, hidden=(8,)), 1)
     fit(HPOModule(moving, hidden=(8,), estimator="score"), 1)
     fit(HPOModule(masked(lambda state, t: torch.full((len(state["x"]),), t % 2 == 0)), hidden=(8,)), 1)
