@@ -6,30 +6,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rl.hpo.acting import Action
+    from rl.hpo.agent import Agent
     from rl.hpo.best_known import best_known
     from rl.hpo.data import SeedDataModule
     from rl.hpo.module import HPOModule
     from rl.hpo.policies import HybridPolicy
+    from rl.hpo.policy_file import export_policy, load_policy, save_policy
     from rl.hpo.surrogate import advantages_of, clipped_surrogate, mixed_surrogate
 
 # Resolved on first use: importing the package must not cost what torch and lightning cost.
 _WHERE = {
+    "Action": "acting",
+    "Agent": "agent",
     "HPOModule": "module",
     "HybridPolicy": "policies",
     "SeedDataModule": "data",
     "advantages_of": "surrogate",
     "best_known": "best_known",
     "clipped_surrogate": "surrogate",
+    "export_policy": "policy_file",
+    "load_policy": "policy_file",
     "mixed_surrogate": "surrogate",
+    "save_policy": "policy_file",
 }
 __all__ = [
+    "Action",
+    "Agent",
     "HPOModule",
     "HybridPolicy",
     "SeedDataModule",
     "advantages_of",
     "best_known",
     "clipped_surrogate",
+    "export_policy",
+    "load_policy",
     "mixed_surrogate",
+    "save_policy",
 ]
 
 
