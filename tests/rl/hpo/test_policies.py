@@ -1,5 +1,6 @@
 """Policies out of the laboratory: acting on observations, files without the simulator, agents, own networks."""
 
+import json
 import math
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -99,6 +102,29 @@ def test_a_file_loads_without_the_simulator_in_another_process(tmp_path: Path) -
     (tmp_path / "other.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(ValueError, match="holds no policy"):
         load_policy(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("call", ["os.system", "aten.from_file.default", "aten.add_.Tensor", "aten.nothing.at_all"])
+def test_a_file_calls_only_operations_that_change_nothing(tmp_path: Path, call: str) -> None:
+    policy = bold(Newsvendor())
+    save_policy(policy, tmp_path / "policy.safetensors")
+    with safe_open(tmp_path / "policy.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["policy"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    header["calls"][0]["call"] = call
+    save_file(tensors, tmp_path / "other.safetensors", metadata={"policy": json.dumps(header)})
+    with pytest.raises(ValueError, match="which a policy file cannot hold"):
+        load_policy(tmp_path / "other.safetensors")
+
+
+def test_a_file_asks_for_masks_as_the_policy_does(tmp_path: Path) -> None:
+    plant = switched_lqr(2, 2)
+    plant.mode_mask = lambda state, t: torch.ones(len(state["x"]), 2, dtype=torch.bool)
+    save_policy(bold(plant), tmp_path / "policy.safetensors")
+    saved = load_policy(tmp_path / "policy.safetensors")
+    with pytest.raises(ValueError, match="trained with mode masks"):
+        saved.act([0.0, 1.0])
+    assert [int(saved.act([0.0, 1.0], np.arange(2) == allowed).mode) for allowed in (0, 1)] == [0, 1]
 
 
 def test_what_a_trace_would_freeze_is_refused() -> None:
@@ -234,10 +260,15 @@ def test_stable_baselines_evaluates_the_policy() -> None:
     from stable_baselines3.common.monitor import Monitor
 
     policy = bold(switched_lqr(2, 2))
-    for wrap in (lambda env: env, lambda env: FlatActions(env, bound=50.0)):
-        env = Monitor(wrap(SimulatorEnv(switched_lqr(2, 2), bound=50.0)))
-        mean, _ = evaluate_policy(Agent(policy, env), env, n_eval_episodes=4)
-        assert mean < 0
+    means = []
+    for wrap in (lambda env: env, lambda env: FlatActions(env, bound=1e6)):
+        env = Monitor(wrap(SimulatorEnv(switched_lqr(2, 2), bound=1e6)))
+        env.reset(seed=0)
+        means.append(evaluate_policy(Agent(policy, env), env, n_eval_episodes=4)[0])
+    assert means[0] == pytest.approx(means[1], rel=1e-4)
+    env.reset(seed=0)
+    _, lengths = evaluate_policy(Agent(policy, env), env, n_eval_episodes=2, return_episode_rewards=True)
+    assert lengths == [20, 20]
 
 
 class Parts(nn.Module):
