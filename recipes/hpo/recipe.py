@@ -31,13 +31,19 @@ __all__ = ["Recipe", "check", "run"]
 def check(recipe: Recipe) -> Iterator[str]:
     """Make every simulator and try it; write nothing."""
     from rl.envs.check import check_simulator
+    from rl.hpo.estimators import check_options
+    from rl.hpo.module import HPOModule
 
     _check_devices(recipe)
-    estimators = {
-        method: dataclasses.replace(recipe.training, **changes).estimator
-        for method, changes in recipe.methods.items()
-        if method != SB3  # it takes no gradient of the simulator
-    }
+    estimators = {}
+    for method, changes in recipe.methods.items():
+        training = dataclasses.replace(recipe.training, **changes)
+        try:
+            check_options(HPOModule.__init__, dataclasses.asdict(training))
+        except ValueError as error:
+            raise RecipeError(f"training (method {method}): {error}") from error
+        if method != SB3:  # it takes no gradient of the simulator
+            estimators[method] = training.estimator
     # The score function needs the least of a simulator, and all the others need the same.
     asked = next((each for each in estimators.items() if each[1] != "score"), ("", "score"))
     for value in recipe.grid.each():

@@ -104,7 +104,7 @@ class Inventory(HybridSimulator):
 
     def seen_state(self, observation: Tensor) -> State:
         """All of the state: an observation is the state in mean demands."""
-        whole = observation.reshape(len(observation), max(self.lead_time, 1), -1) * self.mean
+        whole = observation.reshape(observation.shape[0], max(self.lead_time, 1), -1) * self.mean
         return {"stock": whole[:, 0], "under_way": whole[:, 1:]}
 
     def action_map(self, raw: Tensor, state: State) -> Tensor:

@@ -103,6 +103,7 @@ class Agent:
         return torch.as_tensor(np.asarray(flat)).to(self.policy.log_std), bool(single)
 
     def _action(self, mode: int, values: Any) -> Any:
+        action: Any
         if self._flat:
             low, high = self._space.low, self._space.high
             votes = np.where(np.arange(self.policy.shape[0]) == mode, high[: self.policy.shape[0]], 0.0)

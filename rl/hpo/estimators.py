@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -119,8 +119,8 @@ class Decisions:
         return self._each(lambda value: value[chosen])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Decisions:
-        kept: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        return Decisions(**{name: None if value is None else change(value) for name, value in kept.items()})
+        kept = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: change(value) for name, value in kept.items() if value is not None})
 
 
 class LossPolicy(Protocol):

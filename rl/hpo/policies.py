@@ -197,7 +197,14 @@ def check_networks(networks: nn.Module, observation_dim: int, n_modes: int, acti
                     "part's gradient moves the other."
                 )
         tried = copy.deepcopy(child).double().train()
-        found, again, row = tried(seen), tried(seen), tried(seen[0, 0])
+        try:
+            found, again, row = tried(seen), tried(seen), tried(seen[0, 0])
+        except Exception as error:  # whatever a user's own code raises
+            raise ValueError(
+                f"networks.{name} fails on observations of shape (2, 3, {observation_dim}) or ({observation_dim},): "
+                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; it must take any leading "
+                "dimensions."
+            ) from error
         if tuple(found.shape) != (2, 3, width):
             raise ValueError(
                 f"networks.{name} maps observations (2, 3, {observation_dim}) to {tuple(found.shape)}, but it must be "

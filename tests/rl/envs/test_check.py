@@ -208,6 +208,10 @@ BROKEN = {
     "step 0: observe writes into state['x'] in place": broken(observe=scaled_in_place),
     "the cost of an episode changes when others in the batch act otherwise": broken(step=branches_on_the_mean),
     "step 2: the cost jumps": changed(lambda s, c, t, _: (s, at(t, 2, c + 50 * (s["x"][:, 0] > 40.0).to(c.dtype), c))),
+    "step 1: action_map gives other actions with seen_state(observation) than with the state": broken(
+        action_map=lambda self, raw, state: raw[:, :, :1] + state["x"][:, None, :1],
+        seen_state=lambda self, observation: {"x": 2 * observation},
+    ),
     "horizon is 3.0": broken(horizon=3.0),
     "n_modes is True": broken(n_modes=True),
     "horizon is 0": broken(horizon=0),
