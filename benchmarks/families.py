@@ -44,11 +44,45 @@ OWN: dict[str, dict[str, Any]] = {
     "longformer": {"attention_window": 4},
     "big_bird": {"block_size": 4, "attention_type": "original_full"},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16},
-    "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": True, "position_buckets": 8},
-    "funnel": {"num_hidden_layers": None, "num_layers": None, "block_sizes": [1, 1], "d_inner": 48, "d_model": 32, "n_head": 2, "d_head": 16},
-    "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "image_size": 32, "patch_size": 4},
-    "swinv2": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "image_size": 32, "patch_size": 4},
-    "donut-swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "image_size": 32, "patch_size": 4},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "share_att_key": True,
+        "position_buckets": 8,
+    },
+    "funnel": {
+        "num_hidden_layers": None,
+        "num_layers": None,
+        "block_sizes": [1, 1],
+        "d_inner": 48,
+        "d_model": 32,
+        "n_head": 2,
+        "d_head": 16,
+    },
+    "swin": {
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 2,
+        "image_size": 32,
+        "patch_size": 4,
+    },
+    "swinv2": {
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 2,
+        "image_size": 32,
+        "patch_size": 4,
+    },
+    "donut-swin": {
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 2,
+        "image_size": 32,
+        "patch_size": 4,
+    },
     "maskformer-swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "image_size": 32},
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
     "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8},
@@ -57,21 +91,58 @@ OWN: dict[str, dict[str, Any]] = {
     "focalnet": {"embed_dim": 8, "depths": [1, 1], "focal_levels": [1, 1], "focal_windows": [3, 3], "patch_size": 4},
     "bit": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_groups": 2},
     "poolformer": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]},
-    "pvt": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2], "image_size": 64},
+    "pvt": {
+        "hidden_sizes": [8, 16, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 2, 2, 2],
+        "image_size": 64,
+    },
     "pvt_v2": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2]},
     "segformer": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2]},
     "cvt": {"embed_dim": [8, 16, 16], "depth": [1, 1, 1], "num_heads": [1, 2, 2]},
     "van": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]},
-    "hiera": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "image_size": [64, 64], "patch_size": None},
-    "levit": {"hidden_sizes": [16, 16, 16], "num_attention_heads": [1, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8], "image_size": 64},
-    "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 16, "hidden_size": 32, "num_feedforward_networks": 1, "num_attention_heads": 2},
-    "squeezebert": {"q_groups": 2, "k_groups": 2, "v_groups": 2, "post_attention_groups": 1, "intermediate_groups": 2, "output_groups": 2, "embedding_size": 32},
+    "hiera": {
+        "embed_dim": 8,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "image_size": [64, 64],
+        "patch_size": None,
+    },
+    "levit": {
+        "hidden_sizes": [16, 16, 16],
+        "num_attention_heads": [1, 2, 2],
+        "depths": [1, 1, 1],
+        "key_dim": [8, 8, 8],
+        "image_size": 64,
+    },
+    "mobilebert": {
+        "embedding_size": 16,
+        "intra_bottleneck_size": 16,
+        "hidden_size": 32,
+        "num_feedforward_networks": 1,
+        "num_attention_heads": 2,
+    },
+    "squeezebert": {
+        "q_groups": 2,
+        "k_groups": 2,
+        "v_groups": 2,
+        "post_attention_groups": 1,
+        "intermediate_groups": 2,
+        "output_groups": 2,
+        "embedding_size": 32,
+    },
     "convbert": {"embedding_size": 32, "head_ratio": 1},
     "canine": {"downsampling_rate": 2, "local_transformer_stride": 4, "num_hash_buckets": 64},
     "albert": {"embedding_size": 16},
     "electra": {"embedding_size": 32},
     "xlm": {"emb_dim": 32},
-    "mobilevit": {"hidden_sizes": [8, 12, 16], "neck_hidden_sizes": [4, 8, 8, 12, 12, 16, 32], "image_size": 64, "patch_size": 2, "num_attention_heads": 2},
+    "mobilevit": {
+        "hidden_sizes": [8, 12, 16],
+        "neck_hidden_sizes": [4, 8, 8, 12, 12, 16, 32],
+        "image_size": 64,
+        "patch_size": 2,
+        "num_attention_heads": 2,
+    },
     "mobilevitv2": {"image_size": 64, "patch_size": 2, "width_multiplier": 0.125},
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320, "image_size": 64},
     "efficientformer": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "image_size": 64},
@@ -82,15 +153,32 @@ OWN: dict[str, dict[str, Any]] = {
     "luke": {"entity_vocab_size": 20, "entity_emb_size": 16},
     "mluke": {"entity_vocab_size": 20, "entity_emb_size": 16},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-    "perceiver": {"num_latents": 4, "d_latents": 16, "d_model": 32, "num_self_attends_per_block": 2, "num_self_attention_heads": 2, "num_cross_attention_heads": 2},
-    "wav2vec2": {"conv_dim": [16, 16], "conv_kernel": [10, 4], "conv_stride": [5, 4], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
+    "perceiver": {
+        "num_latents": 4,
+        "d_latents": 16,
+        "d_model": 32,
+        "num_self_attends_per_block": 2,
+        "num_self_attention_heads": 2,
+        "num_cross_attention_heads": 2,
+    },
+    "wav2vec2": {
+        "conv_dim": [16, 16],
+        "conv_kernel": [10, 4],
+        "conv_stride": [5, 4],
+        "num_feat_extract_layers": 2,
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+    },
     "xlnet": {"d_model": 32, "n_head": 2, "n_layer": 2, "d_inner": 48},
     "layoutlmv3": {"coordinate_size": 5, "shape_size": 6, "has_spatial_attention_bias": True, "input_size": 32},
     "layoutlm": {"max_2d_position_embeddings": 32},
     "yoso": {"use_expectation": True},
     "nystromformer": {"segment_means_seq_len": 16, "num_landmarks": 4, "conv_kernel_size": 3},
 }
-OWN |= dict.fromkeys(("hubert", "wavlm", "sew", "sew-d", "data2vec-audio", "unispeech", "unispeech-sat", "wav2vec2-conformer"), OWN["wav2vec2"])
+OWN |= dict.fromkeys(
+    ("hubert", "wavlm", "sew", "sew-d", "data2vec-audio", "unispeech", "unispeech-sat", "wav2vec2-conformer"),
+    OWN["wav2vec2"],
+)
 
 
 def families() -> list[str]:
@@ -175,7 +263,10 @@ def error_of(twin: Any, model: Any, experts: Mapping[str, Any], inputs: Mapping[
         routed = floating(twin(**inputs, router_weights=weights))
         for i, row in enumerate(weights.double()):
             dense = copy.deepcopy(model)
-            state = {n: sum(w * e[n].double() for w, e in zip(row, experts.values(), strict=True)) for n in next(iter(experts.values()))}
+            state = {
+                n: sum(w * e[n].double() for w, e in zip(row, experts.values(), strict=True))
+                for n in next(iter(experts.values()))
+            }
             dense.load_state_dict({n: v.to(torch.float32) for n, v in state.items()}, strict=False)
             alone = floating(dense(**{k: v[i : i + 1] for k, v in inputs.items()}))
             for whole, one in zip(routed, alone, strict=True):
@@ -194,7 +285,11 @@ def outcome(family: str, model: Any) -> dict[str, Any]:
             inputs[key] = torch.cat([value, value.flip(0)], 1) if key != "decoder_input_ids" else value
     experts = fine_tuned(model, inputs)
     weights = torch.randn(ROWS, EXPERTS, generator=torch.Generator().manual_seed(0)).mul(2).softmax(-1)
-    row: dict[str, Any] = {"family": family, "class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
+    row: dict[str, Any] = {
+        "family": family,
+        "class": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
     try:
         twin, _ = merge(copy.deepcopy(model), experts, "task_arithmetic", rank={"density": 1.0}, scale=0.3)
         twin.eval()
@@ -202,7 +297,11 @@ def outcome(family: str, model: Any) -> dict[str, Any]:
     except ValueError as error:
         return row | {"outcome": "refused", "error": None, "reason": " ".join(str(error).split())}
     except Exception as error:
-        return row | {"outcome": "silent", "error": None, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        return row | {
+            "outcome": "silent",
+            "error": None,
+            "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        }
     error_ = error_of(twin, model, experts, inputs, weights)
     return row | {"outcome": "exact" if error_ <= 1e-4 else "silent", "error": error_, "reason": ""}
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from twinmerge.merging import merge, merge_lora, shared_expert
     from twinmerge.modeling_twin import Head, Router, attach
     from twinmerge.module import FinetuneModule
-    from twinmerge.preflight import preflight
+    from twinmerge.routable import preflight
     from twinmerge.router import FeatureDataModule, RouterModule, fit_temperature, knn_router
 
 # Resolved on first use: importing the package must not cost what torch and transformers cost.
@@ -31,7 +31,7 @@ _WHERE = {
     "load": "artefact",
     "merge": "merging",
     "merge_lora": "merging",
-    "preflight": "preflight",
+    "preflight": "routable",
     "save": "artefact",
     "shared_expert": "merging",
     "verify": "artefact",

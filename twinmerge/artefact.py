@@ -39,7 +39,7 @@ _TOKENIZER = (
     "sentencepiece",
     "chat_template",
 )
-_BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "twin_parts", "twin_mixin", "modeling_twin")
+_BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "proving", "twin_parts", "twin_mixin", "modeling_twin")
 
 
 def save(
@@ -98,7 +98,11 @@ def save(
             "router_reads": twin.router_reads,
             "router": None if twin.router is None else twin.router.spec(),
             "heads": {
-                task: {"pooling": h.pooling, "layer_norm": h.layer_norm, "labels": {**twin.labels, **(labels or {})}.get(task)}
+                task: {
+                    "pooling": h.pooling,
+                    "layer_norm": h.layer_norm,
+                    "labels": {**twin.labels, **(labels or {})}.get(task),
+                }
                 for task, h in twin.heads.items()
             },
             "ranks": ranks,

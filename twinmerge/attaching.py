@@ -237,7 +237,11 @@ def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, 
         )
     stock = {name: stored(module, name) for name in differences}
     kind: Any = layer_kind(module)
-    if not set(differences) <= {"weight", "bias", *(("running_mean", "running_var") if kind is RoutedBatchNorm else ())}:
+    if not set(differences) <= {
+        "weight",
+        "bias",
+        *(("running_mean", "running_var") if kind is RoutedBatchNorm else ()),
+    }:
         kind = RoutedAny
     epsilon = rms_epsilon(module) or getattr(module, "eps", None)
     routed = cast(Any, module)

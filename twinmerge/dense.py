@@ -152,7 +152,9 @@ def check_routing(twin: Any, tolerance: float = 1e-3, **inputs: Any) -> float:
             one = {k: v[i : i + 1] if isinstance(v, Tensor) and v.dim() else v for k, v in inputs.items()}
             for whole, dense in zip(routed, _outputs(model(**one)), strict=True):
                 if whole.shape[:1] == (count,) and dense.shape[:1] == (1,):  # others are no rows of the batch
-                    worst = max(worst, float((whole[i : i + 1] - dense).abs().max() / dense.abs().max().clamp_min(1e-9)))
+                    worst = max(
+                        worst, float((whole[i : i + 1] - dense).abs().max() / dense.abs().max().clamp_min(1e-9))
+                    )
     if worst > tolerance:
         raise ValueError(
             f"the routed {type(twin).__name__} differs from a dense merge by {worst:.1e} (accepted: {tolerance:.0e}); "

@@ -58,7 +58,9 @@ def probe_inputs(model: Any, rows: int = 2) -> dict[str, Tensor] | None:
         made = {main: torch.randn(rows, 4000, generator=generator)}
     elif main == "input_features":
         bins = getattr(model.config, "num_mel_bins", getattr(model.config, "feature_projection_input_dim", 80))
-        made = {main: torch.randn(rows, bins, 2 * getattr(model.config, "max_source_positions", 32), generator=generator)}
+        made = {
+            main: torch.randn(rows, bins, 2 * getattr(model.config, "max_source_positions", 32), generator=generator)
+        }
     if made is None:
         return None
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -102,7 +104,8 @@ def trace(model: Any, run: Run, inputs: Mapping[str, Any], names: Iterable[str])
     parts = []
     for i in range(rows):
         one = {
-            k: v[i : i + 1] if isinstance(v, Tensor) and v.dim() and v.shape[0] == rows else v for k, v in inputs.items()
+            k: v[i : i + 1] if isinstance(v, Tensor) and v.dim() and v.shape[0] == rows else v
+            for k, v in inputs.items()
         }
         parts.append(_calls(double, run, one, wanted))
     return {name: _layout(calls, [part.get(name, []) for part in parts]) for name, calls in whole.items()}
@@ -173,7 +176,11 @@ def escaping(model: Any, run: Run, inputs: Mapping[str, Any], units: Mapping[str
         units: name of a module -> names within it of the parameters that it is to be routed for.
     """
     double = shadow(model)
-    changed = {f"{unit}.{leaf}".lstrip("."): stored(double, f"{unit}.{leaf}".lstrip(".")) for unit in units for leaf in units[unit]}
+    changed = {
+        f"{unit}.{leaf}".lstrip("."): stored(double, f"{unit}.{leaf}".lstrip("."))
+        for unit in units
+        for leaf in units[unit]
+    }
     changed = {name: p for name, p in changed.items() if p.is_floating_point() and p.is_leaf}
     for unit, leaves in units.items():
         module = double.get_submodule(unit)

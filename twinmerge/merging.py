@@ -59,7 +59,9 @@ def _mergeable(model: nn.Module, task: str, state: State) -> dict[str, Tensor]:
         if name in running or (name not in buffers and name not in aliases):
             kept[name] = value
         elif name in buffers and not name.endswith("num_batches_tracked") and not torch.equal(value, buffers[name]):
-            raise ValueError(f"expert '{task}' changed '{name}', which is no parameter and cannot be merged; undo that.")
+            raise ValueError(
+                f"expert '{task}' changed '{name}', which is no parameter and cannot be merged; undo that."
+            )
     if missing := sorted(running.keys() - kept.keys()):
         raise ValueError(
             f"expert '{task}' lacks '{missing[0]}', and a batch norm without its statistics is another model; give its "

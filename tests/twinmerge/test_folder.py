@@ -359,9 +359,13 @@ def test_causal_experts_are_matrices_that_peft_mixes_in_one_batch(tmp_path: Path
 @pytest.mark.parametrize("dense", ["all", "norms", "biases", "none"])
 def test_which_vectors_an_expert_keeps(dense: str) -> None:
     base = tiny.gpt2(layers=1)
-    states = {t: tiny.dense_state(base, [e], [1.0]) for t, e in zip("ab", tiny.differences(base, experts=2), strict=True)}
+    states = {
+        t: tiny.dense_state(base, [e], [1.0]) for t, e in zip("ab", tiny.differences(base, experts=2), strict=True)
+    }
     twin, exclusive = twinmerge.merge(tiny.gpt2(layers=1), states, "average", rank={"rank": 2}, dense=dense)
-    vectors = [n for n in exclusive.experts["a"] if n.startswith("transformer.h.0.") and base.get_parameter(n).dim() < 2]
+    vectors = [
+        n for n in exclusive.experts["a"] if n.startswith("transformer.h.0.") and base.get_parameter(n).dim() < 2
+    ]
     biases = [n for n in vectors if ".ln_" not in n]
     assert (len(vectors), len(biases)) == {"all": (8, 4), "norms": (4, 0), "biases": (4, 4), "none": (0, 0)}[dense]
     assert bool(exclusive.left_out) == (dense != "all")

@@ -13,7 +13,7 @@ from benchmarks.families import build, families, outcome
 from tests.twinmerge import tiny
 from twinmerge import attach, check_routing, merge
 from twinmerge.mixture import Mixture, batch_dimension
-from twinmerge.preflight import preflight, small_config
+from twinmerge.routable import preflight, small_config
 
 # Sequence first, re-batched windows, weights read past their module, relative positions, convolutions, batch norms.
 HARD = ("longformer", "deberta", "deberta-v2", "mpnet", "t5", "xlnet", "funnel", "swin", "resnet", "albert")

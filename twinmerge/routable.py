@@ -49,7 +49,9 @@ def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
     model = copy.deepcopy(model).eval().requires_grad_(True)
     inputs = probe_inputs(model, rows=3)
     if inputs is None:
-        raise ValueError(f"no batch could be made for a {type(model).__name__}; try check_routing with one of your own.")
+        raise ValueError(
+            f"no batch could be made for a {type(model).__name__}; try check_routing with one of your own."
+        )
     first = next(t for t in tree_leaves(model(**inputs)) if isinstance(t, torch.Tensor) and t.requires_grad)
     first.float().square().sum().backward()
     trained = {n: p for n, p in model.named_parameters() if p.grad is not None and not any(f in n for f in frozen)}
