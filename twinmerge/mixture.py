@@ -122,6 +122,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def caches_in(*kwargs: Any) -> list[Any]:
+    """The caches among arguments or outputs."""
     return [v for values in kwargs for v in values.values() if "Cache" in type(v).__name__]
 
 

@@ -157,8 +157,8 @@ class TwinMixin:
 
     def _continued(self, weights: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         """The weights, when no kept cache was filled under others."""
-        for cache in caches_in(kwargs):
-            held = getattr(cache, "twin_weights", None)
+        for kept in caches_in(kwargs):
+            held = getattr(kept, "twin_weights", None)
             if (
                 cached_length(kwargs)
                 and held is not None
@@ -182,8 +182,8 @@ class TwinMixin:
             for name in sorted(n for n in names if any(part in n for part in _MEDIA)):
                 if kwargs[name].shape[0] not in (1, main.shape[0]):
                     raise ValueError(
-                        f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to which "
-                        "input cannot be told apart; give one each, or one row of router weights."
+                        f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to "
+                        "which cannot be told apart; give one each, or one row of router weights."
                     )
         if weights.shape[0] > 1 and not cached_length(kwargs) and not any(names <= known for known in self._checked):
             find_layouts(self, kwargs, run)
@@ -209,7 +209,7 @@ class TwinMixin:
             router_weights = next((c.twin_weights for c in caches_in(kwargs) if hasattr(c, "twin_weights")), None)
             if router_weights is None:
                 raise ValueError(
-                    "the kept cache does not say its mixture; pass it as router_weights, or start anew without the cache."
+                    "the kept cache does not say its mixture; pass it as router_weights, or start anew without it."
                 )
         if router_weights is None:
             prompt = inputs if inputs is not None else kwargs.get(model.main_input_name)

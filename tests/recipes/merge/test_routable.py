@@ -21,6 +21,6 @@ def test_a_base_is_tried_with_two_layers(tmp_path: Path, monkeypatch: pytest.Mon
         raise ValueError("parameter 'a' cannot differ per input; freeze it in the experts.")
 
     monkeypatch.setattr("twinmerge.routable.preflight", refuse)
-    with pytest.raises(RecipeError, match="base: parameter 'a' cannot differ per input; freeze it in the experts$"):
+    with pytest.raises(RecipeError, match=r"base: parameter 'a' cannot differ per input; freeze it in the experts$"):
         check_routable(str(tmp_path), ("pooler",), RecipeError)
     assert seen == [(2, ("pooler",))]
