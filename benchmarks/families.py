@@ -219,7 +219,7 @@ def build(family: str) -> Any:
                 parameter.data += 0.05 * torch.randn(parameter.shape)
         for name, buffer in model.named_buffers():
             if name.endswith("running_var"):
-                buffer += 0.5
+                buffer.add_(0.5)
         inputs = probe_inputs(model, ROWS)
         if inputs is None:
             raise ValueError("no inputs could be made")
@@ -244,9 +244,9 @@ def fine_tuned(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, dict[str, 
         state |= {n: b.clone() for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))}
         for name, value in state.items():
             if name in trained:
-                value += 0.05 * torch.randn(value.shape, generator=generator)
+                value.add_(0.05 * torch.randn(value.shape, generator=generator))
             elif "running_" in name:
-                value += 0.2 * torch.rand(value.shape, generator=generator)
+                value.add_(0.2 * torch.rand(value.shape, generator=generator))
         experts[f"t{seed}"] = state
     return experts
 

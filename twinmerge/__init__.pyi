@@ -5,5 +5,5 @@ from .merging import merge as merge, merge_lora as merge_lora, shared_expert as 
 from .modeling_twin import Head as Head, Router as Router, attach as attach
 from .module import FinetuneModule as FinetuneModule
 from .one_call import merge_folders as merge_folders
-from .preflight import preflight as preflight
+from .routable import preflight as preflight
 from .router import FeatureDataModule as FeatureDataModule, RouterModule as RouterModule, fit_temperature as fit_temperature, knn_router as knn_router

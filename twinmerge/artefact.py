@@ -39,7 +39,7 @@ _TOKENIZER = (
     "sentencepiece",
     "chat_template",
 )
-_BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "twin_parts", "twin_mixin", "modeling_twin")
+_BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "proving", "twin_parts", "twin_mixin", "modeling_twin")
 
 
 def save(
@@ -175,8 +175,8 @@ def model_card(description: Mapping[str, Any], name: str, recipe: str = "") -> s
     left = description.get("left_out") or {}
     lost = "".join(f"{', ' if i else ''}{share:.2%} of {task}" for i, (task, share) in enumerate(left.items()))
     told = (
-        "\nThe exclusive experts hold matrices only, so that PEFT mixes them in one batch and vLLM serves them; what their "
-        f"norms and biases changed is left to the shared expert (of the squared differences: {lost}).\n"
+        "\nThe exclusive experts hold matrices only, so that PEFT mixes them in one batch and vLLM serves them; what "
+        f"their norms and biases changed is left to the shared expert (of the squared differences: {lost}).\n"
         if any(left.values())
         else ""
     )

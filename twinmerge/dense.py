@@ -56,10 +56,15 @@ def _differences(module: RoutedLayer, row: Tensor) -> Iterator[tuple[str, Tensor
             if stack is not None:
                 yield leaf, row.to(wide(stack)) @ wide(stack)
     elif isinstance(module, RoutedBatchNorm):
-        stacks = (module.experts_weight, module.experts_bias, module.experts_mean, module.experts_var)
-        for leaf, stack in zip(("weight", "bias", "running_mean", "running_var"), stacks, strict=True):
-            if stack is not None:
-                yield leaf, row.to(wide(stack)) @ wide(stack)
+        stacks: tuple[Tensor | None, ...] = (
+            module.experts_weight,
+            module.experts_bias,
+            module.experts_mean,
+            module.experts_var,
+        )
+        for leaf, differences in zip(("weight", "bias", "running_mean", "running_var"), stacks, strict=True):
+            if differences is not None:
+                yield leaf, row.to(wide(differences)) @ wide(differences)
     elif isinstance(module, RoutedAny):
         yield from ((leaf, wide(difference)) for leaf, difference in module.differences(row).items())
 

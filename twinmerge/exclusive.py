@@ -86,14 +86,14 @@ def exclusive_experts(
         flat = difference.flatten(1)
         return (flat.t() if name in transposed else flat)[None]
 
-    whole, lost = dict.fromkeys(experts, 0.0), dict.fromkeys(experts, 0.0)
+    sizes, lost = dict.fromkeys(experts, 0.0), dict.fromkeys(experts, 0.0)
     for task, state in experts.items():
         for name, value in shared.items():
             if not value.is_floating_point() or torch.equal(state[name].to(value), value):
                 continue
             if dropped:
                 size = float(_difference(state[name], value).double().square().sum())
-                whole[task] += size
+                sizes[task] += size
                 if name in dropped:
                     lost[task] += size
                     continue
@@ -103,7 +103,7 @@ def exclusive_experts(
                 changed[task, name] = len(value) if value.dim() == 3 and name not in kernels else 1
 
     if dropped:
-        result.left_out = {task: lost[task] / whole[task] if whole[task] else 0.0 for task in experts}
+        result.left_out = {task: lost[task] / sizes[task] if sizes[task] else 0.0 for task in experts}
     keys = [(task, name, i) for (task, name), count in changed.items() for i in range(count)]
     shapes = {key: _shape(shared[key[1]], key[1] in transposed, key[1] in kernels) for key in keys}
     spectra = None

@@ -157,7 +157,7 @@ def _layout(whole: list[Any], parts: list[list[Any]]) -> Layout | str:
             sides.append(dims)
         both = [(("in " if side == 0 else "out ") + k, t) for side, ts in enumerate(call) for k, t in ts.items()]
         single = {place for place, t in both if t.dim() and t.shape[0] == 1}
-        layout = Layout(*sides, frozenset(single))
+        layout = Layout(sides[0], sides[1], frozenset(single))
         joined = layout if joined is None else joined.joined(layout)
         if joined is None:
             return "its inputs lie another way in each of its calls"

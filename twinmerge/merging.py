@@ -50,7 +50,7 @@ def _mergeable(model: nn.Module, task: str, state: State) -> dict[str, Tensor]:
     """An expert without the buffers that it has in common with the base.
 
     Raises:
-        ValueError: for a buffer that the expert changed and that cannot be merged, or one of batch norm that is missing.
+        ValueError: for a buffer that the expert changed and that cannot be merged, or missing statistics.
     """
     buffers, running, kept = dict(model.named_buffers()), statistics(model), {}
     aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}

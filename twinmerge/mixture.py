@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -119,3 +119,22 @@ def _same(a: Tensor, b: Tensor) -> bool:
     scale = float(a[finite].abs().max()) if bool(finite.any()) else 0.0
     near = (a - b).abs()[finite] <= accepted * scale + 1e-6
     return torch.equal(a.isfinite(), b.isfinite()) and bool(near.all())
+
+
+def caches_in(*kwargs: Any) -> list[Any]:
+    """The caches among arguments or outputs."""
+    return [v for values in kwargs for v in values.values() if "Cache" in type(v).__name__]
+
+
+def cached_length(kwargs: Mapping[str, Any]) -> int:
+    """Tokens in the caches among the arguments (1 for a cache that does not count them)."""
+    caches = caches_in(kwargs)
+    return max((int(c.get_seq_length()) if hasattr(c, "get_seq_length") else 1 for c in caches), default=0)
+
+
+def remember(output: Any, kwargs: Mapping[str, Any], weights: Tensor) -> Any:
+    """Write the mixture on the caches that a forward filled, so that a later turn can hold it."""
+    parts = output if isinstance(output, Mapping) else dict(enumerate(output)) if isinstance(output, tuple) else {}
+    for cache in caches_in(kwargs, parts):
+        cache.twin_weights = weights
+    return output

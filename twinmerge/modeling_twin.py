@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -179,7 +179,7 @@ class TwinModel(_Loader):
 
 
 class TwinClassifier(TwinModel):
-    """`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` of a twin with task heads."""
+    """`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` of a twin with heads."""
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *args: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -209,7 +209,7 @@ def as_classifier(twin: Any, head: str | None = None) -> Any:
         names += [f"{task}: {name}" if len(asked) > 1 else str(name) for name in own]
     twin.config.id2label, twin.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
     twin.answering = asked
-    twin.__class__ = _classifier_class(type(twin))
+    twin.__class__ = _classifier_class(cast(Any, type(twin)))
     return twin
 
 

@@ -16,14 +16,15 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from .attaching import Traced, attach_experts, unfit
-from .layouts import escaping, probe_inputs, shadow, trace, two_inputs
-from .mixture import UNTRACED, Layout, Mixture, batch_dimension
-from .routed_layers import ADDED, RoutedAny, RoutedLayer
+from .attaching import attach_experts
+from .mixture import Mixture, cached_length, caches_in, remember
+from .proving import body_forward, find_layouts, probe_of, prove, whole_forward
+from .routed_layers import ADDED
 from .twin_parts import Head, Router, masked_mean
+
+_MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
 
 
 @dataclass
@@ -125,17 +126,21 @@ class TwinMixin:
             ValueError: when a cached sequence is continued without its mixture, or the weights have another shape.
         """
         if (held := self.mixture.weights) is not None:
-            return _remember(super().forward(*args, **kwargs), kwargs, held)  # type: ignore[misc]
+            return remember(super().forward(*args, **kwargs), kwargs, held)  # type: ignore[misc]
         kwargs |= dict(zip(inspect.signature(super().forward).parameters, args, strict=False))  # type: ignore[misc]
         if router_weights is None:
-            if _length(kwargs):
+            if cached_length(kwargs):
                 raise ValueError("a continued sequence keeps the mixture of its prompt; pass it as router_weights.")
             main = cast(Any, self).main_input_name
             router_weights = self.route(kwargs.get(main), kwargs.get("attention_mask"), **self._side(kwargs))
         weights = self._continued(self._weights(router_weights), kwargs)
-        self._check_layouts(weights, kwargs, _forward)
+        self._check_layouts(weights, kwargs, whole_forward)
         with self.mixture.use(weights):
-            return _remember(super().forward(**kwargs), kwargs, weights)  # type: ignore[misc]
+            return remember(super().forward(**kwargs), kwargs, weights)  # type: ignore[misc]
+
+    def stock_forward(self, **kwargs: Any) -> Any:
+        """The stock forward under whatever mixture is in use, no router asked."""
+        return super().forward(**kwargs)  # type: ignore[misc]
 
     def _side(self, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """What the router sees beside the main input and its mask: every tensor that the model's body takes.
@@ -152,9 +157,13 @@ class TwinMixin:
 
     def _continued(self, weights: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         """The weights, when no kept cache was filled under others."""
-        for cache in _caches(kwargs):
-            held = getattr(cache, "twin_weights", None)
-            if _length(kwargs) and held is not None and (held.shape != weights.shape or not torch.equal(held, weights)):
+        for kept in caches_in(kwargs):
+            held = getattr(kept, "twin_weights", None)
+            if (
+                cached_length(kwargs)
+                and held is not None
+                and (held.shape != weights.shape or not torch.equal(held, weights))
+            ):
                 raise ValueError(
                     "the kept cache was filled under another mixture than these router_weights; leave them out, or "
                     "start anew without the cache."
@@ -173,11 +182,11 @@ class TwinMixin:
             for name in sorted(n for n in names if any(part in n for part in _MEDIA)):
                 if kwargs[name].shape[0] not in (1, main.shape[0]):
                     raise ValueError(
-                        f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to which "
-                        "input cannot be told apart; give one each, or one row of router weights."
+                        f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to "
+                        "which cannot be told apart; give one each, or one row of router weights."
                     )
-        if weights.shape[0] > 1 and not _length(kwargs) and not any(names <= known for known in self._checked):
-            _find_layouts(self, kwargs, run)
+        if weights.shape[0] > 1 and not cached_length(kwargs) and not any(names <= known for known in self._checked):
+            find_layouts(self, kwargs, run)
             self._checked.append(names)
 
     def _weights(self, weights: Tensor) -> Tensor:
@@ -196,11 +205,11 @@ class TwinMixin:
             ValueError: for a kept cache whose mixture is unknown or another than `router_weights`.
         """
         model = cast(Any, self)
-        if router_weights is None and _length(kwargs):
-            router_weights = next((c.twin_weights for c in _caches(kwargs) if hasattr(c, "twin_weights")), None)
+        if router_weights is None and cached_length(kwargs):
+            router_weights = next((c.twin_weights for c in caches_in(kwargs) if hasattr(c, "twin_weights")), None)
             if router_weights is None:
                 raise ValueError(
-                    "the kept cache does not say its mixture; pass it as router_weights, or start anew without the cache."
+                    "the kept cache does not say its mixture; pass it as router_weights, or start anew without it."
                 )
         if router_weights is None:
             prompt = inputs if inputs is not None else kwargs.get(model.main_input_name)
@@ -214,7 +223,7 @@ class TwinMixin:
         weights = self._continued(self._weights(router_weights), kwargs)
         given = {**kwargs, **({} if inputs is None else {model.main_input_name: inputs})}
         if isinstance(given.get(model.main_input_name), Tensor):
-            self._check_layouts(weights, {k: v for k, v in given.items() if isinstance(v, Tensor)}, _forward)
+            self._check_layouts(weights, {k: v for k, v in given.items() if isinstance(v, Tensor)}, whole_forward)
         with self.mixture.use(weights):
             return super().generate(inputs, **kwargs)  # type: ignore[misc]
 
@@ -256,7 +265,7 @@ class TwinMixin:
             router_weights = self.route(input_ids, attention_mask, **kwargs)
         router_weights = self._weights(router_weights)
         named = {"attention_mask": attention_mask, cast(Any, self).main_input_name: input_ids, **kwargs}
-        self._check_layouts(router_weights, {k: v for k, v in named.items() if v is not None}, _body_forward)
+        self._check_layouts(router_weights, {k: v for k, v in named.items() if v is not None}, body_forward)
         with self.mixture.use(router_weights):
             hidden = self._hidden(input_ids, attention_mask, **kwargs)
         rows = hidden.shape[0]
@@ -349,7 +358,7 @@ def attach(
     if router is not None and router.tasks != len(tasks):
         raise ValueError(f"the router has {router.tasks} outputs for {len(tasks)} experts; train it on these tasks.")
     mixture, stock = Mixture(), type(model)
-    body, probe = _body(model), _probe(model)
+    body, probe = _body(model), probe_of(model)
     attach_experts(model, mixture, experts, probe)
     twin = cast(Any, model)
     twin.__class__ = _twin_class(cast(Any, stock))
@@ -360,120 +369,9 @@ def attach(
     twin._accepted = frozenset(inspect.signature((stock if body is model else type(body)).forward).parameters)
     twin._checked, twin.left_out = [], {}
     if probe is not None:
-        _prove(twin, probe.inputs)
+        prove(twin, probe.inputs)
         twin._checked.append(frozenset(probe.inputs))
     return twin
-
-
-def _probe(model: Any) -> Traced | None:
-    """A tiny batch that this model is known to take; None where none could be made."""
-    try:
-        inputs = probe_inputs(model)
-        if inputs is None or next(model.parameters()).device.type == "meta":
-            return None
-        with torch.no_grad():
-            _forward(shadow(model), inputs)
-    except Exception:  # whatever a model of any kind says to inputs that it did not expect
-        return None
-    return Traced(_forward, inputs)
-
-
-def _forward(model: Any, inputs: Mapping[str, Any]) -> Any:
-    """The whole forward without a cache; of a twin, the stock model's."""
-    known = inspect.signature(model.forward).parameters
-    plain = {"use_cache": False} if "use_cache" in known else {}
-    if isinstance(model, TwinMixin):
-        return super(TwinMixin, model).forward(**plain | dict(inputs))  # type: ignore[misc]
-    return model(**plain | dict(inputs))
-
-
-def _body_forward(model: Any, inputs: Mapping[str, Any]) -> Any:
-    """The forward of a twin's body alone."""
-    main = inputs.get(model.main_input_name)
-    rest = {k: v for k, v in inputs.items() if k not in (model.main_input_name, "attention_mask")}
-    return model._states(main, inputs.get("attention_mask"), **rest)
-
-
-def _find_layouts(twin: Any, inputs: Mapping[str, Any], run: Any) -> None:
-    """Give every routed module that these inputs reach its layout."""
-    units = {name: module for name, module in twin.named_modules() if isinstance(module, RoutedLayer)}
-    main, way = twin.main_input_name, "freeze it in the experts, or give one row of router weights"
-    pair = two_inputs(inputs, main)
-    if pair is None:
-        raise ValueError(
-            f"the rows of {', '.join(sorted(k for k, v in inputs.items() if isinstance(v, Tensor)))} cannot be told "
-            "apart by their first dimensions, and each input has its own mixture; give one row of router weights."
-        )
-    found = trace(twin, run, pair, units)
-    for name, new in found.items():
-        module = units[name]
-        kind = RoutedAny if isinstance(module, RoutedAny) else type(module).__bases__[0]
-        reason = unfit(kind, new)
-        old = module.layout
-        known = old is None or old is UNTRACED or isinstance(new, str)
-        both = new if known else cast(Layout, old).joined(cast(Layout, new))
-        if reason or both is None:
-            reason = reason or "its inputs lie another way than in another forward"
-            raise ValueError(f"'{name}' cannot be routed per input: {reason}; {way}.")
-        module.layout = cast(Layout, both)
-    leaves = {name: _leaves(module) for name, module in units.items()}
-    if lost := sorted(escaping(twin, run, pair, leaves)):
-        raise ValueError(f"'{lost[0]}' is read outside of the part that does not see its experts; {way}.")
-
-
-def _leaves(module: Any) -> list[str]:
-    """Names of the stock parameters that a routed module mixes."""
-    if isinstance(module, RoutedAny):
-        return [name.replace("/", ".") for part in (module.experts_dense, module.experts_ups) for name in part]
-    return [name for name, _ in module.named_parameters(recurse=False) if name not in ADDED]
-
-
-def _prove(twin: Any, inputs: Mapping[str, Any]) -> None:
-    """Compare a tiny batch with each of its inputs alone, which has one row of weights and nothing to deal out.
-
-    Raises:
-        ValueError: when they differ: the model takes its batch apart in a way that no layout describes.
-    """
-    double, rows = shadow(twin), 2
-    ramp = torch.arange(1.0, len(twin.tasks) + 1, device=twin.device)
-    weights = torch.stack([ramp.softmax(-1), ramp.flip(0).softmax(-1)])
-
-    def run(given: Mapping[str, Any], part: Tensor) -> list[Tensor]:
-        with torch.no_grad(), double.mixture.use(part):
-            return [t for t in tree_leaves(_forward(double, given)) if isinstance(t, Tensor)]
-
-    try:
-        whole = run(inputs, weights)
-        alone = [run({k: v[i : i + 1] for k, v in inputs.items()}, weights[i : i + 1]) for i in range(rows)]
-        for index, tensor in enumerate(whole):
-            batch_dimension(tensor, [part[index] for part in alone])
-    except (ValueError, RuntimeError, IndexError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"{type(twin).__bases__[1].__name__} cannot take a mixture for every input of a batch ({reason}): it takes "
-            "its batch apart in a way of its own; freeze the parts that do so in the experts."
-        ) from error
-
-
-_MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
-
-
-def _caches(*kwargs: Any) -> list[Any]:
-    return [v for values in kwargs for v in values.values() if "Cache" in type(v).__name__]
-
-
-def _length(kwargs: Mapping[str, Any]) -> int:
-    """Tokens in the caches among the arguments (1 for a cache that does not count them)."""
-    caches = _caches(kwargs)
-    return max((int(c.get_seq_length()) if hasattr(c, "get_seq_length") else 1 for c in caches), default=0)
-
-
-def _remember(output: Any, kwargs: Mapping[str, Any], weights: Tensor) -> Any:
-    """Write the mixture on the caches that a forward filled, so that a later turn can hold it."""
-    parts = output if isinstance(output, Mapping) else dict(enumerate(output)) if isinstance(output, tuple) else {}
-    for cache in _caches(kwargs, parts):
-        cache.twin_weights = weights
-    return output
 
 
 def _body(model: Any) -> Any:

@@ -25,7 +25,7 @@ def check_routable(base: str, frozen: tuple[str, ...], error: type[Exception]) -
     from transformers import AutoConfig, AutoModel
 
     from recipes.running.quiet import hush_libraries
-    from twinmerge.preflight import preflight, small_config
+    from twinmerge.routable import preflight, small_config
 
     hush_libraries()
     with torch.random.fork_rng(devices=[]):

@@ -299,7 +299,8 @@ def test_a_folder_answers_as_a_classifier(folders: Callable[[str], Path], tmp_pa
         assert one.config.id2label == {0: "a", 1: "b"}
         again = twinmerge.save(twin, tmp_path / "again")
     maps = [json.loads((f / "config.json").read_text())["auto_map"] for f in (again, folder)]
-    assert maps[0] == maps[1] and sorted(maps[0]) == ["AutoModel", "AutoModelForSequenceClassification"]
+    assert maps[0] == maps[1]
+    assert sorted(maps[0]) == ["AutoModel", "AutoModelForSequenceClassification"]
 
 
 def test_a_pipeline_gives_the_names_of_the_labels(tmp_path: Path, remote: None) -> None:
@@ -362,7 +363,7 @@ def test_which_vectors_an_expert_keeps(dense: str) -> None:
     states = {
         t: tiny.dense_state(base, [e], [1.0]) for t, e in zip("ab", tiny.differences(base, experts=2), strict=True)
     }
-    twin, exclusive = twinmerge.merge(tiny.gpt2(layers=1), states, "average", rank={"rank": 2}, dense=dense)
+    _, exclusive = twinmerge.merge(tiny.gpt2(layers=1), states, "average", rank={"rank": 2}, dense=dense)
     vectors = [
         n for n in exclusive.experts["a"] if n.startswith("transformer.h.0.") and base.get_parameter(n).dim() < 2
     ]

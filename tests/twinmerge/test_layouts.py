@@ -13,7 +13,7 @@ from benchmarks.families import build, families, outcome
 from tests.twinmerge import tiny
 from twinmerge import attach, check_routing, merge
 from twinmerge.mixture import Mixture, batch_dimension
-from twinmerge.preflight import preflight, small_config
+from twinmerge.routable import preflight, small_config
 
 # Sequence first, re-batched windows, weights read past their module, relative positions, convolutions, batch norms.
 HARD = ("longformer", "deberta", "deberta-v2", "mpnet", "t5", "xlnet", "funnel", "swin", "resnet", "albert")
@@ -46,7 +46,7 @@ def test_where_the_inputs_lie() -> None:
     assert batch_dimension(parts[0], [parts[0], parts[0]]) is None
     interleaved = torch.stack(parts, 1).flatten(0, 1)
     for odd in (interleaved, parts[0], torch.cat([*parts, *parts])):
-        with pytest.raises(ValueError, match="it depends on all inputs|do not lie one after another"):
+        with pytest.raises(ValueError, match=r"it depends on all inputs|do not lie one after another"):
             batch_dimension(odd, parts)
 
 
@@ -66,7 +66,7 @@ class Wrong(tiny.Stem):
 
 def test_rows_dealt_out_to_tokens_are_refused() -> None:
     model = tiny.make(Wrong, tiny.StemConfig())
-    with pytest.raises(ValueError, match="'mix.bias' of Wrong cannot differ per input.*freeze it in the experts"):
+    with pytest.raises(ValueError, match=r"'mix.bias' of Wrong cannot differ per input.*freeze it in the experts"):
         attach(model, tiny.TASKS, tiny.differences(model))
 
 
@@ -82,7 +82,7 @@ class Unknown(Wrong):
 def test_what_no_probe_reaches_is_checked_by_its_first_batch() -> None:
     model, things = tiny.make(Unknown, tiny.StemConfig()), tiny.images()["pixel_values"]
     twin = attach(model, tiny.TASKS, tiny.differences(model))
-    with pytest.raises(ValueError, match="'mix' cannot be routed per input.*give one row of router weights"):
+    with pytest.raises(ValueError, match=r"'mix' cannot be routed per input.*give one row of router weights"):
         twin(things=things, router_weights=tiny.mixtures(4))
     twin(things=things, router_weights=tiny.mixtures(1))  # one row has nothing to deal out
 

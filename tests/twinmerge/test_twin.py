@@ -136,7 +136,7 @@ def test_check_routing_finds_a_weight_that_escapes() -> None:
     with pytest.raises(ValueError, match="does not see its experts"):
         check_routing(twin, **tiny.images(3))
     leaky = tiny.make(Leaky, tiny.StemConfig())
-    with pytest.raises(ValueError, match="'own.inner.weight' of Leaky cannot differ per input"):
+    with pytest.raises(ValueError, match=r"'own.inner.weight' of Leaky cannot differ per input"):
         attach(leaky, tiny.TASKS, tiny.differences(leaky))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -53,7 +53,7 @@ def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
             f"no batch could be made for a {type(model).__name__}; try check_routing with one of your own."
         )
     first = next(t for t in tree_leaves(model(**inputs)) if isinstance(t, torch.Tensor) and t.requires_grad)
-    first.float().square().sum().backward()
+    torch.autograd.backward(first.float().square().sum())
     trained = {n: p for n, p in model.named_parameters() if p.grad is not None and not any(f in n for f in frozen)}
     generator = torch.Generator().manual_seed(0)
     experts = [
@@ -62,4 +62,4 @@ def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
         for _ in range(2)
     ]
     model.requires_grad_(False)
-    return check_routing(attach(model, ["a", "b"], experts).eval(), **inputs)
+    return check_routing(attach(model, ["a", "b"], experts).eval(), **cast(Any, inputs))
