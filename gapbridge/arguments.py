@@ -63,11 +63,13 @@ class Range:
 
 Count = Annotated[int, Range(1)]
 Whole = Annotated[int, Range(0)]
+Finite = Annotated[float, Range()]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 ProperShare = Annotated[float, Range(0, 1, below=True)]
+OpenShare = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
@@ -154,7 +156,7 @@ def describe(annotation: Any) -> str:
         return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(map(repr, arguments))}"
     if origin is Annotated:
         number = "a whole number" if arguments[0] is int else "a finite number"
-        return " ".join([number, *(str(rule) for rule in arguments[1:] if isinstance(rule, Range))])
+        return " ".join([number, *(str(rule) for rule in arguments[1:] if isinstance(rule, Range) and str(rule))])
     if origin in {list, tuple, Sequence} and arguments:
         return f"a list, each {describe(arguments[0])}"
     words: dict[Any, str] = {

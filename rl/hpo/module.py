@@ -10,6 +10,7 @@ import lightning
 import torch
 from torch import Tensor, distributed
 
+from gapbridge.arguments import Count, Finite, NotNegative, Positive, PositiveShare, Share, Whole, check_arguments
 from rl.envs.hybrid import HybridSimulator, Noise, reported_cost
 from rl.hpo.data import Seeds
 from rl.hpo.diagnostics import gradient_report
@@ -95,28 +96,29 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
         cross: Literal["full", "off", "auto"] = "full",
         branch: bool = False,
         stochastic: bool = False,
-        window: int = 0,
-        hidden: Sequence[int] = (64, 64),
-        learning_rate: float = 3e-3,
-        discrete_rate: float = 5e-3,
-        critic_rate: float = 3e-3,
-        final_rate: float = 0.0,
-        entropy_start: float = 0.5,
-        entropy_end: float = 0.0,
-        discount: float | None = None,
-        trace: float = 0.98,
-        reuse: int = 1,
-        minibatches: int = 4,
-        clip: float = 0.15,
-        kl_limit: float = 0.015,
-        max_norm: float = 5.0,
-        temperature: float = 1.0,
-        log_std: float = -0.5,
-        reference: float | None = None,
-        diagnose_every: int = 50,
+        window: Whole = 0,
+        hidden: Sequence[Count] = (64, 64),
+        learning_rate: Positive = 3e-3,
+        discrete_rate: Positive = 5e-3,
+        critic_rate: Positive = 3e-3,
+        final_rate: Share = 0.0,
+        entropy_start: NotNegative = 0.5,
+        entropy_end: NotNegative = 0.0,
+        discount: PositiveShare | None = None,
+        trace: Share = 0.98,
+        reuse: Whole = 1,
+        minibatches: Count = 4,
+        clip: Positive = 0.15,
+        kl_limit: Positive = 0.015,
+        max_norm: Positive = 5.0,
+        temperature: Positive = 1.0,
+        log_std: Finite = -0.5,
+        reference: Finite | None = None,
+        diagnose_every: Whole = 50,
         compile_step: bool = False,
         seed: int = 0,
     ) -> None:
+        check_arguments(type(self).__init__, locals())
         super().__init__()
         hidden = list(hidden)
         self.save_hyperparameters(ignore=[] if isinstance(simulator, str) else ["simulator"])
