@@ -40,6 +40,7 @@ class Range:
         high: Highest number.
         above: The lowest number itself is left out.
         below: The highest number itself is left out.
+        infinite: Infinity is a number too, where it means no limit.
 
     >>> print(Range(0, 1, above=True))
     > 0 and <= 1
@@ -49,11 +50,12 @@ class Range:
     high: float = math.inf
     above: bool = False
     below: bool = False
+    infinite: bool = False
 
     def __contains__(self, value: float) -> bool:
         over = value > self.low if self.above else value >= self.low
         under = value < self.high if self.below else value <= self.high
-        return math.isfinite(value) and over and under
+        return (self.infinite or math.isfinite(value)) and over and under
 
     def __str__(self) -> str:
         bounds = [f"{'>' if self.above else '>='} {self.low:g}"] if self.low > -math.inf else []
@@ -63,11 +65,14 @@ class Range:
 
 Count = Annotated[int, Range(1)]
 Whole = Annotated[int, Range(0)]
+Finite = Annotated[float, Range()]
 Positive = Annotated[float, Range(0, above=True)]
+Limit = Annotated[float, Range(0, above=True, infinite=True)]
 NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 ProperShare = Annotated[float, Range(0, 1, below=True)]
+OpenShare = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
@@ -153,8 +158,10 @@ def describe(annotation: Any) -> str:
     if origin is Literal:
         return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(map(repr, arguments))}"
     if origin is Annotated:
-        number = "a whole number" if arguments[0] is int else "a finite number"
-        return " ".join([number, *(str(rule) for rule in arguments[1:] if isinstance(rule, Range))])
+        rules = [rule for rule in arguments[1:] if isinstance(rule, Range)]
+        finite = "a number" if any(rule.infinite for rule in rules) else "a finite number"
+        number = "a whole number" if arguments[0] is int else finite
+        return " ".join([number, *(str(rule) for rule in arguments[1:] if isinstance(rule, Range) and str(rule))])
     if origin in {list, tuple, Sequence} and arguments:
         return f"a list, each {describe(arguments[0])}"
     words: dict[Any, str] = {

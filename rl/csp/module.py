@@ -9,6 +9,17 @@ import lightning
 import torch
 from torch import Tensor, distributed, nn
 
+from gapbridge.arguments import (
+    Count,
+    Finite,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    ProperShare,
+    Share,
+    Whole,
+    check_arguments,
+)
 from rl.csp.cloning import clone, likelihood
 from rl.csp.data import Iteration
 from rl.csp.loading import load_game, load_pairs
@@ -95,46 +106,47 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
         game_args: dict[str, Any] | None = None,
         *,
         model: nn.Module | None = None,
-        hidden: Sequence[int] = (64, 64),
-        memory: int = 0,
-        chunk: int = 10,
+        hidden: Sequence[Count] = (64, 64),
+        memory: Whole = 0,
+        chunk: Count = 10,
         normalise: bool = False,
-        log_std: float = -0.5,
-        agent_rate: float = 3e-3,
-        proxy_rate: float = 3e-3,
-        final_rate: float = 1.0,
+        log_std: Finite = -0.5,
+        agent_rate: Positive = 3e-3,
+        proxy_rate: Positive = 3e-3,
+        final_rate: Share = 1.0,
         constraint: Literal["penalty", "lagrangian", "gate"] = "penalty",
-        coefficient: float = 30.0,
+        coefficient: NotNegative = 30.0,
         divergence: Divergence = "nll",
-        slack: float = 0.02,
-        dual_rate: float = 0.5,
-        floor: float = 10.0,
-        ceiling: float = 1e3,
-        gate_count: float = 1.0,
-        gate_limit: float = 1.0,
-        count_power: float = 0.0,
-        radius: float = 0.0,
-        data_batch: int = 512,
+        slack: Positive = 0.02,
+        dual_rate: Positive = 0.5,
+        floor: NotNegative = 10.0,
+        ceiling: Positive = 1e3,
+        gate_count: Positive = 1.0,
+        gate_limit: Share = 1.0,
+        count_power: Share = 0.0,
+        radius: NotNegative = 0.0,
+        data_batch: Count = 512,
         warm_start: bool = True,
-        proxy_updates: int = 2,
-        model_share: float = 0.0,
-        models: int = 1,
-        pool: int = 0,
-        pool_share: float = 0.5,
-        pool_every: int = 10,
-        entropy_start: float = 0.1,
-        entropy_end: float = 0.002,
-        entropy_until: float = 0.8,
-        discount: float | None = None,
-        trace: float = 0.95,
-        clip: float = 0.2,
-        value: float = 0.5,
-        epochs: int = 4,
-        minibatches: int = 1,
-        max_norm: float = 10.0,
-        held_out: float = 0.2,
+        proxy_updates: Count = 2,
+        model_share: Share = 0.0,
+        models: Count = 1,
+        pool: Whole = 0,
+        pool_share: Share = 0.5,
+        pool_every: Count = 10,
+        entropy_start: NotNegative = 0.1,
+        entropy_end: NotNegative = 0.002,
+        entropy_until: Share = 0.8,
+        discount: PositiveShare | None = None,
+        trace: Share = 0.95,
+        clip: Positive = 0.2,
+        value: NotNegative = 0.5,
+        epochs: Count = 4,
+        minibatches: Count = 1,
+        max_norm: Positive = 10.0,
+        held_out: ProperShare = 0.2,
         seed: int = 0,
     ) -> None:
+        check_arguments(type(self).__init__, locals())
         super().__init__()
         hidden = list(hidden)
         kept = [name for name, x in (("game", game), ("data", data)) if not isinstance(x, str)]
@@ -405,26 +417,6 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
 
 
 def _check(hp: Any) -> None:
-    """Refuse values that no training could use."""
-    bounds = {
-        "coefficient": (0, None),
-        "slack": (1e-12, None),
-        "proxy_updates": (1, None),
-        "models": (1, None),
-        "pool": (0, None),
-        "model_share": (0, 1),
-        "pool_share": (0, 1),
-        "gate_limit": (0, 1),
-        "count_power": (0, 1),
-        "radius": (0, None),
-        "epochs": (1, None),
-        "minibatches": (1, None),
-        "held_out": (0, 1),
-    }
-    for name, (low, high) in bounds.items():
-        value = hp[name]
-        if not (value >= low and (high is None or value <= high)):
-            accepted = f"at least {low:g}" if high is None else f"from {low} to {high}"
-            raise ValueError(f"{name} is {value}, but it must be {accepted}.")
+    """Refuse values that do not belong together."""
     if hp["pool"] and hp["constraint"] == "gate":
         raise ValueError(f"pool is {hp['pool']}, but snapshots of a gate's free part are not consistent; give 0.")

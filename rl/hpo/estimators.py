@@ -10,28 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rl.arguments import check_arguments
 from rl.hpo.surrogate import clipped_surrogate, mode_log_probs
-
-RANGES = {
-    "window": "[0, inf)",
-    "hidden": "[1, inf)",
-    "learning_rate": "(0, inf)",
-    "discrete_rate": "(0, inf)",
-    "critic_rate": "(0, inf)",
-    "final_rate": "[0, inf)",
-    "entropy_start": "[0, inf)",
-    "entropy_end": "[0, inf)",
-    "discount": "(0, 1]",
-    "trace": "[0, 1]",
-    "reuse": "[0, inf)",
-    "minibatches": "[1, inf)",
-    "clip": "(0, inf)",
-    "kl_limit": "(0, inf]",
-    "max_norm": "(0, inf]",
-    "temperature": "(0, inf)",
-    "diagnose_every": "[0, inf)",
-}
 
 
 @dataclass(frozen=True)
@@ -63,18 +42,16 @@ ESTIMATORS = {
 }
 
 
-def check_options(function: Any, options: Mapping[str, Any], *, differentiable: bool = True) -> None:
-    """Refuse arguments of `HPOModule` that are out of range or contradict each other.
+def check_options(options: Mapping[str, Any], *, differentiable: bool = True) -> None:
+    """Refuse arguments of `HPOModule` that contradict each other.
 
     Args:
-        function: ``HPOModule.__init__``, whose annotations count.
         options: Arguments by name.
         differentiable: Whether the simulator is.
 
     Raises:
         ValueError: For the first that cannot be used.
     """
-    check_arguments(function, options, RANGES)
     estimator = options["estimator"]
     if options["cross"] == "auto" and not options["diagnose_every"]:
         raise ValueError("cross is auto, but diagnose_every is 0: nothing would be measured; give 50 or so.")

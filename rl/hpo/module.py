@@ -9,6 +9,17 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from gapbridge.arguments import (
+    Count,
+    Finite,
+    Limit,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Share,
+    Whole,
+    check_arguments,
+)
 from rl.envs.hybrid import HybridSimulator, reported_cost
 from rl.hpo.acting import Action
 from rl.hpo.data import Seeds
@@ -104,34 +115,35 @@ class HPOModule(Simulation):
         cross: Literal["full", "off", "auto"] = "full",
         branch: bool = False,
         stochastic: bool = False,
-        window: int = 0,
-        hidden: Sequence[int] = (64, 64),
-        learning_rate: float = 3e-3,
-        discrete_rate: float = 5e-3,
-        critic_rate: float = 3e-3,
-        final_rate: float = 0.0,
-        entropy_start: float = 0.5,
-        entropy_end: float = 0.0,
-        discount: float | None = None,
-        trace: float = 0.98,
-        reuse: int = 1,
-        minibatches: int = 4,
-        clip: float = 0.15,
-        kl_limit: float = 0.015,
-        max_norm: float = 5.0,
-        temperature: float = 1.0,
-        log_std: float = -0.5,
-        reference: float | None = None,
-        diagnose_every: int = 50,
+        window: Whole = 0,
+        hidden: Sequence[Count] = (64, 64),
+        learning_rate: Positive = 3e-3,
+        discrete_rate: Positive = 5e-3,
+        critic_rate: Positive = 3e-3,
+        final_rate: Share = 0.0,
+        entropy_start: NotNegative = 0.5,
+        entropy_end: NotNegative = 0.0,
+        discount: PositiveShare | None = None,
+        trace: Share = 0.98,
+        reuse: Whole = 1,
+        minibatches: Count = 4,
+        clip: Positive = 0.15,
+        kl_limit: Limit = 0.015,
+        max_norm: Limit = 5.0,
+        temperature: Positive = 1.0,
+        log_std: Finite = -0.5,
+        reference: Finite | None = None,
+        diagnose_every: Whole = 50,
         compile_step: bool = False,
         seed: int = 0,
         networks: nn.Module | None = None,
         optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
     ) -> None:
         given = dict(locals())
+        check_arguments(HPOModule.__init__, given)
         super().__init__()
         self.simulator = load_simulator(simulator, simulator_args) if isinstance(simulator, str) else simulator
-        check_options(HPOModule.__init__, given, differentiable=self.simulator.differentiable)
+        check_options(given, differentiable=self.simulator.differentiable)
         hidden = list(hidden)
         ignored = ["networks", "optimizer", *([] if isinstance(simulator, str) else ["simulator"])]
         self.save_hyperparameters(ignore=ignored)
