@@ -135,7 +135,8 @@ def accepts(annotation: Any, value: Any) -> bool:
 def _each(arguments: tuple[Any, ...], origin: Any, values: list[Any]) -> bool:
     if origin is tuple and Ellipsis not in arguments:
         return len(values) == len(arguments) and all(map(accepts, arguments, values))
-    return all(accepts(arguments[0], value) for value in values)
+    some = bool(values) or get_origin(arguments[0]) is not Annotated  # numbers with a range are at least one
+    return some and all(accepts(arguments[0], value) for value in values)
 
 
 def refusal(annotation: Any, value: Any) -> str:
@@ -150,7 +151,7 @@ def describe(annotation: Any) -> str:
     """Return an annotation in words.
 
     >>> describe(Sequence[Count]), describe(Share | None)
-    ('a list, each a whole number >= 1', 'a finite number >= 0 and <= 1 or None')
+    ('a list of at least one, each a whole number >= 1', 'a finite number >= 0 and <= 1 or None')
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in {Union, types.UnionType}:
@@ -163,7 +164,7 @@ def describe(annotation: Any) -> str:
         number = "a whole number" if arguments[0] is int else finite
         return " ".join([number, *(str(rule) for rule in arguments[1:] if isinstance(rule, Range) and str(rule))])
     if origin in {list, tuple, Sequence} and arguments:
-        return f"a list, each {describe(arguments[0])}"
+        return f"a list{' of at least one' * (get_origin(arguments[0]) is Annotated)}, each {describe(arguments[0])}"
     words: dict[Any, str] = {
         int: "a whole number",
         float: "a number",

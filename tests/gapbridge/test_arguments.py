@@ -39,6 +39,7 @@ def train(
     ("name", "value"),
     [
         ("hidden", [0]),
+        ("hidden", []),
         ("hidden", "64"),
         ("hidden", [1.5]),
         ("rate", 0),
@@ -68,7 +69,6 @@ def test_what_the_annotation_does_not_accept_is_refused_by_name(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("hidden", []),
         ("hidden", np.array([3, 4])),
         ("rate", np.float32(0.1)),
         ("rate", 1),
