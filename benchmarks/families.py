@@ -293,7 +293,7 @@ def outcome(family: str, model: Any) -> dict[str, Any]:
     try:
         twin, _ = merge(copy.deepcopy(model), experts, "task_arithmetic", rank={"density": 1.0}, scale=0.3)
         twin.eval()
-        check_routing(twin, **inputs)
+        check_routing(twin, tolerance=1e-3, **inputs)
     except ValueError as error:
         return row | {"outcome": "refused", "error": None, "reason": " ".join(str(error).split())}
     except Exception as error:

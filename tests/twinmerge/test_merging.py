@@ -70,7 +70,7 @@ def test_full_rank_is_the_weighted_expert_whatever_the_shared_one(name: str) -> 
         ("task_arithmetic", {"scale": 0.3}),
         ("ties", {"scale": 1.0, "density": 0.2}),
     ):
-        twin, exclusive = merge(build(), experts, method, rank={"density": 1.0}, **options)
+        twin, exclusive = merge(build(), experts, method, rank={"density": 1.0}, dense="all", **options)
         with torch.no_grad():
             got = twin(**inputs, router_weights=weights)[0]
             one = twin(**inputs, router_weights=torch.eye(3)[1:2])[0]
@@ -139,7 +139,7 @@ def test_shared_plus_exclusive_is_the_expert(seed: int, size: float, scale: floa
 
 def test_unchanged_parameters_are_left_out_and_order_does_not_matter() -> None:
     experts = fine_tuned(tiny.bert, frozen=("embeddings", "pooler"))
-    twin, exclusive = merge(tiny.bert(), experts, rank={"rank": 2}, scale=0.3)
+    twin, exclusive = merge(tiny.bert(), experts, rank={"rank": 2}, dense="all", scale=0.3)
     assert not any("embeddings" in n or "pooler" in n for e in exclusive.experts.values() for n in e)
     other, _ = merge(tiny.bert(), dict(reversed(experts.items())), rank={"rank": 2}, scale=0.3)
     weights, inputs = tiny.mixtures(4), tiny.text()
@@ -200,7 +200,7 @@ def test_the_product_path_is_the_dense_path(case: str, tmp_path: Path) -> None:
         dense[task] = {n: p.detach() for n, p in merged.named_parameters()}
     inputs, weights = (tiny.images() if case == "kernel" else tiny.text()), tiny.mixtures(4)
     ours, exclusive = merge_lora(build(), terms, scale=0.4, rank=32)
-    theirs, _ = merge(build(), dense, "task_arithmetic", rank={"density": 1.0}, scale=0.4)
+    theirs, _ = merge(build(), dense, "task_arithmetic", rank={"density": 1.0}, dense="all", scale=0.4)
     for name, parameter in build().named_parameters():
         torch.testing.assert_close(ours.get_parameter(name), theirs.get_parameter(name), rtol=1e-4, atol=1e-5)
         assert parameter is not None
@@ -216,7 +216,7 @@ def test_the_product_path_is_the_dense_path(case: str, tmp_path: Path) -> None:
     low, _ = merge_lora(
         build(), terms, scale=0.4, rank=2
     )  # truncated alike, by SVD of the product or of the dense difference
-    low_dense, _ = merge(build(), dense, "task_arithmetic", rank={"rank": 2}, scale=0.4)
+    low_dense, _ = merge(build(), dense, "task_arithmetic", rank={"rank": 2}, dense="all", scale=0.4)
     with torch.no_grad():
         a, b = (t(**inputs, router_weights=weights)[0] for t in (low, low_dense))
     assert (real(a, inputs) - real(b, inputs)).abs().mean() < 0.02 * real(b, inputs).abs().mean()
@@ -285,7 +285,7 @@ def test_merge_refuses_foreign_and_broken_states() -> None:
     }
     for message, state in cases.items():
         with pytest.raises(ValueError, match=message) as caught:
-            merge(tiny.bert(), states | {"spam": state}, rank={"rank": 2}, scale=0.3)
+            merge(tiny.bert(), states | {"spam": state}, rank={"rank": 2}, dense="all", scale=0.3)
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="method 'best' is unknown; choose one of average"):
         shared_expert(tiny.bert(), states, "best")
