@@ -214,7 +214,7 @@ def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member
         slope = _slope(bins, fold, model.predict, given, 0)
         coefficient = -2 * (fold.mu_1.source[test_0] - model.predict(given(0, test_0))) * slope
         source = risk_rows(fold.ratio_x, coefficient, (sample.loss.source - fold.mu_0.source)[test_0], held)
-        return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.loss, fold.mu_1.target, mu_s))
+        return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.loss, fold.mu_1.target, mu_s, width))
 
     labels, table = sample.labels, sample.table
     model = families.outcome.fit_classifier(given(1, seen), labels[1][seen], categorical, weight)
@@ -247,12 +247,18 @@ def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member
         )
         residual = (labels[0][test_0] == k + 1) - fold.risk.source[test_0, k]
         source += risk_rows(fold.ratio_x, coefficient, residual, held)
-    return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.outcome, fold.mu_1.target, mu_s))
+    return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.outcome, fold.mu_1.target, mu_s, width))
 
 
-def _noise(family: Family, mu_1: Floats, mu_s: Floats) -> tuple[Floats, tuple[int, ...]]:
-    """Noisy functions of a numerator of v_Y and their signs, where the variance of the family can be told at all."""
-    return (np.stack([mu_1, mu_s]), (1, -1)) if family.smooth else (np.empty((0, len(mu_1))), ())
+def _noise(family: Family, mu_1: Floats, mu_s: Floats, risks: int) -> tuple[Floats, tuple[int, ...]]:
+    """Noisy functions of a numerator of v_Y and their signs, where the variance of the family can be told at all.
+
+    With more than two labels the regressions on several source risks vary so much that the correction adds more noise
+    than it takes bias away.
+    """
+    if not family.smooth or risks > 1:
+        return np.empty((0, len(mu_1))), ()
+    return np.stack([mu_1, mu_s]), (1, -1)
 
 
 def _several(

@@ -51,9 +51,9 @@ class Plain(BaseEstimator):  # type: ignore[misc]
 class Quadratic(BaseEstimator):  # type: ignore[misc]
     """Standardised columns, squares and bends of numbers, and products of all pairs, also with zeros and ones.
 
-    A number's slope may change at three of its quantiles. A column of zeros and ones is its own square. Products that
-    never vary (of two categories of one column) are left out. Products with zeros and ones are many where categories
-    are: there is room for one term in 20 rows, and those that vary most stay.
+    A number's slope may change at three of its quantiles, where there are 20 rows for each term. A column of zeros and
+    ones is its own square. Products that never vary (of two categories of one column) are left out. Products with zeros
+    and ones are many where categories are: there is room for one term in 20 rows, and those that vary most stay.
     """
 
     def fit(self, X: Floats, y: Any = None, sample_weight: Floats | None = None) -> Quadratic:
@@ -65,11 +65,6 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         self.scale_[~self.dummy_] = np.where(spread > 0, spread, 1.0)[~self.dummy_]
         U = (X - self.centre_) / self.scale_
         self.squares_ = np.flatnonzero(~self.dummy_)
-        self.knots_ = [
-            (column, knot)
-            for column in self.squares_
-            for knot in sorted({quantile(U[:, column], share, sample_weight) for share in _KNOTS})
-        ]
         left, right = np.triu_indices(X.shape[1], 1)
         mixed = self.dummy_[left] | self.dummy_[right]
         varies = np.zeros(len(left))
@@ -77,6 +72,14 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
             product = U[:, left[pair]] * U[:, right[pair]]
             varies[pair] = weight @ (product - weight @ product) ** 2
         room = len(X) // _ROWS_PER_TERM - X.shape[1] - len(self.squares_) - int((~mixed).sum())
+        self.knots_ = [
+            (column, knot)
+            for column in self.squares_
+            for knot in sorted({quantile(U[:, column], share, sample_weight) for share in _KNOTS})
+        ]
+        if len(self.knots_) > room:  # few rows: no bends
+            self.knots_ = []
+        room -= len(self.knots_)
         ranked = np.lexsort([np.arange(len(left)), -varies.round(12)])
         ranked = ranked[mixed[ranked] & (varies[ranked] > 1e-12)][: max(room, 0)]
         chosen = np.sort(np.concatenate([np.flatnonzero(~mixed), ranked]))
