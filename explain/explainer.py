@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from explain.assemble import assemble, nothing_to_explain
 from explain.crossfit import domain_probability
 from explain.data import DOMAINS, Frames, Losses, Sample, as_frame, make_sample, read_losses, resolve_groups
-from explain.errors import ExplainError
+from explain.errors import ExplainError, check_options
 from explain.estimate import estimate
 from explain.folds import assign_folds
 from explain.functional.density import Overlap, density_ratio, overlap
@@ -20,6 +20,7 @@ from explain.functional.rows import Rows
 from explain.functional.shapley import sample_subsets, subsets
 from explain.nuisances import Families, candidates, choose_families
 from explain.report import GapReport, Mode
+from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Whole
 
 LOSSES = (*FINITE_LOSSES, "squared", "given")
 EXACT_PLAYERS = 10
@@ -78,21 +79,21 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         *,
         label: Hashable = "label",
         prediction: Hashable | list[Hashable] = "prediction",
-        loss: str = "zero_one",
+        loss: Literal["zero_one", "brier", "log", "squared", "given"] = "zero_one",
         loss_column: Hashable = "loss",
-        outcome: str = "risk",
+        outcome: Literal["risk", "loss"] = "risk",
         cluster: Hashable | None = None,
-        n_bins: int = 20,
-        folds: int = 5,
-        repeats: int = 1,
+        n_bins: Count = 20,
+        folds: Annotated[int, Range(2)] = 5,
+        repeats: Count = 1,
         learners: Any = "auto",
-        level: float = 0.9,
-        interval: str = "wald",
-        min_shift_z: float = 2.0,
-        trim: float = 0.0,
-        subset_draws: int = 200,
-        seed: int = 0,
-        n_jobs: int | None = None,
+        level: OpenShare = 0.9,
+        interval: Literal["wald", "fieller"] = "wald",
+        min_shift_z: NotNegative = 2.0,
+        trim: Annotated[float, Range(0, 0.5, below=True)] = 0.0,
+        subset_draws: Count = 200,
+        seed: Whole = 0,
+        n_jobs: Processes | None = None,
     ) -> None:
         self.baseline, self.groups = baseline, groups
         self.label, self.prediction = label, prediction
@@ -100,6 +101,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         self.n_bins, self.folds, self.repeats, self.learners = n_bins, folds, repeats, learners
         self.level, self.interval, self.min_shift_z, self.trim = level, interval, min_shift_z, trim
         self.subset_draws, self.seed, self.n_jobs = subset_draws, seed, n_jobs
+        check_options(self)
 
     def fit(self, source: Any, target: Any) -> GapExplainer:
         """Estimate all terms of the gap.
@@ -196,23 +198,12 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         return trimmed, overlap(density_ratio(left.source, trimmed.sizes), *left, kept)
 
     def _check_options(self) -> None:
-        accepted = {
-            "loss": (self.loss in LOSSES, ", ".join(LOSSES)),
-            "outcome": (self.outcome in ("risk", "loss"), "risk, loss"),
-            "interval": (self.interval in ("wald", "fieller"), "wald, fieller"),
-            "folds": (self.folds >= 2, "2 or more"),
-            "repeats": (self.repeats >= 1, "1 or more"),
-            "n_bins": (self.n_bins >= 1, "1 or more"),
-            "level": (0 < self.level < 1, "above 0 and below 1"),
-            "trim": (0 <= self.trim < 0.5, "from 0 to below 0.5"),
-            "baseline": (
-                not isinstance(self.baseline, str) and len(self.baseline) > 0,
-                "a list of at least one column, as shares of a covariate shift are defined given a baseline",
-            ),
-        }
-        for option, (good, what) in accepted.items():
-            if not good:
-                raise ExplainError(f"{option} is {getattr(self, option)!r}, but it must be {what}")
+        check_options(self)
+        if isinstance(self.baseline, str) or not len(self.baseline):
+            raise ExplainError(
+                f"baseline is {self.baseline!r}, but it must be a list of at least one column, as shares of a covariate "
+                "shift are defined given a baseline"
+            )
         if self.outcome == "risk" and self.loss not in FINITE_LOSSES:
             raise ExplainError(
                 f"outcome='risk' needs the loss for every label, which the loss '{self.loss}' does not give: "

@@ -8,7 +8,7 @@ import pytest
 
 from recipes.fields import FieldError
 from recipes.front.schema import fields_of
-from recipes.front.signature import takes
+from recipes.front.signature import FedBlock, takes
 
 HEAVY = '''
 """A module that must not be imported."""
@@ -53,7 +53,7 @@ def block(tmp_path, monkeypatch):
 
     @takes("heavy_code:Module", leave_out={"data": "the block data", "model": "no model can be named in YAML"})
     @dataclasses.dataclass
-    class Training:
+    class Training(FedBlock):
         """How to train.
 
         Attributes:
