@@ -47,19 +47,19 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
             "loss" shifts the expected loss itself and takes any loss.
         cluster: Column that names the cluster of a row (a patient, a prompt): folds keep clusters whole and errors are
             cluster-robust.
-        n_bins: Bins of the source risk; at least 200 target rows for each are advisable.
-        folds: Folds of cross-fitting, at least 2.
-        repeats: Cross-fits with other folds; estimates are medians.
+        n_bins: Number of bins of the source risk in a shift of the outcome; at least 200 target rows for each are advisable.
+        folds: Number of folds of the cross-fitting, at least 2.
+        repeats: How often the cross-fitting is repeated with other folds; estimates are medians over the repeats.
         learners: "linear", "hist_gb", "auto" (cross-validated choice of the two for each kind of nuisance), or a pair
             of a scikit-learn classifier and regressor.
         level: Level of the intervals, in (0, 1).
-        interval: "wald", or "fieller" for shares with a weak denominator.
+        interval: Kind of the intervals: "wald", or "fieller" for shares with a weak denominator.
         min_shift_z: A shift whose size is below so many of its standard errors is not shared out.
         trim: Rows whose probability of the target, given all features, is within this distance of 0 or 1 are left out;
             the explained gap is then that on the common support.
         subset_draws: Pairs of subsets drawn when there are more than 10 players.
         seed: Decides the folds and the subsets; the same seed gives the same bits.
-        n_jobs: Of joblib.
+        n_jobs: Processes that work on subsets at once, as joblib counts them: -1 is one a core, none given is one.
 
     Attributes:
         report_: The :class:`~explain.report.GapReport`.
