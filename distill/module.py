@@ -52,12 +52,14 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         changes: Values of the regime that are different here.
         task: images, texts (sequence classification) or language (causal language models).
         classes: Classes of images and texts.
-        student_options: Options of timm's or transformers' constructor of the student, and mean, std and size for images.
+        student_options: Options of timm's or transformers' constructor of the student, and mean, std and size for
+            images.
         teacher_options: Options of timm's or transformers' constructor of the teacher, in the same way.
         teacher_dtype: Type of the teacher's weights.
         channels_last: Lay images out in memory with channels last, which is faster on many GPUs.
         compiled: Compile students and teacher with torch.compile, for speed.
-        lora_rank: Rank of the LoRA adapters that are trained with the head instead of whole students; 0 trains whole students.
+        lora_rank: Rank of the LoRA adapters that are trained with the head instead of whole students;
+            0 trains whole students.
         log_gradients_every: Fewest steps between two logs of each term's gradient norm; 0 logs none.
         item_labels: Class of every training row, for the terms that draw negatives by class.
         chunk: Tokens of a language model whose logits are held at once; 0 computes them all.

@@ -47,7 +47,8 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
             "loss" shifts the expected loss itself and takes any loss.
         cluster: Column that names the cluster of a row (a patient, a prompt): folds keep clusters whole and errors are
             cluster-robust.
-        n_bins: Number of bins of the source risk in a shift of the outcome; at least 200 target rows for each are advisable.
+        n_bins: Number of bins of the source risk in a shift of the outcome; at least 200 target rows for each are
+            advisable.
         folds: Number of folds of the cross-fitting, at least 2.
         repeats: How often the cross-fitting is repeated with other folds; estimates are medians over the repeats.
         learners: "linear", "hist_gb", "auto" (cross-validated choice of the two for each kind of nuisance), or a pair
@@ -201,8 +202,8 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         check_options(self)
         if isinstance(self.baseline, str) or not len(self.baseline):
             raise ExplainError(
-                f"baseline is {self.baseline!r}, but it must be a list of at least one column, as shares of a covariate "
-                "shift are defined given a baseline"
+                f"baseline is {self.baseline!r}, but it must be a list of at least one column, as shares of a "
+                "covariate shift are defined given a baseline"
             )
         if self.outcome == "risk" and self.loss not in FINITE_LOSSES:
             raise ExplainError(

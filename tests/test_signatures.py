@@ -17,6 +17,7 @@ from recipes.front.schema import fields_of
 from recipes.hpo.schema import Training
 from recipes.running.trainer import TrainerConfig
 from rl.csp.module import CSPModule
+from rl.hpo.data import SeedDataModule
 from rl.hpo.module import HPOModule
 from tests.rl.csp.games import Dilemma, dilemma_data
 
@@ -92,8 +93,9 @@ def test_no_argument_is_unreachable():
 
 def test_an_argument_that_is_no_key_is_counted(monkeypatch):
     monkeypatch.setattr(house, "TRAINER", "rl.hpo.data:SeedDataModule")
-    found = {row["argument"] for row in house.unreachable_arguments()}
-    assert found == set(inspect.signature(__import__("rl.hpo.data", fromlist=["x"]).SeedDataModule).parameters)
+    assert {row["argument"] for row in house.unreachable_arguments()} == set(
+        inspect.signature(SeedDataModule).parameters
+    )
 
 
 @pytest.mark.parametrize(("name", "value"), HPO)
@@ -128,16 +130,6 @@ def test_distill_refuses_it_in_python_and_in_yaml(name, value):
         DistillModule(**{name: value})
     with pytest.raises(FieldError, match=f"^{name}: expected "):
         Distillation(student=None, **{name: value})
-
-
-def test_a_file_sets_what_only_python_could(front, tmp_path):
-    """The front itself: a value of a key that was unreachable, and a slip in another."""
-    done = front("csp_tiny.yaml", "adaptation.trace=2", "--check")
-    assert done.code == 2
-    assert "adaptation.trace: expected a finite number >= 0 and <= 1, got 2" in done.err
-    done = front("hpo_tiny.yaml", "methods.hpo.estimator=mixd", "--check")
-    assert done.code == 2
-    assert "methods.hpo.estimator: expected one of 'mixed', 'score', 'pathwise', 'straight_through'" in done.err
 
 
 def test_the_module_gets_what_the_block_says():

@@ -17,7 +17,6 @@ from gapbridge import arguments
 from recipes.fields import FieldError
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Feeds:
     """What a block was made from.

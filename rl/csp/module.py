@@ -66,11 +66,11 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
         agent_rate: Adam's learning rate for the agent and its critic.
         proxy_rate: Adam's learning rate for the proxy and its critic.
         final_rate: Fraction of both learning rates that is left at the end; they fall linearly.
-        constraint: How the proxy is held to the data: penalty (C is fixed), lagrangian (C follows the slack) or gate (the
-            proxy agrees with the data by construction).
+        constraint: How the proxy is held to the data: penalty (C is fixed), lagrangian (C follows the slack) or gate
+            (the proxy agrees with the data by construction).
         coefficient: C, the weight of the data term, at least 0; with ``lagrangian`` this is where it starts.
-        divergence: What the data term measures: nll (likelihood of the data), or the forward or reverse KL divergence from
-            the fitted model; see :func:`rl.csp.update.data_term`.
+        divergence: What the data term measures: nll (likelihood of the data), or the forward or reverse KL divergence
+            from the fitted model; see :func:`rl.csp.update.data_term`.
         slack: Excess in nats that ``lagrangian`` aims at, and that a proxy of the pool may have.
         dual_rate: How fast ``lagrangian`` moves C.
         floor: Lowest C that ``lagrangian`` may reach.

@@ -71,8 +71,8 @@ class HPOModule(lightning.LightningModule):  # type: ignore[misc]
             sharpen before they are a best response stop learning, and actions are then moved to suit them.
         entropy_end: Weight of the entropy bonus at the end.
         discount: Discount of the advantages, above 0 and at most 1; none given takes the simulator's.
-        trace: Lambda of the generalised advantage estimates, from 0 to 1. Below 1 it trades noise of the cross term for the critic's bias in it, and the
-            bias can be the worse of the two.
+        trace: Lambda of the generalised advantage estimates, from 0 to 1. Below 1 it trades noise of
+            the cross term for the critic's bias in it, and the bias can be the worse of the two.
         reuse: Passes over the same episodes after the first step; 0 makes no further one.
         minibatches: Parts that a pass cuts the episodes into; each is one step.
         clip: PPO's epsilon: how far a pass may move the probability of a mode.
