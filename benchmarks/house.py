@@ -9,9 +9,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.common import write_results
+from recipes.csp.schema import Adaptation
+from recipes.distill.schema import Recipe as Distillation
+from recipes.explain.schema import Estimation
+from recipes.front.schema import fields_of
+from recipes.front.signature import names_of
+from recipes.hpo.schema import Training
+from recipes.running.trainer import TrainerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("gapbridge", "twinmerge", "distill", "rl", "explain", "recipes")
+FED = (Adaptation, Training, Estimation, Distillation)  # blocks made from the signature of a module
+TRAINER = "lightning.pytorch.trainer.trainer:Trainer"
 PYTHON_BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?```python\n(.*?)```", flags=re.DOTALL)
 
 
@@ -116,6 +125,17 @@ def blocks() -> list[tuple[str, str, bool]]:
     ]
 
 
+def unreachable_arguments() -> list[dict[str, object]]:
+    """Arguments of a signature that are no key of their recipe and not left out of it for a reason."""
+    pairs = [(block.feeds.target, block, block.feeds.left_out) for block in FED]
+    return [
+        {"target": target, "argument": name}
+        for target, block, left_out in [*pairs, (TRAINER, TrainerConfig, {})]
+        for name in names_of(target)
+        if name not in {item.name for item in fields_of(block)} and not left_out.get(name)
+    ]
+
+
 def main() -> None:
     """Count, print and write."""
     modules = sources()
@@ -124,6 +144,7 @@ def main() -> None:
         "import_circles": [{"modules": ", ".join(group)} for group in circles(modules)],
         "files_over_400": long_files(modules),
         "functions_over_60": long_functions(modules),
+        "unreachable_arguments": unreachable_arguments(),
         "yaml_without_tiny": [{"recipe": name} for name in yaml_without_tiny()],
     }
     figures = {name: float(len(rows)) for name, rows in tables.items()} | {

@@ -24,6 +24,7 @@ from distill.order import ViewLoader
 from distill.regimes import method as published, regime as named_regime
 from distill.scores import Scores, classes_of, score_rows, warn_of
 from distill.terms import Outputs
+from gapbridge.arguments import Count, Whole, check_arguments
 
 Model = nn.Module | str
 Network = ImageNetwork | TextNetwork | LanguageNetwork
@@ -45,21 +46,24 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
     Args:
         student: A model, the name of one (of timm, or a folder or Hub name of transformers), or several by name. They
             share the teacher's pass; their gradients, clipping and updates do not touch each other.
-        teacher: Likewise; None where no term needs one or a cache stands in.
-        terms: Names and options of the losses, or losses of one's own, see `DistillLoss`; by student where there are several. None takes those
+        teacher: A model, or the name of one; None where no term needs one or a cache stands in.
+        terms: Names and options of the losses, or losses of one's own, see `DistillLoss`; by student where there are
+            several. None takes those
             that `method` was published with for the regime.
-        method: Of `distill.regimes.method`.
-        regime: Of `distill.regimes.REGIMES`.
+        method: Name of a published method, one that `distill.regimes.method` knows.
+        regime: Name of the training regime, one of `distill.regimes.REGIMES`.
         changes: Values of the regime that are different here.
         task: images, texts (sequence classification) or language (causal language models).
         classes: Classes of images and texts.
-        student_options: For timm's or transformers' constructor, and mean, std and size for images.
-        teacher_options: Likewise.
+        student_options: Options of timm's or transformers' constructor of the student, and mean, std and size for
+            images.
+        teacher_options: Options of timm's or transformers' constructor of the teacher, in the same way.
         teacher_dtype: Type of the teacher's weights.
-        channels_last: Lay images out channels last.
-        compiled: Compile students and teacher with torch.compile.
-        lora_rank: 0 trains the students themselves, else PEFT adapters of this rank and the head.
-        log_gradients_every: Fewest steps between two logs of the gradients; 0 is never.
+        channels_last: Lay images out in memory with channels last, which is faster on many GPUs.
+        compiled: Compile students and teacher with torch.compile, for speed.
+        lora_rank: Rank of the LoRA adapters that are trained with the head instead of whole students;
+            0 trains whole students.
+        log_gradients_every: Fewest steps between two logs of each term's gradient norm; 0 logs none.
         item_labels: Class of every training row, for the terms that draw negatives by class.
         chunk: Tokens of a language model whose logits are held at once; 0 computes them all.
         vocabulary: What becomes of token ids that one language model has alone: mask, truncate or zero_mass.
@@ -78,19 +82,20 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         regime: str = "A2",
         changes: dict[str, Any] | None = None,
         task: Task = "images",
-        classes: int = 1000,
+        classes: Count = 1000,
         student_options: dict[str, Any] | None = None,
         teacher_options: dict[str, Any] | None = None,
         teacher_dtype: Literal["float32", "bfloat16"] = "float32",
         channels_last: bool = False,
         compiled: bool = False,
-        lora_rank: int = 0,
-        log_gradients_every: int = 50,
+        lora_rank: Whole = 0,
+        log_gradients_every: Whole = 50,
         item_labels: list[int] | None = None,
-        chunk: int = 256,
+        chunk: Whole = 256,
         vocabulary: Vocabulary = "mask",
         labels: list[str] | None = None,
     ) -> None:
+        check_arguments(type(self).__init__, locals())
         super().__init__()
         models = student if isinstance(student, Mapping) else {"student": student}
         held = [k for k, v in (("student", list(models.values())), ("teacher", [teacher])) if _modules(v)]

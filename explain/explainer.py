@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from explain.assemble import assemble, nothing_to_explain
 from explain.crossfit import domain_probability
 from explain.data import Codes, Columns, Sample, make_sample
-from explain.errors import ExplainError
+from explain.errors import ExplainError, check_options
 from explain.estimate import estimate
 from explain.folds import assign_folds
 from explain.functional.density import Overlap, density_ratio, overlap
@@ -22,6 +22,7 @@ from explain.nuisances import Families, candidates, choose_families
 from explain.outcomes import Losses, read_losses
 from explain.report import GapReport, Mode
 from explain.tables import DOMAINS, Frames, as_frame, resolve_groups
+from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Whole
 
 LOSSES = (*FINITE_LOSSES, "squared", "given")
 EXACT_PLAYERS = 10
@@ -52,19 +53,20 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
             scaled to a mean of 1 in each domain; errors take every row (or cluster) as one observation.
         categorical: Columns of numbers that are codes of categories.
         ordinal: Values of a column from the lowest to the highest, by column, where they are ordered texts.
-        n_bins: Bins of the source risk; at least 200 target rows for each are advisable.
-        folds: Folds of cross-fitting, at least 2.
-        repeats: Cross-fits with other folds; estimates are medians.
+        n_bins: Number of bins of the source risk in a shift of the outcome; at least 200 target rows for each are
+            advisable.
+        folds: Number of folds of the cross-fitting, at least 2.
+        repeats: How often the cross-fitting is repeated with other folds; estimates are medians over the repeats.
         learners: "linear", "hist_gb", "auto" (cross-validated choice of the two for each kind of nuisance), or a pair
             of a scikit-learn classifier and regressor.
         level: Level of the intervals, in (0, 1).
-        interval: "wald", or "fieller" for shares with a weak denominator.
+        interval: Kind of the intervals: "wald", or "fieller" for shares with a weak denominator.
         min_shift_z: A shift whose size is below so many of its standard errors is not shared out.
         trim: Rows whose probability of the target, given all features, is within this distance of 0 or 1 are left out;
             the explained gap is then that on the common support.
         subset_draws: Pairs of subsets drawn when there are more than 10 players.
         seed: Decides the folds and the subsets; the same seed gives the same bits.
-        n_jobs: Of joblib.
+        n_jobs: Processes that work on subsets at once, as joblib counts them: -1 is one a core, none given is one.
 
     Attributes:
         report_: The :class:`~explain.report.GapReport`.
@@ -84,24 +86,24 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         *,
         label: Hashable = "label",
         prediction: Hashable | list[Hashable] = "prediction",
-        loss: str = "zero_one",
+        loss: Literal["zero_one", "brier", "log", "squared", "given"] = "zero_one",
         loss_column: Hashable = "loss",
-        outcome: str = "risk",
+        outcome: Literal["risk", "loss"] = "risk",
         cluster: Hashable | None = None,
         weight: Hashable | None = None,
         categorical: Sequence[Hashable] = (),
         ordinal: Mapping[Hashable, Sequence[Hashable]] | None = None,
-        n_bins: int = 20,
-        folds: int = 5,
-        repeats: int = 1,
+        n_bins: Count = 20,
+        folds: Annotated[int, Range(2)] = 5,
+        repeats: Count = 1,
         learners: Any = "auto",
-        level: float = 0.9,
-        interval: str = "wald",
-        min_shift_z: float = 2.0,
-        trim: float = 0.0,
-        subset_draws: int = 200,
-        seed: int = 0,
-        n_jobs: int | None = None,
+        level: OpenShare = 0.9,
+        interval: Literal["wald", "fieller"] = "wald",
+        min_shift_z: NotNegative = 2.0,
+        trim: Annotated[float, Range(0, 0.5, below=True)] = 0.0,
+        subset_draws: Count = 200,
+        seed: Whole = 0,
+        n_jobs: Processes | None = None,
     ) -> None:
         self.baseline, self.groups = baseline, groups
         self.label, self.prediction = label, prediction
@@ -110,6 +112,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         self.n_bins, self.folds, self.repeats, self.learners = n_bins, folds, repeats, learners
         self.level, self.interval, self.min_shift_z, self.trim = level, interval, min_shift_z, trim
         self.subset_draws, self.seed, self.n_jobs = subset_draws, seed, n_jobs
+        check_options(self)
 
     def fit(self, source: Any, target: Any) -> GapExplainer:
         """Estimate all terms of the gap.
@@ -213,27 +216,12 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         return trimmed, _overlap(trimmed, left, kept)
 
     def _check_options(self) -> None:
-        accepted = {
-            "loss": (self.loss in LOSSES, ", ".join(LOSSES)),
-            "outcome": (self.outcome in ("risk", "loss"), "risk, loss"),
-            "interval": (self.interval in ("wald", "fieller"), "wald, fieller"),
-            "folds": (self.folds >= 2, "2 or more"),
-            "repeats": (self.repeats >= 1, "1 or more"),
-            "n_bins": (self.n_bins >= 1, "1 or more"),
-            "level": (0 < self.level < 1, "above 0 and below 1"),
-            "seed": (
-                isinstance(self.seed, int | np.integer) and self.seed >= 0,
-                "a whole number of at least 0, as the same seed gives the same bits",
-            ),
-            "trim": (0 <= self.trim < 0.5, "from 0 to below 0.5"),
-            "baseline": (
-                not isinstance(self.baseline, str) and len(self.baseline) > 0,
-                "a list of at least one column, as shares of a covariate shift are defined given a baseline",
-            ),
-        }
-        for option, (good, what) in accepted.items():
-            if not good:
-                raise ExplainError(f"{option} is {getattr(self, option)!r}, but it must be {what}")
+        check_options(self)
+        if isinstance(self.baseline, str) or not len(self.baseline):
+            raise ExplainError(
+                f"baseline is {self.baseline!r}, but it must be a list of at least one column, as shares of a "
+                "covariate shift are defined given a baseline"
+            )
         if self.outcome == "risk" and self.loss not in FINITE_LOSSES:
             raise ExplainError(
                 f"outcome='risk' needs the loss for every label, which the loss '{self.loss}' does not give: "

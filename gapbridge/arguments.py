@@ -72,6 +72,7 @@ NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 ProperShare = Annotated[float, Range(0, 1, below=True)]
+Processes = Annotated[int, Range(high=-1)] | Count  # as joblib counts: -1 is one a core
 OpenShare = Annotated[float, Range(0, 1, above=True, below=True)]
 
 

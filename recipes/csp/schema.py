@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.csp.games import CARDS
 from recipes.fields import FieldError, check_name, check_positive, check_range, check_unique
+from recipes.front.signature import FedBlock, takes
 from recipes.running.trainer import TrainerConfig
 
 Baseline = Literal["bc_first", "bc_ensemble", "self_play", "imitation", "rnr", "dbr", "oracle"]
@@ -55,69 +56,34 @@ class Data:
         check_positive(self.episodes, "episodes")
 
 
+@takes(
+    "rl.csp.module:CSPModule",
+    leave_out={
+        "game": "the block game says what is played",
+        "data": "the block data says what is known of the target",
+        "game_args": "the block game has them as init_args",
+        "model": "a policy is no plain value; the baseline oracle takes the true target",
+        "seed": "the key seed of the recipe seeds everything",
+    },
+)
 @dataclass
-class Adaptation:
-    """How policies are trained; the arguments of rl.csp.CSPModule.
+class Adaptation(FedBlock):
+    """How policies are trained: every argument of rl.csp.CSPModule, and how long.
 
     Attributes:
-        iterations: Of a training: proxy_updates of the proxy and one of the agent each.
-        episodes: Played for each update.
-        constraint: penalty (C fixed), lagrangian (C follows the slack) or gate (consistent by construction).
-        coefficient: C, at least 0.
-        divergence: nll, forward or reverse.
-        slack: Excess in nats a dimension that lagrangian aims at.
-        count_power: Weight of a state in the data term by its visits: 0 all alike, 1 proportional.
-        radius: Observations this near, in standard deviations, count as the same state.
-        proxy_updates: Before each update of the agent.
-        pool: Snapshots of the proxy that the agent also plays against.
-        hidden: Widths of the layers of each network.
-        memory: Width of a GRU; 0 for none.
-        normalise: Layer normalisation of observations.
-        agent_rate: Of Adam.
-        proxy_rate: Of Adam.
-        final_rate: Fraction of the rates that is left at the end.
-        entropy_start: Weight of the entropy bonus at the start.
-        entropy_end: From four fifths of the training on.
-        epochs: Passes over the episodes of an update.
-        minibatches: Steps of a pass.
-        discount: Of the advantages; null takes the game's.
+        iterations: Iterations of a training; each is proxy_updates updates of the proxy and one of the agent.
+        episodes: Episodes that are played for each update.
     """
 
     iterations: int = 200
     episodes: int = 256
-    constraint: Literal["penalty", "lagrangian", "gate"] = "penalty"
-    coefficient: float = 30.0
-    divergence: Literal["nll", "forward", "reverse"] = "nll"
-    slack: float = 0.02
-    count_power: float = 0.0
-    radius: float = 0.0
-    proxy_updates: int = 2
-    pool: int = 0
-    hidden: list[int] = field(default_factory=lambda: [64, 64])
-    memory: int = 0
-    normalise: bool = False
-    agent_rate: float = 3e-3
-    proxy_rate: float = 3e-3
-    final_rate: float = 1.0
-    entropy_start: float = 0.1
-    entropy_end: float = 0.002
-    epochs: int = 4
-    minibatches: int = 1
-    discount: float | None = None
+    if TYPE_CHECKING:  # what the recipe itself reads of the module's arguments
+        coefficient: float = field(init=False)
 
     def __post_init__(self) -> None:
-        """Refuse what no training could use."""
-        for key in ("iterations", "episodes", "slack", "proxy_updates", "agent_rate", "proxy_rate", "epochs"):
+        """Refuse no training."""
+        for key in ("iterations", "episodes"):
             check_positive(getattr(self, key), key)
-        for key in ("coefficient", "radius", "pool", "memory", "entropy_start", "entropy_end"):
-            check_range(getattr(self, key), key, low=0)
-        for key in ("count_power", "final_rate"):
-            check_range(getattr(self, key), key, low=0, high=1)
-        check_positive(self.minibatches, "minibatches")
-
-    def arguments(self) -> dict[str, Any]:
-        """As arguments of the module."""
-        return {name: x for name, x in asdict(self).items() if name not in ("iterations", "episodes")}
 
 
 @dataclass

@@ -135,15 +135,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             students,
             teacher,
             terms,
-            regime=recipe.regime,
-            changes=recipe.changes,
             task=recipe.kind,
             classes=classes,
             teacher_dtype=recipe.teacher.dtype,
-            compiled=recipe.compiled,
             item_labels=data.item_labels() if negatives else None,
-            chunk=recipe.chunk,
-            vocabulary=recipe.vocabulary,
+            **recipe.arguments(),
             labels=labels,
         )
         if recipe.teacher.views:

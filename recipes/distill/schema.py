@@ -9,6 +9,7 @@ from distill.errors import DistillError
 from distill.regimes import Regime, method, regime
 from recipes.data.task_source import TaskSource
 from recipes.fields import FieldError, check_name, check_positive, check_range, check_unique
+from recipes.front.signature import FedBlock, takes
 from recipes.running.trainer import TrainerConfig
 
 if TYPE_CHECKING:
@@ -154,8 +155,24 @@ class Grid:
             raise FieldError("candidates", f"expected as many for each of ce, kd, dkd and dist, got {budgets}")
 
 
+@takes(
+    "distill.module:DistillModule",
+    leave_out={
+        "student": "the block student says which",
+        "teacher": "the block teacher says which",
+        "terms": "the key methods of the recipe has the losses of every student",
+        "method": "the key methods of the recipe names them",
+        "task": "the block data decides it",
+        "classes": "the block data knows them",
+        "student_options": "the block student has them as options",
+        "teacher_options": "the block teacher has them as options",
+        "teacher_dtype": "the block teacher has it as dtype",
+        "labels": "the block data knows the names of its classes",
+        "item_labels": "they are read from the data where a loss needs them",
+    },
+)
 @dataclass
-class Recipe:
+class Recipe(FedBlock):
     """Distil a teacher into students.
 
     Attributes:
@@ -169,11 +186,6 @@ class Recipe:
         changes: Values of the regime that are different here.
         methods: Losses and their options by the name of the method; an empty entry takes what was published for the
             regime, as do the names ce, kd, dkd, dist and others.
-        compiled: Compile the networks with torch.compile.
-        channels_last: Lay images out channels last.
-        lora_rank: Train LoRA adapters of this rank instead of whole students; 0 trains all.
-        chunk: Tokens of a language model whose logits are held at once.
-        vocabulary: What becomes of token ids that one language model has alone.
         grid: Compare methods over data sizes, regimes and seeds instead.
         trainer: Arguments of lightning.Trainer.
     """
@@ -187,13 +199,12 @@ class Recipe:
     regime: str = "A2"
     changes: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"kd": {}})
-    compiled: bool = False
-    channels_last: bool = False
-    lora_rank: int = 0
-    chunk: int = 256
-    vocabulary: Literal["mask", "truncate", "zero_mass"] = "mask"
     grid: Grid | None = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    if TYPE_CHECKING:  # what the recipe itself reads of the module's arguments
+        channels_last: bool = field(init=False)
+        lora_rank: int = field(init=False)
+        chunk: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Refuse what no data could make right."""
@@ -202,8 +213,6 @@ class Recipe:
             check_range(getattr(self.data, key), f"data.{key}", low=0)
         check_range(self.data.length, "data.length", low=2)
         check_range(self.data.classes, "data.classes", low=2)
-        check_range(self.lora_rank, "lora_rank", low=0)
-        check_range(self.chunk, "chunk", low=0)
         if (self.data.source == "task") != (self.data.task is not None):
             raise FieldError("data.task", f"expected a text task with source task, and none with {self.data.source!r}")
         check_range(self.teacher.views, "teacher.views", low=0)

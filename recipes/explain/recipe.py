@@ -9,6 +9,7 @@ models, one domain) and ``gap-of-gaps`` (two models, two domains).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -87,32 +88,27 @@ def _predict(recipe: Recipe, tables: list[Any], folder: RunFolder) -> tuple[list
 def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapReport:
     from explain import GapExplainer, ModelGapExplainer, gap_of_gaps
 
-    how = recipe.estimation
-    options: dict[str, Any] = {
+    options = recipe.estimation.arguments() | {
         "groups": recipe.groups,
         "label": recipe.label,
         "cluster": recipe.cluster or None,
         "weight": recipe.weight or None,
         "categorical": recipe.categorical,
         "ordinal": recipe.ordinal,
-        "folds": how.folds,
-        "repeats": how.repeats,
-        "learners": how.learners,
-        "level": how.level,
-        "interval": how.interval,
-        "min_shift_z": how.min_shift,
         "seed": recipe.seed,
-        "n_jobs": how.jobs,
     }
     loss = "given" if recipe.model.kind == "losses" else recipe.loss
     columns: list[Any] = [one[0] if len(one) == 1 else one for one in names]
     if recipe.mode == "models":
+        known = inspect.signature(ModelGapExplainer).parameters  # one domain has no shift to share out
+        options = {name: value for name, value in options.items() if name in known}
         report = ModelGapExplainer(models=(columns[0], columns[1]), loss=loss, **options).fit(tables[0]).report_
         return replace(report, loss=recipe.loss)
-    options |= {"baseline": recipe.baseline, "n_bins": how.bins, "trim": how.trim}
+    options["baseline"] = recipe.baseline
     if recipe.mode == "gap-of-gaps":
+        del options["outcome"]  # a difference of losses is explained from the losses alone
         report = gap_of_gaps(*tables, models=(columns[0], columns[1]), loss=loss, **options)
         return replace(report, loss=recipe.loss)
     chosen = {"loss_column": columns[0]} if loss == "given" else {"prediction": columns[0]}
-    report = GapExplainer(loss=loss, outcome=how.outcome, **chosen, **options).fit(*tables).report_
+    report = GapExplainer(loss=loss, **chosen, **options).fit(*tables).report_
     return replace(report, loss=recipe.loss)

@@ -3,53 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from recipes.explain.domains import DomainData
 from recipes.explain.models import ExplainedModel
 from recipes.fields import FieldError, check_name, check_range
+from recipes.front.signature import FedBlock, takes
 
 LOSSES = ("zero_one", "brier", "log", "squared")
 
 
+@takes(
+    "explain.explainer:GapExplainer",
+    leave_out={
+        "baseline": "the key baseline of the recipe names the columns",
+        "groups": "the key groups of the recipe names them",
+        "label": "the key label of the recipe names the column",
+        "prediction": "the blocks model and second say what predicts",
+        "loss": "the key loss of the recipe names it",
+        "loss_column": "the blocks model and second name columns that hold losses",
+        "cluster": "the key cluster of the recipe names the column",
+        "weight": "the key weight of the recipe names the column",
+        "categorical": "the key categorical of the recipe names the columns",
+        "ordinal": "the key ordinal of the recipe has the values",
+        "seed": "the key seed of the recipe seeds everything",
+    },
+)
 @dataclass
-class Estimation:
-    """How the terms are estimated; see `explain.GapExplainer`.
+class Estimation(FedBlock):
+    """How the terms are estimated: every argument of explain.GapExplainer.
 
     Attributes:
-        learners: Nuisances: auto (cross-validated choice), linear (with squares and products) or hist_gb (boosting).
-        outcome: In mode domain, risk (the paper's outcome shift, needs labels) or loss (from the losses alone).
-        bins: Bins of the source risk in the outcome shift.
-        folds: Folds of the cross-fitting.
-        repeats: Repetitions of it with other folds; the median counts.
-        level: Level of the intervals.
-        min_shift: Standard errors that a shift must be away from 0 to be shared out among variables.
-        interval: wald, or fieller where the shift is weak.
-        trim: Leave out rows whose probability of the target, given all features, is within this distance of 0 or 1.
-        jobs: Processes that work on subsets at once.
+        learners: Models that estimate the auxiliary quantities: linear (with squares and products), hist_gb (boosted
+            trees), or auto, which chooses between the two by cross-validation.
     """
 
     learners: Literal["auto", "linear", "hist_gb"] = "auto"
-    outcome: Literal["risk", "loss"] = "risk"
-    bins: int = 20
-    folds: int = 5
-    repeats: int = 1
-    level: float = 0.9
-    min_shift: float = 2.0
-    interval: Literal["wald", "fieller"] = "wald"
-    trim: float = 0.0
-    jobs: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_range(self.bins, "bins", low=1)
-        check_range(self.folds, "folds", low=2)
-        check_range(self.repeats, "repeats", low=1)
-        check_range(self.level, "level", low=0.5, high=0.999)
-        check_range(self.min_shift, "min_shift", low=0)
-        check_range(self.trim, "trim", low=0, high=0.45)
-        if self.jobs < 1 and self.jobs != -1:
-            raise FieldError("jobs", f"expected a number of processes, or -1 for one a core, got {self.jobs}")
+    if TYPE_CHECKING:  # what the recipe itself reads of the explainer's arguments
+        folds: int = field(init=False)
 
 
 @dataclass

@@ -9,14 +9,40 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 import docstring_parser
 
 from gapbridge import arguments
 from recipes.fields import FieldError
 
-Block = TypeVar("Block")
+
+@dataclasses.dataclass(frozen=True)
+class Feeds:
+    """What a block was made from.
+
+    Attributes:
+        target: `module:name`, the code that the block feeds.
+        left_out: Arguments of the target that the recipe provides itself, each with the reason.
+        names: The arguments that are keys of the block.
+    """
+
+    target: str
+    left_out: Mapping[str, str]
+    names: tuple[str, ...]
+
+
+class FedBlock:
+    """Base of the blocks that :func:`takes` extends."""
+
+    feeds: ClassVar[Feeds]
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the target by name."""
+        return {name: getattr(self, name) for name in self.feeds.names}
+
+
+Block = TypeVar("Block", bound=FedBlock)
 _NAMES = vars(builtins) | vars(typing) | vars(collections.abc) | vars(arguments) | {"typing": typing, "Path": Path}
 
 
@@ -24,7 +50,7 @@ def takes(target: str, *, leave_out: Mapping[str, str]) -> Callable[[type[Block]
     """Add to a dataclass every argument of a class or function, with its type, default and help.
 
     The block checks its values as :func:`gapbridge.arguments.check_arguments` does, and its `arguments()` returns those
-    of the target. A default of the dataclass itself holds where both have one.
+    of the target. A field of the dataclass itself holds where both have one, and its values are checked all the same.
 
     Args:
         target: `module:name`, the code that the block feeds.
@@ -43,7 +69,6 @@ def takes(target: str, *, leave_out: Mapping[str, str]) -> Callable[[type[Block]
         own = {field.name for field in dataclasses.fields(block)}  # type: ignore[arg-type]
         wanted = [item for item in found if item.name not in leave_out]
         rows = [(item.name, item.kind, item.field()) for item in wanted if item.name not in own]
-        names = [item.name for item in wanted]
         made = dataclasses.make_dataclass(
             block.__name__,
             rows,
@@ -52,7 +77,7 @@ def takes(target: str, *, leave_out: Mapping[str, str]) -> Callable[[type[Block]
                 "__doc__": _documented(block, [item for item in wanted if item.name not in own]),
                 "__module__": block.__module__,
                 "__post_init__": lambda self: _check(self, {item.name: item.kind for item in wanted}),
-                "arguments": lambda self: {name: getattr(self, name) for name in names},
+                "feeds": Feeds(target, dict(leave_out), tuple(item.name for item in wanted)),
             },
             kw_only=True,
         )
@@ -98,20 +123,44 @@ def _check(block: Any, kinds: Mapping[str, Any]) -> None:
         before()
 
 
+def names_of(target: str) -> list[str]:
+    """Return the names of the arguments of `module:name`, read as text.
+
+    >>> names_of("recipes.fields:check_name")
+    ['value', 'where']
+    """
+    module, _, name = target.partition(":")
+    return [item.arg for item, _ in _Source(module).written(name)]
+
+
+def _file(module: str) -> Path:
+    """The source of a module; of its packages only the outermost is looked up, as the search imports those around."""
+    package, *parts = module.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"{module} has no source file.")
+    if not parts:
+        return Path(spec.origin)
+    place = Path(spec.origin).parent.joinpath(*parts)
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+
+
 class _Source:
     """The text of a module: its definitions and what its names stand for."""
 
     def __init__(self, module: str) -> None:
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            raise ValueError(f"{module} has no source file.")
-        self.tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        self.tree = ast.parse(_file(module).read_text(encoding="utf-8"))
         self.module = module
 
     def parameters(self, name: str) -> list[Parameter]:
         """Arguments of a class's `__init__` or of a function, in order; `self` and starred ones are left out."""
         node = next(n for n in self.tree.body if getattr(n, "name", None) == name)
         helps = {p.arg_name: " ".join((p.description or "").split()) for p in self._documents(node)}
+        return [self._parameter(item, default, helps) for item, default in self.written(name)]
+
+    def written(self, name: str) -> list[tuple[ast.arg, ast.expr | None]]:
+        """The same arguments as they are written, each with its default where it has one."""
+        node = next(n for n in self.tree.body if getattr(n, "name", None) == name)
         if isinstance(node, ast.ClassDef):
             node = next(n for n in node.body if getattr(n, "name", None) == "__init__")
         signature = typing.cast("ast.FunctionDef", node).args
@@ -119,7 +168,7 @@ class _Source:
         missing: list[ast.expr | None] = [None] * (len(plain) - len(signature.defaults))
         pairs = [*zip(plain, [*missing, *signature.defaults], strict=True)]
         pairs += zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
-        return [self._parameter(item, default, helps) for item, default in pairs if item.arg != "self"]
+        return [(item, default) for item, default in pairs if item.arg != "self"]
 
     def _documents(self, node: Any) -> list[docstring_parser.DocstringParam]:
         inner = [n for n in getattr(node, "body", []) if getattr(n, "name", None) == "__init__"]
@@ -166,8 +215,10 @@ def _listed(kind: Any) -> Any:
         return kind
     if origin in {collections.abc.Sequence, tuple, list}:
         return list[_listed(inner[0])]  # type: ignore[misc]
-    if origin is collections.abc.Mapping:
-        return dict.__class_getitem__(inner)
+    if origin in {collections.abc.Mapping, dict}:
+        return dict.__class_getitem__((inner[0], _listed(inner[1])))
+    if kind is collections.abc.Hashable:  # a column's name
+        return Any
     if origin is typing.Union or type(kind).__name__ == "UnionType":
         return typing.Union[tuple(map(_listed, inner))]  # noqa: UP007 (computed)
     return kind

@@ -132,7 +132,7 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
 
     arguments = {**recipe.simulator.init_args, **({} if cell.value is None else {recipe.grid.argument: cell.value})}
     training = dataclasses.replace(recipe.training, **recipe.methods[cell.method])
-    module = HPOModule(recipe.simulator.class_path, arguments, **dataclasses.asdict(training), seed=cell.seed)
+    module = HPOModule(recipe.simulator.class_path, arguments, **training.arguments(), seed=cell.seed)
     data = SeedDataModule(**dataclasses.asdict(recipe.episodes), seed=cell.seed)
     noises = {
         split: module.draw(next(iter(loader)), greedy=True, noisy=False)[0]

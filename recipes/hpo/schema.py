@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from recipes.fields import FieldError, check_name, check_positive
 from recipes.front.schema import did_you_mean
+from recipes.front.signature import FedBlock, takes
 from recipes.running.trainer import TrainerConfig
 
 SB3 = "sb3"  # a method of its own: Stable-Baselines3's PPO on the flattened simulator
@@ -56,68 +57,36 @@ class Episodes:
                 )
 
 
+@takes(
+    "rl.hpo.module:HPOModule",
+    leave_out={
+        "simulator": "the block simulator says what is simulated",
+        "simulator_args": "the block simulator has them as init_args",
+        "seed": "the keys seed and seeds of the recipe seed every training",
+        "networks": "a network is no plain value",
+        "optimizer": "a function is no plain value",
+        "reference": "the recipe looks up the best known cost of the very episodes of each stage",
+    },
+)
 @dataclass
-class Training:
-    """How a policy is trained; the arguments of rl.hpo.HPOModule.
+class Training(FedBlock):
+    """How a policy is trained: every argument of rl.hpo.HPOModule."""
 
-    Attributes:
-        estimator: mixed (HPO), score (hybrid PPO), pathwise or straight_through.
-        cross: Whether the scores' gradient reaches the continuous policy: full, off, or auto by its signal.
-        branch: Advantages of all modes from one simulated step of each.
-        stochastic: Reparametrised Gaussian continuous actions in training.
-        window: Steps after which states are detached and valued by the critic; 0 for whole episodes.
-        hidden: Widths of the layers of each network.
-        learning_rate: Of the continuous policy.
-        discrete_rate: Of the modes' policy.
-        critic_rate: Of the value.
-        final_rate: Fraction of the rates that is left at the end.
-        entropy_start: Weight of the modes' entropy at the start.
-        entropy_end: At the end.
-        discount: Of the advantages; null takes the simulator's.
-        trace: Lambda of the advantages.
-        reuse: Passes over the episodes after the first step.
-        minibatches: Steps of a pass.
-        clip: PPO's epsilon.
-        kl_limit: Above this divergence the modes stand still for the rest of the passes.
-        max_norm: Largest gradient norm of each network.
-        temperature: Of straight_through.
-        log_std: Initial log standard deviation of Gaussian actions.
-        diagnose_every: Updates between two gradient reports; 0 for none.
-        compile_step: Compile the simulator's step.
-    """
-
-    estimator: Literal["mixed", "score", "pathwise", "straight_through"] = "mixed"
-    cross: Literal["full", "off", "auto"] = "full"
-    branch: bool = False
-    stochastic: bool = False
-    window: int = 0
-    hidden: list[int] = field(default_factory=lambda: [64, 64])
-    learning_rate: float = 3e-3
-    discrete_rate: float = 5e-3
-    critic_rate: float = 3e-3
-    final_rate: float = 0.0
-    entropy_start: float = 0.5
-    entropy_end: float = 0.0
-    discount: float | None = None
-    trace: float = 0.98
-    reuse: int = 1
-    minibatches: int = 4
-    clip: float = 0.15
-    kl_limit: float = 0.015
-    max_norm: float = 5.0
-    temperature: float = 1.0
-    log_std: float = -0.5
-    diagnose_every: int = 50
-    compile_step: bool = False
+    if TYPE_CHECKING:  # what the recipe itself reads of the module's arguments
+        estimator: str = field(init=False)
+        cross: str = field(init=False)
+        branch: bool = field(init=False)
+        hidden: list[int] = field(init=False)
+        diagnose_every: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Refuse what no training could use."""
-        for key in ("learning_rate", "discrete_rate", "critic_rate", "clip", "kl_limit", "max_norm", "temperature"):
-            check_positive(getattr(self, key), key)
-        if not self.hidden or min(self.hidden) < 1:
-            raise FieldError("hidden", f"expected at least one width of 1 or more, got {self.hidden}")
+        """Refuse what does not belong together."""
+        if not self.hidden:
+            raise FieldError("hidden", "expected at least one width, got none")
         if self.cross == "auto" and not self.diagnose_every:
             raise FieldError("diagnose_every", "expected 1 or more for cross auto, which measures, got 0")
+        if self.estimator == "score" and self.branch:
+            raise FieldError("branch", "expected false for estimator score, which has no value of a mode, got true")
 
 
 @dataclass

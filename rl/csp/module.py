@@ -55,48 +55,50 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
     Args:
         game: A game, or the import path of a subclass of `BatchedGame`; only a path is kept in checkpoints, so with an
             object pass it to `load_from_checkpoint` again.
-        data: The target's data: `Pairs`, or the path of a data file; likewise.
+        data: The target's data: `Pairs`, or the path of a data file; checkpoints keep only a path here too.
         game_args: Arguments of the class at that path.
         model: A fixed policy in place of the one fitted to the data: with the true target, the oracle.
-        hidden: Widths of the layers of every network.
-        memory: Width of a GRU in both policies; 0 for none.
+        hidden: Widths of the hidden layers of every network, one number a layer.
+        memory: Width of a GRU in both policies; 0 makes policies without memory.
         chunk: Length of the sequences that recurrent policies are trained on.
-        normalise: Layer normalisation of observations.
-        log_std: Initial log standard deviation of real actions.
-        agent_rate: Of Adam, for the agent and its critic.
-        proxy_rate: Likewise for the proxy.
-        final_rate: Rates fall linearly to this fraction.
-        constraint: See above.
-        coefficient: C, at least 0; where it starts, for ``lagrangian``.
-        divergence: nll (default), forward or reverse, see :func:`rl.csp.update.data_term`.
+        normalise: Put a layer normalisation in front of the observations.
+        log_std: Logarithm of the standard deviation that real-valued actions start with.
+        agent_rate: Adam's learning rate for the agent and its critic.
+        proxy_rate: Adam's learning rate for the proxy and its critic.
+        final_rate: Fraction of both learning rates that is left at the end; they fall linearly.
+        constraint: How the proxy is held to the data: penalty (C is fixed), lagrangian (C follows the slack) or gate
+            (the proxy agrees with the data by construction).
+        coefficient: C, the weight of the data term, at least 0; with ``lagrangian`` this is where it starts.
+        divergence: What the data term measures: nll (likelihood of the data), or the forward or reverse KL divergence
+            from the fitted model; see :func:`rl.csp.update.data_term`.
         slack: Excess in nats that ``lagrangian`` aims at, and that a proxy of the pool may have.
-        dual_rate: Of ``lagrangian``.
-        floor: Lowest C of ``lagrangian``.
-        ceiling: Highest.
-        gate_count: Of ``gate``: how many visits make it half sure.
-        gate_limit: Of ``gate``: how sure it can get, in [0, 1].
+        dual_rate: How fast ``lagrangian`` moves C.
+        floor: Lowest C that ``lagrangian`` may reach.
+        ceiling: Highest C that ``lagrangian`` may reach.
+        gate_count: Number of visits to a state that make ``gate`` half sure of the fitted model.
+        gate_limit: How sure of the fitted model ``gate`` can get, from 0 to 1.
         count_power: States weigh :math:`n(s)^{power}` in the data term: 0 all alike, 1 by visits.
-        radius: When observations count as the same state, see `Coverage`.
-        data_batch: Pairs of a step.
+        radius: Observations this near to each other, in standard deviations, count as the same state; see `Coverage`.
+        data_batch: Pairs of observation and action that each step draws from the data.
         warm_start: Begin the proxy at the fitted model.
         proxy_updates: Updates of the proxy before each of the agent's.
         model_share: Share of the agent's episodes that are played against the fitted model.
         models: Models fitted from different seeds; episodes against the model are dealt out to them.
-        pool: Snapshots of the proxy to keep; 0 for none.
+        pool: Number of snapshots of the proxy that are kept and played against; 0 keeps none.
         pool_share: Share of the agent's other episodes that are played against them.
         pool_every: Iterations between two snapshots.
         entropy_start: Weight of the entropy bonus at the start.
-        entropy_end: From ``entropy_until`` on.
+        entropy_end: Weight of the entropy bonus from ``entropy_until`` on.
         entropy_until: Share of the training after which the bonus stays.
-        discount: Of the advantages; None takes the game's.
-        trace: Lambda of the advantages.
-        clip: PPO's epsilon.
+        discount: Discount of the advantages, above 0 and at most 1; none given takes the game's.
+        trace: Lambda of the generalised advantage estimates, from 0 to 1.
+        clip: PPO's epsilon: how far an update may move the probability of an action.
         value: Weight of the value loss.
         epochs: Passes over the episodes of an update.
-        minibatches: Steps of a pass.
+        minibatches: Parts that a pass cuts the episodes into; each is one step.
         max_norm: Gradients of a side are clipped to this norm.
         held_out: Share of the data's episodes that are held out.
-        seed: Of the initial weights, the split of the data and the fit of the model.
+        seed: Seed of the initial weights, the split of the data and the fit of the model.
     """
 
     def __init__(
@@ -400,7 +402,7 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
         self._evaluate("validation", batch)
 
     def test_step(self, batch: Iteration, batch_index: int) -> None:
-        """Likewise on episodes of the test."""
+        """Returns against everyone there is, on the fixed chance of the test."""
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: Iteration) -> None:

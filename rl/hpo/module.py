@@ -67,35 +67,35 @@ class HPOModule(Simulation):
         simulator: A simulator, or the import path of a subclass of `HybridSimulator`; only a path is kept in
             checkpoints, so with an object pass it to `load_from_checkpoint` again.
         simulator_args: Arguments of the class at that path.
-        estimator: See above.
+        estimator: How the gradient is estimated: mixed (HPO), score (hybrid PPO), pathwise or straight_through.
         cross: Whether the score part's gradient reaches the continuous policy: full, off, or auto, which measures its
             signal-to-noise ratio every ``diagnose_every`` updates and drops it below 1 until the next measurement.
         branch: Advantages of all modes from one simulated step of each, in place of the sampled mode's.
-        stochastic: Reparametrised Gaussian continuous parts in training (``score`` always has them).
+        stochastic: Draw continuous actions from reparametrised Gaussians in training (``score`` always does).
         window: Detach states after this many steps and add the critic's value there; 0 for whole episodes.
-        hidden: Widths of the layers of each network.
-        learning_rate: Of the continuous policy.
-        discrete_rate: Of the discrete policy.
-        critic_rate: Of the value.
-        final_rate: Rates fall linearly to this fraction.
+        hidden: Widths of the hidden layers of each network, one number a layer.
+        learning_rate: Adam's learning rate for the continuous policy.
+        discrete_rate: Adam's learning rate for the policy over modes.
+        critic_rate: Adam's learning rate for the value.
+        final_rate: Fraction of all learning rates that is left at the end; they fall linearly.
         entropy_start: Weight of the entropy bonus at the start, in units of the standardised advantage. Modes that
             sharpen before they are a best response stop learning, and actions are then moved to suit them.
-        entropy_end: At the end.
-        discount: Of the advantages, in (0, 1]; None takes the simulator's.
-        trace: Lambda of the advantages. Below 1 it trades noise of the cross term for the critic's bias in it, and the
-            bias can be the worse of the two.
-        reuse: Passes over the episodes after the first step.
-        minibatches: Steps of a pass.
-        clip: PPO's epsilon.
+        entropy_end: Weight of the entropy bonus at the end.
+        discount: Discount of the advantages, above 0 and at most 1; none given takes the simulator's.
+        trace: Lambda of the generalised advantage estimates, from 0 to 1. Below 1 it trades noise of
+            the cross term for the critic's bias in it, and the bias can be the worse of the two.
+        reuse: Passes over the same episodes after the first step; 0 makes no further one.
+        minibatches: Parts that a pass cuts the episodes into; each is one step.
+        clip: PPO's epsilon: how far a pass may move the probability of a mode.
         kl_limit: Above this estimated divergence the modes stand still for the rest of the passes; the value goes on.
         max_norm: Gradients of each of the three networks are clipped to this norm.
-        temperature: Of ``straight_through``.
-        log_std: Initial log standard deviation of Gaussian parts.
+        temperature: Temperature of the Gumbel-softmax of ``straight_through``.
+        log_std: Logarithm of the standard deviation that Gaussian actions start with.
         reference: Optimal cost as the simulator reports it, or the best one known; for `gap`. The attribute
             ``references`` may hold one for the very episodes of each stage, which is the sharper comparison.
         diagnose_every: Updates between two gradient reports; 0 for none.
         compile_step: Compile the simulator's step with `torch.compile`.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
         networks: Networks of your own in place of those of ``hidden``: a module with the children ``discrete``,
             ``continuous`` and ``critic``, as `rl.hpo.policies.HybridPolicy` describes them. Not kept in checkpoints:
             pass it to `load_from_checkpoint` again.

@@ -267,10 +267,10 @@ def broken(frames, **changes):
     ("options", "change", "message"),
     [
         ({"baseline": []}, None, "baseline is \\[\\], but it must be a list of at least one column"),
-        ({"loss": "hinge"}, None, "loss is 'hinge', but it must be zero_one"),
+        ({"loss": "hinge"}, None, "loss: expected one of 'zero_one', .*, got 'hinge'"),
         ({"loss": "squared"}, None, "outcome='risk' needs the loss for every label"),
-        ({"folds": 1}, None, "folds is 1"),
-        ({"level": 1.0}, None, "level is 1.0"),
+        ({"folds": 1}, None, "folds: expected a whole number >= 2, got 1"),
+        ({"level": 1.0}, None, "level: expected a finite number > 0 and < 1, got 1.0"),
         ({"learners": "lasso"}, None, "learners are 'lasso'"),
         ({"baseline": ["age"]}, None, "no column 'age'"),
         ({"groups": {"g": ["a", "w"]}}, None, "'w' is listed twice"),

@@ -183,7 +183,7 @@ def test_an_empty_and_an_absent_file_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"adaptation": {"coefficient": -1.0}}, "adaptation.coefficient: expected a number >= 0, got -1"),
+        ({"adaptation": {"coefficient": -1.0}}, "adaptation.coefficient: expected a finite number >= 0, got -1"),
         ({"sweep": {"shares": [2.0]}}, "sweep.shares.0: expected a number >= 0 and <= 1, got 2"),
         ({"attack": {"adversaries": 3}}, "attack.adversaries: expected a number >= 4, got 3"),
         ({"game": {"name": "vault_maze", "target": "agent"}}, "game.target: the target's seat is 'guard'"),

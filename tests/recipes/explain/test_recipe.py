@@ -67,7 +67,7 @@ def recipe(**changes):
         "model": {"kind": "predictions", "columns": ["p"]},
         "baseline": ["age"],
         "groups": {"skill": ["skill"], "place": ["city"]},
-        "estimation": {"learners": "linear", "folds": 2, "bins": 4},
+        "estimation": {"learners": "linear", "folds": 2, "n_bins": 4},
     }
     for key, value in changes.items():
         before = made.get(key)
@@ -401,10 +401,10 @@ def test_tiny_recipes_run(front, tmp_path, name):
         ),
         ({"data": {"max_source": -1}}, "data.max_source: expected a number >= 0"),
         ({"train_share": 0.95}, "train_share: expected a number > 0 and <= 0.9"),
-        ({"estimation": {"folds": 1}}, "estimation.folds: expected a number >= 2"),
-        ({"estimation": {"level": 1.0}}, "estimation.level: expected a number >= 0.5 and <= 0.999"),
-        ({"estimation": {"jobs": 0}}, "estimation.jobs: expected a number of processes"),
-        ({"estimation": {"trim": 0.5}}, "estimation.trim: expected a number >= 0 and <= 0.45"),
+        ({"estimation": {"folds": 1}}, "estimation.folds: expected a whole number >= 2"),
+        ({"estimation": {"level": 1.0}}, "estimation.level: expected a finite number > 0 and < 1"),
+        ({"estimation": {"n_jobs": 0}}, "estimation.n_jobs: expected a whole number <= -1 or a whole number >= 1"),
+        ({"estimation": {"trim": 0.5}}, "estimation.trim: expected a finite number >= 0 and < 0.5"),
     ],
 )
 def test_a_wrong_recipe_is_refused(front, tables, changes, sentence):

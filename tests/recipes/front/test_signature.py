@@ -8,7 +8,7 @@ import pytest
 
 from recipes.fields import FieldError
 from recipes.front.schema import fields_of
-from recipes.front.signature import takes
+from recipes.front.signature import FedBlock, takes
 
 HEAVY = '''
 """A module that must not be imported."""
@@ -53,7 +53,7 @@ def block(tmp_path, monkeypatch):
 
     @takes("heavy_code:Module", leave_out={"data": "the block data", "model": "no model can be named in YAML"})
     @dataclasses.dataclass
-    class Training:
+    class Training(FedBlock):
         """How to train.
 
         Attributes:
@@ -94,3 +94,24 @@ def test_a_value_that_the_code_refuses_is_refused_under_its_key(block, name, val
 def test_what_is_left_out_must_exist(block):
     with pytest.raises(ValueError, match="no argument date"):
         takes("heavy_code:Module", leave_out={"date": "a slip"})
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "sentence"),
+    [
+        ("csp_tiny.yaml", "adaptation.trace=2", "trace: expected a finite number >= 0 and <= 1, got 2"),
+        ("csp_tiny.yaml", "adaptation.constraint=lagrange", "did you mean 'lagrangian'?"),
+        ("hpo_tiny.yaml", "training.reuse=-1", "training.reuse: expected a whole number >= 0, got -1"),
+        (
+            "hpo_tiny.yaml",
+            "methods={hpo: {estimator: mixd}}",
+            "methods.hpo.estimator: expected one of 'mixed', 'score'",
+        ),
+        ("explain_tiny.yaml", "estimation.n_jobs=0", "estimation.n_jobs: expected a whole number <= -1 or"),
+        ("distill_tiny.yaml", "lora_rank=-1", "lora_rank: expected a whole number >= 0, got -1"),
+    ],
+)
+def test_the_front_says_what_a_shipped_recipe_accepts(front, file, override, sentence):
+    done = front(file, override, "--check")
+    assert done.code == 2
+    assert sentence in done.err

@@ -9,22 +9,11 @@ import pytest
 from recipes.fields import FieldError
 from recipes.hpo import recipe as hpo
 from rl.hpo.data import SeedDataModule
-from rl.hpo.module import HPOModule
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists.*")]
 
 
-def test_the_recipe_has_the_arguments_of_the_module():
-    own = {item.name: item.default for item in dataclasses.fields(hpo.Training) if item.name != "hidden"}
-    theirs = inspect.signature(HPOModule).parameters
-    left = (
-        set(theirs)
-        - set(own)
-        - {"hidden", "simulator", "simulator_args", "reference", "seed"}
-        - {"networks", "optimizer"}
-    )
-    assert not left
-    assert own == {name: theirs[name].default for name in own}
+def test_the_episodes_have_the_arguments_of_the_data_module():
     episodes = {item.name: item.default for item in dataclasses.fields(hpo.Episodes)}
     data = inspect.signature(SeedDataModule).parameters
     assert episodes == {name: value.default for name, value in data.items() if name != "seed"}

@@ -164,10 +164,10 @@ def test_a_checkpoint_loads_without_running_code(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"coefficient": -1.0}, "coefficient is -1.0, but it must be at least 0"),
-        ({"coefficient": float("nan")}, "coefficient is nan"),
-        ({"model_share": 1.5}, "model_share is 1.5, but it must be from 0 to 1"),
-        ({"proxy_updates": 0}, "proxy_updates is 0, but it must be at least 1"),
+        ({"coefficient": -1.0}, "coefficient: expected a finite number >= 0, got -1.0"),
+        ({"coefficient": float("nan")}, "coefficient: expected a finite number >= 0, got nan"),
+        ({"model_share": 1.5}, "model_share: expected a finite number >= 0 and <= 1, got 1.5"),
+        ({"proxy_updates": 0}, "proxy_updates: expected a whole number >= 1, got 0"),
         ({"pool": 3, "constraint": "gate"}, "pool is 3, but snapshots of a gate's free part are not consistent"),
         ({"game": "rl.envs.nothing.Game"}, "game 'rl.envs.nothing.Game' cannot be imported"),
         ({"game": "rl.csp.policies.SeatPolicy"}, "is no subclass of rl.envs.BatchedGame"),
