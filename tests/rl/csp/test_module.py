@@ -118,6 +118,7 @@ def test_a_resumed_run_ends_bit_equal(tmp_path, memory):
     assert torch.equal(weights(whole), weights(again))
 
 
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*")
 def test_resumed_from_the_end_of_an_epoch_it_ends_bit_equal(tmp_path):
     keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     whole, again = (CSPModule(Dilemma(), dilemma_data(), **FAST) for _ in range(2))
