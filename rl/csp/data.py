@@ -108,7 +108,10 @@ class RolloutDataModule(lightning.LightningDataModule):  # type: ignore[misc]
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """New episodes at every iteration."""
-        return self._stream("train", self.hparams["iterations_per_epoch"], self.hparams["episodes"])
+        stream = self._stream("train", self.hparams["iterations_per_epoch"], self.hparams["episodes"])
+        # Lightning puts a place back in the middle of an epoch only, not at its end.
+        stream.done = _batches_begun(self.trainer)
+        return stream
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """The same chance each time: policies are compared under common random numbers."""
@@ -122,3 +125,8 @@ class RolloutDataModule(lightning.LightningDataModule):  # type: ignore[misc]
         trainer = cast(Any, self.trainer)
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         return RolloutStream(self.hparams["seed"], split, iterations, episodes, world=world, rank=rank)
+
+
+def _batches_begun(trainer: Any) -> int:
+    """Batches that the fit of this trainer has begun, a resumed one's before included: loops are restored by then."""
+    return 0 if trainer is None else int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)

@@ -137,7 +137,10 @@ class SeedDataModule(lightning.LightningDataModule):  # type: ignore[misc]
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """New episodes at every update."""
-        return self._stream("train", self.hparams["updates_per_epoch"], self.hparams["batch_size"], endless=True)
+        stream = self._stream("train", self.hparams["updates_per_epoch"], self.hparams["batch_size"], endless=True)
+        # Lightning puts a place back in the middle of an epoch only, not at its end.
+        stream.done = _batches_begun(self.trainer)
+        return stream
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """The same episodes each time: policies are compared under common random numbers."""
@@ -154,3 +157,8 @@ class SeedDataModule(lightning.LightningDataModule):  # type: ignore[misc]
         return SeedStream(
             self.hparams["seed"], split, updates, episodes // size, size, world=world, rank=rank, endless=endless
         )
+
+
+def _batches_begun(trainer: Any) -> int:
+    """Batches that the fit of this trainer has begun, a resumed one's before included: loops are restored by then."""
+    return 0 if trainer is None else int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)

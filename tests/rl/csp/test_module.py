@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
 from rl.csp.baselines import BASELINES, baseline, imitate
@@ -114,6 +115,15 @@ def test_a_resumed_run_ends_bit_equal(tmp_path, memory):
     trainer(2).fit(again, RolloutDataModule(4, 16), ckpt_path=tmp_path / "part.ckpt", weights_only=True)
     part = torch.load(tmp_path / "part.ckpt", weights_only=True)["state_dict"]
     assert not torch.equal(weights(whole), torch.cat([x.flatten() for x in part.values() if x.is_floating_point()]))
+    assert torch.equal(weights(whole), weights(again))
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*")
+def test_resumed_from_the_end_of_an_epoch_it_ends_bit_equal(tmp_path):
+    keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    whole, again = (CSPModule(Dilemma(), dilemma_data(), **FAST) for _ in range(2))
+    trainer(3, callbacks=[keep], enable_checkpointing=True).fit(whole, RolloutDataModule(2, 16))
+    trainer(3).fit(again, RolloutDataModule(2, 16), ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True)
     assert torch.equal(weights(whole), weights(again))
 
 

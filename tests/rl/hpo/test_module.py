@@ -75,6 +75,18 @@ def test_a_resumed_training_ends_bit_equal(tmp_path: Path, reuse: int) -> None:
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*")
+def test_resumed_from_the_end_of_an_epoch_it_ends_bit_equal(tmp_path: Path) -> None:
+    whole, resumed = module(reuse=1), module(reuse=1)
+    keep = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    fit(whole, 3, callbacks=[keep], enable_checkpointing=True)
+    lightning.Trainer(**QUIET, max_epochs=3, devices=1).fit(
+        resumed, datamodule=data(), ckpt_path=tmp_path / "epoch=0.ckpt"
+    )
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
 def test_a_checkpoint_loads_without_running_code(tmp_path: Path) -> None:
     trained = module()
     fit(trained, 1).save_checkpoint(tmp_path / "last.ckpt")
