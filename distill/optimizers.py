@@ -29,7 +29,7 @@ class SeparateOptimizers(Optimizer):
         self.parts = list(parts)
         super().__init__([group for part in self.parts for group in part.param_groups], {})
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Compute the loss once, where a closure does, and update every part."""
         loss = None
         if closure is not None:

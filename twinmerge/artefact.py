@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import save_file
 from torch import nn
@@ -78,7 +78,7 @@ def save(
         raise ValueError(f"task name {bad[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
     if bad := [name for name in texts or () if Path(name).name != name or name in ("", MANIFEST, "twin.json")]:
         raise ValueError(f"text {bad[0]!r} is not a plain file name; give one such as recipe.yaml.")
-    target = Path(folder)
+    target, given = Path(folder), labels or {}
     with whole_folder(target, overwrite=overwrite) as out:
         stock = _save_shared(twin, out, max_shard_size)
         ranks = {task: write_expert(twin, i, out / "experts" / task) for i, task in enumerate(twin.tasks)}
@@ -98,7 +98,7 @@ def save(
             "router_reads": twin.router_reads,
             "router": None if twin.router is None else twin.router.spec(),
             "heads": {
-                task: {**head.spec(), **({"labels": list(labels[task])} if task in (labels or {}) else {})}
+                task: {**cast(Any, head).spec(), **({"labels": list(given[task])} if task in given else {})}
                 for task, head in twin.heads.items()
             },
             "ranks": ranks,

@@ -102,7 +102,7 @@ def teach(recipe: Recipe, grid: Grid, out: Path) -> Any:
     setting = Setting(last.regime, {**last.changes, **recipe.teacher.changes}, grid.teacher_updates, last.augment)
     terms: dict[str, Terms] = {"teacher": {"hard": {}}}
     scores = train(recipe, grid, setting, grid.teacher_rows, {"teacher": made}, None, terms, recipe.seed)
-    save_network(made, target)
+    save_network(made, target, {})
     write_json(target / "result.json", scores)
     return made
 

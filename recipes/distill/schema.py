@@ -12,9 +12,6 @@ from recipes.fields import FieldError, check_name, check_positive, check_range, 
 from recipes.front.signature import FedBlock, takes
 from recipes.running.trainer import TrainerConfig
 
-if TYPE_CHECKING:
-    from recipes.distill.schema import Recipe
-
 
 @dataclass
 class Network:

@@ -97,7 +97,7 @@ def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapRe
         "ordinal": recipe.ordinal,
         "seed": recipe.seed,
     }
-    loss = "given" if recipe.model.kind == "losses" else recipe.loss
+    loss: Any = "given" if recipe.model.kind == "losses" else recipe.loss
     columns: list[Any] = [one[0] if len(one) == 1 else one for one in names]
     if recipe.mode == "models":
         known = inspect.signature(ModelGapExplainer).parameters  # one domain has no shift to share out

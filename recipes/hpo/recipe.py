@@ -13,7 +13,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from recipes.errors import RecipeError, RunError
 from recipes.hpo.schema import SB3, Cell, Recipe, cells, make_simulator
@@ -32,14 +32,13 @@ def check(recipe: Recipe) -> Iterator[str]:
     """Make every simulator and try it; write nothing."""
     from rl.envs.check import check_simulator
     from rl.hpo.estimators import check_options
-    from rl.hpo.module import HPOModule
 
     _check_devices(recipe)
     estimators = {}
     for method, changes in recipe.methods.items():
         training = dataclasses.replace(recipe.training, **changes)
         try:
-            check_options(HPOModule.__init__, dataclasses.asdict(training))
+            check_options(training.arguments())
         except ValueError as error:
             raise RecipeError(f"training (method {method}): {error}") from error
         if method != SB3:  # it takes no gradient of the simulator
@@ -52,7 +51,7 @@ def check(recipe: Recipe) -> Iterator[str]:
         except ValueError as error:
             raise RecipeError(f"simulator: {error}") from error
         try:
-            notes = check_simulator(simulator, estimator=asked[1])
+            notes = check_simulator(simulator, estimator=cast(Any, asked[1]))
         except ValueError as error:
             raise RecipeError(f"simulator: {error}" + (f" (method {asked[0]})" if asked[0] else "")) from error
         where = "" if value is None else f" at {recipe.grid.argument} {value}"
