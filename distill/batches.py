@@ -43,7 +43,9 @@ def as_batch(given: Any, task: Task) -> dict[str, Any]:
         batch = {INPUTS[task]: given}
     inputs = batch.get(INPUTS[task])
     if not isinstance(inputs, Tensor):
-        found = f"a {type(given).__name__}" + (f" of {', '.join(map(str, batch))}" if isinstance(given, Mapping) else "")
+        found = f"a {type(given).__name__}" + (
+            f" of {', '.join(map(str, batch))}" if isinstance(given, Mapping) else ""
+        )
         raise DistillError(
             f"a batch of {task} needs the tensor {INPUTS[task]!r}, got {found}; give a mapping with {INPUTS[task]!r} and "
             "'labels', or pairs of inputs and labels"

@@ -59,7 +59,9 @@ class HardLoss(nn.Module):
             logits, labels = logits[labels != -100], labels[labels != -100]
         check_rows(logits, "student")
         classes = logits.shape[1]
-        mass = labels if labels.ndim == 2 else F.one_hot(labels, classes) * (1 - self.smoothing) + self.smoothing / classes
+        mass = (
+            labels if labels.ndim == 2 else F.one_hot(labels, classes) * (1 - self.smoothing) + self.smoothing / classes
+        )
         if len(wrong := (logits.isneginf() & ~(mass == 0)).nonzero()):
             raise ValueError(
                 f"the student masks class {int(wrong[0, 1])} of row {int(wrong[0, 0])}, to which the label or its smoothing "

@@ -63,7 +63,9 @@ class CorrelationHint(Term):
     name = "cc"
     needs = "features"
 
-    def __init__(self, student_width: Count, teacher_width: Count, width: Count = 128, factor: NotNegative = 0.02) -> None:
+    def __init__(
+        self, student_width: Count, teacher_width: Count, width: Count = 128, factor: NotNegative = 0.02
+    ) -> None:
         super().__init__()
         self.of_student = nn.Linear(student_width, width)
         self.of_teacher = nn.Linear(teacher_width, width)
@@ -202,7 +204,9 @@ class ReviewHint(Term):
     name = "review"
     needs = "maps"
 
-    def __init__(self, student_channels: tuple[int, ...], teacher_channels: tuple[int, ...], width: Count = 256) -> None:
+    def __init__(
+        self, student_channels: tuple[int, ...], teacher_channels: tuple[int, ...], width: Count = 256
+    ) -> None:
         super().__init__()
         if len(student_channels) != len(teacher_channels):
             raise DistillError(

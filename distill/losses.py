@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from distill import functional as L
@@ -148,7 +147,9 @@ class MultiTemperature(LogitTerm):
 
     name = "mlkd"
 
-    def __init__(self, temperatures: tuple[Positive, ...] = (2.0, 3.0, 4.0, 5.0, 6.0), standardised: bool = False) -> None:
+    def __init__(
+        self, temperatures: tuple[Positive, ...] = (2.0, 3.0, 4.0, 5.0, 6.0), standardised: bool = False
+    ) -> None:
         super().__init__(standardised)
         self.temperatures = tuple(temperatures)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.batches import INPUTS, Batch, Task, as_batch, check_labels, device_of, read_labels
+from distill.compact import stored_classes
 from distill.errors import DistillError
 from distill.functional.vocabulary import Vocabulary
-from distill.compact import stored_classes
 from distill.gathering import Window
 from distill.labels import follow, given_names
 from distill.language import LanguageLoss, LanguageNetwork, next_tokens
@@ -148,9 +148,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         for network in teacher if names else ():
             follow(network, cast(Any, names), "the teacher", learns=False)
 
-    def _loss(
-        self, terms: dict[str, Any], name: str, item_labels: list[int] | None
-    ) -> DistillLoss | LanguageLoss:
+    def _loss(self, terms: dict[str, Any], name: str, item_labels: list[int] | None) -> DistillLoss | LanguageLoss:
         """The losses of a student, with the regime's hard loss where the terms do not say another."""
         if self.task == "language" and self.hparams["chunk"]:
             return LanguageLoss(terms, self.hparams["vocabulary"], self.hparams["chunk"])

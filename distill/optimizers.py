@@ -86,7 +86,7 @@ def _single(regime: Regime, trained: nn.Module) -> Optimizer:
 
 
 def make_schedule(regime: Regime, optimizer: Optimizer, length: int) -> Any:
-    """timm's schedule of a regime, its shape kept where a run has another length.
+    """Timm's schedule of a regime, its shape kept where a run has another length.
 
     Args:
         regime: Names it.

@@ -86,7 +86,9 @@ def check_rows(logits: Tensor, who: str) -> None:
         (logits.isneginf().all(-1), "are all -inf", "a mask must leave a row one class at least"),
     ):
         if bool(found.any()):
-            raise ValueError(f"the {who}'s logits {what} in row {int(found.nonzero()[0])}, so no loss is defined: {cause}")
+            raise ValueError(
+                f"the {who}'s logits {what} in row {int(found.nonzero()[0])}, so no loss is defined: {cause}"
+            )
 
 
 def check_covered(masked: Tensor, probabilities: Tensor, who: str, divergence: str) -> None:

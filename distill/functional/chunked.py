@@ -280,9 +280,7 @@ def _finite(
     return bool(torch.stack(sums).isfinite().all())
 
 
-def _masked(
-    logits: Tensor, student: Tensor, teacher: Tensor, labels: Tensor, terms: _Terms
-) -> tuple[Tensor, Tensor]:
+def _masked(logits: Tensor, student: Tensor, teacher: Tensor, labels: Tensor, terms: _Terms) -> tuple[Tensor, Tensor]:
     """Aligned logits without infinities, after the refusals that a head with masked ids, of bias -inf, calls for."""
     if terms.alpha > 0:
         check_rows(logits, "student")

@@ -52,7 +52,12 @@ def test_pairs_are_batches(tmp_path):
     x, y = rows()
     pairs = list(zip(x.split(16), y.split(16), strict=True))
     wanted, logged = fit(tmp_path, [{"images": a, "labels": b} for a, b in pairs])
-    for other in (pairs, [list(p) for p in pairs], [(a, b.int()) for a, b in pairs], [({"images": a}, b) for a, b in pairs]):
+    for other in (
+        pairs,
+        [list(p) for p in pairs],
+        [(a, b.int()) for a, b in pairs],
+        [({"images": a}, b) for a, b in pairs],
+    ):
         found, said = fit(tmp_path, other)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
         assert said["validation/accuracy"] == logged["validation/accuracy"]
@@ -172,7 +177,9 @@ def test_a_loss_of_ones_own(tmp_path, given):
 
 def test_a_loss_of_an_installed_package(monkeypatch):
     point = SimpleNamespace(name="squares", value="other:Squares", load=lambda: Squares)
-    monkeypatch.setattr("distill.losses.entry_points", lambda group: [point] if group == "gapbridge.distill_losses" else [])
+    monkeypatch.setattr(
+        "distill.losses.entry_points", lambda group: [point] if group == "gapbridge.distill_losses" else []
+    )
     terms_by_name.cache_clear()
     try:
         s, t = Outputs(torch.zeros(2, 3)), Outputs(torch.ones(2, 3))
@@ -259,9 +266,13 @@ def test_compact_caches_teach(tmp_path, kind):
     fitted = trainer(tmp_path, max_epochs=1)
     fitted.fit(module, DataLoader(data, batch_size=6))
     assert fitted.global_step == 2
-    with pytest.raises(DistillError, match="kd asks for the temperature 3.0, but the cache keeps classes for the temper"):
+    with pytest.raises(
+        DistillError, match="kd asks for the temperature 3.0, but the cache keeps classes for the temper"
+    ):
         DistillLoss({"kd": {"temperature": 3.0}})(Outputs(z), told, None)
-    with pytest.raises(DistillError, match="dist compares all of the teacher's outputs, but the cache keeps some classes"):
+    with pytest.raises(
+        DistillError, match="dist compares all of the teacher's outputs, but the cache keeps some classes"
+    ):
         DistillLoss({"dist": {}})(Outputs(z), told, None)
 
 

@@ -116,13 +116,9 @@ def test_accumulated_texts_weigh_by_token(tmp_path, chunk, parts):
     def update(sizes, together):
         (student, teacher), ids, labels = language_parts()
         changes = CHANGES | {"epochs": 1, "learning_rate": 1.0, "weight_decay": 0.0, "momentum": 0.0}
-        made = DistillModule(
-            student, teacher, KD, changes=changes, task="language", chunk=chunk, log_gradients_every=0
-        )
+        made = DistillModule(student, teacher, KD, changes=changes, task="language", chunk=chunk, log_gradients_every=0)
         before = [p.detach().clone() for p in made.students.parameters()]
-        batches = [
-            {"input_ids": i, "labels": y} for i, y in zip(ids.split(sizes), labels.split(sizes), strict=True)
-        ]
+        batches = [{"input_ids": i, "labels": y} for i, y in zip(ids.split(sizes), labels.split(sizes), strict=True)]
         fit = trainer(tmp_path, max_epochs=1, limit_val_batches=0, accumulate_grad_batches=together)
         fit.fit(made, DataLoader(batches, batch_size=None))
         assert fit.global_step == 1
@@ -219,7 +215,9 @@ def test_classes_go_by_name():
     assert student.config.id2label == {0: "sport", 1: "money", 2: "food"}  # its own outputs keep their own names
     alone = DistillModule(text_network(None, labels=3), teacher, KD, **options)  # unnamed: taken as the teacher's
     assert list(alone.students["student"].model.config.id2label.values()) == ["Sport", "food", "money"]
-    with pytest.raises(DistillError, match="the teacher knows the classes Sport, food, money, but the data has a, b, c;"):
+    with pytest.raises(
+        DistillError, match="the teacher knows the classes Sport, food, money, but the data has a, b, c;"
+    ):
         DistillModule(text_network(None, labels=3), teacher, KD, labels=["a", "b", "c"], **options)
     learner = text_network(["x", "y", "z"])
     DistillModule(learner, None, {"hard": {}}, labels=wanted, **options)

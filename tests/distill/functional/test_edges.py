@@ -13,7 +13,9 @@ from distill.terms import Outputs
 
 ROWS, CLASSES, LIVE = 6, 9, 6
 LABELS = torch.tensor([0, 3, 1, 5, 2, 0])
-SOFT = 0.7 * torch.nn.functional.one_hot(LABELS, CLASSES) + 0.3 * torch.nn.functional.one_hot((LABELS + 1) % LIVE, CLASSES)
+SOFT = 0.7 * torch.nn.functional.one_hot(LABELS, CLASSES) + 0.3 * torch.nn.functional.one_hot(
+    (LABELS + 1) % LIVE, CLASSES
+)
 LOGIT_TERMS = {
     "kd": [{"temperature": 4.0}, {"standardised": True}],
     "binary_kd": [{}],
@@ -62,8 +64,12 @@ def test_every_loss_is_tested_here():
 def test_a_masked_class_counts_nothing(name, options, fill):
     student, teacher = logits(1), logits(2)
     for labels in (LABELS, SOFT):
-        loss, gradient = value(name, options, student[:, :LIVE], teacher[:, :LIVE], labels[..., :LIVE] if labels.ndim == 2 else labels)
-        masked = [torch.cat([z[:, :LIVE], torch.full((ROWS, CLASSES - LIVE), fill).double()], 1) for z in (student, teacher)]
+        loss, gradient = value(
+            name, options, student[:, :LIVE], teacher[:, :LIVE], labels[..., :LIVE] if labels.ndim == 2 else labels
+        )
+        masked = [
+            torch.cat([z[:, :LIVE], torch.full((ROWS, CLASSES - LIVE), fill).double()], 1) for z in (student, teacher)
+        ]
         there, its = value(name, options, *masked, labels)
         torch.testing.assert_close(there, loss, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(its[:, :LIVE], gradient, rtol=1e-6, atol=1e-9)
@@ -79,7 +85,9 @@ def test_masks_of_one_network_alone(name, options):
     bounded = name == "dist" or (name == "jsd" and options["beta"] == 0.3)
     for s, t, infinite in ((masked_student, teacher, not reverse), (student, masked_teacher, reverse)):
         if infinite and not bounded:
-            with pytest.raises(ValueError, match=r"masks class 7 of row 1, .* KL is infinite: mask the same classes in both"):
+            with pytest.raises(
+                ValueError, match=r"masks class 7 of row 1, .* KL is infinite: mask the same classes in both"
+            ):
                 value(name, options, s, t)
             continue
         loss, gradient = value(name, options, s, t)
@@ -127,7 +135,9 @@ def test_hard_labels_at_the_edges(kind):
         torch.testing.assert_close(loss(masked, labels), live(z[:, :LIVE], short))
     masked.requires_grad_()
     assert torch.autograd.grad(loss(masked, SOFT.double()), masked)[0].isfinite().all()
-    with pytest.raises(ValueError, match="the student masks class 7 of row 1, to which the label or its smoothing gives"):
+    with pytest.raises(
+        ValueError, match="the student masks class 7 of row 1, to which the label or its smoothing gives"
+    ):
         loss(masked, torch.tensor([0, 7, 1, 1, 1, 1]))
     with pytest.raises(ValueError, match="the label or its smoothing"):
         HardLoss(kind, smoothing=0.1)(masked, LABELS)
@@ -146,7 +156,9 @@ def test_a_batch_without_labels(name):
     made = DistillLoss({name: FEATURES.get(name, {})}, SIZES)
     pair = [outputs(i)._replace(logits=logits(i).float()) for i in (1, 2)]
     if name == "dkd":
-        with pytest.raises(DistillError, match="dkd needs labels, but the batch has none; give labels, or leave dkd out"):
+        with pytest.raises(
+            DistillError, match="dkd needs labels, but the batch has none; give labels, or leave dkd out"
+        ):
             made(*pair, None)
     else:
         assert made(*pair, None)[name].isfinite()

@@ -14,7 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from distill.small import small_model
 from tests.recipes import tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*right on .* of the (validation|test) rows.*")  # tiny teachers are weak
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*right on .* of the (validation|test) rows.*"
+)  # tiny teachers are weak
 SHIPPED = Path(tiny.ROOT) / "recipes" / "distill"
 
 
