@@ -19,6 +19,7 @@ from distill.errors import DistillError
 from distill.gathering import own_batch
 from distill.glyphs import Glyphs
 from distill.order import ViewLoader, ViewOrder, view_of
+from distill.pictures import eight_bits, open_image, upright
 from distill.regimes import Regime, regime as named_regime
 
 Source = Literal["folder", "hub", "digits", "mnist", "fashion_mnist", "cifar100", "glyphs"]
@@ -43,45 +44,6 @@ class Images(Dataset[tuple[Any, int]]):
         from PIL import Image
 
         return Image.fromarray(self.images[index]), self.targets[index]
-
-
-def open_image(path: str) -> Any:
-    """An image file as PIL reads it, upright, of 8 bits a channel.
-
-    A camera's rotation (EXIF) is applied, and 16 bits are brought to 8 by their high byte: PIL's own conversion would cut
-    all that is above 255 to white.
-
-    Args:
-        path: Of the file.
-
-    Raises:
-        DistillError: If it cannot be read, with its name.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            image: Any = ImageOps.exif_transpose(file)
-            image.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DistillError(f"the image {path} cannot be read ({error}); repair or remove it") from error
-    return eight_bits(image)
-
-
-def eight_bits(image: Any) -> Any:
-    """A PIL image whose channels hold 0 to 255; whole numbers of 16 bits, as PNG and TIFF keep them, lose their low byte.
-
-    Example:
-        >>> from PIL import Image
-        >>> eight_bits(Image.fromarray(np.array([[65535, 256]], np.uint16))).getpixel((1, 0))
-        1
-    """
-    from PIL import Image
-
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image)
-    return Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8))
 
 
 class Rows(Dataset[tuple[Any, int]]):
@@ -404,7 +366,7 @@ class _HubRows(Rows):
         super().__init__(rows, range(len(targets)), targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.images[index]["image"], self.targets[index]
+        return eight_bits(upright(self.images[index]["image"])), self.targets[index]
 
 
 def _idx(folder: Path, name: str) -> Any:

@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from distill import functional as L
 from distill.errors import DistillError
 from distill.gathering import gather
 from distill.hard import HardLoss
-from distill.terms import LogitTerm, Outputs, Term, features_of
+from distill.terms import Function, LogitTerm, Outputs, Term, check_values, features_of
 from gapbridge.arguments import (
     ArgumentError,
     NotNegative,
@@ -311,20 +310,6 @@ class DistillLoss(nn.Module):
             )
 
 
-def check_values(losses: Mapping[str, Tensor]) -> None:
-    """Refuse losses that are NaN or infinite, before they reach any weight.
-
-    Raises:
-        DistillError: With the name of the first.
-    """
-    if not bool(torch.stack([value.detach().float().sum() for value in losses.values()]).isfinite().all()):
-        name, value = next((n, v) for n, v in losses.items() if not bool(v.isfinite().all()))
-        raise DistillError(
-            f"the loss {name} is {float(value)}, from which nothing can be learnt: outputs overflow, as in a training that "
-            "diverged; lower the learning rate, or clip"
-        )
-
-
 class Choice(NamedTuple):
     """A loss as it was asked for.
 
@@ -392,19 +377,6 @@ def _options(kind: type) -> set[str]:
     return set(inspect.signature(kind.__init__).parameters) - {"self"}  # type: ignore[misc]
 
 
-class _Function(Term):
-    """A plain function as a term."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function, self.needs = function, getattr(function, "needs", "logits")
-
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """What the function says."""
-        value: Tensor = self.function(student, teacher, labels)
-        return value
-
-
 def _build(made: Choice, sizes: Mapping[str, Any]) -> nn.Module:
     loss = made.loss
     if isinstance(loss, type):
@@ -417,4 +389,4 @@ def _build(made: Choice, sizes: Mapping[str, Any]) -> nn.Module:
                 "not tell; give them as sizes or options, or use another term"
             )
         loss = loss(**asked, **made.options)
-    return loss if isinstance(loss, nn.Module) else _Function(loss)
+    return loss if isinstance(loss, nn.Module) else Function(loss)

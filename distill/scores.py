@@ -41,7 +41,7 @@ class Scores(nn.Module):
         """Score the teacher, and count the labels: what always giving the commonest one would get."""
         hard = classes_of(labels)
         self.teacher.update((logits.argmax(-1) == hard).float())
-        values, counts = torch.unique(hard, return_counts=True)  # type: ignore[no-untyped-call]
+        values, counts = torch.unique(hard, return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             self.counts[value] = self.counts.get(value, 0) + count
 

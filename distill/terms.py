@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -126,3 +126,30 @@ def features_of(outputs: Outputs) -> Tensor:
     if outputs.features is None:
         raise DistillError("a term compares features, but a network gave logits only; give Outputs with features")
     return outputs.features
+
+
+class Function(Term):
+    """A plain function as a term."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function, self.needs = function, getattr(function, "needs", "logits")
+
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """What the function says."""
+        value: Tensor = self.function(student, teacher, labels)
+        return value
+
+
+def check_values(losses: Mapping[str, Tensor]) -> None:
+    """Refuse losses that are NaN or infinite, before they reach any weight.
+
+    Raises:
+        DistillError: With the name of the first.
+    """
+    if not bool(torch.stack([value.detach().float().sum() for value in losses.values()]).isfinite().all()):
+        name, value = next((n, v) for n, v in losses.items() if not bool(v.isfinite().all()))
+        raise DistillError(
+            f"the loss {name} is {float(value.detach())}, from which nothing can be learnt: outputs overflow, as in a training that "
+            "diverged; lower the learning rate, or clip"
+        )

@@ -109,7 +109,7 @@ def check_covered(masked: Tensor, probabilities: Tensor, who: str, divergence: s
         other = "teacher" if who == "student" else "student"
         raise ValueError(
             f"the {who} masks class {column} of row {row}, to which the {other} gives a probability of "
-            f"{float(probabilities[row, column]):.3g}, so the {divergence} KL is infinite: mask the same classes in both, "
+            f"{float(probabilities[row, column].detach()):.3g}, so the {divergence} KL is infinite: mask the same classes in both, "
             "or use the jsd with a beta between 0 and 1"
         )
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from distill.functional.checks import NOTHING
+
 
 def standardise(logits: Tensor, eps: float = 1e-7) -> Tensor:
     r"""Z-score of every row, :math:`(z - mean(z)) / (std(z) + \epsilon)`.
@@ -26,7 +28,7 @@ def standardise(logits: Tensor, eps: float = 1e-7) -> Tensor:
     Reference:
         Sun et al. (2024), "Logit standardization in knowledge distillation", arXiv 2403.01427, algorithm 1.
     """
-    masked = logits.isneginf()
+    masked = logits <= NOTHING  # -inf, or the least number of a type, as many masks have
     live = (~masked).sum(-1, keepdim=True)
     known = logits.masked_fill(masked, 0)
     centred = (known - known.sum(-1, keepdim=True) / live.clamp(min=1)).masked_fill(masked, 0)

@@ -1,0 +1,58 @@
+"""Image files as they are meant: upright, 8 bits a channel, and named where they are damaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distill.errors import DistillError
+
+
+def open_image(path: str) -> Any:
+    """An image file as PIL reads it, upright, of 8 bits a channel.
+
+    A camera's rotation (EXIF) is applied, and 16 bits are brought to 8 by their high byte: PIL's own conversion would cut
+    all that is above 255 to white.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        DistillError: If it cannot be read, with its name.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            image = upright(file)
+            image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DistillError(f"the image {path} cannot be read ({error}); repair or remove it") from error
+    return eight_bits(image)
+
+
+def eight_bits(image: Any) -> Any:
+    """A PIL image whose channels hold 0 to 255; whole numbers of 16 bits, as PNG and TIFF keep them, lose their low byte.
+
+    Example:
+        >>> from PIL import Image
+        >>> eight_bits(Image.fromarray(np.array([[65535, 256]], np.uint16))).getpixel((1, 0))
+        1
+    """
+    from PIL import Image
+
+    if image.mode == "F":
+        raise DistillError("an image holds floating numbers, whose range no file tells; save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    whole = image.mode != "I" or values.max(initial=0) > 255  # in 32 bits, as older files are read, 8 bits stay 8
+    return Image.fromarray((values >> 8 if whole else values).astype(np.uint8))
+
+
+def upright(image: Any) -> Any:
+    """A PIL image turned as its camera says."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
