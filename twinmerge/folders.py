@@ -137,7 +137,9 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> Any:
             )
         adapted: Any = PeftModel.from_pretrained(model, str(found.folder)).eval()
     except (ValueError, RuntimeError, OSError, TypeError, KeyError, ImportError) as error:
-        raise CheckpointError(f"{found.folder} is no adapter of this base ({_short(error)}); train it again.") from error
+        raise CheckpointError(
+            f"{found.folder} is no adapter of this base ({_short(error)}); train it again."
+        ) from error
     inputs = random_inputs(model.config, model.main_input_name)
     with torch.no_grad():
         before = adapted(**inputs)[0]
@@ -190,7 +192,9 @@ def _taken(
         )
     head, moved = _head(original, where, card)
     if extra := sorted(body.keys() - pretrained.keys()):
-        raise CheckpointError(f"{where} has the parameter '{extra[0]}' that the base lacks; give the base it came from.")
+        raise CheckpointError(
+            f"{where} has the parameter '{extra[0]}' that the base lacks; give the base it came from."
+        )
     if lacking := sorted(n for n in pretrained.keys() - body.keys() if not n.startswith("pooler")):
         raise CheckpointError(f"{where} lacks the tensor '{lacking[0]}' of the base; is it a fine-tune of it?")
     # A pooler belongs to the head that reads through it; one that no head reads says nothing about the expert.

@@ -86,7 +86,9 @@ def read_head(model: Any) -> tuple[Head, set[str]]:
     linears = [m for m in outside if isinstance(m, nn.Linear)]
     answers = [m for m in linears if m.out_features == model.config.num_labels]
     if not answers:
-        raise CheckpointError(f"a {name} has no linear layer of {model.config.num_labels} outputs; its head is unknown.")
+        raise CheckpointError(
+            f"a {name} has no linear layer of {model.config.num_labels} outputs; its head is unknown."
+        )
     answer = answers[-1]
     poolers = [m for n, m in body.named_modules() if n.startswith("pooler") and isinstance(m, nn.Linear)]
     dense = [m for m in (*linears, *poolers) if m is not answer and m.weight.shape == (answer.in_features,) * 2]

@@ -115,7 +115,9 @@ def _united(
 def _only_added(folder: Path, base: Path | str) -> None:
     ours, file = Path(base) / "tokenizer.json", folder / "tokenizer.json"
     if not ours.is_file() or not file.is_file():
-        raise CheckpointError(f"{folder} and {base} need a tokenizer.json each for 'vocabulary: union'; save them again.")
+        raise CheckpointError(
+            f"{folder} and {base} need a tokenizer.json each for 'vocabulary: union'; save them again."
+        )
     left, right = read_json(ours), read_json(file)
     for part in ("model", "normalizer", "pre_tokenizer"):
         if left.get(part) != right.get(part):
