@@ -76,7 +76,7 @@ def merge_folders(
         from transformers import AutoTokenizer
 
         words = tokenizer or AutoTokenizer.from_pretrained(where)
-        router = _made(twin, router, words, {task: list((texts or {})[task]) for task in folders}, seed)
+        router = router_from_texts(twin, router, words, {task: list((texts or {})[task]) for task in folders}, seed)
     twin.router = router
     twin.tokenizer_of_union = tokenizer
     return twin.eval()
@@ -138,7 +138,7 @@ def combine(
     return twin
 
 
-def _made(twin: Any, kind: str, tokenizer: Any, texts: Mapping[str, list[str]], seed: int) -> Router:
+def router_from_texts(twin: Any, kind: str, tokenizer: Any, texts: Mapping[str, list[str]], seed: int) -> Router:
     """A router from unlabelled texts: every fifth text of a task is held out to fit the temperature."""
     import lightning
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from recipes.data import wheels
 from recipes.errors import RecipeError
 
-__all__ = ["SHIPPED", "check_model", "resolve_model"]
+__all__ = ["HUB_ID", "SHIPPED", "check_model", "resolve_model"]
 
 SHIPPED = {"minilm": "minilm"}  # name after "shipped:" -> key of the wheel whose folder `from_pretrained` reads
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def _shipped_key(name: str) -> str | None:
@@ -34,7 +34,7 @@ def _folder(name: str) -> Path | None:
         return path
     if name and path.exists():
         raise RecipeError(f"model {name!r} is a file; give the folder that holds its config.json")
-    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+    if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise RecipeError(f"model {name!r} is neither an existing folder nor a Hub id such as 'roberta-base'")
     return None
 

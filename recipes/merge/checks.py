@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -9,16 +10,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.data.models import check_model
-from recipes.data.sources import check_task
+from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
-from recipes.errors import RecipeError
+from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
-from recipes.merge.experts import base_checkpoint, cache_folder, inspect_expert
+from recipes.merge.experts import (
+    base_checkpoint,
+    cache_folder,
+    expert_folder,
+    inspect_expert,
+    is_own,
+    read_expert,
+)
 from recipes.merge.routable import check_routable
 from recipes.merge.schema import Recipe
+from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from twinmerge.checkpoints import Checkpoint
+    from twinmerge.folders import Expert
+
+READ_IN_FULL = 4e9  # bytes of a base up to which a pre-flight reads foreign experts in full
 
 
 def check(recipe: Recipe) -> Iterator[str]:
@@ -26,14 +40,22 @@ def check(recipe: Recipe) -> Iterator[str]:
     # The base first: what is wrong with it would be said of every expert again.
     yield from check_all([partial(check_model, recipe.base), partial(_check_base, recipe)])
     base = base_checkpoint(recipe.base)
+    given = recipe.given()
+    if not recipe.tasks:
+        yield from check_all([partial(check_given, recipe, name, given[name], base) for name in given])
+        router = (
+            f"router {recipe.router.kind} from texts" if recipe.texts else "no router: a forward takes router_weights"
+        )
+        yield f"plan: {len(given)} experts, every static merge, a twin, {router}; no data, so that nothing is scored"
+        return
     yield from check_all(
         [
             *(partial(check_task, task) for task in recipe.tasks),
-            *(partial(_check_expert, recipe, task, base) for task in recipe.tasks),
+            *(partial(_check_expert, recipe, task, given.get(task.name), base) for task in recipe.tasks),
             partial(check_routable, recipe.base, tuple(recipe.training.frozen), RecipeError),
         ]
     )
-    missing = [t for t in recipe.tasks if t.name not in recipe.experts and not _cached(recipe, t)]
+    missing = [t for t in recipe.tasks if t.name not in given and not _cached(recipe, t)]
     need = "" if base is None else f", about {(len(missing) + 2) * base.bytes / 1e9:.1f} GB needed"
     yield f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in the working folder{need}"
     policy = ", ".join(f"{k} {v}" for k, v in recipe.exclusive.policy().items())
@@ -64,19 +86,64 @@ def check_rank(recipe: Recipe, shapes: list[tuple[int, ...]], error: type[Except
         raise error(f"exclusive.rank: expected 1 to {widest}, the base's largest, got {recipe.exclusive.rank}")
 
 
-def _check_expert(recipe: Recipe, task: TaskSource, base: Checkpoint | None) -> str:
+def _check_expert(recipe: Recipe, task: TaskSource, given: str | None, base: Checkpoint | None) -> str:
     from twinmerge.errors import CheckpointError
 
-    given = recipe.experts.get(task.name)
-    where = Path(given).expanduser() if given else cached_at(recipe, task)
-    if not given and not (where / "expert.json").exists():
+    if given:
+        return check_given(recipe, task.name, given, base, task)
+    where = cached_at(recipe, task)
+    if not (where / "expert.json").exists():
         return f"expert {task.name}: to be trained, then cached"
     try:
-        _, _, line = inspect_expert(where, base)
+        line = inspect_expert(where, base)
     except CheckpointError as error:
-        advice = "" if given else f" It is a cache entry: delete {where} to have it made again."
+        advice = f" It is a cache entry: delete {where} to have it made again."
         raise RecipeError(f"experts.{task.name}: {error}{advice}") from error
     return f"expert {task.name}: {line}"
+
+
+def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, task: TaskSource | None = None) -> str:
+    """Check a given expert: by its headers where the finetune recipe made it, else by reading it in full.
+
+    Raises:
+        RecipeError: When it is damaged, no fine-tune of the base, cannot be read exactly, or answers other labels.
+    """
+    from twinmerge.errors import CheckpointError
+
+    where = expert_folder(given)
+    if where is None:
+        return f"expert {name}: Hub model {given!r}, fetched and compared when the run starts"
+    try:
+        line = inspect_expert(where, base, recipe.vocabulary)
+        if base is None or is_own(where):
+            return f"expert {name}: {line}"
+        if base.bytes > READ_IN_FULL:
+            return f"expert {name}: {line}; its head is compared with its own logits when the run starts"
+        expert = read_expert(where, base, base.folder, _model(base.folder), recipe.vocabulary, recipe.labels.get(name))
+        if task is not None:
+            if expert.head is None:
+                mapped(expert, [])
+            elif task.source in ("csv", "jsonl", "parquet", "folder"):
+                mapped(expert, list(load_task(task, recipe.seed).labels))
+    except (CheckpointError, RunError) as error:
+        raise RecipeError(f"experts.{name}: {error}") from error
+    return f"expert {name}: {expert.note}"
+
+
+@functools.cache
+def _model(where: Path) -> nn.Module:
+    from transformers import AutoModel
+
+    hush_libraries()
+    model: nn.Module = AutoModel.from_pretrained(where).eval()
+    return model
+
+
+def mapped(expert: Expert, labels: list[str]) -> Expert:
+    """As `twinmerge.folders.mapped`."""
+    from twinmerge.folders import mapped as in_order
+
+    return in_order(expert, labels)
 
 
 def cached_at(recipe: Recipe, task: TaskSource) -> Path:

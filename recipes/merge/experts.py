@@ -5,47 +5,26 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.data import wheels
-from recipes.data.models import SHIPPED, resolve_model
+from recipes.data.models import HUB_ID, SHIPPED, resolve_model
 from recipes.data.tables import split_files
+from recipes.errors import RecipeError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from recipes.data.task_source import TaskSource
     from recipes.merge.schema import Training
     from recipes.running.trainer import TrainerConfig
     from twinmerge.checkpoints import Checkpoint
-    from twinmerge.modeling_twin import Head
+    from twinmerge.folders import Expert
 
 SILENT = ("enable_progress_bar", "logger", "default_root_dir")  # arguments of the Trainer that change no weight
 WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
-
-
-@dataclass(frozen=True)
-class Expert:
-    """One expert, read and checked.
-
-    Attributes:
-        state: Parameter name of the base -> the expert's value.
-        terms: For a LoRA adapter, parameter name -> (scale, B, A); empty for full weights.
-        head: The task's head.
-        labels: What the head's outputs stand for; empty for regression.
-        digest: sha256 of the files with its weights.
-        bytes: Size of what it adds: the whole model, or the adapter alone.
-    """
-
-    state: Mapping[str, Tensor]
-    terms: Mapping[str, tuple[float, Tensor, Tensor]]
-    head: Head
-    labels: list[str]
-    digest: str
-    bytes: int
 
 
 def cache_folder(base: str, source: TaskSource, training: Training, trainer: TrainerConfig, seed: int) -> Path:
@@ -81,11 +60,31 @@ def base_checkpoint(name: str) -> Checkpoint | None:
     return inspect_checkpoint(where) if isinstance(where, Path) else None
 
 
-def inspect_expert(where: Path, base: Checkpoint | None) -> tuple[Checkpoint, dict[str, Any], str]:
+def expert_folder(given: str) -> Path | None:
+    """The folder of a given expert; None for a Hub name, which is fetched when the run starts."""
+    path = Path(given).expanduser()
+    return None if not path.exists() and HUB_ID.fullmatch(given) and not given.startswith(".") else path
+
+
+def expand(given: str, tasks: list[str]) -> dict[str, str]:
+    """The experts of an earlier finetune run by task name: its run folder, or its folder `experts`.
+
+    Raises:
+        RecipeError: When it holds no folder for one of the tasks, or none at all where no task is asked for.
+    """
+    root = Path(given).expanduser()
+    root = root / "experts" if (root / "experts").is_dir() else root
+    found = {f.name: str(f) for f in sorted(root.glob("*")) if (f / "expert.json").is_file()} if root.is_dir() else {}
+    if missing := [task for task in tasks if task not in found] or ([] if found else ["expert"]):
+        raise RecipeError(f"experts: {root} holds no expert {missing[0]!r}; it holds {', '.join(found) or 'nothing'}")
+    return {task: found[task] for task in tasks or found}
+
+
+def inspect_expert(where: Path, base: Checkpoint | None, vocabulary: str = "strict") -> str:
     """Check an expert folder by its headers, against its base where that is known.
 
     Returns:
-        Its headers, the content of its expert.json, and one line that says what was compared.
+        One line that says what was compared.
 
     Raises:
         CheckpointError: For a file that is missing or damaged, or an expert that is none of this base.
@@ -96,10 +95,9 @@ def inspect_expert(where: Path, base: Checkpoint | None) -> tuple[Checkpoint, di
     found = inspect_checkpoint(where)
     line = f"{where}: {len(found.tensors)} tensors, {found.bytes / 1e6:.1f} MB"
     if base is not None:
-        line = check_compatible(base, found)
-    for name in ("expert.json", "head.safetensors"):
-        if not (where / name).is_file():
-            raise CheckpointError(f"{where} has no {name}; make the expert with 'recipe: finetune', model encoder.")
+        line = check_compatible(base, found, vocabulary)
+    if not is_own(where):
+        return line
     try:
         card = json.loads((where / "expert.json").read_text(encoding="utf-8"))
         lacking = {"labels", "pooling", "layer_norm"} - card.keys()
@@ -111,59 +109,40 @@ def inspect_expert(where: Path, base: Checkpoint | None) -> tuple[Checkpoint, di
     outputs = head["out_proj.weight"][1][0]
     if outputs != (len(card["labels"]) or 1):
         raise CheckpointError(f"{where} has a head of {outputs} outputs and {len(card['labels'])} labels.")
-    return found, card, line
+    return line
 
 
-def read_expert(where: Path, base: Checkpoint | None, model: nn.Module) -> Expert:
+def is_own(where: Path) -> bool:
+    """True for a folder of the finetune recipe whose head stands beside it, which headers alone describe."""
+    return (where / "expert.json").is_file() and (where / "head.safetensors").is_file()
+
+
+def read_expert(
+    where: Path,
+    base: Checkpoint | None,
+    base_folder: Path | str,
+    model: nn.Module,
+    vocabulary: str = "strict",
+    labels: list[str] | None = None,
+) -> Expert:
     """Read an expert's weights and head.
 
     Args:
         where: Its folder.
         base: Headers of the base, where known.
+        base_folder: What the base is loaded from.
         model: The base, for the names of its parameters; left as it is.
+        vocabulary: `strict`, `pad` or `union`.
+        labels: Names of its outputs as the recipe declares them, where the folder has none.
 
     Raises:
-        CheckpointError: As `inspect_expert`, and for NaN or infinite weights.
+        CheckpointError: As `inspect_expert` and `read_folder`.
     """
-    from safetensors.torch import load_file
+    from twinmerge.folders import read_folder
+    from twinmerge.one_call import named
 
-    from twinmerge.checkpoints import read_lora, read_state
-    from twinmerge.errors import CheckpointError
-    from twinmerge.modeling_twin import Head
-
-    found, card, _ = inspect_expert(where, base)
-    pretrained = {name: value.detach() for name, value in model.named_parameters()}
-    terms = read_lora(found, pretrained) if found.kind == "lora" else {}
-    state = _unloaded(model, where) if terms else read_state(found, pretrained)[0]
-    if odd := [name for name, value in state.items() if value.shape != pretrained[name].shape]:
-        shapes = f"{list(state[odd[0]].shape)} and the base {list(pretrained[odd[0]].shape)}"
-        raise CheckpointError(f"{where} has '{odd[0]}' of shape {shapes}; experts must be fine-tunes of the base.")
-    tensors = load_file(where / "head.safetensors")
-    if not all(value.isfinite().all() for value in tensors.values()):
-        raise CheckpointError(f"{where / 'head.safetensors'} holds NaN or infinite values; train the expert again.")
-    outputs, width = tensors["out_proj.weight"].shape
-    head = Head(width, outputs, card["pooling"], card["layer_norm"], "dense.weight" in tensors)
-    head.load_state_dict(tensors)
-    digest = hashlib.sha256()
-    for file in sorted(set(found.files.values())):
-        digest.update(file.read_bytes())
-    return Expert(state, terms, head.eval(), card["labels"], digest.hexdigest(), found.bytes)
-
-
-def _unloaded(model: nn.Module, where: Path) -> dict[str, Tensor]:
-    """The base's parameters with an adapter multiplied in, by PEFT, which knows every layer kind."""
-    import copy
-
-    from peft import PeftModel
-
-    from twinmerge.errors import CheckpointError
-
-    try:
-        merged: Any = PeftModel.from_pretrained(copy.deepcopy(model), str(where))
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{where} is no adapter of this base ({reason}); train it again.") from error
-    return {name: value.detach() for name, value in merged.merge_and_unload().named_parameters()}
+    inspect_expert(where, base, vocabulary)
+    return named(read_folder(where, base_folder, model, headers=base, vocabulary=vocabulary), labels)
 
 
 def _digest(file: Path) -> str:

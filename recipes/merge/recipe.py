@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from recipes.data.models import resolve_model
 from recipes.data.sources import load_task
 from recipes.errors import RunError
+from recipes.merge.alone import read_all, run_alone
 from recipes.merge.baselines import seeded, tune
 from recipes.merge.checks import cached_at, check, check_rank
-from recipes.merge.experts import Expert, base_checkpoint, read_expert
 from recipes.merge.finetune import train_expert
 from recipes.merge.routable import check_routable
 from recipes.merge.routing import task_features, train_router
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from recipes.merge.evaluation import Model, Scores
     from recipes.running.folder import RunFolder
     from twinmerge.exclusive import Exclusive
+    from twinmerge.folders import Expert
+    from twinmerge.modeling_twin import Head
 
 __all__ = ["Recipe", "check", "run"]
 
@@ -60,22 +62,25 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     from twinmerge.merging import set_parameters, shared_expert
     from twinmerge.modeling_twin import masked_mean
 
+    if not recipe.tasks:
+        run_alone(recipe, folder)
+        return
     hush_libraries()
     where = resolve_model(recipe.base)
     model = AutoModel.from_pretrained(where).eval()
     check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
     check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
-    experts = _experts(recipe, folder, model)
+    experts, tokenizer = _experts(recipe, folder, model)
     if not _goes_on_alone():
         return
     device = evaluation_device(recipe.trainer.accelerator)
     model.to(device)
-    heads = {task: expert.head.to(device) for task, expert in experts.items()}
     # What the experts learned from; the router may read more inputs, of which it takes the task and not the label.
     labelled = [load_task(source, recipe.seed) for source in recipe.tasks]
     tasks = [load_task(replace(source, max_train=recipe.router.items), recipe.seed) for source in recipe.tasks]
-    _check_labels(labelled, experts)
-    data, seen = _mixed(recipe, tasks, where), _mixed(recipe, labelled, where)
+    experts = _in_order(labelled, experts)
+    heads = {task: cast("Head", expert.head).to(device) for task, expert in experts.items()}
+    data, seen = _mixed(recipe, tasks, tokenizer), _mixed(recipe, labelled, tokenizer)
     data.setup(None)
     batches = {"validation": list(data.val_dataloader()), "test": list(data.test_dataloader())}
 
@@ -145,10 +150,10 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     target = save(
         twin.cpu(),
         folder.path / "merged",
-        tokenizer=AutoTokenizer.from_pretrained(where),
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer),
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
         texts=texts,
-        labels={task: expert.labels for task, expert in experts.items()},
+        labels={task: expert.labels or [] for task, expert in experts.items()},
         overwrite=True,
     )
     size = report.sizes(sum(p.nbytes for p in model.parameters()), experts, target)
@@ -169,24 +174,15 @@ def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> Mixe
     )
 
 
-def _experts(recipe: Recipe, folder: RunFolder, model: nn.Module) -> dict[str, Expert]:
-    """All experts by task, trained where missing, compared with the base."""
-    from twinmerge.errors import CheckpointError
-
-    folders: dict[str, Path] = {}
+def _experts(recipe: Recipe, folder: RunFolder, model: nn.Module) -> tuple[dict[str, Expert], Path | str]:
+    """All experts by task, trained where missing, compared with the base; and where their tokenizer is."""
+    given = recipe.given()
     for source in recipe.tasks:
-        given = recipe.experts.get(source.name)
-        folders[source.name] = Path(given).expanduser() if given else cached_at(recipe, source)
-        if not given:
+        if source.name not in given:
+            given[source.name] = str(cached_at(recipe, source))
             card = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-            train_expert(*card, folders[source.name], folder)
-    experts: dict[str, Expert] = {}
-    for name, where in folders.items():
-        try:
-            experts[name] = read_expert(where, base_checkpoint(recipe.base), model)
-        except CheckpointError as error:
-            raise RunError(f"experts.{name}: {error}") from error
-    return experts
+            train_expert(*card, Path(given[source.name]), folder)
+    return read_all(recipe, folder, model, {source.name: given[source.name] for source in recipe.tasks})
 
 
 def _goes_on_alone() -> bool:
@@ -199,14 +195,18 @@ def _goes_on_alone() -> bool:
     return rank == 0
 
 
-def _check_labels(tasks: list[TextTask], experts: Mapping[str, Expert]) -> None:
+def _in_order(tasks: list[TextTask], experts: Mapping[str, Expert]) -> dict[str, Expert]:
+    """The experts with their outputs in the order of the tasks' labels."""
+    from twinmerge.errors import CheckpointError
+    from twinmerge.folders import mapped
+
+    made = {}
     for task in tasks:
-        if experts[task.name].labels != list(task.labels):
-            names = [", ".join(labels) or "a number" for labels in (experts[task.name].labels, task.labels)]
-            raise RunError(
-                f"experts.{task.name}: the expert answers {names[0]} and the task asks for {names[1]}; "
-                "give an expert of this task"
-            )
+        try:
+            made[task.name] = mapped(experts[task.name], list(task.labels))
+        except CheckpointError as error:
+            raise RunError(f"experts.{task.name}: {error}") from error
+    return made
 
 
 def _merge(recipe: Recipe, model: nn.Module, experts: Mapping[str, Expert]) -> tuple[Any, Exclusive]:

@@ -113,8 +113,13 @@ class Recipe:
         name: Name of the run.
         seed: Seed of the data's subsamples, the experts, the sketches and the router.
         base: The experts' common base: shipped:minilm, a folder or a Hub name.
-        tasks: The tasks, one expert each; at least two.
-        experts: Folders of experts that exist already, by task name; the others are trained and cached.
+        tasks: The tasks, one expert each; at least two. None at all merges the given experts without any data.
+        experts: Folders (or Hub names) of experts that exist already, by task name, as transformers, PEFT or the
+            finetune recipe wrote them, or the folder of a finetune run; the others are trained and cached.
+        labels: Names of an expert's outputs in order, by task name, where its folder does not name them.
+        texts: Without tasks, files of unlabelled texts (one a line) by expert name, from which the router is made.
+        vocabulary: What becomes of experts with other vocabularies: strict refuses them, pad lengthens embeddings
+            beside one tokenizer, union takes in the tokens that experts added.
         training: How missing experts are trained.
         trainer: Arguments of lightning.Trainer for them.
         shared: The shared expert.
@@ -125,12 +130,15 @@ class Recipe:
         eval_precision: Number format of the forwards that score and route, all rows alike: 32, or bf16 by autocast.
     """
 
-    tasks: list[TaskSource]
     recipe: Literal["merge"] = "merge"
+    tasks: list[TaskSource] = field(default_factory=list)
     name: str = "twin"
     seed: int = 0
     base: str = "shipped:minilm"
-    experts: dict[str, str] = field(default_factory=dict)
+    experts: dict[str, str] | str = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    vocabulary: Literal["strict", "pad", "union"] = "strict"
     training: Training = field(default_factory=Training)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=3, gradient_clip_val=1.0))
     shared: Shared = field(default_factory=Shared)
@@ -143,12 +151,35 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what cannot be merged."""
         check_name(self.name, "name")
-        check_tasks(self.tasks)
         check_positive(self.eval_batch_size, "eval_batch_size")
-        if len(self.tasks) < 2:
-            raise FieldError("tasks", "expected at least two tasks to merge, got one")
-        names = [task.name for task in self.tasks]
-        if unknown := sorted(set(self.experts) - set(names)):
-            raise FieldError(f"experts.{unknown[0]}", f"no task has this name; {did_you_mean(unknown[0], names)}")
+        if self.tasks:
+            check_tasks(self.tasks)
+            if len(self.tasks) < 2:
+                raise FieldError("tasks", "expected at least two tasks to merge, got one")
+            if self.texts:
+                raise FieldError("texts", "expected none beside tasks, whose training inputs train the router")
+        elif isinstance(self.experts, dict) and len(self.experts) < 2:
+            raise FieldError("tasks", "expected at least two tasks to merge, or two experts without tasks")
+        names = [task.name for task in self.tasks] or (list(self.experts) if isinstance(self.experts, dict) else [])
+        for key in ("experts", "labels", "texts"):
+            given = getattr(self, key)
+            if names and isinstance(given, dict) and (unknown := sorted(set(given) - set(names))):
+                raise FieldError(f"{key}.{unknown[0]}", f"no task has this name; {did_you_mean(unknown[0], names)}")
+        for name in names:
+            check_name(name, "experts")
+        if self.texts and (missing := sorted(set(names) - set(self.texts))):
+            raise FieldError("texts", f"expected a file for every expert, got none for {missing[0]!r}")
         if self.training.model != "encoder":
             raise FieldError("training.model", f"expected encoder for experts with heads, got {self.training.model!r}")
+
+    def given(self) -> dict[str, str]:
+        """The given experts by task name, those of a finetune run's folder looked up.
+
+        Raises:
+            RecipeError: When the folder does not hold them.
+        """
+        from recipes.merge.experts import expand
+
+        return (
+            dict(self.experts) if isinstance(self.experts, dict) else expand(self.experts, [t.name for t in self.tasks])
+        )

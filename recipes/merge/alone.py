@@ -1,0 +1,117 @@
+"""Merge given experts without any data: every static merge, and a twin with a router from texts or without one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recipes.data.models import resolve_model
+from recipes.errors import RunError
+from recipes.merge.baselines import OPTIONS, seeded
+from recipes.merge.experts import base_checkpoint, expert_folder, read_expert
+from recipes.running.quiet import hush_libraries
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from recipes.merge.schema import Recipe
+    from recipes.running.folder import RunFolder
+    from twinmerge.folders import Expert
+
+
+def read_all(
+    recipe: Recipe, folder: RunFolder, model: nn.Module, given: Mapping[str, str]
+) -> tuple[dict[str, Expert], Path | str]:
+    """Read all experts, fit their vocabularies to each other, and say how each was read.
+
+    Args:
+        recipe: With the declared labels and vocabulary.
+        folder: Run folder, for the log, and for the tokenizer of a union.
+        model: The base; its embeddings grow where the vocabulary does.
+        given: Task name -> folder or Hub name.
+
+    Returns:
+        The experts by task, and the folder or Hub name of their tokenizer.
+
+    Raises:
+        RunError: For one that cannot be read exactly.
+    """
+    from twinmerge.errors import CheckpointError
+    from twinmerge.one_call import local_folder
+    from twinmerge.vocabulary import fit_vocabulary
+
+    where = resolve_model(recipe.base)
+    experts: dict[str, Expert] = {}
+    places: dict[str, Path] = {}
+    for name, one in given.items():
+        try:
+            places[name] = expert_folder(one) or local_folder(one)
+            base, labels = base_checkpoint(recipe.base), recipe.labels.get(name)
+            experts[name] = read_expert(places[name], base, where, model, recipe.vocabulary, labels)
+        except CheckpointError as error:
+            raise RunError(f"experts.{name}: {error}") from error
+        folder.say(f"expert {name}: {experts[name].note}")
+    try:
+        experts, tokenizer = fit_vocabulary(model, experts, recipe.vocabulary, where, places)
+    except CheckpointError as error:
+        raise RunError(f"experts: {error}") from error
+    if tokenizer is None:
+        return experts, where
+    tokenizer.save_pretrained(folder.path / "tokenizer")
+    return experts, folder.path / "tokenizer"
+
+
+def run_alone(recipe: Recipe, folder: RunFolder) -> None:
+    """Write every static merge of the given experts, and the twin; nothing is scored, for there is no data."""
+    from transformers import AutoModel, AutoTokenizer
+
+    from twinmerge.artefact import save
+    from twinmerge.merging import set_parameters, shared_expert
+    from twinmerge.one_call import combine, router_from_texts
+
+    hush_libraries()
+    model = AutoModel.from_pretrained(resolve_model(recipe.base)).eval()
+    experts, tokenizer = read_all(recipe, folder, model, recipe.given())
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    states = {task: expert.state for task, expert in experts.items()}
+    for method in OPTIONS:
+        options = recipe.shared.options if method == recipe.shared.method else {}
+        state = shared_expert(model, states, method, **seeded(method, options, recipe.seed))
+        target = folder.path / "static" / method
+        set_parameters(copy.deepcopy(model), state).save_pretrained(target)
+        words.save_pretrained(target)
+    options = seeded(recipe.shared.method, recipe.shared.options, recipe.seed)
+    twin = combine(model, experts, recipe.shared.method, recipe.exclusive.policy(), seed=recipe.seed, **options)
+    twin.router_reads = recipe.router.features
+    if recipe.texts:
+        read = {task: _lines(recipe.texts[task]) for task in experts}
+        twin.router = router_from_texts(twin, recipe.router.kind, words, read, recipe.seed)
+    card = {"base": recipe.base, "sources": {task: expert.digest for task, expert in experts.items()}}
+    save(twin, folder.path / "merged", tokenizer=words, card=card, overwrite=True)
+    rows = [
+        {
+            "expert": task,
+            "labels": ", ".join(expert.labels or []),
+            "largest difference": expert.error,
+            "read as": expert.note,
+        }
+        for task, expert in experts.items()
+    ]
+    router = f"router {recipe.router.kind} from texts" if recipe.texts else "no router: give router_weights"
+    summary = f"{len(experts)} experts in one twin, {router}; static merges beside it."
+    folder.finish(
+        {"experts": rows, "router": recipe.router.kind if recipe.texts else None}, {"Experts": rows}, summary=summary
+    )
+
+
+def _lines(file: str) -> list[str]:
+    path = Path(file).expanduser()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise RunError(f"texts: {path} cannot be read ({error}); give a file with one text a line") from error
+    if len(lines) < 2:
+        raise RunError(f"texts: {path} has {len(lines)} texts; give at least two")
+    return lines
