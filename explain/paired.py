@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator
 
 from explain.assemble import Detail
 from explain.data import Codes, Columns, Sample, make_sample
-from explain.errors import ExplainError
+from explain.errors import ExplainError, check_options
 from explain.estimate import Shares, make_shares
 from explain.explainer import EXACT_PLAYERS, GapExplainer, check_counts, usable_folds
 from explain.folds import assign_folds
@@ -27,6 +27,7 @@ from explain.outcomes import Losses, read_losses
 from explain.report import GapReport
 from explain.tables import as_frame, read_weights, resolve_groups
 from explain.trust import judge
+from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Whole
 
 Named = Hashable | list[Hashable]
 
@@ -62,7 +63,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         min_shift_z: A difference whose size is below so many of its standard errors is not shared out.
         subset_draws: Pairs of subsets drawn when there are more than 10 players.
         seed: The same seed gives the same bits.
-        n_jobs: Of joblib.
+        n_jobs: Processes that work on subsets at once, as joblib counts them: -1 is one a core, none given is one.
 
     Attributes:
         report_: The :class:`~explain.report.GapReport`, with the shares under `outcome`.
@@ -77,26 +78,27 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         *,
         models: tuple[Named, Named] = ("first", "second"),
         label: Hashable = "label",
-        loss: str = "zero_one",
+        loss: Literal["zero_one", "brier", "log", "squared", "given"] = "zero_one",
         cluster: Hashable | None = None,
         weight: Hashable | None = None,
         categorical: Sequence[Hashable] = (),
         ordinal: Mapping[Hashable, Sequence[Hashable]] | None = None,
-        folds: int = 5,
-        repeats: int = 1,
+        folds: Annotated[int, Range(2)] = 5,
+        repeats: Count = 1,
         learners: Any = "auto",
-        level: float = 0.9,
-        interval: str = "wald",
-        min_shift_z: float = 2.0,
-        subset_draws: int = 200,
-        seed: int = 0,
-        n_jobs: int | None = None,
+        level: OpenShare = 0.9,
+        interval: Literal["wald", "fieller"] = "wald",
+        min_shift_z: NotNegative = 2.0,
+        subset_draws: Count = 200,
+        seed: Whole = 0,
+        n_jobs: Processes | None = None,
     ) -> None:
         self.groups, self.models, self.label, self.loss, self.cluster = groups, models, label, loss, cluster
         self.weight, self.categorical, self.ordinal = weight, categorical, ordinal
         self.folds, self.repeats, self.learners, self.level = folds, repeats, learners, level
         self.interval, self.min_shift_z, self.subset_draws = interval, min_shift_z, subset_draws
         self.seed, self.n_jobs = seed, n_jobs
+        check_options(self)
 
     def fit(self, table: Any) -> ModelGapExplainer:
         """Estimate how the difference is shared out.
@@ -111,6 +113,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         Raises:
             ExplainError: If the data cannot be explained; the message says why and what to do.
         """
+        check_options(self)
         frame = as_frame(table, "table")
         frames = frame, frame.iloc[:0]
         first, second = read_pair(frames, self.loss, self.label, self.models)

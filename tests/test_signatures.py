@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import house
 from distill.module import DistillModule
-from explain import ExplainError, GapExplainer
+from explain import ExplainError, GapExplainer, ModelGapExplainer
 from recipes.csp.schema import Adaptation
 from recipes.distill.schema import Recipe as Distillation
 from recipes.explain.schema import Estimation
@@ -122,6 +122,9 @@ def test_explain_refuses_it_in_python_and_in_yaml(name, value):
         GapExplainer(["w"]).set_params(**{name: value}).fit({"w": [0.0]}, {"w": [0.0]})
     with pytest.raises(FieldError, match=f"^{name}: expected "):
         Estimation(**{name: value})
+    if name in inspect.signature(ModelGapExplainer).parameters:
+        with pytest.raises(ExplainError, match=f"^{name}: expected "):
+            ModelGapExplainer(**{name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), DISTILL)

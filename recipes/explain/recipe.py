@@ -96,19 +96,19 @@ def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapRe
         "categorical": recipe.categorical,
         "ordinal": recipe.ordinal,
         "seed": recipe.seed,
+        "loss": "given" if recipe.model.kind == "losses" else recipe.loss,
     }
-    loss: Any = "given" if recipe.model.kind == "losses" else recipe.loss
     columns: list[Any] = [one[0] if len(one) == 1 else one for one in names]
     if recipe.mode == "models":
         known = inspect.signature(ModelGapExplainer).parameters  # one domain has no shift to share out
         options = {name: value for name, value in options.items() if name in known}
-        report = ModelGapExplainer(models=(columns[0], columns[1]), loss=loss, **options).fit(tables[0]).report_
+        report = ModelGapExplainer(models=(columns[0], columns[1]), **options).fit(tables[0]).report_
         return replace(report, loss=recipe.loss)
     options["baseline"] = recipe.baseline
     if recipe.mode == "gap-of-gaps":
         del options["outcome"]  # a difference of losses is explained from the losses alone
-        report = gap_of_gaps(*tables, models=(columns[0], columns[1]), loss=loss, **options)
+        report = gap_of_gaps(*tables, models=(columns[0], columns[1]), **options)
         return replace(report, loss=recipe.loss)
-    chosen = {"loss_column": columns[0]} if loss == "given" else {"prediction": columns[0]}
-    report = GapExplainer(loss=loss, **chosen, **options).fit(*tables).report_
+    chosen = {"loss_column": columns[0]} if options["loss"] == "given" else {"prediction": columns[0]}
+    report = GapExplainer(**chosen, **options).fit(*tables).report_
     return replace(report, loss=recipe.loss)

@@ -8,13 +8,14 @@ import pytest
 
 from recipes.fields import FieldError
 from recipes.hpo import recipe as hpo
+from recipes.hpo.schema import Episodes
 from rl.hpo.data import SeedDataModule
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists.*")]
 
 
 def test_the_episodes_have_the_arguments_of_the_data_module():
-    episodes = {item.name: item.default for item in dataclasses.fields(hpo.Episodes)}
+    episodes = {item.name: item.default for item in dataclasses.fields(Episodes)}
     data = inspect.signature(SeedDataModule).parameters
     assert episodes == {name: value.default for name, value in data.items() if name != "seed"}
 
