@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
 from torch.utils.data import IterableDataset
 
+from rl.progress import batches_done
+
 SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -35,6 +37,9 @@ class Iteration(NamedTuple):
 class RolloutStream(IterableDataset[Iteration]):
     """Iterations one after the other; a saved position is one number.
 
+    In training the position is the trainer's own count of batches, which every checkpoint brings back, see
+    :meth:`follow`; alone, the stream counts for itself.
+
     Args:
         seed: Of the run.
         split: train, validation or test: streams that never meet.
@@ -56,14 +61,27 @@ class RolloutStream(IterableDataset[Iteration]):
         self.seed, self.split, self.iterations = seed, split, iterations
         self.episodes, self.rank = episodes // world, rank
         self.done = 0
+        self._trainer: Any = None
 
     def __len__(self) -> int:
         return self.iterations
 
+    def follow(self, trainer: Any) -> None:
+        """Start every epoch at the batch at which a trainer stands; only the stream of the training does.
+
+        Args:
+            trainer: A `lightning.Trainer`.
+        """
+        self._trainer = trainer if self.split == "train" else None
+
     def __iter__(self) -> Iterator[Iteration]:
+        # a generator runs at its first batch, when Lightning has put its counts right
         if self.split != "train":  # every evaluation meets the same chance
             self.done = 0
-        for _ in range(self.iterations - self.done % self.iterations):
+        before = self.done % self.iterations
+        if self._trainer is not None:
+            self.done, before = batches_done(self._trainer)
+        for _ in range(self.iterations - before):
             self.done += 1
             number = self.done - 1
             state = np.random.SeedSequence([self.seed, SPLITS[self.split], number, self.rank]).generate_state(
@@ -108,10 +126,7 @@ class RolloutDataModule(lightning.LightningDataModule):  # type: ignore[misc]
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """New episodes at every iteration."""
-        stream = self._stream("train", self.hparams["iterations_per_epoch"], self.hparams["episodes"])
-        # Lightning puts a place back in the middle of an epoch only, not at its end.
-        stream.done = _batches_begun(self.trainer)
-        return stream
+        return self._stream("train", self.hparams["iterations_per_epoch"], self.hparams["episodes"])
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """The same chance each time: policies are compared under common random numbers."""
@@ -124,9 +139,6 @@ class RolloutDataModule(lightning.LightningDataModule):  # type: ignore[misc]
     def _stream(self, split: str, iterations: int, episodes: int) -> Any:
         trainer = cast(Any, self.trainer)
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
-        return RolloutStream(self.hparams["seed"], split, iterations, episodes, world=world, rank=rank)
-
-
-def _batches_begun(trainer: Any) -> int:
-    """Batches that the fit of this trainer has begun, a resumed one's before included: loops are restored by then."""
-    return 0 if trainer is None else int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+        stream = RolloutStream(self.hparams["seed"], split, iterations, episodes, world=world, rank=rank)
+        stream.follow(trainer)
+        return stream

@@ -28,6 +28,7 @@ from rl.csp.policies import Critic, GatedPolicy, SeatPolicy
 from rl.csp.rollout import Episodes, join, play
 from rl.csp.update import Divergence, Law, Settings, data_term, next_coefficient, update_side
 from rl.envs.markov_game import BatchedGame
+from rl.progress import follow_trainer, share_done
 
 
 class CSPModule(lightning.LightningModule):  # type: ignore[misc]
@@ -171,7 +172,6 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
         self.register_buffer("pooled", torch.zeros((), dtype=torch.long))
         self.register_buffer("warm", torch.tensor(False))
         self.automatic_optimization = False
-        self._number = 0
 
     def new_policy(self, seat: str) -> SeatPolicy:
         """A policy of a seat with new weights."""
@@ -362,19 +362,18 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, in [0, 1]; 0 where the trainer has no number of epochs."""
-        epochs = self.trainer.max_epochs or 0
-        return min(1.0, self._number / (epochs * self.trainer.num_training_batches)) if epochs > 0 else 0.0
+        """Share of this training that is done, in [0, 1], see :func:`rl.progress.share_done`."""
+        return share_done(self.trainer)
 
     def on_train_start(self) -> None:
-        """Bring the data to the device, with what the fitted model says of them."""
+        """Bring the data to the device, with what the fitted model says of them, and start where the trainer stands."""
+        follow_trainer(self.trainer)
         self.sampler.to(self.device)
         if self.learns_proxy:
             self.sampler.evaluate(self.models[0])
 
     def on_train_batch_start(self, batch: Iteration, batch_index: int) -> None:
         """Set the rates of this iteration."""
-        self._number = batch.number
         factor = 1 + (self.hparams["final_rate"] - 1) * self.progress
         for optimizer in cast(Any, self.optimizers(use_pl_optimizer=False)):
             for group in optimizer.param_groups:

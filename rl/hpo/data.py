@@ -12,6 +12,8 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADER
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from rl.progress import batches_done
+
 SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -52,6 +54,9 @@ def group_seeds(seed: int, split: str, update: int, groups: range) -> Tensor:
 class SeedStream(IterableDataset[Seeds]):
     """Seeds of this process's groups, update after update; a saved position is one number.
 
+    In training the position is the trainer's own count of batches, which every checkpoint brings back, see
+    :meth:`follow`; alone, the stream counts for itself.
+
     Args:
         seed: Of the run.
         split: train, validation or test.
@@ -83,14 +88,27 @@ class SeedStream(IterableDataset[Seeds]):
         share = groups // world
         self.groups = range(rank * share, (rank + 1) * share)
         self.done = 0
+        self._trainer: Any = None
 
     def __len__(self) -> int:
         return self.updates
 
+    def follow(self, trainer: Any) -> None:
+        """Start every epoch at the batch at which a trainer stands; only an endless stream does.
+
+        Args:
+            trainer: A `lightning.Trainer`.
+        """
+        self._trainer = trainer if self.endless else None
+
     def __iter__(self) -> Iterator[Seeds]:
+        # a generator runs at its first batch, when Lightning has put its counts right
         if not self.endless:
             self.done = 0
-        for _ in range(self.updates - self.done % self.updates):
+        before = self.done % self.updates
+        if self._trainer is not None:
+            self.done, before = batches_done(self._trainer)
+        for _ in range(self.updates - before):
             self.done += 1
             yield Seeds(group_seeds(self.seed, self.split, self.done - 1, self.groups), self.episodes)
 
@@ -137,10 +155,7 @@ class SeedDataModule(lightning.LightningDataModule):  # type: ignore[misc]
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """New episodes at every update."""
-        stream = self._stream("train", self.hparams["updates_per_epoch"], self.hparams["batch_size"], endless=True)
-        # Lightning puts a place back in the middle of an epoch only, not at its end.
-        stream.done = _batches_begun(self.trainer)
-        return stream
+        return self._stream("train", self.hparams["updates_per_epoch"], self.hparams["batch_size"], endless=True)
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """The same episodes each time: policies are compared under common random numbers."""
@@ -154,11 +169,8 @@ class SeedDataModule(lightning.LightningDataModule):  # type: ignore[misc]
         trainer = cast(Any, self.trainer)
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         size = self.hparams["group_size"]
-        return SeedStream(
+        stream = SeedStream(
             self.hparams["seed"], split, updates, episodes // size, size, world=world, rank=rank, endless=endless
         )
-
-
-def _batches_begun(trainer: Any) -> int:
-    """Batches that the fit of this trainer has begun, a resumed one's before included: loops are restored by then."""
-    return 0 if trainer is None else int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+        stream.follow(trainer)
+        return stream

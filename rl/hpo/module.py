@@ -31,6 +31,7 @@ from rl.hpo.rollout import Rollout
 from rl.hpo.simulation import Simulation
 from rl.hpo.simulators import active_parts, load_simulator
 from rl.hpo.surrogate import Surrogate, entropy, mixed_surrogate, window_tails
+from rl.progress import follow_trainer, share_done
 
 
 class HPOModule(Simulation):
@@ -289,16 +290,17 @@ class HPOModule(Simulation):
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, in [0, 1]; 0 where the trainer has no number of epochs."""
-        trainer = self.trainer
-        if trainer.max_epochs is None or trainer.max_epochs < 1:
-            return 0.0
-        return min(1.0, int(self.updates) / float(trainer.max_epochs * trainer.num_training_batches))
+        """Share of this training that is done, in [0, 1], see :func:`rl.progress.share_done`."""
+        return share_done(self.trainer)
 
     @property
     def _entropy_weight(self) -> float:
         hp = self.hparams
         return float(hp["entropy_start"] + (hp["entropy_end"] - hp["entropy_start"]) * self.progress)
+
+    def on_train_start(self) -> None:
+        """Let the seeds start where the trainer stands."""
+        follow_trainer(self.trainer)
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Set the rates of this update."""

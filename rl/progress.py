@@ -1,0 +1,47 @@
+"""Where a training stands, read from its trainer: the one place that every kind of checkpoint brings back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities import CombinedLoader
+
+
+def batches_done(trainer: Any) -> tuple[int, int]:
+    """Training batches that are done.
+
+    Args:
+        trainer: A `lightning.Trainer` in its fit loop.
+
+    Returns:
+        All of this training, those before a resumed checkpoint included, and those of the present epoch.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return int(progress.total.completed), int(progress.current.completed)
+
+
+def share_done(trainer: Any) -> float:
+    """Share of a training that is done, in [0, 1].
+
+    The training ends at the first of `max_epochs` and `max_steps`; with neither, as with `max_time` alone, nothing
+    says how long it takes, and the share stays 0.
+
+    Args:
+        trainer: A `lightning.Trainer` in its fit loop.
+    """
+    shares = [0.0]
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        shares.append(batches_done(trainer)[0] / float(trainer.max_epochs * trainer.num_training_batches))
+    if trainer.max_steps > 0:  # optimizer steps, of which a batch may take several
+        shares.append(trainer.global_step / trainer.max_steps)
+    return min(1.0, max(shares))
+
+
+def follow_trainer(trainer: Any) -> None:
+    """Let the streams among a trainer's training loaders start where it stands.
+
+    Lightning does not give a loader its saved place back after a checkpoint of an epoch's end.
+    """
+    for loader in CombinedLoader(trainer.train_dataloader).flattened:
+        if hasattr(loader, "follow"):
+            loader.follow(trainer)
