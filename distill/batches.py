@@ -47,8 +47,8 @@ def as_batch(given: Any, task: Task) -> dict[str, Any]:
             f" of {', '.join(map(str, batch))}" if isinstance(given, Mapping) else ""
         )
         raise DistillError(
-            f"a batch of {task} needs the tensor {INPUTS[task]!r}, got {found}; give a mapping with {INPUTS[task]!r} and "
-            "'labels', or pairs of inputs and labels"
+            f"a batch of {task} needs the tensor {INPUTS[task]!r}, got {found}; give a mapping with {INPUTS[task]!r} "
+            "and 'labels', or pairs of inputs and labels"
         )
     if task == "language" and batch.get("labels") is None:
         mask = batch.get("attention_mask")
@@ -109,8 +109,8 @@ def check_labels(labels: Tensor, classes: int) -> None:
         sums = labels.float().sum(-1)
         if not (bool((labels >= 0).all()) and bool(((sums - 1).abs() < _SUM).all())):
             raise DistillError(
-                f"labels are distributions, but their least entry is {float(labels.min()):.3g} and their rows add up to "
-                f"{float(sums.min()):.3g} to {float(sums.max()):.3g}; give entries of at least 0 that add up to 1"
+                f"labels are distributions, but their least entry is {float(labels.min()):.3g} and their rows add up "
+                f"to {float(sums.min()):.3g} to {float(sums.max()):.3g}; give entries of at least 0 that add up to 1"
             )
         return
     low, high = int(labels.min()), int(labels.max())

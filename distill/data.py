@@ -333,8 +333,8 @@ def _folder(where: Path) -> dict[str, Any]:
         empty = [name for name, number in made[split].class_to_idx.items() if number not in found]
         if empty and split == "train":
             raise DistillError(
-                f"the class folders {', '.join(empty[:5])} of {folder} hold no images; put some in, or remove the folders "
-                "from every split"
+                f"the class folders {', '.join(empty[:5])} of {folder} hold no images; put some in, or remove the "
+                "folders from every split"
             )
         if made[split].classes != made.get("train", made[split]).classes:
             raise DistillError(f"data folder {folder} has other classes than train; give every split the same folders")

@@ -64,7 +64,8 @@ class HardLoss(nn.Module):
         )
         if len(wrong := (logits.isneginf() & ~(mass == 0)).nonzero()):
             raise ValueError(
-                f"the student masks class {int(wrong[0, 1])} of row {int(wrong[0, 0])}, to which the label or its smoothing "
-                "gives a probability, so the loss is infinite: label with classes that are not masked, without smoothing"
+                f"the student masks class {int(wrong[0, 1])} of row {int(wrong[0, 0])}, to which the label or its "
+                "smoothing gives a probability, so the loss is infinite: label with classes that are not masked, "
+                "without smoothing"
             )
         return logits.clamp(min=NOTHING), labels

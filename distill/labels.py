@@ -72,9 +72,9 @@ def follow(network: Any, labels: Sequence[str], who: str, *, learns: bool) -> No
         DistillError: If it does not learn, and names other classes.
     """
     config = getattr(network.model, "config", None)
-    if config is None or getattr(config, "num_labels", len(labels)) != len(labels):
-        if learns or config is None:  # other numbers of classes are refused where logits are compared
-            return
+    other = config is None or getattr(config, "num_labels", len(labels)) != len(labels)
+    if other and (learns or config is None):  # other numbers of classes are refused where logits are compared
+        return
     found = given_names(getattr(config, "id2label", None))
     try:
         order = class_order(found, labels, who)

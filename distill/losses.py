@@ -299,8 +299,8 @@ class DistillLoss(nn.Module):
                 raise DistillError(f"{name} needs labels, but the batch has none; give labels, or leave {name} out")
             if teacher is not None and teacher.compact is not None and type(term) not in (HardLoss, KD):
                 raise DistillError(
-                    f"{name} compares all of the teacher's outputs, but the cache keeps some classes; use kd, or a cache "
-                    "of logits"
+                    f"{name} compares all of the teacher's outputs, but the cache keeps some classes; use kd, or a "
+                    "cache of logits"
                 )
         whole = teacher if teacher is not None and teacher.compact is None else None
         if "logits" in self.needs and whole is not None and student.logits.shape != whole.logits.shape:
@@ -385,8 +385,8 @@ def _build(made: Choice, sizes: Mapping[str, Any]) -> nn.Module:
         lacking = [k for k in SIZES if k in needed and needed[k].default is inspect.Parameter.empty and k not in asked]
         if absent := [key for key in lacking if key not in made.options]:
             raise DistillError(
-                f"{getattr(loss, 'name', '') or loss.__name__} needs {', '.join(absent)}, which the networks or the data do "
-                "not tell; give them as sizes or options, or use another term"
+                f"{getattr(loss, 'name', '') or loss.__name__} needs {', '.join(absent)}, which the networks or the "
+                "data do not tell; give them as sizes or options, or use another term"
             )
         loss = loss(**asked, **made.options)
     return loss if isinstance(loss, nn.Module) else Function(loss)

@@ -258,7 +258,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         self._evaluate("test", batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Doubt a teacher that knows no more than chance at once, and one that is no better than a student at the end."""
+        """Doubt a teacher that knows no more than chance at once, and one that is no better than a student at the end."""  # noqa: E501
         doubts = cast(Any, self.metrics["validation"]).doubts("validation")
         if not self.trainer.sanity_checking:
             last = self.trainer.should_stop or self.current_epoch + 1 == self.trainer.max_epochs

@@ -62,8 +62,8 @@ class ImageNetwork(nn.Module):
         if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
             if "maps" in needs:
                 raise DistillError(
-                    f"a term compares feature maps, but {type(model).__name__} has no timm forward_intermediates; give a "
-                    "timm model, or terms that compare features or logits"
+                    f"a term compares feature maps, but {type(model).__name__} has no timm forward_intermediates; give "
+                    "a timm model, or terms that compare features or logits"
                 )
             logits, features = before_head(model, images)
             return Outputs(logits, features, rows=rows)
@@ -109,8 +109,8 @@ def logits_of(made: Any) -> Tensor:
     if not isinstance(found, Tensor) or found.ndim != 2:
         shape = f" of shape {tuple(found.shape)}" if isinstance(found, Tensor) else ""
         raise DistillError(
-            f"a model returned a {type(made).__name__}{shape}, but it must be logits (batch, classes), or hold them under "
-            "'logits'; wrap the model in a module that does"
+            f"a model returned a {type(made).__name__}{shape}, but it must be logits (batch, classes), or hold them "
+            "under 'logits'; wrap the model in a module that does"
         )
     return found
 
@@ -134,8 +134,8 @@ def before_head(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
             hook.remove()
     if not seen or seen[-1][0].ndim != 2 or seen[-1][1].shape != logits.shape:
         raise DistillError(
-            f"a term compares features, but {type(model).__name__} has neither timm's forward_features nor a last linear "
-            "layer that gives its logits from them; give terms that compare logits"
+            f"a term compares features, but {type(model).__name__} has neither timm's forward_features nor a last "
+            "linear layer that gives its logits from them; give terms that compare logits"
         )
     return logits, seen[-1][0]
 
@@ -176,8 +176,8 @@ class TextNetwork(nn.Module):
             hidden = getattr(made, "hidden_states", None)
             if hidden is None:
                 raise DistillError(
-                    f"a term compares features, but {type(self.model).__name__} gives no hidden_states; give a model of "
-                    "transformers, or terms that compare logits"
+                    f"a term compares features, but {type(self.model).__name__} gives no hidden_states; give a model "
+                    "of transformers, or terms that compare logits"
                 )
             mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[..., None].to(hidden[-1].dtype)
             features = (hidden[-1] * mask).sum(1) / mask.sum(1)

@@ -12,8 +12,8 @@ from distill.errors import DistillError
 def open_image(path: str) -> Any:
     """An image file as PIL reads it, upright, of 8 bits a channel.
 
-    A camera's rotation (EXIF) is applied, and 16 bits are brought to 8 by their high byte: PIL's own conversion would cut
-    all that is above 255 to white.
+    A camera's rotation (EXIF) is applied, and 16 bits are brought to 8 by their high byte: PIL's own conversion would
+    cut all that is above 255 to white.
 
     Args:
         path: Of the file.
@@ -39,7 +39,7 @@ def eight_bits(image: Any) -> Any:
         >>> from PIL import Image
         >>> eight_bits(Image.fromarray(np.array([[65535, 256]], np.uint16))).getpixel((1, 0))
         1
-    """
+    """  # noqa: E501
     from PIL import Image
 
     if image.mode == "F":

@@ -62,8 +62,8 @@ class Scores(nn.Module):
             accuracy = float(cast(Any, figures)["accuracy"].compute())
             if accuracy >= right > chance and right < 1:  # none is better than one that is always right
                 found[key] = (
-                    f"{key} is right on {accuracy:.3f} of the {stage} rows and the teacher on {right:.3f}: a teacher that "
-                    "is no better holds its student back; take a stronger one, or train it longer"
+                    f"{key} is right on {accuracy:.3f} of the {stage} rows and the teacher on {right:.3f}: a teacher "
+                    "that is no better holds its student back; take a stronger one, or train it longer"
                 )
         return found
 

@@ -150,6 +150,6 @@ def check_values(losses: Mapping[str, Tensor]) -> None:
     if not bool(torch.stack([value.detach().float().sum() for value in losses.values()]).isfinite().all()):
         name, value = next((n, v) for n, v in losses.items() if not bool(v.isfinite().all()))
         raise DistillError(
-            f"the loss {name} is {float(value.detach())}, from which nothing can be learnt: outputs overflow, as in a training that "
-            "diverged; lower the learning rate, or clip"
+            f"the loss {name} is {float(value.detach())}, from which nothing can be learnt: outputs overflow, as in a "
+            "training that diverged; lower the learning rate, or clip"
         )

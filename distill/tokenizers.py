@@ -54,8 +54,8 @@ def check_tokenizers(teacher: Any, student: Any, *, special: bool = True) -> Non
 
 def _refuse(what: str) -> None:
     raise DistillError(
-        f"the teacher's and the student's tokenizers differ ({what}), so their tokens cannot be compared; give models of "
-        "one tokenizer"
+        f"the teacher's and the student's tokenizers differ ({what}), so their tokens cannot be compared; give models "
+        "of one tokenizer"
     )
 
 

@@ -108,8 +108,8 @@ class TokenData(lightning.LightningDataModule):  # type: ignore[misc]
         blocks = self.splits["train"]
         if len(order := ViewOrder(len(blocks), self.batch_size, seed=self.seed)) < self.batch_size:
             raise DistillError(
-                f"{len(order)} training blocks a process do not fill one batch of {self.batch_size}; give more text or a "
-                "smaller batch_size"
+                f"{len(order)} training blocks a process do not fill one batch of {self.batch_size}; give more text or "
+                "a smaller batch_size"
             )
         return ViewLoader(blocks, order, drop_last=True)
 

@@ -109,8 +109,8 @@ def check_covered(masked: Tensor, probabilities: Tensor, who: str, divergence: s
         other = "teacher" if who == "student" else "student"
         raise ValueError(
             f"the {who} masks class {column} of row {row}, to which the {other} gives a probability of "
-            f"{float(probabilities[row, column].detach()):.3g}, so the {divergence} KL is infinite: mask the same classes in both, "
-            "or use the jsd with a beta between 0 and 1"
+            f"{float(probabilities[row, column].detach()):.3g}, so the {divergence} KL is infinite: mask the same "
+            "classes in both, or use the jsd with a beta between 0 and 1"
         )
 
 
@@ -138,8 +138,8 @@ def check_finite(student: Tensor, teacher: Tensor, what: str = "features") -> No
     for who, tensor in (("student", student), ("teacher", teacher)):
         if not bool(tensor.isfinite().all()):
             raise ValueError(
-                f"the {who}'s {what} hold NaN or infinities, so no loss is defined: a training that diverged, or inputs "
-                "that are not finite, makes them"
+                f"the {who}'s {what} hold NaN or infinities, so no loss is defined: a training that diverged, or "
+                "inputs that are not finite, makes them"
             )
 
 

@@ -124,8 +124,8 @@ def chunked_kd(
         A :class:`ChunkedLoss`; zeros, with gradients of zero, where no token counts.
 
     Raises:
-        ValueError: If shapes, types, labels or a number do not fit, or the loss is infinite or NaN: ids that a head masks
-            by a bias of -inf count as in :func:`~distill.functional.checks.comparable`.
+        ValueError: If shapes, types, labels or a number do not fit, or the loss is infinite or NaN: ids that a head
+            masks by a bias of -inf count as in :func:`~distill.functional.checks.comparable`.
 
     Example:
         >>> import torch
@@ -187,8 +187,8 @@ def chunked_kd(
     )
     if plain and not bool(torch.stack(values[1:]).isfinite().all()):
         raise ValueError(
-            "the cross-entropy or the divergence is not finite, though hidden states and heads are: the logits overflow "
-            "float32; a training that diverged makes such weights"
+            "the cross-entropy or the divergence is not finite, though hidden states and heads are: the logits "
+            "overflow float32; a training that diverged makes such weights"
         )
     return ChunkedLoss(*values)
 

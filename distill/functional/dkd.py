@@ -41,7 +41,8 @@ def dkd(
         A scalar of at least 0.
 
     Raises:
-        ValueError: If shapes, labels, the temperature or `mixed` do not fit, or the KL is not defined, see `checks.comparable`.
+        ValueError: If shapes, labels, the temperature or `mixed` do not fit, or the KL is not defined, see
+            `checks.comparable`.
 
     Example:
         >>> import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from recipes.data.text_module import MixedTextDataModule
 from recipes.errors import RecipeError, RunError
 from recipes.front.parse import parse
 from recipes.merge.evaluation import evaluation_device, with_experts
-from recipes.merge.experts import base_checkpoint, cache_folder, read_expert
+from recipes.merge.checks import cached_at
+from recipes.merge.experts import base_checkpoint, expert_folder, read_expert
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def read_merged(folder: Path, say: Callable[[str], None]) -> Any:
 
     import twinmerge
     from twinmerge.errors import CheckpointError
+    from twinmerge.folders import mapped
     from twinmerge.merging import set_parameters
+    from twinmerge.one_call import local_folder
 
     hush_libraries()
     try:
@@ -60,12 +63,13 @@ def read_merged(folder: Path, say: Callable[[str], None]) -> Any:
     base = base_checkpoint(recipe.base)
     experts, heads = {}, {}
     try:
-        for source in recipe.tasks:
-            place = cache_folder(recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-            given = recipe.experts.get(source.name)
-            expert = read_expert(Path(given).expanduser() if given else place, base, model)
-            experts[source.name] = set_parameters(copy.deepcopy(model), expert.state).eval()
-            heads[source.name] = expert.head
+        for task, source in zip(tasks, recipe.tasks, strict=True):
+            given = recipe.given().get(task.name)
+            place = (expert_folder(given) or local_folder(given)) if given else cached_at(recipe, source)
+            read = read_expert(place, base, where, model, recipe.vocabulary, recipe.labels.get(task.name))
+            expert = mapped(read, list(task.labels))
+            experts[task.name] = set_parameters(copy.deepcopy(model), expert.state).eval()
+            heads[task.name] = cast(Any, expert.head)
         twin = twinmerge.load(folder / "merged").eval()
     except CheckpointError as error:
         raise RunError(f"data.path: {error}") from error

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recipes.merge.evaluation import Scores
-    from recipes.merge.experts import Expert
     from recipes.running.folder import RunFolder
+    from twinmerge.folders import Expert
 
 EXPLAINED = {
     "experts": "every input by its own expert",

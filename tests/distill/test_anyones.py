@@ -267,7 +267,7 @@ def test_compact_caches_teach(tmp_path, kind):
     fitted.fit(module, DataLoader(data, batch_size=6))
     assert fitted.global_step == 2
     with pytest.raises(
-        DistillError, match="kd asks for the temperature 3.0, but the cache keeps classes for the temper"
+        DistillError, match=r"kd asks for the temperature 3.0, but the cache keeps classes for the temper"
     ):
         DistillLoss({"kd": {"temperature": 3.0}})(Outputs(z), told, None)
     with pytest.raises(

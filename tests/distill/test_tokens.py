@@ -11,9 +11,9 @@ from distill import DistillError, TokenData
 
 @pytest.fixture
 def data(tmp_path):
-    fast = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    fast = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))  # noqa: S106 - a token of the vocabulary, no secret
     fast.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="[UNK]").save_pretrained(tmp_path / "tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="[UNK]").save_pretrained(tmp_path / "tokenizer")  # noqa: S106 - a token of the vocabulary, no secret
     for i in range(4):
         (tmp_path / f"{i}.txt").write_text("a b " * 40)
     made = TokenData(sorted(tmp_path.glob("*.txt")), str(tmp_path / "tokenizer"), length=8, batch_size=8)

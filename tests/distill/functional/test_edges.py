@@ -215,7 +215,7 @@ def test_stored_classes_of_masked_logits():
         lambda: losses.top_kd(alone, losses.top_classes(teacher, 5)),
         lambda: losses.sampled_kd(alone, losses.sampled_classes(teacher, 500, places)),
     ):
-        with pytest.raises(ValueError, match="the student masks class 0 of row 0|masks class . of row 0"):
+        with pytest.raises(ValueError, match=r"the student masks class 0 of row 0|masks class . of row 0"):
             call()
     with pytest.raises(ValueError, match="the teacher's logits hold NaN"):
         losses.top_classes(torch.full((2, 4), math.nan), 2)
