@@ -78,7 +78,7 @@ def test_a_resumed_training_ends_bit_equal(tmp_path: Path, reuse: int) -> None:
 def test_a_checkpoint_loads_without_running_code(tmp_path: Path) -> None:
     trained = module()
     fit(trained, 1).save_checkpoint(tmp_path / "last.ckpt")
-    again = HPOModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    again = HPOModule.load_from_checkpoint(tmp_path / "last.ckpt", trust=True)
     assert again.hparams["simulator"] == "rl.envs.switched_lqr.switched_lqr"
     for name, value in trained.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
