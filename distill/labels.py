@@ -83,6 +83,6 @@ def follow(network: Any, labels: Sequence[str], who: str, *, learns: bool) -> No
             raise
         order, found = None, None
     network.read_in(order)
-    if found is None and learns:
+    if found is None and learns and config is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: i for i, name in enumerate(labels)}

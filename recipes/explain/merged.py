@@ -15,8 +15,8 @@ from recipes.data.sources import load_task
 from recipes.data.text_module import MixedTextDataModule
 from recipes.errors import RecipeError, RunError
 from recipes.front.parse import parse
-from recipes.merge.evaluation import evaluation_device, with_experts
 from recipes.merge.checks import cached_at
+from recipes.merge.evaluation import evaluation_device, with_experts
 from recipes.merge.experts import base_checkpoint, expert_folder, read_expert
 from recipes.running.quiet import hush_libraries
 

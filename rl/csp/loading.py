@@ -7,7 +7,7 @@ from typing import Any, cast
 from rl.csp.dataset import check_dataset, load_data
 from rl.csp.pairs import Pairs
 from rl.envs.markov_game import BatchedGame
-from rl.loading import find, make
+from rl.loading import find, make, refuse_strangers
 
 
 def load_game(path: str, arguments: dict[str, Any] | None = None) -> BatchedGame:
@@ -18,8 +18,9 @@ def load_game(path: str, arguments: dict[str, Any] | None = None) -> BatchedGame
         arguments: Of its constructor.
 
     Raises:
-        ValueError: When there is no such class, or it is no `BatchedGame`.
+        ValueError: When there is no such class, it is no `BatchedGame`, or an untrusted checkpoint names it.
     """
+    refuse_strangers("game", path, arguments)
     found = find("game", path)
     if not (isinstance(found, type) and issubclass(found, BatchedGame)):
         raise ValueError(f"game {path!r} is no subclass of rl.envs.BatchedGame; derive the class from it.")

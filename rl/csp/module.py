@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import lightning
 import torch
@@ -28,6 +28,7 @@ from rl.csp.policies import Critic, GatedPolicy, SeatPolicy
 from rl.csp.rollout import Episodes, join, play
 from rl.csp.update import Divergence, Law, Settings, data_term, next_coefficient, update_side
 from rl.envs.markov_game import BatchedGame
+from rl.loading import from_checkpoint
 from rl.progress import follow_trainer, share_done
 
 
@@ -55,7 +56,7 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
 
     Args:
         game: A game, or the import path of a subclass of `BatchedGame`; only a path is kept in checkpoints, so with an
-            object pass it to `load_from_checkpoint` again.
+            object pass it to `load_from_checkpoint` again, and with a path pass ``trust=True``.
         data: The target's data: `Pairs`, or the path of a data file; checkpoints keep only a path here too.
         game_args: Arguments of the class at that path.
         model: A fixed policy in place of the one fitted to the data: with the true target, the oracle.
@@ -172,6 +173,27 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
         self.register_buffer("pooled", torch.zeros((), dtype=torch.long))
         self.register_buffer("warm", torch.tensor(False))
         self.automatic_optimization = False
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: bool = False, **kwargs: Any) -> Self:
+        """Load a checkpoint; the import paths in it are followed only on request.
+
+        Args:
+            checkpoint_path: A file, or its path.
+            args: As for Lightning's method.
+            trust: Import and call what the checkpoint itself names as game, when it is not given here. Only for
+                files whose writer you trust: it runs their code.
+            kwargs: As for Lightning's method, and arguments that replace those of the checkpoint. ``weights_only`` is
+                True unless given: a checkpoint holds no objects.
+
+        Raises:
+            ValueError: If the checkpoint names a game, or text among its arguments, that is neither given nor trusted.
+        """
+        if len(args) < 4:  # where weights_only stands
+            kwargs.setdefault("weights_only", True)
+        # A checkpoint of LightningCLI asks for its parser, which would follow class paths of its own: never.
+        with from_checkpoint(kwargs, trust=trust):
+            return cast(Self, super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=None))
 
     def new_policy(self, seat: str) -> SeatPolicy:
         """A policy of a seat with new weights."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,9 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from rl.loading import find, made_by
+
+FACTORIES = ("env", "raw_env", "parallel_env")  # what PettingZoo's modules call that which makes an environment
 MOST_ACTIONS = 1024  # of several discrete choices, numbered through
 
 
@@ -91,16 +93,31 @@ def require_seats(environment: Any, agents: Mapping[str, Sequence[str]]) -> None
 
 
 def imported(path: str) -> Callable[..., Any]:
-    """A function by its import path."""
-    module, _, name = path.rpartition(".")
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"the environment '{path}' cannot be imported ({error}); give the path of a function, as in "
-            "mpe2.simple_tag_v3.parallel_env"
-        ) from error
-    return found
+    """What makes an environment, by its import path; it is checked, not called.
+
+    PettingZoo's modules call theirs ``env``, ``raw_env`` or ``parallel_env``; besides, there may be the class of an
+    environment, or a function that is annotated to return one.
+
+    Args:
+        path: As in ``mpe2.simple_tag_v3.parallel_env``.
+
+    Raises:
+        ValueError: If there is nothing of the kind.
+    """
+    found: Callable[..., Any] = find("environment", path)
+    if callable(found) and (path.rpartition(".")[2] in FACTORIES or _is_environment(made_by(found))):
+        return found
+    raise ValueError(
+        f"environment '{path}' is neither called {', '.join(FACTORIES)}, as PettingZoo's are, nor the class of an "
+        "environment or a function annotated to return one; pass the function itself to ParallelGame, or annotate it"
+    )
+
+
+def _is_environment(made: type | None) -> bool:
+    """Whether a class has what an environment of PettingZoo has."""
+    return made is not None and all(
+        callable(getattr(made, name, None)) for name in ("reset", "step", "observation_space", "action_space")
+    )
 
 
 def is_masked(environment: Any, name: str) -> bool:

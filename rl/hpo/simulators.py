@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from rl.envs.hybrid import HybridSimulator
 from rl.errors import SimulatorError
-from rl.loading import find, make
+from rl.loading import find, made_by, make, refuse_strangers
 
 
 def load_simulator(path: str, arguments: dict[str, Any] | None = None) -> HybridSimulator:
@@ -20,11 +20,12 @@ def load_simulator(path: str, arguments: dict[str, Any] | None = None) -> Hybrid
         arguments: Of the class or function.
 
     Raises:
-        ValueError: When there is no such thing, or it makes no `HybridSimulator`.
+        ValueError: When there is no such thing, it makes no `HybridSimulator`, or an untrusted checkpoint names it.
     """
+    refuse_strangers("simulator", path, arguments)
     found = find("simulator", path)
-    made = found if isinstance(found, type) else get_type_hints(found).get("return") if callable(found) else None
-    if not (isinstance(made, type) and issubclass(made, HybridSimulator)):
+    made = made_by(found)
+    if made is None or not issubclass(made, HybridSimulator):
         raise ValueError(
             f"simulator {path!r} is neither a subclass of rl.envs.HybridSimulator nor annotated to return one."
         )

@@ -13,9 +13,7 @@ from rl.hpo.data import SeedStream
 from rl.hpo.module import HPOModule
 from rl.progress import share_done
 from tests.rl.csp.games import Dilemma, dilemma_data
-from tests.rl.hpo.train_ddp import QUIET
-from tests.rl.hpo.train_ddp import data as hpo_data
-from tests.rl.hpo.train_ddp import module as hpo_module
+from tests.rl.hpo.train_ddp import QUIET, data as hpo_data, module as hpo_module
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The dataloader.*does not have many workers"),
@@ -122,7 +120,7 @@ def test_a_stream_that_is_a_loader_itself_follows_too(wing: str, tmp_path: Path)
 def test_a_loaded_module_that_is_fitted_again_starts_its_schedule_again(tmp_path: Path) -> None:
     first, second = Rates(), Rates()
     fit("hpo", hpo_module(), 2, first).save_checkpoint(tmp_path / "last.ckpt")
-    loaded = HPOModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    loaded = HPOModule.load_from_checkpoint(tmp_path / "last.ckpt", trust=True)
     before = {name: value.clone() for name, value in loaded.policy.state_dict().items()}
     fit("hpo", loaded, 2, second)
     assert second.rates == first.rates == pytest.approx([3e-3 * (1 - n / 6) for n in range(6)])

@@ -226,5 +226,5 @@ def test_lightning_cli_runs_it_from_a_path_and_a_file(tmp_path, monkeypatch):
     logged = cli.trainer.callback_metrics
     assert {"validation/return_model", "validation/return_proxy", "validation/excess"} <= logged.keys()
     cli.trainer.save_checkpoint(tmp_path / "m.ckpt")
-    again = CSPModule.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True)
+    again = CSPModule.load_from_checkpoint(tmp_path / "m.ckpt", trust=True)
     assert torch.equal(weights(cli.model), weights(again))

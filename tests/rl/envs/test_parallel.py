@@ -259,6 +259,23 @@ def test_a_side_of_two_needs_equal_spaces_and_an_import_path_must_exist():
         ParallelGame("nowhere.make", ["a"], ["b"], 5)
 
 
+@pytest.mark.parametrize("path", ["subprocess.getoutput", "os.system", "builtins.dict", "pathlib.Path"])
+def test_a_path_to_what_makes_no_environment_is_not_called(path, tmp_path):
+    arguments = {"cmd": f"touch {tmp_path / 'ran'}"}
+    with pytest.raises(ValueError, match=f"environment '{path}' is neither called env, raw_env, parallel_env"):
+        ParallelGame(path, ["knight"], ["dragon"], 5, arguments)
+    assert not (tmp_path / "ran").exists()
+
+
+def make_duel() -> Duel:
+    return Duel()
+
+
+@pytest.mark.parametrize("name", ["Duel", "make_duel"])
+def test_the_path_of_a_class_or_of_an_annotated_function_is_followed(name):
+    assert ParallelGame(f"{__name__}.{name}", ["knight"], ["dragon"], 5).players == {"ours": 1, "target": 1}
+
+
 class Flawed(VaultMaze):
     """A batched game of a user with one flaw."""
 

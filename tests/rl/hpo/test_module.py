@@ -90,7 +90,7 @@ def test_resumed_from_the_end_of_an_epoch_it_ends_bit_equal(tmp_path: Path) -> N
 def test_a_checkpoint_loads_without_running_code(tmp_path: Path) -> None:
     trained = module()
     fit(trained, 1).save_checkpoint(tmp_path / "last.ckpt")
-    again = HPOModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    again = HPOModule.load_from_checkpoint(tmp_path / "last.ckpt", trust=True)
     assert again.hparams["simulator"] == "rl.envs.switched_lqr.switched_lqr"
     for name, value in trained.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
