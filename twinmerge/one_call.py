@@ -115,7 +115,7 @@ def named(expert: Expert, labels: Sequence[str] | None) -> Expert:
         raise CheckpointError(f"{len(labels)} labels are declared for a head of {outputs} outputs; name each output.")
     if expert.labels is not None and expert.labels != list(labels):
         raise CheckpointError(
-            f"labels {', '.join(labels)} are declared and the folder names {', '.join(expert.labels)}; drop one of them."
+            f"labels {', '.join(labels)} are declared; the folder names {', '.join(expert.labels)}; drop one of them."
         )
     expert.head.label_names = list(labels)
     return replace(expert, labels=list(labels))

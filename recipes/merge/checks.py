@@ -145,7 +145,7 @@ def mapped(expert: Expert, labels: list[str]) -> Expert:
 
 
 def cached_at(recipe: Recipe, task: TaskSource) -> Path:
-    """Where the user\'s cache keeps the expert of a task."""
+    """Where the user's cache keeps the expert of a task."""
     return cache_folder(recipe.base, task, recipe.training, recipe.trainer, recipe.seed)
 
 

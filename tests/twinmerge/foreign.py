@@ -69,7 +69,7 @@ class Foreign:
 def tokenizer(words: list[str] | None = None) -> Any:
     """A real tokenizer of whole words, with [CLS] and [SEP] around a text."""
     vocabulary = {word: i for i, word in enumerate(words or WORDS)}
-    fast = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    fast = Tokenizer(models.WordLevel(vocabulary, unk_token=WORDS[1]))
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
