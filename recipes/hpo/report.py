@@ -172,9 +172,7 @@ def draw_policies(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> Non
         if row["seed"] != recipe.seed or row["method"] == SB3 or simulator.observation_dim != 2:
             continue
         name = "-".join(str(part) for part in (row["method"], row["value"], row["seed"]) if part is not None)
-        module = (
-            HPOModule.load_from_checkpoint(folder.path / "policies" / f"{name}.ckpt", trust=True).cpu().eval()
-        )
+        module = HPOModule.load_from_checkpoint(folder.path / "policies" / f"{name}.ckpt", trust=True).cpu().eval()
         with torch.no_grad():
             if isinstance(simulator, Inventory) and simulator.action_dim == 1 and simulator.lead_time == 2:
                 folder.figure(f"policy_{name}", *_inventory_picture(simulator, module.policy))

@@ -106,7 +106,7 @@ def _count(folder, turns, errors):
                 done += 1
         except RunError:
             time.sleep(0.001)
-        except Exception as error:  # noqa: BLE001 (told to the parent)
+        except Exception as error:
             errors.put(repr(error))
             return
 
