@@ -67,8 +67,8 @@ def _take(folder: Path) -> int:
             owner = _owner(os.pread(handle, 4096, 0))
             os.close(handle)
             raise RunError(
-                f"{folder}: a run is at work in this folder, {owner}; wait for it, stop it, or give another folder with "
-                "--out"
+                f"{folder}: a run is at work in this folder, {owner}; wait for it, stop it, or give another folder "
+                "with --out"
             ) from error
         try:
             same = os.fstat(handle).st_ino == path.stat().st_ino

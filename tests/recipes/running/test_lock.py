@@ -51,9 +51,9 @@ def test_a_live_folder_is_refused_with_its_process_and_host(live):
     folder, process = live
     told = json.loads((folder / LOCK).read_text())
     assert told["process"] == process.pid
-    with pytest.raises(RunError, match=f"a run is at work.*process {process.pid} on {told['host']} since 2"):
-        with locked(folder):
-            pass
+    told = f"a run is at work.*process {process.pid} on {told['host']} since 2"
+    with pytest.raises(RunError, match=told), locked(folder):
+        pass
     with pytest.raises(RunError, match=f"process {process.pid}"):
         refuse_live(folder)
     assert (folder / LOCK).is_file()  # the refused one took nothing away
