@@ -1,5 +1,9 @@
 """The two errors a user may see: a wrong recipe (exit code 2) and a failed run (exit code 1)."""
 
+import errno
+
+LONGEST = 300  # characters of somebody else's message that are shown
+
 
 class RecipeError(Exception):
     """The recipe or the command line is wrong; nothing was run and nothing was written.
@@ -26,3 +30,23 @@ class RunError(Exception):
     """A run failed for a reason the user can act on: one sentence, no traceback."""
 
     exit_code = 1
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT}  # a full disk, or a used-up share of it
+
+
+def unforeseen(error: Exception) -> str:
+    """One sentence about an error that nobody foresaw; `--debug` shows where it comes from.
+
+    >>> unforeseen(PermissionError(13, "Permission denied", "/runs"))
+    '/runs: Permission denied; give a folder that can be written with --out, or free this one'
+    """
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"the disk is full: {error.filename or 'no file could be written'}; free some space and start again"
+    if isinstance(error, OSError) and error.filename is not None:
+        where = str(error.filename)
+        where = where if len(where) <= LONGEST else f"{where[:LONGEST]}..."
+        return f"{where}: {error.strerror}; give a folder that can be written with --out, or free this one"
+    text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return f"stopped: {type(error).__name__}{f': {text}' if text else ''} (add --debug for its traceback)"

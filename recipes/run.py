@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from recipes.errors import RecipeError, RunError
+from recipes.errors import RecipeError, RunError, unforeseen
 
 USAGE = """\
 python -m recipes.run FILE.yaml [key.sub=value ...] [--check] [--print-config] [--resume [CKPT]]
@@ -100,6 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `--list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:  # whatever nobody foresaw: a sentence, not our frames
+        if debug:
+            raise
+        print(unforeseen(error), file=sys.stderr)
+        return 1
 
 
 def _dispatch(options: argparse.Namespace, command: Sequence[str]) -> int:

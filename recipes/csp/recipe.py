@@ -23,6 +23,8 @@ from recipes.running.quiet import hush_libraries
 from recipes.running.trainer import build_trainer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from recipes.running.folder import RunFolder
     from rl.csp.module import CSPModule
     from rl.csp.pairs import Pairs
@@ -114,6 +116,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
         agents["imitation"] = imitate(modules["csp"], own, recipe.seed)
     report.finish(recipe, scenario, modules["csp"], agents, histories, folder)
+
+
+def finished(path: Path) -> list[str]:
+    """Names of the trainings of a run folder that are finished, as their checkpoints are named."""
+    return sorted(file.stem for file in (path / "policies").glob("*.json"))
 
 
 def read_or_record(recipe: Recipe, scenario: Scenario, folder: RunFolder) -> tuple[Pairs, Pairs | None]:

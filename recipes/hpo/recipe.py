@@ -23,6 +23,8 @@ from recipes.running.quiet import hush_libraries
 from recipes.running.trainer import build_trainer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from recipes.running.folder import RunFolder
 
 __all__ = ["Recipe", "check", "run"]
@@ -104,6 +106,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             folder.say(f"{cell.name}: test cost {row['cost']:.4g}, gap {_percent(row['gap'])}")
         rows.append(row)
     report(recipe, rows, folder)
+
+
+def finished(path: Path) -> list[str]:
+    """Names of the cells of a run folder that are trained."""
+    return sorted(file.stem for file in (path / "cells").glob("*.json"))
 
 
 def _percent(gap: float | None) -> str:

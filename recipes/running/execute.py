@@ -1,14 +1,14 @@
 """Carry out a parsed recipe: pre-flight, run folder, the run itself, and what to say when it ends badly."""
 
 import argparse
-import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from recipes.errors import RecipeError, RunError
+from recipes.errors import FULL, RecipeError, RunError
 from recipes.front import table
 from recipes.front.compare import check_resume
 from recipes.front.parse import Parsed
@@ -18,6 +18,9 @@ from recipes.running import folder as runfolder
 from recipes.running.environment import process_rank
 from recipes.running.files import write_text
 from recipes.running.folder import RunFolder
+from recipes.running.lock import locked
+
+LENGTHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # how long a training is
 
 
 def check(parsed: Parsed, *, quiet: bool = False) -> None:
@@ -38,32 +41,60 @@ def run(parsed: Parsed, options: argparse.Namespace, command: Sequence[str]) -> 
     Returns:
         The exit code.
     """
-    name = f"{parsed.name}-{parsed.recipe.name}"
-    going_on = options.resume is not None
-    folder = RunFolder(Path(), name, quiet=options.quiet)
-    if going_on:
-        folder.path = options.out or runfolder.newest_folder(parsed.name, parsed.recipe.name)
-        accepted = check_resume(folder.path, parsed)
-        if (folder.path / "result.json").is_file() and not accepted:
-            folder.say(f"{folder.path} is complete already; nothing to do")
-            return 0
-        for key, (before, now) in accepted.items():
-            folder.say(f"resuming with {key} {show(now)} instead of {show(before)}")
-    elif options.out is not None and process_rank() == 0:
-        runfolder.check_out(options.out, force=options.force)
+    with ExitStack() as hold:
+        folder = RunFolder(Path(), f"{parsed.name}-{parsed.recipe.name}", quiet=options.quiet)
+        if options.resume is not None:
+            if not _reopen(parsed, options, folder, hold):
+                folder.say(f"{folder.path} is complete already; nothing to do")
+                return 0
+        else:
+            _open(parsed, options, folder, hold)
+        folder.start(to_yaml(parsed.recipe), {"seed": parsed.recipe.seed}, ["python", "-m", "recipes.run", *command])
+        again = f"python -m recipes.run {options.words[0]} {' '.join(options.words[1:])} --resume".replace("  ", " ")
+        return _guarded(parsed, folder, again + (f" --out {options.out}" if options.out else ""), debug=options.debug)
+
+
+def _open(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold: ExitStack) -> None:
+    """Check the recipe, then make the folder of a new run."""
+    if process_rank() == 0:
+        if options.out is not None:
+            runfolder.check_out(options.out, force=options.force)
+        check(parsed, quiet=options.quiet)
+    name = parsed.recipe.name
+    folder.path = runfolder.new_folder(parsed.name, name, out=options.out, force=options.force, hold=hold)
+
+
+def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold: ExitStack) -> bool:
+    """Find the folder of an earlier run and where to go on in it; false when there is nothing left to do."""
+    path = folder.path = options.out or runfolder.newest_folder(parsed.name, parsed.recipe.name)
+    accepted = check_resume(path, parsed)
+    if process_rank() == 0:
+        hold.enter_context(locked(path))
+    if (path / "result.json").is_file() and not accepted:
+        return False
+    parts = _finished(parsed, path)
+    if changed := [key for key in LENGTHS if key in accepted and parts]:
+        before, now = accepted[changed[0]]
+        raise RecipeError(
+            f"--resume: {parts[0]} was trained with {changed[0]} {show(before)} and is not trained on to {show(now)}; "
+            f"set {changed[0]} back to {show(before)}, or start a new run, without --resume"
+        )
+    for key, (before, now) in accepted.items():
+        folder.say(f"resuming with {key} {show(now)} instead of {show(before)}")
     if process_rank() == 0:
         check(parsed, quiet=options.quiet)
-    if going_on:
-        folder.resume = _checkpoint(folder.path, options.resume)
-        folder.say(f"resuming {folder.path}" + (f" from {folder.resume}" if folder.resume != folder.path else ""))
-    else:
-        folder.path = runfolder.new_folder(parsed.name, parsed.recipe.name, out=options.out, force=options.force)
-    folder.start(to_yaml(parsed.recipe), {"seed": parsed.recipe.seed}, ["python", "-m", "recipes.run", *command])
-    again = f"python -m recipes.run {options.words[0]} {' '.join(options.words[1:])} --resume".replace("  ", " ")
-    return _guarded(parsed, folder, again + (f" --out {options.out}" if options.out else ""), debug=options.debug)
+    folder.resume = _checkpoint(path, options.resume, parts)
+    folder.say(f"resuming {path}" + (f" from {folder.resume}" if folder.resume != path else ""))
+    return True
 
 
-def _checkpoint(path: Path, named: str) -> Path:
+def _finished(parsed: Parsed, path: Path) -> list[str]:
+    """Names of the trainings in a folder that a recipe takes as they are; a recipe of one training has none."""
+    found: Callable[[Path], list[str]] = getattr(table.load(parsed.name), "finished", lambda _: [])
+    return found(path)
+
+
+def _checkpoint(path: Path, named: str, finished: Sequence[str]) -> Path:
     """Return the checkpoint to go on from: the named one, the newest that loads, or the folder when there is none."""
     if named and not Path(named).exists():
         raise RecipeError(f"--resume {named}: no such checkpoint; give a path, or nothing for the newest one")
@@ -71,11 +102,22 @@ def _checkpoint(path: Path, named: str) -> Path:
         return path
     from recipes.running.resume import newest_valid_checkpoint, verify_checkpoint
 
-    if named:
-        verify_checkpoint(Path(named))
-        inside = Path(named).resolve().is_relative_to(path.resolve())
-        return path / Path(named).resolve().relative_to(path.resolve()) if inside else Path(named)
-    return newest_valid_checkpoint(path / "checkpoints", lambda text: print(text, file=sys.stderr)) or path
+    if not named:
+        return newest_valid_checkpoint(path / "checkpoints", lambda text: print(text, file=sys.stderr)) or path
+    inside = (path / "checkpoints").resolve()
+    if not Path(named).resolve().is_relative_to(inside):
+        raise RecipeError(
+            f"--resume {named}: this is no checkpoint of the run in {path}; give one under {path / 'checkpoints'}, or "
+            "the folder of its run with --out"
+        )
+    verify_checkpoint(Path(named))
+    found = path / "checkpoints" / Path(named).resolve().relative_to(inside)
+    if found.parent.name in finished:
+        raise RecipeError(
+            f"--resume {named}: {found.parent.name} is trained to its end already and is not trained again; give "
+            "nothing, for the newest checkpoint of what is left"
+        )
+    return found
 
 
 def _guarded(parsed: Parsed, folder: RunFolder, again: str, *, debug: bool) -> int:
@@ -110,7 +152,7 @@ def _guarded(parsed: Parsed, folder: RunFolder, again: str, *, debug: bool) -> i
 
 def _sentence(error: Exception, path: Path) -> str:
     """Return one sentence about an unforeseen failure; its traceback goes into the run folder."""
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full: {error.filename or path}; free some space and resume with --resume"
     where = path / "traceback.txt"
     try:

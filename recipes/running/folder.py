@@ -8,13 +8,14 @@ import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.errors import RecipeError
 from recipes.running.environment import describe_environment, process_rank
 from recipes.running.files import plain_json, write_bytes, write_json, write_text
+from recipes.running.lock import LOCK, locked, refuse_live
 from recipes.running.page import Report, Row, render
 from recipes.running.progress import Progress, progress
 
@@ -127,7 +128,9 @@ class RunFolder:
         write_json(self.path / "result.json", dict(result))
 
 
-def new_folder(recipe: str, name: str, *, out: Path | None = None, force: bool = False) -> Path:
+def new_folder(
+    recipe: str, name: str, *, out: Path | None = None, force: bool = False, hold: ExitStack | None = None
+) -> Path:
     """Make the folder of a new run: the next number under `runs/<recipe>-<name>/`, or the folder named by the user.
 
     Args:
@@ -135,12 +138,14 @@ def new_folder(recipe: str, name: str, *, out: Path | None = None, force: bool =
         name: Name of the run.
         out: Folder to use instead.
         force: Replace `out` when an earlier run is in it.
+        hold: Where the folder's lock is held; not locked when None.
 
     Returns:
         The folder, empty; for the processes started by rank 0, the folder that rank 0 made.
 
     Raises:
-        RecipeError: When the folder is in use, or the processes cannot agree on one.
+        RecipeError: When something is in the folder, or the processes cannot agree on one.
+        RunError: When a run is at work in it.
     """
     if process_rank() != 0:
         return _wait_for_rank_zero(out)
@@ -153,20 +158,35 @@ def new_folder(recipe: str, name: str, *, out: Path | None = None, force: bool =
                 path.mkdir()
             except FileExistsError:  # another run took this number in the meantime
                 continue
+            if hold is not None:
+                hold.enter_context(locked(path))
             return path
     check_out(out, force=force)
-    if out.is_dir() and any(out.iterdir()):
-        shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
+    if hold is not None:
+        hold.enter_context(locked(out))
+    for item in _content(out):
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
     return out
 
 
+def _content(folder: Path) -> list[Path]:
+    """What is in a folder besides its lock."""
+    return [item for item in folder.iterdir() if item.name != LOCK]
+
+
 def check_out(out: Path, *, force: bool) -> None:
-    """Refuse a folder that holds something already, unless it is a run folder and `force` is given."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    """Refuse a folder that holds something already, unless it is a run folder, not at work, and `force` is given."""
+    if not out.exists():
         return
     if not out.is_dir():
         raise RecipeError(f"--out {out}: a file has this name; give a folder")
+    refuse_live(out)
+    if not _content(out):
+        return
     if not (out / "recipe.yaml").is_file() or not (out / "command.txt").is_file():
         raise RecipeError(f"--out {out}: the folder is not empty and holds no run; give another folder")
     if not force:

@@ -47,7 +47,11 @@ class CsvMetrics(Logger):  # type: ignore[misc]
         """Write one row."""
         row = ({"phase": self._phase} if self._phase else {}) | {"step": step or 0} | plain_json(metrics)
         if self._columns is None:
-            rows = [old for old in read_metrics(self._path) if not self._comes_again(old, row["step"])]
+            rows = read_metrics(self._path)
+            if all(key == "epoch" or key.startswith("test/") for key in metrics):
+                rows, row = self._tested_again(rows, row)
+            else:
+                rows = [old for old in rows if not self._comes_again(old, row["step"])]
             self._rewrite([*rows, row])
         elif set(row) <= set(self._columns):
             with self._path.open("a", newline="", encoding="utf-8") as file:
@@ -57,6 +61,20 @@ class CsvMetrics(Logger):  # type: ignore[misc]
 
     def _comes_again(self, row: dict[str, str], step: int) -> bool:
         return row.get("phase", "") == self._phase and int(row["step"]) >= step
+
+    def _tested_again(
+        self, rows: list[dict[str, str]], row: dict[str, Any]
+    ) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        """Rows and new row where a finished training is only tested again: its trainer stands at step 0, the row not.
+
+        The row takes the place of the one of the same test, or else follows the training.
+        """
+        own = [old for old in rows if old.get("phase", "") == self._phase]
+        tests = [old for old in own if not old.keys() - {"phase", "step", "epoch"} - row.keys()]
+        where: dict[str, Any] = {key: tests[-1][key] for key in ("step", "epoch") if key in tests[-1]} if tests else {}
+        if not tests:
+            where = {"step": max([int(row["step"]), *(int(old["step"]) for old in own)])}
+        return [old for old in rows if old not in tests], row | where
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         self._columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -68,8 +86,14 @@ class CsvMetrics(Logger):  # type: ignore[misc]
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a `metrics.csv`, without the empty cells; no row when there is no such file."""
+    """Return the whole rows of a `metrics.csv`, without the empty cells; no row when there is no such file.
+
+    A run that was killed, or whose disk was full, may leave half a line at the end: it is left out, as its step comes
+    again, or is lost.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+    rows = [{key: cell for key, cell in row.items() if key and cell} for row in csv.DictReader(whole)]
+    return [row for row in rows if row.get("step", "").isdecimal()]

@@ -224,3 +224,70 @@ def test_two_processes_share_one_run_folder(command, tmp_path):
     assert [path.name for path in (tmp_path / "runs/toy-toy").iterdir()] == ["1"]
     assert done.out.count("done: ") == 1
     assert (tmp_path / "runs/toy-toy/1/model.pt").exists()
+
+
+def test_a_checkpoint_of_another_folder_is_refused(front, tmp_path):
+    words = ("r.yaml", "do=train", "trainer.accelerator=cpu", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
+    assert front(*words, "--out", "one", r=TOY).code == 0
+    assert front(*words, "--out", "two").code == 0
+    (tmp_path / "two/result.json").unlink()
+    [other] = (tmp_path / "one/checkpoints").rglob("*.ckpt")
+    refused = front(*words, "--out", "two", "--resume", str(other))
+    assert refused.code == 2
+    assert refused.err == (
+        f"--resume {other}: this is no checkpoint of the run in two; give one under two/checkpoints, or the folder of "
+        "its run with --out\n"
+    )
+    [own] = (tmp_path / "two/checkpoints").rglob("*.ckpt")
+    assert f"resuming two from two/checkpoints/{own.name}" in front(*words, "--out", "two", "--resume", str(own)).out
+
+
+def test_a_finished_part_is_not_said_to_be_trained_on(front, tmp_path, monkeypatch):
+    from tests.recipes import toy
+
+    words = ("r.yaml", "do=interrupt", "--out", "o")
+    assert front(*words, "trainer.max_epochs=2", r=TOY).code == 130
+    before = (tmp_path / "o/recipe.yaml").read_bytes()
+    monkeypatch.setattr(toy, "finished", lambda path: ["first"], raising=False)
+    refused = front(*words, "trainer.max_epochs=4", "--resume")
+    assert refused.code == 2
+    assert refused.err == (
+        "--resume: first was trained with trainer.max_epochs 2 and is not trained on to 4; set trainer.max_epochs back "
+        "to 2, or start a new run, without --resume\n"
+    )
+    assert (tmp_path / "o/recipe.yaml").read_bytes() == before
+    assert front(*words, "trainer.max_epochs=2", "--resume").code == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--out", "file/inner"), "Not a directory"),
+        (("--out", "x" * 300), "File name too long"),
+        (("--out", "o" * 100 + "/" + "x" * 300), "File name too long"),
+    ],
+)
+def test_what_nobody_foresaw_is_a_sentence(front, tmp_path, words, told):
+    (tmp_path / "file").write_text("")
+    failed = front("r.yaml", *words, r=TOY)
+    assert failed.code == 1
+    assert told in failed.err
+    assert failed.err.count("\n") == 1
+    with pytest.raises(OSError, match=told):
+        front("r.yaml", *words, "--debug")
+
+
+def test_a_check_that_breaks_is_a_sentence(front, monkeypatch):
+    from tests.recipes import toy
+
+    def broken(recipe):
+        raise KeyError("inner\nworkings")
+        yield ""
+
+    monkeypatch.setattr(toy, "check", broken)
+    for words in (("--check",), ()):
+        failed = front("r.yaml", *words, r=TOY)
+        assert (failed.code, failed.err.count("\n")) == (1, 1)
+        assert failed.err == "stopped: KeyError: 'inner\\nworkings' (add --debug for its traceback)\n"
+        with pytest.raises(KeyError):
+            front("r.yaml", *words, "--debug")

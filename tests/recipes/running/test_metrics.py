@@ -1,0 +1,49 @@
+"""metrics.csv goes on after a kill in the middle of a line, and after a test alone."""
+
+import pytest
+
+from recipes.running.metrics import CsvMetrics, read_metrics
+
+
+def write(path, phase="", steps=3):
+    log = CsvMetrics(path, phase)
+    for step in range(steps):
+        log.log_metrics({"loss": 1.5 + step, "epoch": 0}, step)
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_half_a_last_line_is_left_out(tmp_path, cut):
+    path = tmp_path / "metrics.csv"
+    write(path)
+    whole = path.read_text()
+    path.write_text(whole[:-cut])
+    assert [row["step"] for row in read_metrics(path)] == ["0", "1"]
+    log = CsvMetrics(path)
+    log.log_metrics({"loss": 3.5, "epoch": 0}, 2)
+    assert path.read_text() == whole
+
+
+def test_garbage_at_the_end_is_left_out(tmp_path):
+    path = tmp_path / "metrics.csv"
+    write(path, "student")
+    with path.open("ab") as file:
+        file.write(b"\0\0\xff,,,,,,,\n")
+    assert [row["step"] for row in read_metrics(path)] == ["0", "1", "2"]
+
+
+def test_a_finished_phase_that_is_tested_again_keeps_its_rows(tmp_path):
+    path = tmp_path / "metrics.csv"
+    write(path, "teacher")
+    CsvMetrics(path, "student").log_metrics({"loss": 9.0, "epoch": 0}, 0)
+    tested = CsvMetrics(path, "teacher")
+    tested.log_metrics({"test/accuracy": 0.5, "epoch": 0}, 0)  # a new trainer stands at 0
+    assert [(row["phase"], row["step"]) for row in read_metrics(path)] == [
+        *(("teacher", str(step)) for step in range(3)),
+        ("student", "0"),
+        ("teacher", "2"),
+    ]
+    again = CsvMetrics(path, "teacher")
+    again.log_metrics({"test/accuracy": 0.5, "epoch": 0}, 0)
+    rows = read_metrics(path)
+    assert len(rows) == 5
+    assert rows[-1] == {"phase": "teacher", "step": "2", "test/accuracy": "0.5", "epoch": "0"}
