@@ -76,3 +76,78 @@ def test_the_command_finds_our_recipes_when_another_package_has_that_name(tmp_pa
     assert "another project" in found[0].stderr
     assert found[1].returncode == 0, found[1].stderr
     assert "merge.yaml" in found[1].stdout
+
+
+MERGED = """
+import torch, twinmerge
+from gapbridge_example.midpoint import midpoint
+from torch import nn
+
+base = nn.Linear(2, 1, bias=False)
+base.weight.data.zero_()
+experts = {"a": {"weight": torch.tensor([[1.0, 0.0]])}, "b": {"weight": torch.tensor([[3.0, 0.0]])}}
+print(twinmerge.shared_expert(base, experts, "midpoint", scale=0.5)["weight"].tolist())
+print(twinmerge.shared_expert(base, experts, midpoint)["weight"].tolist())
+from recipes.merge.baselines import Baselines, Shared
+print(Shared("midpoint", {"scale": 0.5}), ("midpoint", {"scale": 0.3}) in Baselines().grid())
+Shared("midpoint", {"density": 0.5})
+"""
+
+
+def test_a_merge_method_from_outside_is_used_by_name_in_yaml_and_as_a_function(outside):
+    done = outside("-c", MERGED)
+    assert done.stdout.splitlines() == [
+        "[[1.0, 0.0]]",
+        "[[2.0, 0.0]]",
+        "Shared(method='midpoint', options={'scale': 0.5}) True",
+    ]
+    assert "options.density: midpoint has no such option" in done.stderr
+
+
+DISTILLED = """
+import torch
+from distill import DistillLoss
+from distill.terms import Outputs
+
+student, teacher = Outputs(torch.tensor([[1.0, 0.0]])), Outputs(torch.tensor([[3.0, 0.0]]))
+print(float(DistillLoss({"mean_gap": {"power": 2.0}})(student, teacher, torch.tensor([0]))["mean_gap"]))
+DistillLoss({"mean_gap": {"power": 0.0}})
+"""
+
+
+def test_a_loss_from_outside_is_used_by_name(outside):
+    done = outside("-c", DISTILLED)
+    assert done.stdout == "2.0\n"
+    assert "power: expected a finite number > 0, got 0.0" in done.stderr
+
+
+ACTED = """
+import logging, torch
+from functools import partial
+from gapbridge_example.linear_policy import LinearPolicy
+from lightning import Trainer
+from rl.envs.newsvendor import Newsvendor
+from rl.hpo import HPOModule, SeedDataModule
+
+simulator = Newsvendor()
+module = HPOModule(
+    simulator,
+    networks=LinearPolicy(simulator.observation_dim, simulator.n_modes, simulator.action_dim),
+    optimizer=partial(torch.optim.SGD, momentum=0.5),
+)
+before = module.policy.critic.weight.clone()
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **options).fit(
+    module, SeedDataModule(batch_size=64, updates_per_epoch=2, group_size=64, validation_episodes=64)
+)
+print(type(module.optimizers().optimizer).__name__, bool((module.policy.critic.weight != before).any()))
+
+from rl.csp.loading import load_game
+print(type(load_game("gapbridge_example.coin.Coin", {})).__name__)
+"""
+
+
+def test_a_policy_an_optimizer_and_a_game_from_outside_are_trained_with(outside):
+    done = outside("-W", "ignore", "-c", ACTED)
+    assert done.stdout.split() == ["SGD", "True", "Coin"], done.stderr

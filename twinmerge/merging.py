@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,20 +12,22 @@ from transformers.pytorch_utils import Conv1D
 
 from twinmerge.attaching import statistics
 from twinmerge.exclusive import Exclusive, LoraTerms, exclusive_experts, exclusive_lora
-from twinmerge.functional.methods import METHODS
+from twinmerge.methods import find
 from twinmerge.modeling_twin import attach
 
 State = Mapping[str, Tensor]
+Method = str | Callable[..., dict[str, Tensor]]
 
 
-def shared_expert(model: nn.Module, experts: Mapping[str, State], method: str, **options: Any) -> dict[str, Tensor]:
+def shared_expert(model: nn.Module, experts: Mapping[str, State], method: Method, **options: Any) -> dict[str, Tensor]:
     """Parameters of the shared expert by a static method.
 
     Args:
         model: the pretrained base; left as it is.
         experts: task -> parameters, same names and shapes as the base's, and running statistics of batch norms where
             the base has any (`state_dict()` holds both); these are averaged whatever the method.
-        method: a name of `twinmerge.functional.METHODS`.
+        method: a name that `twinmerge.methods.methods` lists, or a function of one's own, called with the base's
+            parameters by name, a list of the experts' and the options.
         options: the method's own, such as `scale`.
 
     Raises:
@@ -34,8 +36,7 @@ def shared_expert(model: nn.Module, experts: Mapping[str, State], method: str, *
     """
     if len(experts) < 2:
         raise ValueError(f"merging needs at least two experts and got {len(experts)}; add a task.")
-    if method not in METHODS:
-        raise ValueError(f"method '{method}' is unknown; choose one of {', '.join(METHODS)}.")
+    combine = find(method)
     pretrained = {name: value.detach() for name, value in model.named_parameters()}
     states = [_mergeable(model, task, state) for task, state in experts.items()]
     running = statistics(model)
@@ -43,7 +44,7 @@ def shared_expert(model: nn.Module, experts: Mapping[str, State], method: str, *
     means = {
         name: torch.stack([s[name].to(value) for s in states]).mean(0) for name, value in running.items() if states
     }
-    return {**METHODS[method](pretrained, parameters, **options), **means}
+    return {**combine(pretrained, parameters, **options), **means}
 
 
 def _mergeable(model: nn.Module, task: str, state: State) -> dict[str, Tensor]:
@@ -83,7 +84,7 @@ def set_parameters(model: nn.Module, state: State) -> nn.Module:
 def merge(
     model: nn.Module,
     experts: Mapping[str, State],
-    method: str = "task_arithmetic",
+    method: Method = "task_arithmetic",
     *,
     rank: Mapping[str, Any],
     dense: str | None = None,

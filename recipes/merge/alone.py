@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
-from recipes.merge.baselines import OPTIONS, seeded
+from recipes.merge.baselines import seeded
 from recipes.merge.experts import base_checkpoint, expert_folder, read_expert
 from recipes.running.quiet import hush_libraries
+from twinmerge.methods import methods
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,7 +77,7 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
     experts, tokenizer = read_all(recipe, folder, model, recipe.given())
     words = AutoTokenizer.from_pretrained(tokenizer)
     states = {task: expert.state for task, expert in experts.items()}
-    for method in OPTIONS:
+    for method in methods():
         options = recipe.shared.options if method == recipe.shared.method else {}
         state = shared_expert(model, states, method, **seeded(method, options, recipe.seed))
         target = folder.path / "static" / method

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from recipes.fields import FieldError, check_range
 from recipes.front.schema import did_you_mean
+from recipes.front.signature import names_of
+from twinmerge.methods import methods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-Static = Literal["average", "task_arithmetic", "ties", "dare", "dare_ties"]
-# Keyword arguments of `twinmerge.functional.METHODS`, known here without importing torch.
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "average": (),
-    "task_arithmetic": ("scale",),
-    "ties": ("scale", "density"),
-    "dare": ("scale", "drop"),
-    "dare_ties": ("scale", "drop", "density"),
-}
+TRIED = {"scale": "scales", "density": "densities", "drop": "drops"}  # options that are tuned, and the key of values
+
+
+@functools.cache
+def arguments_of(method: str) -> list[str]:
+    """Keyword arguments of a static merge, known without importing torch."""
+    return names_of(methods()[method])[2:]
+
+
+def options_of(method: str) -> list[str]:
+    """Options of a static merge that a recipe sets: all but the seed, which is the recipe's."""
+    return [name for name in arguments_of(method) if name != "seed"]
 
 
 def check_option(key: str, value: float, where: str) -> None:
@@ -36,18 +43,20 @@ class Shared:
     """The shared expert: an ordinary static merge.
 
     Attributes:
-        method: average, task_arithmetic, ties, dare or dare_ties.
+        method: average, task_arithmetic, ties, dare, dare_ties, or one that an installed package registers.
         options: Options of the method: scale, density, drop; those left out have the method's defaults.
     """
 
-    method: Static = "task_arithmetic"
+    method: str = "task_arithmetic"
     options: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse options that the method does not have."""
+        """Refuse unknown methods, and options that the method does not have."""
+        if self.method not in (known := list(methods())):
+            raise FieldError("method", f"unknown merge method {self.method!r}; {did_you_mean(self.method, known)}")
         for key, value in self.options.items():
-            if key not in OPTIONS[self.method]:
-                hint = did_you_mean(key, list(OPTIONS[self.method]))
+            if key not in options_of(self.method):
+                hint = did_you_mean(key, options_of(self.method))
                 raise FieldError(f"options.{key}", f"{self.method} has no such option; {hint}")
             check_option(key, value, f"options.{key}")
 
@@ -76,17 +85,17 @@ class Baselines:
 
     def grid(self) -> list[tuple[str, dict[str, float]]]:
         """Every candidate: method and options."""
-        made: list[tuple[str, dict[str, float]]] = [("average", {})]
-        made += [("task_arithmetic", {"scale": s}) for s in self.scales]
-        made += [("ties", {"scale": s, "density": d}) for s in self.scales for d in self.densities]
-        made += [("dare", {"scale": s, "drop": p}) for s in self.scales for p in self.drops]
-        made += [("dare_ties", {"scale": s, "drop": p}) for s in self.scales for p in self.drops]
+        made: list[tuple[str, dict[str, float]]] = []
+        for method in methods():
+            tuned = [name for name in TRIED if name in options_of(method)]
+            values = itertools.product(*(getattr(self, TRIED[name]) for name in tuned))
+            made += [(method, dict(zip(tuned, chosen, strict=True))) for chosen in values]
         return made
 
 
 def seeded(method: str, options: Mapping[str, float], seed: int) -> dict[str, Any]:
     """The options of a method as its keyword arguments, with the seed where it draws masks."""
-    return {**options, "seed": seed} if method.startswith("dare") else dict(options)
+    return {**options, "seed": seed} if "seed" in arguments_of(method) else dict(options)
 
 
 def tune(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twinmerge.methods import methods
+
 if TYPE_CHECKING:
     from recipes.merge.evaluation import Scores
     from recipes.running.folder import RunFolder
@@ -15,11 +17,7 @@ EXPLAINED = {
     "experts": "every input by its own expert",
     "pretrained": "frozen base with the experts' heads",
     "linear probe": "frozen base with a linear probe a task",
-    "average": "static",
-    "task_arithmetic": "static",
-    "ties": "static",
-    "dare": "static",
-    "dare_ties": "static",
+    **dict.fromkeys(methods(), "static"),
     "routed": "head named, mixture from the input alone",
     "routed, head routed too": "nothing named; a wrong head counts as wrong",
     "oracle": "mixture told the true task",

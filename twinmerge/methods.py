@@ -1,0 +1,46 @@
+"""Static merges by name: ours, and those that installed packages register; read without importing torch."""
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+GROUP = "gapbridge.merge_methods"  # entry points of installed packages: the method's name and module:function
+# Called as method(pretrained, experts, **options); the keyword-only parameters are the options.
+OURS = {
+    "average": "twinmerge.functional.average:average",
+    "task_arithmetic": "twinmerge.functional.task_arithmetic:task_arithmetic",
+    "ties": "twinmerge.functional.ties:ties",
+    "dare": "twinmerge.functional.dare:dare",
+    "dare_ties": "twinmerge.functional.dare:dare_ties",
+}
+
+
+def methods() -> dict[str, str]:
+    """Return `module:function` of every static merge by name: ours, then the entry points `gapbridge.merge_methods`.
+
+    Raises:
+        ValueError: When an installed package registers a name that is taken.
+    """
+    found = dict(OURS)
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        if point.name in found:
+            raise ValueError(f"the merge method {point.name} is registered as {point.value} and {found[point.name]}.")
+        found[point.name] = point.value
+    return found
+
+
+def find(method: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Return a static merge by its name; a function of one's own is taken as it is.
+
+    Raises:
+        ValueError: For an unknown name.
+    """
+    if callable(method):
+        return method
+    known = methods()
+    if method not in known:
+        raise ValueError(f"method '{method}' is unknown; choose one of {', '.join(known)}, or give a function.")
+    module, _, name = known[method].partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
