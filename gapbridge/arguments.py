@@ -164,6 +164,8 @@ def describe(annotation: Any) -> str:
         finite = "a number" if any(rule.infinite for rule in rules) else "a finite number"
         number = "a whole number" if arguments[0] is int else finite
         return " ".join([number, *(str(rule) for rule in arguments[1:] if isinstance(rule, Range) and str(rule))])
+    if origin is tuple and Ellipsis not in arguments:
+        return f"a list of {len(arguments)} values"
     if origin in {list, tuple, Sequence} and arguments:
         return f"a list{' of at least one' * (get_origin(arguments[0]) is Annotated)}, each {describe(arguments[0])}"
     words: dict[Any, str] = {

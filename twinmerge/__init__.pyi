@@ -6,4 +6,9 @@ from .modeling_twin import Head as Head, Router as Router, attach as attach
 from .module import FinetuneModule as FinetuneModule
 from .one_call import merge_folders as merge_folders
 from .routable import preflight as preflight
-from .router import FeatureDataModule as FeatureDataModule, RouterModule as RouterModule, fit_temperature as fit_temperature, knn_router as knn_router
+from .router import (
+    FeatureDataModule as FeatureDataModule,
+    RouterModule as RouterModule,
+    fit_temperature as fit_temperature,
+    knn_router as knn_router,
+)

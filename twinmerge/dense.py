@@ -86,7 +86,7 @@ def stock_view(twin: Any) -> Any:
             for name in [n for n in ADDED if hasattr(module, n)]:
                 delattr(module, name)
             module.__class__ = type(module).__bases__[1]
-    for name in ("mixture", "tasks", "router", "heads", "labels", "left_out", "_accepted", "_checked"):
+    for name in ("mixture", "tasks", "router", "heads", "left_out", "_accepted", "_checked"):
         delattr(model, name)
     vars(model).pop("answering", None)
     kinds = type(twin).__mro__

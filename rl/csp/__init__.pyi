@@ -1,7 +1,13 @@
 from .baselines import baseline as baseline, imitate as imitate
 from .cloning import clone as clone
 from .data import RolloutDataModule as RolloutDataModule
-from .dataset import TargetData as TargetData, check_dataset as check_dataset, load_data as load_data, record_target as record_target, save_data as save_data
+from .dataset import (
+    TargetData as TargetData,
+    check_dataset as check_dataset,
+    load_data as load_data,
+    record_target as record_target,
+    save_data as save_data,
+)
 from .module import CSPModule as CSPModule
 from .pairs import Pairs as Pairs
 from .policies import ScriptedPolicy as ScriptedPolicy, SeatPolicy as SeatPolicy

@@ -6,7 +6,14 @@ from .check_game import check_game as check_game
 from .check_parallel import check_parallel_env as check_parallel_env
 from .enumerable import Enumerable as Enumerable
 from .from_gymnasium import GymnasiumSimulator as GymnasiumSimulator
-from .hybrid import HybridSimulator as HybridSimulator, Noise as Noise, State as State, chosen_action as chosen_action, play as play, reported_cost as reported_cost
+from .hybrid import (
+    HybridSimulator as HybridSimulator,
+    Noise as Noise,
+    State as State,
+    chosen_action as chosen_action,
+    play as play,
+    reported_cost as reported_cost,
+)
 from .inventory import Inventory as Inventory, joint_replenishment as joint_replenishment, single_item as single_item
 from .markov_game import BatchedGame as BatchedGame
 from .newsvendor import Newsvendor as Newsvendor

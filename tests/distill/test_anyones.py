@@ -203,7 +203,10 @@ def test_a_loss_of_an_installed_package(monkeypatch):
         ({"dkd": {"mixed": "argmx"}}, "dkd: mixed: expected one of 'argmax', 'partition', got 'argmx'; did you mean"),
         ({"dist": {"beta": -1.0}}, "dist: beta: expected a finite number >= 0, got -1.0"),
         ({"jsd": {"beta": 1.5}}, "jsd: beta: expected a finite number >= 0 and <= 1, got 1.5"),
-        ({"mlkd": {"temperatures": [2.0, 0.0]}}, "mlkd: temperatures: expected a list, each a finite number > 0"),
+        (
+            {"mlkd": {"temperatures": [2.0, 0.0]}},
+            "mlkd: temperatures: expected a list of at least one, each a finite number > 0",
+        ),
         ({"crd": {"negatives": 0}}, "crd: negatives: expected a whole number >= 1, got 0"),
         ({"hard": {"kind": "cross"}}, "hard: kind: expected one of 'ce', 'bce', got 'cross'"),
         ({"hard": {"smoothing": 1.0}}, "hard: smoothing: expected a finite number >= 0 and < 1, got 1.0"),

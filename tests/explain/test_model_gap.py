@@ -110,7 +110,7 @@ def test_the_gap_of_gaps_is_the_difference_of_the_gaps_of_both_models():
     ("options", "message"),
     [
         ({"models": ("first", "third")}, "no column 'third'"),
-        ({"models": "first"}, "exactly two models"),
+        ({"models": "first"}, "models: expected a list of 2 values.*got 'first'"),
         ({"groups": {"g": "second"}}, "'second' is a label"),
         ({"folds": 100}, "the source has 600 usable rows, but 100 folds need 1000"),
     ],

@@ -251,7 +251,7 @@ def test_the_grid_goes_on_cell_by_cell(world):
         ({"teacher": {"model": "", "train": False}}, "teacher.model: method kd needs a teacher, got none"),
         ({"data": {"source": "folder", "path": "nowhere"}}, "data.path: 'nowhere' does not exist"),
         ({"data": {"source": "task"}}, "data.task: expected a text task with source task"),
-        ({"lora_rank": -1}, "lora_rank: expected a number >= 0, got -1"),
+        ({"lora_rank": -1}, "lora_rank: expected a whole number >= 0, got -1"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_sentence(world, changes, sentence):
