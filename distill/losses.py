@@ -237,6 +237,7 @@ class DistillLoss(nn.Module):
         DistillError: If a name, an option or a weight is wrong.
 
     Example:
+        >>> import torch
         >>> loss = DistillLoss({"hard": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}})
         >>> outputs = Outputs(torch.tensor([[1.0, 0.0]]))
         >>> {name: round(float(value), 3) for name, value in loss(outputs, outputs, torch.tensor([0])).items()}

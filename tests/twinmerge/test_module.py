@@ -180,6 +180,7 @@ def test_mixed_precision(parts: str, tmp_path: Path) -> None:
     assert abs(scores[0] - scores[1]) < 0.05
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo looks at the weights
 def test_compiled_training_step_equals_eager() -> None:
     batch = next(iter(ToyData().train_dataloader()))
     losses, grads = [], []
@@ -223,7 +224,7 @@ trainer:
     ("options", "message"),
     [
         ({"heads": "best"}, "choose trained or fixed"),
-        ({"pooling": "max", "labels": 2}, "choose mean, first or last"),
+        ({"pooling": "max", "labels": 2}, "choose mean, first, last or tokens"),
         ({"metric": "bleu"}, "choose one of accuracy"),
         ({"labels": 1}, "choose pearson_spearman"),
         ({"question": "ham"}, r"question 'ham' is no head of the model \(spam, topic, mood\)"),
