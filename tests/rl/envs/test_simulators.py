@@ -21,7 +21,7 @@ def test_the_package_names_what_it_has(monkeypatch):
         monkeypatch.setenv(variable, "dummy")
     for name in rl.envs.__all__:
         assert getattr(rl.envs, name) is not None
-    with pytest.raises(AttributeError, match="No rl.envs attribute Simulator"):
+    with pytest.raises(AttributeError, match=r"No rl\.envs attribute Simulator"):
         rl.envs.Simulator  # noqa: B018
 
 
