@@ -226,9 +226,7 @@ def test_the_product_path_is_the_dense_path(case: str, tmp_path: Path) -> None:
     ("options", "message"),
     [({"use_dora": True}, "use_dora"), ({"lora_bias": True}, "lora_bias"), ({"init_lora_weights": "pissa"}, "pissa")],
 )
-def test_adapters_without_a_low_rank_form_are_told(
-    options: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_adapters_without_a_low_rank_form_are_told(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     folder = adapters(tmp_path, tiny.bert, {"a": {"target_modules": ["query"], **options}})["a"]
     assert message in lora_obstacle(inspect_checkpoint(folder))
 
