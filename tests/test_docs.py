@@ -15,6 +15,8 @@ import pytest
 from benchmarks.house import PYTHON_BLOCK
 from recipes.run import main
 
+# Pages are code of users, to whom Lightning's advice on workers and summaries is shown and is no error.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MERGED = "runs/merge-text4/1"
