@@ -194,14 +194,23 @@ def _in_memory(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
-def read_lora(checkpoint: Checkpoint, base: Iterable[str]) -> dict[str, tuple[float, Tensor, Tensor]]:
+def read_lora(
+    checkpoint: Checkpoint, base: Iterable[str], *, beside: bool = False
+) -> dict[str, tuple[float, Tensor, Tensor]]:
     """The terms scale * B @ A of a PEFT LoRA folder by base parameter name (as the layer multiplies it, out x in).
 
+    Args:
+        checkpoint: The folder.
+        base: Names of the base's parameters.
+        beside: The caller reads what the folder holds beside its factors, such as a head; else that is refused.
+
     Raises:
-        CheckpointError: for a parameter the base does not have, or NaN.
+        CheckpointError: for a parameter the base does not have, NaN, or an adapter that is more than its factors.
     """
     from safetensors.torch import load_file
 
+    if not beside:
+        _refuse_more_than_factors(checkpoint)
     file = next(iter(checkpoint.files.values()))
     tensors = read_pickled(file) if file.suffix == ".bin" else load_file(file)
     config = checkpoint.config
@@ -255,6 +264,17 @@ def lora_obstacle(checkpoint: Checkpoint) -> str:
     if config.get("bias", "none") != "none":
         return f"it has trained biases (bias: {config['bias']})"
     return f"it was initialised by {start}, which changes the base" if start.startswith(_CHANGES_BASE) else ""
+
+
+def _refuse_more_than_factors(checkpoint: Checkpoint) -> None:
+    """Refuse an adapter whose factors alone are another model."""
+    odd = [key for key in checkpoint.tensors if key.partition(".lora_")[2] not in _FACTORS]
+    reasons = [f"'{odd[0]}' is not a LoRA factor of a weight"] if odd else []
+    if reasons := [*reasons, *filter(None, [lora_obstacle(checkpoint)])]:
+        raise CheckpointError(
+            f"{checkpoint.folder} is no plain LoRA: {' and '.join(reasons)}; read it with twinmerge.merge_folders, or "
+            "merge the adapter into its base with PEFT's merge_and_unload and give the full folder."
+        )
 
 
 def _refuse_inexact(expert: Checkpoint) -> None:

@@ -263,7 +263,7 @@ def _terms(
         return {}, ""
     if lora_obstacle(found):  # said by `check_compatible`
         return {}, ""
-    terms = {name: term for name, term in read_lora(found, base).items() if name not in apart}
+    terms = {name: term for name, term in read_lora(found, base, beside=True).items() if name not in apart}
     changed = {name for name, value in state.items() if value.shape != base[name].shape or (value != base[name]).any()}
     if beside := sorted(changed - terms.keys()):
         return {}, f", merged into whole weights since it holds '{beside[0]}' beside its factors"

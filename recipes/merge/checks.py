@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from twinmerge.checkpoints import Checkpoint
-    from twinmerge.folders import Expert
 
 READ_IN_FULL = 4e9  # bytes of a base up to which a pre-flight reads foreign experts in full
 
@@ -109,6 +108,7 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
         RecipeError: When it is damaged, no fine-tune of the base, cannot be read exactly, or answers other labels.
     """
     from twinmerge.errors import CheckpointError
+    from twinmerge.folders import mapped
 
     where = expert_folder(given)
     if where is None:
@@ -137,13 +137,6 @@ def _model(where: Path) -> nn.Module:
     hush_libraries()
     model: nn.Module = AutoModel.from_pretrained(where).eval()
     return model
-
-
-def mapped(expert: Expert, labels: list[str]) -> Expert:
-    """As `twinmerge.folders.mapped`."""
-    from twinmerge.folders import mapped as in_order
-
-    return in_order(expert, labels)
 
 
 def cached_at(recipe: Recipe, task: TaskSource) -> Path:

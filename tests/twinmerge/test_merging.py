@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.twinmerge import tiny
 from twinmerge import check_routing, merge, merge_lora, shared_expert
-from twinmerge.checkpoints import check_compatible, inspect_checkpoint, lora_obstacle, read_lora, read_state
+from twinmerge.checkpoints import check_compatible, inspect_checkpoint, read_lora, read_state
 from twinmerge.exclusive import exclusive_experts
 from twinmerge.merging import set_parameters
 
@@ -224,11 +224,18 @@ def test_the_product_path_is_the_dense_path(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"use_dora": True}, "use_dora"), ({"lora_bias": True}, "lora_bias"), ({"init_lora_weights": "pissa"}, "pissa")],
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["pooler"]}, "not a LoRA factor"),
+        ({"lora_bias": True}, "not a LoRA factor"),
+        ({"init_lora_weights": "pissa"}, "initialised by pissa"),
+    ],
 )
-def test_adapters_without_a_low_rank_form_are_told(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_adapters_that_are_no_plain_lora_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     folder = adapters(tmp_path, tiny.bert, {"a": {"target_modules": ["query"], **options}})["a"]
-    assert message in lora_obstacle(inspect_checkpoint(folder))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_lora(inspect_checkpoint(folder), tiny.names_of(tiny.bert()))
+    assert "\n" not in str(caught.value)
 
 
 def test_adapters_of_another_base_are_refused(tmp_path: Path) -> None:
