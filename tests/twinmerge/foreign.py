@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from peft import (
+    IA3Config,
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
@@ -235,6 +236,9 @@ KINDS: dict[str, Foreign] = {
     "PiSSA": Foreign("bert", adapter(lora(init_lora_weights="pissa"))),
     "OLoRA": Foreign("bert", adapter(lora(init_lora_weights="olora"))),
     "VeRA": Foreign("bert", adapter(lambda: VeraConfig(task_type="SEQ_CLS", r=8, target_modules=["query", "value"]))),
+    "IA3": Foreign(
+        "bert", adapter(lambda: IA3Config(task_type="SEQ_CLS", target_modules=["query"], feedforward_modules=[]))
+    ),
     "LoHa": Foreign("bert", adapter(lambda: LoHaConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))),
     "LoKr": Foreign("bert", adapter(lambda: LoKrConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))),
     "OFT": Foreign("bert", adapter(lambda: OFTConfig(
