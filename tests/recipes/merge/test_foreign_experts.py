@@ -28,7 +28,7 @@ def train(base: Path, texts: list[str], targets: list[int], labels: list[str], o
         )
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2 if lora else 3e-3)
-    for _ in range(12):
+    for _ in range(80 if lora else 12):
         loss = model(**batch, labels=torch.tensor(targets)).loss
         optimizer.zero_grad()
         loss.backward()
