@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
-import lightning
 import torch
 from torch import Tensor, distributed, nn
 
@@ -20,6 +19,7 @@ from gapbridge.arguments import (
     Whole,
     check_arguments,
 )
+from rl.checkpoints import GuardedModule
 from rl.csp.cloning import clone, likelihood
 from rl.csp.data import Iteration
 from rl.csp.loading import load_game, load_pairs
@@ -28,11 +28,10 @@ from rl.csp.policies import Critic, GatedPolicy, SeatPolicy
 from rl.csp.rollout import Episodes, join, play
 from rl.csp.update import Divergence, Law, Settings, data_term, next_coefficient, update_side
 from rl.envs.markov_game import BatchedGame
-from rl.loading import from_checkpoint
 from rl.progress import follow_trainer, share_done
 
 
-class CSPModule(lightning.LightningModule):  # type: ignore[misc]
+class CSPModule(GuardedModule):
     r"""Adapt a policy to a target known only through data, for the worst target that agrees with the data.
 
     An iteration is ``proxy_updates`` updates of the proxy, each on new episodes against the present agent with minus
@@ -173,27 +172,6 @@ class CSPModule(lightning.LightningModule):  # type: ignore[misc]
         self.register_buffer("pooled", torch.zeros((), dtype=torch.long))
         self.register_buffer("warm", torch.tensor(False))
         self.automatic_optimization = False
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: bool = False, **kwargs: Any) -> Self:
-        """Load a checkpoint; the import paths in it are followed only on request.
-
-        Args:
-            checkpoint_path: A file, or its path.
-            args: As for Lightning's method.
-            trust: Import and call what the checkpoint itself names as game, when it is not given here. Only for
-                files whose writer you trust: it runs their code.
-            kwargs: As for Lightning's method, and arguments that replace those of the checkpoint. ``weights_only`` is
-                True unless given: a checkpoint holds no objects.
-
-        Raises:
-            ValueError: If the checkpoint names a game, or text among its arguments, that is neither given nor trusted.
-        """
-        if len(args) < 4:  # where weights_only stands
-            kwargs.setdefault("weights_only", True)
-        # A checkpoint of LightningCLI asks for its parser, which would follow class paths of its own: never.
-        with from_checkpoint(kwargs, trust=trust):
-            return cast(Self, super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=None))
 
     def new_policy(self, seat: str) -> SeatPolicy:
         """A policy of a seat with new weights."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ from rl.hpo.rollout import Rollout
 from rl.hpo.simulation import Simulation
 from rl.hpo.simulators import active_parts, load_simulator
 from rl.hpo.surrogate import Surrogate, entropy, mixed_surrogate, window_tails
-from rl.loading import from_checkpoint
 from rl.progress import follow_trainer, share_done
 
 
@@ -163,28 +162,6 @@ class HPOModule(Simulation):
         self.references = {} if reference is None else {"validation": reference, "test": reference}
         self.automatic_optimization = reuse == 0
         self._step = torch.compile(self._simulator_step) if compile_step else self._simulator_step
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: bool = False, **kwargs: Any) -> Self:
-        """Load a checkpoint; the import paths in it are followed only on request.
-
-        Args:
-            checkpoint_path: A file, or its path.
-            args: As for Lightning's method.
-            trust: Import and call what the checkpoint itself names as simulator, when it is not given here. Only for
-                files whose writer you trust: it runs their code.
-            kwargs: As for Lightning's method, and arguments that replace those of the checkpoint. ``weights_only`` is
-                True unless given: a checkpoint holds no objects.
-
-        Raises:
-            ValueError: If the checkpoint names a simulator, or text among its arguments, that is neither given nor
-                trusted.
-        """
-        if len(args) < 4:  # where weights_only stands
-            kwargs.setdefault("weights_only", True)
-        # A checkpoint of LightningCLI asks for its parser, which would follow class paths of its own: never.
-        with from_checkpoint(kwargs, trust=trust):
-            return cast(Self, super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=None))
 
     # ------------------------------------------------------------------ the algorithm
 

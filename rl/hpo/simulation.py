@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import lightning
 import torch
 from torch import Tensor
 
+from rl.checkpoints import GuardedModule
 from rl.envs.check_smoothness import moved_mask, moving_mask
 from rl.envs.hybrid import HybridSimulator, Noise
 from rl.errors import SimulatorError
@@ -23,7 +23,7 @@ from rl.hpo.surrogate import advantages_of, branched_advantages
 MASK_NUDGE = 0.5
 
 
-class Simulation(lightning.LightningModule):  # type: ignore[misc]
+class Simulation(GuardedModule):
     """Simulates batches of episodes; a subclass makes the parts that are declared here.
 
     Attributes:

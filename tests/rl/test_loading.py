@@ -36,7 +36,11 @@ def checkpoint(path: Path, **hyper: Any) -> Path:
 
 @pytest.mark.parametrize("weights_only", [True, None])
 @pytest.mark.parametrize("extra", [{}, {"_instantiator": "lightning.pytorch.cli.instantiate_module"}])
-def test_a_hostile_game_runs_no_command(tmp_path: Path, weights_only: bool | None, extra: dict[str, Any]) -> None:
+def test_a_hostile_game_runs_no_command(
+    tmp_path: Path, weights_only: bool | None, extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("PYGAME_HIDE_SUPPORT_PROMPT", "SDL_AUDIODRIVER"):  # pettingzoo sets them when it is imported
+        monkeypatch.setenv(variable, "dummy")
     hostile = {**PETTING, "arguments": {"cmd": f"touch {tmp_path / 'ran'}"}}
     path = checkpoint(
         tmp_path / "evil.ckpt", game="rl.envs.parallel.ParallelGame", data="x.npz", game_args=hostile, **extra
