@@ -103,7 +103,7 @@ def drawing(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
+class ImageData(lightning.LightningDataModule):
     """Train, validation and test images under a regime; batches of `images` in [0, 1], `labels` and `index`.
 
     Teacher and student get one and the same tensor: views are made in the loader, mixed on the device, and normalised
@@ -218,7 +218,7 @@ def mixup(regime: Regime, classes: int) -> Any:
 
     if regime.batch_size % 2:
         raise DistillError(f"mixup pairs images, so batch_size must be even, got {regime.batch_size}")
-    return Mixup(
+    return Mixup(  # type: ignore[no-untyped-call]
         regime.mixup,
         regime.cutmix,
         prob=regime.mix_probability,
@@ -247,7 +247,7 @@ def train_transform(regime: Regime, grey: bool = False) -> Any:
         scale=regime.scale,
         ratio=regime.ratio,
         hflip=regime.flip,
-        color_jitter=regime.color_jitter or None,
+        color_jitter=regime.color_jitter or None,  # type: ignore[arg-type]
         auto_augment=regime.auto_augment or None,
         interpolation=regime.interpolation,
         re_prob=regime.erase,

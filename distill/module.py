@@ -30,7 +30,7 @@ Model = nn.Module | str
 Network = ImageNetwork | TextNetwork | LanguageNetwork
 
 
-class DistillModule(lightning.LightningModule):  # type: ignore[misc]
+class DistillModule(lightning.LightningModule):
     """Train students to do what a teacher does, on the very view of the data that the teacher sees.
 
     A batch is a mapping with `labels` and, by task, `images` in [0, 1] or `input_ids` and `attention_mask`; `index`,
@@ -186,7 +186,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         teacher = self.teacher(batch, asked) if asked else None
         epoch = self._epochs(batch_index)
         step = self.global_step + 1
-        written = step % max(1, self.trainer.log_every_n_steps) == 0  # what is logged at other steps goes nowhere
+        written = step % max(1, self.trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]  # what is logged at other steps goes nowhere
         every = self.hparams["log_gradients_every"]
         pulls = written and every > 0 and step - self._pulled >= every
         self._pulled = step if pulls else self._pulled

@@ -236,7 +236,7 @@ def image_model(name: str, classes: int, size: int = 0, **options: Any) -> nn.Mo
         close = difflib.get_close_matches(local, timm.list_models(), n=1)
         hint = f"did you mean {close[0]!r}?" if close else "timm.list_models() names them"
         raise DistillError(f"timm has no model {name!r}; {hint}")
-    if size and ":" not in name and timm.get_pretrained_cfg(name).fixed_input_size:
+    if size and ":" not in name and getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
         options["img_size"] = size
     try:
         model: nn.Module = timm.create_model(name, num_classes=classes, **options)

@@ -34,7 +34,7 @@ class Blocks(Dataset[dict[str, Any]]):
         return {"input_ids": self.tokens[row], "labels": self.tokens[row], "index": row}
 
 
-class TokenData(lightning.LightningDataModule):  # type: ignore[misc]
+class TokenData(lightning.LightningDataModule):
     """Blocks of tokens from text files, whole files in train, validation or test.
 
     Args:

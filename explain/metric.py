@@ -28,7 +28,7 @@ class _Box:
         self.report = report
 
 
-class _Collector(Metric):  # type: ignore[misc]
+class _Collector(Metric):
     """Collects rows of numbers as one state, which is gathered from all processes when the report is computed."""
 
     full_state_update = False

@@ -219,7 +219,10 @@ def _classifier_class(twin: Any) -> Any:
         self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
         if self.mixture.weights is not None:
-            return super(type(self), self).forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            made: SequenceClassifierOutput = super(type(self), self).forward(
+                input_ids=input_ids, attention_mask=attention_mask, **kwargs
+            )
+            return made
         kwargs.pop("return_dict", None)
         head = kwargs.pop("head", self.answering[0] if len(self.answering) == 1 else None)
         out = self.classify(input_ids, attention_mask, head, **kwargs)

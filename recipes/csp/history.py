@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 WATCHED = ("return", "return_proxy", "excess", "kl_data", "coefficient", "agent_entropy", "proxy_entropy")
 
 
-class History(Callback):  # type: ignore[misc]
+class History(Callback):
     """Collects the watched numbers after every iteration."""
 
     def __init__(self) -> None:

@@ -68,7 +68,7 @@ def augmented(images: Tensor, draw: torch.Generator) -> Tensor:
     return middle + (moved - middle) * contrast + noise
 
 
-class GlyphData(lightning.LightningDataModule):  # type: ignore[misc]
+class GlyphData(lightning.LightningDataModule):
     """The first `rows` training glyphs for a number of updates; fixed validation and test sets.
 
     Args:

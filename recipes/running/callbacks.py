@@ -5,7 +5,7 @@ import threading
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -14,7 +14,7 @@ from recipes.running.folder import RunFolder
 from recipes.running.progress import Progress
 
 
-class NewestCheckpoint(ModelCheckpoint):  # type: ignore[misc]
+class NewestCheckpoint(ModelCheckpoint):
     """Keeps the checkpoint of the newest epoch end; the one before is removed once the new one is written.
 
     Args:
@@ -32,12 +32,12 @@ class NewestCheckpoint(ModelCheckpoint):  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on in this folder, also when it was moved since."""
-        path = Path(self.dirpath)
+        path = Path(self.dirpath or ".")
         moved = {key: str(path / Path(state_dict[key]).name) for key in ("best_model_path",) if state_dict[key]}
         super().load_state_dict(state_dict | moved | {"dirpath": self.dirpath})
 
 
-class SaveOnInterrupt(Callback):  # type: ignore[misc]
+class SaveOnInterrupt(Callback):
     """Answers the first Ctrl-C or request to terminate by saving after the batch and stopping; a second stops at once.
 
     With several processes the first one stops at once: they would see it in different batches.
@@ -61,7 +61,8 @@ class SaveOnInterrupt(Callback):  # type: ignore[misc]
     ) -> None:
         """Save when asked to, but not where Lightning would resume after a validation or step that is still due."""
         done = batch_idx + 1
-        validates = trainer.enable_validation and bool(trainer.val_check_batch) and done % trainer.val_check_batch == 0
+        every = trainer.val_check_batch
+        validates = trainer.enable_validation and bool(every) and done % cast(float, every) == 0
         due = validates or done >= trainer.num_training_batches or done % trainer.accumulate_grad_batches != 0
         if self._asked and not due:
             trainer.save_checkpoint(self._file)
@@ -104,7 +105,7 @@ class SaveOnInterrupt(Callback):  # type: ignore[misc]
         self._before = {}
 
 
-class PhaseProgress(ProgressBar):  # type: ignore[misc]
+class PhaseProgress(ProgressBar):
     """Shows training and stand-alone evaluation as phases of the run folder.
 
     Args:

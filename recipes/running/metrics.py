@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from recipes.running.files import plain_json, write_text
 
 
-class CsvMetrics(Logger):  # type: ignore[misc]
+class CsvMetrics(Logger):
     """Writes `metrics.csv`: one row for each time metrics are logged, one column for each metric.
 
     Lightning's own CSV logger deletes the file of an interrupted run; this one keeps the rows before the step at which
@@ -38,11 +38,11 @@ class CsvMetrics(Logger):  # type: ignore[misc]
         """Phase of the run."""
         return self._phase
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Hyper-parameters are in `recipe.yaml`."""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Write one row."""
         row = ({"phase": self._phase} if self._phase else {}) | {"step": step or 0} | plain_json(metrics)

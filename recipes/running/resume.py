@@ -194,7 +194,7 @@ def _length(dataset: Sized) -> int:
     return len(dataset)
 
 
-class RandomStates(Callback):  # type: ignore[misc]
+class RandomStates(Callback):
     """Saves the random states of Python, numpy and torch of every rank, and restores them when training goes on.
 
     It also puts every `ResumableLoader` in its saved place once more: Lightning forgets to when the module reads

@@ -98,7 +98,7 @@ class RolloutStream(IterableDataset[Iteration]):
         self.done = state["done"]
 
 
-class RolloutDataModule(lightning.LightningDataModule):  # type: ignore[misc]
+class RolloutDataModule(lightning.LightningDataModule):
     """Streams of iterations for `CSPModule`, which plays the episodes itself, on its own device.
 
     Args:

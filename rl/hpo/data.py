@@ -121,7 +121,7 @@ class SeedStream(IterableDataset[Seeds]):
         self.done = state["done"]
 
 
-class SeedDataModule(lightning.LightningDataModule):  # type: ignore[misc]
+class SeedDataModule(lightning.LightningDataModule):
     """Streams of seeds for `HPOModule`, which simulates the episodes itself, on its own device.
 
     Args:

@@ -107,6 +107,8 @@ class HPOModule(Simulation):
         ValueError: If an argument is out of range, contradicts another, or the networks break their contract.
     """
 
+    cross_is_on: Tensor
+
     def __init__(
         self,
         simulator: str | HybridSimulator,
