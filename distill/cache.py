@@ -359,12 +359,12 @@ def _read(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Dataclasses as JSON would give them back."""
     return json.loads(json.dumps(value, default=dataclasses.asdict))
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 

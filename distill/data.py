@@ -34,7 +34,7 @@ class Images(Dataset[tuple[Any, int]]):
         labels: Classes, shape (rows,).
     """
 
-    def __init__(self, images: Any, labels: Any) -> None:
+    def __init__(self, images: object, labels: Any) -> None:
         self.images, self.targets = np.asarray(images, np.uint8), [int(label) for label in labels]
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Rows(Dataset[tuple[Any, int]]):
         targets: Label of every row.
     """
 
-    def __init__(self, images: Any, rows: Sequence[int], targets: Sequence[int]) -> None:
+    def __init__(self, images: object, rows: Sequence[int], targets: Sequence[int]) -> None:
         self.images, self.rows, self.targets = images, list(rows), list(targets)
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class Views(Dataset[dict[str, Any]]):
         seed: Of all views.
     """
 
-    def __init__(self, images: Any, transform: Any, seed: int = 0) -> None:
+    def __init__(self, images: object, transform: object, seed: int = 0) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
     def __len__(self) -> int:
@@ -146,7 +146,7 @@ class ImageData(lightning.LightningDataModule):
         self.regime: Regime = named_regime(regime, changes)
         self.rows, self.test_rows, self.seed, self.workers = rows, test_rows, seed, workers
         self.evaluation_batch = evaluation_batch
-        self.splits: dict[str, Any] = {}
+        self.splits: dict[str, object] = {}
         self._mixup = mixup(self.regime, classes) if self.regime.mixes else None
 
     def setup(self, stage: str | None = None) -> None:
@@ -362,7 +362,7 @@ def _hub(name: str) -> dict[str, Any]:
 
 
 class _HubRows(Rows):
-    def __init__(self, rows: Any, targets: list[int]) -> None:
+    def __init__(self, rows: object, targets: list[int]) -> None:
         super().__init__(rows, range(len(targets)), targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:

@@ -46,8 +46,8 @@ class Window:
     """
 
     def __init__(self) -> None:
-        self._first: Any = None
-        self._sum: Any = 0
+        self._first: object = None
+        self._sum: object = 0
 
     def weight(self, rows: int, batches: int, device: torch.device, *, even: bool) -> Tensor | float:
         """What to multiply a batch's mean loss with.

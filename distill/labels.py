@@ -11,7 +11,7 @@ from distill.errors import DistillError
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 
-def given_names(id2label: Mapping[Any, Any] | None) -> list[str] | None:
+def given_names(id2label: Mapping[Any, object] | None) -> list[str] | None:
     """Class names in the order of a network's outputs.
 
     Args:

@@ -108,7 +108,7 @@ class LanguageLoss(nn.Module):
         self.name = soft[0] if soft else ""
         options = terms[self.name] if soft else {}
         self.soft = float(options.get("weight", 1.0)) if soft else 0.0
-        self.options: dict[str, Any] = {
+        self.options: dict[str, object] = {
             "temperature": options.get("temperature", 1.0),
             "beta": options.get("beta", 0.5) if self.name == "jsd" else 0.0,
             "vocabulary": vocabulary,

@@ -210,7 +210,7 @@ def terms_by_name() -> dict[str, Any]:
     """
     from distill import hints
 
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for module in (sys.modules[__name__], hints):
         for kind in vars(module).values():
             if isinstance(kind, type) and kind.__module__ == module.__name__ and kind.__dict__.get("name"):
@@ -247,7 +247,7 @@ class DistillLoss(nn.Module):
         {'l2': tensor(1.)}
     """
 
-    def __init__(self, terms: Terms, sizes: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, terms: Terms, sizes: Mapping[str, object] | None = None) -> None:
         super().__init__()
         check_terms(terms)
         chosen = {name: choose(name, given) for name, given in terms.items()}
@@ -378,7 +378,7 @@ def _options(kind: type) -> set[str]:
     return set(inspect.signature(kind.__init__).parameters) - {"self"}  # type: ignore[misc]
 
 
-def _build(made: Choice, sizes: Mapping[str, Any]) -> nn.Module:
+def _build(made: Choice, sizes: Mapping[str, object]) -> nn.Module:
     loss = made.loss
     if isinstance(loss, type):
         needed = inspect.signature(loss.__init__).parameters  # type: ignore[misc]

@@ -125,7 +125,7 @@ class DistillModule(lightning.LightningModule):
         if compiled:
             for network in (*self.students.values(), *((self._teacher.network,) if self._teacher else ())):
                 network.compile()
-        self.ema: Any = None
+        self.ema: object = None
         if self.regime.ema:
             from timm.utils import ModelEmaV3
 
@@ -137,7 +137,7 @@ class DistillModule(lightning.LightningModule):
         self._window = Window()
         self._labels_checked = False
         self._pulled = -math.inf
-        self._places: list[Any] = []
+        self._places: list[object] = []
 
     def _follow(self, labels: list[str] | None) -> None:
         """Let all networks mean the same class by the same position."""
@@ -159,13 +159,13 @@ class DistillModule(lightning.LightningModule):
         hard = {"kind": self.regime.hard, "reduction": self.regime.hard_reduction, "smoothing": self.regime.smoothing}
         plain = isinstance(terms.get("hard"), Mapping) and "loss" not in terms["hard"]
         merged = {**terms, **({"hard": {**hard, **terms["hard"]}} if plain else {})}
-        sizes: dict[str, Any] = {} if item_labels is None else {"item_labels": torch.tensor(item_labels)}
+        sizes: dict[str, object] = {} if item_labels is None else {"item_labels": torch.tensor(item_labels)}
         networks = {"student": self.students[name], **({"teacher": self._teacher.network} if self._teacher else {})}
         for role, network in networks.items():
             sizes |= {f"{role}_{key}": value for key, value in cast(Any, network).sizes().items()}
         return DistillLoss(merged, sizes)
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: object) -> Tensor:
         """Logits of the first student, shape (rows, classes)."""
         return cast(Tensor, next(iter(self.students.values()))(as_batch(batch, self.task)).logits)
 
@@ -177,7 +177,7 @@ class DistillModule(lightning.LightningModule):
             return Outputs(batch[INPUTS[self.task]].new_empty(0), compact=compact)
         return None if self._teacher is None else self._teacher(batch, needs)
 
-    def training_step(self, given: Any, batch_index: int) -> Tensor:
+    def training_step(self, given: object, batch_index: int) -> Tensor:
         """The sum of all students' losses."""
         batch = as_batch(given, self.task)
         labels = self._labels(batch)
@@ -218,7 +218,7 @@ class DistillModule(lightning.LightningModule):
         if gradients and (isinstance(factor, Tensor) or factor != 1):
             torch._foreach_mul_(gradients, factor)
 
-    def _apart(self, name: str, losses: dict[str, Tensor], *arguments: Any) -> dict[str, Tensor]:
+    def _apart(self, name: str, losses: dict[str, Tensor], *arguments: object) -> dict[str, Tensor]:
         """The losses as terms that can be differentiated one by one."""
         loss = self.losses[name]
         return cast(dict[str, Tensor], loss(*arguments, apart=True)) if isinstance(loss, LanguageLoss) else losses
@@ -249,11 +249,11 @@ class DistillModule(lightning.LightningModule):
         if self.ema is not None:
             self.ema.update(self.students)
 
-    def validation_step(self, batch: Any, batch_index: int) -> None:
+    def validation_step(self, batch: object, batch_index: int) -> None:
         """Accumulate the figures of a batch."""
         self._evaluate("validation", batch)
 
-    def test_step(self, batch: Any, batch_index: int) -> None:
+    def test_step(self, batch: object, batch_index: int) -> None:
         """Accumulate the figures of a batch."""
         self._evaluate("test", batch)
 
@@ -268,7 +268,7 @@ class DistillModule(lightning.LightningModule):
         """Doubt a teacher that is no better than chance or a student."""
         warn_of("test", cast(Any, self.metrics["test"]).doubts("test"), self.doubts)
 
-    def _evaluate(self, stage: str, given: Any) -> None:
+    def _evaluate(self, stage: str, given: object) -> None:
         batch = as_batch(given, self.task)
         labels, teacher, scores = self._labels(batch), self.teacher(batch), cast(Any, self.metrics[stage])
         told = None if teacher is None else teacher.logits
@@ -323,7 +323,7 @@ class DistillModule(lightning.LightningModule):
         schedule = make_schedule(self.regime, optimizer, self._length)
         return [optimizer], [{"scheduler": schedule, "interval": "epoch" if per_epoch else "step"}]
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+    def lr_scheduler_step(self, scheduler: Any, metric: object) -> None:
         """Tell timm's schedule where training is."""
         if self.regime.schedule_on == "epoch":
             scheduler.step(self.current_epoch + 1)
@@ -386,7 +386,7 @@ def build(
     return TextNetwork(model) if task == "texts" else LanguageNetwork(model)
 
 
-def _plain(terms: Any) -> bool:
+def _plain(terms: object) -> bool:
     """Whether there are no losses of one's own, which a checkpoint cannot keep among its values."""
     if isinstance(terms, Mapping):
         return all(_plain(value) for value in terms.values())

@@ -79,7 +79,7 @@ class ImageNetwork(nn.Module):
     def sizes(self) -> dict[str, Any]:
         """Width of the pooled features and channels of the maps, where the model tells them."""
         model = cast(Any, self.model)
-        made: dict[str, Any] = {}
+        made: dict[str, object] = {}
         if hasattr(model, "num_features"):
             made["width"] = int(getattr(model, "head_hidden_size", model.num_features))
         elif linear := [m for m in model.modules() if isinstance(m, nn.Linear)]:
@@ -89,7 +89,7 @@ class ImageNetwork(nn.Module):
         return made
 
 
-def logits_of(made: Any) -> Tensor:
+def logits_of(made: object) -> Tensor:
     """Logits among what a model returns.
 
     Args:
@@ -187,7 +187,7 @@ class TextNetwork(nn.Module):
 
     def sizes(self) -> dict[str, Any]:
         """Width of the hidden states."""
-        config: Any = getattr(self.model, "config", None)
+        config: object = getattr(self.model, "config", None)
         return {"width": config.hidden_size} if hasattr(config, "hidden_size") else {}
 
 

@@ -51,7 +51,7 @@ def eight_bits(image: Any) -> Any:
     return Image.fromarray((values >> 8 if whole else values).astype(np.uint8))
 
 
-def upright(image: Any) -> Any:
+def upright(image: object) -> Any:
     """A PIL image turned as its camera says."""
     from PIL import ImageOps
 

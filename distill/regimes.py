@@ -129,7 +129,7 @@ class Regime:
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
 
-def _check(name: str, value: Any, accepted: str, fits: bool) -> None:
+def _check(name: str, value: object, accepted: str, fits: bool) -> None:
     if not fits or (isinstance(value, float) and not math.isfinite(value)):
         raise DistillError(f"{name} is {value}, but it must be {accepted}")
 

@@ -52,7 +52,7 @@ def checked(init: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(init)
 
     @functools.wraps(init)
-    def construct(self: Any, *arguments: Any, **named: Any) -> None:
+    def construct(self: object, *arguments: object, **named: object) -> None:
         given = signature.bind(self, *arguments, **named).arguments
         try:
             check_arguments(init, {key: value for key, value in given.items() if key != "self"})
@@ -78,7 +78,7 @@ class Term(nn.Module):
     needs_labels: bool = False
     epoch: float = 0.0
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         if "__init__" in cls.__dict__:
             cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
@@ -131,7 +131,7 @@ def features_of(outputs: Outputs) -> Tensor:
 class Function(Term):
     """A plain function as a term."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: object) -> None:
         super().__init__()
         self.function, self.needs = function, getattr(function, "needs", "logits")
 

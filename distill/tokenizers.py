@@ -59,7 +59,7 @@ def _refuse(what: str) -> None:
     )
 
 
-def _file(tokenizer: Any) -> dict[str, Any]:
+def _file(tokenizer: object) -> dict[str, Any]:
     """What a fast tokenizer's file says; empty for others."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return dict(json.loads(backend.to_str())) if backend is not None and hasattr(backend, "to_str") else {}

@@ -23,7 +23,7 @@ class Blocks(Dataset[dict[str, Any]]):
         tokens: Shape (blocks, length).
     """
 
-    def __init__(self, tokens: Any) -> None:
+    def __init__(self, tokens: object) -> None:
         self.tokens = tokens
 
     def __len__(self) -> int:

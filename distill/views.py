@@ -264,7 +264,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        images: Any,
+        images: object,
         augmentation: Augmentation,
         classes: int,
         *,
@@ -286,7 +286,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         """The item of a view of an image."""
         image, label = self._own(view, index)
         mix = draw_mix(self.augmentation, self.seed, view, index, len(self))
-        labels: Any = label
+        labels: object = label
         if mix is not None:
             other, other_label = self._own(view, mix.partner)
             image = blend(image, other, mix)

@@ -82,7 +82,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         baseline: Sequence[Hashable] = (),
-        groups: Mapping[str, Any] | None = None,
+        groups: Mapping[str, object] | None = None,
         *,
         label: Hashable = "label",
         prediction: Hashable | list[Hashable] = "prediction",
@@ -96,7 +96,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         n_bins: Count = 20,
         folds: Annotated[int, Range(2)] = 5,
         repeats: Count = 1,
-        learners: Any = "auto",
+        learners: object = "auto",
         level: OpenShare = 0.9,
         interval: Literal["wald", "fieller"] = "wald",
         min_shift_z: NotNegative = 2.0,
@@ -114,7 +114,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         self.subset_draws, self.seed, self.n_jobs = subset_draws, seed, n_jobs
         check_options(self)
 
-    def fit(self, source: Any, target: Any) -> GapExplainer:
+    def fit(self, source: object, target: object) -> GapExplainer:
         """Estimate all terms of the gap.
 
         Args:

@@ -91,7 +91,7 @@ class Fitted:
         return found
 
 
-def _weighted(estimator: Any, weight: Floats | None) -> dict[str, Floats]:
+def _weighted(estimator: object, weight: Floats | None) -> dict[str, Floats]:
     """The keyword arguments that carry the weights to every step of an estimator that takes them."""
     if weight is None:
         return {}

@@ -27,7 +27,7 @@ def from_checkpoint(given: Collection[str], *, trust: bool) -> Iterator[None]:
         _given.reset(before)
 
 
-def refuse_strangers(what: str, path: str, arguments: Any) -> None:
+def refuse_strangers(what: str, path: str, arguments: object) -> None:
     """Refuse a path that a checkpoint brought, or its arguments of text, which may name code in their turn.
 
     Args:
@@ -53,7 +53,7 @@ def refuse_strangers(what: str, path: str, arguments: Any) -> None:
         )
 
 
-def _has_text(value: Any) -> bool:
+def _has_text(value: object) -> bool:
     if isinstance(value, dict):
         return any(map(_has_text, value.values()))
     return any(map(_has_text, value)) if isinstance(value, list | tuple | set) else isinstance(value, str | bytes)
@@ -77,7 +77,7 @@ def find(what: str, path: str) -> Any:
         raise ValueError(f"{what} {path!r} cannot be imported ({reason}); give the path of a class.") from error
 
 
-def made_by(found: Any) -> type | None:
+def made_by(found: object) -> type | None:
     """The class of what a class or function makes: itself, or what the function is annotated to return; else None."""
     if isinstance(found, type):
         return found

@@ -44,11 +44,11 @@ _BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "proving", "twin
 
 
 def save(
-    twin: Any,
+    twin: object,
     folder: str | Path,
     *,
-    tokenizer: Any = None,
-    card: Mapping[str, Any] | None = None,
+    tokenizer: object = None,
+    card: Mapping[str, object] | None = None,
     texts: Mapping[str, str] | None = None,
     labels: Mapping[str, list[str]] | None = None,
     overwrite: bool = False,
@@ -128,7 +128,7 @@ def _save_shared(twin: Any, out: Path, max_shard_size: str) -> str:
     return type(model).__name__
 
 
-def _classes(auto: Any, config: Any) -> tuple[type, ...]:
+def _classes(auto: Any, config: object) -> tuple[type, ...]:
     mapping = auto._model_mapping
     found = mapping.get(type(config), ())
     return tuple(found) if isinstance(found, list | tuple) else (found,)
@@ -245,7 +245,7 @@ def verify(folder: str | Path) -> None:
             )
 
 
-def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **options: Any) -> Any:
+def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **options: object) -> Any:
     """Load a twin folder with this package's own code; no code of the folder is run.
 
     Args:
@@ -289,7 +289,7 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **opti
     return twin if mode == "routed" else densify(twin, {task: 1.0})
 
 
-def _stock_model(root: Path, options: Mapping[str, Any]) -> Any:
+def _stock_model(root: Path, options: Mapping[str, object]) -> Any:
     inspect_checkpoint(root)  # headers first: they say best what is wrong
     named = read_json(root / "config.json").get("auto_map", {})
     named = {entry.rpartition(".")[2] for entry in named.values()}

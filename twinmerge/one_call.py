@@ -25,13 +25,13 @@ def merge_folders(
     folders: Mapping[str, str | Path],
     *,
     method: str = "task_arithmetic",
-    rank: Mapping[str, Any] | None = None,
+    rank: Mapping[str, object] | None = None,
     router: str | Router | None = None,
     texts: Mapping[str, Sequence[str]] | None = None,
     vocabulary: str = "strict",
     labels: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
-    **options: Any,
+    **options: object,
 ) -> Any:
     """Merge folders that plain transformers or PEFT wrote into a routed twin.
 

@@ -86,7 +86,7 @@ def wu_shift(
     source_loss: Floats,
     target_baseline: Floats,
     target: Floats,
-    regressor: Any = None,
+    regressor: object = None,
 ) -> Floats:
     r"""WuShift: Shapley values of the change in mean loss when the variables of a subset shift given the baseline.
 

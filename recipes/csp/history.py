@@ -13,7 +13,7 @@ class History(Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Note this iteration."""
         logged = trainer.callback_metrics
         row = {name: float(logged[f"train/{name}"]) for name in WATCHED if f"train/{name}" in logged}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
 
-def data_module(recipe: Recipe, changes: Mapping[str, Any], cache: Path | None = None) -> Any:
+def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | None = None) -> Any:
     """The data of the recipe under a regime; with the folder of a cache, in the views that the teacher answers once."""
     data, training = recipe.data, regime(recipe.regime, changes)
     if data.task is not None:

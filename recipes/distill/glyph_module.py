@@ -82,7 +82,7 @@ class GlyphData(lightning.LightningDataModule):
     """
 
     def __init__(
-        self, rows: int, batch_size: int, updates: int, augment: bool, mix: Any, seed: int, test_rows: int
+        self, rows: int, batch_size: int, updates: int, augment: bool, mix: object, seed: int, test_rows: int
     ) -> None:
         super().__init__()
         self.rows, self.batch_size, self.updates, self.augment = rows, batch_size, updates, augment

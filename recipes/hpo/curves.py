@@ -17,7 +17,7 @@ class Curve(Callback):
     """
 
     def __init__(self, steps: int) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, object]] = []
         self._steps = steps
         self._before = 0.0
         self._start = 0.0

@@ -49,7 +49,7 @@ class SaveOnInterrupt(Callback):
     def __init__(self, path: Path) -> None:
         self._file = path / "interrupted.ckpt"
         self._asked = self._saved = False
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, object] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen, once Lightning has set its own handlers."""
@@ -57,7 +57,7 @@ class SaveOnInterrupt(Callback):
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Save when asked to, but not where Lightning would resume after a validation or step that is still due."""
         done = batch_idx + 1
@@ -72,11 +72,11 @@ class SaveOnInterrupt(Callback):
         """Leave the saving to `NewestCheckpoint`, which does it now anyway."""
         self._saved = self._saved or self._asked
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, *_: object) -> None:
         """Stop after saving: by now the metrics of the last batch are written too."""
         self._stop()
 
-    def on_train_epoch_start(self, *_: Any) -> None:
+    def on_train_epoch_start(self, *_: object) -> None:
         """Stop after saving."""
         self._stop()
 
@@ -117,7 +117,7 @@ class PhaseProgress(ProgressBar):
         super().__init__()
         self._folder = folder
         self._name = name
-        self._open: Any = None
+        self._open: object = None
         self._progress: Progress | None = None
 
     def disable(self) -> None:
@@ -131,7 +131,7 @@ class PhaseProgress(ProgressBar):
         self._start("train", _training_batches(trainer))
         self._step(trainer.fit_loop.epoch_loop.total_batch_idx + 1)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Count a batch."""
         logged = {key: value for key, value in self.get_metrics(trainer, pl_module).items() if key != "v_num"}
         values = [
@@ -150,7 +150,7 @@ class PhaseProgress(ProgressBar):
         if trainer.state.fn == "validate":
             self._start("validate", self.total_val_batches)
 
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
         """Count a batch."""
         if trainer.state.fn == "validate":
             self._step()
@@ -164,7 +164,7 @@ class PhaseProgress(ProgressBar):
         """Open the phase."""
         self._start("test", sum(trainer.num_test_batches))
 
-    def on_test_batch_end(self, *_: Any) -> None:
+    def on_test_batch_end(self, *_: object) -> None:
         """Count a batch."""
         self._step()
 
@@ -176,7 +176,7 @@ class PhaseProgress(ProgressBar):
         """Open the phase."""
         self._start("predict", sum(trainer.num_predict_batches))
 
-    def on_predict_batch_end(self, *_: Any) -> None:
+    def on_predict_batch_end(self, *_: object) -> None:
         """Count a batch."""
         self._step()
 

@@ -26,8 +26,8 @@ class Progress:
         self.note = ""
         self._stream = stream
         self._start = self._shown = time.monotonic()
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: object = None
+        self._task: object = None
         if stream is not None and stream.isatty():
             self._start_bar(stream)
 

@@ -61,12 +61,12 @@ class RolloutStream(IterableDataset[Iteration]):
         self.seed, self.split, self.iterations = seed, split, iterations
         self.episodes, self.rank = episodes // world, rank
         self.done = 0
-        self._trainer: Any = None
+        self._trainer: object = None
 
     def __len__(self) -> int:
         return self.iterations
 
-    def follow(self, trainer: Any) -> None:
+    def follow(self, trainer: object) -> None:
         """Start every epoch at the batch at which a trainer stands; only the stream of the training does.
 
         Args:

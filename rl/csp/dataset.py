@@ -283,7 +283,7 @@ def _column(path: Path, name: str, column: NDArray[Any]) -> NDArray[Any]:
     return np.stack(list(column))
 
 
-def _actions(column: Any) -> NDArray[Any]:
+def _actions(column: object) -> NDArray[Any]:
     """int64 numbers of actions or float32 vectors."""
     array = np.asarray(column)
     if array.ndim == 1:
@@ -293,7 +293,7 @@ def _actions(column: Any) -> NDArray[Any]:
     return array.astype(np.float32)
 
 
-def _whole(column: Any, name: str) -> NDArray[np.int64]:
+def _whole(column: object, name: str) -> NDArray[np.int64]:
     """int64 (N,), from whole numbers of any type."""
     array = np.asarray(column)
     if array.ndim != 1 or array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and (array % 1 != 0).any()):

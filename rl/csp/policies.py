@@ -91,7 +91,7 @@ class MixedLaw:
         kappa: Probability of the frozen law, in [0, 1], (...).
     """
 
-    def __init__(self, frozen: Any, free: Any, kappa: Tensor) -> None:
+    def __init__(self, frozen: object, free: Any, kappa: Tensor) -> None:
         self.frozen, self.free, self.kappa = frozen, free, kappa
         self.dimension = free.dimension
 
@@ -326,7 +326,7 @@ class ScriptedPolicy(nn.Module):
 class _ScriptedLaw:
     dimension = 1
 
-    def __init__(self, act: Any, observations: Tensor, masks: Tensor | None) -> None:
+    def __init__(self, act: object, observations: Tensor, masks: Tensor | None) -> None:
         self.act, self.observations, self.masks = act, observations, masks
 
     def sample(self, generator: torch.Generator) -> Tensor:

@@ -86,7 +86,7 @@ def play(
     seats = dict(zip(game.seats, policies, strict=True))
     where = next((parameter.device for policy in policies for parameter in policy.parameters()), game.device)
     memories: dict[str, Tensor | None] = dict.fromkeys(game.seats)
-    steps: list[dict[str, Any]] = []
+    steps: list[dict[str, object]] = []
     state = game.reset(episodes, generator)
     done = state["done"]
     if watch is not None:

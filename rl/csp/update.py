@@ -44,7 +44,7 @@ class Law(Protocol):
     def entropy(self) -> Tensor:
         """Entropy (...)."""
 
-    def kl(self, other: Any) -> Tensor:
+    def kl(self, other: object) -> Tensor:
         """KL(self, other) (...)."""
 
 
@@ -234,7 +234,7 @@ def next_coefficient(
 
 
 def update_side(
-    policy: Any,
+    policy: object,
     critic: Any,
     experience: Experience,
     settings: Settings,

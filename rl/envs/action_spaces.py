@@ -115,7 +115,7 @@ def split_actions(space: spaces.Space[Any], parameters: Parameters | None = None
 def _product(space: spaces.Dict | spaces.Tuple, parameters: Parameters | None) -> HybridActions:
     """One Discrete beside boxes, or beside a tuple of one box for each of its values."""
     keyed = isinstance(space, spaces.Dict)
-    parts: list[tuple[Any, Any]] = list(space.spaces.items()) if keyed else list(enumerate(space.spaces))
+    parts: list[tuple[object, object]] = list(space.spaces.items()) if keyed else list(enumerate(space.spaces))
     chosen = [(key, part) for key, part in parts if isinstance(part, spaces.Discrete)]
     if len(chosen) != 1:
         raise _refusal(space, f"it has {len(chosen)} Discrete parts")
@@ -158,7 +158,7 @@ def _own_boxes(
     return _modes([[box] for box in boxes], join)
 
 
-def _are_own(space: Any, boxes: Sequence[spaces.Box], count: int, parameters: Parameters | None) -> bool:
+def _are_own(space: object, boxes: Sequence[spaces.Box], count: int, parameters: Parameters | None) -> bool:
     """Whether each mode has its own box or its own row of the only box."""
     a_box_each = len(boxes) == count
     a_row_each = len(boxes) == 1 and bool(boxes[0].shape) and boxes[0].shape[0] == count
@@ -177,7 +177,7 @@ def _are_own(space: Any, boxes: Sequence[spaces.Box], count: int, parameters: Pa
 
 def _one_of(space: spaces.OneOf) -> HybridActions:
     """Every box is a mode, and every value of a Discrete."""
-    modes: list[tuple[int, Any, int]] = []
+    modes: list[tuple[int, object, int]] = []
     for index, part in enumerate(space.spaces):
         if isinstance(part, spaces.Discrete):
             modes += [(index, None, int(part.start + value)) for value in range(int(part.n))]
@@ -210,13 +210,13 @@ def _fill(box: spaces.Box, values: Array) -> Any:
     return padded.reshape(box.shape).astype(box.dtype).clip(box.low, box.high)
 
 
-def _real(part: Any, space: spaces.Space[Any]) -> spaces.Box:
+def _real(part: object, space: spaces.Space[Any]) -> spaces.Box:
     if not isinstance(part, spaces.Box) or not np.issubdtype(part.dtype, np.floating):
         raise _refusal(space, f"its part {part} is not a Box of real numbers")
     return part
 
 
-def _refusal(space: Any, why: str) -> SimulatorError:
+def _refusal(space: object, why: str) -> SimulatorError:
     return SimulatorError(
         f"the action space {space} cannot be split into one mode and real parameters: {why}; accepted are Discrete, "
         "Box, Dict or Tuple of one Discrete and real boxes, Tuple(Discrete(J), Tuple of J boxes), and OneOf of boxes "

@@ -86,7 +86,7 @@ class _Mode(Tensor):
     """A mode that refuses to become a floating number, except by being an index."""
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(cls, func: Any, types: object, args: object = (), kwargs: Any = None) -> Any:
         def plain(value: Any) -> Any:
             if isinstance(value, cls):
                 return value.as_subclass(Tensor)

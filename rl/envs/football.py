@@ -65,7 +65,7 @@ class FootballEnv:
         right: Controlled players of the right team.
     """
 
-    def __init__(self, engine: Any, left: int, right: int) -> None:
+    def __init__(self, engine: object, left: int, right: int) -> None:
         self.engine = engine
         self.possible_agents = [f"left_{i}" for i in range(left)] + [f"right_{i}" for i in range(right)]
         self.agents: list[str] = []

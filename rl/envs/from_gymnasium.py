@@ -50,7 +50,7 @@ class GymnasiumSimulator(HybridSimulator):
         horizon: int,
         parameters: Parameters | None = None,
     ) -> None:
-        self._make: Callable[[], gymnasium.Env[Any, Any]] = (
+        self._make: Callable[[], gymnasium.Env[object, object]] = (
             partial(gymnasium.make, make) if isinstance(make, str) else make
         )
         self._copies = [self._make()]
@@ -95,8 +95,8 @@ class GymnasiumSimulator(HybridSimulator):
                 "branching needs a simulator whose state is in tensors"
             )
         check_modes(mode, self.n_modes, t)
-        seen: list[Any] = list(state["observation"])
-        infos: list[dict[str, Any]] = [{}] * len(mode)
+        seen: list[object] = list(state["observation"])
+        infos: list[dict[str, object]] = [{}] * len(mode)
         over = state["over"].tolist()
         costs = [0.0] * len(mode)
         for i, (choice, values) in enumerate(zip(mode.tolist(), action.detach().double().cpu().numpy(), strict=True)):

@@ -66,7 +66,7 @@ class ParallelGame(BatchedGame):
         ours: Sequence[str],
         target: Sequence[str],
         horizon: int,
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, object] | None = None,
         discount: float = 0.99,
     ) -> None:
         self._make = environment if callable(environment) else imported(environment)
@@ -135,7 +135,7 @@ class ParallelGame(BatchedGame):
             )
         self._tick += 1
         done, time = state["done"].clone(), state["time"].clone()
-        seen: list[Mapping[str, Any]] = []
+        seen: list[Mapping[str, object]] = []
         reward = torch.zeros(len(done))
         for row, env in enumerate(self._environments[: len(done)]):
             if done[row]:
@@ -165,7 +165,7 @@ class ParallelGame(BatchedGame):
             raise NotImplementedError("the environment rendered nothing; give arguments: {render_mode: rgb_array}")
         return np.asarray(picture, dtype=np.uint8)
 
-    def _state(self, seen: Sequence[Mapping[str, Any]], done: Tensor, time: Tensor) -> State:
+    def _state(self, seen: Sequence[Mapping[str, object]], done: Tensor, time: Tensor) -> State:
         """Observations and masks of all agents of all copies as tensors."""
         state: State = {"done": done, "time": time, "stamp": torch.tensor([self._run, self._tick])}
         for seat, names in self.agents.items():
@@ -224,7 +224,7 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
         self._observation_spaces = {
             name: self._observation_space(seat, masks) for name, (seat, _) in self._place.items()
         }
-        self._action_spaces: dict[str, gymnasium.Space[Any]] = {
+        self._action_spaces: dict[str, gymnasium.Space[object]] = {
             name: gymnasium.spaces.Discrete(game.n_actions[seat])
             if game.n_actions[seat]
             else gymnasium.spaces.Box(-1, 1, (game.action_dim[seat],), np.float32)
@@ -240,7 +240,7 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
         return self._action_spaces[agent]
 
     def reset(
-        self, seed: int | None = None, options: Mapping[str, Any] | None = None
+        self, seed: int | None = None, options: Mapping[str, object] | None = None
     ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Begin an episode; without a seed it goes on with the chance of the last one."""
         if seed is not None:
@@ -250,7 +250,7 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
         return self._look(), {name: {} for name in self.agents}
 
     def step(
-        self, actions: Mapping[str, Any]
+        self, actions: Mapping[str, object]
     ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
         """Carry out one action of every agent."""
         joint = {}
@@ -286,7 +286,7 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
     def _look(self) -> dict[str, Any]:
         """What every agent sees."""
         seen, masks = self.game.observe(self._state), self.game.action_mask(self._state) or {}
-        looks: dict[str, Any] = {name: seen[seat][0, i].numpy() for name, (seat, i) in self._place.items()}
+        looks: dict[str, object] = {name: seen[seat][0, i].numpy() for name, (seat, i) in self._place.items()}
         for name, (seat, i) in self._place.items():
             if seat in masks:
                 looks[name] = {"observation": looks[name], "action_mask": masks[seat][0, i].numpy().astype(np.int8)}

@@ -15,7 +15,7 @@ FACTORIES = ("env", "raw_env", "parallel_env")  # what PettingZoo's modules call
 MOST_ACTIONS = 1024  # of several discrete choices, numbered through
 
 
-def require_parallel(environment: Any) -> None:
+def require_parallel(environment: object) -> None:
     """Refuse what is no PettingZoo parallel environment.
 
     Raises:
@@ -35,7 +35,7 @@ def require_parallel(environment: Any) -> None:
     raise ValueError(f"{type(environment).__name__} is no PettingZoo ParallelEnv: {advice}")
 
 
-def as_parallel(environment: Any) -> Any:
+def as_parallel(environment: object) -> Any:
     """A PettingZoo environment in which all agents act at once: itself, or what its converter makes of it.
 
     Args:
@@ -58,7 +58,7 @@ def as_parallel(environment: Any) -> Any:
     return conversions.turn_based_aec_to_parallel(environment)
 
 
-def acts_at_once(environment: Any) -> bool:
+def acts_at_once(environment: object) -> bool:
     """Whether the turns of an environment are only a way to collect the actions of one moment."""
     return bool(getattr(environment, "metadata", {}).get("is_parallelizable", False))
 
@@ -104,7 +104,7 @@ def imported(path: str) -> Callable[..., Any]:
     Raises:
         ValueError: If there is nothing of the kind.
     """
-    found: Callable[..., Any] = find("environment", path)
+    found: Callable[..., object] = find("environment", path)
     if callable(found) and (path.rpartition(".")[2] in FACTORIES or _is_environment(made_by(found))):
         return found
     raise ValueError(
@@ -128,17 +128,17 @@ def is_masked(environment: Any, name: str) -> bool:
 
 def look_space(environment: Any, name: str) -> gymnasium.Space[Any]:
     """What an agent observes, without its mask."""
-    space: gymnasium.Space[Any] = environment.observation_space(name)
+    space: gymnasium.Space[object] = environment.observation_space(name)
     return space["observation"] if is_masked(environment, name) else space
 
 
-def flat(space: gymnasium.Space[Any], look: Any) -> NDArray[np.float32]:
+def flat(space: gymnasium.Space[Any], look: object) -> NDArray[np.float32]:
     """A flattened observation."""
     flat = look if isinstance(space, gymnasium.spaces.Box) else gymnasium.spaces.flatten(space, look)
     return np.asarray(flat, dtype=np.float32).reshape(-1)
 
 
-def width_of(environment: Any, name: str) -> int:
+def width_of(environment: object, name: str) -> int:
     """Length of an agent's flattened observation."""
     space = look_space(environment, name)
     if not space.is_np_flattenable:

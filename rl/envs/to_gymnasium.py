@@ -37,7 +37,7 @@ class _Episodes:
         return self._seen()
 
     @torch.no_grad()
-    def step(self, mode: Any, parameters: Any) -> tuple[Array, NDArray[np.float64], bool, dict[str, Any]]:
+    def step(self, mode: object, parameters: object) -> tuple[Array, NDArray[np.float64], bool, dict[str, Any]]:
         """Observations, rewards, whether the episodes are over, and the mode mask."""
         if self.t >= self.simulator.horizon:
             raise SimulatorError(f"the episode is over after {self.simulator.horizon} steps; call reset before step")
@@ -124,7 +124,7 @@ class SimulatorVectorEnv(VectorEnv):  # type: ignore[misc]
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._over = False
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: object = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """New episodes; their noise follows from one seed."""
         super().reset(seed=seed, options=options)
         self._over = False

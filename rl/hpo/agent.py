@@ -55,7 +55,7 @@ class Agent:
         self,
         observation: Any,
         state: Any = None,
-        episode_start: Any = None,
+        episode_start: object = None,
         deterministic: bool = False,
         *,
         action_masks: Any = None,
@@ -119,7 +119,7 @@ class Agent:
         return action
 
 
-def _layer(env: Any, kind: type) -> Any:
+def _layer(env: object, kind: type) -> Any:
     """The wrapper of that kind around an environment, if there is one."""
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, kind):

@@ -88,12 +88,12 @@ class SeedStream(IterableDataset[Seeds]):
         share = groups // world
         self.groups = range(rank * share, (rank + 1) * share)
         self.done = 0
-        self._trainer: Any = None
+        self._trainer: object = None
 
     def __len__(self) -> int:
         return self.updates
 
-    def follow(self, trainer: Any) -> None:
+    def follow(self, trainer: object) -> None:
         """Start every epoch at the batch at which a trainer stands; only an endless stream does.
 
         Args:

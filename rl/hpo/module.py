@@ -304,13 +304,13 @@ class HPOModule(Simulation):
         """Let the seeds start where the trainer stands."""
         follow_trainer(self.trainer)
 
-    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+    def on_train_batch_start(self, batch: object, batch_index: int) -> None:
         """Set the rates of this update."""
         factor = 1 + (self.hparams["final_rate"] - 1) * self.progress
         for group in cast(Any, self.optimizers(use_pl_optimizer=False)).param_groups:
             group["lr"] = group["initial"] * factor
 
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: object, *_: object, **__: object) -> None:
         """Clip by network, whatever the trainer's own setting."""
         self.clip_gradients_by_group()
 
@@ -361,7 +361,7 @@ class HPOModule(Simulation):
         """Cost on the test episodes."""
         self._evaluate("test", batch)
 
-    def predict_step(self, batch: Any, batch_index: int) -> Action:
+    def predict_step(self, batch: object, batch_index: int) -> Action:
         """Decide for a batch of observations (batch, observation_dim): a tensor, or a loader's list of one."""
         return self.policy.act(batch[0] if isinstance(batch, list | tuple) else batch)
 

@@ -208,7 +208,7 @@ def _check_equal(policy: HybridPolicy, saved: SavedPolicy) -> None:
 
 
 def _call(node: torch.fx.Node) -> dict[str, Any]:
-    target: Any = node.target
+    target: object = node.target
     name = f"aten::{target}" if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
     name = name.replace("aten::aten.", "aten.")
     _operation(name)
@@ -234,7 +234,7 @@ def _operation(name: str) -> Callable[..., Any]:
     )
 
 
-def _written(value: Any) -> Any:
+def _written(value: object) -> Any:
     if isinstance(value, torch.fx.Node):
         return {"value": value.name}
     if isinstance(value, list | tuple):
