@@ -22,7 +22,9 @@ from distill.views import Augmentation, ViewDataset
 def augmentation_of(regime: Regime) -> Augmentation:
     """The views of a regime, drawn image by image: partners of a mix come from all images, not from the batch."""
     same = ("crop", "scale", "ratio", "padding", "flip", "auto_augment", "erase", "mixup", "cutmix")
-    options: dict[str, object] = {name: getattr(regime, name) for name in (*same, "mix_probability", "switch_probability")}
+    options: dict[str, object] = {
+        name: getattr(regime, name) for name in (*same, "mix_probability", "switch_probability")
+    }
     return Augmentation(size=regime.image_size, interpolation=regime.interpolation, **options)  # type: ignore[arg-type]
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 # The arguments that the user gave to `load_from_checkpoint`; None outside of it and under `trust`.
 _given: ContextVar[Collection[str] | None] = ContextVar("given", default=None)
@@ -59,7 +59,7 @@ def _has_text(value: object) -> bool:
     return any(map(_has_text, value)) if isinstance(value, list | tuple | set) else isinstance(value, str | bytes)
 
 
-def find(what: str, path: str) -> Any:
+def find(what: str, path: str) -> object:
     """The class or function at an import path; it is not called.
 
     Args:
@@ -90,7 +90,7 @@ def made_by(found: object) -> type | None:
     return returned if isinstance(returned, type) else None
 
 
-def make(what: str, path: str, found: Any, arguments: dict[str, Any] | None) -> Any:
+def make(what: str, path: str, found: Callable[..., object], arguments: Mapping[str, object] | None) -> object:
     """Call what was found.
 
     Args:

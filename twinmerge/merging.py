@@ -19,7 +19,9 @@ State = Mapping[str, Tensor]
 Method = str | Callable[..., dict[str, Tensor]]
 
 
-def shared_expert(model: nn.Module, experts: Mapping[str, State], method: Method, **options: object) -> dict[str, Tensor]:
+def shared_expert(
+    model: nn.Module, experts: Mapping[str, State], method: Method, **options: object
+) -> dict[str, Tensor]:
     """Parameters of the shared expert by a static method.
 
     Args:

@@ -77,7 +77,9 @@ class TwinMixin:
             raise ValueError("this twin has no router; pass router_weights of shape (batch, tasks), or train a router.")
         return self.router.weights(self.features(input_ids, attention_mask, **kwargs))
 
-    def features(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor:
+    def features(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: object
+    ) -> Tensor:
         """Router features: masked mean of the shared expert's last hidden state, shape (batch, width), float32.
 
         With `router_reads` of `all`, the masked means of every layer's hidden states: (batch, (layers + 1) * width).

@@ -6,7 +6,7 @@ variables of a covariate shift (:func:`mean_change`, :func:`oaxaca_blinder`, :fu
 values are more important. The list and the settings are those of Singh et al. (2024), arXiv 2402.14254, section 5.2.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray

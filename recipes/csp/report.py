@@ -206,7 +206,9 @@ def _values(
     return row
 
 
-def _ladder(rows: Sequence[Mapping[str, object]], ours: Mapping[str, object], exact: Exact | None) -> list[dict[str, Any]]:
+def _ladder(
+    rows: Sequence[Mapping[str, object]], ours: Mapping[str, object], exact: Exact | None
+) -> list[dict[str, Any]]:
     """From Nash to the best response, each with how it is known; only what is certified is called guaranteed."""
     by_name = {row["policy"]: row for row in rows}
     estimated = "estimated (optimistic)"

@@ -3,6 +3,8 @@
 import signal
 import threading
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -49,7 +51,7 @@ class SaveOnInterrupt(Callback):
     def __init__(self, path: Path) -> None:
         self._file = path / "interrupted.ckpt"
         self._asked = self._saved = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | signal.Handlers | None] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen, once Lightning has set its own handlers."""
@@ -117,7 +119,7 @@ class PhaseProgress(ProgressBar):
         super().__init__()
         self._folder = folder
         self._name = name
-        self._open: object = None
+        self._open: AbstractContextManager[Progress] | None = None
         self._progress: Progress | None = None
 
     def disable(self) -> None:

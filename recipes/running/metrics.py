@@ -71,7 +71,9 @@ class CsvMetrics(Logger):
         """
         own = [old for old in rows if old.get("phase", "") == self._phase]
         tests = [old for old in own if not old.keys() - {"phase", "step", "epoch"} - row.keys()]
-        where: dict[str, object] = {key: tests[-1][key] for key in ("step", "epoch") if key in tests[-1]} if tests else {}
+        where: dict[str, object] = (
+            {key: tests[-1][key] for key in ("step", "epoch") if key in tests[-1]} if tests else {}
+        )
         if not tests:
             where = {"step": max([int(row["step"]), *(int(old["step"]) for old in own)])}
         return [old for old in rows if old not in tests], row | where

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +81,9 @@ class GaussianLaw:
         return drawn
 
 
+PlainLaw = CategoricalLaw | GaussianLaw
+
+
 class MixedLaw:
     """The gate: a frozen law with probability kappa, a free one otherwise; only the free one learns.
 
@@ -91,7 +93,7 @@ class MixedLaw:
         kappa: Probability of the frozen law, in [0, 1], (...).
     """
 
-    def __init__(self, frozen: object, free: Any, kappa: Tensor) -> None:
+    def __init__(self, frozen: PlainLaw, free: PlainLaw, kappa: Tensor) -> None:
         self.frozen, self.free, self.kappa = frozen, free, kappa
         self.dimension = free.dimension
 
@@ -183,7 +185,7 @@ class SeatPolicy(nn.Module):
         masks: Tensor | None = None,
         memories: Tensor | None = None,
         active: Tensor | None = None,
-    ) -> tuple[Any, Tensor | None]:
+    ) -> tuple[PlainLaw, Tensor | None]:
         """Laws of actions along sequences.
 
         Args:
@@ -242,7 +244,7 @@ class GatedPolicy(nn.Module):
         memories: Tensor | None = None,
         active: Tensor | None = None,
         sure: Tensor | None = None,
-    ) -> tuple[Any, Tensor | None]:
+    ) -> tuple[MixedLaw, Tensor | None]:
         """Mixed laws along sequences; see `SeatPolicy`. ``sure`` is the confidence where it is known already."""
         first, second = (
             (None, None) if memories is None else torch.split(memories, [self.model.memory, self.free.memory], -1)
@@ -303,6 +305,9 @@ class Critic(nn.Module):
         return standard.to(targets.dtype)
 
 
+Act = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+
+
 class ScriptedPolicy(nn.Module):
     """A policy that is a plain function of what a player sees, to play with and not to train.
 
@@ -312,13 +317,13 @@ class ScriptedPolicy(nn.Module):
 
     memory = 0
 
-    def __init__(self, act: Callable[[Tensor, Tensor | None, torch.Generator], Tensor]) -> None:
+    def __init__(self, act: Act) -> None:
         super().__init__()
         self.act = act
 
     def forward(
         self, observations: Tensor, masks: Tensor | None = None, memories: Tensor | None = None
-    ) -> tuple[Any, None]:
+    ) -> tuple[_ScriptedLaw, None]:
         """A law that only knows how to sample; its log-probabilities are 0."""
         return _ScriptedLaw(self.act, observations.cpu(), None if masks is None else masks.cpu()), None
 
@@ -326,7 +331,7 @@ class ScriptedPolicy(nn.Module):
 class _ScriptedLaw:
     dimension = 1
 
-    def __init__(self, act: object, observations: Tensor, masks: Tensor | None) -> None:
+    def __init__(self, act: Act, observations: Tensor, masks: Tensor | None) -> None:
         self.act, self.observations, self.masks = act, observations, masks
 
     def sample(self, generator: torch.Generator) -> Tensor:

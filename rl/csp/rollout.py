@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl.csp.pairs import Pairs
 from rl.csp.update import Experience
@@ -66,7 +66,7 @@ class Episodes(NamedTuple):
 @torch.no_grad()
 def play(
     game: BatchedGame,
-    policies: Sequence[Any],
+    policies: Sequence[nn.Module],
     episodes: int,
     generator: torch.Generator,
     watch: Callable[[State], None] | None = None,

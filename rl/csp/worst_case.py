@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from scipy.stats import t as student
@@ -18,6 +18,7 @@ from torch import nn
 
 from rl.csp.cloning import likelihood
 from rl.csp.module import CSPModule
+from rl.csp.policies import SeatPolicy
 from rl.csp.rollout import play
 from rl.csp.update import next_coefficient, update_side
 
@@ -146,7 +147,7 @@ def evaluate(problem: CSPModule, agent: nn.Module, target: nn.Module, episodes: 
     return Value(mean, mean - half, mean + half)
 
 
-def _start(problem: CSPModule, start: str, generator: torch.Generator) -> Any:
+def _start(problem: CSPModule, start: str, generator: torch.Generator) -> SeatPolicy:
     """Where an adversary begins."""
     policy = problem.new_policy(problem.game.seats[1]).to(problem.device)
     if start == "training proxy":
@@ -164,7 +165,7 @@ def _start(problem: CSPModule, start: str, generator: torch.Generator) -> Any:
 def _train(
     problem: CSPModule,
     agent: nn.Module,
-    policy: Any,
+    policy: SeatPolicy,
     iterations: int,
     episodes: int,
     coefficient: float,

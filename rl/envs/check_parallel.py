@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
@@ -11,11 +11,14 @@ import numpy as np
 from rl.envs.parallel import ParallelGame
 from rl.envs.petting_zoo import as_parallel, flat, in_turn, is_masked, look_space, require_parallel, require_seats
 
+if TYPE_CHECKING:
+    from pettingzoo import ParallelEnv
+
 EPISODES = 3
 
 
 def check_parallel_env(
-    make: Callable[..., Any],
+    make: Callable[..., object],
     ours: Sequence[str],
     target: Sequence[str],
     horizon: int = 1000,
@@ -57,7 +60,7 @@ def check_parallel_env(
     ]
 
 
-def _play(env: Any, seed: int, horizon: int) -> tuple[int, bool, list[float]]:
+def _play(env: ParallelEnv, seed: int, horizon: int) -> tuple[int, bool, list[float]]:
     """Steps of a random episode, whether it ended, and everything it paid."""
     generator = np.random.default_rng(seed)
     answer = env.reset(seed=seed)
@@ -84,7 +87,7 @@ def _play(env: Any, seed: int, horizon: int) -> tuple[int, bool, list[float]]:
     return horizon, not env.agents, paid
 
 
-def _check_looks(env: Any, seen: Mapping[str, Any]) -> None:
+def _check_looks(env: ParallelEnv, seen: Mapping[str, object]) -> None:
     """Observations of the agents that are there: present, of the right shape, finite."""
     for name in env.agents:
         if name not in seen:
@@ -102,7 +105,7 @@ def _check_looks(env: Any, seen: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} has no legal action: its action_mask is all 0")
 
 
-def _random_action(env: Any, name: str, observed: Any, generator: np.random.Generator) -> Any:
+def _random_action(env: ParallelEnv, name: str, observed: object, generator: np.random.Generator) -> object:
     """A legal action drawn from the test's own generator."""
     space = env.action_space(name)
     if isinstance(space, gymnasium.spaces.Discrete):

@@ -87,7 +87,7 @@ class _Mode(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: object, args: object = (), kwargs: Any = None) -> Any:
-        def plain(value: Any) -> Any:
+        def plain(value: object) -> object:
             if isinstance(value, cls):
                 return value.as_subclass(Tensor)
             return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value

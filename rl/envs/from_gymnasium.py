@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -46,7 +45,7 @@ class GymnasiumSimulator(HybridSimulator):
 
     def __init__(
         self,
-        make: Callable[[], gymnasium.Env[Any, Any]] | str,
+        make: Callable[[], gymnasium.Env[object, object]] | str,
         horizon: int,
         parameters: Parameters | None = None,
     ) -> None:
@@ -105,7 +104,7 @@ class GymnasiumSimulator(HybridSimulator):
                 seen[i], costs[i], over[i], infos[i] = result[0], -float(result[1]), result[2] or result[3], result[4]
         return self._state(seen, infos, over), torch.tensor(costs, dtype=self.dtype, device=self.device)
 
-    def _state(self, seen: list[Any], infos: list[dict[str, Any]], over: list[bool]) -> State:
+    def _state(self, seen: list[object], infos: list[dict[str, object]], over: list[bool]) -> State:
         self._turn += 1
         rows = [
             item if isinstance(item, Tensor) else torch.as_tensor(np.array(spaces.flatten(self._space, item)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -62,7 +61,7 @@ class ParallelGame(BatchedGame):
 
     def __init__(
         self,
-        environment: str | Callable[..., Any],
+        environment: str | Callable[..., object],
         ours: Sequence[str],
         target: Sequence[str],
         horizon: int,
@@ -88,7 +87,7 @@ class ParallelGame(BatchedGame):
             self.observation_dim[seat] = width_of(probe, names[0])
             self.n_actions[seat], self.action_dim[seat] = action_size(space, names[0])
 
-    def _new(self) -> Any:
+    def _new(self) -> ParallelEnv:
         """A copy of the environment in which all act at once."""
         try:
             made = self._make(**self._arguments)
@@ -190,7 +189,7 @@ class ParallelGame(BatchedGame):
                 state[f"mask_{seat}"] = torch.from_numpy(masks)
         return state
 
-    def _native(self, env: Any, name: str, action: Tensor) -> Any:
+    def _native(self, env: ParallelEnv, name: str, action: Tensor) -> int | NDArray[np.generic]:
         """An action in the environment's own space."""
         space = env.action_space(name)
         if isinstance(space, gymnasium.spaces.Discrete):
@@ -231,17 +230,17 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
             for name, (seat, _) in self._place.items()
         }
 
-    def observation_space(self, agent: str) -> gymnasium.Space[Any]:
+    def observation_space(self, agent: str) -> gymnasium.Space[object]:
         """Of one agent."""
         return self._observation_spaces[agent]
 
-    def action_space(self, agent: str) -> gymnasium.Space[Any]:
+    def action_space(self, agent: str) -> gymnasium.Space[object]:
         """Of one agent."""
         return self._action_spaces[agent]
 
     def reset(
         self, seed: int | None = None, options: Mapping[str, object] | None = None
-    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    ) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
         """Begin an episode; without a seed it goes on with the chance of the last one."""
         if seed is not None:
             self._generator.manual_seed(seed)
@@ -251,7 +250,7 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
 
     def step(
         self, actions: Mapping[str, object]
-    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
+    ) -> tuple[dict[str, object], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, object]]]:
         """Carry out one action of every agent."""
         joint = {}
         for seat in self.game.seats:
@@ -275,7 +274,7 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
     def close(self) -> None:
         """Nothing is held."""
 
-    def _observation_space(self, seat: str, masks: Mapping[str, Tensor]) -> gymnasium.Space[Any]:
+    def _observation_space(self, seat: str, masks: Mapping[str, Tensor]) -> gymnasium.Space[object]:
         look = gymnasium.spaces.Box(-np.inf, np.inf, (self.game.observation_dim[seat],), np.float32)
         if seat not in masks:
             return look
@@ -283,7 +282,7 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
             {"observation": look, "action_mask": gymnasium.spaces.MultiBinary(self.game.n_actions[seat])}
         )
 
-    def _look(self) -> dict[str, Any]:
+    def _look(self) -> dict[str, object]:
         """What every agent sees."""
         seen, masks = self.game.observe(self._state), self.game.action_mask(self._state) or {}
         looks: dict[str, object] = {name: seen[seat][0, i].numpy() for name, (seat, i) in self._place.items()}
