@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -200,7 +200,7 @@ class RKD(Term):
 
 
 @functools.cache
-def terms_by_name() -> dict[str, Any]:
+def terms_by_name() -> dict[str, type[Term]]:
     """Every distillation term by the name that recipes use: this package's, then those of installed packages.
 
     A package gives one by an entry point of the group `gapbridge.distill_losses`, which names a class like `Term`.
@@ -210,7 +210,7 @@ def terms_by_name() -> dict[str, Any]:
     """
     from distill import hints
 
-    found: dict[str, object] = {}
+    found: dict[str, type[Term]] = {}
     for module in (sys.modules[__name__], hints):
         for kind in vars(module).values():
             if isinstance(kind, type) and kind.__module__ == module.__name__ and kind.__dict__.get("name"):
@@ -321,20 +321,20 @@ class Choice(NamedTuple):
         ramp: Epochs.
     """
 
-    loss: Any
-    options: dict[str, Any]
+    loss: Callable[..., Any]
+    options: dict[str, object]
     weight: float
     ramp: float
 
 
-def choose(name: str, given: Any) -> Choice:
+def choose(name: str, given: object) -> Choice:
     """Read what stands under a name in `terms`.
 
     Raises:
         DistillError: If no loss is called so.
     """
     options = dict(given) if isinstance(given, Mapping) else {"loss": given}
-    weight, ramp = options.pop("weight", 1.0), options.pop("ramp", 0.0)
+    weight, ramp = (cast(float, options.pop(key, default)) for key, default in (("weight", 1.0), ("ramp", 0.0)))
     for key, value in (("weight", weight), ("ramp", ramp)):
         if not accepts(NotNegative, value):
             raise DistillError(f"{key} of {name} is {value}, but it must be a finite number of at least 0")

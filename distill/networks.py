@@ -76,7 +76,7 @@ class ImageNetwork(nn.Module):
         features = model.forward_head(final, pre_logits=True)
         return Outputs(model.forward_head(final), features, maps, rows)
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         """Width of the pooled features and channels of the maps, where the model tells them."""
         model = cast(Any, self.model)
         made: dict[str, object] = {}
@@ -185,7 +185,7 @@ class TextNetwork(nn.Module):
         logits = logits if self.order is None else logits[:, self.order]
         return Outputs(logits, features, (), batch.get("index"))
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         """Width of the hidden states."""
         config: object = getattr(self.model, "config", None)
         return {"width": config.hidden_size} if hasattr(config, "hidden_size") else {}

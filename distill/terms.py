@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distill import functional as L
 from distill.errors import DistillError
+from distill.functional.chunked import LanguageHead
 from gapbridge.arguments import ArgumentError, check_arguments
 
 
@@ -43,7 +44,7 @@ class Outputs(NamedTuple):
     features: Tensor | None = None
     maps: tuple[Tensor, ...] = ()
     rows: Tensor | None = None
-    head: Any = None
+    head: LanguageHead | None = None
     compact: Compact | None = None
 
 
@@ -131,7 +132,7 @@ def features_of(outputs: Outputs) -> Tensor:
 class Function(Term):
     """A plain function as a term."""
 
-    def __init__(self, function: object) -> None:
+    def __init__(self, function: Callable[[Outputs, Outputs, Tensor], Tensor]) -> None:
         super().__init__()
         self.function, self.needs = function, getattr(function, "needs", "logits")
 

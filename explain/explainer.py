@@ -18,7 +18,7 @@ from explain.functional.density import Overlap, density_ratio, overlap
 from explain.functional.losses import FINITE_LOSSES
 from explain.functional.rows import Rows
 from explain.functional.shapley import sample_subsets, subsets
-from explain.nuisances import Families, candidates, choose_families
+from explain.nuisances import Families, Learners, candidates, choose_families
 from explain.outcomes import Losses, read_losses
 from explain.report import GapReport, Mode
 from explain.tables import DOMAINS, Frames, as_frame, resolve_groups
@@ -96,7 +96,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         n_bins: Count = 20,
         folds: Annotated[int, Range(2)] = 5,
         repeats: Count = 1,
-        learners: object = "auto",
+        learners: Learners = "auto",
         level: OpenShare = 0.9,
         interval: Literal["wald", "fieller"] = "wald",
         min_shift_z: NotNegative = 2.0,

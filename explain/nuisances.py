@@ -133,7 +133,10 @@ def hist_gb() -> Family:
     return Family("hist_gb", BoostedClassifier(), BoostedRegressor(), native=True)
 
 
-def candidates(learners: str | tuple[BaseEstimator, BaseEstimator]) -> list[Family]:
+Learners = str | tuple[BaseEstimator, BaseEstimator]
+
+
+def candidates(learners: Learners) -> list[Family]:
     """Families to choose among.
 
     Args:

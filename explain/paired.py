@@ -22,7 +22,7 @@ from explain.functional.intervals import covariance, critical
 from explain.functional.rows import Floats
 from explain.functional.shapley import sample_subsets, subsets
 from explain.functional.values import curvature
-from explain.nuisances import Family, best_family, candidates, problem
+from explain.nuisances import Family, Learners, best_family, candidates, problem
 from explain.outcomes import Losses, read_losses
 from explain.report import GapReport
 from explain.tables import as_frame, read_weights, resolve_groups
@@ -85,7 +85,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         ordinal: Mapping[Hashable, Sequence[Hashable]] | None = None,
         folds: Annotated[int, Range(2)] = 5,
         repeats: Count = 1,
-        learners: object = "auto",
+        learners: Learners = "auto",
         level: OpenShare = 0.9,
         interval: Literal["wald", "fieller"] = "wald",
         min_shift_z: NotNegative = 2.0,

@@ -17,7 +17,6 @@ from typing import Any, cast
 
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel
 
 from twinmerge.checkpoints import inspect_checkpoint, read_json
 from twinmerge.dense import densify, stock_view
@@ -296,7 +295,7 @@ def _stock_model(root: Path, options: Mapping[str, object]) -> Any:
     auto = next((c.auto for c in LOADERS if c.__name__ in named), None)
     if auto is None:
         raise CheckpointError(f"{root / 'config.json'} does not name a twin class; copy the twin folder again.")
-    load: Callable[..., tuple[PreTrainedModel, Mapping[str, Collection[object]]]] = auto.from_pretrained
+    load = cast("Callable[..., tuple[nn.Module, Mapping[str, Collection[object]]]]", auto.from_pretrained)
     model, report = load(root, trust_remote_code=False, output_loading_info=True, **options)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):

@@ -50,7 +50,7 @@ class TargetData(NamedTuple):
     """
 
     observation: NDArray[np.float32]
-    action: NDArray[np.generic]
+    action: NDArray[np.int64] | NDArray[np.float32]
     episode: NDArray[np.int64]
     t: NDArray[np.int64]
     player: NDArray[np.int64]
@@ -283,7 +283,7 @@ def _column(path: Path, name: str, column: NDArray[np.generic]) -> NDArray[np.ge
     return np.stack(list(column))
 
 
-def _actions(column: object) -> NDArray[np.generic]:
+def _actions(column: object) -> NDArray[np.int64] | NDArray[np.float32]:
     """int64 numbers of actions or float32 vectors."""
     array = np.asarray(column)
     if array.ndim == 1:

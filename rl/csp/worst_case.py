@@ -18,7 +18,6 @@ from torch import nn
 
 from rl.csp.cloning import likelihood
 from rl.csp.module import CSPModule
-from rl.csp.policies import SeatPolicy
 from rl.csp.rollout import play
 from rl.csp.update import next_coefficient, update_side
 
@@ -147,7 +146,7 @@ def evaluate(problem: CSPModule, agent: nn.Module, target: nn.Module, episodes: 
     return Value(mean, mean - half, mean + half)
 
 
-def _start(problem: CSPModule, start: str, generator: torch.Generator) -> SeatPolicy:
+def _start(problem: CSPModule, start: str, generator: torch.Generator) -> nn.Module:
     """Where an adversary begins."""
     policy = problem.new_policy(problem.game.seats[1]).to(problem.device)
     if start == "training proxy":
@@ -165,7 +164,7 @@ def _start(problem: CSPModule, start: str, generator: torch.Generator) -> SeatPo
 def _train(
     problem: CSPModule,
     agent: nn.Module,
-    policy: SeatPolicy,
+    policy: nn.Module,
     iterations: int,
     episodes: int,
     coefficient: float,

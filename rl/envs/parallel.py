@@ -195,9 +195,11 @@ class ParallelGame(BatchedGame):
         if isinstance(space, gymnasium.spaces.Discrete):
             return int(action) + int(space.start)
         if isinstance(space, gymnasium.spaces.MultiDiscrete):
-            return np.stack(np.unravel_index(int(action), space.nvec)).astype(space.dtype) + space.start
+            several: NDArray[np.generic] = np.stack(np.unravel_index(int(action), space.nvec)) + space.start
+            return several.astype(space.dtype)
         share = (action.clamp(-1, 1).numpy().reshape(space.shape) + 1) / 2
-        return (space.low + share * (space.high - space.low)).astype(space.dtype)
+        real: NDArray[np.generic] = (space.low + share * (space.high - space.low)).astype(space.dtype)
+        return real
 
 
 class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]

@@ -13,6 +13,10 @@ from rl.envs.action_spaces import FlatActions, Parameters, split_actions
 from rl.envs.to_gymnasium import SimulatorEnv, SimulatorVectorEnv
 from rl.hpo.policies import HybridPolicy
 
+Observation = (
+    NDArray[np.generic] | int | tuple[object, ...] | dict[str, object]
+)  # an element of a space, or rows of one
+
 
 class Agent:
     """A policy with the ``predict`` of Stable-Baselines3, in the actions of one kind of environment.
@@ -56,12 +60,12 @@ class Agent:
 
     def predict(
         self,
-        observation: object,
+        observation: Observation,
         state: object = None,
         episode_start: object = None,
         deterministic: bool = False,
         *,
-        action_masks: object = None,
+        action_masks: Tensor | None = None,
     ) -> tuple[object, object]:
         """Actions for one observation or a batch of them.
 
@@ -95,14 +99,14 @@ class Agent:
         rows[:] = actions
         return rows, state
 
-    def _rows(self, observation: object) -> tuple[Tensor, bool]:
+    def _rows(self, observation: Observation) -> tuple[Tensor, bool]:
         """Observations as rows of numbers, and whether there was but one."""
         space, found = self._observations, observation
         box = isinstance(space, spaces.Box)
-        single = np.shape(found) == space.shape if box else space.contains(found)
+        single = np.shape(np.asarray(found)) == space.shape if box else space.contains(found)
         if not box and not single:
             raise ValueError(f"observations of {space} can be given one at a time only, as the environment gives them.")
-        flat = spaces.flatten(space, found)[None] if single else np.asarray(found).reshape(len(found), -1)
+        flat = spaces.flatten(space, found)[None] if single else np.asarray(found).reshape(len(np.asarray(found)), -1)
         return torch.as_tensor(np.asarray(flat)).to(self.policy.log_std), bool(single)
 
     def _action(self, mode: int, values: NDArray[np.float64]) -> object:

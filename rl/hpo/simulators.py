@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -30,7 +30,7 @@ def load_simulator(path: str, arguments: Mapping[str, object] | None = None) -> 
         raise ValueError(
             f"simulator {path!r} is neither a subclass of rl.envs.HybridSimulator nor annotated to return one."
         )
-    return cast(HybridSimulator, make("simulator", path, found, arguments))
+    return cast(HybridSimulator, make("simulator", path, cast("Callable[..., object]", found), arguments))
 
 
 def place(simulator: HybridSimulator, device: torch.device, dtype: torch.dtype) -> HybridSimulator:
