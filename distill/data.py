@@ -229,7 +229,7 @@ def mixup(regime: Regime, classes: int) -> Mixup:
 
     if regime.batch_size % 2:
         raise DistillError(f"mixup pairs images, so batch_size must be even, got {regime.batch_size}")
-    return Mixup(  # type: ignore[no-untyped-call]
+    return Mixup(
         regime.mixup,
         regime.cutmix,
         prob=regime.mix_probability,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from twinmerge.functional.factorize import spectrum, truncated_svd
 from twinmerge.functional.lora import lora_low_rank
 from twinmerge.functional.ranks import choose_ranks, stored_dense
+from twinmerge.mixture import Difference
 
 LoraTerms = Mapping[str, tuple[float, Tensor, Tensor]]
 
@@ -31,7 +31,7 @@ class Exclusive:
         left_out: task -> share of its squared difference that lies in vectors left to the shared expert.
     """
 
-    experts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    experts: dict[str, dict[str, Difference]] = field(default_factory=dict)
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
     residuals: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: dict[str, float] = field(default_factory=dict)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
@@ -14,9 +16,12 @@ from twinmerge.attaching import statistics
 from twinmerge.exclusive import Exclusive, LoraTerms, exclusive_experts, exclusive_lora
 from twinmerge.methods import find
 from twinmerge.modeling_twin import attach
+from twinmerge.twin_mixin import TwinMixin
 
 State = Mapping[str, Tensor]
 Method = str | Callable[..., dict[str, Tensor]]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def shared_expert(
@@ -73,7 +78,7 @@ def _mergeable(model: nn.Module, task: str, state: State) -> dict[str, Tensor]:
     return kept
 
 
-def set_parameters(model: nn.Module, state: State) -> nn.Module:
+def set_parameters(model: Model, state: State) -> Model:
     """Copy parameters into a model, in place; tied ones follow."""
     names = {name for name, _ in model.named_parameters()} | statistics(model).keys()
     if odd := sorted(names ^ state.keys()):
@@ -84,14 +89,14 @@ def set_parameters(model: nn.Module, state: State) -> nn.Module:
 
 
 def merge(
-    model: nn.Module,
+    model: PreTrainedModel,
     experts: Mapping[str, State],
     method: Method = "task_arithmetic",
     *,
     rank: Mapping[str, Any],
     dense: str | None = None,
     **options: object,
-) -> tuple[Any, Exclusive]:
+) -> tuple[TwinMixin, Exclusive]:
     """Twin-Merging of full fine-tunes, without its router.
 
     Args:
@@ -135,7 +140,9 @@ def _is_norm(model: nn.Module, name: str) -> bool:
     return isinstance(weight, Tensor) and weight.dim() == 1
 
 
-def merge_lora(model: nn.Module, experts: Mapping[str, LoraTerms], scale: float, rank: int) -> tuple[Any, Exclusive]:
+def merge_lora(
+    model: PreTrainedModel, experts: Mapping[str, LoraTerms], scale: float, rank: int
+) -> tuple[TwinMixin, Exclusive]:
     """Twin-Merging of LoRA fine-tunes in the exact product form, shared expert by task arithmetic.
 
     Args:
@@ -171,5 +178,5 @@ def merge_lora(model: nn.Module, experts: Mapping[str, LoraTerms], scale: float,
     return attach(model, list(experts), [exclusive.experts[t] for t in experts]), exclusive
 
 
-def _weights_of(model: nn.Module, kind: Any) -> frozenset[str]:
+def _weights_of(model: nn.Module, kind: type[nn.Module] | UnionType) -> frozenset[str]:
     return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, kind))

@@ -16,10 +16,11 @@ from typing import Any, cast
 import torch
 import transformers
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .attaching import statistics
+from .mixture import Difference
 from .twin_mixin import TwinMixin, TwinOutput, attach
 from .twin_parts import Head, Router, masked_mean
 
@@ -28,7 +29,9 @@ __all__ = ["Head", "Router", "TwinMixin", "TwinOutput", "assemble", "attach", "m
 FORMAT_VERSION = 2  # 1 had router.safetensors beside the shared expert, where vLLM takes it for weights
 
 
-def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, int] | None = None) -> dict[str, Any]:
+def read_expert(
+    folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, int] | None = None
+) -> dict[str, Difference]:
     """The differences that a PEFT LoRA folder holds: parameter name -> (up, down), or a dense difference.
 
     Args:
@@ -44,7 +47,7 @@ def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, 
         key.removeprefix("base_model.model."): value
         for key, value in load_file(folder / "adapter_model.safetensors").items()
     }
-    differences: dict[str, object] = {}
+    differences: dict[str, Difference] = {}
     for module in config["modules_to_save"] or ():
         names = [name for name in shared if name.startswith(f"{module}.")]
         if missing := [name for name in names if name not in left] or not names:
@@ -76,7 +79,7 @@ def _pattern(config: Mapping[str, Any], key: str, module: str, default: float) -
     return next((v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module)), default)
 
 
-def _refactored(difference: Tensor, rank: int) -> Any:
+def _refactored(difference: Tensor, rank: int) -> Difference:
     """Factors of a difference that is of low rank up to rounding; the difference itself where they are not smaller."""
     matrix = difference if difference.dim() == 3 else difference.flatten(1)
     m, n = matrix.shape[-2:]
@@ -88,7 +91,7 @@ def _refactored(difference: Tensor, rank: int) -> Any:
     return (up, down) if m >= n else (down.mT, up.mT)
 
 
-def assemble(model: nn.Module, folder: Path) -> Any:
+def assemble(model: transformers.PreTrainedModel, folder: Path) -> TwinMixin:
     """Turn a stock model that holds a folder's shared expert into the folder's routed twin.
 
     Raises:
@@ -113,7 +116,9 @@ def assemble(model: nn.Module, folder: Path) -> Any:
     for task, spec in card["heads"].items():
         head = Head.from_tensors(load_file(folder / "heads" / f"{task}.safetensors"), spec)
         twin.heads[task] = head.to(reference.dtype)
-    return twin.to(reference.device).eval()
+    twin.to(reference.device)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
+    twin.eval()
+    return twin
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,7 +133,7 @@ class _Loader:
         """Nothing to register: the folder names this file already."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> TwinMixin:
         """Load the shared expert with the stock class and put the folder's routing over it."""
         folder = Path(path)
         if not folder.is_dir():
@@ -182,13 +187,13 @@ class TwinClassifier(TwinModel):
     """`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` of a twin with heads."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> TwinMixin:
         """The routed model that answers with its heads; `head="<task>"` among the options asks one question only."""
         head = kwargs.pop("head", None)
         return as_classifier(super().from_pretrained(path, *args, config=config, **kwargs), head)
 
 
-def as_classifier(twin: Any, head: str | None = None) -> Any:
+def as_classifier(twin: TwinMixin, head: str | None = None) -> TwinMixin:
     """A twin whose forward returns the logits of its heads, in place; ``config.id2label`` names them.
 
     Args:
@@ -204,17 +209,18 @@ def as_classifier(twin: Any, head: str | None = None) -> Any:
     asked = [head] if head is not None else [task for task in twin.tasks if task in twin.heads]
     names: list[str] = []
     for task in asked:
-        count = twin.heads[task].out_proj.out_features
-        own = twin.heads[task].label_names or ([task] if count == 1 else [f"LABEL_{i}" for i in range(count)])
+        answering = cast(Head, twin.heads[task])
+        count = answering.out_proj.out_features
+        own = answering.label_names or ([task] if count == 1 else [f"LABEL_{i}" for i in range(count)])
         names += [f"{task}: {name}" if len(asked) > 1 else str(name) for name in own]
     twin.config.id2label, twin.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
     twin.answering = asked
-    twin.__class__ = _classifier_class(cast(Any, type(twin)))
+    twin.__class__ = _classifier_class(type(twin))  # type: ignore[arg-type]  # a class has a hash
     return twin
 
 
 @cache
-def _classifier_class(twin: Any) -> Any:
+def _classifier_class(twin: type[TwinMixin]) -> type[TwinMixin]:
     def forward(
         self: Any, input_ids: object = None, attention_mask: object = None, labels: Any = None, **kwargs: Any
     ) -> SequenceClassifierOutput:

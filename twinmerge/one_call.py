@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from twinmerge.checkpoints import inspect_checkpoint
 from twinmerge.errors import CheckpointError
 from twinmerge.folders import Expert, read_folder
 from twinmerge.merging import merge, merge_lora
 from twinmerge.modeling_twin import Router
+from twinmerge.twin_mixin import TwinMixin
 from twinmerge.vocabulary import fit_vocabulary
 
 ROUTERS = ("mlp", "linear", "knn")
@@ -32,7 +34,7 @@ def merge_folders(
     labels: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     **options: object,
-) -> Any:
+) -> TwinMixin:
     """Merge folders that plain transformers or PEFT wrote into a routed twin.
 
     Args:
@@ -79,7 +81,8 @@ def merge_folders(
         router = router_from_texts(twin, router, words, {task: list((texts or {})[task]) for task in folders}, seed)
     twin.router = router
     twin.tokenizer_of_union = tokenizer
-    return twin.eval()
+    twin.eval()
+    return twin
 
 
 def local_folder(where: str | Path) -> Path:
@@ -123,8 +126,14 @@ def named(expert: Expert, labels: Sequence[str] | None) -> Expert:
 
 
 def combine(
-    model: Any, experts: Mapping[str, Expert], method: str, rank: Mapping[str, Any], *, seed: int = 0, **options: Any
-) -> Any:
+    model: PreTrainedModel,
+    experts: Mapping[str, Expert],
+    method: str,
+    rank: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> TwinMixin:
     """The twin of experts that were read, with their heads and without a router; products of factors where exact."""
     terms = {task: expert.terms for task, expert in experts.items()}
     if all(terms.values()) and method in ("average", "task_arithmetic") and set(rank) == {"rank"}:
@@ -139,7 +148,9 @@ def combine(
     return twin
 
 
-def router_from_texts(twin: Any, kind: str, tokenizer: Any, texts: Mapping[str, list[str]], seed: int) -> Router:
+def router_from_texts(
+    twin: TwinMixin, kind: str, tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, list[str]], seed: int
+) -> Router:
     """A router from unlabelled texts: every fifth text of a task is held out to fit the temperature."""
     import lightning
 

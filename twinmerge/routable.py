@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_leaves
+from transformers import PretrainedConfig, PreTrainedModel
 
 from twinmerge.attaching import statistics
 from twinmerge.dense import check_routing
@@ -17,7 +16,7 @@ from twinmerge.twin_mixin import attach
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 
 
-def small_config(config: Any) -> Any:
+def small_config(config: PretrainedConfig) -> PretrainedConfig:
     """A copy of a configuration with at most two layers, as routing is a matter of kinds of layers and not of depth."""
     small = copy.deepcopy(config)
     for name in _DEPTHS:
@@ -33,7 +32,7 @@ def small_config(config: Any) -> Any:
     return small
 
 
-def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
+def preflight(model: PreTrainedModel, frozen: tuple[str, ...] = ()) -> float:
     """Whether experts of this model can be routed, found out with random ones.
 
     Args:
@@ -62,4 +61,4 @@ def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
         for _ in range(2)
     ]
     model.requires_grad_(False)
-    return check_routing(attach(model, ["a", "b"], experts).eval(), **cast(Any, inputs))
+    return check_routing(attach(model, ["a", "b"], experts).eval(), **inputs)  # type: ignore[arg-type]  # no input is called tolerance

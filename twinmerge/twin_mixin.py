@@ -8,10 +8,10 @@ Source of the method: Lu et al., "Twin-Merging: Dynamic Integration of Modular E
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 import torch
 import transformers
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attaching import attach_experts
-from .mixture import Mixture, cached_length, caches_in, remember
+from .layouts import Run
+from .mixture import Difference, Mixture, cached_length, caches_in, remember
 from .proving import body_forward, find_layouts, probe_of, prove, whole_forward
 from .routed_layers import ADDED
 from .twin_parts import Head, Router, masked_mean
 
+Function = Callable[..., object]
 _MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
 
 
@@ -42,7 +44,13 @@ class TwinOutput:
     task: Tensor
 
 
-class TwinMixin:
+if TYPE_CHECKING:
+    _Stock = transformers.PreTrainedModel
+else:
+    _Stock = object
+
+
+class TwinMixin(_Stock):
     """Adds routing to any transformers model.
 
     Threads may share one twin: the mixture in flight belongs to the thread (to its context), not to the model.
@@ -54,6 +62,7 @@ class TwinMixin:
         mixture: the weights in use; `with twin.mixture.use(w)` holds them over any calls.
         router_reads: `last`, the paper's features from the last hidden state, or `all`, those of every layer side by
             side (a deviation that costs no further forward).
+        answering: of a classifier, the heads that it answers with.
         labels: label names by head.
         left_out: task -> share of its expert's squared difference to the shared expert that was left out, see `merge`.
     """
@@ -65,10 +74,12 @@ class TwinMixin:
     heads: nn.ModuleDict
     _accepted: frozenset[str]
     _checked: list[frozenset[str]]
+    answering: list[str]
     labels: dict[str, list[str]]
     left_out: dict[str, float]
+    tokenizer_of_union: transformers.PreTrainedTokenizerBase | None
 
-    def __reduce__(self) -> Any:  # the class is made at run time, so pickle must be told how
+    def __reduce__(self) -> tuple[object, ...]:  # the class is made at run time, so pickle must be told how
         return _blank_twin, (type(self).__bases__[1],), self.__dict__
 
     def route(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor:
@@ -101,7 +112,7 @@ class TwinMixin:
 
     def _states(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: object) -> Any:
         """What the model's body returns."""
-        model = cast(Any, self)
+        model = self
         if inputs is not None:
             kwargs[model.main_input_name] = inputs
         if kwargs.get(model.main_input_name) is None:
@@ -119,7 +130,7 @@ class TwinMixin:
                 positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
                 kwargs.setdefault("position_ids", positions)
         body = _body(model)
-        return (super().forward if body is self else body)(**kwargs)  # type: ignore[misc]
+        return (super().forward if body is self else body)(**kwargs)
 
     def routed_forward(self, *args: object, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """The stock forward under this batch's mixture; inside `generate` the prompt's mixture is held.
@@ -128,21 +139,21 @@ class TwinMixin:
             ValueError: when a cached sequence is continued without its mixture, or the weights have another shape.
         """
         if (held := self.mixture.weights) is not None:
-            return remember(super().forward(*args, **kwargs), kwargs, held)  # type: ignore[misc]
-        kwargs |= dict(zip(inspect.signature(super().forward).parameters, args, strict=False))  # type: ignore[misc]
+            return remember(super().forward(*args, **kwargs), kwargs, held)
+        kwargs |= dict(zip(inspect.signature(super().forward).parameters, args, strict=False))
         if router_weights is None:
             if cached_length(kwargs):
                 raise ValueError("a continued sequence keeps the mixture of its prompt; pass it as router_weights.")
-            main = cast(Any, self).main_input_name
+            main = self.main_input_name
             router_weights = self.route(kwargs.get(main), kwargs.get("attention_mask"), **self._side(kwargs))
         weights = self._continued(self._weights(router_weights), kwargs)
         self._check_layouts(weights, kwargs, whole_forward)
         with self.mixture.use(weights):
-            return remember(super().forward(**kwargs), kwargs, weights)  # type: ignore[misc]
+            return remember(super().forward(**kwargs), kwargs, weights)
 
     def stock_forward(self, **kwargs: object) -> Any:
         """The stock forward under whatever mixture is in use, no router asked."""
-        return super().forward(**kwargs)  # type: ignore[misc]
+        return super().forward(**kwargs)
 
     def _side(self, kwargs: Mapping[str, object]) -> dict[str, Tensor]:
         """What the router sees beside the main input and its mask: every tensor that the model's body takes.
@@ -154,7 +165,7 @@ class TwinMixin:
         unseen = [k for k in tensors if k not in self._accepted and any(part in k for part in _MEDIA)]
         if unseen:
             raise ValueError(f"the router cannot see {unseen[0]}; pass router_weights of shape (batch, tasks).")
-        main = (cast(Any, self).main_input_name, "attention_mask", "cache_position")
+        main = (self.main_input_name, "attention_mask", "cache_position")
         return {k: v for k, v in tensors.items() if k in self._accepted and k not in main}
 
     def _continued(self, weights: Tensor, kwargs: Mapping[str, object]) -> Tensor:
@@ -172,14 +183,14 @@ class TwinMixin:
                 )
         return weights
 
-    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: object) -> None:
+    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: Run) -> None:
         """Find out, once for inputs of these names, where the rows of a batch lie in every routed module.
 
         Raises:
             ValueError: when one of them cannot be routed per input.
         """
         names = frozenset(k for k, v in kwargs.items() if isinstance(v, Tensor))
-        main = kwargs.get(cast(Any, self).main_input_name)
+        main = kwargs.get(self.main_input_name)
         if weights.shape[0] > 1 and isinstance(main, Tensor):
             for name in sorted(n for n in names if any(part in n for part in _MEDIA)):
                 if kwargs[name].shape[0] not in (1, main.shape[0]):
@@ -196,7 +207,7 @@ class TwinMixin:
             raise ValueError(
                 f"router_weights have shape {tuple(weights.shape)}, and this twin takes (batch, {len(self.tasks)})."
             )
-        return weights.to(cast(Any, self).device)
+        return weights.to(self.device)
 
     def generate(self, inputs: Tensor | None = None, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """`generate` of transformers with the mixture computed once from the prompt and held while decoding.
@@ -206,7 +217,7 @@ class TwinMixin:
         Raises:
             ValueError: for a kept cache whose mixture is unknown or another than `router_weights`.
         """
-        model = cast(Any, self)
+        model = self
         if router_weights is None and cached_length(kwargs):
             router_weights = next((c.twin_weights for c in caches_in(kwargs) if hasattr(c, "twin_weights")), None)
             if router_weights is None:
@@ -229,7 +240,7 @@ class TwinMixin:
         with self.mixture.use(weights):
             return super().generate(inputs, **kwargs)  # type: ignore[misc]
 
-    def generate_batch(self, *args: object, **kwargs: object) -> Any:
+    def generate_batch(self, *args: object, **kwargs: object) -> NoReturn:
         """Refused: continuous batching packs the tokens of several prompts into one row, which has one mixture.
 
         Raises:
@@ -266,7 +277,7 @@ class TwinMixin:
         if router_weights is None:
             router_weights = self.route(input_ids, attention_mask, **kwargs)
         router_weights = self._weights(router_weights)
-        named = {"attention_mask": attention_mask, cast(Any, self).main_input_name: input_ids, **kwargs}
+        named = {"attention_mask": attention_mask, self.main_input_name: input_ids, **kwargs}
         self._check_layouts(router_weights, {k: v for k, v in named.items() if v is not None}, body_forward)
         with self.mixture.use(router_weights):
             hidden = self._hidden(input_ids, attention_mask, **kwargs)
@@ -290,7 +301,7 @@ class TwinMixin:
             logits[mine, : part.shape[1]] = part.to(logits.dtype)
         return TwinOutput(logits, router_weights, task)
 
-    def train_only(self, *parts: str) -> Any:
+    def train_only(self, *parts: str) -> Self:
         """Freeze everything but the named parts, any of `router`, `shared`, `experts`, `heads`; returns the model.
 
         Raises:
@@ -298,7 +309,7 @@ class TwinMixin:
         """
         if unknown := sorted(set(parts) - {"router", "shared", "experts", "heads"}):
             raise ValueError(f"part {unknown[0]!r} is unknown; choose among router, shared, experts, heads.")
-        for name, parameter in cast(Any, self).named_parameters():
+        for name, parameter in self.named_parameters():
             first = name.split(".")[0]
             added = not ADDED.isdisjoint(name.split("."))
             part = first if first in ("router", "heads") else "experts" if added else "shared"
@@ -313,20 +324,20 @@ class TwinMixin:
         """
         raise ValueError("a twin is not saved by save_pretrained; use twinmerge.save(twin, folder).")
 
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: object = checkpoint, **kwargs: object
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, gradient_checkpointing_func: Function = checkpoint, **kwargs: int
     ) -> None:
         # Layers are computed again in the backward pass, when the mixture of the forward is no longer in use.
         if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
             raise ValueError("a twin needs gradient checkpointing with use_reentrant=False, the default.")
         held = partial(_recomputed, self.mixture, gradient_checkpointing_func)
-        super()._set_gradient_checkpointing(enable, held, **kwargs)  # type: ignore[misc]
+        super()._set_gradient_checkpointing(enable, held, **kwargs)
 
 
-def _recomputed(mixture: Mixture, stock: Any, function: Any, *args: object, **kwargs: object) -> Any:
+def _recomputed(mixture: Mixture, stock: Function, function: Function, *args: object, **kwargs: object) -> object:
     weights = mixture.weights
 
-    def again(*inner: Any, **named: Any) -> Any:
+    def again(*inner: object, **named: object) -> object:
         with mixture.use(weights):
             return function(*inner, **named)
 
@@ -334,8 +345,11 @@ def _recomputed(mixture: Mixture, stock: Any, function: Any, *args: object, **kw
 
 
 def attach(
-    model: nn.Module, tasks: Sequence[str], experts: Sequence[Mapping[str, Any]], router: Router | None = None
-) -> Any:
+    model: transformers.PreTrainedModel,
+    tasks: Sequence[str],
+    experts: Sequence[Mapping[str, Difference]],
+    router: Router | None = None,
+) -> TwinMixin:
     """Put routing over a stock transformers model that holds the shared expert, in place.
 
     Args:
@@ -362,10 +376,10 @@ def attach(
     mixture, stock = Mixture(), type(model)
     body, probe = _body(model), probe_of(model)
     attach_experts(model, mixture, experts, probe)
-    twin = cast(Any, model)
-    twin.__class__ = _twin_class(cast(Any, stock))
+    model.__class__ = _twin_class(stock)  # type: ignore[arg-type]  # a class has a hash
+    twin = cast(TwinMixin, model)
     # transformers finds by the name of the class which states forward can return, and this class is made at run time.
-    known = cast("dict[str, Any]", getattr(transformers.modeling_utils, "_CAN_RECORD_REGISTRY", {}))
+    known = cast("dict[str, object]", getattr(transformers.modeling_utils, "_CAN_RECORD_REGISTRY", {}))
     dict.__setitem__(known, str(type(twin)), getattr(twin, "_can_record_outputs", None))
     twin.mixture, twin.tasks, twin.router, twin.heads = mixture, list(tasks), router, nn.ModuleDict()
     twin._accepted = frozenset(inspect.signature((stock if body is model else type(body)).forward).parameters)
@@ -376,14 +390,14 @@ def attach(
     return twin
 
 
-def _body(model: Any) -> Any:
+def _body(model: transformers.PreTrainedModel) -> nn.Module:
     """The part that ends in hidden states: the encoder of an encoder-decoder, the model without its head otherwise."""
     return model.get_encoder() if model.config.is_encoder_decoder else model.base_model
 
 
 @cache
-def _twin_class(stock: Any) -> Any:
-    def forward(self: Any, *args: object, **kwargs: Any) -> Any:
+def _twin_class(stock: type[transformers.PreTrainedModel]) -> type[TwinMixin]:
+    def forward(self: TwinMixin, *args: object, **kwargs: Any) -> object:
         return TwinMixin.routed_forward(self, *args, **kwargs)
 
     # transformers asks the signature of forward which arguments a model takes (generate, Trainer, left padding).
@@ -396,6 +410,6 @@ def _twin_class(stock: Any) -> Any:
     return type(f"Twin{stock.__name__}", (TwinMixin, stock), {"forward": forward})
 
 
-def _blank_twin(stock: Any) -> Any:
-    made = _twin_class(stock)
+def _blank_twin(stock: type[transformers.PreTrainedModel]) -> TwinMixin:
+    made = _twin_class(stock)  # type: ignore[arg-type]  # a class has a hash
     return made.__new__(made)

@@ -91,7 +91,7 @@ class Router(nn.Module):
         """Training mode for a router that is trained; a frozen one always evaluates (no dropout, statistics kept)."""
         return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         """The arguments that make this router again, as plain values."""
         bank = self.bank.shape[0] if self.kind == "knn" else 0
         return {
@@ -166,7 +166,7 @@ class Head(nn.Module):
         self.norm = None if norm is None else nn.LayerNorm(width, norm)
         self.out_proj = nn.Linear(width, labels)
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         """What `from_tensors` needs to make this head again beside its tensors, as plain values."""
         return {
             "pooling": self.pooling,

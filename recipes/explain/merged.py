@@ -23,6 +23,8 @@ from recipes.running.quiet import hush_libraries
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from twinmerge.twin_parts import Head
+
 __all__ = ["read_merged"]
 
 
@@ -69,7 +71,7 @@ def read_merged(folder: Path, say: Callable[[str], None]) -> Any:
             read = read_expert(place, base, where, model, recipe.vocabulary, recipe.labels.get(task.name))
             expert = mapped(read, list(task.labels))
             experts[task.name] = set_parameters(copy.deepcopy(model), expert.state).eval()
-            heads[task.name] = cast(Any, expert.head)
+            heads[task.name] = cast(Head, expert.head)
         twin = twinmerge.load(folder / "merged").eval()
     except CheckpointError as error:
         raise RunError(f"data.path: {error}") from error

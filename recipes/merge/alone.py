@@ -15,7 +15,7 @@ from recipes.running.quiet import hush_libraries
 from twinmerge.methods import methods
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_all(
-    recipe: Recipe, folder: RunFolder, model: nn.Module, given: Mapping[str, str]
+    recipe: Recipe, folder: RunFolder, model: PreTrainedModel, given: Mapping[str, str]
 ) -> tuple[dict[str, Expert], Path | str]:
     """Read all experts, fit their vocabularies to each other, and say how each was read.
 

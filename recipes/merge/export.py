@@ -21,6 +21,7 @@ from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
+    from twinmerge.twin_mixin import TwinMixin
 
 
 @dataclass
@@ -108,7 +109,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         _from_checkpoint(recipe, module, folder)
 
 
-def _dense(recipe: Recipe, twin: object, folder: RunFolder) -> None:
+def _dense(recipe: Recipe, twin: TwinMixin, folder: RunFolder) -> None:
     from transformers import AutoTokenizer
 
     from twinmerge.artefact import densify, whole_folder

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from recipes.data.models import resolve_model
 from recipes.data.sources import load_task
@@ -31,7 +31,8 @@ from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
     from recipes.data.splits import TextTask
     from recipes.data.text_module import MixedTextDataModule
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from twinmerge.exclusive import Exclusive
     from twinmerge.folders import Expert
     from twinmerge.modeling_twin import Head
+    from twinmerge.twin_mixin import TwinMixin
 
 __all__ = ["Recipe", "check", "run"]
 
@@ -115,7 +117,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         twin, exclusive = _merge(recipe, copy.deepcopy(model), experts)
         progress.advance()
     twin.heads.update(heads)
-    twin.to(device).eval()
+    twin.to(device)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
+    twin.eval()
     twin.router_reads = recipe.router.features
     features = {
         split: task_features(precise(twin.features), data, split, folder, device=device)
@@ -174,7 +177,7 @@ def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> Mixe
     )
 
 
-def _experts(recipe: Recipe, folder: RunFolder, model: nn.Module) -> tuple[dict[str, Expert], Path | str]:
+def _experts(recipe: Recipe, folder: RunFolder, model: PreTrainedModel) -> tuple[dict[str, Expert], Path | str]:
     """All experts by task, trained where missing, compared with the base; and where their tokenizer is."""
     given = recipe.given()
     for source in recipe.tasks:
@@ -209,7 +212,7 @@ def _in_order(tasks: list[TextTask], experts: Mapping[str, Expert]) -> dict[str,
     return made
 
 
-def _merge(recipe: Recipe, model: nn.Module, experts: Mapping[str, Expert]) -> tuple[Any, Exclusive]:
+def _merge(recipe: Recipe, model: PreTrainedModel, experts: Mapping[str, Expert]) -> tuple[TwinMixin, Exclusive]:
     """The twin without its router: LoRA experts in the product form where the shared expert allows it."""
     from twinmerge.merging import merge, merge_lora
 
@@ -223,7 +226,7 @@ def _merge(recipe: Recipe, model: nn.Module, experts: Mapping[str, Expert]) -> t
     return merge(model, states, shared.method, rank={**policy, "seed": recipe.seed}, **options)
 
 
-def _routed(twin: Any, inputs: dict[str, Tensor], asked: list[str]) -> dict[str, Tensor]:
+def _routed(twin: TwinMixin, inputs: dict[str, Tensor], asked: list[str]) -> dict[str, Tensor]:
     """Both routed rows of one forward. A head routed wrongly answers another question: NaN, which counts as wrong."""
     outputs = twin.classify(**inputs, head=asked)
     own = outputs.logits.clone()
@@ -231,7 +234,7 @@ def _routed(twin: Any, inputs: dict[str, Tensor], asked: list[str]) -> dict[str,
     return {"routed": outputs.logits, "routed, head routed too": own}
 
 
-def _oracle(twin: Any, inputs: dict[str, Tensor], asked: list[str]) -> Tensor:
+def _oracle(twin: TwinMixin, inputs: dict[str, Tensor], asked: list[str]) -> Tensor:
     import torch
 
     true = torch.eye(len(twin.tasks), device=inputs["input_ids"].device)[[twin.tasks.index(name) for name in asked]]
