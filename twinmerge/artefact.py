@@ -21,7 +21,7 @@ from torch import nn
 from twinmerge.checkpoints import inspect_checkpoint, read_json
 from twinmerge.dense import densify, stock_view
 from twinmerge.errors import CheckpointError
-from twinmerge.modeling_twin import FORMAT_VERSION, LOADERS, TwinClassifier, TwinMixin, TwinModel, assemble
+from twinmerge.modeling_twin import FORMAT_VERSION, LOADERS, TwinClassifier, TwinMixin, TwinModel, TwinTokenClassifier, assemble
 from twinmerge.peft_folder import write_expert
 from twinmerge.whole_folder import restore_interrupted, whole_folder
 
@@ -39,7 +39,17 @@ _TOKENIZER = (
     "sentencepiece",
     "chat_template",
 )
-_BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "proving", "twin_parts", "twin_mixin", "modeling_twin")
+_BUNDLED = (
+    "mixture",
+    "routed_layers",
+    "layouts",
+    "attaching",
+    "proving",
+    "twin_parts",
+    "twin_mixin",
+    "answering",
+    "modeling_twin",
+)
 
 
 def save(
@@ -121,8 +131,12 @@ def _save_shared(twin: Any, out: Path, max_shard_size: str) -> str:
         raise ValueError(f"a {type(model).__name__} is loaded by none of {names}; make the twin of a class that is.")
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = {loader.auto.__name__: f"modeling_twin.{loader.__name__}"}
-    if loader is TwinModel and twin.heads:
-        config["auto_map"]["AutoModelForSequenceClassification"] = f"modeling_twin.{TwinClassifier.__name__}"
+    if loader is TwinModel:
+        text = "Sequence" if model.main_input_name != "pixel_values" else "Image"
+        for head in twin.heads.values():
+            tokens = head.pooling == "tokens"
+            entry = f"modeling_twin.{(TwinTokenClassifier if tokens else TwinClassifier).__name__}"
+            config["auto_map"][f"AutoModelFor{'Token' if tokens else text}Classification"] = entry
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return type(model).__name__
 

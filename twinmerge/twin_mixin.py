@@ -32,14 +32,19 @@ class TwinOutput:
     """What `classify` returns.
 
     Attributes:
-        logits: shape (batch, most labels), minus infinity beyond the labels of a row's own head.
+        logits: shape (batch, most labels), or (batch, tokens, most labels) of heads that answer every token; minus
+            infinity beyond the labels of a row's own head.
         router_weights: shape (batch or 1, tasks).
         task: shape (batch,), index of the task whose head answered.
+        hidden_states: of every layer, where asked for by `output_hidden_states`.
+        attentions: likewise by `output_attentions`.
     """
 
     logits: Tensor
     router_weights: Tensor
     task: Tensor
+    hidden_states: Any = None
+    attentions: Any = None
 
 
 class TwinMixin:
@@ -108,6 +113,8 @@ class TwinMixin:
             )
         if attention_mask is not None:
             kwargs["attention_mask"] = attention_mask
+        if not getattr(model.config, "return_dict", True):
+            kwargs["return_dict"] = True
         decoder = "past_key_values" in self._accepted and getattr(model.config, "is_decoder", True)
         if decoder:
             kwargs.setdefault("use_cache", False)
@@ -267,7 +274,28 @@ class TwinMixin:
         named = {"attention_mask": attention_mask, cast(Any, self).main_input_name: input_ids, **kwargs}
         self._check_layouts(router_weights, {k: v for k, v in named.items() if v is not None}, body_forward)
         with self.mixture.use(router_weights):
-            hidden = self._hidden(input_ids, attention_mask, **kwargs)
+            states = self._states(input_ids, attention_mask, **kwargs)
+        hidden = cast(Tensor, states[0])
+        task = self._answering(head, router_weights, hidden)
+        answering = [self.tasks.index(head)] if isinstance(head, str) else sorted(set(task.tolist()))
+        heads = {index: cast(Head, self.heads[self.tasks[index]]) for index in answering}
+        labels = max(cast(Head, h).out_proj.out_features for h in self.heads.values())
+        each = {h.pooling == "tokens" for h in heads.values()} == {True}
+        logits = hidden.new_full((*hidden.shape[: 1 + each], labels), float("-inf"))
+        for index, one in heads.items():
+            if (one.pooling == "tokens") != each:
+                raise ValueError(
+                    f"the head {self.tasks[index]!r} answers {'a whole input' if each else 'every token'} and others "
+                    "of this batch do not; ask the two kinds in calls of their own."
+                )
+            mine = slice(None) if len(answering) == 1 else task == index
+            part = one(hidden[mine], None if attention_mask is None else attention_mask[mine])
+            logits[mine, ..., : part.shape[-1]] = part.to(logits.dtype)
+        kept = (getattr(states, name, None) for name in ("hidden_states", "attentions"))
+        return TwinOutput(logits, router_weights, task, *kept)
+
+    def _answering(self, head: str | Sequence[str] | None, router_weights: Tensor, hidden: Tensor) -> Tensor:
+        """The index of the task whose head answers each row."""
         rows = hidden.shape[0]
         names = self.tasks if head is None else [head] * rows if isinstance(head, str) else list(head)
         if unknown := sorted(set(names) - set(self.heads)):
@@ -276,17 +304,8 @@ class TwinMixin:
         if head is not None and len(names) != rows:
             raise ValueError(f"{len(names)} heads are named for {rows} inputs; name one, or one per input.")
         if head is None:
-            task = router_weights.argmax(-1).expand(rows)
-        else:
-            task = torch.tensor([self.tasks.index(n) for n in names], device=hidden.device)
-        labels = max(cast(Head, h).out_proj.out_features for h in self.heads.values())
-        logits = hidden.new_full((rows, labels), float("-inf"))
-        answering = [self.tasks.index(head)] if isinstance(head, str) else sorted(set(task.tolist()))
-        for index in answering:
-            mine = slice(None) if len(answering) == 1 else task == index
-            part = self.heads[self.tasks[index]](hidden[mine], None if attention_mask is None else attention_mask[mine])
-            logits[mine, : part.shape[1]] = part.to(logits.dtype)
-        return TwinOutput(logits, router_weights, task)
+            return router_weights.argmax(-1).expand(rows)
+        return torch.tensor([self.tasks.index(n) for n in names], device=hidden.device)
 
     def train_only(self, *parts: str) -> Any:
         """Freeze everything but the named parts, any of `router`, `shared`, `experts`, `heads`; returns the model.

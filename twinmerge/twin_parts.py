@@ -143,6 +143,8 @@ class Head(nn.Module):
 
     Attributes:
         label_names: what the outputs stand for, in order; empty for a regression, None where nobody said.
+        problem: `problem_type` of the classifier that it came from: `multi_label_classification` answers yes or no
+            to every label, `regression` with numbers; None is the one best label, or one number for a single output.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class Head(nn.Module):
             raise ValueError(f"activation '{activation}' is unknown; choose one of {', '.join(ACT2FN)}.")
         self.pooling, self.layer_norm, self.activation = pooling, layer_norm, activation
         self.label_names: list[str] | None = None
+        self.problem: str | None = None
         self.dense = nn.Linear(width, width) if dense else None
         self.norm = None if norm is None else nn.LayerNorm(width, norm)
         self.out_proj = nn.Linear(width, labels)
@@ -174,6 +177,7 @@ class Head(nn.Module):
             "activation": self.activation,
             "norm": None if self.norm is None else self.norm.eps,
             "labels": self.label_names,
+            "problem": self.problem,
         }
 
     @classmethod
@@ -185,6 +189,7 @@ class Head(nn.Module):
         head.load_state_dict(dict(tensors))
         labels = spec.get("labels")
         head.label_names = None if labels is None else list(labels)
+        head.problem = spec.get("problem")
         return head
 
     def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -209,3 +214,21 @@ class Head(nn.Module):
         if self.norm is not None:
             pooled = self.norm(pooled)
         return cast(Tensor, self.out_proj(pooled))
+
+
+def head_loss(head: Head, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss that a head is trained with, as transformers chooses it: squared error, yes or no for each label, or the
+    cross-entropy of one class.
+
+    Args:
+        head: says which by its `problem` and its number of outputs.
+        logits: shape (batch, outputs), or (batch, tokens, outputs).
+        labels: numbers, shape (batch,) or (batch, outputs); yes or no, shape (batch, outputs); or classes, shape
+            (batch,) or (batch, tokens), where -100 counts for nothing.
+    """
+    logits = logits.float()
+    if head.problem == "regression" or (logits.shape[-1] == 1 and head.problem is None and head.pooling != "tokens"):
+        return F.mse_loss(logits.reshape(labels.shape), labels.float())
+    if head.problem == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels.float())
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
