@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput, TokenClassifierOutput
 
+from .attaching import register_states
 from .twin_parts import Head, head_loss
 
 
@@ -50,9 +51,7 @@ def _classifier_class(twin: Any, tokens: bool) -> Any:
     images = twin.main_input_name == "pixel_values"
     made: Any = TokenClassifierOutput if tokens else ImageClassifierOutput if images else SequenceClassifierOutput
 
-    def forward(
-        self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any
-    ) -> Any:
+    def forward(self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any) -> Any:
         if self.mixture.weights is not None:
             return super(type(self), self).forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         as_dict = kwargs.pop("return_dict", None)
@@ -69,7 +68,9 @@ def _classifier_class(twin: Any, tokens: bool) -> Any:
         return answer.to_tuple() if plain else answer
 
     name = f"{twin.__name__}For{'Token' if tokens else 'Image' if images else 'Sequence'}Classification"
-    return type(name, (twin,), {"forward": forward})
+    kind = type(name, (twin,), {"forward": forward})
+    register_states(kind)
+    return kind
 
 
 def _asked(twin: Any, sizes: list[int], labels: Tensor | None) -> Any:

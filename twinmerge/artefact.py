@@ -21,7 +21,15 @@ from torch import nn
 from twinmerge.checkpoints import inspect_checkpoint, read_json
 from twinmerge.dense import densify, stock_view
 from twinmerge.errors import CheckpointError
-from twinmerge.modeling_twin import FORMAT_VERSION, LOADERS, TwinClassifier, TwinMixin, TwinModel, TwinTokenClassifier, assemble
+from twinmerge.modeling_twin import (
+    FORMAT_VERSION,
+    LOADERS,
+    TwinClassifier,
+    TwinMixin,
+    TwinModel,
+    TwinTokenClassifier,
+    assemble,
+)
 from twinmerge.peft_folder import write_expert
 from twinmerge.whole_folder import restore_interrupted, whole_folder
 
@@ -189,8 +197,8 @@ def model_card(description: Mapping[str, Any], name: str, recipe: str = "") -> s
     left = description.get("left_out") or {}
     lost = "".join(f"{', ' if i else ''}{share:.2%} of {task}" for i, (task, share) in enumerate(left.items()))
     told = (
-        "\nThe exclusive experts hold matrices only, so that PEFT mixes them in one batch and vLLM serves them; what "
-        f"their norms and biases changed is left to the shared expert (of the squared differences: {lost}).\n"
+        "\nWhat the experts changed and their folders do not hold is left to the shared expert (of the squared "
+        f"differences: {lost}).\n"
         if any(left.values())
         else ""
     )

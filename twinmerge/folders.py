@@ -277,6 +277,7 @@ def _terms(
 
 
 def _same(where: Path, what: str, ours: Tensor, theirs: Tensor) -> float:
+    ours, theirs = ours.detach(), theirs.detach()
     error = float((ours - theirs).abs().max()) / (1 + float(theirs.abs().max()))
     if not error <= EXACT:
         raise CheckpointError(

@@ -44,6 +44,12 @@ class Checkpoint:
         """Size of all tensors together."""
         return sum(_BYTES.get(dtype, 1) * prod(shape) for dtype, shape in self.tensors.values())
 
+    @property
+    def stored(self) -> str:
+        """The number format of its weights: that of all, or float32 where they differ."""
+        kinds = {dtype for dtype, _ in self.tensors.values() if dtype in ("F64", "F32", "F16", "BF16")}
+        return {("BF16",): "bfloat16", ("F16",): "float16"}.get(tuple(kinds), "float32")
+
 
 def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Tensor names, types and shapes of one safetensors file, its layout checked against the file's size.

@@ -19,10 +19,20 @@ from torch import Tensor, nn
 
 from .answering import as_classifier
 from .attaching import statistics
-from .twin_mixin import TwinMixin, TwinOutput, attach
-from .twin_parts import Head, Router, masked_mean
+from .twin_mixin import TwinMixin, attach
+from .twin_parts import Head, Router, TwinOutput, masked_mean
 
-__all__ = ["Head", "Router", "TwinMixin", "TwinOutput", "as_classifier", "assemble", "attach", "masked_mean", "read_expert"]
+__all__ = [
+    "Head",
+    "Router",
+    "TwinMixin",
+    "TwinOutput",
+    "as_classifier",
+    "assemble",
+    "attach",
+    "masked_mean",
+    "read_expert",
+]
 
 NOTHING_AMISS: dict[str, Any] = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
 FORMAT_VERSION = 2  # 1 had router.safetensors beside the shared expert, where vLLM takes it for weights
@@ -66,6 +76,10 @@ def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, 
         differences[f"{module}.weight"] = (up.flatten(1) * scale, down.flatten(1))
         if config.get("lora_bias") and (bias := left.pop(f"{module}.lora_B.bias")).any():
             differences[f"{module}.bias"] = bias * scale
+        if config.get("bias") == "all" and f"{module}.base_layer.bias" in left:
+            own = left.pop(f"{module}.base_layer.bias").double() - shared[f"{module}.bias"].detach().double().cpu()
+            if own.any():
+                differences[f"{module}.bias"] = own
     if left:
         raise ValueError(f"{folder} holds the tensor '{min(left)}' that its configuration does not name.")
     return differences

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from transformers import AutoModel
 
 from twinmerge.attaching import statistics
 from twinmerge.dense import check_routing
@@ -31,6 +32,25 @@ def small_config(config: Any) -> Any:
     if isinstance(kinds, list):
         small.layer_types = kinds[:2]
     return small
+
+
+def check_routable(config: Any, frozen: tuple[str, ...] = ()) -> tuple[str, float]:
+    """Route a two-layer copy of a model with random weights and experts, against dense merges; no weights are read.
+
+    Args:
+        config: of the base.
+        frozen: as in `preflight`.
+
+    Returns:
+        The name of the class, and the largest relative difference.
+
+    Raises:
+        ValueError: as `preflight`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModel.from_config(small_config(config), dtype=torch.float32)
+    return type(model).__name__, preflight(model, frozen)
 
 
 def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:

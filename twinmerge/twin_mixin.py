@@ -9,42 +9,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attaching import attach_experts
+from .attaching import attach_experts, register_states
 from .mixture import Mixture, cached_length, caches_in, remember
 from .proving import body_forward, find_layouts, probe_of, prove, whole_forward
 from .routed_layers import ADDED
-from .twin_parts import Head, Router, masked_mean
+from .twin_parts import Head, Router, TwinOutput, masked_mean
 
 _MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
-
-
-@dataclass
-class TwinOutput:
-    """What `classify` returns.
-
-    Attributes:
-        logits: shape (batch, most labels), or (batch, tokens, most labels) of heads that answer every token; minus
-            infinity beyond the labels of a row's own head.
-        router_weights: shape (batch or 1, tasks).
-        task: shape (batch,), index of the task whose head answered.
-        hidden_states: of every layer, where asked for by `output_hidden_states`.
-        attentions: likewise by `output_attentions`.
-    """
-
-    logits: Tensor
-    router_weights: Tensor
-    task: Tensor
-    hidden_states: Any = None
-    attentions: Any = None
 
 
 class TwinMixin:
@@ -381,9 +359,7 @@ def attach(
     attach_experts(model, mixture, experts, probe)
     twin = cast(Any, model)
     twin.__class__ = _twin_class(cast(Any, stock))
-    # transformers finds by the name of the class which states forward can return, and this class is made at run time.
-    known = cast("dict[str, Any]", getattr(transformers.modeling_utils, "_CAN_RECORD_REGISTRY", {}))
-    dict.__setitem__(known, str(type(twin)), getattr(twin, "_can_record_outputs", None))
+    register_states(type(twin))
     twin.mixture, twin.tasks, twin.router, twin.heads = mixture, list(tasks), router, nn.ModuleDict()
     twin._accepted = frozenset(inspect.signature((stock if body is model else type(body)).forward).parameters)
     twin._checked, twin.left_out = [], {}

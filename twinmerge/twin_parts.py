@@ -1,4 +1,4 @@
-"""The trainable parts of a twin beside its experts: the router and the task heads.
+"""The parts of a twin beside its experts, router and task heads, and what it answers.
 
 Part of a twin folder's ``modeling_twin.py``.
 """
@@ -6,6 +6,7 @@ Part of a twin folder's ``modeling_twin.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -31,6 +32,26 @@ def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
         return hidden.float().mean(1)
     weight = mask.to(torch.float32).unsqueeze(-1)
     return (hidden.float() * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+
+@dataclass
+class TwinOutput:
+    """What `classify` returns.
+
+    Attributes:
+        logits: shape (batch, most labels), or (batch, tokens, most labels) of heads that answer every token; minus
+            infinity beyond the labels of a row's own head.
+        router_weights: shape (batch or 1, tasks).
+        task: shape (batch,), index of the task whose head answered.
+        hidden_states: of every layer, where asked for by `output_hidden_states`.
+        attentions: likewise by `output_attentions`.
+    """
+
+    logits: Tensor
+    router_weights: Tensor
+    task: Tensor
+    hidden_states: Any = None
+    attentions: Any = None
 
 
 class Router(nn.Module):
@@ -217,8 +238,7 @@ class Head(nn.Module):
 
 
 def head_loss(head: Head, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss that a head is trained with, as transformers chooses it: squared error, yes or no for each label, or the
-    cross-entropy of one class.
+    """The loss that a head is trained with, as transformers chooses it: of numbers, of several labels, or of one class.
 
     Args:
         head: says which by its `problem` and its number of outputs.

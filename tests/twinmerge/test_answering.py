@@ -140,7 +140,8 @@ def test_several_labels_at_once_stay_so(world: dict[str, Path], tmp_path: Path, 
     twin = merge_folders(world["base"], folders, rank={"rank": 4}, router="knn", texts={t: ["a", "b"] for t in folders})
     folder = save(twin, tmp_path / "multi", tokenizer=world["base"])
     options = {"trust_remote_code": True, "model_kwargs": {"head": "several"}, "device": "cpu", "top_k": None}
-    scores = {a["label"]: a["score"] for a in transformers.pipeline("text-classification", str(folder), **options)("x")}
+    answers = transformers.pipeline("text-classification", str(folder), **options)(["x"])[0]
+    scores = {answer["label"]: answer["score"] for answer in answers}
     batch = foreign.tokenizer()("x", return_tensors="pt")
     batch.pop("token_type_ids", None)
     wanted = twin.classify(**batch, head="several").logits[0].sigmoid()
