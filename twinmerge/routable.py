@@ -72,8 +72,9 @@ def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
         raise ValueError(
             f"no batch could be made for a {type(model).__name__}; try check_routing with one of your own."
         )
-    first = next(t for t in tree_leaves(model(**inputs)) if isinstance(t, torch.Tensor) and t.requires_grad)
-    torch.autograd.backward(first.float().square().sum())
+    with torch.enable_grad():  # whatever the caller is in the middle of
+        first = next(t for t in tree_leaves(model(**inputs)) if isinstance(t, torch.Tensor) and t.requires_grad)
+        torch.autograd.backward(first.float().square().sum())
     trained = {n: p for n, p in model.named_parameters() if p.grad is not None and not any(f in n for f in frozen)}
     generator = torch.Generator().manual_seed(0)
     experts = [
