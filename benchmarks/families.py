@@ -281,6 +281,9 @@ def outcome(family: str, model: Any) -> dict[str, Any]:
     if "input_ids" in inputs:  # longer than the batch that attach tries, and another order
         for key, value in inputs.items():
             inputs[key] = torch.cat([value, value.flip(0)], 1) if key != "decoder_input_ids" else value
+        if "attention_mask" in inputs:  # texts of different lengths, as a batch of texts has them
+            for row in range(ROWS):
+                inputs["attention_mask"][row, 16 - 3 * row :] = 0
     experts = fine_tuned(model, inputs)
     weights = torch.randn(ROWS, EXPERTS, generator=torch.Generator().manual_seed(0)).mul(2).softmax(-1)
     row: dict[str, Any] = {

@@ -89,16 +89,38 @@ def shadow(model: Any) -> Any:
     return copy.deepcopy(model, memo).eval()
 
 
+def variants(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same inputs without padding and with the last token of each padded: models leave out a mask of ones."""
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] < 2:
+        return [dict(inputs)]
+    padded = torch.ones_like(mask)
+    padded[:, -1] = 0
+    return [{**inputs, "attention_mask": torch.ones_like(mask)}, {**inputs, "attention_mask": padded}]
+
+
 def trace(model: Any, run: Run, inputs: Mapping[str, Any], names: Iterable[str]) -> dict[str, Layout | str]:
     """The layout of every named module that the forward reaches, or the reason why it has none.
 
     Args:
         model: left as it is; a twin is run without a mixture.
         run: calls a model on inputs.
-        inputs: of two rows, see `two_inputs`.
+        inputs: of two rows, see `two_inputs`; they are run with and without padding.
         names: of modules.
     """
     double, wanted = shadow(model), set(names)
+    found: dict[str, Layout | str] = {}
+    for given in variants(inputs):
+        for name, layout in _trace_once(double, run, given, wanted).items():
+            old = found.get(name, layout)
+            if isinstance(old, str) or isinstance(layout, str):
+                found[name] = old if isinstance(old, str) else layout
+            else:
+                found[name] = old.joined(layout) or "its inputs lie another way where they are padded"
+    return found
+
+
+def _trace_once(double: Any, run: Run, inputs: Mapping[str, Any], wanted: set[str]) -> dict[str, Layout | str]:
     rows = max(v.shape[0] for v in inputs.values() if isinstance(v, Tensor) and v.dim())
     whole = _calls(double, run, inputs, wanted)
     parts = []

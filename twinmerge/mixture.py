@@ -86,7 +86,17 @@ class Layout:
         for mine, theirs in ((self.inputs, other.inputs), (self.outputs, other.outputs)):
             if any(theirs[key] != dim for key, dim in mine.items() if key in theirs):
                 return None
-        return Layout({**self.inputs, **other.inputs}, {**self.outputs, **other.outputs}, self.single & other.single)
+        single = {
+            p
+            for p in self.single | other.single
+            if all(p in one.single or p not in one.places for one in (self, other))
+        }
+        return Layout({**self.inputs, **other.inputs}, {**self.outputs, **other.outputs}, frozenset(single))
+
+    @property
+    def places(self) -> set[str]:
+        """All tensors, as `single` names them."""
+        return {*(f"in {place}" for place in self.inputs), *(f"out {place}" for place in self.outputs)}
 
 
 UNTRACED = Layout({}, {})  # of a routed module that no traced forward has reached
