@@ -71,8 +71,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Leave out the comments."""
-    return without_comments(markdown)
+    """Leave out the comments, and let links into the repository's root lead to its pages here."""
+    return root_links(without_comments(markdown))
 
 
 def without_comments(markdown: str) -> str:
@@ -86,8 +86,16 @@ def without_comments(markdown: str) -> str:
 
 def outside(path: Path) -> str:
     """A page of the repository's root, its links as they are from inside docs/."""
-    text = path.read_text(encoding="utf-8").replace("](docs/", "](").replace('="docs/', '="')
-    return re.sub(r"\]\(([A-Z]+)\.md\)", lambda found: f"]({found[1].lower()}.md)", text)
+    return path.read_text(encoding="utf-8").replace("](docs/", "](").replace('="docs/', '="')
+
+
+def root_links(markdown: str) -> str:
+    """The text with links to this site's pages of the root.
+
+    >>> root_links("[how](../CONTRIBUTING.md#add), [why](CHANGELOG.md)")
+    '[how](contributing.md#add), [why](changelog.md)'
+    """
+    return re.sub(r"\]\((?:\.\./)?([A-Z]+)\.md", lambda found: f"]({found[1].lower()}.md", markdown)
 
 
 def api_pages() -> dict[str, str]:

@@ -64,7 +64,8 @@ def test_comments_are_left_out_and_blocks_of_code_are_not():
         assert "<!--" not in strip(page.read_text(encoding="utf-8"))
 
 
-def test_links_of_the_roots_pages_fit_the_site():
-    page = SITE["outside"](ROOT / "README.md")
+def test_links_into_the_repositorys_root_fit_the_site():
+    page = SITE["root_links"](SITE["outside"](ROOT / "README.md"))
     assert "(docs/" not in page
     assert "(contributing.md)" in page
+    assert SITE["root_links"]("[a](../CHANGELOG.md#b), [c](hpo.md)") == "[a](changelog.md#b), [c](hpo.md)"
