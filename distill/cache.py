@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +107,7 @@ class TeacherCache:
         self._rows = int(manifest["shard"])
         self._loaded: dict[Shard, dict[str, Tensor]] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_loaded": {}}
 
     @classmethod
@@ -303,13 +303,13 @@ def checksums(images: Tensor) -> Tensor:
     return torch.tensor([zlib.crc32(image.contiguous().numpy()) for image in images.detach().cpu()], dtype=torch.int64)
 
 
-def _refuse_other(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _refuse_other(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, object]) -> None:
     """Compare what a manifest says with what is wanted."""
     differences = []
     for key in ("format", "views", "shard", "form", "identity"):
         pairs = [(key, found.get(key), wanted[key])]
-        if isinstance(wanted[key], dict):
-            pairs = [(name, (found.get(key) or {}).get(name), value) for name, value in wanted[key].items()]
+        if isinstance(values := wanted[key], dict):
+            pairs = [(name, (found.get(key) or {}).get(name), value) for name, value in values.items()]
         differences += [f"{name} is {has!r} there and {asked!r} here" for name, has, asked in pairs if has != asked]
     if differences:
         raise DistillError(f"the cache {folder} is of something else: {'; '.join(differences)}; write a new one")
@@ -327,12 +327,12 @@ def _read(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Dataclasses as JSON would give them back."""
     return json.loads(json.dumps(value, default=dataclasses.asdict))
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
