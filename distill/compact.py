@@ -66,4 +66,5 @@ def check_kept(terms: Terms, form: Form, classes: int) -> None:
         made = choose(name, given)
         check_reads_some(name, made.loss)
         if made.loss is KD:
-            made.loss(**made.options).check_known(form.temperatures if form.kind == "top" else form.temperatures[:1])
+            options: dict[str, Any] = dict(made.options)
+            KD(**options).check_known(form.temperatures if form.kind == "top" else form.temperatures[:1])
