@@ -54,7 +54,7 @@ def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, 
         key.removeprefix("base_model.model."): value
         for key, value in load_file(folder / "adapter_model.safetensors").items()
     }
-    differences: dict[str, Any] = {}
+    differences: dict[str, object] = {}
     for module in config["modules_to_save"] or ():
         names = [name for name in shared if name.startswith(f"{module}.")]
         if missing := [name for name in names if name not in left] or not names:
@@ -138,11 +138,11 @@ class _Loader:
     auto: Any = None
 
     @classmethod
-    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+    def register_for_auto_class(cls, auto_class: object = None) -> None:
         """Nothing to register: the folder names this file already."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> Any:
         """Load the shared expert with the stock class and put the folder's routing over it."""
         folder = Path(path)
         if not folder.is_dir():
@@ -199,7 +199,7 @@ class TwinClassifier(TwinModel):
     tokens = False
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> Any:
         """The routed model that answers with its heads; `head="<task>"` among the options asks one question only."""
         head, told = kwargs.pop("head", None), kwargs.pop("output_loading_info", False)
         made = as_classifier(super().from_pretrained(path, *args, config=config, **kwargs), head, cls.tokens)

@@ -101,7 +101,7 @@ def places(target: Path) -> dict[str, int]:
 
 
 def finish(
-    folder: RunFolder, outcome: dict[str, Any], residuals: Mapping[str, Mapping[str, float]], confusion: Any
+    folder: RunFolder, outcome: dict[str, Any], residuals: Mapping[str, Mapping[str, float]], confusion: object
 ) -> None:
     """Write figures, tables, report.html and result.json."""
     table = [
