@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -74,7 +75,9 @@ def tasks_of(folder: Path) -> list[str]:
         card = json.loads((folder / "twin.json").read_text(encoding="utf-8"))
         return [str(task) for task in card["tasks"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is not a twin folder ({error}); give one that twinmerge.save wrote.") from error
+        raise CheckpointError(
+            f"{folder} is not a twin folder ({error}); give one that twinmerge.save wrote."
+        ) from error
 
 
 class Mixer:
@@ -91,6 +94,7 @@ class Mixer:
         self.folder = Path(folder)
         self.tasks = tasks_of(self.folder)
         self.experts: list[dict[str, tuple[Tensor, Tensor]]] = []
+        self._embeddings: set[str] = set()
         for task in self.tasks:
             place = self.folder / "experts" / task
             config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
@@ -102,6 +106,9 @@ class Mixer:
                     "--engine transformers."
                 )
             self.experts.append(read_expert(place, {}))
+            with safe_open(place / "adapter_model.safetensors", "pt") as file:
+                found = (key.removeprefix("base_model.model.").partition(".lora_embedding_A") for key in file.keys())
+                self._embeddings |= {module for module, embedding, _ in found if embedding}
 
     @property
     def rank(self) -> int:
@@ -138,7 +145,9 @@ class Mixer:
             up = torch.cat([weight * up for weight, up, _ in pairs], 1).contiguous()
             module = name.removesuffix(".weight")
             ranks[module] = down.shape[0]
-            tensors |= {f"base_model.model.{module}.{leaf}": value for leaf, value in self._leaves(name, up, down).items()}
+            tensors |= {
+                f"base_model.model.{module}.{leaf}": value for leaf, value in self._leaves(name, up, down).items()
+            }
         rank = max(ranks.values(), default=1)
         uneven = {f"^{re.escape(module)}": r for module, r in ranks.items() if r != rank}
         config = {
@@ -158,7 +167,7 @@ class Mixer:
         return tensors, config
 
     def _leaves(self, name: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
-        if "embed" in name.rsplit(".", 2)[-2]:
+        if name.removesuffix(".weight") in self._embeddings:
             return {"lora_embedding_A": up.t().contiguous(), "lora_embedding_B": down.t().contiguous()}
         return {"lora_A.weight": down, "lora_B.weight": up}
 
