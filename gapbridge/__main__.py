@@ -1,4 +1,4 @@
-"""The command `gapbridge FILE.yaml`: `python -m recipes.run`, whatever other `recipes` is on the path; and `gapbridge serve`.
+"""The command `gapbridge`: `gapbridge FILE.yaml` is `python -m recipes.run`, `gapbridge serve FOLDER` serves a twin.
 
 `recipes` is a common name: torchtune installs a package of this name, and a project may have a folder of it. The
 command therefore puts the folder that it was installed in first on the path before it imports the front.
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Run the front on the command line's words and return its exit code, see `recipes.run.main`; `serve FOLDER` serves a twin."""
+    """Run the front on the command line's words and return its exit code, see `recipes.run.main`."""
     home = str(Path(__file__).resolve().parents[1])
     sys.path[:] = [home, *(entry for entry in sys.path if entry != home)]
     if sys.argv[1:2] == ["serve"]:

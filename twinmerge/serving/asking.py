@@ -12,7 +12,7 @@ ROUTED, SHARED, EXPERT = "twin", "shared", "expert:"
 _TEMPLATE = ("tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
 
 
-class Refusal(Exception):
+class RequestError(Exception):
     """A request is refused.
 
     Args:
@@ -77,30 +77,30 @@ def read(body: Any, chat: bool, tokenizer: Any, tasks: list[str], limits: Limits
     """Check a body and turn its prompt into tokens.
 
     Raises:
-        Refusal: when something in it is wrong.
+        RequestError: when something in it is wrong.
     """
     if not isinstance(body, dict):
-        raise Refusal(400, f"the body is {type(body).__name__}, and a request is a JSON object.")
+        raise RequestError(400, f"the body is {type(body).__name__}, and a request is a JSON object.")
     body = dict(body)
     conversation = body.pop("conversation", None)
     if conversation is not None and not (isinstance(conversation, str) and 0 < len(conversation) <= 128):
-        raise Refusal(400, "conversation is a name of 1 to 128 characters.", "conversation")
+        raise RequestError(400, "conversation is a name of 1 to 128 characters.", "conversation")
     parts, shared = _model(body.get("model", ROUTED), tasks)
     if conversation is not None and (shared or parts is not None):
-        raise Refusal(400, f"a conversation keeps the router's mixture; ask for model '{ROUTED}'.", "conversation")
+        raise RequestError(400, f"a conversation keeps the router's mixture; ask for model '{ROUTED}'.", "conversation")
     if body.get("n") not in (None, 1):
-        raise Refusal(400, f"n is {body['n']!r}, and one answer is given a request; send it n times.", "n")
+        raise RequestError(400, f"n is {body['n']!r}, and one answer is given a request; send it n times.", "n")
     ids = _chat_ids(body, tokenizer) if chat else _ids(body, tokenizer)
     key = "messages" if chat else "prompt"
     if not ids:
-        raise Refusal(400, "the prompt has no tokens; send some text.", key)
+        raise RequestError(400, "the prompt has no tokens; send some text.", key)
     size = getattr(tokenizer, "vocab_size", 0) and len(tokenizer)
     if size and not all(0 <= token < size for token in ids):
-        raise Refusal(400, f"the prompt has a token beyond the {size} of the vocabulary.", key)
+        raise RequestError(400, f"the prompt has a token beyond the {size} of the vocabulary.", key)
     longest = _whole(body, "max_completion_tokens") or _whole(body, "max_tokens")
     wanted = longest if longest is not None else 1
     if len(ids) + wanted > limits.context:
-        raise Refusal(
+        raise RequestError(
             400,
             f"the prompt has {len(ids)} tokens and {wanted} more are asked; the context holds {limits.context}.",
             key,
@@ -116,7 +116,7 @@ def _model(name: Any, tasks: list[str]) -> tuple[tuple[int, ...] | None, bool]:
     parts = parts_of(name, len(tasks)) if isinstance(name, str) else None
     if parts is None:
         experts = ", ".join(f"'{EXPERT}{task}'" for task in tasks)
-        raise Refusal(
+        raise RequestError(
             404,
             f"model {name!r} is not served; ask for '{ROUTED}', '{SHARED}', {experts}, or a mixture "
             f"'{name_of([0] * len(tasks))}' of {PARTS}ths that sum to {PARTS}.",
@@ -130,7 +130,7 @@ def _whole(body: Mapping[str, Any], key: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Refusal(400, f"{key} is {value!r}; give a whole number of at least 1.", key)
+        raise RequestError(400, f"{key} is {value!r}; give a whole number of at least 1.", key)
     return value
 
 
@@ -141,7 +141,7 @@ def _ids(body: dict[str, Any], tokenizer: Any) -> list[int]:
     if isinstance(prompt, str):
         prompt = tokenizer(prompt, add_special_tokens=body.pop("add_special_tokens", True))["input_ids"]
     if not isinstance(prompt, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
-        raise Refusal(400, "prompt is one text or one list of token ids; send one request a prompt.", "prompt")
+        raise RequestError(400, "prompt is one text or one list of token ids; send one request a prompt.", "prompt")
     body["prompt"] = prompt  # the ids that are routed are the ids that are served
     return prompt
 
@@ -149,17 +149,19 @@ def _ids(body: dict[str, Any], tokenizer: Any) -> list[int]:
 def _chat_ids(body: dict[str, Any], tokenizer: Any) -> list[int]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise Refusal(400, "messages is a list of at least one {role, content}.", "messages")
+        raise RequestError(400, "messages is a list of at least one {role, content}.", "messages")
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):
             if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-                raise Refusal(400, "a message holds something else than text, which the router cannot see.", "messages")
+                raise RequestError(
+                    400, "a message holds something else than text, which the router cannot see.", "messages"
+                )
             message["content"] = "\n".join(str(part.get("text", "")) for part in content)
     if body.get("chat_template") is not None:
-        raise Refusal(400, "the chat template is the folder's own; leave chat_template out.", "chat_template")
+        raise RequestError(400, "the chat template is the folder's own; leave chat_template out.", "chat_template")
     if not tokenizer.chat_template:
-        raise Refusal(400, "this model's tokenizer has no chat template; use /v1/completions.", "messages")
+        raise RequestError(400, "this model's tokenizer has no chat template; use /v1/completions.", "messages")
     options = {key: body[key] for key in _TEMPLATE if body.get(key) is not None}
     options |= options.pop("chat_template_kwargs", {})
     options.setdefault("add_generation_prompt", True)
@@ -167,5 +169,5 @@ def _chat_ids(body: dict[str, Any], tokenizer: Any) -> list[int]:
         ids = tokenizer.apply_chat_template(messages, return_dict=False, **options)
     except Exception as error:  # whatever a template says to messages that it does not take
         reason = " ".join(str(error).split())[:200]
-        raise Refusal(400, f"the chat template refuses these messages ({reason}).", "messages") from error
+        raise RequestError(400, f"the chat template refuses these messages ({reason}).", "messages") from error
     return list(ids)

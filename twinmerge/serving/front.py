@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from twinmerge.serving.asking import EXPERT, ROUTED, SHARED, Asked, Limits, Refusal, read
+from twinmerge.serving.asking import EXPERT, ROUTED, SHARED, Asked, Limits, RequestError, read
 from twinmerge.serving.batching import Batcher
 from twinmerge.serving.mixtures import in_parts
 
@@ -96,7 +96,9 @@ class Gate:
             await self.app(scope, receive, send)
             return
         if self.inside >= self.limit:
-            busy = Refusal(429, f"{self.inside} requests are in work, the limit of this server; send it again later.")
+            busy = RequestError(
+                429, f"{self.inside} requests are in work, the limit of this server; send it again later."
+            )
             await JSONResponse(busy.body(), busy.status, {"Retry-After": "1"})(scope, receive, send)
             return
         self.inside += 1
@@ -133,8 +135,8 @@ def create_app(engine: Engine, twin: Any, tokenizer: Any, limits: Limits) -> Fas
     app = FastAPI(title="gapbridge serve", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Gate, limit=limits.requests)
 
-    @app.exception_handler(Refusal)
-    async def refuse(request: Request, refusal: Refusal) -> Response:
+    @app.exception_handler(RequestError)
+    async def refuse(request: Request, refusal: RequestError) -> Response:
         return JSONResponse(refusal.body(), refusal.status)
 
     @app.get("/health")
@@ -153,7 +155,7 @@ def create_app(engine: Engine, twin: Any, tokenizer: Any, limits: Limits) -> Fas
         if asked.shared or asked.parts is not None:
             return asked.parts
         if twin.router is None:
-            raise Refusal(400, f"this twin has no router; ask for '{SHARED}', an expert or a mixture.", "model")
+            raise RequestError(400, f"this twin has no router; ask for '{SHARED}', an expert or a mixture.", "model")
         if asked.conversation is None:
             return await router.batches.submit(asked.ids)
         return await conversations.mixture(asked.conversation, lambda: router.batches.submit(asked.ids))
@@ -184,11 +186,11 @@ async def _body(request: Request, limit: int) -> Any:
     async for chunk in request.stream():
         read_so_far += chunk
         if len(read_so_far) > limit:
-            raise Refusal(413, f"the request is larger than the {limit} bytes that this server reads.")
+            raise RequestError(413, f"the request is larger than the {limit} bytes that this server reads.")
     try:
         return json.loads(read_so_far)
     except ValueError as error:  # also bytes that are no text
-        raise Refusal(400, f"the body is no JSON ({error}).") from error
+        raise RequestError(400, f"the body is no JSON ({error}).") from error
 
 
 async def _unless_gone(request: Request, work: Any) -> Response:

@@ -101,14 +101,16 @@ class Mixer:
             whole = config.get("modules_to_save") or (["biases"] if config.get("lora_bias") else [])
             if whole:
                 raise CheckpointError(
-                    f"expert '{task}' of {self.folder} changes {', '.join(whole)} beside its matrices, which no adapter "
-                    'of vLLM can; merge again with dense="none", the default of causal models, or serve it with '
-                    "--engine transformers."
+                    f"expert '{task}' of {self.folder} changes {', '.join(whole)} beside its matrices, which no "
+                    'adapter of vLLM can; merge again with dense="none", the default of causal models, or serve it '
+                    "with --engine transformers."
                 )
             self.experts.append(read_expert(place, {}))
             with safe_open(place / "adapter_model.safetensors", "pt") as file:
-                found = (key.removeprefix("base_model.model.").partition(".lora_embedding_A") for key in file.keys())
-                self._embeddings |= {module for module, embedding, _ in found if embedding}
+                found = [
+                    key.removeprefix("base_model.model.").partition(".lora_embedding_A") for key in iter(file.keys())
+                ]
+            self._embeddings |= {module for module, embedding, _ in found if embedding}
 
     @property
     def rank(self) -> int:
@@ -127,7 +129,8 @@ class Mixer:
             if rank >= self.rank:
                 return rank
         raise CheckpointError(
-            f"a mixture of {self.folder} has rank {self.rank} and vLLM serves up to {_RANKS[-1]}; merge again at a lower rank."
+            f"a mixture of {self.folder} has rank {self.rank} and vLLM serves up to {_RANKS[-1]}; "
+            "merge again at a lower rank."
         )
 
     def adapter(self, parts: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -45,7 +45,7 @@ def register() -> None:
         """Makes the adapter of a mixture on its first request."""
 
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-            """The mixture's adapter; None where the name is no mixture or the cache is full, which vLLM answers with 404."""
+            """The mixture's adapter; None, which vLLM answers with 404, for another name or where the cache is full."""
             try:
                 path = await asyncio.to_thread(resolve, lora_name)  # the event loop keeps serving meanwhile
             except CheckpointError as error:

@@ -15,7 +15,7 @@ from fastapi import Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from transformers import GenerationConfig
 
-from twinmerge.serving.asking import Asked, Refusal
+from twinmerge.serving.asking import Asked, RequestError
 from twinmerge.serving.batching import Batcher
 from twinmerge.serving.decoding import Job, Sampling, decode
 
@@ -195,7 +195,7 @@ class _Told:
             async for piece in pieces:
                 yield self._event({"content": piece} if self.asked.chat else piece, None)
         except Exception as error:  # the status was sent long ago
-            failed = Refusal(500, f"the answer broke off ({type(error).__name__}: {error}).")
+            failed = RequestError(500, f"the answer broke off ({type(error).__name__}: {error}).")
             yield f"data: {json.dumps(failed.body())}\n\n"
             return
         yield self._event({} if self.asked.chat else "", "stop" if text.ended else job.reason)
@@ -221,7 +221,7 @@ def _length(asked: Asked, context: int) -> int:
 def _sampling(body: dict[str, Any]) -> Sampling:
     for key, value in body.items():
         if key not in _READ and value is not None and value not in _NEUTRAL.get(key, ()):
-            raise Refusal(
+            raise RequestError(
                 400,
                 f"{key} is {value!r}, which the transformers engine does not do; leave it out, or serve by vLLM.",
                 key,
@@ -233,7 +233,7 @@ def _sampling(body: dict[str, Any]) -> Sampling:
         None if body.get("seed") is None else int(_number(body, "seed", 0, -(2**63), 2**63 - 1)),
     )
     if not sampling.top_p:
-        raise Refusal(400, "top_p is 0; give a number above 0 and up to 1.", "top_p")
+        raise RequestError(400, "top_p is 0; give a number above 0 and up to 1.", "top_p")
     return sampling
 
 
@@ -244,7 +244,7 @@ def _number(body: dict[str, Any], key: str, default: float, low: float, high: fl
     whole = isinstance(default, int)
     if not isinstance(value, int if whole else int | float) or isinstance(value, bool) or not low <= value <= high:
         kind = "a whole number" if whole else "a number"
-        raise Refusal(400, f"{key} is {value!r}; give {kind} from {low:g} to {high:g}.", key)
+        raise RequestError(400, f"{key} is {value!r}; give {kind} from {low:g} to {high:g}.", key)
     return value
 
 
@@ -252,5 +252,5 @@ def _stops(body: dict[str, Any]) -> list[str]:
     stops = body.get("stop") or []
     stops = [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or len(stops) > 16 or not all(isinstance(stop, str) and stop for stop in stops):
-        raise Refusal(400, "stop is one text or a list of up to 16.", "stop")
+        raise RequestError(400, "stop is one text or a list of up to 16.", "stop")
     return stops

@@ -11,7 +11,7 @@ import httpx
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from twinmerge.serving.asking import Asked, Refusal
+from twinmerge.serving.asking import Asked, RequestError
 from twinmerge.serving.mixtures import MixtureCache
 
 
@@ -98,6 +98,8 @@ class VllmEngine:
                 return StreamingResponse(reply.aiter_raw(), reply.status_code, media_type=kind)
             return Response(await reply.aread(), reply.status_code, media_type=kind)
         except httpx.TimeoutException as error:
-            raise Refusal(504, f"the vLLM server kept silent for {self.timeout:g} seconds.") from error
+            raise RequestError(504, f"the vLLM server kept silent for {self.timeout:g} seconds.") from error
         except httpx.HTTPError as error:
-            raise Refusal(502, f"the vLLM server does not answer ({type(error).__name__}); see its log.") from error
+            raise RequestError(
+                502, f"the vLLM server does not answer ({type(error).__name__}); see its log."
+            ) from error
