@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -21,6 +22,7 @@ from twinmerge.serving.mixtures import in_parts
 
 Parts = tuple[int, ...]
 _EXIT = "gapbridge.exit"
+log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -167,7 +169,14 @@ def create_app(engine: Engine, twin: Any, tokenizer: Any, limits: Limits) -> Fas
         async def work() -> Response:
             return await engine.answer(asked, await mixture(asked), request.scope[_EXIT])
 
-        return await _unless_gone(request, work())
+        try:
+            return await _unless_gone(request, work())
+        except RequestError:
+            raise
+        except Exception as error:  # whatever nobody foresaw: the client gets a sentence, the log our frames
+            log.exception("a request failed")
+            reason = f"{type(error).__name__}: {error}"
+            raise RequestError(500, f"the answer failed ({reason}); see the server's log.") from error
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:

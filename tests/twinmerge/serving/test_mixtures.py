@@ -49,7 +49,7 @@ def test_the_adapter_of_a_mixture_is_the_routed_model(parts: tuple[int, ...], fo
         assert (wanted - twin(ids, router_weights=torch.zeros(1, 3)).logits).abs().max() > 0.1
 
 
-@pytest.mark.filterwarnings("ignore:.*tied layer.*")
+@pytest.mark.filterwarnings("ignore:.*tied layer.*", "ignore:fan_in_fan_out.*")
 def test_embeddings_are_part_of_a_mixture(tmp_path: Path) -> None:
     model = tiny.gpt2()
     experts = [{k: v for k, v in e.items() if isinstance(v, tuple) and "wpe" not in k} for e in tiny.differences(model)]
