@@ -90,9 +90,7 @@ def running(
     """
     rank = Mixer(folder).server_rank
     cache = Path(tempfile.mkdtemp(prefix="gapbridge-mixtures-"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         command(folder, port, rank, names, python, extra),
         env=environment(folder, cache, names),
@@ -102,16 +100,33 @@ def running(
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait(address, process, patience)
+        wait_for(address, process, patience)
         yield Server(address, cache)
     finally:
-        _end(process)
+        end(process)
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def _wait(address: str, process: subprocess.Popen[bytes], patience: float) -> None:
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], patience: float) -> None:
+    """Return when a server answers.
+
+    Args:
+        address: of the server.
+        process: that will answer.
+        patience: seconds.
+
+    Raises:
+        RuntimeError: when it ends before it answers, or does not answer in time.
+    """
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
         if process.poll() is not None:
             raise RuntimeError(
                 f"the vLLM server ended with code {process.returncode} before it answered; see its log above."
@@ -125,7 +140,8 @@ def _wait(address: str, process: subprocess.Popen[bytes], patience: float) -> No
     raise RuntimeError(f"the vLLM server did not answer within {patience:g} seconds; see its log above.")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and all that it started."""
     for kind, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
         try:
             os.killpg(process.pid, kind)
