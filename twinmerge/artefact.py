@@ -39,7 +39,18 @@ _TOKENIZER = (
     "sentencepiece",
     "chat_template",
 )
-_BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "proving", "twin_parts", "twin_mixin", "modeling_twin")
+_BUNDLED = (
+    "mixture",
+    "shrinking",
+    "routed_layers",
+    "layouts",
+    "attaching",
+    "proving",
+    "twin_parts",
+    "twin_checks",
+    "twin_mixin",
+    "modeling_twin",
+)
 
 
 def save(
