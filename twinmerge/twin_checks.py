@@ -24,7 +24,7 @@ class TwinChecks:
     _accepted: frozenset[str]
     _checked: list[frozenset[str]]
 
-    def _side(self, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _side(self, kwargs: Mapping[str, object]) -> dict[str, Tensor]:
         """What the router sees beside the main input and its mask: every tensor that the model's body takes.
 
         Raises:
@@ -37,7 +37,7 @@ class TwinChecks:
         main = (cast(Any, self).main_input_name, "attention_mask", "cache_position")
         return {k: v for k, v in tensors.items() if k in self._accepted and k not in main}
 
-    def _continued(self, weights: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    def _continued(self, weights: Tensor, kwargs: Mapping[str, object]) -> Tensor:
         """The weights, when no kept cache was filled under others."""
         for kept in caches_in(kwargs):
             held = getattr(kept, "twin_weights", None)
@@ -52,7 +52,7 @@ class TwinChecks:
                 )
         return weights
 
-    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: Any) -> None:
+    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: object) -> None:
         """Find out, once for inputs of these names, where the rows of a batch lie in every routed module.
 
         Raises:

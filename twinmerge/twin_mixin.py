@@ -69,13 +69,15 @@ class TwinMixin(TwinChecks):
     def __reduce__(self) -> Any:  # the class is made at run time, so pickle must be told how
         return _blank_twin, (type(self).__bases__[1],), self.__dict__
 
-    def route(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def route(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor:
         """The mixture of each input, from the input alone: shape (batch, tasks), rows summing to 1."""
         if self.router is None:
             raise ValueError("this twin has no router; pass router_weights of shape (batch, tasks), or train a router.")
         return self.router.weights(self.features(input_ids, attention_mask, **kwargs))
 
-    def features(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def features(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: object
+    ) -> Tensor:
         """Router features: masked mean of the shared expert's last hidden state, shape (batch, width), float32.
 
         With `router_reads` of `all`, the masked means of every layer's hidden states: (batch, (layers + 1) * width).
@@ -91,11 +93,11 @@ class TwinMixin(TwinChecks):
             states = self._states(input_ids, attention_mask, output_hidden_states=True, **kwargs).hidden_states
         return torch.cat([masked_mean(state, attention_mask) for state in states], dim=-1)
 
-    def _hidden(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+    def _hidden(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: object) -> Tensor:
         """Last hidden state of the model's body (of the encoder, where there is one) under the mixture in use."""
         return cast(Tensor, self._states(inputs, attention_mask, **kwargs)[0])
 
-    def _states(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+    def _states(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: object) -> Any:
         """What the model's body returns."""
         model = cast(Any, self)
         if inputs is not None:
@@ -117,7 +119,7 @@ class TwinMixin(TwinChecks):
         body = _body(model)
         return (super().forward if body is self else body)(**kwargs)  # type: ignore[misc]
 
-    def routed_forward(self, *args: Any, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
+    def routed_forward(self, *args: object, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """The stock forward under this batch's mixture; inside `generate` the prompt's mixture is held.
 
         Raises:
@@ -136,7 +138,7 @@ class TwinMixin(TwinChecks):
         with self.mixture.use(weights):
             return remember(super().forward(**kwargs), kwargs, weights)  # type: ignore[misc]
 
-    def stock_forward(self, **kwargs: Any) -> Any:
+    def stock_forward(self, **kwargs: object) -> Any:
         """The stock forward under whatever mixture is in use, no router asked."""
         return super().forward(**kwargs)  # type: ignore[misc]
 
@@ -171,7 +173,7 @@ class TwinMixin(TwinChecks):
         with self.mixture.use(weights):
             return super().generate(inputs, **kwargs)  # type: ignore[misc]
 
-    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+    def generate_batch(self, *args: object, **kwargs: object) -> Any:
         """Refused: continuous batching packs the tokens of several prompts into one row, which has one mixture.
 
         Raises:
@@ -190,7 +192,7 @@ class TwinMixin(TwinChecks):
         attention_mask: Tensor | None = None,
         head: str | Sequence[str] | None = None,
         router_weights: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> TwinOutput:
         """Routed encoder, then a task head.
 
@@ -247,7 +249,7 @@ class TwinMixin(TwinChecks):
             parameter.requires_grad_(part in parts)
         return self
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, *args: object, **kwargs: object) -> None:
         """Refused: the stock method would write the experts into a folder that nothing reads.
 
         Raises:
@@ -256,7 +258,7 @@ class TwinMixin(TwinChecks):
         raise ValueError("a twin is not saved by save_pretrained; use twinmerge.save(twin, folder).")
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
+        self, enable: bool = True, gradient_checkpointing_func: object = checkpoint, **kwargs: object
     ) -> None:
         # Layers are computed again in the backward pass, when the mixture of the forward is no longer in use.
         if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
@@ -265,7 +267,7 @@ class TwinMixin(TwinChecks):
         super()._set_gradient_checkpointing(enable, held, **kwargs)  # type: ignore[misc]
 
 
-def _recomputed(mixture: Mixture, stock: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+def _recomputed(mixture: Mixture, stock: Any, function: Any, *args: object, **kwargs: object) -> Any:
     weights = mixture.weights
 
     def again(*inner: Any, **named: Any) -> Any:
@@ -326,7 +328,7 @@ def _body(model: Any) -> Any:
 
 @cache
 def _twin_class(stock: Any) -> Any:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: object, **kwargs: Any) -> Any:
         return TwinMixin.routed_forward(self, *args, **kwargs)
 
     # transformers asks the signature of forward which arguments a model takes (generate, Trainer, left padding).
