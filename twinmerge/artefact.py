@@ -49,11 +49,13 @@ _TOKENIZER = (
 )
 _BUNDLED = (
     "mixture",
+    "shrinking",
     "routed_layers",
     "layouts",
     "attaching",
     "proving",
     "twin_parts",
+    "twin_checks",
     "twin_mixin",
     "answering",
     "modeling_twin",

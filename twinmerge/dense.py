@@ -20,7 +20,7 @@ from twinmerge.routed_layers import (
     RoutedNorm,
     stored,
 )
-from twinmerge.twin_mixin import TwinMixin
+from twinmerge.twin_checks import TwinChecks
 
 
 def mixed_differences(twin: nn.Module, row: Tensor) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ def stock_view(twin: Any) -> Any:
         delattr(model, name)
     vars(model).pop("answering", None)
     kinds = type(twin).__mro__
-    model.__class__ = kinds[kinds.index(TwinMixin) + 1]
+    model.__class__ = kinds[kinds.index(TwinChecks) + 1]
     return model
 
 

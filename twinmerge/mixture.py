@@ -8,16 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-_NONE: Mapping[int, Tensor | None] = MappingProxyType({})
+
+@dataclass(frozen=True)
+class _Use:
+    weights: Tensor | None
+    kept: dict[Any, Any] = field(default_factory=dict)  # what layers computed from the weights, ended with their use
+
+
+_NONE: Mapping[int, _Use] = MappingProxyType({})
 # In the context and not on the model, so that threads and tasks that share a twin each have their own mixture.
-_IN_USE: ContextVar[Mapping[int, Tensor | None]] = ContextVar("twin mixtures in use", default=_NONE)
+_IN_USE: ContextVar[Mapping[int, _Use]] = ContextVar("twin mixtures in use", default=_NONE)
 
 
 class Mixture:
@@ -32,13 +39,19 @@ class Mixture:
     @property
     def weights(self) -> Tensor | None:
         """The weights in use, None outside `use`."""
-        return _IN_USE.get().get(id(self))
+        use = _IN_USE.get().get(id(self))
+        return None if use is None else use.weights
+
+    @property
+    def kept(self) -> dict[Any, Any]:
+        """What layers keep for each other while the weights in use last; it may hold nothing that wants a gradient."""
+        return _IN_USE.get()[id(self)].kept
 
     @contextmanager
     def use(self, weights: Tensor | None) -> Iterator[None]:
         """Run the enclosed forwards with these weights (None: with the shared expert alone)."""
         previous = _IN_USE.get()
-        _IN_USE.set({**previous, id(self): weights})
+        _IN_USE.set({**previous, id(self): _Use(weights)})
         try:
             yield
         finally:
