@@ -22,7 +22,15 @@ from transformers import PreTrainedModel
 from twinmerge.checkpoints import inspect_checkpoint, read_json, with_report
 from twinmerge.dense import densify, stock_view
 from twinmerge.errors import CheckpointError
-from twinmerge.modeling_twin import FORMAT_VERSION, LOADERS, TwinClassifier, TwinMixin, TwinModel, assemble
+from twinmerge.modeling_twin import (
+    FORMAT_VERSION,
+    LOADERS,
+    TwinClassifier,
+    TwinMixin,
+    TwinModel,
+    TwinTokenClassifier,
+    assemble,
+)
 from twinmerge.peft_folder import write_expert
 from twinmerge.twin_parts import Head
 from twinmerge.whole_folder import restore_interrupted, whole_folder
@@ -45,7 +53,19 @@ _TOKENIZER = (
     "sentencepiece",
     "chat_template",
 )
-_BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "proving", "twin_parts", "twin_mixin", "modeling_twin")
+_BUNDLED = (
+    "mixture",
+    "shrinking",
+    "routed_layers",
+    "layouts",
+    "attaching",
+    "proving",
+    "twin_parts",
+    "twin_checks",
+    "twin_mixin",
+    "answering",
+    "modeling_twin",
+)
 
 Tokenizer: TypeAlias = "PreTrainedTokenizerBase | ProcessorMixin | str | Path | None"
 
@@ -129,8 +149,12 @@ def _save_shared(twin: TwinMixin, out: Path, max_shard_size: str) -> str:
         raise ValueError(f"a {type(model).__name__} is loaded by none of {names}; make the twin of a class that is.")
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = {loader.auto.__name__: f"modeling_twin.{loader.__name__}"}
-    if loader is TwinModel and twin.heads:
-        config["auto_map"]["AutoModelForSequenceClassification"] = f"modeling_twin.{TwinClassifier.__name__}"
+    if loader is TwinModel:
+        text = "Sequence" if model.main_input_name != "pixel_values" else "Image"
+        for head in twin.heads.values():
+            tokens = head.pooling == "tokens"
+            entry = f"modeling_twin.{(TwinTokenClassifier if tokens else TwinClassifier).__name__}"
+            config["auto_map"][f"AutoModelFor{'Token' if tokens else text}Classification"] = entry
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return type(model).__name__
 
@@ -184,8 +208,8 @@ def model_card(description: Mapping[str, Any], name: str, recipe: str = "") -> s
     left = description.get("left_out") or {}
     lost = "".join(f"{', ' if i else ''}{share:.2%} of {task}" for i, (task, share) in enumerate(left.items()))
     told = (
-        "\nThe exclusive experts hold matrices only, so that PEFT mixes them in one batch and vLLM serves them; what "
-        f"their norms and biases changed is left to the shared expert (of the squared differences: {lost}).\n"
+        "\nWhat the experts changed and their folders do not hold is left to the shared expert (of the squared "
+        f"differences: {lost}).\n"
         if any(left.values())
         else ""
     )

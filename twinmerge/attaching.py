@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
@@ -321,3 +322,9 @@ def _checked(difference: Tensor, like: Tensor) -> Tensor:
             f"{tuple(like.shape)}; give experts of the same architecture."
         )
     return difference
+
+
+def register_states(kind: Any) -> None:
+    """Tell transformers, which goes by the class's name, which states the forward of a class made here can return."""
+    known = cast("dict[str, Any]", getattr(transformers.modeling_utils, "_CAN_RECORD_REGISTRY", {}))
+    dict.__setitem__(known, str(kind), getattr(kind, "_can_record_outputs", None))

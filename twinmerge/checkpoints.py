@@ -178,7 +178,7 @@ def read_state(checkpoint: Checkpoint, base: Iterable[str]) -> tuple[dict[str, T
 
 
 def with_report(
-    kind: type[PreTrainedModel] | type[_BaseAutoModelClass], folder: Path | str, **options: object
+    kind: type[PreTrainedModel | _BaseAutoModelClass], folder: Path | str, **options: object
 ) -> tuple[PreTrainedModel, Mapping[str, Collection[object]]]:
     """A model, and which of its tensors its folder lacked or had beside them, as transformers reports."""
     load = cast("Callable[..., tuple[PreTrainedModel, Mapping[str, Collection[object]]]]", kind.from_pretrained)

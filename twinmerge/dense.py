@@ -21,6 +21,7 @@ from twinmerge.routed_layers import (
     RoutedNorm,
     stored,
 )
+from twinmerge.twin_checks import TwinChecks
 from twinmerge.twin_mixin import TwinMixin
 
 
@@ -91,7 +92,7 @@ def stock_view(twin: TwinMixin) -> PreTrainedModel:
         delattr(model, name)
     vars(model).pop("answering", None)
     kinds = type(twin).__mro__
-    model.__class__ = kinds[kinds.index(TwinMixin) + 1]
+    model.__class__ = kinds[kinds.index(TwinChecks) + 1]
     return model
 
 

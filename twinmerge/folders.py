@@ -224,7 +224,7 @@ def _taken(
                 hidden = same(**inputs)[0]
         error = _same(where, "the expert read", head(hidden, inputs.get("attention_mask")), logits)
     if head is not None:
-        head.label_names = labels
+        head.label_names, head.problem = labels, getattr(original.config, "problem_type", None)
     terms, note = _terms(found, pretrained, state, apart)
     digest = hashlib.sha256()
     for file in sorted(set(found.files.values())):
@@ -252,7 +252,7 @@ def _head(original: PreTrainedModel, where: Path, card: Mapping[str, Any] | None
         tensors = load_file(where / "head.safetensors")
         if not all(value.isfinite().all() for value in tensors.values()):
             raise CheckpointError(f"{where / 'head.safetensors'} holds NaN or infinite values; train the expert again.")
-        return Head.from_tensors(tensors, {k: card[k] for k in ("pooling", "layer_norm")}).eval(), set()
+        return Head.from_tensors(tensors, card).eval(), set()
     if not _has_head(original):
         return None, set()
     try:
@@ -292,6 +292,7 @@ def _terms(
 
 
 def _same(where: Path, what: str, ours: Tensor, theirs: Tensor) -> float:
+    ours, theirs = ours.detach(), theirs.detach()
     error = float((ours - theirs).abs().max()) / (1 + float(theirs.abs().max()))
     if not error <= EXACT:
         raise CheckpointError(
@@ -315,6 +316,12 @@ def mapped(expert: Expert, labels: list[str]) -> Expert:
 
     if expert.head is None:
         raise CheckpointError("the folder holds no head (a plain AutoModel); give a classifier, or no task for it.")
+    if expert.head.pooling == "tokens" or expert.head.problem == "multi_label_classification":
+        kind = "a label for every token" if expert.head.pooling == "tokens" else "several labels at once"
+        raise CheckpointError(
+            f"the expert answers with {kind}, and tasks of a recipe have one for each text; merge it without 'tasks:' "
+            "or by twinmerge.merge_folders, and ask the twin by twin.classify."
+        )
     if expert.labels is None:
         outputs = expert.head.out_proj.out_features
         if outputs == 1 and not labels:

@@ -20,6 +20,7 @@ from .mixture import Layout, batch_dimension
 from .routed_layers import replica, stored
 
 Model = TypeVar("Model", bound=nn.Module)
+Value = TypeVar("Value")
 Run = Callable[[Any, Mapping[str, Any]], object]
 Sides = tuple[dict[str, Tensor], dict[str, Tensor]]  # the tensors that a call takes and those that it returns
 Calls = dict[str, list[Sides]]
@@ -81,7 +82,8 @@ def two_inputs(inputs: Mapping[str, object], main: str) -> dict[str, Any] | None
     if first is None or first.shape[0] < 2 or any(v.shape[0] not in (1, first.shape[0]) for v in tensors.values()):
         return None
     pair: dict[str, Any] = {
-        k: torch.stack([v[0], v[-1]]) if k in tensors and v.shape[0] > 1 else v for k, v in inputs.items()
+        k: torch.stack([tensors[k][0], tensors[k][-1]]) if k in tensors and tensors[k].shape[0] > 1 else v
+        for k, v in inputs.items()
     }
     if main in pair and torch.equal(pair[main][0], pair[main][1]):
         pair[main] = torch.stack([pair[main][0], pair[main][1].roll(1, -1)])
@@ -94,16 +96,38 @@ def shadow(model: Model) -> Model:
     return copy.deepcopy(model, memo).eval()
 
 
+def variants(inputs: Mapping[str, Value]) -> list[dict[str, Value | Tensor]]:
+    """The same inputs without padding and with the last token of each padded: models leave out a mask of ones."""
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] < 2:
+        return [dict(inputs)]
+    padded = torch.ones_like(mask)
+    padded[:, -1] = 0
+    return [{**inputs, "attention_mask": torch.ones_like(mask)}, {**inputs, "attention_mask": padded}]
+
+
 def trace(model: nn.Module, run: Run, inputs: Mapping[str, object], names: Iterable[str]) -> dict[str, Layout | str]:
     """The layout of every named module that the forward reaches, or the reason why it has none.
 
     Args:
         model: left as it is; a twin is run without a mixture.
         run: calls a model on inputs.
-        inputs: of two rows, see `two_inputs`.
+        inputs: of two rows, see `two_inputs`; they are run with and without padding.
         names: of modules.
     """
     double, wanted = shadow(model), set(names)
+    found: dict[str, Layout | str] = {}
+    for given in variants(inputs):
+        for name, layout in _trace_once(double, run, given, wanted).items():
+            old = found.get(name, layout)
+            if isinstance(old, str) or isinstance(layout, str):
+                found[name] = old if isinstance(old, str) else layout
+            else:
+                found[name] = old.joined(layout) or "its inputs lie another way where they are padded"
+    return found
+
+
+def _trace_once(double: nn.Module, run: Run, inputs: Mapping[str, object], wanted: set[str]) -> dict[str, Layout | str]:
     rows = max(v.shape[0] for v in inputs.values() if isinstance(v, Tensor) and v.dim())
     whole = _calls(double, run, inputs, wanted)
     parts = []

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import lightning
 import torch
-import torch.nn.functional as F
 import torchmetrics
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 
 from twinmerge.modeling_twin import Head, TwinMixin
 from twinmerge.routed_layers import ADDED
+from twinmerge.twin_parts import head_loss
 
 METRICS = ("accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman")
 
@@ -151,22 +151,22 @@ class FinetuneModule(lightning.LightningModule):
         """Logits of a batch (input_ids, attention_mask, ...): shape (batch, labels), or the model's own."""
         inputs = {k: v for k, v in batch.items() if k != "labels"}
         if self.hparams["question"]:
-            answered = cast(TwinMixin, self.model).classify(**inputs, head=self.hparams["question"])
-            return answered.logits[:, : self.outputs]
+            answer = cast(TwinMixin, self.model).classify(**inputs, head=self.hparams["question"])
+            return answer.logits[..., : self.outputs]
         outputs = self.model(**inputs)
         if self.head is None:
             return cast(Tensor, outputs.logits)
         return cast(Tensor, self.head(outputs[0], batch.get("attention_mask")))
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss and logits: cross-entropy, squared error for regression, or the model's own loss."""
-        if self.head is None and not self.hparams["question"]:
+        """Loss and logits: that of the head (see `head_loss`), or the model's own loss."""
+        question = self.hparams["question"]
+        head = cast(Head, cast(TwinMixin, self.model).heads[question]) if question else self.head
+        if head is None:
             outputs = self.model(**batch)
             return outputs.loss, outputs.logits
         logits = self(batch)
-        if self.outputs == 1:
-            return F.mse_loss(logits[:, 0].float(), batch["labels"].float()), logits
-        return F.cross_entropy(logits.float(), batch["labels"]), logits
+        return head_loss(head, logits, batch["labels"]), logits
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """One batch's loss."""

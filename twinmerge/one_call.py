@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from twinmerge.checkpoints import inspect_checkpoint
+from twinmerge.checkpoints import Checkpoint, inspect_checkpoint
 from twinmerge.errors import CheckpointError
 from twinmerge.folders import Expert, read_folder
 from twinmerge.merging import merge, merge_lora
 from twinmerge.modeling_twin import Router
+from twinmerge.routable import check_routable
 from twinmerge.twin_mixin import TwinMixin
 from twinmerge.vocabulary import fit_vocabulary
 
@@ -32,6 +33,7 @@ def merge_folders(
     texts: Mapping[str, Sequence[str]] | None = None,
     vocabulary: str = "strict",
     labels: Mapping[str, Sequence[str]] | None = None,
+    dense: str | None = None,
     seed: int = 0,
     **options: object,
 ) -> TwinMixin:
@@ -48,11 +50,13 @@ def merge_folders(
         texts: task -> unlabelled texts, at least two each, for a router that is made here.
         vocabulary: `strict`, `pad` or `union` (see `twinmerge.vocabulary`).
         labels: task -> label names in the order of the head's outputs, where a folder does not name them.
+        dense: which vectors the exclusive experts keep, see `merge`.
         seed: of the sketches and of the router's training.
         options: of the method, such as `scale`.
 
     Returns:
-        The twin in eval mode: `twin.classify(**inputs, head="spam")`; `twin.tokenizer_of_union` where one was made.
+        The twin in eval mode: `twin.classify(**inputs, head="spam")`; `twin.tokenizer_of_union` where one was made. It
+        is in the number format of the files where base and whole experts share a half one, and in float32 otherwise.
 
     Raises:
         CheckpointError: for a folder that cannot be read exactly.
@@ -73,7 +77,9 @@ def merge_folders(
         for t, f in places.items()
     }
     experts, tokenizer = fit_vocabulary(model, experts, vocabulary, where, places)
-    twin = combine(model, experts, method, rank or {"density": 0.1}, seed=seed, **options)
+    check_routable(model.config)
+    twin = combine(model, experts, method, rank or {"density": 0.1}, dense=dense, seed=seed, **options)
+    twin.to(getattr(torch, stored_format(headers, [inspect_checkpoint(place) for place in places.values()])))
     if isinstance(router, str):
         from transformers import AutoTokenizer
 
@@ -125,12 +131,19 @@ def named(expert: Expert, labels: Sequence[str] | None) -> Expert:
     return replace(expert, labels=list(labels))
 
 
+def stored_format(base: Checkpoint, experts: Sequence[Checkpoint]) -> str:
+    """The number format that a twin of such folders needs: a half one where base and whole experts are stored in it."""
+    kinds = {base.stored, *(expert.stored for expert in experts if expert.kind == "full")}
+    return kinds.pop() if len(kinds) == 1 else "float32"
+
+
 def combine(
     model: PreTrainedModel,
     experts: Mapping[str, Expert],
     method: str,
     rank: Mapping[str, Any],
     *,
+    dense: str | None = None,
     seed: int = 0,
     **options: Any,
 ) -> TwinMixin:
@@ -141,7 +154,7 @@ def combine(
         twin, _ = merge_lora(model, terms, scale, rank["rank"])
     else:
         states = {task: expert.state for task, expert in experts.items()}
-        twin, _ = merge(model, states, method, rank={"seed": seed, **rank}, **options)
+        twin, _ = merge(model, states, method, rank={"seed": seed, **rank}, dense=dense, **options)
     for task, expert in experts.items():
         if expert.head is not None:
             twin.heads[task] = expert.head

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from .attaching import Traced, unfit
-from .layouts import Run, escaping, probe_inputs, shadow, trace, two_inputs
+from .layouts import Run, escaping, probe_inputs, shadow, trace, two_inputs, variants
 from .mixture import UNTRACED, Layout, batch_dimension
 from .routed_layers import ADDED, RoutedAny, RoutedLayer
 
@@ -99,10 +99,11 @@ def prove(twin: TwinMixin, inputs: Mapping[str, Tensor]) -> None:
             return [t for t in tree_leaves(whole_forward(double, given)) if isinstance(t, Tensor)]
 
     try:
-        whole = run(inputs, weights)
-        alone = [run({k: v[i : i + 1] for k, v in inputs.items()}, weights[i : i + 1]) for i in range(rows)]
-        for index, tensor in enumerate(whole):
-            batch_dimension(tensor, [part[index] for part in alone])
+        for given in variants(inputs):
+            whole = run(given, weights)
+            alone = [run({k: v[i : i + 1] for k, v in given.items()}, weights[i : i + 1]) for i in range(rows)]
+            for index, tensor in enumerate(whole):
+                batch_dimension(tensor, [part[index] for part in alone])
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(

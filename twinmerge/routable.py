@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, cast
 
 import torch
 from torch.utils._pytree import tree_leaves
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from twinmerge.attaching import statistics
 from twinmerge.dense import check_routing
@@ -32,6 +33,25 @@ def small_config(config: PretrainedConfig) -> PretrainedConfig:
     return small
 
 
+def check_routable(config: PretrainedConfig, frozen: tuple[str, ...] = ()) -> tuple[str, float]:
+    """Route a two-layer copy of a model with random weights and experts, against dense merges; no weights are read.
+
+    Args:
+        config: of the base.
+        frozen: as in `preflight`.
+
+    Returns:
+        The name of the class, and the largest relative difference.
+
+    Raises:
+        ValueError: as `preflight`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModel.from_config(small_config(config), dtype=torch.float32)
+    return type(model).__name__, preflight(model, frozen)
+
+
 def preflight(model: PreTrainedModel, frozen: tuple[str, ...] = ()) -> float:
     """Whether experts of this model can be routed, found out with random ones.
 
@@ -51,8 +71,9 @@ def preflight(model: PreTrainedModel, frozen: tuple[str, ...] = ()) -> float:
         raise ValueError(
             f"no batch could be made for a {type(model).__name__}; try check_routing with one of your own."
         )
-    first = next(t for t in tree_leaves(model(**inputs)) if isinstance(t, torch.Tensor) and t.requires_grad)
-    torch.autograd.backward(first.float().square().sum())
+    with torch.enable_grad():  # whatever the caller is in the middle of
+        first = next(t for t in tree_leaves(model(**inputs)) if isinstance(t, torch.Tensor) and t.requires_grad)
+        torch.autograd.backward(first.float().square().sum())
     trained = {n: p for n, p in model.named_parameters() if p.grad is not None and not any(f in n for f in frozen)}
     generator = torch.Generator().manual_seed(0)
     experts = [
@@ -61,4 +82,4 @@ def preflight(model: PreTrainedModel, frozen: tuple[str, ...] = ()) -> float:
         for _ in range(2)
     ]
     model.requires_grad_(False)
-    return check_routing(attach(model, ["a", "b"], experts).eval(), **inputs)  # type: ignore[arg-type]  # no input is called tolerance
+    return check_routing(attach(model, ["a", "b"], experts).eval(), **cast("dict[str, Any]", inputs))

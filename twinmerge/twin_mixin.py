@@ -9,48 +9,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+from typing import Any, NoReturn, Self, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .attaching import attach_experts
-from .layouts import Run
+from .attaching import attach_experts, register_states
 from .mixture import Difference, Mixture, cached_length, caches_in, remember
-from .proving import body_forward, find_layouts, probe_of, prove, whole_forward
-from .routed_layers import ADDED
-from .twin_parts import Head, Router, masked_mean
+from .proving import body_forward, probe_of, prove, whole_forward
+from .routed_layers import ADDED, RoutedLinear
+from .shrinking import find_siblings
+from .twin_checks import TwinChecks
+from .twin_parts import Head, Router, TwinOutput, masked_mean
 
 Function = Callable[..., object]
-_MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
 
 
-@dataclass
-class TwinOutput:
-    """What `classify` returns.
-
-    Attributes:
-        logits: shape (batch, most labels), minus infinity beyond the labels of a row's own head.
-        router_weights: shape (batch or 1, tasks).
-        task: shape (batch,), index of the task whose head answered.
-    """
-
-    logits: Tensor
-    router_weights: Tensor
-    task: Tensor
-
-
-if TYPE_CHECKING:
-    _Stock = transformers.PreTrainedModel
-else:
-    _Stock = object
-
-
-class TwinMixin(_Stock):
+class TwinMixin(TwinChecks):
     """Adds routing to any transformers model.
 
     Threads may share one twin: the mixture in flight belongs to the thread (to its context), not to the model.
@@ -72,12 +50,10 @@ class TwinMixin(_Stock):
     tasks: list[str]
     router: Router | None
     heads: nn.ModuleDict
-    _accepted: frozenset[str]
-    _checked: list[frozenset[str]]
     answering: list[str]
     labels: dict[str, list[str]]
     left_out: dict[str, float]
-    tokenizer_of_union: transformers.PreTrainedTokenizerBase | None
+    tokenizer_of_union: PreTrainedTokenizerBase | None
 
     def __reduce__(self) -> tuple[object, ...]:  # the class is made at run time, so pickle must be told how
         return _blank_twin, (type(self).__bases__[1],), self.__dict__
@@ -121,6 +97,8 @@ class TwinMixin(_Stock):
             )
         if attention_mask is not None:
             kwargs["attention_mask"] = attention_mask
+        if not getattr(model.config, "return_dict", True):
+            kwargs["return_dict"] = True
         decoder = "past_key_values" in self._accepted and getattr(model.config, "is_decoder", True)
         if decoder:
             kwargs.setdefault("use_cache", False)
@@ -154,60 +132,6 @@ class TwinMixin(_Stock):
     def stock_forward(self, **kwargs: object) -> Any:
         """The stock forward under whatever mixture is in use, no router asked."""
         return super().forward(**kwargs)
-
-    def _side(self, kwargs: Mapping[str, object]) -> dict[str, Tensor]:
-        """What the router sees beside the main input and its mask: every tensor that the model's body takes.
-
-        Raises:
-            ValueError: for an input that the body does not take, so that the mixture would not depend on it.
-        """
-        tensors = {k: v for k, v in kwargs.items() if isinstance(v, Tensor) and k not in ("labels", "inputs_embeds")}
-        unseen = [k for k in tensors if k not in self._accepted and any(part in k for part in _MEDIA)]
-        if unseen:
-            raise ValueError(f"the router cannot see {unseen[0]}; pass router_weights of shape (batch, tasks).")
-        main = (self.main_input_name, "attention_mask", "cache_position")
-        return {k: v for k, v in tensors.items() if k in self._accepted and k not in main}
-
-    def _continued(self, weights: Tensor, kwargs: Mapping[str, object]) -> Tensor:
-        """The weights, when no kept cache was filled under others."""
-        for kept in caches_in(kwargs):
-            held = getattr(kept, "twin_weights", None)
-            if (
-                cached_length(kwargs)
-                and held is not None
-                and (held.shape != weights.shape or not torch.equal(held, weights))
-            ):
-                raise ValueError(
-                    "the kept cache was filled under another mixture than these router_weights; leave them out, or "
-                    "start anew without the cache."
-                )
-        return weights
-
-    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: Run) -> None:
-        """Find out, once for inputs of these names, where the rows of a batch lie in every routed module.
-
-        Raises:
-            ValueError: when one of them cannot be routed per input.
-        """
-        names = frozenset(k for k, v in kwargs.items() if isinstance(v, Tensor))
-        main = kwargs.get(self.main_input_name)
-        if weights.shape[0] > 1 and isinstance(main, Tensor):
-            for name in sorted(n for n in names if any(part in n for part in _MEDIA)):
-                if kwargs[name].shape[0] not in (1, main.shape[0]):
-                    raise ValueError(
-                        f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to "
-                        "which cannot be told apart; give one each, or one row of router weights."
-                    )
-        if weights.shape[0] > 1 and not cached_length(kwargs) and not any(names <= known for known in self._checked):
-            find_layouts(self, kwargs, run)
-            self._checked.append(names)
-
-    def _weights(self, weights: Tensor) -> Tensor:
-        if weights.dim() != 2 or weights.shape[1] != len(self.tasks):
-            raise ValueError(
-                f"router_weights have shape {tuple(weights.shape)}, and this twin takes (batch, {len(self.tasks)})."
-            )
-        return weights.to(self.device)
 
     def generate(self, inputs: Tensor | None = None, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """`generate` of transformers with the mixture computed once from the prompt and held while decoding.
@@ -280,7 +204,28 @@ class TwinMixin(_Stock):
         named = {"attention_mask": attention_mask, self.main_input_name: input_ids, **kwargs}
         self._check_layouts(router_weights, {k: v for k, v in named.items() if v is not None}, body_forward)
         with self.mixture.use(router_weights):
-            hidden = self._hidden(input_ids, attention_mask, **kwargs)
+            states = self._states(input_ids, attention_mask, **kwargs)
+        hidden = cast(Tensor, states[0])
+        task = self._answering(head, router_weights, hidden)
+        answering = [self.tasks.index(head)] if isinstance(head, str) else sorted(set(task.tolist()))
+        heads = {index: cast(Head, self.heads[self.tasks[index]]) for index in answering}
+        labels = max(cast(Head, h).out_proj.out_features for h in self.heads.values())
+        each = {h.pooling == "tokens" for h in heads.values()} == {True}
+        logits = hidden.new_full((*hidden.shape[: 1 + each], labels), float("-inf"))
+        for index, one in heads.items():
+            if (one.pooling == "tokens") != each:
+                raise ValueError(
+                    f"the head {self.tasks[index]!r} answers {'a whole input' if each else 'every token'} and others "
+                    "of this batch do not; ask the two kinds in calls of their own."
+                )
+            mine = slice(None) if len(answering) == 1 else task == index
+            part = one(hidden[mine], None if attention_mask is None else attention_mask[mine])
+            logits[mine, ..., : part.shape[-1]] = part.to(logits.dtype)
+        kept = (getattr(states, name, None) for name in ("hidden_states", "attentions"))
+        return TwinOutput(logits, router_weights, task, *kept)
+
+    def _answering(self, head: str | Sequence[str] | None, router_weights: Tensor, hidden: Tensor) -> Tensor:
+        """The index of the task whose head answers each row."""
         rows = hidden.shape[0]
         names = self.tasks if head is None else [head] * rows if isinstance(head, str) else list(head)
         if unknown := sorted(set(names) - set(self.heads)):
@@ -289,17 +234,8 @@ class TwinMixin(_Stock):
         if head is not None and len(names) != rows:
             raise ValueError(f"{len(names)} heads are named for {rows} inputs; name one, or one per input.")
         if head is None:
-            task = router_weights.argmax(-1).expand(rows)
-        else:
-            task = torch.tensor([self.tasks.index(n) for n in names], device=hidden.device)
-        labels = max(cast(Head, h).out_proj.out_features for h in self.heads.values())
-        logits = hidden.new_full((rows, labels), float("-inf"))
-        answering = [self.tasks.index(head)] if isinstance(head, str) else sorted(set(task.tolist()))
-        for index in answering:
-            mine = slice(None) if len(answering) == 1 else task == index
-            part = self.heads[self.tasks[index]](hidden[mine], None if attention_mask is None else attention_mask[mine])
-            logits[mine, : part.shape[1]] = part.to(logits.dtype)
-        return TwinOutput(logits, router_weights, task)
+            return router_weights.argmax(-1).expand(rows)
+        return torch.tensor([self.tasks.index(n) for n in names], device=hidden.device)
 
     def train_only(self, *parts: str) -> Self:
         """Freeze everything but the named parts, any of `router`, `shared`, `experts`, `heads`; returns the model.
@@ -345,7 +281,7 @@ def _recomputed(mixture: Mixture, stock: Function, function: Function, *args: ob
 
 
 def attach(
-    model: transformers.PreTrainedModel,
+    model: PreTrainedModel,
     tasks: Sequence[str],
     experts: Sequence[Mapping[str, Difference]],
     router: Router | None = None,
@@ -378,25 +314,24 @@ def attach(
     attach_experts(model, mixture, experts, probe)
     model.__class__ = _twin_class(stock)  # type: ignore[arg-type]  # a class has a hash
     twin = cast(TwinMixin, model)
-    # transformers finds by the name of the class which states forward can return, and this class is made at run time.
-    known = cast("dict[str, object]", getattr(transformers.modeling_utils, "_CAN_RECORD_REGISTRY", {}))
-    dict.__setitem__(known, str(type(twin)), getattr(twin, "_can_record_outputs", None))
+    register_states(type(twin))
     twin.mixture, twin.tasks, twin.router, twin.heads = mixture, list(tasks), router, nn.ModuleDict()
     twin._accepted = frozenset(inspect.signature((stock if body is model else type(body)).forward).parameters)
     twin._checked, twin.left_out = [], {}
     if probe is not None:
+        find_siblings(twin, RoutedLinear, probe.run, probe.inputs)
         prove(twin, probe.inputs)
         twin._checked.append(frozenset(probe.inputs))
     return twin
 
 
-def _body(model: transformers.PreTrainedModel) -> nn.Module:
+def _body(model: PreTrainedModel) -> nn.Module:
     """The part that ends in hidden states: the encoder of an encoder-decoder, the model without its head otherwise."""
     return model.get_encoder() if model.config.is_encoder_decoder else model.base_model
 
 
 @cache
-def _twin_class(stock: type[transformers.PreTrainedModel]) -> type[TwinMixin]:
+def _twin_class(stock: type[PreTrainedModel]) -> type[TwinMixin]:
     def forward(self: TwinMixin, *args: object, **kwargs: Any) -> object:
         return TwinMixin.routed_forward(self, *args, **kwargs)
 
@@ -410,6 +345,6 @@ def _twin_class(stock: type[transformers.PreTrainedModel]) -> type[TwinMixin]:
     return type(f"Twin{stock.__name__}", (TwinMixin, stock), {"forward": forward})
 
 
-def _blank_twin(stock: type[transformers.PreTrainedModel]) -> TwinMixin:
+def _blank_twin(stock: type[PreTrainedModel]) -> TwinMixin:
     made = _twin_class(stock)  # type: ignore[arg-type]  # a class has a hash
     return made.__new__(made)

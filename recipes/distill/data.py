@@ -36,7 +36,8 @@ def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | Non
     options |= {"regime": recipe.regime, "changes": dict(changes), "seed": recipe.seed}
     source: Any = data.source
     if cache is not None:
-        return CachedImageData(source, path, views=recipe.teacher.views, folder=str(cache), **options)
+        teacher = recipe.teacher
+        return CachedImageData(source, path, views=teacher.views, folder=str(cache), form=teacher.keep, **options)
     return ImageData(source, path, **options)
 
 

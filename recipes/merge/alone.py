@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
@@ -81,10 +81,10 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
         options = recipe.shared.options if method == recipe.shared.method else {}
         state = shared_expert(model, states, method, **seeded(method, options, recipe.seed))
         target = folder.path / "static" / method
-        cast(Any, set_parameters(copy.deepcopy(model), state)).save_pretrained(target)
+        set_parameters(copy.deepcopy(model), state).save_pretrained(target)
         words.save_pretrained(target)
-    options = seeded(recipe.shared.method, recipe.shared.options, recipe.seed)
-    twin = combine(model, experts, recipe.shared.method, recipe.exclusive.policy(), seed=recipe.seed, **options)
+    settings: dict[str, Any] = seeded(recipe.shared.method, recipe.shared.options, recipe.seed)
+    twin = combine(model, experts, recipe.shared.method, recipe.exclusive.policy(), seed=recipe.seed, **settings)
     twin.router_reads = recipe.router.features
     if recipe.texts:
         read = {task: _lines(recipe.texts[task]) for task in experts}

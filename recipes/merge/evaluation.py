@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from twinmerge.modeling_twin import Head
 
 Batch = Mapping[str, Tensor]
+Counted = dict[str, list["MetricCollection"]]  # row name -> the metrics of every task, fed so far
 Model = Callable[[dict[str, Tensor], list[str]], Tensor]  # inputs and the question asked of each row -> logits
 
 
@@ -88,6 +89,7 @@ def evaluate(
     batches: Iterable[Batch],
     tick: Callable[[], Any],
     device: torch.device | str = "cpu",
+    counted: Counted | None = None,
 ) -> Scores:
     """Run a model over mixed batches and score each task with its own metric.
 
@@ -97,8 +99,10 @@ def evaluate(
         batches: with `labels` and `task` beside the inputs.
         tick: called after every batch.
         device: of the model; inputs are moved there, and logits back.
+        counted: what earlier batches of the same model counted; these are added to it.
     """
-    return evaluate_rows(lambda inputs, asked: {"": model(inputs, asked)}, tasks, batches, tick, device)[""]
+    rows = evaluate_rows(lambda inputs, asked: {"": model(inputs, asked)}, tasks, batches, tick, device, counted)
+    return rows[""]
 
 
 def evaluate_rows(
@@ -107,9 +111,10 @@ def evaluate_rows(
     batches: Iterable[Batch],
     tick: Callable[[], Any],
     device: torch.device | str = "cpu",
+    counted: Counted | None = None,
 ) -> dict[str, Scores]:
     """As `evaluate`, for a model whose one forward answers several rows of the table: row name -> logits."""
-    metrics: dict[str, list[MetricCollection]] = {}
+    metrics = {} if counted is None else counted
     spent, count = 0.0, 0
     with torch.inference_mode():
         for batch in batches:

@@ -105,7 +105,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     with folder.phase("validation: static candidates", len(grid) * len(batches["validation"])) as progress:
 
-        def validate(method: str, options: dict[str, float]) -> float:
+        def validate(method: str, options: dict[str, float], _: int) -> float:  # of one part, which is all rows
             answer = precise(merged(method, options))
             row = evaluate(answer, tasks, batches["validation"], progress.advance, device)
             return row.normalised(held)
