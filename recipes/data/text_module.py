@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
@@ -147,7 +147,7 @@ class MixedTextDataModule(LightningDataModule):
         for split in missing:
             self._rows[split] = self._encode(tokenizer, split)
 
-    def _encode(self, tokenizer: Any, split: str) -> list[Row]:
+    def _encode(self, tokenizer: PreTrainedTokenizerBase, split: str) -> list[Row]:
         rows: list[Row] = []
         floats = any(task.kind == "regression" for task in self.tasks)  # one dtype for the labels of a mixed batch
         for number, task in enumerate(self.tasks):

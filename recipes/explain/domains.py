@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from recipes.data import wheels
 from recipes.data.acs import ACS_NEEDS, acs_available, read_acs
 from recipes.data.gss import read_gss
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError, check_range
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["DomainData", "check_data", "load_domains", "need_columns"]
 
@@ -107,7 +111,7 @@ def check_data(data: DomainData, wanted: list[str]) -> str:
     return f"data: {', '.join(map(str, files))} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
 
 
-def load_domains(data: DomainData, say: Any) -> tuple[Any, Any]:
+def load_domains(data: DomainData, say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the rows and cut them into domains, in the order of the files.
 
     Args:
@@ -145,7 +149,7 @@ def load_domains(data: DomainData, say: Any) -> tuple[Any, Any]:
     return found["source"], found["target"]
 
 
-def need_columns(frame: Any, columns: list[str], where: str) -> None:
+def need_columns(frame: pd.DataFrame, columns: list[str], where: str) -> None:
     """Refuse columns that a frame does not have.
 
     Raises:
@@ -157,7 +161,7 @@ def need_columns(frame: Any, columns: list[str], where: str) -> None:
             raise RunError(f"{where}: no column is called {column!r}; the table has {', '.join(present)}")
 
 
-def _condition(text: str, key: str) -> tuple[Any, float] | None:
+def _condition(text: str, key: str) -> tuple[Callable[[pd.Series, float], pd.Series], float] | None:
     """The comparison and bound of a text such as ">= 2006"; None for a value."""
     sign = next((sign for sign in OPERATORS if text.startswith(sign)), None)
     if sign is None:
@@ -168,7 +172,7 @@ def _condition(text: str, key: str) -> tuple[Any, float] | None:
         raise FieldError(key, f"expected a number after {sign}, as in '{sign} 2006', got {text!r}") from None
 
 
-def _rows(column: Any, wanted: str) -> Any:
+def _rows(column: pd.Series, wanted: str) -> pd.Series:
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce")
@@ -195,7 +199,7 @@ def _header(kind: str, file: Path) -> list[str]:
         return []
 
 
-def _read_file(kind: str, file: Path) -> Any:
+def _read_file(kind: str, file: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from recipes.merge.experts import base_checkpoint, expert_folder, read_expert
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from twinmerge.twin_parts import Head
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["read_merged"]
 
 
-def read_merged(folder: Path, say: Callable[[str], None]) -> Any:
+def read_merged(folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
     """Run the experts and the routed twin of a merge over the test inputs of all its tasks.
 
     Args:

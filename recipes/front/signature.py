@@ -217,7 +217,7 @@ def _listed(kind: Any) -> Any:
         return list[_listed(inner[0])]  # type: ignore[misc]
     if origin in {collections.abc.Mapping, dict}:
         return dict.__class_getitem__((inner[0], _listed(inner[1])))
-    if kind is collections.abc.Hashable:  # a column's name
+    if kind in {collections.abc.Hashable, object}:  # a column's name; a value that the code itself looks at
         return Any
     if origin is typing.Union or type(kind).__name__ == "UnionType":
         return typing.Union[tuple(map(_listed, inner))]  # noqa: UP007 (computed)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from recipes.data.models import check_model, resolve_model
 from recipes.data.sources import check_task, load_task
@@ -27,7 +27,11 @@ from recipes.running.quiet import hush_libraries
 from recipes.running.trainer import TrainerConfig, build_trainer
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from recipes.running.folder import RunFolder
+    from twinmerge.module import FinetuneModule
 
 
 @dataclass
@@ -169,12 +173,12 @@ def head_seed(task: str, heads: str, seed: int) -> int:
     return zlib.crc32(f"{task} {seed}".encode()) if heads == "fixed" else seed
 
 
-def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: Path) -> None:
+def save_expert(module: FinetuneModule, tokenizer: Path | str, card: dict[str, Any], out: Path) -> None:
     """Write the model (HF or PEFT folder), its tokenizer, its head and expert.json into a folder."""
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    module.model.save_pretrained(out)
+    cast("PreTrainedModel", module.model).save_pretrained(out)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
     if module.head is not None:
         save_file(
@@ -183,13 +187,16 @@ def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: P
     (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
-def _load_model(where: Path | str, training: Training, labels: tuple[str, ...]) -> Any:
+def _load_model(where: Path | str, training: Training, labels: tuple[str, ...]) -> PreTrainedModel | PeftModel:
     import transformers
 
+    model: PreTrainedModel
     if training.model == "encoder":
-        return transformers.AutoModel.from_pretrained(where)
+        model = transformers.AutoModel.from_pretrained(where)
+        return model
     if training.model == "causal":
-        return transformers.AutoModelForCausalLM.from_pretrained(where)
+        model = transformers.AutoModelForCausalLM.from_pretrained(where)
+        return model
     names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": 1}
     model = transformers.AutoModelForSequenceClassification.from_pretrained(where, **names)
     if not training.lora_rank:

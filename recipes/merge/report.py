@@ -10,6 +10,9 @@ from recipes.merge.warnings import warnings_of
 from twinmerge.methods import methods
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from recipes.data.splits import TextTask
     from recipes.merge.evaluation import Scores
     from recipes.running.folder import RunFolder
@@ -101,7 +104,10 @@ def places(target: Path) -> dict[str, int]:
 
 
 def finish(
-    folder: RunFolder, outcome: dict[str, Any], residuals: Mapping[str, Mapping[str, float]], confusion: object
+    folder: RunFolder,
+    outcome: dict[str, Any],
+    residuals: Mapping[str, Mapping[str, float]],
+    confusion: list[list[float]],
 ) -> None:
     """Write figures, tables, report.html and result.json."""
     table = [
@@ -146,7 +152,7 @@ def finish(
         folder.say(warning)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     # The object interface: it needs no display and leaves no global state behind.
     from matplotlib.figure import Figure
 
@@ -177,7 +183,7 @@ def _draw_tasks(folder: RunFolder, raw: list[dict[str, Any]], tasks: list[str]) 
     folder.figure("tasks", figure, [[r["row"], *(r[t] for t in tasks)] for r in raw], ["row", *tasks])
 
 
-def _draw_confusion(folder: RunFolder, confusion: Any, tasks: list[str]) -> None:
+def _draw_confusion(folder: RunFolder, confusion: list[list[float]], tasks: list[str]) -> None:
     figure, axes = _figure(5, 4.5)
     image = axes.imshow(confusion, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")

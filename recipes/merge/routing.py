@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from recipes.fields import FieldError, check_positive
 from recipes.running.trainer import TrainerConfig, build_trainer
@@ -134,7 +134,7 @@ def task_features(
     parts: list[Tensor] = []
     order: list[int] = []
     ids: list[Tensor] = []
-    batches: list[tuple[list[int], dict[str, Any]]] = list(data.by_length(split))
+    batches: list[tuple[list[int], dict[str, Tensor]]] = list(data.by_length(split))
     with folder.phase(f"{what} of {split}", len(batches)) as progress, torch.no_grad():
         for positions, batch in batches:
             inputs = {k: v.to(device) for k, v in batch.items() if k not in ("labels", "task")}
