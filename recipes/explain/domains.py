@@ -192,7 +192,7 @@ def _header(kind: str, file: Path) -> list[str]:
     try:
         if kind == "csv":
             return list(map(str, pd.read_csv(file, nrows=0).columns))
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
 
         return list(map(str, parquet.read_schema(file).names))
     except (ValueError, OSError):
