@@ -16,8 +16,8 @@ from explain.functional.rows import Floats
 ALPHAS = np.logspace(-1, 4, 6)
 _EDGE = 1e-4  # of a probability
 _TREES: dict[str, Any] = {
-    "max_iter": 40,
-    "learning_rate": 0.05,
+    "max_iter": 12,
+    "learning_rate": 0.15,
     "max_leaf_nodes": 8,
     "min_samples_leaf": 30,
     "early_stopping": False,

@@ -1,10 +1,17 @@
-"""Cross-fitting: nuisances on the training rows of a fold, influence values at its held-out rows."""
+"""Cross-fitting in windows: every row is predicted by two fits that share no row with it nor with each other.
+
+The rows are dealt to an odd number of folds K. A window is (K - 1) / 2 folds in a ring, and every nuisance is fitted once
+on every window. For the rows of one fold the other folds are exactly two windows; nuisances are the mean of the two
+fits. As the two are independent, their difference tells the variance of the mean without any assumption on the learner,
+and the products of two fits in place of a square are free of it, see :func:`~explain.functional.values.split_noise`.
+Density ratios are fitted on all rows outside of the fold: nothing squares them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +28,37 @@ from explain.functional.values import (
     outcome_rows,
     risk_coefficient,
     risk_rows,
+    split_noise,
 )
 from explain.nuisances import Families, Family
 
 Member = NDArray[np.bool_]
+Train = tuple[Codes, Codes]
+
+
+class Twin(NamedTuple):
+    """What the two windows of every row say, held out.
+
+    Attributes:
+        first: Predictions of one window, at the rows of both domains.
+        second: Of the other.
+    """
+
+    first: Rows
+    second: Rows
+
+    @property
+    def mean(self) -> Rows:
+        """The mean of the two."""
+        return Rows(*((a + b) / 2 for a, b in zip(self.first, self.second, strict=True)))
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Nuisances that all subsets share, fitted on the training rows and predicted at every row.
+class Window:
+    """Nuisances that all subsets share, fitted on the rows of one window and predicted at every row.
 
     Attributes:
-        train: Training rows of the source and of the target.
-        test: Held-out rows.
+        train: Rows of the source and of the target.
         risk: What the outcome shift conditions on: the source's probability of every label but the first, shape
             (n, C - 1), or its expected loss, shape (n, 1).
         p_1: Probability of every label in the target, shape (n, C); None without labels.
@@ -42,49 +67,87 @@ class Fold:
         mu_1: Expected loss given all features, in the target.
         mu_w: Expected loss given the baseline, in the source.
         mu_xw: Mean of mu_0 given the baseline, in the target.
-        ratio_x: Density ratio of all features at the held-out source rows.
-        ratio_w: Density ratio of the baseline there.
         pair: mu_0 and mu_w of each of two models whose losses are compared; empty where there is one.
     """
 
-    train: tuple[Codes, Codes]
-    test: tuple[Codes, Codes]
+    train: Train
     risk: Rows
     p_1: Rows | None
     mu_0: Rows
     mu_1: Rows
     mu_w: Rows
     mu_xw: Rows
-    ratio_x: Floats
-    ratio_w: Floats
     pair: tuple[tuple[Rows, Rows], ...] = ()
 
-    def held_out(self, rows: Rows) -> Rows:
-        """Values at the held-out rows."""
-        return Rows(rows.source[self.test[0]], rows.target[self.test[1]])
+
+@dataclass(frozen=True)
+class Shared:
+    """What all subsets share.
+
+    Attributes:
+        folds: Fold of every row of both domains.
+        windows: Fits of every window.
+        ratio_x: Density ratio of all features at the source rows, held out.
+        ratio_w: Density ratio of the baseline there.
+    """
+
+    folds: Train
+    windows: Sequence[Window]
+    ratio_x: Floats
+    ratio_w: Floats
+
+    def twin(self, parts: Sequence[Rows]) -> Twin:
+        """What is known window by window, brought to the two windows of every row."""
+        return _twin(self.folds, parts)
 
 
 class Piece(NamedTuple):
-    """What one fold contributes to one numerator.
+    """What goes into one numerator or denominator.
 
     Attributes:
-        rows: Influence values at the held-out rows.
-        plug_in: What an uncorrected estimate would average at the held-out target rows.
-        noisy: Estimated functions at all target rows whose own variance the mean misses, shape (m, n_1).
-        signs: Whether it is to be added, 1, or was counted, -1, for each of them: a one-step mean square misses the
-            variance of the function that is squared; a difference of two held-out squared errors has counted that of
-            the first regression and misses that of the second.
+        rows: Influence values.
+        plug_in: What an uncorrected estimate would average at the target rows.
+        noise: What the variance of the estimated functions would have added to the mean square, and was taken out.
     """
 
     rows: Rows
     plug_in: Floats
-    noisy: Floats
-    signs: tuple[int, ...] = (1,)
+    noise: float
 
 
-def fit_fold(sample: Sample, families: Families, train: tuple[Codes, Codes], test: tuple[Codes, Codes]) -> Fold:
+def windows(folds: Train) -> list[Train]:
+    """Rows of both domains in every window.
+
+    Args:
+        folds: Fold of every row, K of them, an odd number of at least 3.
+    """
+    count = 1 + int(folds[0].max())
+    return [(_inside(folds[0], start, count), _inside(folds[1], start, count)) for start in range(count)]
+
+
+def _inside(fold: Codes, start: int, count: int) -> Codes:
+    return np.flatnonzero((fold - start) % count < count // 2)
+
+
+def twin_of(fold: Codes, parts: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """Predictions of the two windows that do not hold a row, for every row.
+
+    Args:
+        fold: Fold of every row, shape (n,).
+        parts: Predictions of every window, each of shape (n, ...).
+    """
+    stack, rows, count = np.stack(parts), np.arange(len(fold)), len(parts)
+    return stack[(fold + 1) % count, rows], stack[(fold + 1 + count // 2) % count, rows]
+
+
+def _twin(folds: Train, parts: Sequence[Rows]) -> Twin:
+    source = twin_of(folds[0], [part.source for part in parts])
+    target = twin_of(folds[1], [part.target for part in parts])
+    return Twin(Rows(source[0], target[0]), Rows(source[1], target[1]))
+
+
+def fit_window(sample: Sample, families: Families, train: Train) -> Window:
     """Fit the nuisances that do not depend on a subset."""
-    everything = np.arange(sample.features.source.shape[1])
     p_1: Rows | None = None
     pair: tuple[tuple[Rows, Rows], ...] = ()
     if sample.table is None or sample.labels is None:
@@ -101,34 +164,22 @@ def fit_fold(sample: Sample, families: Families, train: tuple[Codes, Codes], tes
         means = [*both, *_given_baseline(sample, families.loss, train, both[0])]
         risk = Rows(p_0.source[:, 1:], p_0.target[:, 1:])
     mu_0, mu_1, mu_w, mu_xw = means
-    return Fold(
-        train=train,
-        test=test,
-        risk=risk,
-        p_1=p_1,
-        mu_0=mu_0,
-        mu_1=mu_1,
-        mu_w=mu_w,
-        mu_xw=mu_xw,
-        ratio_x=_ratio(sample, families.density, train, test, everything),
-        ratio_w=_ratio(sample, families.density, train, test, sample.baseline),
-        pair=pair,
-    )
+    return Window(train, risk, p_1, mu_0, mu_1, mu_w, mu_xw, pair)
 
 
-def _expected(sample: Sample, family: Family, train: tuple[Codes, Codes], loss: Rows) -> list[Rows]:
+def _expected(sample: Sample, family: Family, train: Train, loss: Rows) -> list[Rows]:
     """mu_0, mu_1, mu_w and mu_xw of a loss."""
     everything = np.arange(sample.features.source.shape[1])
     mu_0, mu_1 = (_regress(sample, family, side, train, everything, loss[side]) for side in (0, 1))
     return [mu_0, mu_1, *_given_baseline(sample, family, train, mu_0)]
 
 
-def _given_baseline(sample: Sample, family: Family, train: tuple[Codes, Codes], mu_0: Rows) -> list[Rows]:
+def _given_baseline(sample: Sample, family: Family, train: Train, mu_0: Rows) -> list[Rows]:
     """mu_w and mu_xw."""
     return [_regress(sample, family, side, train, sample.baseline, mu_0[side]) for side in (0, 1)]
 
 
-def domain_probability(sample: Sample, family: Family, folds: tuple[Codes, Codes]) -> Rows:
+def domain_probability(sample: Sample, family: Family, folds: Train) -> Rows:
     """P(target | all features) at every row, held out."""
     found = Rows(*(np.empty(size) for size in sample.sizes))
     for train, test in splits(folds):
@@ -138,7 +189,7 @@ def domain_probability(sample: Sample, family: Family, folds: tuple[Codes, Codes
     return found
 
 
-def splits(folds: tuple[Codes, Codes]) -> list[tuple[tuple[Codes, Codes], tuple[Codes, Codes]]]:
+def splits(folds: Train) -> list[tuple[Train, Train]]:
     """Training and held-out rows of both domains, fold by fold."""
     source, target = folds
     return [
@@ -150,115 +201,171 @@ def splits(folds: tuple[Codes, Codes]) -> list[tuple[tuple[Codes, Codes], tuple[
     ]
 
 
-def expectation_piece(sample: Sample, fold: Fold) -> Rows:
-    """Influence values of the four expected losses at the held-out rows."""
-    return expectation_rows(
-        fold.held_out(sample.loss), fold.held_out(fold.mu_0), fold.held_out(fold.mu_w), fold.ratio_x, fold.ratio_w
-    )
+def fit_ratio(sample: Sample, family: Family, folds: Train, columns: Codes) -> Floats:
+    """Density ratio of columns at every source row, held out."""
+    found = np.empty(sample.sizes[0])
+    for train, (test, _) in splits(folds):
+        target = _tell_apart(sample, family, train, columns)
+        found[test] = density_ratio(target(0, test), sample.mass(train), sample.weights(0, test))
+    return found
 
 
-def expectation_pair(sample: Sample, fold: Fold) -> list[Rows]:
-    """The same for each of two models whose difference is explained; none where there is one model."""
-    held, losses = fold.held_out, sample.pair or ()
-    return [
-        expectation_rows(held(loss), held(mu_0), held(mu_w), fold.ratio_x, fold.ratio_w)
-        for loss, (mu_0, mu_w) in zip(losses, fold.pair, strict=True)
-    ]
+def expectation_piece(sample: Sample, shared: Shared) -> list[Rows]:
+    """Influence values of the four expected losses, and of those of each of two models whose difference is explained."""
+    fits = shared.windows
+    losses = [sample.loss, *(sample.pair or ())]
+    known = [[(fit.mu_0, fit.mu_w) for fit in fits]]
+    known += [[fit.pair[model] for fit in fits] for model in range(len(losses) - 1)]
+    found = []
+    for loss, parts in zip(losses, known, strict=True):
+        mu_0, mu_w = (shared.twin(part).mean for part in zip(*parts, strict=True))
+        found.append(expectation_rows(loss, mu_0, mu_w, shared.ratio_x, shared.ratio_w))
+    return found
 
 
-def covariate_piece(sample: Sample, families: Families, fold: Fold, member: Member) -> Piece:
+def covariate_piece(sample: Sample, families: Families, shared: Shared, member: Member) -> Piece:
     """Numerator of v_Z for a subset of players; the denominator for the empty one."""
+    fits = shared.windows
     if member.any():
         columns = sample.columns(member)
-        mu_s = _regress(sample, families.loss, 0, fold.train, columns, fold.mu_0.source)
-        mu_sw = _regress(sample, families.loss, 1, fold.train, sample.baseline, mu_s.target)
-        ratio_s = _ratio(sample, families.density, fold.train, fold.test, columns)
+        fitted = [_regress(sample, families.loss, 0, fit.train, columns, fit.mu_0.source) for fit in fits]
+        mean_s = [
+            _regress(sample, families.loss, 1, fit.train, sample.baseline, mu_s.target)
+            for fit, mu_s in zip(fits, fitted, strict=True)
+        ]
+        ratio_s = fit_ratio(sample, families.density, shared.folds, columns)
     else:
-        mu_s, mu_sw, ratio_s = fold.mu_w, fold.mu_w, fold.ratio_w
-    held = fold.held_out
-    rows = covariate_rows(
-        held(sample.loss), held(mu_s), held(mu_sw), ratio_s, held(fold.mu_0), held(fold.mu_xw), fold.ratio_x
-    )
-    left = mu_sw.target - fold.mu_xw.target
-    return Piece(rows, left[fold.test[1]] ** 2, left[None])
+        fitted = mean_s = [fit.mu_w for fit in fits]
+        ratio_s = shared.ratio_w
+    mu_s, mu_sw = shared.twin(fitted), shared.twin(mean_s)
+    mu_0, mu_xw = (shared.twin([getattr(fit, name) for fit in fits]) for name in ("mu_0", "mu_xw"))
+    rows = covariate_rows(sample.loss, mu_s.mean, mu_sw.mean, ratio_s, mu_0.mean, mu_xw.mean, shared.ratio_x)
+    first, second = (mu_sw[half].target - mu_xw[half].target for half in (0, 1))
+    return _without_noise(sample, rows, (first + second) / 2, -split_noise(first, second))
 
 
-def denominator_piece(sample: Sample, fold: Fold) -> Piece:
+def denominator_piece(sample: Sample, shared: Shared) -> Piece:
     """Denominator of v_Y."""
-    held = fold.held_out
-    rows = outcome_denominator_rows(held(sample.loss), held(fold.mu_0), held(fold.mu_1), fold.ratio_x)
-    shift = fold.mu_1.target - fold.mu_0.target
-    return Piece(rows, shift[fold.test[1]] ** 2, shift[None])
+    mu_0, mu_1 = (shared.twin([getattr(fit, name) for fit in shared.windows]) for name in ("mu_0", "mu_1"))
+    rows = outcome_denominator_rows(sample.loss, mu_0.mean, mu_1.mean, shared.ratio_x)
+    first, second = (mu_1[half].target - mu_0[half].target for half in (0, 1))
+    return _without_noise(sample, rows, (first + second) / 2, split_noise(first, second))
 
 
-def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member, n_bins: int) -> Piece:
+def outcome_piece(sample: Sample, families: Families, shared: Shared, member: Member, n_bins: int) -> Piece:
     """Numerator of v_Y for a subset of players."""
     columns = sample.columns(member)
-    bins = _bins(sample, fold, n_bins)
-    width = fold.risk.target.shape[1]
+    fits = [_given_risk(sample, families, fit, columns, n_bins) for fit in shared.windows]
+    mu_1 = shared.twin([fit.mu_1 for fit in shared.windows])
+    mu_s = shared.twin([fit.mu_s for fit in fits])
+    left = mu_1.mean.target - mu_s.mean.target
+    loss_0, loss_1 = sample.loss
+
+    def mean(parts: Sequence[Floats | None], side: int) -> Floats | None:
+        known = [part for part in parts if part is not None]
+        return None if not known else np.mean(twin_of(shared.folds[side], known), axis=0)
+
+    if sample.table is None or sample.labels is None:
+        target = loss_level_rows(loss_1, mu_1.mean.target, mu_s.mean.target)
+        slope = mean([fit.slopes[0] for fit in fits], 0)
+        coefficients = [-2 * (mu_1.mean.source - mu_s.mean.source) * slope]
+        outcomes = loss_0[:, None]
+    else:
+        table, labels = sample.table, sample.labels
+        p_1 = shared.twin([fit.p_1 for fit in shared.windows if fit.p_1 is not None]).mean
+        p_s = shared.twin([fit.p_s for fit in fits if fit.p_s is not None]).mean
+        gain = [mean([None if fit.gain is None else fit.gain[side] for fit in fits], side) for side in (0, 1)]
+        target = outcome_rows(table.target, labels[1], mu_1.mean.target, p_s.target, gain[1])
+        outcomes = (labels[0][:, None] == np.arange(1, table.source.shape[1])).astype(np.float64)
+        coefficients = [
+            risk_coefficient(
+                table.source,
+                mu_1.mean.source,
+                p_1.source,
+                p_s.source,
+                mean([fit.slopes[k] for fit in fits], 0),
+                gain[0],
+                mean([fit.gain_slopes[k] for fit in fits], 0),
+            )
+            for k in range(outcomes.shape[1])
+        ]
+    risk = mean([fit.risk.source for fit in shared.windows], 0)
+    source = sum(
+        risk_rows(shared.ratio_x, coefficient, outcomes[:, k] - risk[:, k], sample.weights(0, slice(None)))
+        for k, coefficient in enumerate(coefficients)
+    )
+    noise = split_noise(*(half.target for half in mu_1)) - split_noise(*(half.target for half in mu_s))
+    return _without_noise(sample, Rows(source, target), left, noise)
+
+
+def _without_noise(sample: Sample, rows: Rows, left: Floats, noise: Floats) -> Piece:
+    """A piece whose rows are rid of the variance of estimates.
+
+    Args:
+        sample: The data.
+        rows: Influence values.
+        left: The function whose mean square is meant, at the target rows.
+        noise: What to add at the target rows.
+    """
+    known = float(np.average(noise, weights=sample.weights(1, slice(None))))
+    return Piece(Rows(rows.source, rows.target + noise), left**2, known)
+
+
+class _GivenRisk(NamedTuple):
+    """Fits of one window given A = (w, z_s, binned source risk), at every row.
+
+    Attributes:
+        mu_s: Expected loss given A, in the target.
+        p_s: Probabilities of the labels given A; None without labels.
+        slopes: Derivatives of p_s (or mu_s) by every source risk, at the source rows.
+        gain: g of :func:`~explain.functional.values.outcome_rows`; None where it is constant.
+        gain_slopes: Its derivatives, None likewise.
+    """
+
+    mu_s: Rows
+    p_s: Rows | None
+    slopes: list[Floats]
+    gain: Rows | None
+    gain_slopes: list[Floats | None]
+
+
+def _given_risk(sample: Sample, families: Families, fit: Window, columns: Codes, n_bins: int) -> _GivenRisk:
+    """Fit what an outcome shift that only a subset knows would be."""
+    bins = _bins(sample, fit, n_bins)
+    width = fit.risk.target.shape[1]
     categorical = np.concatenate([sample.categorical[columns], np.zeros(width, dtype=bool)])
 
-    def given(domain: int, rows: Codes | slice, shifted: int = 0, by: int = 0) -> Floats:
-        """A = (w, z_s, binned source risk), with one of the risks moved by some bins."""
-        risk = fold.risk[domain][rows]
+    def given(domain: int, rows: Codes | slice = slice(None), shifted: int = 0, by: int = 0) -> Floats:
+        """A, with one of the risks moved by some bins."""
+        risk = fit.risk[domain][rows]
         parts = [bins(risk[:, k], by if k == shifted else 0) for k in range(width)]
         return np.column_stack([sample.features[domain][rows][:, columns], *parts])
 
-    seen, (test_0, test_1) = fold.train[1], fold.test
-    weight, held = sample.weights(1, seen), sample.weights(0, test_0)
-    if sample.table is None or sample.labels is None or fold.p_1 is None:
-        model = families.loss.fit_regressor(given(1, seen), sample.loss.target[seen], categorical, weight)
-        mu_s = model.predict(given(1, slice(None)))
-        left = fold.mu_1.target - mu_s
-        target = loss_level_rows(sample.loss.target[test_1], fold.mu_1.target[test_1], mu_s[test_1])
-        slope = _slope(bins, fold, model.predict, given, 0)
-        coefficient = -2 * (fold.mu_1.source[test_0] - model.predict(given(0, test_0))) * slope
-        source = risk_rows(fold.ratio_x, coefficient, (sample.loss.source - fold.mu_0.source)[test_0], held)
-        return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.loss, fold.mu_1.target, mu_s, width))
+    def slope(predict: Callable[[Floats], Floats], k: int) -> Floats:
+        moved = (predict(given(0, shifted=k, by=by)) for by in (-1, 1))
+        return bins.slope(fit.risk.source[:, k], *moved)
 
-    labels, table = sample.labels, sample.table
-    model = families.outcome.fit_classifier(given(1, seen), labels[1][seen], categorical, weight)
+    seen = fit.train[1]
+    weight = sample.weights(1, seen)
+    if sample.table is None or sample.labels is None or fit.p_1 is None:
+        regressor = families.loss.fit_regressor(given(1, seen), sample.loss.target[seen], categorical, weight)
+        mu_s = Rows(*(regressor.predict(given(side)) for side in (0, 1)))
+        return _GivenRisk(mu_s, None, [slope(regressor.predict, 0)], None, [None])
+    model = families.outcome.fit_classifier(given(1, seen), sample.labels[1][seen], categorical, weight)
 
     def chances(A: Floats) -> Floats:
         return model.chances(A, width + 1)
 
-    p_s = chances(given(1, slice(None)))
-    mu_s = (table.target * p_s).sum(1)
-    left = fold.mu_1.target - mu_s
-    gains = None
-    if not _constant_difference(table):
-        outcomes = left[:, None] * (table.target[:, 1:] - table.target[:, :1])
-        gains = _several(families.loss, given(1, seen), outcomes[seen], categorical, weight)
-    gain = None if gains is None else gains(given(1, test_1))
-    target = outcome_rows(table.target[test_1], labels[1][test_1], fold.mu_1.target[test_1], p_s[test_1], gain)
-
-    at_source = chances(given(0, test_0))
-    gain = None if gains is None else gains(given(0, test_0))
-    source = np.zeros(len(test_0))
-    for k in range(width):
-        coefficient = risk_coefficient(
-            table.source[test_0],
-            fold.mu_1.source[test_0],
-            fold.p_1.source[test_0],
-            at_source,
-            _slope(bins, fold, chances, given, k),
-            gain,
-            None if gains is None else _slope(bins, fold, gains, given, k),
-        )
-        residual = (labels[0][test_0] == k + 1) - fold.risk.source[test_0, k]
-        source += risk_rows(fold.ratio_x, coefficient, residual, held)
-    return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.outcome, fold.mu_1.target, mu_s, width))
-
-
-def _noise(family: Family, mu_1: Floats, mu_s: Floats, risks: int) -> tuple[Floats, tuple[int, ...]]:
-    """Noisy functions of a numerator of v_Y and their signs, where the variance of the family can be told at all.
-
-    With more than two labels the regressions on several source risks vary so much that the correction adds more noise
-    than it takes bias away.
-    """
-    if not family.smooth or risks > 1:
-        return np.empty((0, len(mu_1))), ()
-    return np.stack([mu_1, mu_s]), (1, -1)
+    p_s = Rows(*(chances(given(side)) for side in (0, 1)))
+    mu_s = Rows(*((table * part).sum(1) for table, part in zip(sample.table, p_s, strict=True)))
+    slopes = [slope(chances, k) for k in range(width)]
+    table = sample.table.target
+    if _constant_difference(table):
+        return _GivenRisk(mu_s, p_s, slopes, None, [None] * width)
+    outcomes = (fit.mu_1.target - mu_s.target)[:, None] * (table[:, 1:] - table[:, :1])
+    gains = _several(families.loss, given(1, seen), outcomes[seen], categorical, weight)
+    gain = Rows(*(gains(given(side)) for side in (0, 1)))
+    return _GivenRisk(mu_s, p_s, slopes, gain, [slope(gains, k) for k in range(width)])
 
 
 def _several(
@@ -269,30 +376,22 @@ def _several(
     return lambda rows: np.column_stack([np.zeros(len(rows)), *(model.predict(rows) for model in models)])
 
 
-def _bins(sample: Sample, fold: Fold, n_bins: int) -> Bins:
+def _bins(sample: Sample, fit: Window, n_bins: int) -> Bins:
     if sample.table is None:
-        rows = fold.train[1]
-        return quantile_bins(fold.risk.target[rows, 0], n_bins, sample.weights(1, rows))
+        rows = fit.train[1]
+        return quantile_bins(fit.risk.target[rows, 0], n_bins, sample.weights(1, rows))
     return probability_bins(n_bins)
 
 
-def _slope(bins: Bins, fold: Fold, predict: Any, given: Any, k: int) -> Floats:
-    """Derivative of a prediction by the k-th source risk, at the held-out source rows."""
-    rows = fold.test[0]
-    return bins.slope(fold.risk.source[rows, k], predict(given(0, rows, k, -1)), predict(given(0, rows, k, 1)))
-
-
-def _constant_difference(table: Rows) -> bool:
+def _constant_difference(table: Floats) -> bool:
     """Whether two labels differ in loss by the same amount everywhere, as for the 0-1 loss: then g is constant."""
-    if table.target.shape[1] != 2:
+    if table.shape[1] != 2:
         return False
-    squares = (table.target[:, 1] - table.target[:, 0]) ** 2
+    squares = (table[:, 1] - table[:, 0]) ** 2
     return bool(np.ptp(squares) < 1e-12)
 
 
-def _regress(
-    sample: Sample, family: Family, domain: int, train: tuple[Codes, Codes], columns: Codes, outcome: Floats
-) -> Rows:
+def _regress(sample: Sample, family: Family, domain: int, train: Train, columns: Codes, outcome: Floats) -> Rows:
     """Regression of an outcome on columns over the training rows of a domain, predicted at every row of both."""
     X, categorical = sample.features, sample.categorical[columns]
     rows = train[domain]
@@ -301,7 +400,7 @@ def _regress(
     return Rows(*(model.predict(part[:, columns]) for part in X))
 
 
-def _classify(sample: Sample, family: Family, domain: int, train: tuple[Codes, Codes], labels: Codes) -> Rows:
+def _classify(sample: Sample, family: Family, domain: int, train: Train, labels: Codes) -> Rows:
     """Probabilities of the labels given all features, learnt from the training rows of a domain."""
     X, rows = sample.features, train[domain]
     model = family.fit_classifier(X[domain][rows], labels[rows], sample.categorical, sample.weights(domain, rows))
@@ -309,7 +408,7 @@ def _classify(sample: Sample, family: Family, domain: int, train: tuple[Codes, C
     return Rows(*(model.chances(part, classes) for part in X))
 
 
-def _tell_apart(sample: Sample, family: Family, train: tuple[Codes, Codes], columns: Codes) -> Callable[..., Floats]:
+def _tell_apart(sample: Sample, family: Family, train: Train, columns: Codes) -> Callable[[int, Codes], Floats]:
     """P(target | columns) as a function of a domain and its rows."""
     X = sample.features
     both = np.concatenate([part[rows][:, columns] for part, rows in zip(X, train, strict=True)])
@@ -319,11 +418,3 @@ def _tell_apart(sample: Sample, family: Family, train: tuple[Codes, Codes], colu
         weight = np.concatenate([part[rows] for part, rows in zip(sample.weight, train, strict=True)])
     model = family.fit_classifier(both, domain, sample.categorical[columns], weight)
     return lambda domain, rows: model.chances(X[domain][rows][:, columns], 2)[:, 1]
-
-
-def _ratio(
-    sample: Sample, family: Family, train: tuple[Codes, Codes], test: tuple[Codes, Codes], columns: Codes
-) -> Floats:
-    """Density ratio of columns at the held-out source rows."""
-    target = _tell_apart(sample, family, train, columns)
-    return density_ratio(target(0, test[0]), sample.mass(train), sample.weights(0, test[0]))

@@ -35,15 +35,12 @@ class Family:
         regressor: Any scikit-learn regressor.
         native: Whether the estimators take missing values, and codes of categories (through `categorical_features`), as
             they are; else :class:`~explain.design.Plain` stands before them.
-        smooth: Whether a fit moves little when a row is left out, so that fits on different folds differ as the
-            jackknife assumes; trees do not.
     """
 
     name: str
     classifier: BaseEstimator
     regressor: BaseEstimator
     native: bool = False
-    smooth: bool = False
 
     def fit_classifier(self, X: Floats, y: NDArray[Any], categorical: Mask, weight: Floats | None = None) -> Fitted:
         """A fitted classifier; `categorical` marks the columns of X that hold codes of categories."""
@@ -124,7 +121,6 @@ def linear() -> Family:
         "linear",
         make_pipeline(Quadratic(), LogisticRegression(C=1.0, solver="newton-cholesky")),
         make_pipeline(Quadratic(), RidgeCV(alphas=ALPHAS)),
-        smooth=True,
     )
 
 
