@@ -59,25 +59,36 @@ class Window:
 
     Attributes:
         train: Rows of the source and of the target.
-        risk: What the outcome shift conditions on: the source's probability of every label but the first, shape
-            (n, C - 1), or its expected loss, shape (n, 1).
         p_1: Probability of every label in the target, shape (n, C); None without labels.
         mu_0: Expected loss given all features, in the source. Of a difference of two models' losses this and the next
             three are differences of two regressions, so that what is linear in the loss is exactly their difference.
         mu_1: Expected loss given all features, in the target.
         mu_w: Expected loss given the baseline, in the source.
-        mu_xw: Mean of mu_0 given the baseline, in the target.
+        settled_w: mu_w rid of what the regressions missed, see :func:`_settled`.
+        settled_xw: Mean of mu_0 given the baseline, in the target, likewise.
         pair: mu_0 and mu_w of each of two models whose losses are compared; empty where there is one.
     """
 
     train: Train
-    risk: Rows
     p_1: Rows | None
     mu_0: Rows
     mu_1: Rows
     mu_w: Rows
-    mu_xw: Rows
+    settled_w: Rows
+    settled_xw: Rows
     pair: tuple[tuple[Rows, Rows], ...] = ()
+
+
+class Ratios(NamedTuple):
+    """Density ratios at the source rows, held out.
+
+    Attributes:
+        x: Of all features.
+        w: Of the baseline.
+    """
+
+    x: Floats
+    w: Floats
 
 
 @dataclass(frozen=True)
@@ -87,14 +98,17 @@ class Shared:
     Attributes:
         folds: Fold of every row of both domains.
         windows: Fits of every window.
-        ratio_x: Density ratio of all features at the source rows, held out.
-        ratio_w: Density ratio of the baseline there.
+        ratios: Density ratios.
+        risk: What the outcome shift conditions on: the source's probability of every label but the first, shape
+            (n, C - 1), or its expected loss, shape (n, 1). It is noisy and enters the outcome values in a curved way,
+            so it is learnt from as many rows as there are: at the target rows from the whole source, at a source row
+            from the other folds.
     """
 
     folds: Train
     windows: Sequence[Window]
-    ratio_x: Floats
-    ratio_w: Floats
+    ratios: Ratios
+    risk: Rows
 
     def twin(self, parts: Sequence[Rows]) -> Twin:
         """What is known window by window, brought to the two windows of every row."""
@@ -146,7 +160,7 @@ def _twin(folds: Train, parts: Sequence[Rows]) -> Twin:
     return Twin(Rows(source[0], target[0]), Rows(source[1], target[1]))
 
 
-def fit_window(sample: Sample, families: Families, train: Train) -> Window:
+def fit_window(sample: Sample, families: Families, ratios: Ratios, train: Train) -> Window:
     """Fit the nuisances that do not depend on a subset."""
     p_1: Rows | None = None
     pair: tuple[tuple[Rows, Rows], ...] = ()
@@ -157,14 +171,14 @@ def fit_window(sample: Sample, families: Families, train: Train) -> Window:
             first, second = (_expected(sample, families.loss, train, loss) for loss in sample.pair)
             means = [Rows(b.source - a.source, b.target - a.target) for a, b in zip(first, second, strict=True)]
             pair = (first[0], first[2]), (second[0], second[2])
-        risk = Rows(means[0].source[:, None], means[0].target[:, None])
     else:
         p_0, p_1 = (_classify(sample, families.outcome, side, train, sample.labels[side]) for side in (0, 1))
         both = [Rows(*((table * part).sum(1) for table, part in zip(sample.table, p, strict=True))) for p in (p_0, p_1)]
         means = [*both, *_given_baseline(sample, families.loss, train, both[0])]
-        risk = Rows(p_0.source[:, 1:], p_0.target[:, 1:])
     mu_0, mu_1, mu_w, mu_xw = means
-    return Window(train, risk, p_1, mu_0, mu_1, mu_w, mu_xw, pair)
+    settled = _settled(sample, families.loss, train, mu_w, mu_w, np.ones(sample.sizes[0]))
+    whole = _settled(sample, families.loss, train, mu_0, mu_xw, ratios.x / ratios.w)
+    return Window(train, p_1, mu_0, mu_1, mu_w, settled, whole, pair)
 
 
 def _expected(sample: Sample, family: Family, train: Train, loss: Rows) -> list[Rows]:
@@ -177,6 +191,47 @@ def _expected(sample: Sample, family: Family, train: Train, loss: Rows) -> list[
 def _given_baseline(sample: Sample, family: Family, train: Train, mu_0: Rows) -> list[Rows]:
     """mu_w and mu_xw."""
     return [_regress(sample, family, side, train, sample.baseline, mu_0[side]) for side in (0, 1)]
+
+
+def _settled(sample: Sample, family: Family, train: Train, mu: Rows, mu_w: Rows, ratio: Floats) -> Rows:
+    r"""The mean of a regression over the target given the baseline, corrected by the source rows.
+
+    What a regression misses would be squared in a value. Its mean given the baseline is
+    :math:`E_0[(\ell - \mu)\,\pi_s/\pi_w \mid w]`, once more a regression; what is left is a product of the errors of
+    the regression and of the density ratio, as it is for the influence values.
+
+    Args:
+        sample: The data.
+        family: Learner.
+        train: Rows to learn from.
+        mu: Regression of the loss in the source.
+        mu_w: Its mean given the baseline.
+        ratio: Density ratio of the further features given the baseline, at the source rows.
+
+    Reference:
+        Kennedy (2023), "Towards optimal doubly robust estimation of heterogeneous causal effects", arXiv 2004.14497.
+    """
+    missed = _regress(sample, family, 0, train, sample.baseline, (sample.loss.source - mu.source) * ratio)
+    return Rows(mu_w.source + missed.source, mu_w.target + missed.target)
+
+
+def fit_risk(sample: Sample, families: Families, folds: Train) -> Rows:
+    """The source risk of :class:`Shared`."""
+    source, target = np.arange(sample.sizes[0]), np.arange(sample.sizes[1])
+
+    def fit(rows: Codes) -> Rows:
+        if sample.table is None or sample.labels is None:
+            everything = np.arange(sample.features.source.shape[1])
+            mu = _regress(sample, families.loss, 0, (rows, target), everything, sample.loss.source)
+            return Rows(mu.source[:, None], mu.target[:, None])
+        p = _classify(sample, families.outcome, 0, (rows, target), sample.labels[0])
+        return Rows(p.source[:, 1:], p.target[:, 1:])
+
+    found = fit(source)
+    held = np.empty_like(found.source)
+    for (train, _), (test, _) in splits(folds):
+        held[test] = fit(train).source[test]
+    return Rows(held, found.target)
 
 
 def domain_probability(sample: Sample, family: Family, folds: Train) -> Rows:
@@ -219,7 +274,7 @@ def expectation_piece(sample: Sample, shared: Shared) -> list[Rows]:
     found = []
     for loss, parts in zip(losses, known, strict=True):
         mu_0, mu_w = (shared.twin(part).mean for part in zip(*parts, strict=True))
-        found.append(expectation_rows(loss, mu_0, mu_w, shared.ratio_x, shared.ratio_w))
+        found.append(expectation_rows(loss, mu_0, mu_w, *shared.ratios))
     return found
 
 
@@ -229,25 +284,25 @@ def covariate_piece(sample: Sample, families: Families, shared: Shared, member: 
     if member.any():
         columns = sample.columns(member)
         fitted = [_regress(sample, families.loss, 0, fit.train, columns, fit.mu_0.source) for fit in fits]
-        mean_s = [
-            _regress(sample, families.loss, 1, fit.train, sample.baseline, mu_s.target)
-            for fit, mu_s in zip(fits, fitted, strict=True)
-        ]
         ratio_s = fit_ratio(sample, families.density, shared.folds, columns)
+        mean_s = []
+        for fit, mu_s in zip(fits, fitted, strict=True):
+            mu_sw = _regress(sample, families.loss, 1, fit.train, sample.baseline, mu_s.target)
+            mean_s.append(_settled(sample, families.loss, fit.train, mu_s, mu_sw, ratio_s / shared.ratios.w))
     else:
-        fitted = mean_s = [fit.mu_w for fit in fits]
-        ratio_s = shared.ratio_w
-    mu_s, mu_sw = shared.twin(fitted), shared.twin(mean_s)
-    mu_0, mu_xw = (shared.twin([getattr(fit, name) for fit in fits]) for name in ("mu_0", "mu_xw"))
-    rows = covariate_rows(sample.loss, mu_s.mean, mu_sw.mean, ratio_s, mu_0.mean, mu_xw.mean, shared.ratio_x)
-    first, second = (mu_sw[half].target - mu_xw[half].target for half in (0, 1))
+        fitted, mean_s = [fit.mu_w for fit in fits], [fit.settled_w for fit in fits]
+        ratio_s = shared.ratios.w
+    mu_s, mean_sw = shared.twin(fitted), shared.twin(mean_s)
+    mu_0, mu_xw = (shared.twin([getattr(fit, name) for fit in fits]) for name in ("mu_0", "settled_xw"))
+    rows = covariate_rows(sample.loss, mu_s.mean, mean_sw.mean, ratio_s, mu_0.mean, mu_xw.mean, shared.ratios.x)
+    first, second = (mean_sw[half].target - mu_xw[half].target for half in (0, 1))
     return _without_noise(sample, rows, (first + second) / 2, -split_noise(first, second))
 
 
 def denominator_piece(sample: Sample, shared: Shared) -> Piece:
     """Denominator of v_Y."""
     mu_0, mu_1 = (shared.twin([getattr(fit, name) for fit in shared.windows]) for name in ("mu_0", "mu_1"))
-    rows = outcome_denominator_rows(sample.loss, mu_0.mean, mu_1.mean, shared.ratio_x)
+    rows = outcome_denominator_rows(sample.loss, mu_0.mean, mu_1.mean, shared.ratios.x)
     first, second = (mu_1[half].target - mu_0[half].target for half in (0, 1))
     return _without_noise(sample, rows, (first + second) / 2, split_noise(first, second))
 
@@ -255,7 +310,7 @@ def denominator_piece(sample: Sample, shared: Shared) -> Piece:
 def outcome_piece(sample: Sample, families: Families, shared: Shared, member: Member, n_bins: int) -> Piece:
     """Numerator of v_Y for a subset of players."""
     columns = sample.columns(member)
-    fits = [_given_risk(sample, families, fit, columns, n_bins) for fit in shared.windows]
+    fits = [_given_risk(sample, families, fit, shared.risk, columns, n_bins) for fit in shared.windows]
     mu_1 = shared.twin([fit.mu_1 for fit in shared.windows])
     mu_s = shared.twin([fit.mu_s for fit in fits])
     left = mu_1.mean.target - mu_s.mean.target
@@ -289,9 +344,9 @@ def outcome_piece(sample: Sample, families: Families, shared: Shared, member: Me
             )
             for k in range(outcomes.shape[1])
         ]
-    risk = mean([fit.risk.source for fit in shared.windows], 0)
+    weight = sample.weights(0, slice(None))
     source = sum(
-        risk_rows(shared.ratio_x, coefficient, outcomes[:, k] - risk[:, k], sample.weights(0, slice(None)))
+        risk_rows(shared.ratios.x, coefficient, outcomes[:, k] - shared.risk.source[:, k], weight)
         for k, coefficient in enumerate(coefficients)
     )
     noise = split_noise(*(half.target for half in mu_1)) - split_noise(*(half.target for half in mu_s))
@@ -329,21 +384,20 @@ class _GivenRisk(NamedTuple):
     gain_slopes: list[Floats | None]
 
 
-def _given_risk(sample: Sample, families: Families, fit: Window, columns: Codes, n_bins: int) -> _GivenRisk:
+def _given_risk(sample: Sample, families: Families, fit: Window, risk: Rows, columns: Codes, n_bins: int) -> _GivenRisk:
     """Fit what an outcome shift that only a subset knows would be."""
-    bins = _bins(sample, fit, n_bins)
-    width = fit.risk.target.shape[1]
+    bins = _bins(sample, risk, n_bins)
+    width = risk.target.shape[1]
     categorical = np.concatenate([sample.categorical[columns], np.zeros(width, dtype=bool)])
 
     def given(domain: int, rows: Codes | slice = slice(None), shifted: int = 0, by: int = 0) -> Floats:
         """A, with one of the risks moved by some bins."""
-        risk = fit.risk[domain][rows]
-        parts = [bins(risk[:, k], by if k == shifted else 0) for k in range(width)]
+        parts = [bins(risk[domain][rows, k], by if k == shifted else 0) for k in range(width)]
         return np.column_stack([sample.features[domain][rows][:, columns], *parts])
 
     def slope(predict: Callable[[Floats], Floats], k: int) -> Floats:
         moved = (predict(given(0, shifted=k, by=by)) for by in (-1, 1))
-        return bins.slope(fit.risk.source[:, k], *moved)
+        return bins.slope(risk.source[:, k], *moved)
 
     seen = fit.train[1]
     weight = sample.weights(1, seen)
@@ -376,10 +430,9 @@ def _several(
     return lambda rows: np.column_stack([np.zeros(len(rows)), *(model.predict(rows) for model in models)])
 
 
-def _bins(sample: Sample, fit: Window, n_bins: int) -> Bins:
+def _bins(sample: Sample, risk: Rows, n_bins: int) -> Bins:
     if sample.table is None:
-        rows = fit.train[1]
-        return quantile_bins(fit.risk.target[rows, 0], n_bins, sample.weights(1, rows))
+        return quantile_bins(risk.target[:, 0], n_bins, sample.weights(1, slice(None)))
     return probability_bins(n_bins)
 
 

@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 
 from explain.crossfit import (
     Piece,
+    Ratios,
     Shared,
     covariate_piece,
     denominator_piece,
     expectation_piece,
     fit_ratio,
+    fit_risk,
     fit_window,
     outcome_piece,
     windows,
 )
 from explain.data import Codes, Sample
-from explain.functional.intervals import Ratios, covariance, critical, fieller, ratio_terms, wald
+from explain.functional.intervals import covariance, critical, fieller, ratio_terms, wald
 from explain.functional.rows import Floats, Rows, mean, stack
 from explain.nuisances import Families
 
@@ -85,11 +87,10 @@ def estimate(
     partial = masks[~masks.all(1)]
     everything = np.arange(sample.features.source.shape[1])
     with Parallel(n_jobs=n_jobs) as parallel:
-        fits = parallel(delayed(fit_window)(sample, families, train) for train in windows(folds))
-        ratio_x, ratio_w = parallel(
-            delayed(fit_ratio)(sample, families.density, folds, columns) for columns in (everything, sample.baseline)
-        )
-        shared = Shared(folds, fits, ratio_x, ratio_w)
+        held = (everything, sample.baseline)
+        ratios = Ratios(*parallel(delayed(fit_ratio)(sample, families.density, folds, columns) for columns in held))
+        fits = parallel(delayed(fit_window)(sample, families, ratios, train) for train in windows(folds))
+        shared = Shared(folds, fits, ratios, fit_risk(sample, families, folds))
         covariate = parallel(delayed(covariate_piece)(sample, families, shared, mask) for mask in partial)
         outcome = parallel(delayed(outcome_piece)(sample, families, shared, mask, n_bins) for mask in partial)
 
@@ -193,9 +194,7 @@ def combine_shares(
     """
     values = [1 - repeat.numerators / repeat.denominator for repeat in repeats]
     value = maps @ np.median(values, axis=0)
-    ratios: list[Ratios] = [
-        ratio_terms(maps, repeat.numerators, repeat.denominator, repeat.spread) for repeat in repeats
-    ]
+    ratios = [ratio_terms(maps, repeat.numerators, repeat.denominator, repeat.spread) for repeat in repeats]
     extra = np.zeros(len(maps)) if sampling is None else sampling
     variance = np.median([ratio.variance + (ratio.value - value) ** 2 for ratio in ratios], axis=0) + extra
     if interval == "wald":

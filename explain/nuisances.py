@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from explain.functional.rows import Floats
 Mask = NDArray[np.bool_]
 LEARNERS = ("auto", "linear", "hist_gb")
 _CHOICE_FOLDS = 3
+CURVES = (1.0, 0.1, 0.03)  # how freely regressions may bend
 
 
 @dataclass(frozen=True)
@@ -115,18 +116,22 @@ class Families:
         return {"outcome": self.outcome.name, "density": self.density.name, "loss": self.loss.name}
 
 
-def linear() -> Family:
-    """Quadratic polynomials with bends for logistic and ridge regression, its penalty chosen by leave-one-out."""
+def linear(curve: float = 1.0) -> Family:
+    """Quadratic polynomials with bends for logistic and ridge regression, its penalty chosen by leave-one-out.
+
+    Args:
+        curve: Of :class:`~explain.design.Quadratic`.
+    """
     return Family(
         "linear",
-        make_pipeline(Quadratic(), LogisticRegression(C=1.0, solver="newton-cholesky")),
-        make_pipeline(Quadratic(), RidgeCV(alphas=ALPHAS)),
+        make_pipeline(Quadratic(curve), LogisticRegression(C=1.0, solver="newton-cholesky")),
+        make_pipeline(Quadratic(curve), RidgeCV(alphas=ALPHAS)),
     )
 
 
-def hist_gb() -> Family:
+def hist_gb(curve: float = 1.0) -> Family:
     """The same, then histogram gradient boosting of small trees on what it leaves."""
-    return Family("hist_gb", BoostedClassifier(), BoostedRegressor(), native=True)
+    return Family("hist_gb", BoostedClassifier(curve), BoostedRegressor(curve), native=True)
 
 
 def candidates(learners: str | tuple[BaseEstimator, BaseEstimator]) -> list[Family]:
@@ -142,13 +147,17 @@ def candidates(learners: str | tuple[BaseEstimator, BaseEstimator]) -> list[Fami
         classifier, regressor = learners
         if hasattr(classifier, "predict_proba") and hasattr(regressor, "predict"):
             return [Family("given", classifier, regressor)]
-    families = {"linear": [linear], "hist_gb": [hist_gb], "auto": [linear, hist_gb]}
+    families: dict[str, list[Callable[[float], Family]]] = {
+        "linear": [linear],
+        "hist_gb": [hist_gb],
+        "auto": [linear, hist_gb],
+    }
     if not isinstance(learners, str) or learners not in families:
         raise ExplainError(
             f"learners are {learners!r}, but {', '.join(LEARNERS)} or a pair of a scikit-learn classifier (with "
             "predict_proba) and regressor are accepted"
         )
-    return [make() for make in families[learners]]
+    return [make(curve) for make in families[learners] for curve in CURVES]
 
 
 def choose_families(families: Sequence[Family], sample: Sample) -> Families:
