@@ -59,6 +59,8 @@ class Window:
 
     Attributes:
         train: Rows of the source and of the target.
+        risk: What the outcome shift conditions on: the source's probability of every label but the first, shape
+            (n, C - 1), or its expected loss, shape (n, 1).
         p_1: Probability of every label in the target, shape (n, C); None without labels.
         mu_0: Expected loss given all features, in the source. Of a difference of two models' losses this and the next
             three are differences of two regressions, so that what is linear in the loss is exactly their difference.
@@ -70,6 +72,7 @@ class Window:
     """
 
     train: Train
+    risk: Rows
     p_1: Rows | None
     mu_0: Rows
     mu_1: Rows
@@ -99,16 +102,11 @@ class Shared:
         folds: Fold of every row of both domains.
         windows: Fits of every window.
         ratios: Density ratios.
-        risk: What the outcome shift conditions on: the source's probability of every label but the first, shape
-            (n, C - 1), or its expected loss, shape (n, 1). It is noisy and enters the outcome values in a curved way,
-            so it is learnt from as many rows as there are: at the target rows from the whole source, at a source row
-            from the other folds.
     """
 
     folds: Train
     windows: Sequence[Window]
     ratios: Ratios
-    risk: Rows
 
     def twin(self, parts: Sequence[Rows]) -> Twin:
         """What is known window by window, brought to the two windows of every row."""
@@ -171,14 +169,16 @@ def fit_window(sample: Sample, families: Families, ratios: Ratios, train: Train)
             first, second = (_expected(sample, families.loss, train, loss) for loss in sample.pair)
             means = [Rows(b.source - a.source, b.target - a.target) for a, b in zip(first, second, strict=True)]
             pair = (first[0], first[2]), (second[0], second[2])
+        risk = Rows(*(part[:, None] for part in means[0]))
     else:
         p_0, p_1 = (_classify(sample, families.outcome, side, train, sample.labels[side]) for side in (0, 1))
         both = [Rows(*((table * part).sum(1) for table, part in zip(sample.table, p, strict=True))) for p in (p_0, p_1)]
         means = [*both, *_given_baseline(sample, families.loss, train, both[0])]
+        risk = Rows(*(part[:, 1:] for part in p_0))
     mu_0, mu_1, mu_w, mu_xw = means
     settled = _settled(sample, families.loss, train, mu_w, mu_w, np.ones(sample.sizes[0]))
     whole = _settled(sample, families.loss, train, mu_0, mu_xw, ratios.x / ratios.w)
-    return Window(train, p_1, mu_0, mu_1, mu_w, settled, whole, pair)
+    return Window(train, risk, p_1, mu_0, mu_1, mu_w, settled, whole, pair)
 
 
 def _expected(sample: Sample, family: Family, train: Train, loss: Rows) -> list[Rows]:
@@ -213,25 +213,6 @@ def _settled(sample: Sample, family: Family, train: Train, mu: Rows, mu_w: Rows,
     """
     missed = _regress(sample, family, 0, train, sample.baseline, (sample.loss.source - mu.source) * ratio)
     return Rows(mu_w.source + missed.source, mu_w.target + missed.target)
-
-
-def fit_risk(sample: Sample, families: Families, folds: Train) -> Rows:
-    """The source risk of :class:`Shared`."""
-    source, target = np.arange(sample.sizes[0]), np.arange(sample.sizes[1])
-
-    def fit(rows: Codes) -> Rows:
-        if sample.table is None or sample.labels is None:
-            everything = np.arange(sample.features.source.shape[1])
-            mu = _regress(sample, families.loss, 0, (rows, target), everything, sample.loss.source)
-            return Rows(mu.source[:, None], mu.target[:, None])
-        p = _classify(sample, families.outcome, 0, (rows, target), sample.labels[0])
-        return Rows(p.source[:, 1:], p.target[:, 1:])
-
-    found = fit(source)
-    held = np.empty_like(found.source)
-    for (train, _), (test, _) in splits(folds):
-        held[test] = fit(train).source[test]
-    return Rows(held, found.target)
 
 
 def domain_probability(sample: Sample, family: Family, folds: Train) -> Rows:
@@ -308,49 +289,54 @@ def denominator_piece(sample: Sample, shared: Shared) -> Piece:
 
 
 def outcome_piece(sample: Sample, families: Families, shared: Shared, member: Member, n_bins: int) -> Piece:
-    """Numerator of v_Y for a subset of players."""
-    columns = sample.columns(member)
-    fits = [_given_risk(sample, families, fit, shared.risk, columns, n_bins) for fit in shared.windows]
-    mu_1 = shared.twin([fit.mu_1 for fit in shared.windows])
-    mu_s = shared.twin([fit.mu_s for fit in fits])
-    left = mu_1.mean.target - mu_s.mean.target
-    loss_0, loss_1 = sample.loss
+    """Numerator of v_Y for a subset of players.
 
-    def mean(parts: Sequence[Floats | None], side: int) -> Floats | None:
-        known = [part for part in parts if part is not None]
-        return None if not known else np.mean(twin_of(shared.folds[side], known), axis=0)
-
+    The source risk is that of one window. Given this risk the target is fitted on both windows, so that their products
+    are free of the variance of these fits. What an error of the risk does is a curve: its slope at the risk of the one
+    window, removed alone, would take out its square twice; the slope at that of the other window, which is
+    independent, not at all. The mean of both removes it (the trapezoidal rule).
+    """
+    columns, fits = sample.columns(member), shared.windows
+    beside = [fits[(j + len(fits) // 2) % len(fits)] for j in range(len(fits))]
+    same, cross = (
+        [_given_risk(sample, families, fit, rows.train[1], columns, n_bins) for fit, rows in zip(fits, of, strict=True)]
+        for of in (fits, beside)
+    )
+    (one, other), (two, _) = (_at_rows(shared.folds, given) for given in (same, cross))
+    known = _average(one, two)
+    mu_1 = shared.twin([fit.mu_1 for fit in fits])
     if sample.table is None or sample.labels is None:
-        target = loss_level_rows(loss_1, mu_1.mean.target, mu_s.mean.target)
-        slope = mean([fit.slopes[0] for fit in fits], 0)
-        coefficients = [-2 * (mu_1.mean.source - mu_s.mean.source) * slope]
-        outcomes = loss_0[:, None]
+        p_1 = None
+        target = loss_level_rows(sample.loss.target, mu_1.mean.target, known.mu_s.target)
+        outcomes = sample.loss.source[:, None]
     else:
         table, labels = sample.table, sample.labels
-        p_1 = shared.twin([fit.p_1 for fit in shared.windows if fit.p_1 is not None]).mean
-        p_s = shared.twin([fit.p_s for fit in fits if fit.p_s is not None]).mean
-        gain = [mean([None if fit.gain is None else fit.gain[side] for fit in fits], side) for side in (0, 1)]
-        target = outcome_rows(table.target, labels[1], mu_1.mean.target, p_s.target, gain[1])
+        p_1 = shared.twin([fit.p_1 for fit in fits if fit.p_1 is not None]).mean.source
+        gain = None if known.gain is None else known.gain.target
+        target = outcome_rows(table.target, labels[1], mu_1.mean.target, _there(known.p_s).target, gain)
         outcomes = (labels[0][:, None] == np.arange(1, table.source.shape[1])).astype(np.float64)
-        coefficients = [
-            risk_coefficient(
-                table.source,
-                mu_1.mean.source,
-                p_1.source,
-                p_s.source,
-                mean([fit.slopes[k] for fit in fits], 0),
-                gain[0],
-                mean([fit.gain_slopes[k] for fit in fits], 0),
-            )
-            for k in range(outcomes.shape[1])
-        ]
-    weight = sample.weights(0, slice(None))
-    source = sum(
-        risk_rows(shared.ratios.x, coefficient, outcomes[:, k] - shared.risk.source[:, k], weight)
-        for k, coefficient in enumerate(coefficients)
-    )
-    noise = split_noise(*(half.target for half in mu_1)) - split_noise(*(half.target for half in mu_s))
-    return _without_noise(sample, Rows(source, target), left, noise)
+    risk = twin_of(shared.folds[0], [fit.risk.source for fit in fits])[0]
+    weight, source = sample.weights(0, slice(None)), np.zeros(sample.sizes[0])
+    for k in range(outcomes.shape[1]):
+        near, far = (_coefficient(sample, mu_1.mean.source, p_1, given, k) for given in (known, other))
+        source += risk_rows(shared.ratios.x, (near + far) / 2, outcomes[:, k] - risk[:, k], weight)
+    noise = split_noise(*(half.target for half in mu_1)) - split_noise(one.mu_s.target, two.mu_s.target)
+    return _without_noise(sample, Rows(source, target), mu_1.mean.target - known.mu_s.target, noise)
+
+
+def _coefficient(sample: Sample, mu_1: Floats, p_1: Floats | None, given: _GivenRisk, k: int) -> Floats:
+    """How the numerator answers to the k-th source risk, at the source rows."""
+    if sample.table is None or p_1 is None:
+        return np.asarray(-2 * (mu_1 - given.mu_s.source) * given.slopes[k])
+    gain, gain_slope = (None, None) if given.gain is None else (given.gain.source, given.gain_slopes[k])
+    chances = _there(given.p_s).source
+    return risk_coefficient(sample.table.source, mu_1, p_1, chances, given.slopes[k], gain, gain_slope)
+
+
+def _there(rows: Rows | None) -> Rows:
+    if rows is None:
+        raise ValueError("probabilities of labels are not known where rows have no labels")
+    return rows
 
 
 def _without_noise(sample: Sample, rows: Rows, left: Floats, noise: Floats) -> Piece:
@@ -367,25 +353,74 @@ def _without_noise(sample: Sample, rows: Rows, left: Floats, noise: Floats) -> P
 
 
 class _GivenRisk(NamedTuple):
-    """Fits of one window given A = (w, z_s, binned source risk), at every row.
+    """What is expected given A = (w, z_s, binned source risk).
 
     Attributes:
         mu_s: Expected loss given A, in the target.
-        p_s: Probabilities of the labels given A; None without labels.
         slopes: Derivatives of p_s (or mu_s) by every source risk, at the source rows.
+        p_s: Probabilities of the labels given A; None without labels.
         gain: g of :func:`~explain.functional.values.outcome_rows`; None where it is constant.
-        gain_slopes: Its derivatives, None likewise.
+        gain_slopes: Its derivatives.
     """
 
     mu_s: Rows
-    p_s: Rows | None
     slopes: list[Floats]
-    gain: Rows | None
-    gain_slopes: list[Floats | None]
+    p_s: Rows | None = None
+    gain: Rows | None = None
+    gain_slopes: Sequence[Floats] = ()
 
 
-def _given_risk(sample: Sample, families: Families, fit: Window, risk: Rows, columns: Codes, n_bins: int) -> _GivenRisk:
-    """Fit what an outcome shift that only a subset knows would be."""
+def _at_rows(folds: Train, fits: Sequence[_GivenRisk]) -> tuple[_GivenRisk, _GivenRisk]:
+    """Fits of windows, brought to the two windows of every row."""
+
+    def rows(parts: Sequence[Rows | None]) -> tuple[Rows | None, Rows | None]:
+        known = [part for part in parts if part is not None]
+        first, second = _twin(folds, known) if known else (None, None)
+        return first, second
+
+    def lists(parts: Sequence[Sequence[Floats]]) -> list[list[Floats]]:
+        found = [twin_of(folds[0], several) for several in zip(*parts, strict=True)]
+        return [[pair[half] for pair in found] for half in (0, 1)]
+
+    mu_s, p_s = _twin(folds, [fit.mu_s for fit in fits]), rows([fit.p_s for fit in fits])
+    gain, slopes = rows([fit.gain for fit in fits]), lists([fit.slopes for fit in fits])
+    gain_slopes = lists([fit.gain_slopes for fit in fits])
+    first, second = (_GivenRisk(mu_s[h], slopes[h], p_s[h], gain[h], gain_slopes[h]) for h in (0, 1))
+    return first, second
+
+
+def _average(one: _GivenRisk, two: _GivenRisk) -> _GivenRisk:
+    """The mean of two fits given the same risk."""
+
+    def mean(a: Rows | None, b: Rows | None) -> Rows | None:
+        return None if a is None or b is None else Twin(a, b).mean
+
+    def means(a: Sequence[Floats], b: Sequence[Floats]) -> list[Floats]:
+        return [(x + y) / 2 for x, y in zip(a, b, strict=True)]
+
+    return _GivenRisk(
+        Twin(one.mu_s, two.mu_s).mean,
+        means(one.slopes, two.slopes),
+        mean(one.p_s, two.p_s),
+        mean(one.gain, two.gain),
+        means(one.gain_slopes, two.gain_slopes),
+    )
+
+
+def _given_risk(
+    sample: Sample, families: Families, fit: Window, seen: Codes, columns: Codes, n_bins: int
+) -> _GivenRisk:
+    """Fit what an outcome shift that only a subset knows would be.
+
+    Args:
+        sample: The data.
+        families: Learners.
+        fit: The window whose source risk is known.
+        seen: Target rows to learn from.
+        columns: Baseline and members.
+        n_bins: Bins of the source risk.
+    """
+    risk = fit.risk
     bins = _bins(sample, risk, n_bins)
     width = risk.target.shape[1]
     categorical = np.concatenate([sample.categorical[columns], np.zeros(width, dtype=bool)])
@@ -396,15 +431,13 @@ def _given_risk(sample: Sample, families: Families, fit: Window, risk: Rows, col
         return np.column_stack([sample.features[domain][rows][:, columns], *parts])
 
     def slope(predict: Callable[[Floats], Floats], k: int) -> Floats:
-        moved = (predict(given(0, shifted=k, by=by)) for by in (-1, 1))
-        return bins.slope(risk.source[:, k], *moved)
+        below, above = (predict(given(0, shifted=k, by=by)) for by in (-1, 1))
+        return bins.slope(risk.source[:, k], below, above)
 
-    seen = fit.train[1]
     weight = sample.weights(1, seen)
-    if sample.table is None or sample.labels is None or fit.p_1 is None:
+    if sample.table is None or sample.labels is None:
         regressor = families.loss.fit_regressor(given(1, seen), sample.loss.target[seen], categorical, weight)
-        mu_s = Rows(*(regressor.predict(given(side)) for side in (0, 1)))
-        return _GivenRisk(mu_s, None, [slope(regressor.predict, 0)], None, [None])
+        return _GivenRisk(Rows(*(regressor.predict(given(side)) for side in (0, 1))), [slope(regressor.predict, 0)])
     model = families.outcome.fit_classifier(given(1, seen), sample.labels[1][seen], categorical, weight)
 
     def chances(A: Floats) -> Floats:
@@ -415,11 +448,11 @@ def _given_risk(sample: Sample, families: Families, fit: Window, risk: Rows, col
     slopes = [slope(chances, k) for k in range(width)]
     table = sample.table.target
     if _constant_difference(table):
-        return _GivenRisk(mu_s, p_s, slopes, None, [None] * width)
+        return _GivenRisk(mu_s, slopes, p_s)
     outcomes = (fit.mu_1.target - mu_s.target)[:, None] * (table[:, 1:] - table[:, :1])
     gains = _several(families.loss, given(1, seen), outcomes[seen], categorical, weight)
     gain = Rows(*(gains(given(side)) for side in (0, 1)))
-    return _GivenRisk(mu_s, p_s, slopes, gain, [slope(gains, k) for k in range(width)])
+    return _GivenRisk(mu_s, slopes, p_s, gain, [slope(gains, k) for k in range(width)])
 
 
 def _several(

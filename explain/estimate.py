@@ -18,7 +18,6 @@ from explain.crossfit import (
     denominator_piece,
     expectation_piece,
     fit_ratio,
-    fit_risk,
     fit_window,
     outcome_piece,
     windows,
@@ -90,7 +89,7 @@ def estimate(
         held = (everything, sample.baseline)
         ratios = Ratios(*parallel(delayed(fit_ratio)(sample, families.density, folds, columns) for columns in held))
         fits = parallel(delayed(fit_window)(sample, families, ratios, train) for train in windows(folds))
-        shared = Shared(folds, fits, ratios, fit_risk(sample, families, folds))
+        shared = Shared(folds, fits, ratios)
         covariate = parallel(delayed(covariate_piece)(sample, families, shared, mask) for mask in partial)
         outcome = parallel(delayed(outcome_piece)(sample, families, shared, mask, n_bins) for mask in partial)
 
