@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
@@ -62,7 +60,7 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
     def __init__(self, curve: float = 1.0) -> None:
         self.curve = curve
 
-    def fit(self, X: Floats, y: Any = None, sample_weight: Floats | None = None) -> Quadratic:
+    def fit(self, X: Floats, y: object = None, sample_weight: Floats | None = None) -> Quadratic:
         """Learn scales, and which products to take."""
         weight = np.full(len(X), 1 / len(X)) if sample_weight is None else sample_weight / sample_weight.sum()
         self.dummy_ = ((X == 0) | (X == 1)).all(0)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,11 +43,11 @@ _BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "proving", "twin
 
 
 def save(
-    twin: Any,
+    twin: object,
     folder: str | Path,
     *,
-    tokenizer: Any = None,
-    card: Mapping[str, Any] | None = None,
+    tokenizer: object = None,
+    card: Mapping[str, object] | None = None,
     texts: Mapping[str, str] | None = None,
     labels: Mapping[str, list[str]] | None = None,
     overwrite: bool = False,
@@ -127,7 +127,7 @@ def _save_shared(twin: Any, out: Path, max_shard_size: str) -> str:
     return type(model).__name__
 
 
-def _classes(auto: Any, config: Any) -> tuple[type, ...]:
+def _classes(auto: Any, config: object) -> tuple[type, ...]:
     mapping = auto._model_mapping
     found = mapping.get(type(config), ())
     return tuple(found) if isinstance(found, list | tuple) else (found,)
@@ -244,7 +244,7 @@ def verify(folder: str | Path) -> None:
             )
 
 
-def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **options: Any) -> Any:
+def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **options: object) -> Any:
     """Load a twin folder with this package's own code; no code of the folder is run.
 
     Args:
@@ -288,14 +288,15 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **opti
     return twin if mode == "routed" else densify(twin, {task: 1.0})
 
 
-def _stock_model(root: Path, options: Mapping[str, Any]) -> Any:
+def _stock_model(root: Path, options: Mapping[str, object]) -> Any:
     inspect_checkpoint(root)  # headers first: they say best what is wrong
     named = read_json(root / "config.json").get("auto_map", {})
     named = {entry.rpartition(".")[2] for entry in named.values()}
     auto = next((c.auto for c in LOADERS if c.__name__ in named), None)
     if auto is None:
         raise CheckpointError(f"{root / 'config.json'} does not name a twin class; copy the twin folder again.")
-    model, report = auto.from_pretrained(root, trust_remote_code=False, output_loading_info=True, **options)
+    load = cast("Callable[..., tuple[nn.Module, Mapping[str, Collection[object]]]]", auto.from_pretrained)
+    model, report = load(root, trust_remote_code=False, output_loading_info=True, **options)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             raise CheckpointError(

@@ -51,7 +51,7 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 def attach_experts(
-    model: nn.Module, mixture: Mixture, experts: Sequence[Mapping[str, Any]], traced: Traced | None = None
+    model: nn.Module, mixture: Mixture, experts: Sequence[Mapping[str, object]], traced: Traced | None = None
 ) -> None:
     """Route every module that one of the experts changes, in place; names and differences as in `attach`.
 
@@ -69,7 +69,7 @@ def attach_experts(
     for name, parameter in (*model.named_parameters(remove_duplicate=False), *statistics(model).items()):
         aliases.setdefault(id(parameter), []).append(name)
     tied = {name: names for names in aliases.values() for name in names}
-    given: dict[str, list[Any]] = {}
+    given: dict[str, list[object]] = {}
     for name in sorted({n for expert in experts for n in expert}):
         if name not in tied:
             raise ValueError(f"the experts change parameter '{name}', which {type(model).__name__} does not have.")
@@ -79,7 +79,7 @@ def attach_experts(
     layouts: dict[str, Layout | str] = {}
     if traced is not None:
         layouts = _fit(model, wanted, traced)
-    units: dict[str, dict[str, list[Any]]] = {}
+    units: dict[str, dict[str, list[object]]] = {}
     for name, places in wanted.items():
         # A module that only passes a tied parameter on to one inside it leaves the routing to that one.
         places[:] = [p for p in places if not any(q[0].startswith(f"{p[0]}.") for q in places)]
@@ -219,7 +219,7 @@ def layer_kind(module: nn.Module) -> type[RoutedLayer]:
     return RoutedNorm if rms_epsilon(module) is not None else RoutedAny
 
 
-def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, Sequence[Any]]) -> Any:
+def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, Sequence[object]]) -> Any:
     """Turn a stock module into its routed kind, in place: same parameters and names, still an instance of its class.
 
     Args:
@@ -236,7 +236,7 @@ def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, 
             "routed; load the model without it."
         )
     stock = {name: stored(module, name) for name in differences}
-    kind: Any = layer_kind(module)
+    kind: object = layer_kind(module)
     if not set(differences) <= {
         "weight",
         "bias",

@@ -82,7 +82,7 @@ def _own_card(where: Path) -> dict[str, Any] | None:
     """expert.json of the finetune recipe, where its head stands beside it."""
     if not (where / "expert.json").is_file():
         return None
-    card: Any = read_json(where / "expert.json")
+    card: object = read_json(where / "expert.json")
     if not isinstance(card, dict) or not isinstance(card.get("labels"), list):
         raise CheckpointError(f"{where / 'expert.json'} does not list the labels; make the expert again.")
     return card
@@ -177,7 +177,7 @@ def _architecture(found: Checkpoint) -> Any:
 
 
 def _taken(
-    original: Any, found: Checkpoint, model: nn.Module, card: Any, labels: list[str] | None, line: str
+    original: Any, found: Checkpoint, model: nn.Module, card: object, labels: list[str] | None, line: str
 ) -> Expert:
     where = found.folder
     for name, value in original.named_parameters():
@@ -230,7 +230,7 @@ def _holding(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[Any]:
     yield made
 
 
-def _head(original: Any, where: Path, card: Any) -> tuple[Head | None, set[str]]:
+def _head(original: object, where: Path, card: Any) -> tuple[Head | None, set[str]]:
     if card is not None and (where / "head.safetensors").is_file():
         if lacking := sorted({"pooling", "layer_norm"} - card.keys()):
             raise CheckpointError(f"{where} does not say {lacking[0]} of its head; make the expert again.")
@@ -246,7 +246,7 @@ def _head(original: Any, where: Path, card: Any) -> tuple[Head | None, set[str]]
         raise CheckpointError(f"{where}: {error}") from error
 
 
-def _has_head(model: Any) -> bool:
+def _has_head(model: object) -> bool:
     return type(model).__name__.endswith("Classification")
 
 

@@ -85,11 +85,11 @@ def two_inputs(inputs: Mapping[str, Any], main: str) -> dict[str, Any] | None:
 
 def shadow(model: Any) -> Any:
     """A copy in eval mode that shares the parameters: what a forward changes in the model itself is not kept."""
-    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
+    memo: dict[int, object] = {id(p): p for p in model.parameters()}
     return copy.deepcopy(model, memo).eval()
 
 
-def trace(model: Any, run: Run, inputs: Mapping[str, Any], names: Iterable[str]) -> dict[str, Layout | str]:
+def trace(model: Any, run: Run, inputs: Mapping[str, object], names: Iterable[str]) -> dict[str, Layout | str]:
     """The layout of every named module that the forward reaches, or the reason why it has none.
 
     Args:
@@ -111,12 +111,12 @@ def trace(model: Any, run: Run, inputs: Mapping[str, Any], names: Iterable[str])
     return {name: _layout(calls, [part.get(name, []) for part in parts]) for name, calls in whole.items()}
 
 
-def _calls(double: Any, run: Run, inputs: Mapping[str, Any], wanted: set[str]) -> Calls:
+def _calls(double: Any, run: Run, inputs: Mapping[str, object], wanted: set[str]) -> Calls:
     calls: Calls = {}
     hooks = []
 
     def recorder(name: str) -> Any:
-        def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def record(module: nn.Module, args: object, kwargs: object, output: Any) -> None:
             calls.setdefault(name, []).append((_tensors((args, kwargs)), _tensors(output)))
 
         return record
@@ -133,7 +133,7 @@ def _calls(double: Any, run: Run, inputs: Mapping[str, Any], wanted: set[str]) -
     return calls
 
 
-def _tensors(tree: Any) -> dict[str, Any]:
+def _tensors(tree: object) -> dict[str, Any]:
     return {keystr(path): leaf for path, leaf in tree_flatten_with_path(tree)[0] if isinstance(leaf, Tensor)}
 
 
@@ -164,7 +164,7 @@ def _layout(whole: list[Any], parts: list[list[Any]]) -> Layout | str:
     return joined if joined is not None else "it is never called"
 
 
-def escaping(model: Any, run: Run, inputs: Mapping[str, Any], units: Mapping[str, Iterable[str]]) -> set[str]:
+def escaping(model: object, run: Run, inputs: Mapping[str, object], units: Mapping[str, Iterable[str]]) -> set[str]:
     """Parameters that a forward reads past the modules that are to be routed for them.
 
     Every unit is run with detached copies of its parameters; what still reaches the output by gradient escapes.
@@ -203,7 +203,7 @@ def escaping(model: Any, run: Run, inputs: Mapping[str, Any], units: Mapping[str
     return {name for name, grad in zip(changed, grads, strict=True) if grad is not None}
 
 
-def _detached(module: nn.Module, leaves: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+def _detached(module: nn.Module, leaves: tuple[str, ...], *args: object, **kwargs: object) -> Any:
     values = {leaf: stored(module, leaf).detach() for leaf in leaves}
     made = replica(module, values, type(module))
     del made.__dict__["forward"]

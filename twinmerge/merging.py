@@ -19,7 +19,9 @@ State = Mapping[str, Tensor]
 Method = str | Callable[..., dict[str, Tensor]]
 
 
-def shared_expert(model: nn.Module, experts: Mapping[str, State], method: Method, **options: Any) -> dict[str, Tensor]:
+def shared_expert(
+    model: nn.Module, experts: Mapping[str, State], method: Method, **options: object
+) -> dict[str, Tensor]:
     """Parameters of the shared expert by a static method.
 
     Args:
@@ -88,7 +90,7 @@ def merge(
     *,
     rank: Mapping[str, Any],
     dense: str | None = None,
-    **options: Any,
+    **options: object,
 ) -> tuple[Any, Exclusive]:
     """Twin-Merging of full fine-tunes, without its router.
 

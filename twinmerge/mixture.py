@@ -132,7 +132,7 @@ def cached_length(kwargs: Mapping[str, Any]) -> int:
     return max((int(c.get_seq_length()) if hasattr(c, "get_seq_length") else 1 for c in caches), default=0)
 
 
-def remember(output: Any, kwargs: Mapping[str, Any], weights: Tensor) -> Any:
+def remember(output: object, kwargs: Mapping[str, object], weights: Tensor) -> Any:
     """Write the mixture on the caches that a forward filled, so that a later turn can hold it."""
     parts = output if isinstance(output, Mapping) else dict(enumerate(output)) if isinstance(output, tuple) else {}
     for cache in caches_in(kwargs, parts):

@@ -44,7 +44,7 @@ def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, 
         key.removeprefix("base_model.model."): value
         for key, value in load_file(folder / "adapter_model.safetensors").items()
     }
-    differences: dict[str, Any] = {}
+    differences: dict[str, object] = {}
     for module in config["modules_to_save"] or ():
         names = [name for name in shared if name.startswith(f"{module}.")]
         if missing := [name for name in names if name not in left] or not names:
@@ -124,11 +124,11 @@ class _Loader:
     auto: Any = None
 
     @classmethod
-    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+    def register_for_auto_class(cls, auto_class: object = None) -> None:
         """Nothing to register: the folder names this file already."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> Any:
         """Load the shared expert with the stock class and put the folder's routing over it."""
         folder = Path(path)
         if not folder.is_dir():
@@ -182,7 +182,7 @@ class TwinClassifier(TwinModel):
     """`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` of a twin with heads."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> Any:
         """The routed model that answers with its heads; `head="<task>"` among the options asks one question only."""
         head = kwargs.pop("head", None)
         return as_classifier(super().from_pretrained(path, *args, config=config, **kwargs), head)
@@ -216,10 +216,13 @@ def as_classifier(twin: Any, head: str | None = None) -> Any:
 @cache
 def _classifier_class(twin: Any) -> Any:
     def forward(
-        self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any
+        self: Any, input_ids: object = None, attention_mask: object = None, labels: Any = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
         if self.mixture.weights is not None:
-            return super(type(self), self).forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            made: SequenceClassifierOutput = super(type(self), self).forward(
+                input_ids=input_ids, attention_mask=attention_mask, **kwargs
+            )
+            return made
         kwargs.pop("return_dict", None)
         head = kwargs.pop("head", self.answering[0] if len(self.answering) == 1 else None)
         out = self.classify(input_ids, attention_mask, head, **kwargs)

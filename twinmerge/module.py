@@ -65,7 +65,7 @@ def fixed_head(width: int, labels: int, seed: int) -> Head:
     return head.requires_grad_(False)
 
 
-class FinetuneModule(lightning.LightningModule):  # type: ignore[misc]
+class FinetuneModule(lightning.LightningModule):
     """Fine-tune one model on one task, in full or by LoRA, with AdamW, linear warm-up and linear decay.
 
     Logged: `train/loss`, `validation/loss`, `validation/<metric>` and `validation/score` (their mean); `test/` alike.

@@ -25,13 +25,13 @@ def merge_folders(
     folders: Mapping[str, str | Path],
     *,
     method: str = "task_arithmetic",
-    rank: Mapping[str, Any] | None = None,
+    rank: Mapping[str, object] | None = None,
     router: str | Router | None = None,
     texts: Mapping[str, Sequence[str]] | None = None,
     vocabulary: str = "strict",
     labels: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
-    **options: Any,
+    **options: object,
 ) -> Any:
     """Merge folders that plain transformers or PEFT wrote into a routed twin.
 
@@ -163,8 +163,15 @@ def router_from_texts(twin: Any, kind: str, tokenizer: Any, texts: Mapping[str, 
         torch.manual_seed(seed)
         module = RouterModule(x.shape[1], len(twin.tasks), kind=kind)
         module.router.standardise(x)
-        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-        trainer = lightning.Trainer(max_epochs=30, accelerator="cpu", devices=1, **quiet)
+        trainer = lightning.Trainer(
+            max_epochs=30,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(module, datamodule=FeatureDataModule((x, y), (held_x, held_y), seed=seed))
         router = module.router.eval()
     router.temperature = fit_temperature(router, held_x, held_y)

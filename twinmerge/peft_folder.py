@@ -54,7 +54,7 @@ def write_expert(twin: Any, index: int, folder: Path) -> dict[str, int]:
     ranks = {name: _lora_rank(module, index) for name, module in lora.items()}
     rank = max(ranks.values(), default=1)
     pattern = {f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank}
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "peft_type": "LORA",
         "base_model_name_or_path": "../..",
         "task_type": None,

@@ -272,13 +272,13 @@ class RoutedAny(RoutedLayer):
             mixed[name] = torch.einsum("t,t...mr,t...rn->...mn", row.to(up), up, self.experts_downs[name])
         return {name.replace("/", "."): value for name, value in mixed.items()}
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         """Stock forward without a mixture."""
         if self.mixture.weights is None:
             return super(RoutedLayer, self).forward(*args, **kwargs)
         return self.routed(*args, **kwargs)
 
-    def routed(self, *args: Any, **kwargs: Any) -> Any:
+    def routed(self, *args: object, **kwargs: object) -> Any:
         """Any call whose tensors can be taken apart by inputs.
 
         Raises:
@@ -310,7 +310,7 @@ class RoutedAny(RoutedLayer):
 
         return tree_map_with_path(joined, *outputs)
 
-    def _dimension(self, place: str, leaf: Any, found: list[tuple[Any, Any]]) -> int | None:
+    def _dimension(self, place: str, leaf: object, found: list[tuple[Any, Any]]) -> int | None:
         """The dimension of an argument along which the inputs lie."""
         tensors = [t for _, t in found if isinstance(t, Tensor) and t.dim()]
         if "Cache" in type(leaf).__name__ or not tensors:

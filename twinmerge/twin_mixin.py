@@ -71,13 +71,15 @@ class TwinMixin:
     def __reduce__(self) -> Any:  # the class is made at run time, so pickle must be told how
         return _blank_twin, (type(self).__bases__[1],), self.__dict__
 
-    def route(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def route(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor:
         """The mixture of each input, from the input alone: shape (batch, tasks), rows summing to 1."""
         if self.router is None:
             raise ValueError("this twin has no router; pass router_weights of shape (batch, tasks), or train a router.")
         return self.router.weights(self.features(input_ids, attention_mask, **kwargs))
 
-    def features(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def features(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: object
+    ) -> Tensor:
         """Router features: masked mean of the shared expert's last hidden state, shape (batch, width), float32.
 
         With `router_reads` of `all`, the masked means of every layer's hidden states: (batch, (layers + 1) * width).
@@ -93,11 +95,11 @@ class TwinMixin:
             states = self._states(input_ids, attention_mask, output_hidden_states=True, **kwargs).hidden_states
         return torch.cat([masked_mean(state, attention_mask) for state in states], dim=-1)
 
-    def _hidden(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+    def _hidden(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: object) -> Tensor:
         """Last hidden state of the model's body (of the encoder, where there is one) under the mixture in use."""
         return cast(Tensor, self._states(inputs, attention_mask, **kwargs)[0])
 
-    def _states(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+    def _states(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: object) -> Any:
         """What the model's body returns."""
         model = cast(Any, self)
         if inputs is not None:
@@ -119,7 +121,7 @@ class TwinMixin:
         body = _body(model)
         return (super().forward if body is self else body)(**kwargs)  # type: ignore[misc]
 
-    def routed_forward(self, *args: Any, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
+    def routed_forward(self, *args: object, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """The stock forward under this batch's mixture; inside `generate` the prompt's mixture is held.
 
         Raises:
@@ -138,11 +140,11 @@ class TwinMixin:
         with self.mixture.use(weights):
             return remember(super().forward(**kwargs), kwargs, weights)  # type: ignore[misc]
 
-    def stock_forward(self, **kwargs: Any) -> Any:
+    def stock_forward(self, **kwargs: object) -> Any:
         """The stock forward under whatever mixture is in use, no router asked."""
         return super().forward(**kwargs)  # type: ignore[misc]
 
-    def _side(self, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _side(self, kwargs: Mapping[str, object]) -> dict[str, Tensor]:
         """What the router sees beside the main input and its mask: every tensor that the model's body takes.
 
         Raises:
@@ -155,7 +157,7 @@ class TwinMixin:
         main = (cast(Any, self).main_input_name, "attention_mask", "cache_position")
         return {k: v for k, v in tensors.items() if k in self._accepted and k not in main}
 
-    def _continued(self, weights: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    def _continued(self, weights: Tensor, kwargs: Mapping[str, object]) -> Tensor:
         """The weights, when no kept cache was filled under others."""
         for kept in caches_in(kwargs):
             held = getattr(kept, "twin_weights", None)
@@ -170,7 +172,7 @@ class TwinMixin:
                 )
         return weights
 
-    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: Any) -> None:
+    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: object) -> None:
         """Find out, once for inputs of these names, where the rows of a batch lie in every routed module.
 
         Raises:
@@ -227,7 +229,7 @@ class TwinMixin:
         with self.mixture.use(weights):
             return super().generate(inputs, **kwargs)  # type: ignore[misc]
 
-    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+    def generate_batch(self, *args: object, **kwargs: object) -> Any:
         """Refused: continuous batching packs the tokens of several prompts into one row, which has one mixture.
 
         Raises:
@@ -246,7 +248,7 @@ class TwinMixin:
         attention_mask: Tensor | None = None,
         head: str | Sequence[str] | None = None,
         router_weights: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> TwinOutput:
         """Routed encoder, then a task head.
 
@@ -303,7 +305,7 @@ class TwinMixin:
             parameter.requires_grad_(part in parts)
         return self
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, *args: object, **kwargs: object) -> None:
         """Refused: the stock method would write the experts into a folder that nothing reads.
 
         Raises:
@@ -312,7 +314,7 @@ class TwinMixin:
         raise ValueError("a twin is not saved by save_pretrained; use twinmerge.save(twin, folder).")
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
+        self, enable: bool = True, gradient_checkpointing_func: object = checkpoint, **kwargs: object
     ) -> None:
         # Layers are computed again in the backward pass, when the mixture of the forward is no longer in use.
         if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
@@ -321,7 +323,7 @@ class TwinMixin:
         super()._set_gradient_checkpointing(enable, held, **kwargs)  # type: ignore[misc]
 
 
-def _recomputed(mixture: Mixture, stock: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+def _recomputed(mixture: Mixture, stock: Any, function: Any, *args: object, **kwargs: object) -> Any:
     weights = mixture.weights
 
     def again(*inner: Any, **named: Any) -> Any:
@@ -381,7 +383,7 @@ def _body(model: Any) -> Any:
 
 @cache
 def _twin_class(stock: Any) -> Any:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: object, **kwargs: Any) -> Any:
         return TwinMixin.routed_forward(self, *args, **kwargs)
 
     # transformers asks the signature of forward which arguments a model takes (generate, Trainer, left padding).

@@ -102,7 +102,7 @@ def _cut(source: TaskSource, read: dict[str, Labelled]) -> dict[str, Labelled]:
     _refuse_few(source, read)
     if not missing:
         return read
-    first: dict[Text, tuple[Text, Any]] = {}
+    first: dict[Text, tuple[Text, object]] = {}
     for text, label in read["train"]:
         first.setdefault(text_key(text), (text, label))
     train = list(first.values())

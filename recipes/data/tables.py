@@ -66,7 +66,7 @@ def read_splits(source: TaskSource) -> tuple[dict[str, list[tuple[Text, Any]]], 
     """
     if source.source == "hub":
         return _read_hub(source)
-    rows: dict[str, list[tuple[Text, Any]]] = {}
+    rows: dict[str, list[tuple[Text, object]]] = {}
     for split, files in split_files(source).items():
         rows[split] = []
         for file in files:
@@ -98,7 +98,7 @@ def _read_file(source: TaskSource, file: Path) -> Any:
 def _read_hub(source: TaskSource) -> tuple[dict[str, list[tuple[Text, Any]]], tuple[str, ...]]:
     import datasets
 
-    rows: dict[str, list[tuple[Text, Any]]] = {}
+    rows: dict[str, list[tuple[Text, object]]] = {}
     names: tuple[str, ...] = ()
     for split, name in _wanted(source).items():
         where = f"{source.path}{f'/{source.subset}' if source.subset else ''}[{name}]"
@@ -127,7 +127,7 @@ def _need_columns(source: TaskSource, where: str, present: list[str]) -> None:
 
 
 def _rows(source: TaskSource, where: str, columns: dict[str, list[Any]]) -> list[tuple[Text, Any]]:
-    rows: list[tuple[Text, Any]] = []
+    rows: list[tuple[Text, object]] = []
     texts = zip(*(columns[name] for name in source.text), strict=True)
     for number, (values, label) in enumerate(zip(texts, columns[source.label], strict=True), start=1):
         at = f"task {source.name!r}: {where}, row {number}"

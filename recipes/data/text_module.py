@@ -72,7 +72,7 @@ class _Rows(Dataset[Row]):
         return self.rows[index]
 
 
-class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
+class MixedTextDataModule(LightningDataModule):
     """All tasks' rows shuffled together; every row carries the index of its task.
 
     Batches hold ``input_ids``, ``attention_mask``, ``token_type_ids`` where the tokenizer makes them, ``labels`` and

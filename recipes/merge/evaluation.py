@@ -60,7 +60,7 @@ class Scores:
         return {t: (self.tasks[t] - base.tasks[t]) / gap for t, gap in gaps.items() if gap >= 0.02}
 
 
-def evaluation_device(accelerator: Any) -> torch.device:
+def evaluation_device(accelerator: object) -> torch.device:
     """Where merged models are scored: on a CUDA device, unless there is none or the recipe's Trainer is on the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
@@ -75,7 +75,7 @@ def in_precision(precision: str, device: torch.device | str, forward: Callable[.
     """
     kind = torch.device(device).type
 
-    def run(*arguments: Any, **named: Any) -> Any:
+    def run(*arguments: object, **named: object) -> Any:
         with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
             return forward(*arguments, **named)
 

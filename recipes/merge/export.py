@@ -108,7 +108,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         _from_checkpoint(recipe, module, folder)
 
 
-def _dense(recipe: Recipe, twin: Any, folder: RunFolder) -> None:
+def _dense(recipe: Recipe, twin: object, folder: RunFolder) -> None:
     from transformers import AutoTokenizer
 
     from twinmerge.artefact import densify, whole_folder

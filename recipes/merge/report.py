@@ -76,7 +76,7 @@ def _weights(folder: Path) -> int:
 
 
 def finish(
-    folder: RunFolder, outcome: dict[str, Any], residuals: Mapping[str, Mapping[str, float]], confusion: Any
+    folder: RunFolder, outcome: dict[str, Any], residuals: Mapping[str, Mapping[str, float]], confusion: object
 ) -> None:
     """Write figures, tables, report.html and result.json."""
     table = [

@@ -30,7 +30,7 @@ def check_routable(base: str, frozen: tuple[str, ...], error: type[Exception]) -
     hush_libraries()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModel.from_config(small_config(AutoConfig.from_pretrained(where)))
+        model = AutoModel.from_config(small_config(AutoConfig.from_pretrained(where)))  # type: ignore[no-untyped-call]
     try:
         worst = preflight(model, frozen)
     except ValueError as refused:
