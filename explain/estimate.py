@@ -17,15 +17,14 @@ from explain.crossfit import (
     covariate_piece,
     denominator_piece,
     expectation_piece,
-    fit_ratio,
     fit_window,
-    outcome_piece,
-    windows,
 )
 from explain.data import Codes, Sample
 from explain.functional.intervals import covariance, critical, fieller, ratio_terms, wald
 from explain.functional.rows import Floats, Rows, mean, stack
 from explain.nuisances import Families
+from explain.outcome_shift import outcome_piece
+from explain.windows import fit_ratio, windows
 
 Masks = NDArray[np.bool_]
 

@@ -9,7 +9,6 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from explain.assemble import assemble, nothing_to_explain
-from explain.crossfit import domain_probability
 from explain.data import Codes, Columns, Sample, make_sample
 from explain.errors import ExplainError, check_options
 from explain.estimate import estimate
@@ -22,6 +21,7 @@ from explain.nuisances import Families, Learners, candidates, choose_families
 from explain.outcomes import Losses, read_losses
 from explain.report import GapReport, Mode
 from explain.tables import DOMAINS, Frames, as_frame, resolve_groups
+from explain.windows import domain_probability
 from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Whole
 
 LOSSES = (*FINITE_LOSSES, "squared", "given")
@@ -254,8 +254,8 @@ def usable_folds(sample: Sample, folds: int, domains: int = 2) -> int:
     counts = [len(np.unique(part)) for part in sample.clusters[:domains]]
     if min(counts) < 3:
         raise ExplainError(
-            f"the {DOMAINS[counts.index(min(counts))]} has {min(counts)} cluster{'s' * (min(counts) > 1)}, but three are "
-            "needed in each domain, to be predicted from two that are independent: name a finer cluster"
+            f"the {DOMAINS[counts.index(min(counts))]} has {min(counts)} cluster{'s' * (min(counts) > 1)}, but each "
+            "domain needs three, as a row is predicted from two others: name a finer cluster"
         )
     return odd(min(folds, min(counts) - 1 + min(counts) % 2))
 

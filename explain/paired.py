@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
 from explain.assemble import Detail
-from explain.crossfit import twin_of, windows
 from explain.data import Codes, Columns, Sample, make_sample
 from explain.errors import ExplainError, check_options
 from explain.estimate import Shares, make_shares
@@ -27,6 +26,7 @@ from explain.outcomes import Losses, read_losses
 from explain.report import GapReport
 from explain.tables import as_frame, read_weights, resolve_groups
 from explain.trust import judge
+from explain.windows import twin_of, windows
 from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Whole
 
 Named = Hashable | list[Hashable]

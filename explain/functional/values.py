@@ -200,7 +200,7 @@ def split_noise(first: Floats, second: Floats) -> Floats:
 
     .. math:: E[(\hat d_a - \hat d_b)^2] / 4 = Var(\hat d)
 
-    for any learner, as the two are independent and alike: the products :math:`\hat d_a \hat d_b` take the place of squares.
+    for any learner, as the two are independent and alike: products :math:`\hat d_a \hat d_b` take the place of squares.
 
     Args:
         first: Predictions of one fit, shape (n,).
