@@ -106,7 +106,7 @@ def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapRe
         return replace(report, loss=recipe.loss)
     options["baseline"] = recipe.baseline
     if recipe.mode == "gap-of-gaps":
-        del options["outcome"]  # a difference of losses is explained from the losses alone
+        del options["outcome"]  # always "loss": the schema refuses the other
         report = gap_of_gaps(*tables, models=(columns[0], columns[1]), **options)
         return replace(report, loss=recipe.loss)
     chosen = {"loss_column": columns[0]} if options["loss"] == "given" else {"prediction": columns[0]}
