@@ -27,7 +27,8 @@ class Moments:
         log: File that gets one line a moment: its kind and its path relative to the root.
         strike: Number of the moment to strike at, from 0; None for never.
         number: The signal.
-        keep: Folder that gets a copy of what is removed from `checkpoints/`, to compare it; None keeps nothing.
+        keep: Folder that gets a copy of the last checkpoint of each folder that is removed from `checkpoints/` when
+            its training is over, to compare it; None keeps nothing.
     """
 
     def __init__(self, root: Path, log: Path, strike: int | None, number: int, keep: Path | None) -> None:
@@ -55,7 +56,7 @@ class Moments:
         where = os.path.abspath(os.fsdecode(path))
         if not where.startswith(self._root) or "/tensorboard/" in where:
             return
-        if kind in ("rmtree", "remove") and self._keep is not None and "/checkpoints/" in where:
+        if kind == "rmtree" and self._keep is not None and "/checkpoints/" in where:
             self._busy = True
             _copy(Path(where), self._keep)
             self._busy = False
@@ -76,7 +77,7 @@ class Moments:
 
 
 def _copy(path: Path, keep: Path) -> None:
-    for file in [path] if path.is_file() else sorted(path.rglob("*.ckpt")):
+    for file in sorted(path.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns):
         target = keep / file.parent.name / "last.ckpt"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)

@@ -36,11 +36,19 @@ def contents(folder: Path) -> dict[str, Any]:
 
 def _content(file: Path) -> Any:
     if file.suffix == ".csv":
-        rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
-        # columns may come in another order; an empty cell is no cell
-        return [{key: cell for key, cell in row.items() if cell and not _is_clock(key)} for row in rows]
+        phases: dict[str, list[dict[str, str]]] = {}  # a phase that is tested again may write its row later
+        for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
+            # columns may come in another order; an empty cell is no cell
+            whole = {key: cell for key, cell in row.items() if cell and not _is_clock(key)}
+            phases.setdefault(whole.get("phase", ""), []).append(whole)
+        return phases
     if file.suffix == ".json":
-        return _timeless(json.loads(file.read_text(encoding="utf-8")))
+        content = _timeless(json.loads(file.read_text(encoding="utf-8")))
+        if file.name == "MANIFEST.json":
+            content.pop("result.json", None)  # it holds times, and is compared itself
+        if "target_modules" in content:
+            content["target_modules"].sort()  # PEFT writes a set
+        return content
     if file.suffix in (".ckpt", ".pt"):
         return _timeless(torch.load(file, map_location="cpu", weights_only=True))
     if file.suffix == ".npz":
@@ -56,14 +64,16 @@ def _is_clock(key: Any) -> bool:
 def _timeless(value: Any) -> Any:
     """The value without times and without paths, which say where a run was."""
     if isinstance(value, dict):
-        return {str(key): _timeless(item) for key, item in value.items() if not _is_clock(key)}
+        return {_placeless(str(key)): _timeless(item) for key, item in value.items() if not _is_clock(key)}
     if isinstance(value, list | tuple):
         return [_timeless(item) for item in value]
     if isinstance(value, torch.Tensor):
         return value
-    if isinstance(value, str) and "/" in value:
-        return Path(value).name
-    return value
+    return _placeless(value) if isinstance(value, str) else value
+
+
+def _placeless(text: str) -> str:
+    return Path(text).name if text.startswith("/") else text
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
