@@ -44,6 +44,12 @@ class Attempt:
     seconds: float
 
     @property
+    def struck(self) -> str:
+        """What was about to happen when it struck itself; else the last thing that happened."""
+        before = self.moments[: self.moments.index("struck")] if "struck" in self.moments else self.moments
+        return before[-1] if before else "the start"
+
+    @property
     def batches(self) -> int:
         """Batches it began."""
         return self.moments.count("batch")
@@ -51,7 +57,7 @@ class Attempt:
     def safe(self, *, killed: bool) -> int:
         """Batches that it had trained, at the last checkpoint that it put in place."""
         done = [i for i, what in enumerate(self.moments) if what.startswith("rename ") and what.endswith(".ckpt")]
-        done = [i for i in done if not (killed and i == len(self.moments) - 1)]
+        done = [i for i in done if not (killed and "struck" in self.moments[i + 1 : i + 2])]
         return self.moments[: done[-1]].count("batch") if done else 0
 
 
@@ -130,7 +136,7 @@ class Breaker:
             for _ in range(2 if draw.random() < 0.2 else 1):
                 plan = self._plan(draw, way, struck, unbroken)
                 attempts.append(self._attempt(variant, home, 0, resume=bool(attempts), **plan))
-            row["at"] = attempts[-1].moments[-1] if attempts[-1].moments else "the start"
+            row["at"] = attempts[-1].struck
             attempts.append(self._finish(variant, home, row))
         except Hung as hung:
             row |= {"lost": str(hung), "codes": [a.code for a in attempts], "unlike": [str(hung)], "untidy": ""}
@@ -175,7 +181,8 @@ class Breaker:
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
         if variant.fetches:
-            offer_wheel(home / "index")
+            if not (self._work / "index").is_dir():
+                offer_wheel(self._work / "index")
         else:
             self._ground.write(variant, home)
         return home
@@ -188,7 +195,7 @@ class Breaker:
         after, number = plan.pop("after", None), plan.pop("signal", signal.SIGKILL)
         request = {
             "program": PROGRAMS[variant.fetches],
-            "words": [str(home / "index")] if variant.fetches else words,
+            "words": [str(self._work / "index")] if variant.fetches else words,
             "cwd": str(home),
             "root": str(home),
             "out": str(home / "out.txt"),

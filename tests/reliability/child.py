@@ -70,6 +70,7 @@ class Moments:
         self._seen += 1
         if self._strike is not None and self._seen > self._strike:
             self._strike = None
+            os.write(self._log, b"struck\n")
             if self._number == signal.SIGINT:
                 os.killpg(0, self._number)  # as a terminal does: to the workers too
             else:
@@ -127,6 +128,7 @@ def run(request: dict[str, Any]) -> int:
             the standard streams), `log`; perhaps `strike`, `signal`, `keep`, `env`, `limits`.
     """
     os.chdir(request["cwd"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore it
     for name, value in request.get("env", {}).items():
         if value is None:
             os.environ.pop(name, None)

@@ -6,6 +6,7 @@ sentence, or says that it makes the thing anew and does; as harmless when what i
 
 import copy
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,7 +34,7 @@ class Artefact:
     Attributes:
         make: Writes it into a folder that exists.
         read: Returns what a user gets of it, as tensors, numbers and text.
-        kinds: Of damage.
+        kinds: Of damage. A user's own table has no sums, so that another number in it cannot be told from its own.
     """
 
     make: Callable[[Path], None]
@@ -152,7 +154,7 @@ def artefacts() -> dict[str, Artefact]:
         "target-data": Artefact(_make_data, _read_data),
         "training-checkpoint": Artefact(lambda folder: _make_module(folder, "hpo"), _read_training),
         "wheel": Artefact(_make_wheel, _read_wheel),
-        "explain-table": Artefact(_make_table, _read_table, ("truncate", "remove", "zero", "append")),
+        "explain-table": Artefact(_make_table, _read_table, ("truncate", "remove", "append")),
     }
 
 
@@ -250,7 +252,7 @@ def _module(kind: str) -> tuple[Any, Any]:
 def _pairs() -> tuple[Any, Any]:
     from recipes.csp.games import build
 
-    scenario = build("vault_maze", {})
+    scenario = build("vault_maze", "", {})
     data = _recorded(scenario)
     return scenario.game, data.pairs()
 
@@ -291,46 +293,31 @@ def _make_data(folder: Path) -> None:
     from recipes.csp.games import build
     from rl.csp.dataset import save_data
 
-    save_data(folder / "data.npz", _recorded(build("vault_maze", {})))
+    save_data(folder / "data.npz", _recorded(build("vault_maze", "", {})))
 
 
 def _read_data(folder: Path) -> Any:
     from recipes.csp.games import build
     from rl.csp.loading import load_pairs
 
-    pairs = load_pairs(str(folder / "data.npz"), build("vault_maze", {}).game)
+    pairs = load_pairs(str(folder / "data.npz"), build("vault_maze", "", {}).game)
     return {k: v for k, v in vars(pairs).items() if isinstance(v, torch.Tensor)}
 
 
 def _make_wheel(folder: Path) -> None:
-    from tests.reliability.programs import offer_wheel
-
-    offer_wheel(folder / "index")
     _read_wheel(folder)
-    shutil.move(folder / "index", folder.parent / "index")
 
 
 def _read_wheel(folder: Path) -> Any:
-    import os
-    from unittest import mock
-
     from tests.reliability import programs
 
-    index = folder / "index" if (folder / "index").is_dir() else _index()
+    index = folder.parent.parent / "reliability-index"
+    if not index.is_dir():
+        programs.offer_wheel(index)
     with mock.patch.dict(os.environ, {"GAPBRIDGE_CACHE": str(folder / "cache")}):
         if code := programs.fetch([str(index)]):
             raise Refused(f"the wheel is not fetched: code {code}")
-        cached = Path(os.environ["GAPBRIDGE_CACHE"]) / "toy-1.0"
-    return {name: (cached / name).read_bytes().hex() for name in programs.FILES}
-
-
-def _index() -> Path:
-    from tests.reliability.programs import offer_wheel
-
-    folder = Path(tempfile.gettempdir()) / "reliability-index"
-    if not folder.is_dir():
-        offer_wheel(folder)
-    return folder
+    return {name: (folder / "cache" / "toy-1.0" / name).read_bytes().hex() for name in programs.FILES}
 
 
 def _make_table(folder: Path) -> None:

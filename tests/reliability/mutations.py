@@ -26,7 +26,22 @@ LONG_PARSE, LONG_CHECK = 20.0, 120.0  # seconds of one case, on a machine that o
 VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 2**63, -(2**70), 10**300, 0.5, -0.0, 1e-320, 1e308),
     *(float("nan"), float("inf"), float("-inf")),
-    *("", " ", "null", "nan", "~", "-", ".", "..", "/", "../../etc/passwd", "~nobody/x", "a" * 5000, "\u202e", "é\u0301"),
+    *(
+        "",
+        " ",
+        "null",
+        "nan",
+        "~",
+        "-",
+        ".",
+        "..",
+        "/",
+        "../../etc/passwd",
+        "~nobody/x",
+        "a" * 5000,
+        "\u202e",
+        "é\u0301",
+    ),
     *("1e3", "0x10", "1_000", "yes", "2026-01-01", "{}", "[]", "%s%n", "{0.__class__}", "$HOME", "a\nb", "a\tb"),
     *("os.getcwd", "builtins.dict", "rl.envs.newsvendor.Newsvendor", "recipes", "a..b", "lightning.pytorch.Trainer"),
     *([], {}, [[]], [None], [{}], {"": ""}, {"a": {"b": {"c": 1}}}, ["a", "a"], [1, "a", None]),
@@ -108,7 +123,7 @@ def _text(text: str, draw: random.Random) -> str:
         lines[at] = lines[at].replace(":", draw.choice(["", "::", " ", ": !!str", ": &a", ": *a"]), 1)
     elif change == 5:
         place = draw.randrange(len(text) + 1)
-        return text[:place] + draw.choice([*NUL, *'{}[]:,&*!|>"%@`#-\'']) + text[place:]
+        return text[:place] + draw.choice([*NUL, *"{}[]:,&*!|>\"%@`#-'"]) + text[place:]
     elif change == 6:
         return text[: draw.randrange(len(text) + 1)]
     else:

@@ -119,7 +119,12 @@ class Server:
         self._rest = b""
 
     def __enter__(self) -> Self:
-        environment = {**os.environ, **OFFLINE, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]), "PYTHONHASHSEED": str(self._hashes)}
+        environment = {
+            **os.environ,
+            **OFFLINE,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONHASHSEED": str(self._hashes),
+        }
         environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.reliability.server"],
@@ -136,7 +141,7 @@ class Server:
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(120)
         assert self._process.stdout is not None
         self._process.stdout.close()
 
@@ -221,6 +226,7 @@ def _serve() -> None:
     for process in children:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process, signal.SIGKILL)
+    os._exit(0)  # nothing to tidy up, and much to tear down
 
 
 def _fork(request: dict[str, Any], work: Any) -> int:
