@@ -1,1 +1,1 @@
-"""What holds when something breaks: runs are killed, files damaged, recipes mutated; `python -m benchmarks.reliability`."""
+"""What holds when something breaks: runs are killed, files damaged, recipes mutated; see benchmarks/reliability.py."""

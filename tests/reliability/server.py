@@ -73,7 +73,7 @@ IMPORTS = (
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
-class Hung(Exception):
+class Hung(Exception):  # noqa: N818 (it is an answer)
     """A run did not end in its time."""
 
 
