@@ -5,14 +5,14 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import lightning
 
 from rl.loading import from_checkpoint
 
 
-class GuardedModule(lightning.LightningModule):  # type: ignore[misc]
+class GuardedModule(lightning.LightningModule):
     """A module that may be made from import paths, which its checkpoints then hold as text."""
 
     @classmethod
@@ -37,7 +37,7 @@ class GuardedModule(lightning.LightningModule):  # type: ignore[misc]
         # A checkpoint of LightningCLI asks for its parser, which would follow class paths of its own: never.
         try:
             with from_checkpoint(kwargs, trust=trust):
-                return cast(Self, super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=None))
+                return super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=None)
         except pickle.UnpicklingError as error:
             raise ValueError(
                 f"{checkpoint_path} holds objects that could run code, or is damaged: give a checkpoint that this "

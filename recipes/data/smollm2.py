@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 from pathlib import Path
+from typing import Any
 
 from recipes.data import wheels
 from recipes.data.pins import WHEELS
@@ -49,7 +50,7 @@ def smollm2() -> Path:
         if not (folder / "config.json").is_file():
             made = folder.with_name(f".{folder.name}-new")
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
-                model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
+                model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
                 tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
             model.hf_quantizer = None  # the weights are plain numbers by now, and so is what is saved
             if hasattr(model.config, "quantization_config"):

@@ -41,7 +41,12 @@ def check(recipe: Recipe) -> Iterator[str]:
     base = base_checkpoint(recipe.base)
     given = recipe.given()
     if not recipe.tasks:
-        yield from check_all([partial(check_given, recipe, name, given[name], base) for name in given])
+        yield from check_all(
+            [
+                *(partial(check_given, recipe, name, given[name], base) for name in given),
+                partial(check_routable, recipe.base, (), RecipeError),
+            ]
+        )
         router = (
             f"router {recipe.router.kind} from texts" if recipe.texts else "no router: a forward takes router_weights"
         )

@@ -102,7 +102,7 @@ def train_expert(
         The content of the expert's expert.json: task, labels, head, metric and scores.
     """
     if (target / "expert.json").exists():
-        card: dict[str, Any] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
+        card: dict[str, object] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
         folder.say(f"expert {source.name}: found, test score {card['test']:.3f}")
         return card
     import lightning

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class TargetData(NamedTuple):
     """
 
     observation: NDArray[np.float32]
-    action: NDArray[Any]
+    action: NDArray[np.int64] | NDArray[np.float32]
     episode: NDArray[np.int64]
     t: NDArray[np.int64]
     player: NDArray[np.int64]
@@ -199,8 +199,7 @@ def record_target(
     Args:
         game: The game.
         ours: Takes observations (batch, players, O), masks or None, and the generator; gives actions (batch, players)
-        or
-            (batch, players, D).
+            or (batch, players, D).
         target: Likewise, for the target.
         episodes: Number of episodes.
         generator: The only source of chance.
@@ -240,7 +239,7 @@ def record_target(
     return TargetData(**columns, seat=np.full(len(columns["t"]), seat))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     """Columns of a file by name."""
     if path.stat().st_size == 0:
         raise ValueError(f"the data file {path} is empty")
@@ -270,7 +269,7 @@ def _said(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
 
 
-def _column(path: Path, name: str, column: NDArray[Any]) -> NDArray[Any]:
+def _column(path: Path, name: str, column: NDArray[np.generic]) -> NDArray[np.generic]:
     """A column of a Parquet file as an array; lists in it must be of one length."""
     if column.dtype != object or not len(column):
         return column
@@ -283,7 +282,7 @@ def _column(path: Path, name: str, column: NDArray[Any]) -> NDArray[Any]:
     return np.stack(list(column))
 
 
-def _actions(column: Any) -> NDArray[Any]:
+def _actions(column: object) -> NDArray[np.int64] | NDArray[np.float32]:
     """int64 numbers of actions or float32 vectors."""
     array = np.asarray(column)
     if array.ndim == 1:
@@ -293,7 +292,7 @@ def _actions(column: Any) -> NDArray[Any]:
     return array.astype(np.float32)
 
 
-def _whole(column: Any, name: str) -> NDArray[np.int64]:
+def _whole(column: object, name: str) -> NDArray[np.int64]:
     """int64 (N,), from whole numbers of any type."""
     array = np.asarray(column)
     if array.ndim != 1 or array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and (array % 1 != 0).any()):
