@@ -9,7 +9,6 @@ import json
 import lzma
 import os
 import pickle
-import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from tests.reliability.hostile_twins import (
     changed_twin,
     policy_of,
     read_unchecked,
+    ready_twin,
     twin_changes,
     with_weights,
 )
@@ -111,8 +111,7 @@ def main(words: list[str]) -> int:
 
 def _pickles() -> dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]]:
     def expert(folder: Path) -> None:
-        corruption._make_twin(folder / "twin")
-        shutil.copytree(folder / "twin", folder, dirs_exist_ok=True)
+        ready_twin(folder)
         (folder / "model.safetensors").unlink()
         torch.save({"weight": Evil()}, folder / "pytorch_model.bin")
 
@@ -165,7 +164,7 @@ def _export(folder: Path) -> None:
     from recipes.merge import export
     from recipes.running.folder import RunFolder
 
-    corruption._make_twin(folder / "twin")
+    ready_twin(folder / "twin")
     recipe = export.Recipe(
         source=str(folder / "twin"), kind="from_checkpoint", question="mood", checkpoint=str(folder / "it.ckpt")
     )

@@ -36,10 +36,17 @@ HEADERS = {
 }
 
 
+def ready_twin(folder: Path) -> None:
+    """Put a whole twin folder there; it is made once for all attacks, beside their working folders."""
+    made = Path.cwd().parent / "ready-twin"
+    if not made.is_dir():
+        corruption._make_twin(made)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+
+
 def with_weights(data: bytes) -> Callable[[Path], Any]:
     def make(folder: Path) -> None:
-        corruption._make_twin(folder / "twin")
-        shutil.copytree(folder / "twin", folder, dirs_exist_ok=True)
+        ready_twin(folder)
         (folder / "model.safetensors").write_bytes(data)
 
     return make
@@ -121,9 +128,7 @@ def twin_changes() -> dict[str, Callable[[Path], Any]]:
 
 def changed_twin(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
     def make(folder: Path) -> None:
-        corruption._make_twin(folder / "twin")
-        shutil.copytree(folder / "twin", folder, dirs_exist_ok=True)
-        shutil.rmtree(folder / "twin")
+        ready_twin(folder)
         change(folder)
 
     return make
