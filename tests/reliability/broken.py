@@ -88,7 +88,7 @@ class Breaker:
     """
 
     def __init__(self, ground: Ground, servers: tuple[Server, Server], work: Path) -> None:
-        self._ground, self._servers, self._work = ground, servers, work
+        self._ground, self.work, self.servers = ground, work, servers
         self._references: dict[str, Reference] = {}
 
     def reference(self, variant: Variant) -> Reference:
@@ -99,11 +99,11 @@ class Breaker:
         """
         if variant.name in self._references:
             return self._references[variant.name]
-        kept = self._work / f"unbroken-{variant.name}.pt"
+        kept = self.work / f"unbroken-{variant.name}.pt"
         if not kept.is_file():
             found = []
             for number in range(2):
-                home = self._home(f"unbroken-{variant.name}-{number}", variant)
+                home = self.home(f"unbroken-{variant.name}-{number}", variant)
                 attempt = self._attempt(variant, home, number, resume=False)
                 assert attempt.code == 0, f"{variant.name}: an unbroken run ends with {attempt.code}: {attempt.error}"
                 found.append((contents_of(home), attempt, _largest(home)))
@@ -127,7 +127,7 @@ class Breaker:
         name = f"{variant.name}-{number:03d}"
         draw = random.Random(name)
         unbroken = self.reference(variant)
-        home = self._home(name, variant)
+        home = self.home(name, variant)
         way = draw.choice(WAYS if variant.processes == 1 else ("time",))
         struck = signal.SIGKILL if way == "torn" else draw.choice(SIGNALS)
         row: dict[str, Any] = {"case": name, "way": way, "signal": signal.Signals(struck).name, "at": "", "lost": ""}
@@ -176,41 +176,30 @@ class Breaker:
             return f"{safe} batches were in a checkpoint, and {last.batches} of {total} were trained after it"
         return ""
 
-    def _home(self, name: str, variant: Variant) -> Path:
-        home = self._work / name
+    def home(self, name: str, variant: Variant) -> Path:
+        """An empty folder of this name with the variant's recipe in it."""
+        home = self.work / name
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
         if variant.fetches:
-            if not (self._work / "index").is_dir():
-                offer_wheel(self._work / "index")
+            if not (self.work / "index").is_dir():
+                offer_wheel(self.work / "index")
         else:
             self._ground.write(variant, home)
         return home
 
     def _attempt(self, variant: Variant, home: Path, server: int, *, resume: bool, **plan: Any) -> Attempt:
         """Run the variant's command, or break it by the plan."""
-        words = [f"{variant.name}.yaml", "--out", "run", "--resume" if resume else "--force"]
+        words = ["--out", "run", "--resume" if resume else "--force"]
         log = home / "moments.log"
         log.unlink(missing_ok=True)
         after, number = plan.pop("after", None), plan.pop("signal", signal.SIGKILL)
-        request = {
-            "program": PROGRAMS[variant.fetches],
-            "words": [str(self._work / "index")] if variant.fetches else words,
-            "cwd": str(home),
-            "root": str(home),
-            "out": str(home / "out.txt"),
-            "err": str(home / "err.txt"),
-            "log": str(log),
-            "keep": str(home / "kept"),
-            "signal": number,
-            "env": {"GAPBRIDGE_CACHE": str(home / "cache")},
-            **plan,
-        }
+        request = self.request(variant, home, words) | {"signal": number, **plan}
         start = time.monotonic()
         if variant.processes > 1:
-            code = _alone(words, home, after, number)
+            code = _alone(request["words"], home, after, number)
         else:
-            run = self._servers[server].start(request)
+            run = self.servers[server].start(request)
             if after is not None:
                 time.sleep(after)
                 run.send(number)
@@ -219,6 +208,20 @@ class Breaker:
         moments = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
         error = (home / "err.txt").read_text(encoding="utf-8", errors="replace")
         return Attempt(code, moments, error[-2000:], seconds)
+
+    def request(self, variant: Variant, home: Path, words: list[str], tag: str = "") -> dict[str, Any]:
+        """What a server is asked for a run of the variant in a folder, with these words after the recipe's name."""
+        return {
+            "program": PROGRAMS[variant.fetches],
+            "words": [str(self.work / "index")] if variant.fetches else [f"{variant.name}.yaml", *words],
+            "cwd": str(home),
+            "root": str(home),
+            "out": str(home / f"out{tag}.txt"),
+            "err": str(home / f"err{tag}.txt"),
+            "log": str(home / f"moments{tag}.log"),
+            "keep": str(home / f"kept{tag}"),
+            "env": {"GAPBRIDGE_CACHE": str(home / "cache")},
+        }
 
 
 def _alone(words: list[str], home: Path, after: float | None, number: int) -> int:

@@ -163,32 +163,28 @@ def remember_packages() -> None:
     table._outside = lambda: installed  # type: ignore[assignment]
 
 
-def parse_many(numbers: range, folder: Path) -> dict[str, Any]:
-    """Parse recipes.
+def parse_many(words: list[str]) -> int:
+    """Parse recipes; words: the first number, how many, the file for the findings.
 
-    Args:
-        numbers: Which.
-        folder: For the file.
-
-    Returns:
-        `accepted` and `refused` (counts), and `faults`: one line each for whatever was neither.
+    The findings are `accepted` and `refused` (counts), and `faults`: one line each for whatever was neither.
     """
-    file = folder / "mutated.yaml"
+    file = Path("mutated.yaml")
     found: dict[str, Any] = {"accepted": 0, "refused": 0, "faults": []}
     remember_packages()
-    for number in numbers:
-        text, words = mutated(number)
+    for number in range(int(words[0]), int(words[0]) + int(words[1])):
+        text, overrides = mutated(number)
         file.write_text(text, encoding="utf-8", errors="surrogatepass")
 
-        def attempt(words: list[str] = words) -> str:
+        def attempt(overrides: list[str] = overrides) -> str:
             try:
-                parse.parse(file, words)
+                parse.parse(file, overrides)
             except RecipeError as error:
                 return f"refused: {error}"
             return "accepted"
 
         _judge(found, number, attempt, LONG_PARSE)
-    return found
+    Path(words[2]).write_text(json.dumps(found), encoding="utf-8")
+    return 0
 
 
 def check_many(words: list[str]) -> int:
