@@ -8,6 +8,7 @@ written when all parts are there.
 
 import argparse
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,29 +83,34 @@ def summary(found: dict[str, Rows]) -> tuple[dict[str, float], dict[str, Rows]]:
         "environment_faults": sum(bool(row["fault"]) for row in found["environments"]),
     }
     ways = Counter((row["case"].rpartition("-")[0], row["signal"]) for row in broken)
-    faults = [{"part": "broken", "case": r["case"], "what": f"{r['unlike']} {r['lost']} {r['untidy']}"} for r in broken
-              if r["unlike"] or r["lost"] or r["untidy"]]  # fmt: skip
-    faults += [{"part": "corruptions", "case": r["case"], "what": f"{r['what']}: {r['outcome']} {r['said']}"}
-               for r in corruptions if r["outcome"] in ("undetected", "raw")]  # fmt: skip
-    faults += [{"part": "mutated", "case": line.partition(":")[0], "what": line} for r in mutated
-               for line in [*r["faults"], *r.get("unforeseen", ())]]  # fmt: skip
-    faults += [{"part": "hostile", "case": r["case"], "what": r["said"]} for r in hostile
-               if r["outcome"] in ("code run", "raw")]  # fmt: skip
-    faults += [{"part": "races", "case": r["case"], "what": r["corrupted"]} for r in races if r["corrupted"]]
-    faults += [{"part": "environments", "case": r["case"], "what": r["fault"]} for r in found["environments"]
-               if r["fault"]]  # fmt: skip
-    kinds = Counter(
-        (row["case"].rpartition("-")[0], row["what"].partition(" ")[0], row["outcome"]) for row in corruptions
-    )
-    tables = {
+    kinds = Counter((row["case"].rpartition("-")[0], row["what"].split()[0], row["outcome"]) for row in corruptions)
+    tables: dict[str, Rows] = {
         "broken runs": [{"variant": v, "signal": s, "runs": n} for (v, s), n in sorted(ways.items())],
         "corruptions": [
             {"artefact": a, "damage": d, "outcome": o, "cases": n} for (a, d, o), n in sorted(kinds.items())
         ],
         "hostile files": [{"file": row["case"], "outcome": row["outcome"]} for row in hostile],
-        "faults": faults,
+        "faults": list(_faults(found)),
     }
     return figures, tables
+
+
+def _faults(found: dict[str, Rows]) -> Iterator[dict[str, str]]:
+    """A row for every case that did not end as it should."""
+    for row in found["broken"]:
+        if row["unlike"] or row["lost"] or row["untidy"]:
+            yield {"part": "broken", "case": row["case"], "what": f"{row['unlike']} {row['lost']} {row['untidy']}"}
+    for row in found["corruptions"]:
+        if row["outcome"] in ("undetected", "raw"):
+            yield {"part": "corruptions", "case": row["case"], "what": f"{row['what']}: {row['outcome']} {row['said']}"}
+    for row in [*found["parsed"], *found["checked"]]:
+        for line in [*row["faults"], *row.get("unforeseen", ())]:
+            yield {"part": "mutated", "case": line.partition(":")[0], "what": line}
+    for row in found["hostile"]:
+        if row["outcome"] in ("code run", "raw"):
+            yield {"part": "hostile", "case": row["case"], "what": row["said"]}
+    for part, key in (("races", "corrupted"), ("environments", "fault")):
+        yield from ({"part": part, "case": row["case"], "what": row[key]} for row in found[part] if row[key])
 
 
 if __name__ == "__main__":

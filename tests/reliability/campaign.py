@@ -95,8 +95,8 @@ class Campaign:
         for number in range(runs):
             name = DAMAGED[number % len(DAMAGED)]
             variant, turn = self.variants()[name], number // len(DAMAGED)
-            work: Callable[[], Any] = lambda v=variant, n=turn: corrupt_run(self.breaker, v, n)
-            self._once("corruptions", f"run-{name}-{turn:03d}", work)
+            case = f"run-{name}-{turn:03d}"
+            self._once("corruptions", case, lambda v=variant, n=turn: corrupt_run(self.breaker, v, n))
         return self.rows("corruptions")
 
     def _damage(self, name: str, first: int, size: int) -> Rows:
@@ -122,12 +122,12 @@ class Campaign:
     def hostile(self, names: tuple[str, ...] = ()) -> Rows:
         """Every hostile file."""
         for name in names or tuple(hostile.attacks()):
-            limits = {"AS": hostile.MEMORY}
-            work: Callable[[], Any] = lambda n=name, a=limits: self._program(
-                "tests.reliability.hostile:main", [n], limits=a, seconds=400.0
-            )
-            self._once("hostile", name, work)
+            self._once("hostile", name, lambda n=name: self._attack(n))
         return self.rows("hostile")
+
+    def _attack(self, name: str) -> Any:
+        limits = {"AS": hostile.MEMORY}
+        return self._program("tests.reliability.hostile:main", [name], seconds=400.0, limits=limits)
 
     def races(self, count: int) -> Rows:
         """Race pairs of processes."""

@@ -73,7 +73,7 @@ def _timeless(value: Any) -> Any:
 
 
 def _placeless(text: str) -> str:
-    return Path(text).name if text.startswith("/") else text
+    return "a path" if text.startswith("/") else text
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
