@@ -142,7 +142,6 @@ class DistillModule(lightning.LightningModule):
         self._ddp_params_and_buffers_to_ignore = [f"losses.{name}" for name, _ in self.losses.named_buffers()]
         self._window = Window()
         self._labels_checked = False
-        self._pulled = -math.inf
         self._places: list[dict[str, int]] = []
 
     def _follow(self, labels: list[str] | None) -> None:
@@ -196,10 +195,9 @@ class DistillModule(lightning.LightningModule):
         step = self.global_step + 1
         written = step % max(1, self.trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]  # what is logged at other steps goes nowhere
         every = self.hparams["log_gradients_every"]
-        pulls = written and every > 0 and step - self._pulled >= every
-        self._pulled = step if pulls else self._pulled
         rows, device = len(batch[INPUTS[self.task]]) if labels is None else len(labels), device_of(batch)
         together = self.trainer.accumulate_grad_batches
+        pulls = written and every > 0 and batch_index % together == 0 and self._pulls(step, every)
         weight = self._window.weight(rows, together, device, even=self.task != "language")
         total = torch.zeros((), device=device)
         stream = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_index)
@@ -230,6 +228,11 @@ class DistillModule(lightning.LightningModule):
         """The losses as terms that can be differentiated one by one."""
         loss = self.losses[name]
         return cast(dict[str, Tensor], loss(*arguments, apart=True)) if isinstance(loss, LanguageLoss) else losses
+
+    def _pulls(self, step: int, every: int) -> bool:
+        """A function of the step alone, so that a resumed training logs gradients where an unbroken one does."""
+        often = max(1, self.trainer.log_every_n_steps)
+        return (step - often) % (math.ceil(every / often) * often) == 0
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _log_gradients(self, name: str, outputs: Outputs, losses: Mapping[str, Tensor]) -> None:

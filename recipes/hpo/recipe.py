@@ -131,11 +131,14 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
     Raises:
         RunError: When the simulator breaks its protocol.
     """
+    import lightning
+
     from rl.errors import SimulatorError
     from rl.hpo.best_known import best_known
     from rl.hpo.data import SeedDataModule
     from rl.hpo.module import HPOModule
 
+    lightning.seed_everything(cell.seed, workers=True, verbose=False)  # a user's simulator may draw from what is global
     arguments = {**recipe.simulator.init_args, **({} if cell.value is None else {recipe.grid.argument: cell.value})}
     training = dataclasses.replace(recipe.training, **recipe.methods[cell.method])
     module = HPOModule(recipe.simulator.class_path, arguments, **training.arguments(), seed=cell.seed)
