@@ -118,7 +118,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.router = routing.router.to(device)
 
     with folder.phase("test: routed", len(batches["test"])) as progress:
-        weights = iter([routing.router.weights(found.to(device)) for found in read["test"][0]])  # one forward for both
+        with torch.no_grad():  # the features are those of this very batch: one forward serves both
+            weights = iter([routing.router.weights(found.to(device)) for found in read["test"][0]])
         answers = precise(partial(_routed, twin, weights))
         routed = evaluate_rows(answers, tasks, batches["test"], progress.advance, device)
         rows |= {n: replace(row, milliseconds=row.milliseconds + read["test"][2]) for n, row in routed.items()}
