@@ -137,10 +137,11 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
 
 @functools.cache
 def _model(where: Path) -> nn.Module:
+    import torch
     from transformers import AutoModel
 
     hush_libraries()
-    model: nn.Module = AutoModel.from_pretrained(where).eval()
+    model: nn.Module = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
     return model
 
 

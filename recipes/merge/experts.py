@@ -18,7 +18,7 @@ from recipes.errors import RecipeError
 if TYPE_CHECKING:
     from torch import nn
 
-    from recipes.merge.schema import Training
+    from recipes.merge.schema import Recipe, Training
     from recipes.running.trainer import TrainerConfig
     from twinmerge.checkpoints import Checkpoint
     from twinmerge.folders import Expert
@@ -111,6 +111,17 @@ def inspect_expert(where: Path, base: Checkpoint | None, vocabulary: str = "stri
     if outputs != (len(card["labels"]) or 1):
         raise CheckpointError(f"{where} has a head of {outputs} outputs and {len(card['labels'])} labels.")
     return line
+
+
+def stored_format_of(recipe: Recipe, base: Path | str) -> str:
+    """The number format of a twin: that of the base's and all whole experts' files, where it is one and a half one."""
+    from twinmerge.checkpoints import inspect_checkpoint
+    from twinmerge.one_call import stored_format
+
+    given = [expert_folder(one) for one in recipe.given().values()]
+    if not isinstance(base, Path) or len(given) < max(1, len(recipe.tasks)) or not all(given):
+        return "float32"
+    return stored_format(inspect_checkpoint(base), [inspect_checkpoint(one) for one in given if one])
 
 
 def is_own(where: Path) -> bool:
