@@ -30,6 +30,7 @@ from distill.functional.sparse import SampledClasses, TopClasses, sampled_classe
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
+HEAD = "head.safetensors"
 Kind = Literal["logits", "hidden", "top", "sampled"]
 
 
@@ -138,9 +139,10 @@ class TeacherCache:
         self.views, self.images = int(manifest["views"]), int(manifest["identity"]["images"])
         self._rows = int(manifest["shard"])
         self._loaded: dict[Shard, dict[str, Tensor]] = {}
+        self._head: LanguageHead | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": {}}
+        return {**self.__dict__, "_loaded": {}, "_head": None}
 
     @classmethod
     def create(
@@ -181,7 +183,9 @@ class TeacherCache:
                 k: v.detach().contiguous() for k, v in (("weight", head.weight), ("bias", head.bias)) if v is not None
             }
             scales = {"scale": repr(head.scale), "soft_cap": repr(head.soft_cap)}
-            _write(folder / "head.safetensors", safetensors.torch.save(tensors, scales))
+            data = safetensors.torch.save(tensors, scales)
+            wanted["head"] = hashlib.sha256(data).hexdigest()
+            _write(folder / HEAD, data)
         _write(folder / MANIFEST, _json({**wanted, "shards": {}}))
         return cls(folder, {**wanted, "shards": {}})
 
@@ -296,12 +300,22 @@ class TeacherCache:
         return SampledClasses(**self.read(view, indices, images))
 
     def head(self) -> LanguageHead:
-        """The teacher's head, of a cache of `hidden`."""
-        path = self.folder / "head.safetensors"
+        """The teacher's head, of a cache of `hidden`.
+
+        Raises:
+            DistillError: If its file is not the one that was written.
+        """
+        if self._head is not None:
+            return self._head
+        path = self.folder / HEAD
+        found = _file_hash(path) if path.exists() else "no file"
+        if found != self._manifest.get("head"):
+            raise DistillError(f"{path} is damaged: its sha256 is {found}; delete the cache and write it again")
         with safetensors.safe_open(path, "pt") as file:
             options = {key: json.loads(value.replace("None", "null")) for key, value in file.metadata().items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return LanguageHead(**tensors, **options)
+        self._head = LanguageHead(**tensors, **options)
+        return self._head
 
     def _shards(self) -> list[Shard]:
         starts = range(0, self.images, self._rows)

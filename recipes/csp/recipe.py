@@ -20,6 +20,7 @@ from recipes.errors import RecipeError, RunError
 from recipes.running.environment import process_rank
 from recipes.running.files import write_json
 from recipes.running.quiet import hush_libraries
+from recipes.running.seals import seal, sealed
 from recipes.running.trainer import build_trainer
 
 if TYPE_CHECKING:
@@ -177,7 +178,9 @@ def train(
     module = CSPModule(scenario.game, pairs, model=model, seed=recipe.seed, **(hp.arguments() | changes))
     name = "".join(c if c.isalnum() else "-" for c in row)
     file, log = folder.path / "policies" / f"{name}.pt", folder.path / "policies" / f"{name}.json"
-    if log.is_file():
+    if log.is_file() and not sealed(file):
+        folder.say(f"{file} is not what this run wrote: {row} is trained again")
+    elif log.is_file():
         module.load_state_dict(torch.load(file, weights_only=True))
         return module.eval(), json.loads(log.read_text(encoding="utf-8"))
     history = History()
@@ -190,6 +193,7 @@ def train(
     if trainer.is_global_zero:
         file.parent.mkdir(exist_ok=True)
         torch.save(module.state_dict(), file)
+        seal(file)
         write_json(log, history.rows)
     trainer.strategy.barrier()
     module.cpu().eval()

@@ -91,17 +91,18 @@ def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int 
 
 def teach(recipe: Recipe, grid: Grid, out: Path) -> Any:
     """The teacher, trained on labels alone under the last setting where it is not there yet."""
-    from recipes.distill.networks import load_network, network, save_network
+    from recipes.distill.networks import load_network, network, save_network, saved_network
 
     made = network(recipe, recipe.teacher, recipe.data.classes, student=False)
     target = out / "teacher"
-    if (target / "result.json").is_file():
-        load_network(made, target / "network.safetensors")
+    if (target / "result.json").is_file() and saved_network(target, print):
+        load_network(made, target)
         return made
     last = list(grid.settings.values())[-1]
     setting = Setting(last.regime, {**last.changes, **recipe.teacher.changes}, grid.teacher_updates, last.augment)
     terms: dict[str, Terms] = {"teacher": {"hard": {}}}
     scores = train(recipe, grid, setting, grid.teacher_rows, {"teacher": made}, None, terms, recipe.seed)
+    (target / "result.json").unlink(missing_ok=True)  # of a damaged network: it belongs to none of the new files
     save_network(made, target, {})
     write_json(target / "result.json", scores)
     return made

@@ -23,7 +23,7 @@ from recipes.data.sources import check_task
 from recipes.distill.classes import check_classes, class_names
 from recipes.distill.data import data_module
 from recipes.distill.grid import check_grid, run_grid
-from recipes.distill.networks import load_network, network, save_network, saved_beside, told
+from recipes.distill.networks import load_network, network, save_network, saved_beside, saved_network, told
 from recipes.distill.schema import GLYPH, Network, Recipe
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
@@ -185,14 +185,14 @@ def _teacher(
         chunk=recipe.chunk,
         labels=labels,
     )
-    saved = folder.path / "teacher" / "network.safetensors"
-    if recipe.teacher.train and saved.is_file():
+    saved = folder.path / "teacher"
+    if recipe.teacher.train and saved_network(saved, folder.say):
         load_network(module.students["student"], saved)
         trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
     elif recipe.teacher.train:
         trainer = fit(recipe, module, data, folder, "teacher", regime(recipe.regime, changes))
         if trainer.is_global_zero:
-            save_network(module.students["student"], saved.parent, saved_beside(recipe, data))
+            save_network(module.students["student"], saved, saved_beside(recipe, data))
     else:
         trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
     tested = trainer.test(module, datamodule=data, verbose=False)[0]

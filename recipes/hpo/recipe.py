@@ -20,6 +20,7 @@ from recipes.hpo.schema import SB3, Cell, Recipe, cells, make_simulator
 from recipes.running.environment import process_rank
 from recipes.running.files import write_json
 from recipes.running.quiet import hush_libraries
+from recipes.running.seals import seal, sealed
 from recipes.running.trainer import build_trainer
 
 if TYPE_CHECKING:
@@ -98,7 +99,10 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     rows = []
     for cell in cells(recipe):
         where = folder.path / "cells" / f"{cell.name}.json"
-        if where.is_file():
+        whole = cell.method == SB3 or sealed(policy_of(folder.path, cell.name))
+        if where.is_file() and not whole:
+            folder.say(f"{policy_of(folder.path, cell.name)} is not what this run wrote: the cell is trained again")
+        if where.is_file() and whole:
             row = json.loads(where.read_text(encoding="utf-8"))
             folder.say(f"{cell.name}: found, gap {_percent(row['gap'])}")
         else:
@@ -111,6 +115,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 def finished(path: Path) -> list[str]:
     """Names of the cells of a run folder that are trained."""
     return sorted(file.stem for file in (path / "cells").glob("*.json"))
+
+
+def policy_of(path: Path, cell: str) -> Path:
+    """Where the last policy of a cell is in a run folder."""
+    return path / "policies" / f"{cell}.ckpt"
 
 
 def _percent(gap: float | None) -> str:
@@ -187,7 +196,9 @@ def _train(recipe: Recipe, cell: Cell, module: Any, data: Any, noises: dict[str,
     trainer = build_trainer(config, folder, cell.name, callbacks=[curve])
     trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(cell.name))
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
-    trainer.save_checkpoint(folder.path / "policies" / f"{cell.name}.ckpt", weights_only=True)
+    trainer.save_checkpoint(policy_of(folder.path, cell.name), weights_only=True)
+    if trainer.is_global_zero:
+        seal(policy_of(folder.path, cell.name))
     return {name: tested[f"test/{name}"] for name in ("cost", "sampled_cost")}, curve.rows
 
 

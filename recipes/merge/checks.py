@@ -17,6 +17,7 @@ from recipes.front.preflight import check_all
 from recipes.merge.experts import (
     base_checkpoint,
     cache_folder,
+    expert_damage,
     expert_folder,
     inspect_expert,
     is_own,
@@ -93,6 +94,8 @@ def _check_expert(recipe: Recipe, task: TaskSource, given: str | None, base: Che
     where = cached_at(recipe, task)
     if not (where / "expert.json").exists():
         return f"expert {task.name}: to be trained, then cached"
+    if fault := expert_damage(where):
+        return f"expert {task.name}: to be trained again, since {where} {fault}"
     try:
         line = inspect_expert(where, base)
     except CheckpointError as error:
@@ -145,4 +148,4 @@ def cached_at(recipe: Recipe, task: TaskSource) -> Path:
 
 
 def _cached(recipe: Recipe, task: TaskSource) -> bool:
-    return (cached_at(recipe, task) / "expert.json").exists()
+    return not expert_damage(cached_at(recipe, task))

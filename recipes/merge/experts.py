@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from recipes.data import wheels
 from recipes.data.models import HUB_ID, SHIPPED, resolve_model
 from recipes.data.tables import split_files
 from recipes.errors import RecipeError
+from recipes.running.seals import STAMP, added, damage, digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,9 +41,9 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
         contents += [file for files in split_files(source).values() for file in files]
         task["path"] = ""
     arguments = {key: value for key, value in asdict(trainer).items() if key not in SILENT}
-    decides = [where, seed, task, asdict(training), arguments, *map(_digest, contents)]
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    return wheels.cache_root() / "experts" / f"{source.name}-{digest}"
+    decides = [where, seed, task, asdict(training), arguments, *map(digest, contents)]
+    name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return wheels.cache_root() / "experts" / f"{source.name}-{name}"
 
 
 def base_checkpoint(name: str) -> Checkpoint | None:
@@ -96,6 +96,10 @@ def inspect_expert(where: Path, base: Checkpoint | None, vocabulary: str = "stri
     line = f"{where}: {len(found.tensors)} tensors, {found.bytes / 1e6:.1f} MB"
     if base is not None:
         line = check_compatible(base, found, vocabulary)
+    if (where / STAMP).is_file() and (fault := expert_damage(where)):
+        raise CheckpointError(
+            f"{where} {fault}; copy the folder again, or make the expert again; if the change is yours, delete {STAMP}."
+        )
     if not is_own(where):
         return line
     try:
@@ -110,6 +114,15 @@ def inspect_expert(where: Path, base: Checkpoint | None, vocabulary: str = "stri
     if outputs != (len(card["labels"]) or 1):
         raise CheckpointError(f"{where} has a head of {outputs} outputs and {len(card['labels'])} labels.")
     return line
+
+
+def expert_damage(where: Path) -> str:
+    """What a folder of the finetune recipe is not as it was written, after the folder's name; empty when it is whole.
+
+    Args:
+        where: The folder, of a run or of the cache.
+    """
+    return damage(where, remember=where.is_relative_to(wheels.cache_root())) or added(where, WEIGHTS)
 
 
 def is_own(where: Path) -> bool:
@@ -143,15 +156,3 @@ def read_expert(
 
     inspect_expert(where, base, vocabulary)
     return named(read_folder(where, base_folder, model, headers=base, vocabulary=vocabulary), labels)
-
-
-def _digest(file: Path) -> str:
-    status = file.stat()
-    return _digest_once(file.absolute(), status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _digest_once(file: Path, size: int, changed: int) -> str:
-    # A base counts for every task, so a file that has not changed is read once.
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

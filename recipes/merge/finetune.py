@@ -22,8 +22,10 @@ from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
 from recipes.fields import check_name
 from recipes.front.preflight import check_all
+from recipes.merge.experts import expert_damage
 from recipes.merge.schema import Training, check_tasks
 from recipes.running.quiet import hush_libraries
+from recipes.running.seals import stamp
 from recipes.running.trainer import TrainerConfig, build_trainer
 
 if TYPE_CHECKING:
@@ -102,9 +104,11 @@ def train_expert(
         The content of the expert's expert.json: task, labels, head, metric and scores.
     """
     if (target / "expert.json").exists():
-        card: dict[str, Any] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
-        folder.say(f"expert {source.name}: found, test score {card['test']:.3f}")
-        return card
+        if not (fault := expert_damage(target)):
+            card: dict[str, Any] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
+            folder.say(f"expert {source.name}: found, test score {card['test']:.3f}")
+            return card
+        folder.say(f"expert {source.name}: {target} {fault}; it is made again")
     import lightning
 
     from recipes.data.text_module import TextDataModule
@@ -156,7 +160,7 @@ def train_expert(
         "test": test,
     }
     if trainer.is_global_zero:
-        with whole_folder(target) as out:
+        with whole_folder(target, overwrite=True) as out:
             save_expert(module, where, card, out)
         shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
     trainer.strategy.barrier()  # no process reads the expert before it is there
@@ -170,7 +174,7 @@ def head_seed(task: str, heads: str, seed: int) -> int:
 
 
 def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: Path) -> None:
-    """Write the model (HF or PEFT folder), its tokenizer, its head and expert.json into a folder."""
+    """Write the model (HF or PEFT folder), its tokenizer, its head, expert.json and their digests into a folder."""
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
@@ -181,6 +185,7 @@ def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: P
             {k: v.detach().cpu().contiguous() for k, v in module.head.state_dict().items()}, out / "head.safetensors"
         )
     (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    stamp(out)
 
 
 def _load_model(where: Path | str, training: Training, labels: tuple[str, ...]) -> Any:
