@@ -23,7 +23,7 @@ Labelled = list[tuple[Text, Any]]
 
 
 def check_task(source: TaskSource) -> str:
-    """One sentence for the pre-flight: what would be read or fetched, without doing either.
+    """One sentence for the pre-flight: what would be read or fetched; of files the header and first rows are read.
 
     Args:
         source: The task as the recipe names it.
@@ -32,7 +32,7 @@ def check_task(source: TaskSource) -> str:
         What the task is, where it comes from, bytes to fetch and whether they are cached.
 
     Raises:
-        RecipeError: When a file is missing.
+        RecipeError: When a file is missing, or its header or first rows are not those of the task.
     """
     if source.source == "shipped":
         shipped = TASKS[source.shipped]
@@ -42,6 +42,7 @@ def check_task(source: TaskSource) -> str:
         splits = ", ".join(repr(split) for split in (source.train, source.validation, source.test) if split)
         return f"task {source.name}: Hub data set {source.path!r}{subset}, splits {splits}, fetched on first use"
     files = [file for group in tables.split_files(source).values() for file in group]
+    tables.check_first_rows(source)
     size = sum(file.stat().st_size for file in files)
     return f"task {source.name}: {', '.join(map(str, files))} ({size / 1e6:.1f} MB)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import math
 from pathlib import Path
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from recipes.data.splits import Text
     from recipes.data.task_source import TaskSource
 
-__all__ = ["read_splits", "split_files"]
+__all__ = ["check_first_rows", "read_splits", "split_files"]
 
+FIRST = 20  # rows that a pre-flight reads
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
 
@@ -41,6 +43,22 @@ def split_files(source: TaskSource) -> dict[str, list[Path]]:
     if not files:
         raise RecipeError(f"{where}: no file matches {path}; give an existing path or glob")
     return {"train": files}
+
+
+def check_first_rows(source: TaskSource) -> None:
+    """Read the header and the first rows of every file of a source.
+
+    Raises:
+        RecipeError: When a file cannot be read, a column is missing, or a text or label among the rows is none.
+    """
+    for files in split_files(source).values():
+        for file in files:
+            try:
+                frame = _read_file(source, file, FIRST)
+                _need_columns(source, str(file), list(map(str, frame.columns)))
+                _rows(source, str(file), {name: frame[name].tolist() for name in [*source.text, source.label]})
+            except RunError as fault:
+                raise RecipeError(str(fault)) from fault
 
 
 def _in_folder(where: str, folder: Path, name: str) -> Path:
@@ -77,21 +95,28 @@ def read_splits(source: TaskSource) -> tuple[dict[str, list[tuple[Text, Any]]], 
     return rows, ()
 
 
-def _read_file(source: TaskSource, file: Path) -> Any:
+def _read_file(source: TaskSource, file: Path, rows: int | None = None) -> Any:
+    """The rows of a file, or its first."""
     import pandas as pd
 
     form = SUFFIXES.get(file.suffix, "csv") if source.source == "folder" else source.source
     try:
         if form == "csv":
-            return pd.read_csv(file, dtype=str, keep_default_na=False)
+            return pd.read_csv(file, dtype=str, keep_default_na=False, nrows=rows)
         if form == "jsonl":
             with file.open(encoding="utf-8") as lines:
-                return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
-        return pd.read_parquet(file)
+                filled = itertools.islice((line for line in lines if line.strip()), rows)
+                return pd.DataFrame([json.loads(line) for line in filled], dtype=object)
+        if rows is None:
+            return pd.read_parquet(file)
+        from pyarrow import Table, parquet  # type: ignore[import-untyped]
+
+        opened = parquet.ParquetFile(file)
+        return Table.from_batches(itertools.islice(opened.iter_batches(rows), 1), opened.schema_arrow).to_pandas()
     except pd.errors.EmptyDataError:
         raise RunError(f"task {source.name!r}: {file} is empty; give a header and rows") from None
-    except (ValueError, OSError) as fault:
-        reason = str(fault).splitlines()[0]
+    except (ValueError, OSError, RecursionError) as fault:
+        reason = (str(fault) or type(fault).__name__).splitlines()[0]
         raise RunError(f"task {source.name!r}: {file} cannot be read as {form} ({reason})") from fault
 
 

@@ -72,11 +72,8 @@ def _files(recipe: Recipe, training: Regime) -> Any:
     if len(places) > 1:
         check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places), special=False)
     data = recipe.data
-    python = data.path == "python"
-    root = Path(sysconfig.get_path("stdlib")) if python else Path(data.path).expanduser()
-    files = sorted(root.glob("*.py" if python else data.pattern))
     return TokenData(
-        [file for file in files if file.is_file()],
+        text_files(recipe),
         places[-1],
         length=data.length,
         batch_size=training.batch_size,
@@ -84,3 +81,10 @@ def _files(recipe: Recipe, training: Regime) -> Any:
         evaluation_blocks=data.test_rows,
         seed=recipe.seed,
     )
+
+
+def text_files(recipe: Recipe) -> list[Path]:
+    """The files of language that the recipe names."""
+    python = recipe.data.path == "python"
+    root = Path(sysconfig.get_path("stdlib")) if python else Path(recipe.data.path).expanduser()
+    return [file for file in sorted(root.glob("*.py" if python else recipe.data.pattern)) if file.is_file()]

@@ -14,6 +14,7 @@ from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
+from recipes.merge.alone import read_lines
 from recipes.merge.experts import (
     base_checkpoint,
     cache_folder,
@@ -23,6 +24,7 @@ from recipes.merge.experts import (
     is_own,
     read_expert,
 )
+from recipes.merge.finetune import check_length
 from recipes.merge.routable import check_routable
 from recipes.merge.schema import Recipe
 from recipes.running.quiet import hush_libraries
@@ -42,6 +44,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     base = base_checkpoint(recipe.base)
     given = recipe.given()
     if not recipe.tasks:
+        check_texts(recipe)
         yield from check_all([partial(check_given, recipe, name, given[name], base) for name in given])
         router = (
             f"router {recipe.router.kind} from texts" if recipe.texts else "no router: a forward takes router_weights"
@@ -55,6 +58,8 @@ def check(recipe: Recipe) -> Iterator[str]:
             partial(check_routable, recipe.base, tuple(recipe.training.frozen), RecipeError),
         ]
     )
+    if any(task.name not in given for task in recipe.tasks):
+        check_length(recipe.trainer)
     missing = [t for t in recipe.tasks if t.name not in given and not _cached(recipe, t)]
     need = "" if base is None else f", about {(len(missing) + 2) * base.bytes / 1e9:.1f} GB needed"
     yield f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in the working folder{need}"
@@ -64,6 +69,15 @@ def check(recipe: Recipe) -> Iterator[str]:
         f"plan: shared expert by {recipe.shared.method}{options}, exclusive experts with {policy}, router "
         f"{recipe.router.kind}, {len(recipe.baselines.grid())} static candidates tuned on validation"
     )
+
+
+def check_texts(recipe: Recipe) -> None:
+    """Read the texts that a router is made from."""
+    for name, file in recipe.texts.items():
+        try:
+            read_lines(file)
+        except RunError as error:
+            raise RecipeError(f"texts.{name}: {error}") from error
 
 
 def _check_base(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.errors import RecipeError, RunError
-from recipes.fields import FieldError, check_name
+from recipes.fields import FieldError, check_name, check_seed
 from recipes.front.schema import did_you_mean
 from recipes.running.quiet import hush_libraries
 
@@ -50,6 +50,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse fields that do not belong together."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         if (self.kind == "from_checkpoint") != bool(self.checkpoint):
             raise FieldError("checkpoint", f"expected a path exactly for kind from_checkpoint, got {self.checkpoint!r}")
         if self.weights and self.kind != "dense":

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from recipes.data.models import check_model, resolve_model
 from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
-from recipes.fields import check_name
+from recipes.errors import RecipeError
+from recipes.fields import check_name, check_seed
 from recipes.front.preflight import check_all
+from recipes.front.schema import show
 from recipes.merge.experts import expert_damage
 from recipes.merge.schema import Training, check_tasks
 from recipes.running.quiet import hush_libraries
 from recipes.running.seals import stamp
-from recipes.running.trainer import TrainerConfig, build_trainer
+from recipes.running.trainer import TrainerConfig, build_trainer, check_trainer
 
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
@@ -57,13 +59,34 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse an empty or ambiguous list of tasks."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         check_tasks(self.tasks)
 
 
 def check(recipe: Recipe) -> Iterator[str]:
     """Say where everything comes from; write nothing."""
     yield from check_all([partial(check_model, recipe.base), *(partial(check_task, task) for task in recipe.tasks)])
+    check_length(recipe.trainer)
     yield f"plan: {len(recipe.tasks)} experts, {recipe.trainer.max_epochs} epochs each, saved under experts/<task>"
+
+
+def check_length(config: TrainerConfig) -> None:
+    """Refuse a trainer that cannot train experts: their rate falls to the end of the training, which must be known.
+
+    Raises:
+        RecipeError: With the field.
+    """
+    check_trainer(config, scores=("validation", "test"))
+    if config.max_epochs in (None, -1) and config.max_steps == -1 and not config.fast_dev_run:
+        raise RecipeError(
+            f"trainer.max_epochs: expected a number of epochs, or trainer.max_steps, since the learning rate falls to "
+            f"the end of the training; got {show(config.max_epochs)}"
+        )
+
+
+def finished(path: Path) -> list[str]:
+    """Names of the trainings of a run folder that are finished, as their checkpoints are named."""
+    return sorted(card.parent.name for card in (path / "experts").glob("*/expert.json"))
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:

@@ -41,7 +41,12 @@ if TYPE_CHECKING:
     from twinmerge.folders import Expert
     from twinmerge.modeling_twin import Head
 
-__all__ = ["Recipe", "check", "run"]
+__all__ = ["Recipe", "check", "finished", "run"]
+
+
+def finished(path: Path) -> list[str]:
+    """The twin of a run folder, once it is written: experts that are trained longer make another."""
+    return ["merged"] if (path / "merged").is_dir() else []
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
