@@ -300,11 +300,7 @@ class TeacherCache:
         return SampledClasses(**self.read(view, indices, images))
 
     def head(self) -> LanguageHead:
-        """The teacher's head, of a cache of `hidden`.
-
-        Raises:
-            DistillError: If its file is not the one that was written.
-        """
+        """The teacher's head, of a cache of `hidden`; refused when its file is not the one that was written."""
         if self._head is not None:
             return self._head
         path = self.folder / HEAD

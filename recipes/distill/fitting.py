@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from distill.regimes import regime
 from recipes.data import wheels
-from recipes.distill.data import data_module
+from recipes.distill.data import data_module, network_places
 from recipes.distill.networks import told
 from recipes.distill.schema import GLYPH, Network, Recipe
 from recipes.errors import RecipeError
 from recipes.running.trainer import TrainerConfig, check_trainer
 
-__all__ = ["check_fit", "check_images", "check_losses", "image_network"]
+__all__ = ["check_fit", "check_images", "check_losses", "check_words", "image_network"]
 
 LISTED = ("digits", "folder", "fashion_mnist", "cifar100")  # sources that are read, or listed, in seconds
 WIDTH = 8  # stands for that of a network of texts, which no loss refuses
@@ -127,3 +128,24 @@ def check_images(recipe: Recipe, processes: int) -> str:
             "smaller changes.batch_size"
         )
     return f"images: {rows} training rows of {len(set(data.splits['train'].targets))} classes"
+
+
+def check_words(recipe: Recipe) -> str:
+    """Compare the tokenizers of teacher and student where both are folders here.
+
+    Raises:
+        RecipeError: When one of them reads texts as other tokens.
+    """
+    from distill.tokenizers import check_tokenizers
+
+    names = [network.model for network in (recipe.teacher, recipe.student) if network.model]
+    if recipe.kind == "images" or not all(Path(name).expanduser().is_dir() for name in names):
+        return "tokenizers: those of teacher and student are compared when the run starts"
+    from transformers import AutoTokenizer
+
+    places = network_places(recipe)
+    with told(RecipeError, "student.model"):
+        if len(places) > 1:
+            made = [AutoTokenizer.from_pretrained(place) for place in places]
+            check_tokenizers(*made, special=recipe.kind == "texts")
+    return "tokenizers: one and the same"

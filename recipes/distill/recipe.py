@@ -22,7 +22,7 @@ from recipes.data.smollm2 import describe_smollm2
 from recipes.data.sources import check_task
 from recipes.distill.classes import check_classes, class_names
 from recipes.distill.data import data_module, text_files
-from recipes.distill.fitting import check_fit, check_images, check_losses, image_network
+from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
 from recipes.distill.grid import check_grid, run_grid
 from recipes.distill.networks import load_network, network, save_network, saved_beside, saved_network, told
 from recipes.distill.schema import Network, Recipe
@@ -52,6 +52,8 @@ def check(recipe: Recipe) -> Iterator[str]:
         yield from check_grid(recipe, recipe.grid)
         return
     yield check_losses(recipe)
+    if recipe.kind != "images":
+        yield check_words(recipe)
     processes = check_fit(recipe, _limited(recipe.trainer, recipe.training))
     if line := check_images(recipe, processes):
         yield line

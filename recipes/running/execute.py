@@ -126,19 +126,12 @@ def _guarded(parsed: Parsed, folder: RunFolder, again: str, *, debug: bool) -> i
     os.environ[runfolder.FOLDER_KEY] = str(folder.path.resolve())
     try:
         table.load(parsed.name).run(parsed.recipe, folder)
-    except (RecipeError, RunError):
-        raise
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning answers Ctrl-C with SystemExit(1), raised while the KeyboardInterrupt is handled, and the request to
-        # terminate with a SystemExit of its own
-        terminated = type(error).__name__ == "SIGTERMException"
-        if isinstance(error, SystemExit) and not (terminated or isinstance(error.__context__, KeyboardInterrupt)):
-            raise
-        if process_rank() == 0:
-            print(f"interrupted; go on with: {again}", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if debug:
+    except BaseException as error:
+        if _interrupted(error):
+            if process_rank() == 0:
+                print(f"interrupted; go on with: {again}", file=sys.stderr)
+            return 130
+        if debug or isinstance(error, RecipeError | RunError) or not isinstance(error, Exception):
             raise
         raise RunError(_sentence(error, folder.path)) from error
     finally:
@@ -148,6 +141,22 @@ def _guarded(parsed: Parsed, folder: RunFolder, again: str, *, debug: bool) -> i
             os.environ[runfolder.FOLDER_KEY] = before
     folder.say(f"done: {folder.path}")
     return 0
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Whether an interruption is what ended a run, whatever was raised while it was handled.
+
+    Lightning answers Ctrl-C with SystemExit(1) and the request to terminate with a SystemExit of its own; and where the
+    interruption falls into the closing of a logger, closing it once more fails, such as with "Writer is closed".
+    """
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        if isinstance(link, KeyboardInterrupt) or type(link).__name__ == "SIGTERMException":
+            return True
+        seen.add(id(link))
+        link = link.__context__
+    return False
 
 
 def _sentence(error: Exception, path: Path) -> str:
