@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from recipes.csp.games import CARDS, Scenario, build, missing_package
@@ -24,8 +25,6 @@ from recipes.running.seals import seal, sealed
 from recipes.running.trainer import build_trainer, check_trainer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from recipes.running.folder import RunFolder
     from rl.csp.module import CSPModule
     from rl.csp.pairs import Pairs
@@ -162,6 +161,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
         agents["imitation"] = imitate(modules["csp"], own, recipe.seed)
     report.finish(recipe, scenario, modules["csp"], agents, histories, folder)
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files that a run reads."""
+    return [Path(recipe.data.path)] if recipe.data.path else []
 
 
 def finished(path: Path) -> list[str]:

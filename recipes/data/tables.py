@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from recipes.data.splits import Text
     from recipes.data.task_source import TaskSource
 
-__all__ = ["check_first_rows", "read_splits", "split_files"]
+__all__ = ["check_first_rows", "own_files", "read_splits", "split_files"]
 
 FIRST = 20  # rows that a pre-flight reads
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
@@ -43,6 +43,16 @@ def split_files(source: TaskSource) -> dict[str, list[Path]]:
     if not files:
         raise RecipeError(f"{where}: no file matches {path}; give an existing path or glob")
     return {"train": files}
+
+
+def own_files(source: TaskSource) -> list[Path]:
+    """The user's own files of a task; none where it is shipped or on the Hub, or they are missing."""
+    if source.source in ("shipped", "hub"):
+        return []
+    try:
+        return [file for files in split_files(source).values() for file in files]
+    except RecipeError:  # the pre-flight says so
+        return []
 
 
 def check_first_rows(source: TaskSource) -> None:

@@ -20,6 +20,7 @@ from recipes.data import wheels
 from recipes.data.models import check_model
 from recipes.data.smollm2 import describe_smollm2
 from recipes.data.sources import check_task
+from recipes.data.tables import own_files
 from recipes.distill.classes import check_classes, class_names
 from recipes.distill.data import data_module, text_files
 from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
@@ -109,6 +110,18 @@ def _check_network(recipe: Recipe, role: str, network: Network) -> str:
     model, size = image_network(recipe, role, network)
     count = sum(parameter.numel() for parameter in model.parameters())
     return f"{role} {network.model}: {count / 1e6:.2f} M parameters, {size} px, {recipe.data.classes} classes"
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads; folders of images apart, which may hold millions."""
+    networks = [network for network in (recipe.teacher, recipe.student) if network.model]
+    weights = [
+        str(network.options["checkpoint_path"]) for network in networks if network.options.get("checkpoint_path")
+    ]
+    tables = [] if recipe.data.task is None else own_files(recipe.data.task)
+    texts = text_files(recipe) if recipe.kind == "language" and recipe.data.path != "python" else []
+    models = [network.model for network in networks] if recipe.kind != "images" else []
+    return [*map(Path, [*models, *weights]), *tables, *texts]
 
 
 def finished(path: Path) -> list[str]:

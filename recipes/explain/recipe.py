@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.errors import RecipeError, RunError
@@ -41,6 +42,16 @@ def check(recipe: Recipe) -> Iterator[str]:
     players = len(recipe.groups)
     how = f"{2**players} subsets" if players <= 10 else "sampled subsets"
     yield f"plan: mode {recipe.mode}, {recipe.loss} loss, {players} groups ({how}), {recipe.estimation.folds} folds"
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads."""
+    data = recipe.data
+    merged = ["", "merged"] if data.kind == "merge" else [""]
+    return [
+        *(Path(data.path) / part for part in merged if data.path),
+        *([Path(data.target_path)] if data.target_path else []),
+    ]
 
 
 def _check_explainer(recipe: Recipe) -> str:

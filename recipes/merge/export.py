@@ -87,6 +87,11 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield f"plan: {recipe.kind.replace('_', ' ')}, written into the run folder"
 
 
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads."""
+    return [Path(recipe.source), *([Path(recipe.checkpoint)] if recipe.checkpoint else [])]
+
+
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Load, convert, save."""
     from twinmerge.artefact import load

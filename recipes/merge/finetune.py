@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.data.models import check_model, resolve_model
 from recipes.data.sources import check_task, load_task
+from recipes.data.tables import own_files
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError
 from recipes.fields import check_name, check_seed
@@ -82,6 +83,11 @@ def check_length(config: TrainerConfig) -> None:
             f"trainer.max_epochs: expected a number of epochs, or trainer.max_steps, since the learning rate falls to "
             f"the end of the training; got {show(config.max_epochs)}"
         )
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads."""
+    return [Path(recipe.base), *(file for task in recipe.tasks for file in own_files(task))]
 
 
 def finished(path: Path) -> list[str]:

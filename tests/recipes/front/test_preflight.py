@@ -24,7 +24,7 @@ REFUSED = [
     (HPO, "trainer.strategy=dpp", "trainer: You selected an invalid strategy name: `strategy='dpp'`"),
     (HPO, "trainer.accelerator=gpuu", "trainer: You selected an invalid accelerator name: `accelerator='gpuu'`"),
     (HPO, "trainer.precision=transformer-engine", "trainer: Requirement 'transformer_engine"),
-    (HPO, "trainer.devices=0", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
+    (HPO, "trainer.devices=0", "trainer: `Trainer(devices=0)` value is not a valid input"),
     (HPO, "trainer.profiler=none", "trainer: When passing string value for the `profiler`"),
     (HPO, "trainer.max_time=soon", "trainer: `Timer(duration='soon')` is not a valid duration"),
     (HPO, "trainer.callbacks={class_path: os.system}", "trainer.callbacks: "),
@@ -76,7 +76,7 @@ REFUSED = [
     ("finetune_tiny.yaml", "trainer.strategy=dpp", "trainer: You selected an invalid strategy name"),
     ("finetune_tiny.yaml", "trainer.max_epochs=null", "trainer.max_epochs: expected a number of epochs, or"),
     ("finetune_tiny.yaml", "trainer.limit_val_batches=0", "trainer.limit_val_batches: expected more than 0"),
-    ("merge_tiny.yaml", "trainer.devices=0", "trainer: `devices` selected with `CPUAccelerator` should be"),
+    ("merge_tiny.yaml", "trainer.devices=0", "trainer: `Trainer(devices=0)` value is not a valid input"),
 ]
 
 
