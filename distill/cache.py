@@ -134,10 +134,13 @@ class TeacherCache:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self._manifest = folder, manifest
-        self.seed = int(manifest["identity"]["seed"])
-        self.form = Form(**{**manifest["form"], "temperatures": tuple(manifest["form"]["temperatures"])})
-        self.views, self.images = int(manifest["views"]), int(manifest["identity"]["images"])
-        self._rows = int(manifest["shard"])
+        try:
+            self.seed = int(manifest["identity"]["seed"])
+            self.form = Form(**{**manifest["form"], "temperatures": tuple(manifest["form"]["temperatures"])})
+            self.views, self.images = int(manifest["views"]), int(manifest["identity"]["images"])
+            self._rows = int(manifest["shard"])
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise DistillError(f"{folder / MANIFEST} is damaged: {type(error).__name__}: {error}") from error
         self._loaded: dict[Shard, dict[str, Tensor]] = {}
         self._head: LanguageHead | None = None
 
@@ -362,10 +365,12 @@ def _read(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DistillError(f"there is no teacher cache in {folder}: {MANIFEST} is missing") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DistillError(f"{folder / MANIFEST} is damaged: {error}") from None
-    if not isinstance(manifest, dict):
-        raise DistillError(f"{folder / MANIFEST} is damaged: it holds no table")
+    if not isinstance(manifest, dict) or not all(
+        isinstance(manifest.get(k), dict) for k in ("identity", "form", "shards")
+    ):
+        raise DistillError(f"{folder / MANIFEST} is damaged: it holds no tables identity, form and shards")
     return manifest
 
 

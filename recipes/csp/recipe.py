@@ -227,8 +227,8 @@ def train(
     module = CSPModule(scenario.game, pairs, model=model, seed=recipe.seed, **(hp.arguments() | changes))
     name = "".join(c if c.isalnum() else "-" for c in row)
     file, log = folder.path / "policies" / f"{name}.pt", folder.path / "policies" / f"{name}.json"
-    if log.is_file() and not sealed(file):
-        folder.say(f"{file} is not what this run wrote: {row} is trained again")
+    if log.is_file() and (broken := [part for part in (file, log) if not sealed(part)]):
+        folder.say(f"{broken[0]} is not what this run wrote: {row} is trained again")
     elif log.is_file():
         module.load_state_dict(torch.load(file, weights_only=True))
         return module.eval(), json.loads(log.read_text(encoding="utf-8"))
@@ -244,6 +244,7 @@ def train(
         torch.save(module.state_dict(), file)
         seal(file)
         write_json(log, history.rows)
+        seal(log)
     trainer.strategy.barrier()
     module.cpu().eval()
     return module, history.rows

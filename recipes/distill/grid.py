@@ -21,6 +21,7 @@ from recipes.distill.schema import RIVALS, Grid, Setting, Terms
 from recipes.errors import RecipeError
 from recipes.running.files import write_json
 from recipes.running.quiet import hush_libraries, silent_trainer
+from recipes.running.seals import seal, sealed
 
 if TYPE_CHECKING:
     from recipes.distill.schema import Recipe
@@ -75,7 +76,7 @@ def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[Any]) -> lis
 def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int | None = None) -> dict[str, Any]:
     """The content of a cell's file, made where it is missing; without a seed it is the tuning."""
     path = out / "cells" / f"{name}-{size}-{'tuning' if seed is None else seed}.json"
-    if not path.is_file():
+    if not sealed(path):
         hush_libraries()
         teacher, setting = teach(recipe, grid, out), grid.settings[name]
         if seed is None:
@@ -85,6 +86,7 @@ def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int 
             content = run_cell(recipe, grid, setting, size, teacher, tuned, seed)["test"]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
+        seal(path)
     read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return read
 

@@ -118,10 +118,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     rows = []
     for cell in cells(recipe):
         where = folder.path / "cells" / f"{cell.name}.json"
-        whole = cell.method == SB3 or sealed(policy_of(folder.path, cell.name))
-        if where.is_file() and not whole:
-            folder.say(f"{policy_of(folder.path, cell.name)} is not what this run wrote: the cell is trained again")
-        if where.is_file() and whole:
+        parts = [where] if cell.method == SB3 else [where, policy_of(folder.path, cell.name)]
+        broken = [part for part in parts if where.is_file() and not sealed(part)]
+        if broken:
+            folder.say(f"{broken[0]} is not what this run wrote: the cell is trained again")
+        if where.is_file() and not broken:
             row = json.loads(where.read_text(encoding="utf-8"))
             folder.say(f"{cell.name}: found, gap {_percent(row['gap'])}")
         else:
@@ -196,6 +197,7 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
     }
     if process_rank() == 0:
         write_json(folder.path / "cells" / f"{cell.name}.json", row)
+        seal(folder.path / "cells" / f"{cell.name}.json")
     return row
 
 

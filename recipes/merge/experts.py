@@ -105,12 +105,14 @@ def inspect_expert(where: Path, base: Checkpoint | None, vocabulary: str = "stri
     try:
         card = json.loads((where / "expert.json").read_text(encoding="utf-8"))
         lacking = {"labels", "pooling", "layer_norm"} - card.keys()
-    except (OSError, ValueError, AttributeError) as error:
+        if not isinstance(card.get("labels", []), list):
+            raise ValueError(f"labels is {card['labels']!r}, but it must be a list of names")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{where / 'expert.json'} cannot be read ({error}); make the expert again.") from error
     head = read_header(where / "head.safetensors")
     if lacking or "out_proj.weight" not in head:
         raise CheckpointError(f"{where} does not describe its head; make the expert with 'recipe: finetune'.")
-    outputs = head["out_proj.weight"][1][0]
+    outputs = (head["out_proj.weight"][1] or (0,))[0]
     if outputs != (len(card["labels"]) or 1):
         raise CheckpointError(f"{where} has a head of {outputs} outputs and {len(card['labels'])} labels.")
     return line

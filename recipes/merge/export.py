@@ -68,8 +68,8 @@ def check(recipe: Recipe) -> Iterator[str]:
         )
     try:
         card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        tasks, heads = list(card["tasks"]), list(card["heads"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tasks, heads = list(map(str, card["tasks"])), list(map(str, card["heads"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecipeError(f"source: {file} cannot be read ({error}); copy the twin folder again") from error
     yield f"twin folder {recipe.source}: tasks {', '.join(tasks)}"
     problems = [

@@ -189,6 +189,8 @@ def _content(folder: Path) -> list[Path]:
 
 def check_out(out: Path, *, force: bool) -> None:
     """Refuse a folder that holds something already, unless it is a run folder, not at work, and `force` is given."""
+    if out.is_symlink() and not out.exists():
+        raise RecipeError(f"--out {out}: this is a link to nothing; give a folder")
     if not out.exists():
         return
     if not out.is_dir():
