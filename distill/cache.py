@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import safetensors.torch
 import torch
@@ -329,9 +329,8 @@ class TeacherCache:
             path = self._path(shard)
             found = _file_hash(path) if path.exists() else "no file"
             if found != self._manifest["shards"].get(shard.name):
-                raise DistillError(
-                    f"{path} is damaged: its sha256 is {found}; delete the file and write it with `fill_cache`"
-                )
+                told = f"{path} is damaged: its sha256 is {found}"
+                raise DistillError(f"{told}; delete the file and write it with `fill_cache`")
             self._loaded[shard] = safetensors.torch.load_file(path)
         return self._loaded[shard]
 
@@ -367,11 +366,10 @@ def _read(folder: Path) -> dict[str, Any]:
         raise DistillError(f"there is no teacher cache in {folder}: {MANIFEST} is missing") from None
     except (ValueError, RecursionError) as error:
         raise DistillError(f"{folder / MANIFEST} is damaged: {error}") from None
-    if not isinstance(manifest, dict) or not all(
-        isinstance(manifest.get(k), dict) for k in ("identity", "form", "shards")
-    ):
+    parts = [manifest.get(key) for key in ("identity", "form", "shards")] if isinstance(manifest, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
         raise DistillError(f"{folder / MANIFEST} is damaged: it holds no tables identity, form and shards")
-    return manifest
+    return cast("dict[str, Any]", manifest)
 
 
 def _plain(value: Any) -> Any:

@@ -64,17 +64,15 @@ class CsvMetrics(Logger):  # type: ignore[misc]
     def _tested_again(self, rows: list[dict[str, str]], row: dict[str, Any]) -> list[dict[str, Any]]:
         """All rows where a finished training is only tested again: its trainer stands at step 0, the row does not.
 
-        The row takes the place of the one of the same test, or else follows the training, before the next phase's.
+        The row takes the place of the one of the same test, or else follows what is there.
         """
         own = [old for old in rows if old.get("phase", "") == self._phase]
         tests = [old for old in own if not old.keys() - {"phase", "step", "epoch"} - row.keys()]
         where: dict[str, Any] = {key: tests[-1][key] for key in ("step", "epoch") if key in tests[-1]} if tests else {}
         if not tests:
             where = {"step": max([int(row["step"]), *(int(old["step"]) for old in own)])}
-        before = tests or own[-1:]
-        at = rows.index(before[0]) + (not tests) if before else len(rows)
-        left = [old for old in rows[at:] if old not in tests]
-        return [*rows[:at], row | where, *left]
+        at = rows.index(tests[0]) if tests else len(rows)
+        return [*rows[:at], row | where, *(old for old in rows[at:] if old not in tests)]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         self._columns = list(dict.fromkeys(key for row in rows for key in row))
