@@ -351,8 +351,8 @@ def _refuse_other(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -
     """Compare what a manifest says with what is wanted."""
     differences = []
     for key in ("format", "views", "shard", "form", "identity"):
-        pairs = [(key, found.get(key), wanted[key])]
-        if isinstance(wanted[key], dict):
+        pairs = [(key, found.get(key), wanted.get(key))]
+        if isinstance(wanted.get(key), dict):
             pairs = [(name, (found.get(key) or {}).get(name), value) for name, value in wanted[key].items()]
         differences += [f"{name} is {has!r} there and {asked!r} here" for name, has, asked in pairs if has != asked]
     if differences:

@@ -67,6 +67,8 @@ def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise CheckpointError(f"{file} has a corrupted safetensors header; copy or train it again.") from error
     try:
         header.pop("__metadata__", None)
+        if not all(isinstance(e["shape"], list) and isinstance(e["data_offsets"], list) for e in header.values()):
+            raise TypeError("shapes and offsets are lists")
         entries = {name: (str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in header.items()}
         offsets = [(name, *entry["data_offsets"]) for name, entry in header.items()]
         places = sorted((int(start), int(stop), str(name)) for name, start, stop in offsets)

@@ -160,7 +160,7 @@ def test_deep_and_odd_json(tmp_path):
         inspect_checkpoint(tmp_path)
     for text in ('{"identity": 1}', '{"identity": {}, "form": {}, "shards": {}}', "[]"):
         (tmp_path / "MANIFEST.json").write_text(text)
-        with pytest.raises(DistillError, match="MANIFEST.json is damaged|of something else"):
+        with pytest.raises(DistillError, match=r"MANIFEST.json is damaged|of something else"):
             TeacherCache.open(tmp_path, None)
 
 
