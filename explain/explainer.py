@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -18,7 +18,7 @@ from explain.functional.density import Overlap, density_ratio, overlap
 from explain.functional.losses import FINITE_LOSSES
 from explain.functional.rows import Rows
 from explain.functional.shapley import sample_subsets, subsets
-from explain.nuisances import Families, candidates, choose_families
+from explain.nuisances import Families, Learners, candidates, choose_families
 from explain.outcomes import Losses, read_losses
 from explain.report import GapReport, Mode
 from explain.tables import DOMAINS, Frames, as_frame, resolve_groups
@@ -82,7 +82,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         baseline: Sequence[Hashable] = (),
-        groups: Mapping[str, Any] | None = None,
+        groups: Mapping[str, object] | None = None,
         *,
         label: Hashable = "label",
         prediction: Hashable | list[Hashable] = "prediction",
@@ -96,7 +96,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         n_bins: Count = 20,
         folds: Annotated[int, Range(2)] = 5,
         repeats: Count = 1,
-        learners: Any = "auto",
+        learners: Learners = "auto",
         level: OpenShare = 0.9,
         interval: Literal["wald", "fieller"] = "wald",
         min_shift_z: NotNegative = 2.0,
@@ -114,7 +114,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         self.subset_draws, self.seed, self.n_jobs = subset_draws, seed, n_jobs
         check_options(self)
 
-    def fit(self, source: Any, target: Any) -> GapExplainer:
+    def fit(self, source: object, target: object) -> GapExplainer:
         """Estimate all terms of the gap.
 
         Args:

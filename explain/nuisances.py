@@ -91,7 +91,7 @@ class Fitted:
         return found
 
 
-def _weighted(estimator: Any, weight: Floats | None) -> dict[str, Floats]:
+def _weighted(estimator: object, weight: Floats | None) -> dict[str, Floats]:
     """The keyword arguments that carry the weights to every step of an estimator that takes them."""
     if weight is None:
         return {}
@@ -133,7 +133,10 @@ def hist_gb() -> Family:
     return Family("hist_gb", BoostedClassifier(), BoostedRegressor(), native=True)
 
 
-def candidates(learners: str | tuple[BaseEstimator, BaseEstimator]) -> list[Family]:
+Learners = str | tuple[BaseEstimator, BaseEstimator]
+
+
+def candidates(learners: Learners) -> list[Family]:
     """Families to choose among.
 
     Args:

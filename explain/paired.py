@@ -22,7 +22,7 @@ from explain.functional.intervals import covariance, critical
 from explain.functional.rows import Floats
 from explain.functional.shapley import sample_subsets, subsets
 from explain.functional.values import curvature
-from explain.nuisances import Family, best_family, candidates, problem
+from explain.nuisances import Family, Learners, best_family, candidates, problem
 from explain.outcomes import Losses, read_losses
 from explain.report import GapReport
 from explain.tables import as_frame, read_weights, resolve_groups
@@ -74,7 +74,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        groups: Mapping[str, Any] | None = None,
+        groups: Mapping[str, object] | None = None,
         *,
         models: tuple[Named, Named] = ("first", "second"),
         label: Hashable = "label",
@@ -85,7 +85,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         ordinal: Mapping[Hashable, Sequence[Hashable]] | None = None,
         folds: Annotated[int, Range(2)] = 5,
         repeats: Count = 1,
-        learners: Any = "auto",
+        learners: Learners = "auto",
         level: OpenShare = 0.9,
         interval: Literal["wald", "fieller"] = "wald",
         min_shift_z: NotNegative = 2.0,
@@ -172,10 +172,10 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
 
 
 def gap_of_gaps(
-    source: Any,
-    target: Any,
+    source: object,
+    target: object,
     baseline: Sequence[Hashable],
-    groups: Mapping[str, Any] | None = None,
+    groups: Mapping[str, object] | None = None,
     *,
     models: tuple[Named, Named] = ("first", "second"),
     label: Hashable = "label",

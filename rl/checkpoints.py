@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import lightning
 
 from rl.loading import from_checkpoint
 
 
-class GuardedModule(lightning.LightningModule):  # type: ignore[misc]
+class GuardedModule(lightning.LightningModule):
     """A module that may be made from import paths, which its checkpoints then hold as text."""
 
     @classmethod
@@ -32,4 +32,4 @@ class GuardedModule(lightning.LightningModule):  # type: ignore[misc]
             kwargs.setdefault("weights_only", True)
         # A checkpoint of LightningCLI asks for its parser, which would follow class paths of its own: never.
         with from_checkpoint(kwargs, trust=trust):
-            return cast(Self, super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=None))
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=None)

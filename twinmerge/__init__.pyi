@@ -1,4 +1,5 @@
 from .artefact import load as load, save as save, verify as verify
+from .classifiers import stock_classifier as stock_classifier
 from .dense import check_routing as check_routing, densify as densify
 from .errors import CheckpointError as CheckpointError
 from .merging import merge as merge, merge_lora as merge_lora, shared_expert as shared_expert

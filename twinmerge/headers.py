@@ -43,7 +43,18 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """Size of all tensors together."""
-        return sum(_BYTES.get(dtype, 1) * prod(shape) for dtype, shape in self.tensors.values())
+        return sum(map(size_of, self.tensors.values()))
+
+    @property
+    def stored(self) -> str:
+        """The number format of its weights: that of all, or float32 where they differ."""
+        kinds = {dtype for dtype, _ in self.tensors.values() if dtype in ("F64", "F32", "F16", "BF16")}
+        return {("BF16",): "bfloat16", ("F16",): "float16"}.get(tuple(kinds), "float32")
+
+
+def size_of(entry: tuple[str, tuple[int, ...]]) -> int:
+    """Bytes of a tensor by its entry in a header."""
+    return _BYTES.get(entry[0], 1) * prod(entry[1])
 
 
 def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import lightning
 import torch
-import torch.nn.functional as F
 import torchmetrics
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
@@ -19,6 +18,7 @@ from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from twinmerge.modeling_twin import Head, TwinMixin
 from twinmerge.routed_layers import ADDED
+from twinmerge.twin_parts import head_loss
 
 METRICS = ("accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman")
 
@@ -65,7 +65,7 @@ def fixed_head(width: int, labels: int, seed: int) -> Head:
     return head.requires_grad_(False)
 
 
-class FinetuneModule(lightning.LightningModule):  # type: ignore[misc]
+class FinetuneModule(lightning.LightningModule):
     """Fine-tune one model on one task, in full or by LoRA, with AdamW, linear warm-up and linear decay.
 
     Logged: `train/loss`, `validation/loss`, `validation/<metric>` and `validation/score` (their mean); `test/` alike.
@@ -148,24 +148,22 @@ class FinetuneModule(lightning.LightningModule):  # type: ignore[misc]
         """Logits of a batch (input_ids, attention_mask, ...): shape (batch, labels), or the model's own."""
         inputs = {k: v for k, v in batch.items() if k != "labels"}
         if self.hparams["question"]:
-            return cast(
-                Tensor,
-                cast(Any, self.model).classify(**inputs, head=self.hparams["question"]).logits[:, : self.outputs],
-            )
+            answer = cast(Any, self.model).classify(**inputs, head=self.hparams["question"])
+            return cast(Tensor, answer.logits[..., : self.outputs])
         outputs = self.model(**inputs)
         if self.head is None:
             return cast(Tensor, outputs.logits)
         return cast(Tensor, self.head(outputs[0], batch.get("attention_mask")))
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss and logits: cross-entropy, squared error for regression, or the model's own loss."""
-        if self.head is None and not self.hparams["question"]:
+        """Loss and logits: that of the head (see `head_loss`), or the model's own loss."""
+        question = self.hparams["question"]
+        head = cast(Any, self.model).heads[question] if question else self.head
+        if head is None:
             outputs = self.model(**batch)
             return outputs.loss, outputs.logits
         logits = self(batch)
-        if self.outputs == 1:
-            return F.mse_loss(logits[:, 0].float(), batch["labels"].float()), logits
-        return F.cross_entropy(logits.float(), batch["labels"]), logits
+        return head_loss(head, logits, batch["labels"]), logits
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """One batch's loss."""

@@ -125,7 +125,7 @@ def plan(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Every training by the name of its row: what it changes in the module's arguments, `imitation` apart."""
     from rl.csp.baselines import BASELINES
 
-    rows: dict[str, dict[str, Any]] = {"csp": {}}
+    rows: dict[str, dict[str, object]] = {"csp": {}}
     rows |= {name: BASELINES[name] for name in recipe.baselines or [] if name != "imitation"}
     for value in recipe.sweep.coefficients:
         if value != recipe.adaptation.coefficient:

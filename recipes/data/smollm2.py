@@ -8,6 +8,7 @@ import io
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from recipes.data import wheels
 from recipes.data.pins import WHEELS
@@ -56,7 +57,7 @@ def smollm2() -> Path:
             made = folder.with_name(f".{folder.name}-new")
             shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
-                model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
+                model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
                 tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
             model.hf_quantizer = None  # the weights are plain numbers by now, and so is what is saved
             if hasattr(model.config, "quantization_config"):

@@ -44,6 +44,7 @@ class TextTask:
         test: Rows to report on.
         metric: One of the metrics of `recipes.data.sources.TaskSource`.
         kind: ``classification`` or ``regression``.
+        notes: What was left out or contradicts itself, one sentence each.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TextTask:
     test: Split
     metric: str
     kind: str
+    notes: tuple[str, ...] = ()
 
 
 def text_key(text: Text) -> Text:

@@ -72,7 +72,7 @@ class _Rows(Dataset[Row]):
         return self.rows[index]
 
 
-class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
+class MixedTextDataModule(LightningDataModule):
     """All tasks' rows shuffled together; every row carries the index of its task.
 
     Batches hold ``input_ids``, ``attention_mask``, ``token_type_ids`` where the tokenizer makes them, ``labels`` and
@@ -193,11 +193,30 @@ class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
             positions = order[start : start + self.eval_batch_size]
             yield positions, collate([rows[i] for i in positions])  # type: ignore[misc]
 
+    def parts(self, split: str, least: int = 32) -> list[list[Batch]]:
+        """Batches of a quarter, a further quarter and the other half of every task's rows of a split.
+
+        Every part has short and long rows of every task. With fewer than `least` rows of a task in the first quarter
+        there is one part, the whole split.
+        """
+        shares: list[list[Row]] = [[], [], []]
+        rows = [(int(row.get("task", 0)), row) for row in self._ordered(split)]
+        numbers = {task: 0 for task, _ in rows}
+        for task, row in rows:
+            shares[(0, 2, 1, 2)[numbers[task] % 4]].append(row)
+            numbers[task] += 1
+        if min(numbers.values()) < 4 * least:
+            shares = [[row for _, row in rows]]
+        return [list(DataLoader(_Rows(part), self.eval_batch_size, collate_fn=self._collate)) for part in shares]
+
     def _sorted(self, split: str) -> DataLoader[Row]:
+        return DataLoader(_Rows(self._ordered(split)), self.eval_batch_size, collate_fn=self._collate)
+
+    def _ordered(self, split: str) -> list[Row]:
         rows = list(self._rows[split])
         random.Random(self.seed).shuffle(rows)  # noqa: S311 - rows of equal length must not stand task by task
         rows.sort(key=lambda row: len(row["input_ids"]))
-        return DataLoader(_Rows(rows), self.eval_batch_size, collate_fn=self._collate)
+        return rows
 
 
 class TextDataModule(MixedTextDataModule):

@@ -6,7 +6,7 @@ import sysconfig
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.regimes import Regime, regime
 from recipes.data import wheels
@@ -16,8 +16,11 @@ from recipes.data.sources import load_task
 from recipes.data.task_source import TaskSource
 from recipes.distill.schema import Recipe
 
+if TYPE_CHECKING:
+    from lightning import Trainer
 
-def data_module(recipe: Recipe, changes: Mapping[str, Any], cache: Path | None = None) -> Any:
+
+def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | None = None) -> Any:
     """The data of the recipe under a regime; with the folder of a cache, in the views that the teacher answers once."""
     data, training = recipe.data, regime(recipe.regime, changes)
     if data.task is not None:
@@ -33,7 +36,8 @@ def data_module(recipe: Recipe, changes: Mapping[str, Any], cache: Path | None =
     options |= {"regime": recipe.regime, "changes": dict(changes), "seed": recipe.seed}
     source: Any = data.source
     if cache is not None:
-        return CachedImageData(source, path, views=recipe.teacher.views, folder=str(cache), **options)
+        teacher = recipe.teacher
+        return CachedImageData(source, path, views=teacher.views, folder=str(cache), form=teacher.keep, **options)
     return ImageData(source, path, **options)
 
 
@@ -52,7 +56,7 @@ def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:
         """A text task whose batch is that of an update, on all processes and accumulated batches together."""
 
         def train_dataloader(self) -> Any:
-            self.batch_size = own_batch(training.batch_size, self.trainer.accumulate_grad_batches)
+            self.batch_size = own_batch(training.batch_size, cast("Trainer", self.trainer).accumulate_grad_batches)
             return super().train_dataloader()
 
     made, evaluated = load_task(task, recipe.seed), 2 * training.batch_size

@@ -87,7 +87,7 @@ def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int 
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
         seal(path)
-    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    read: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return read
 
 
@@ -110,7 +110,7 @@ def teach(recipe: Recipe, grid: Grid, out: Path) -> Any:
     return made
 
 
-def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: Any) -> dict[str, Any]:
+def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: object) -> dict[str, Any]:
     """The best candidate of every method on validation, the published one among them."""
     tried = {
         f"{name}_{number}": terms
@@ -130,7 +130,7 @@ def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: Any) 
 
 
 def run_cell(
-    recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: Any, terms: Mapping[str, Terms], seed: int
+    recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: object, terms: Mapping[str, Terms], seed: int
 ) -> dict[str, dict[str, float]]:
     """Train one student for every entry of the terms, all from the same weights and on the same views."""
     import lightning

@@ -219,7 +219,7 @@ def _train(recipe: Recipe, cell: Cell, module: Any, data: Any, noises: dict[str,
 
 
 def _train_sb3(
-    recipe: Recipe, cell: Cell, module: Any, data: Any, noises: dict[str, Any], folder: RunFolder
+    recipe: Recipe, cell: Cell, module: Any, data: object, noises: dict[str, Any], folder: RunFolder
 ) -> Trained:
     """Train by Stable-Baselines3 for as many simulator steps, from the start: it cannot go on in the middle."""
     from recipes.hpo.sb3 import cost_of, train_sb3
@@ -229,7 +229,7 @@ def _train_sb3(
     start = time.monotonic()
     with folder.phase(f"train {cell.name}", updates) as progress:
 
-        def report(done: int, model: Any) -> None:
+        def report(done: int, model: object) -> None:
             progress.update(done)
             steps = {"updates": done, "simulator_steps": done * episodes.batch_size * simulator.horizon}
             point = {

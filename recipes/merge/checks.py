@@ -45,7 +45,12 @@ def check(recipe: Recipe) -> Iterator[str]:
     given = recipe.given()
     if not recipe.tasks:
         check_texts(recipe)
-        yield from check_all([partial(check_given, recipe, name, given[name], base) for name in given])
+        yield from check_all(
+            [
+                *(partial(check_given, recipe, name, given[name], base) for name in given),
+                partial(check_routable, recipe.base, (), RecipeError),
+            ]
+        )
         router = (
             f"router {recipe.router.kind} from texts" if recipe.texts else "no router: a forward takes router_weights"
         )

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING
 from recipes.data import wheels
 from recipes.data.models import HUB_ID, SHIPPED, resolve_model
 from recipes.data.tables import split_files
+from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError
 from recipes.running.seals import STAMP, added, damage, digest
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from recipes.data.task_source import TaskSource
     from recipes.merge.schema import Training
     from recipes.running.trainer import TrainerConfig
     from twinmerge.checkpoints import Checkpoint
     from twinmerge.folders import Expert
 
 SILENT = ("enable_progress_bar", "logger", "default_root_dir")  # arguments of the Trainer that change no weight
+READING = ("delimiter", "encoding", "drop_missing", "overlap")  # at their defaults they are not part of a name
 WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -32,7 +33,7 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
 
     A local base or table counts by the content of its files and not by their place; versions of libraries do not count.
     """
-    task, where = asdict(source), base
+    task, where = {k: v for k, v in asdict(source).items() if k not in READING or v != getattr(TaskSource, k)}, base
     contents = []
     if (folder := Path(base).expanduser()).is_dir():
         contents += [f for f in sorted(folder.iterdir()) if f.suffix in WEIGHTS]

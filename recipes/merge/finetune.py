@@ -134,7 +134,7 @@ def train_expert(
     """
     if (target / "expert.json").exists():
         if not (fault := expert_damage(target)):
-            card: dict[str, Any] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
+            card: dict[str, object] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
             folder.say(f"expert {source.name}: found, test score {card['test']:.3f}")
             return card
         folder.say(f"expert {source.name}: {target} {fault}; it is made again")

@@ -65,12 +65,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON atomically; numpy and torch scalars become numbers, NaN and infinities null."""
     write_text(path, json.dumps(plain_json(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def plain_json(value: Any) -> Any:
+def plain_json(value: object) -> Any:
     """Return a value with only what JSON knows.
 
     >>> plain_json({"a": float("nan"), "b": (1, Path("x"))})

@@ -79,7 +79,7 @@ class RunFolder:
         """
         return progress(title, total, visible=not self.quiet and process_rank() == 0)
 
-    def figure(self, name: str, figure: "Figure", rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
+    def figure(self, name: str, figure: "Figure", rows: Sequence[Sequence[object]], columns: Sequence[str]) -> None:
         """Write `figures/<name>.png` and the numbers behind it as `figures/<name>.csv`.
 
         Args:
@@ -103,7 +103,7 @@ class RunFolder:
 
     def finish(
         self,
-        result: Mapping[str, Any],
+        result: Mapping[str, object],
         tables: Mapping[str, Sequence[Row]] | None = None,
         figures: Sequence[str] | None = None,
         summary: str = "",

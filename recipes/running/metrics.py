@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from recipes.running.files import plain_json, write_text
 
 
-class CsvMetrics(Logger):  # type: ignore[misc]
+class CsvMetrics(Logger):
     """Writes `metrics.csv`: one row for each time metrics are logged, one column for each metric.
 
     Lightning's own CSV logger deletes the file of an interrupted run; this one keeps the rows before the step at which
@@ -38,11 +38,11 @@ class CsvMetrics(Logger):  # type: ignore[misc]
         """Phase of the run."""
         return self._phase
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+    @rank_zero_only
+    def log_hyperparams(self, *_: object, **__: object) -> None:
         """Hyper-parameters are in `recipe.yaml`."""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Write one row."""
         row = ({"phase": self._phase} if self._phase else {}) | {"step": step or 0} | plain_json(metrics)
@@ -68,7 +68,9 @@ class CsvMetrics(Logger):  # type: ignore[misc]
         """
         own = [old for old in rows if old.get("phase", "") == self._phase]
         tests = [old for old in own if not old.keys() - {"phase", "step", "epoch"} - row.keys()]
-        where: dict[str, Any] = {key: tests[-1][key] for key in ("step", "epoch") if key in tests[-1]} if tests else {}
+        where: dict[str, object] = (
+            {key: tests[-1][key] for key in ("step", "epoch") if key in tests[-1]} if tests else {}
+        )
         if not tests:
             where = {"step": max([int(row["step"]), *(int(old["step"]) for old in own)])}
         at = rows.index(tests[0]) if tests else len(rows)

@@ -204,7 +204,7 @@ def build_trainer(
     arguments |= instantiate(config)
     # Lightning's default prints a table amid the lines of the run, so that a summary is for those who ask.
     arguments["enable_model_summary"] = bool(config.enable_model_summary)
-    own: list[Any] = [*callbacks, RandomStates()]
+    own: list[object] = [*callbacks, RandomStates()]
     if config.enable_progress_bar is not False and not config.barebones:
         own.append(PhaseProgress(folder, name))
     if config.enable_checkpointing is not False and not config.barebones and not config.fast_dev_run:
@@ -305,7 +305,7 @@ def instantiate(config: TrainerConfig, *, loggers: bool = True) -> dict[str, Any
         "profiler": Profiler,
         "plugins": _plugin_base(),
     }
-    built: dict[str, Any] = {}
+    built: dict[str, object] = {}
     for name, base in bases.items():
         value = getattr(config, name)
         made = loggers or name != "logger"
@@ -321,7 +321,7 @@ def _plugin_base() -> Any:
     return Precision | ClusterEnvironment | CheckpointIO | LayerSync
 
 
-def _instance(base: Any, value: Plugin, name: str, made: bool) -> Any:
+def _instance(base: object, value: Plugin, name: str, made: bool) -> Any:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(import_path_denylist=[])  # no entry of ours: it makes the engine enforce its own, such as os
@@ -334,5 +334,5 @@ def _instance(base: Any, value: Plugin, name: str, made: bool) -> Any:
         raise RecipeError(f"trainer.{name}: {' '.join(str(error).split())}") from error
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]

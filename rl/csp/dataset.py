@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class TargetData(NamedTuple):
     """
 
     observation: NDArray[np.float32]
-    action: NDArray[Any]
+    action: NDArray[np.int64] | NDArray[np.float32]
     episode: NDArray[np.int64]
     t: NDArray[np.int64]
     player: NDArray[np.int64]
@@ -189,8 +190,7 @@ def record_target(
     Args:
         game: The game.
         ours: Takes observations (batch, players, O), masks or None, and the generator; gives actions (batch, players)
-        or
-            (batch, players, D).
+            or (batch, players, D).
         target: Likewise, for the target.
         episodes: Number of episodes.
         generator: The only source of chance.
@@ -230,7 +230,7 @@ def record_target(
     return TargetData(**columns, seat=np.full(len(columns["t"]), seat))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     """Columns of a file by name."""
     if path.stat().st_size == 0:
         raise ValueError(f"the data file {path} is empty")
@@ -238,7 +238,7 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             with path.open("rb") as file:  # numpy leaves a file that it cannot read open
                 archive = np.load(file, allow_pickle=False)
-                _refuse_bomb(archive, path.stat().st_size)
+                _refuse_bomb(archive.zip, path.stat().st_size)
                 return {name: archive[name] for name in archive.files}
         except Exception as error:  # what a damaged archive provokes in zip, in numpy's headers and in the decoders
             raise ValueError(
@@ -256,9 +256,9 @@ def _read(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is neither an .npz nor a .parquet file; the name must end in one of them")
 
 
-def _refuse_bomb(archive: Any, size: int) -> None:
+def _refuse_bomb(archive: zipfile.ZipFile, size: int) -> None:
     """Refuse an archive that unpacks to far more than a file of its size holds."""
-    unpacked = sum(entry.file_size for entry in archive.zip.infolist())
+    unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > max(LARGEST, MOST * size):
         raise ValueError(f"{size} bytes unpack to {unpacked}")
 
@@ -268,7 +268,7 @@ def _said(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
 
 
-def _column(path: Path, name: str, column: NDArray[Any]) -> NDArray[Any]:
+def _column(path: Path, name: str, column: NDArray[np.generic]) -> NDArray[np.generic]:
     """A column of a Parquet file as an array; lists in it must be of one length."""
     if column.dtype != object or not len(column):
         return column
@@ -281,7 +281,7 @@ def _column(path: Path, name: str, column: NDArray[Any]) -> NDArray[Any]:
     return np.stack(list(column))
 
 
-def _actions(column: Any) -> NDArray[Any]:
+def _actions(column: object) -> NDArray[np.int64] | NDArray[np.float32]:
     """int64 numbers of actions or float32 vectors."""
     array = np.asarray(column)
     if array.ndim == 1:
@@ -291,7 +291,7 @@ def _actions(column: Any) -> NDArray[Any]:
     return array.astype(np.float32)
 
 
-def _whole(column: Any, name: str) -> NDArray[np.int64]:
+def _whole(column: object, name: str) -> NDArray[np.int64]:
     """int64 (N,), from whole numbers of any type."""
     array = np.asarray(column)
     if array.ndim != 1 or array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and (array % 1 != 0).any()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from rl.hpo.policies import HybridPolicy
 
 FORMAT = "gapbridge-policy-1"
 # What a file may call: operations of torch that change none of their inputs, and arithmetic of sizes.
-ARITHMETIC: dict[str, Callable[..., Any]] = {
+ARITHMETIC: dict[str, Callable[..., object]] = {
     name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")
 }
 WORDS = ("none", "tanh", "floor", "trunc")
@@ -65,7 +65,7 @@ class SavedPolicy(Actor):
             logits = logits.masked_fill(~mask, float("-inf"))
         return logits.log_softmax(-1), actions
 
-    def _read(self, value: Any, values: dict[str, Any]) -> Any:
+    def _read(self, value: object, values: Mapping[str, object]) -> object:
         if isinstance(value, list):
             return [self._read(one, values) for one in value]
         if not isinstance(value, dict):
@@ -207,8 +207,8 @@ def _check_equal(policy: HybridPolicy, saved: SavedPolicy) -> None:
                 )
 
 
-def _call(node: torch.fx.Node) -> dict[str, Any]:
-    target: Any = node.target
+def _call(node: torch.fx.Node) -> dict[str, object]:
+    target: object = node.target
     name = f"aten::{target}" if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
     name = name.replace("aten::aten.", "aten.")
     _operation(name)
@@ -220,7 +220,7 @@ def _call(node: torch.fx.Node) -> dict[str, Any]:
     }
 
 
-def _operation(name: str) -> Callable[..., Any]:
+def _operation(name: str) -> Callable[..., object]:
     if name in ARITHMETIC:
         return ARITHMETIC[name]
     parts = name.split(".")
@@ -234,7 +234,7 @@ def _operation(name: str) -> Callable[..., Any]:
     )
 
 
-def _written(value: Any) -> Any:
+def _written(value: object) -> object:
     if isinstance(value, torch.fx.Node):
         return {"value": value.name}
     if isinstance(value, list | tuple):
