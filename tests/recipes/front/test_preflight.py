@@ -109,14 +109,6 @@ def test_tables_are_read_by_header_and_first_rows(tmp_path, name, text, sentence
     assert "\n" not in str(caught.value)
 
 
-def test_the_first_rows_of_a_parquet_file_are_enough(tmp_path):
-    import pandas as pd
-
-    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(50)] + [{"text": "", "label": "a"}]
-    pd.DataFrame(rows).to_parquet(tmp_path / "t.parquet")
-    assert "t.parquet" in check_task(TaskSource("a", "parquet", str(tmp_path / "t.parquet")))
-
-
 def test_building_the_trainer_leaves_no_trace(tmp_path, monkeypatch):
     import os
 
