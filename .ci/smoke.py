@@ -1,4 +1,4 @@
-"""A little of everything, on whatever versions are installed: every module, every public name, one tiny recipe of each kind."""
+"""A little of everything on the versions that are installed: every module, every public name, tiny recipes."""
 
 import importlib
 import os

@@ -91,7 +91,7 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
     twin.to(getattr(torch, stored_format_of(recipe, where)))
     twin.router_reads = recipe.router.features
     if recipe.texts:
-        read = {task: _lines(recipe.texts[task]) for task in experts}
+        read = {task: read_lines(recipe.texts[task]) for task in experts}
         twin.router = router_from_texts(twin, recipe.router.kind, words, read, recipe.seed)
     card = {"base": recipe.base, "sources": {task: expert.digest for task, expert in experts.items()}}
     save(twin, folder.path / "merged", tokenizer=words, card=card, overwrite=True)
@@ -111,7 +111,12 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
     )
 
 
-def _lines(file: str) -> list[str]:
+def read_lines(file: str) -> list[str]:
+    """The texts of a file, one a line.
+
+    Raises:
+        RunError: When it cannot be read or holds fewer than two.
+    """
     path = Path(file).expanduser()
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

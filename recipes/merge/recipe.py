@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from recipes.data.models import resolve_model
 from recipes.data.sources import load_task
-from recipes.errors import RunError
+from recipes.data.tables import own_files
+from recipes.errors import RecipeError, RunError
 from recipes.merge.alone import read_all, run_alone
 from recipes.merge.baselines import Candidates, seeded, trials, tune
 from recipes.merge.checks import cached_at, check, check_rank
@@ -42,7 +43,22 @@ if TYPE_CHECKING:
     from twinmerge.folders import Expert
     from twinmerge.modeling_twin import Head
 
-__all__ = ["Recipe", "check", "run"]
+__all__ = ["Recipe", "check", "finished", "inputs", "run"]
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads."""
+    try:
+        experts = [Path(place) for place in recipe.given().values()]
+    except RecipeError:  # the pre-flight says so
+        experts = []
+    tables = [file for task in recipe.tasks for file in own_files(task)]
+    return [Path(recipe.base), *experts, *tables, *map(Path, recipe.texts.values())]
+
+
+def finished(path: Path) -> list[str]:
+    """The twin of a run folder, once it is written: experts that are trained longer make another."""
+    return ["merged"] if (path / "merged").is_dir() else []
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:

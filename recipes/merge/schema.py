@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.data.task_source import TaskSource
-from recipes.fields import FieldError, check_name, check_positive
+from recipes.fields import FieldError, check_name, check_positive, check_seed
 from recipes.front.schema import did_you_mean
 from recipes.merge.baselines import Baselines, Shared
 from recipes.merge.routing import RouterTraining
@@ -154,6 +154,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what cannot be merged."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         check_positive(self.eval_batch_size, "eval_batch_size")
         if self.tasks:
             check_tasks(self.tasks)

@@ -1,4 +1,4 @@
-"""A twin by its folder and texts by reference: in Python, in LightningCLI's YAML, from a checkpoint, in HF's Trainer."""
+"""A twin by its folder, texts by reference: in Python, in LightningCLI, from a checkpoint, in the Trainer of HF."""
 
 from pathlib import Path
 from typing import Any
