@@ -54,8 +54,7 @@ class DistillModule(lightning.LightningModule):
             share the teacher's pass; their gradients, clipping and updates do not touch each other.
         teacher: A model, or the name of one; None where no term needs one or a cache stands in.
         terms: Names and options of the losses, or losses of one's own, see `DistillLoss`; by student where there are
-            several. None takes those
-            that `method` was published with for the regime.
+            several. None takes those that `method` was published with for the regime.
         method: Name of a published method, one that `distill.regimes.method` knows.
         regime: Name of the training regime, one of `distill.regimes.REGIMES`.
         changes: Values of the regime that are different here.
@@ -142,7 +141,6 @@ class DistillModule(lightning.LightningModule):
         self._ddp_params_and_buffers_to_ignore = [f"losses.{name}" for name, _ in self.losses.named_buffers()]
         self._window = Window()
         self._labels_checked = False
-        self._pulled = -math.inf
         self._places: list[dict[str, int]] = []
 
     def _follow(self, labels: list[str] | None) -> None:
@@ -196,10 +194,9 @@ class DistillModule(lightning.LightningModule):
         step = self.global_step + 1
         written = step % max(1, self.trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]  # what is logged at other steps goes nowhere
         every = self.hparams["log_gradients_every"]
-        pulls = written and every > 0 and step - self._pulled >= every
-        self._pulled = step if pulls else self._pulled
         rows, device = len(batch[INPUTS[self.task]]) if labels is None else len(labels), device_of(batch)
         together = self.trainer.accumulate_grad_batches
+        pulls = written and every > 0 and batch_index % together == 0 and self._pulls(step, every)
         weight = self._window.weight(rows, together, device, even=self.task != "language")
         total = torch.zeros((), device=device)
         stream = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_index)
@@ -231,6 +228,11 @@ class DistillModule(lightning.LightningModule):
         loss = self.losses[name]
         return cast(dict[str, Tensor], loss(*arguments, apart=True)) if isinstance(loss, LanguageLoss) else losses
 
+    def _pulls(self, step: int, every: int) -> bool:
+        """A function of the step alone, so that a resumed training logs gradients where an unbroken one does."""
+        often: int = max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]  # Lightning sets it later
+        return (step - often) % (math.ceil(every / often) * often) == 0
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _log_gradients(self, name: str, outputs: Outputs, losses: Mapping[str, Tensor]) -> None:
         """Norm of each term's gradient at the student's outputs, before any step rescales it."""
@@ -240,8 +242,13 @@ class DistillModule(lightning.LightningModule):
             squares = [part.float().square().sum() for part in parts if part is not None]
             self.log(self._key("gradient", name, term), torch.stack(squares).sum().sqrt(), batch_size=1)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the step of the last log of gradients: a resumed training logs them at the same steps."""
+        checkpoint["gradients_logged"] = self._pulled
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the place in the data until training starts."""
+        self._pulled = checkpoint.get("gradients_logged", -math.inf)
         loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         self._places = loop.get("combined_loader", [])
 
@@ -326,9 +333,8 @@ class DistillModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, object]]]:  # type: ignore[override]
         """The regime's optimizer, one a student with its hints' own parameters, and its schedule."""
-        trained = {
-            name: nn.ModuleDict({"network": self.students[name], "losses": self.losses[name]}) for name in self.students
-        }
+        parts = {name: {"network": self.students[name], "losses": self.losses[name]} for name in self.students}
+        trained = {name: nn.ModuleDict(part) for name, part in parts.items()}
         optimizer = make_optimizer(self.regime, trained)
         per_epoch = self.regime.schedule_on == "epoch"
         # A run of other length than the regime's keeps the shape of the schedule.

@@ -306,8 +306,9 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **opti
     if check:
         verify(root)
     try:
-        tasks = read_json(root / "twin.json")["tasks"]
-        if any(not _NAME.fullmatch(t) for t in tasks):
+        card = read_json(root / "twin.json")
+        tasks = card["tasks"]
+        if any(not _NAME.fullmatch(name) for name in (*tasks, *card["heads"])):
             raise CheckpointError(f"{root / 'twin.json'} names a task that is no folder name; the folder is not ours.")
         task = mode.partition(":")[2]
         if mode not in ("routed", "shared") and (not mode.startswith("expert:") or task not in tasks):
