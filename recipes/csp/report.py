@@ -73,17 +73,7 @@ def finish(
             progress.update(progress.done + 1, row)
     ours = next(row for row in rows if row["policy"] == "csp")
     ladder = _ladder(rows, ours, exact)
-    adversaries = [
-        {
-            "adversary": a.name,
-            "our return": a.value.value,
-            "low": a.value.low,
-            "high": a.value.high,
-            "excess nats": a.excess,
-            "consistent": a.consistent,
-        }
-        for a in search.adversaries
-    ]
+    adversaries = _adversaries(search)
     coverage = _coverage(recipe, problem, agents, scenario)
     warnings = _warnings(recipe, problem, coverage, histories["csp"], ours, search)
     draw_ladder(folder, ladder)
@@ -114,6 +104,21 @@ def finish(
     }
     folder.finish(outcome, tables, summary=summary)
     folder.say(summary)
+
+
+def _adversaries(search: WorstCase) -> list[dict[str, object]]:
+    """What every adversary of the search found, as rows."""
+    return [
+        {
+            "adversary": a.name,
+            "our return": a.value.value,
+            "low": a.value.low,
+            "high": a.value.high,
+            "excess nats": a.excess,
+            "consistent": a.consistent,
+        }
+        for a in search.adversaries
+    ]
 
 
 # ------------------------------------------------------------------ values

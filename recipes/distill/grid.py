@@ -26,7 +26,7 @@ from recipes.running.seals import seal, sealed
 if TYPE_CHECKING:
     from torch import nn
 
-    from distill.module import Network
+    from distill.models import Network
     from recipes.distill.schema import Recipe
     from recipes.running.folder import RunFolder
 
@@ -160,8 +160,8 @@ def train(
     """Train and return accuracies: split -> student -> share of right answers."""
     import lightning
 
-    from distill.data import mixup
     from distill.module import DistillModule
+    from distill.transforms import mixup
     from recipes.distill.glyph_module import GlyphData
 
     lightning.seed_everything(seed, workers=True, verbose=False)

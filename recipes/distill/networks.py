@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
     from transformers import PreTrainedModel
 
-    from distill.module import Network as Built
+    from distill.models import Network as Built
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def told(kind: type[Exception], where: str = "") -> Iterator[None]:
 
 def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> Built:
     """Build a network of the recipe, behind the common call."""
-    from distill.module import build
+    from distill.models import build
 
     options = dict(config.options)
     name = config.model

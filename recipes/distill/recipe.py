@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from distill.cached_data import CachedImageData
     from distill.data import ImageData
-    from distill.module import Network as Built
+    from distill.models import Network as Built
     from distill.networks import Frozen, TextNetwork
     from recipes.running.folder import RunFolder
 

@@ -34,6 +34,31 @@ def split(action: Tensor, simulator: HybridSimulator, state: State, t: int) -> t
     return mode, chosen_action(actions, mode)
 
 
+class _Alike:
+    """What a vector environment answers for each of its environments, which are all alike."""
+
+    num_envs: int
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def get_attr(self, attr_name: str, indices: object = None) -> list[object]:
+        """An attribute, the same for all."""
+        return [getattr(self, attr_name)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: object, indices: object = None) -> None:
+        """Set an attribute for all."""
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: object, indices: object = None, **kwargs: object) -> list[object]:
+        """There are no environments to call."""
+        return [None] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: object, indices: object = None) -> list[bool]:
+        """Nothing is wrapped."""
+        return [False] * self.num_envs
+
+
 def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: float) -> VecEnv:
     """All episodes of a batch as one vector environment, so that the baseline is as fast as batching makes it.
 
@@ -45,7 +70,7 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
     """
     from stable_baselines3.common.vec_env import VecEnv
 
-    class FlatSimulator(VecEnv):  # type: ignore[misc]
+    class FlatSimulator(_Alike, VecEnv):  # type: ignore[misc]
         """All episodes of a batch, with numpy at the edge."""
 
         render_mode = None
@@ -85,25 +110,6 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
                 infos = [{"terminal_observation": row, "TimeLimit.truncated": self.simulator.endless} for row in seen]
                 seen = self.reset()
             return seen, -cost.numpy() / self.scale, np.full(self.num_envs, over), infos
-
-        def close(self) -> None:
-            """Nothing is open."""
-
-        def get_attr(self, attr_name: str, indices: object = None) -> list[object]:
-            """An attribute, the same for all."""
-            return [getattr(self, attr_name)] * self.num_envs
-
-        def set_attr(self, attr_name: str, value: object, indices: object = None) -> None:
-            """Set an attribute for all."""
-            setattr(self, attr_name, value)
-
-        def env_method(self, method_name: str, *args: object, indices: object = None, **kwargs: object) -> list[object]:
-            """There are no environments to call."""
-            return [None] * self.num_envs
-
-        def env_is_wrapped(self, wrapper_class: object, indices: object = None) -> list[bool]:
-            """Nothing is wrapped."""
-            return [False] * self.num_envs
 
     return FlatSimulator(simulator, batch, seed, scale)
 

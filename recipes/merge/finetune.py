@@ -146,7 +146,6 @@ def train_expert(
 
     from recipes.data.text_module import TextDataModule
     from twinmerge.artefact import whole_folder
-    from twinmerge.module import FinetuneModule
 
     lightning.seed_everything(seed, workers=True, verbose=False)
     task = load_task(source, seed)
@@ -159,20 +158,7 @@ def train_expert(
         seed=seed,
         causal=training.model == "causal",
     )
-    model = _load_model(where, training, task.labels)
-    module = FinetuneModule(
-        model,
-        labels=(len(task.labels) or 1) if training.model == "encoder" else 0,
-        heads=training.heads,
-        pooling=training.pooling,
-        metric=source.metric,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        warmup=training.warmup,
-        frozen=tuple(training.frozen),
-        lora_rank=0 if training.model == "classifier" else training.lora_rank,
-        seed=head_seed(source.name, training.heads, seed),
-    )
+    module = _module(source, task.labels, where, training, seed)
     trainer = build_trainer(trainer_config, folder, source.name)
     folder.say(f"expert {source.name}: {len(task.train.texts)} training rows, {len(task.labels) or 1} labels")
     trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(source.name))
@@ -199,6 +185,26 @@ def train_expert(
     trainer.strategy.barrier()  # no process reads the expert before it is there
     folder.say(f"expert {source.name}: test score {test:.3f}")
     return card
+
+
+def _module(
+    source: TaskSource, labels: tuple[str, ...], where: Path | str, training: Training, seed: int
+) -> FinetuneModule:
+    from twinmerge.module import FinetuneModule
+
+    return FinetuneModule(
+        _load_model(where, training, labels),
+        labels=(len(labels) or 1) if training.model == "encoder" else 0,
+        heads=training.heads,
+        pooling=training.pooling,
+        metric=source.metric,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        frozen=tuple(training.frozen),
+        lora_rank=0 if training.model == "classifier" else training.lora_rank,
+        seed=head_seed(source.name, training.heads, seed),
+    )
 
 
 def head_seed(task: str, heads: str, seed: int) -> int:
