@@ -120,20 +120,21 @@ def floor_breaches(root=ROOT):
         name = module_name(path, root)
         if name in {"recipes", "recipes.run"}:
             continue
-        for other in sorted(name for name in all_imports(path, root) if name.startswith("recipes.")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for other in sorted({found for found in house.imports(tree, name.rpartition(".")[0]) if "recipes." in found}):
             if floor_of(other) > floor_of(name):
                 yield f"{path.relative_to(root)} imports {other}: inside recipes, imports go downwards"
 
 
 def upward_breaches(root=ROOT):
-    """Imports inside a wing that go up: functional takes tensors and knows nothing of modules."""
+    """Imports inside a wing that go up: functional knows errors and the names of methods, and nothing of modules."""
     for wing in WINGS:
         for path in sources(wing, root):
             if "functional" not in path.relative_to(root).with_suffix("").parts:
                 continue
             files = {module_name(other, root) for other in sources(wing, root)}
             for other in sorted(all_imports(path, root) & files):
-                if "functional" not in other.split(".") and other.split(".")[-1] not in {"errors", wing}:
+                if "functional" not in other.split(".") and other.split(".")[-1] not in {"errors", "methods", wing}:
                     yield f"{path.relative_to(root)} imports {other}: functional stands below the modules"
 
 
@@ -202,7 +203,7 @@ def test_arrows_that_go_up_are_found(tmp_path):
         "recipes/__init__.py": "",
         "recipes/errors.py": "",
         "recipes/front/parse.py": "from recipes.errors import RecipeError\n",
-        "recipes/running/folder.py": "from recipes.front import parse\ndef f():\n    from recipes.merge.recipe import run\n",
+        "recipes/running/folder.py": "def f():\n    from recipes.merge.recipe import run\n",
         "recipes/merge/recipe.py": "from recipes.running.folder import f\n",
         "distill/functional/kd.py": "from distill.errors import E\nfrom distill.module import M\n",
         "distill/errors.py": "",

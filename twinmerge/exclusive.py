@@ -90,27 +90,22 @@ def exclusive_experts(
         return (flat.t() if name in transposed else flat)[None]
 
     for task, state in experts.items():
-        squares: dict[str, float] = {}
-        for name, value in shared.items():
-            if value.is_floating_point() and not torch.equal(state[name].to(value), value):
-                squares[name] = float(_difference(state[name], value).double().square().sum())
+        squares = _squares(state, shared)
         total = sum(squares.values())
         left = {n for n, q in squares.items() if n in dropped or (shared[n].dim() > 1 and q <= NEGLIGIBLE * total)}
         result.left_out[task] = sum(squares[n] for n in left) / total if total else 0.0
         for name in (n for n in squares if n not in left):
-            value = shared[name]
-            if value.dim() < 2:
-                result.experts[task][name] = _difference(state[name], value)
+            if shared[name].dim() < 2:
+                result.experts[task][name] = _difference(state[name], shared[name])
             else:
-                changed[task, name] = len(value) if value.dim() == 3 and name not in kernels else 1
+                changed[task, name] = len(shared[name]) if shared[name].dim() == 3 and name not in kernels else 1
     if not any(result.left_out.values()) and not dropped:
         result.left_out.clear()
 
     keys = [(task, name, i) for (task, name), count in changed.items() for i in range(count)]
     shapes = {key: _shape(shared[key[1]], key[1] in transposed, key[1] in kernels) for key in keys}
-    spectra = None
-    if energy is not None or budget is not None:
-        spectra = {(t, n, i): spectrum(m) for t, n in changed for i, m in enumerate(matrices(t, n))}
+    asked = energy is not None or budget is not None
+    spectra = {(t, n, i): spectrum(m) for t, n in changed for i, m in enumerate(matrices(t, n))} if asked else None
     policy = {"rank": rank, "density": density, "energy": energy, "budget": budget}
     ranks = choose_ranks(shapes, **policy, spectra=spectra) if shapes else {}  # type: ignore[arg-type]
     for (task, name), count in changed.items():
@@ -129,11 +124,16 @@ def exclusive_experts(
         if dense:
             whole = stack if len(stack) > 1 else stack[0].t() if name in transposed else stack[0]
             result.experts[task][name] = whole.reshape(shared[name].shape)
-        elif lows and shared[name].dim() == 3 and name not in kernels:
-            result.experts[task][name] = _padded(lows, stack)
         elif lows:
-            result.experts[task][name] = lows[0][1:]
+            fused = shared[name].dim() == 3 and name not in kernels
+            result.experts[task][name] = _padded(lows, stack) if fused else lows[0][1:]
     return result
+
+
+def _squares(state: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict[str, float]:
+    """Squared norm of every difference, of the parameters that an expert changed."""
+    changed = {n: v for n, v in shared.items() if v.is_floating_point() and not torch.equal(state[n].to(v), v)}
+    return {name: float(_difference(state[name], v).double().square().sum()) for name, v in changed.items()}
 
 
 def _difference(expert: Tensor, shared: Tensor) -> Tensor:
