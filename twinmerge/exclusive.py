@@ -91,9 +91,8 @@ def exclusive_experts(
 
     for task, state in experts.items():
         squares = _squares(state, shared)
-        total = sum(squares.values())
-        left = {n for n, q in squares.items() if n in dropped or (shared[n].dim() > 1 and q <= NEGLIGIBLE * total)}
-        result.left_out[task] = sum(squares[n] for n in left) / total if total else 0.0
+        left = _left(squares, shared, dropped)
+        result.left_out[task] = sum(squares[n] for n in left) / (sum(squares.values()) or 1.0)
         for name in (n for n in squares if n not in left):
             if shared[name].dim() < 2:
                 result.experts[task][name] = _difference(state[name], shared[name])
@@ -101,16 +100,14 @@ def exclusive_experts(
                 changed[task, name] = len(shared[name]) if shared[name].dim() == 3 and name not in kernels else 1
     if not any(result.left_out.values()) and not dropped:
         result.left_out.clear()
-
     keys = [(task, name, i) for (task, name), count in changed.items() for i in range(count)]
     shapes = {key: _shape(shared[key[1]], key[1] in transposed, key[1] in kernels) for key in keys}
     asked = energy is not None or budget is not None
     spectra = {(t, n, i): spectrum(m) for t, n in changed for i, m in enumerate(matrices(t, n))} if asked else None
-    policy = {"rank": rank, "density": density, "energy": energy, "budget": budget}
-    ranks = choose_ranks(shapes, **policy, spectra=spectra) if shapes else {}  # type: ignore[arg-type]
+    given = {"rank": rank, "density": density, "energy": energy, "budget": budget}
+    ranks = choose_ranks(shapes, **given, spectra=spectra) if shapes else {}  # type: ignore[arg-type]
     for (task, name), count in changed.items():
-        stack = matrices(task, name)
-        kept = [ranks[task, name, i] for i in range(count)]
+        stack, kept = matrices(task, name), [ranks[task, name, i] for i in range(count)]
         dense = stored_dense(shapes[task, name, 0], max(kept))
         lows = []
         for i, matrix in enumerate(stack):
@@ -128,6 +125,12 @@ def exclusive_experts(
             fused = shared[name].dim() == 3 and name not in kernels
             result.experts[task][name] = _padded(lows, stack) if fused else lows[0][1:]
     return result
+
+
+def _left(squares: Mapping[str, float], shared: Mapping[str, Tensor], dropped: frozenset[str]) -> set[str]:
+    """Parameters whose differences are left to the shared expert: dropped ones, and matrices that hardly changed."""
+    least = NEGLIGIBLE * sum(squares.values())
+    return {n for n, q in squares.items() if n in dropped or (shared[n].dim() > 1 and q <= least)}
 
 
 def _squares(state: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict[str, float]:
