@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from distill.cache import Form, Identity, TeacherCache
+from distill.cache import Identity, TeacherCache
 from distill.cached_views import CachedViews, fill_cache, weights_digest
-from distill.data import ImageData
+from distill.data import ImageData, Images, Rows, Source
+from distill.errors import DistillError
+from distill.form import Form
 from distill.networks import Frozen, ImageNetwork
 from distill.order import ViewLoader, ViewOrder
 from distill.regimes import Regime
 from distill.views import Augmentation, ViewDataset
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 
 def augmentation_of(regime: Regime) -> Augmentation:
     """The views of a regime, drawn image by image: partners of a mix come from all images, not from the batch."""
     same = ("crop", "scale", "ratio", "padding", "flip", "auto_augment", "erase", "mixup", "cutmix")
-    options: dict[str, Any] = {name: getattr(regime, name) for name in (*same, "mix_probability", "switch_probability")}
+    options: dict[str, object] = {
+        name: getattr(regime, name) for name in (*same, "mix_probability", "switch_probability")
+    }
     return Augmentation(size=regime.image_size, interpolation=regime.interpolation, **options)  # type: ignore[arg-type]
 
 
@@ -34,14 +41,27 @@ class CachedImageData(ImageData):
         path: Likewise.
         views: Distinct views of an image, at least 1: the teacher answers `views` times as many images as there are.
         folder: Of the cache.
+        form: What is kept of an answer; None keeps all logits. A form without all of them teaches `kd` alone.
         options: Of `ImageData`.
+
+    Raises:
+        DistillError: If the form is `hidden`, whose states this module does not ask the teacher for.
     """
 
     def __init__(
-        self, source: Any = "folder", path: str = "", *, views: int = 8, folder: str = "", **options: Any
+        self,
+        source: Source = "folder",
+        path: str = "",
+        *,
+        views: int = 8,
+        folder: str = "",
+        form: Form | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(source, path, **options)
-        self.views, self.folder = views, folder
+        self.views, self.folder, self.form = views, folder, form or Form()
+        if self.form.kind == "hidden":
+            raise DistillError("the form is 'hidden', which only your own loop writes; take logits, top or sampled")
         self.cache: TeacherCache | None = None
         self._mixup = None  # views are mixed where they are drawn
 
@@ -74,11 +94,11 @@ class CachedImageData(ImageData):
             tuple(network.mean.flatten().tolist()),
             tuple(network.std.flatten().tolist()),
             views.augmentation.digest(),
-            hashlib.sha256(repr((self.source, self.path, views.images.targets)).encode()).hexdigest(),
+            hashlib.sha256(repr((self.source, self.path, cast(_Channels, views.images).targets)).encode()).hexdigest(),
             len(views),
             self.seed,
         )
-        cache = TeacherCache.create(Path(self.folder), identity, Form(), views=self.views)
+        cache = TeacherCache.create(Path(self.folder), identity, self.form, views=self.views)
         device = next(network.parameters()).device
 
         def answer(images: Tensor) -> Tensor:
@@ -97,15 +117,15 @@ class CachedImageData(ImageData):
         return ViewLoader(views, order, drop_last=True, num_workers=self.workers)
 
 
-class _Channels(Dataset[tuple[Any, int]]):
+class _Channels(Dataset["tuple[Image, int]"]):
     """Images of one channel or three."""
 
-    def __init__(self, images: Any, grey: bool) -> None:
+    def __init__(self, images: Images | Rows, grey: bool) -> None:
         self.images, self.grey, self.targets = images, grey, images.targets
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Image, int]:
         image, label = self.images[index]
         return image.convert("L" if self.grey else "RGB"), label

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
+import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
 
-def batches_done(trainer: Any) -> tuple[int, int]:
+def batches_done(trainer: Trainer) -> tuple[int, int]:
     """Training batches that are done.
 
     Args:
@@ -20,7 +22,7 @@ def batches_done(trainer: Any) -> tuple[int, int]:
     return int(progress.total.completed), int(progress.current.completed)
 
 
-def share_done(trainer: Any) -> float:
+def share_done(trainer: Trainer) -> float:
     """Share of a training that is done, in [0, 1].
 
     The training ends at the first of `max_epochs` and `max_steps`; with neither, as with `max_time` alone, nothing
@@ -37,7 +39,7 @@ def share_done(trainer: Any) -> float:
     return min(1.0, max(shares))
 
 
-def follow_trainer(trainer: Any) -> None:
+def follow_trainer(trainer: Trainer) -> None:
     """Let the streams among a trainer's training loaders start where it stands.
 
     Lightning does not give a loader its saved place back after a checkpoint of an epoch's end.
@@ -45,3 +47,17 @@ def follow_trainer(trainer: Any) -> None:
     for loader in CombinedLoader(trainer.train_dataloader).flattened:
         if hasattr(loader, "follow"):
             loader.follow(trainer)
+
+
+def set_rates(optimizers: Iterable[torch.optim.Optimizer], final_rate: float, share: float) -> None:
+    """Let the learning rates of all groups fall linearly from their ``initial`` to ``final_rate`` times it.
+
+    Args:
+        optimizers: Whose groups hold ``initial``.
+        final_rate: Fraction that is left at the end of the training.
+        share: Of the training that is done, in [0, 1].
+    """
+    factor = 1 + (final_rate - 1) * share
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial"] * factor

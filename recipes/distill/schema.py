@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from distill.errors import DistillError
+from distill.form import Form
 from distill.regimes import Regime, method, regime
 from recipes.data.task_source import TaskSource
-from recipes.fields import FieldError, check_name, check_positive, check_range, check_unique
+from recipes.fields import FieldError, check_name, check_positive, check_range, check_seed, check_unique
 from recipes.front.signature import FedBlock, takes
 from recipes.running.trainer import TrainerConfig
 
@@ -28,6 +29,22 @@ class Network:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Keep(Form):
+    """What the cache keeps of an answer; top and sampled keep some classes, which teach kd alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no row can be kept in, and what the recipe does not write."""
+        try:
+            super().__post_init__()
+        except DistillError as error:
+            raise FieldError("kind", str(error)) from error
+        if self.kind == "hidden":
+            raise FieldError("kind", "expected logits, top or sampled, got 'hidden', which only your own loop writes")
+        for index, temperature in enumerate(self.temperatures):
+            check_positive(temperature, f"temperatures.{index}")
+
+
 @dataclass
 class Teacher(Network):
     """The teacher.
@@ -38,12 +55,14 @@ class Teacher(Network):
         dtype: Type of its weights while it teaches.
         views: Distinct views of an image that it answers once, into a cache under the run folder, and that students see
             over and over; 0 asks it anew about ever new views. Images only.
+        keep: What that cache keeps of an answer.
     """
 
     train: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"
     views: int = 0
+    keep: Keep = field(default_factory=Keep)
 
 
 @dataclass
@@ -139,6 +158,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Refuse an unfair or empty comparison."""
+        for index, seed in enumerate(self.seeds):
+            check_seed(seed, f"seeds.{index}")
+        check_seed(self.tuning_seed, "tuning_seed")
         check_unique([str(seed) for seed in (*self.seeds, self.tuning_seed)], "seeds")
         for name in ("teacher_rows", "teacher_updates", "test_rows", "processes"):
             check_positive(getattr(self, name), name)
@@ -206,6 +228,7 @@ class Recipe(FedBlock):
     def __post_init__(self) -> None:
         """Refuse what no data could make right."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         for key in ("rows", "test_rows", "workers"):
             check_range(getattr(self.data, key), f"data.{key}", low=0)
         check_range(self.data.length, "data.length", low=2)
@@ -215,6 +238,10 @@ class Recipe(FedBlock):
         check_range(self.teacher.views, "teacher.views", low=0)
         if self.teacher.views and (self.kind != "images" or self.grid is not None or not self.teacher.model):
             raise FieldError("teacher.views", f"expected 0 without a teacher of images, got {self.teacher.views}")
+        if self.data.task is not None and self.data.task.kind != "classification":
+            raise FieldError("data.task.kind", f"expected classification, got {self.data.task.kind!r}")
+        if self.teacher.keep != Keep() and not self.teacher.views:
+            raise FieldError("teacher.keep", "expected teacher.views above 0 with it, got 0: there is no cache")
         if not self.methods:
             raise FieldError("methods", "expected at least one method, got none")
         for where, changes in (("changes", self.changes), ("teacher.changes", self.changes | self.teacher.changes)):

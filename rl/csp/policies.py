@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rl.csp.update import masked_mean
+from rl.envs.markov_game import BatchedGame
 
 
 class CategoricalLaw:
@@ -82,6 +83,9 @@ class GaussianLaw:
         return drawn
 
 
+PlainLaw = CategoricalLaw | GaussianLaw
+
+
 class MixedLaw:
     """The gate: a frozen law with probability kappa, a free one otherwise; only the free one learns.
 
@@ -91,7 +95,7 @@ class MixedLaw:
         kappa: Probability of the frozen law, in [0, 1], (...).
     """
 
-    def __init__(self, frozen: Any, free: Any, kappa: Tensor) -> None:
+    def __init__(self, frozen: PlainLaw, free: PlainLaw, kappa: Tensor) -> None:
         self.frozen, self.free, self.kappa = frozen, free, kappa
         self.dimension = free.dimension
 
@@ -177,13 +181,18 @@ class SeatPolicy(nn.Module):
         self.log_std = nn.Parameter(torch.full((action_dim,), log_std)) if action_dim else None
         self.floor, self.memory = log_std_floor, memory
 
+    @classmethod
+    def of(cls, game: BatchedGame, seat: str, **options: Any) -> SeatPolicy:
+        """The policy of a seat of a game; options as above."""
+        return cls(game.observation_dim[seat], game.n_actions[seat], game.action_dim[seat], **options)
+
     def forward(
         self,
         observations: Tensor,
         masks: Tensor | None = None,
         memories: Tensor | None = None,
         active: Tensor | None = None,
-    ) -> tuple[Any, Tensor | None]:
+    ) -> tuple[PlainLaw, Tensor | None]:
         """Laws of actions along sequences.
 
         Args:
@@ -230,10 +239,11 @@ class GatedPolicy(nn.Module):
         confidence: Gives kappa in [0, 1] for observations (..., O).
     """
 
-    def __init__(self, model: SeatPolicy, free: SeatPolicy, confidence: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, model: nn.Module, free: nn.Module, confidence: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.model, self.free, self.confidence = model, free, confidence
-        self.memory = model.memory + free.memory
+        self.memories = [cast(int, model.memory), cast(int, free.memory)]
+        self.memory = sum(self.memories)
 
     def forward(
         self,
@@ -242,14 +252,13 @@ class GatedPolicy(nn.Module):
         memories: Tensor | None = None,
         active: Tensor | None = None,
         sure: Tensor | None = None,
-    ) -> tuple[Any, Tensor | None]:
+    ) -> tuple[MixedLaw, Tensor | None]:
         """Mixed laws along sequences; see `SeatPolicy`. ``sure`` is the confidence where it is known already."""
-        first, second = (
-            (None, None) if memories is None else torch.split(memories, [self.model.memory, self.free.memory], -1)
-        )
+        first, second = (None, None) if memories is None else torch.split(memories, self.memories, -1)
+        waiting = {} if active is None else {"active": active}
         with torch.no_grad():
-            frozen, after_first = self.model(observations, masks, first, active)
-        free, after_second = self.free(observations, masks, second, active)
+            frozen, after_first = self.model(observations, masks, first, **waiting)
+        free, after_second = self.free(observations, masks, second, **waiting)
         after = None if after_first is None or after_second is None else torch.cat([after_first, after_second], -1)
         return MixedLaw(frozen, free, self.confidence(observations) if sure is None else sure), after
 
@@ -303,6 +312,9 @@ class Critic(nn.Module):
         return standard.to(targets.dtype)
 
 
+Act = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+
+
 class ScriptedPolicy(nn.Module):
     """A policy that is a plain function of what a player sees, to play with and not to train.
 
@@ -312,13 +324,13 @@ class ScriptedPolicy(nn.Module):
 
     memory = 0
 
-    def __init__(self, act: Callable[[Tensor, Tensor | None, torch.Generator], Tensor]) -> None:
+    def __init__(self, act: Act) -> None:
         super().__init__()
         self.act = act
 
     def forward(
         self, observations: Tensor, masks: Tensor | None = None, memories: Tensor | None = None
-    ) -> tuple[Any, None]:
+    ) -> tuple[_ScriptedLaw, None]:
         """A law that only knows how to sample; its log-probabilities are 0."""
         return _ScriptedLaw(self.act, observations.cpu(), None if masks is None else masks.cpu()), None
 
@@ -326,7 +338,7 @@ class ScriptedPolicy(nn.Module):
 class _ScriptedLaw:
     dimension = 1
 
-    def __init__(self, act: Any, observations: Tensor, masks: Tensor | None) -> None:
+    def __init__(self, act: Act, observations: Tensor, masks: Tensor | None) -> None:
         self.act, self.observations, self.masks = act, observations, masks
 
     def sample(self, generator: torch.Generator) -> Tensor:

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from rl.checkpoints import GuardedModule
 from rl.envs.check_smoothness import moved_mask, moving_mask
-from rl.envs.hybrid import HybridSimulator, Noise
+from rl.envs.hybrid import HybridSimulator, Noise, State
 from rl.errors import SimulatorError
 from rl.hpo.data import Seeds
 from rl.hpo.estimators import Estimator
 from rl.hpo.policies import HybridPolicy
-from rl.hpo.processes import moments, over_processes
 from rl.hpo.rollout import Draws, Rollout, Step, rollout
 from rl.hpo.simulators import place
 from rl.hpo.surrogate import advantages_of, branched_advantages
+from rl.processes import moments, over_processes
 
 # How far the raw actions are moved to see whether mode masks move with them: networks give numbers around 1.
 MASK_NUDGE = 0.5
@@ -63,7 +63,7 @@ class Simulation(GuardedModule):
         """Whether an episode is a cut of an endless one, whose end has a value of its own."""
         return self.simulator.endless
 
-    def _simulator_step(self, *arguments: Any) -> Any:
+    def _simulator_step(self, *arguments: Any) -> tuple[State, Tensor]:
         return self.simulator.step(*arguments)
 
     def _rollout(self, batch: Seeds, *, cross: bool, greedy: bool = False) -> Rollout:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from distill.cache import MANIFEST, Form, Identity, Shard, TeacherCache, checksums
+from distill.cache import MANIFEST, Identity, Shard, TeacherCache, checksums
 from distill.cached_views import CachedViews, fill_cache, weights_digest
 from distill.errors import DistillError
+from distill.form import Form
 from distill.functional import LanguageHead, kd
 from distill.functional.sparse import sampled_kd, top_kd
 from distill.glyphs import MEAN, STD, Glyphs
@@ -127,6 +128,12 @@ def test_hidden_states_and_their_head_give_the_logits(tmp_path, dtype):
             assert torch.equal(found, head.logits(states))
         torch.testing.assert_close(found, head.logits(states), rtol=0.02, atol=0.02)
     assert cache.head().soft_cap == 30.0
+    path = tmp_path / "head.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DistillError, match=r"head.safetensors is damaged: its sha256 is .*; delete the cache"):
+        TeacherCache.open(tmp_path, identity(teacher)).logits(1, range(BATCH), images)
 
 
 def test_sparse_rows_give_the_sparse_losses(tmp_path):
