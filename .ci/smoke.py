@@ -11,7 +11,19 @@ from pathlib import Path
 
 PACKAGES = ("gapbridge", "twinmerge", "distill", "rl", "explain", "recipes")
 PUBLIC = ("twinmerge", "distill", "rl.hpo", "rl.csp", "rl.envs", "explain")
-EXTRAS = {"gfootball", "gguf", "mpe2", "mujoco", "open_spiel", "pettingzoo", "pyspiel", "stable_baselines3"}
+EXTRAS = {
+    "fastapi",
+    "gfootball",
+    "gguf",
+    "mpe2",
+    "mujoco",
+    "open_spiel",
+    "pettingzoo",
+    "pyspiel",
+    "stable_baselines3",
+    "uvicorn",
+    "vllm",
+}
 RECIPES = ("merge_tiny", "distill_tiny", "hpo_tiny", "csp_tiny", "explain_tiny")
 
 
