@@ -50,8 +50,9 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
     """Standardised columns, squares and bends of numbers, and products of all pairs, also with zeros and ones.
 
     A number's slope may change at three of its quantiles, where there are 20 rows for each term. A column of zeros and
-    ones is its own square. Products that never vary (of two categories of one column) are left out. Products with zeros
-    and ones are many where categories are: there is room for one term in 20 rows, and those that vary most stay.
+    ones is its own square. Products that never vary (of two categories of one column) are left out. Products
+    are many where columns are: there is room for one term in 20 rows. Those of two numbers stay together or not at all;
+    of those with zeros and ones the ones that vary most stay.
 
     Args:
         curve: Scale of everything but the columns themselves: the smaller, the more a penalty holds it to 0.
@@ -75,7 +76,9 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         for pair in np.flatnonzero(mixed):
             product = U[:, left[pair]] * U[:, right[pair]]
             varies[pair] = weight @ (product - weight @ product) ** 2
-        room = len(X) // _ROWS_PER_TERM - X.shape[1] - len(self.squares_) - int((~mixed).sum())
+        room = len(X) // _ROWS_PER_TERM - X.shape[1] - len(self.squares_)
+        plain = ~mixed if (~mixed).sum() <= room else np.zeros_like(mixed)  # many numbers: no products of two
+        room -= int(plain.sum())
         self.knots_ = [
             (column, knot)
             for column in self.squares_
@@ -86,7 +89,7 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         room -= len(self.knots_)
         ranked = np.lexsort([np.arange(len(left)), -varies.round(12)])
         ranked = ranked[mixed[ranked] & (varies[ranked] > 1e-12)][: max(room, 0)]
-        chosen = np.sort(np.concatenate([np.flatnonzero(~mixed), ranked]))
+        chosen = np.sort(np.concatenate([np.flatnonzero(plain), ranked]))
         self.left_, self.right_ = left[chosen], right[chosen]
         basis = self._basis(X)
         self.mean_ = weight @ basis
