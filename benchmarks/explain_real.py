@@ -5,9 +5,9 @@ A logistic regression learns a label on half of the rows of one group and is exp
 of another group: wages by ethnicity, visits and insurance by gender, mathematics by kind of school, words by year,
 prices by cut, college by gender. Default learners; at most 4 000 rows of each domain.
 
-``permuted_max``, ``recoded_max`` and ``renamed_max``: the largest change of any number of a report when rows and columns
-are shuffled, when every column with two values is written as 0 and 1, as -1 and +1, or as "no" and "yes", and when
-the columns get other names (linear learners, at most 1 500 rows of each domain). ``tables`` counts the tables,
+``permuted_max``, ``recoded_max``, ``renamed_max``: the largest change of any number of a report when rows and columns
+are shuffled, when columns with two values are written as 0 and 1, as -1 and +1, or as "no" and "yes", and when the
+columns get other names (linear learners, at most 1 500 rows of each domain). ``tables`` counts the tables,
 ``seconds_max`` and ``peak_mb`` are the largest time and resident memory of a default explanation on one core.
 """
 

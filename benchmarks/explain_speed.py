@@ -1,11 +1,11 @@
 """Time and memory of explaining one gap: all subsets, covariate and outcome terms, 5 folds, 2 processes.
 
 ``seconds_linear`` and ``seconds_boosting``: the linear design of `benchmarks.explain_designs` with 3 variables and
-4,000 rows a domain, 0-1 loss. ``seconds_8_groups``: the same with 5 further variables without effect, 8 groups and so 256
-subsets, linear nuisances. ``seconds_200k``: 200,000 rows a domain and 15 columns in 4 groups, default learners;
+4,000 rows a domain, 0-1 loss. ``seconds_8_groups``: the same with 5 further variables without effect, 8 groups and so
+256 subsets, linear nuisances. ``seconds_200k``: 200,000 rows a domain and 15 columns in 4 groups, default learners;
 ``peak_mb_200k`` is its peak. ``seconds_p30``: 30 ungrouped variables beside the baseline, 2,000 rows a domain, so that
-subsets are sampled. ``peak_mb``: the largest resident memory of this process and its workers together, without the case
-of 200,000 rows. Bare seconds hold for the machine in the file alone. A case that was measured is kept under
+subsets are sampled. ``peak_mb``: the largest resident memory of this process and its workers together, without the
+case of 200,000 rows. Bare seconds hold for the machine in the file alone. A case that was measured is kept under
 runs/explain_speed/.
 """
 

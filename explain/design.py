@@ -10,7 +10,18 @@ from explain.functional.rows import Floats, quantile
 
 Mask = NDArray[np.bool_]
 _KNOTS = (0.2, 0.5, 0.8)  # quantiles of a number at which its slope may change
+_BLOCK = 16_384
 _ROWS_PER_TERM = 20  # of the basis, before products with columns of zeros and ones are left out
+
+
+def blocks(rows: int) -> list[slice]:
+    """Rows in blocks, so that the memory of a basis is bounded.
+
+    Example:
+        >>> blocks(3)
+        [slice(0, 3, None)]
+    """
+    return [slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]
 
 
 class Plain(BaseEstimator):  # type: ignore[misc]
@@ -91,9 +102,9 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         ranked = ranked[mixed[ranked] & (varies[ranked] > 1e-12)][: max(room, 0)]
         chosen = np.sort(np.concatenate([np.flatnonzero(plain), ranked]))
         self.left_, self.right_ = left[chosen], right[chosen]
-        basis = self._basis(X)
-        self.mean_ = weight @ basis
-        self.spread_ = np.sqrt(weight @ (basis - self.mean_) ** 2)
+        parts = blocks(len(X))
+        self.mean_ = sum(weight[rows] @ self._basis(X[rows]) for rows in parts)
+        self.spread_ = np.sqrt(sum(weight[rows] @ (self._basis(X[rows]) - self.mean_) ** 2 for rows in parts))
         self.spread_[self.spread_ < 1e-12] = 1.0
         self.spread_[X.shape[1] :] /= self.curve
         return self
