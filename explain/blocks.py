@@ -16,6 +16,7 @@ from explain.functional.rows import Floats
 
 ALPHAS = tuple(np.logspace(-1, 4, 6))
 _STEPS, _TOLERANCE = 30, 1e-8
+_SINGULAR = 1e-9  # of the largest moment of a basis: no direction is fitted below
 
 
 class _OnBasis(BaseEstimator):  # type: ignore[misc]
@@ -46,7 +47,7 @@ class BlockRidge(RegressorMixin, _OnBasis):  # type: ignore[misc]
 
     Args:
         curve: Of :class:`~explain.design.Quadratic`.
-        alphas: Penalties to choose from; the constant has none.
+        alphas: Penalties to choose from, 0 for least squares; the constant has none.
     """
 
     def __init__(self, curve: float = 1.0, alphas: Sequence[float] = ALPHAS) -> None:
@@ -66,7 +67,9 @@ class BlockRidge(RegressorMixin, _OnBasis):  # type: ignore[misc]
             moments, cross = moments + heavy.T @ basis[:, 1:], cross + heavy.T @ left[rows]
         values, vectors = np.linalg.eigh(moments)
         turned = vectors.T @ np.asarray(cross)
-        scale = 1 / (np.maximum(values, 0.0)[:, None] + np.array(self.alphas))  # one column a penalty
+        held = values[:, None] + np.array(self.alphas)  # one column a penalty
+        kept = held > _SINGULAR * max(values.max(initial=0.0), 1e-300)
+        scale = np.where(kept, 1 / np.where(kept, held, 1.0), 0.0)
         missed = np.zeros(len(self.alphas))
         if len(self.alphas) > 1:
             for rows, basis in self._blocks(X):

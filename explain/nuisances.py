@@ -126,8 +126,8 @@ def linear(curve: float = 1.0) -> Family:
 
 
 def settling() -> Family:
-    """Hardly penalised regression, for what another one has left: a penalty would keep the bias that is to go."""
-    return replace(linear(), regressor=BlockRidge(alphas=(1.0,)))
+    """Least squares, for what another regression has left: a penalty would keep the bias that is to go."""
+    return replace(linear(), regressor=BlockRidge(alphas=(0.0,)))
 
 
 def hist_gb(curve: float = 1.0) -> Family:
