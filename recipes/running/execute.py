@@ -19,7 +19,7 @@ from recipes.running import folder as runfolder
 from recipes.running.environment import process_rank
 from recipes.running.files import write_text
 from recipes.running.folder import RunFolder
-from recipes.running.inputs import Noted, note, read_noted
+from recipes.running.inputs import Noted, changed, note, read_noted
 from recipes.running.lock import locked
 
 LENGTHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # how long a training is
