@@ -11,6 +11,7 @@ from distill.data import ImageData
 CHANGES = {
     "batch_size": 16,
     "epochs": 2,
+    "warmup_epochs": 0,
     "mixup": 0.4,
     "cutmix": 1.0,
     "image_size": 8,
@@ -35,11 +36,8 @@ def fit(path, seed, **options):
     lightning.seed_everything(seed, verbose=False)
     data = ImageData("digits", regime="A2", changes=CHANGES, classes=10, grey=True, rows=64, test_rows=16, seed=3)
     torch.manual_seed(5)
-    network = {"student_options": {"in_chans": 1}}
-    terms = {"hard": {"weight": 1.0}}
-    module = DistillModule(
-        "small_cnn_4", terms=terms, regime="A2", changes=CHANGES, classes=10, log_gradients_every=3, **network
-    )
+    common = {"regime": "A2", "changes": CHANGES, "classes": 10, "student_options": {"in_chans": 1}}
+    module = DistillModule("small_cnn_4", terms={"hard": {"weight": 1.0}}, log_gradients_every=3, **common)
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     logged = []
