@@ -1,4 +1,4 @@
-"""A twin by its folder and texts by reference: in Python, in LightningCLI's YAML, from a checkpoint, in HF's Trainer."""
+"""A twin by its folder and texts by reference: in Python, in YAML of LightningCLI, from a checkpoint, in HF Trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_lightning_cli_trains_a_twin_from_yaml(place: Path, tmp_path: Path) -> None:
+def test_lightning_cli_trains_a_twin_from_yaml(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["fit"])
     (tmp_path / "fit.yaml").write_text(f"""
 seed_everything: 0
 model:
