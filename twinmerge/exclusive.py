@@ -90,14 +90,8 @@ def exclusive_experts(
         return (flat.t() if name in transposed else flat)[None]
 
     for task, state in experts.items():
-        squares: dict[str, float] = {}
-        for name, value in shared.items():
-            if value.is_floating_point() and not torch.equal(state[name].to(value), value):
-                squares[name] = float(_difference(state[name], value).double().square().sum())
-        total = sum(squares.values())
-        left = {n for n, q in squares.items() if n in dropped or (shared[n].dim() > 1 and q <= NEGLIGIBLE * total)}
-        result.left_out[task] = sum(squares[n] for n in left) / total if total else 0.0
-        for name in (n for n in squares if n not in left):
+        kept, result.left_out[task] = _kept(shared, state, dropped)
+        for name in kept:
             value = shared[name]
             if value.dim() < 2:
                 result.experts[task][name] = _difference(state[name], value)
@@ -134,6 +128,19 @@ def exclusive_experts(
         elif lows:
             result.experts[task][name] = lows[0][1:]
     return result
+
+
+def _kept(
+    shared: Mapping[str, Tensor], state: Mapping[str, Tensor], dropped: frozenset[str]
+) -> tuple[list[str], float]:
+    """Parameters whose differences an expert keeps, and the share of its squared difference that it does not."""
+    squares: dict[str, float] = {}
+    for name, value in shared.items():
+        if value.is_floating_point() and not torch.equal(state[name].to(value), value):
+            squares[name] = float(_difference(state[name], value).double().square().sum())
+    total = sum(squares.values())
+    left = {n for n, q in squares.items() if n in dropped or (shared[n].dim() > 1 and q <= NEGLIGIBLE * total)}
+    return [n for n in squares if n not in left], sum(squares[n] for n in left) / total if total else 0.0
 
 
 def _difference(expert: Tensor, shared: Tensor) -> Tensor:

@@ -146,10 +146,9 @@ def finish(
         tables["Bytes of the twin"] = [
             {"part": part, "MB": size / 1e6, "share": size / whole} for part, size in parts.items()
         ]
-    folder.finish(outcome, tables, summary=" ".join((summary, *outcome["warnings"])))
-    folder.say(summary)
-    for warning in outcome["warnings"]:
-        folder.say(warning)
+    told = " ".join((summary, *outcome["warnings"]))
+    folder.finish(outcome, tables, summary=told)
+    folder.say(told)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
