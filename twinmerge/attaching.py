@@ -75,6 +75,8 @@ def attach_experts(
             raise ValueError(f"the experts change parameter '{name}', which {type(model).__name__} does not have.")
         if not any(other in given for other in tied[name]):
             given[name] = [next((e[n] for n in tied[name] if e.get(n) is not None), None) for e in experts]
+    for name in given:
+        _refuse_quantised(model, name)
     wanted = {name: [_unit(model, n) for n in tied[name]] for name in given}
     layouts: dict[str, Layout | str] = {}
     if traced is not None:
@@ -91,6 +93,18 @@ def attach_experts(
         cast(Any, model.get_submodule(unit)).layout = UNTRACED if isinstance(found, str) else found
     for places in wanted.values():
         _tie([(model.get_submodule(unit), leaf) for unit, leaf in places])
+
+
+def _refuse_quantised(model: nn.Module, name: str) -> None:
+    value = stored(model, name)
+    plain = type(value) in (Tensor, nn.Parameter) and not hasattr(value, "quant_state")
+    if not plain or not value.is_floating_point() or value.element_size() == 1:
+        kind = str(value.dtype).removeprefix("torch.") if plain else type(value).__name__
+        raise ValueError(
+            f"'{name}' of {type(model).__name__} is quantised ({kind}), and no difference can be added to it; load the "
+            "shared model in float32 or bfloat16, without quantization_config, or serve the folder by vLLM, whose "
+            "adapters stand beside a quantised base."
+        )
 
 
 def _fit(model: nn.Module, wanted: dict[str, list[tuple[str, str]]], traced: Traced) -> dict[str, Layout | str]:
