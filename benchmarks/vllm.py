@@ -134,9 +134,9 @@ def listening(app: Any) -> Iterator[str]:
 def plain_server(folder: Path, python: str) -> Iterator[str]:
     """The address of a vLLM server of the shared model that knows nothing of adapters."""
     port = free_port()
-    words = ["--model", str(folder), "--served-model-name", "shared", "--host", "127.0.0.1", "--port", str(port)]
+    words = [str(folder), "--served-model-name", "shared", "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(
-        [python, "-m", "vllm.entrypoints.openai.api_server", *words, "--generation-config", "vllm", *OPTIONS],
+        [python, "-m", "vllm.entrypoints.cli.main", "serve", *words, "--generation-config", "vllm", *OPTIONS],
         cwd=folder,
         stdout=sys.stderr,
         start_new_session=True,

@@ -36,7 +36,7 @@ def test_a_device_map_of_several_places_is_refused_with_the_way_out(folder: Path
     pytest.importorskip("accelerate")
     place: dict[str, Any] = {"model.layers.0": "cpu", "model.layers.1": "disk"}
     place |= dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
-    with pytest.raises(ValueError, match="forward replaced .* cannot be routed; load the model without it"):
+    with pytest.raises(ValueError, match=r"^the model is spread over cpu, disk .*; load it on one device"):
         twinmerge.load(folder, device_map=place, offload_folder=tmp_path)
 
 
@@ -62,9 +62,7 @@ def test_a_quantised_base_is_refused_with_the_way_out(dtype: torch.dtype) -> Non
     attention.q_proj = Packed.of(attention.q_proj)
     attention.q_proj.weight = nn.Parameter(torch.zeros(512, 1).to(dtype), requires_grad=False)
     kind = str(dtype).removeprefix("torch.")
-    with pytest.raises(
-        ValueError, match=rf"q_proj.weight' of LlamaForCausalLM is quantised \({kind}\).*load the shared"
-    ):
+    with pytest.raises(ValueError, match=rf"q_proj.weight' of .* is quantised \({kind}\).*load the shared"):
         attach(model, tiny.TASKS, experts)
 
 
