@@ -1,7 +1,7 @@
 """Routed against plain generation of a language model: SmolLM2-135M, four experts of rank 8, float32, greedy.
 
 The routed side computes its mixtures from the prompts, which is one more pass of the shared expert over them, and then
-generates under them; the plain side is the shared expert by transformers. Prompts of 16 tokens, 64 new tokens, in
+generates under them; the plain side is the shared expert by transformers. Prompts of 16 tokens, 32 new tokens, in
 batches of 8 and of 1; both in the same rounds. The experts are random: speed does not depend on what they say.
 """
 
@@ -14,7 +14,7 @@ from benchmarks.common import Figure, interleaved_times, median_ratio, write_res
 from recipes.data.smollm2 import smollm2
 from twinmerge import Router, attach
 
-RANK, EXPERTS, PROMPT, NEW, ROUNDS = 8, 4, 16, 64, 9
+RANK, EXPERTS, PROMPT, NEW, ROUNDS = 8, 4, 16, 32, 3
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ are equal does not depend on what they mean. Its three experts are adapters that
 float32. The environment of vLLM is made by ``benchmarks/vllm_cpu/make.sh`` where ``VLLM_ENVIRONMENT`` (by default
 ``~/.cache/gapbridge/vllm-0.32``) is none yet. The throughput is that of eight clients, in rounds that alternate between
 the routed front and a vLLM server without adapters that serves the shared model; prompts are new in every round, so
-that mixtures are made and loaded in the time that is measured. A third side, the experts' own adapters asked for by name
-and without the front, tells what of the difference is vLLM's own price of adapters.
+that mixtures are made and loaded in the time that is measured. A third side, the experts' own adapters asked for by
+name and without the front, tells what of the difference is vLLM's own price of adapters.
 """
 
 import contextlib
