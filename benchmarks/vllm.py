@@ -152,9 +152,9 @@ class Plain:
 def plain_server(folder: Path, python: str) -> Iterator[Plain]:
     """A plain server that is starting, ended with the block."""
     port = free_port()
-    words = [str(folder), "--served-model-name", "shared", "--host", "127.0.0.1", "--port", str(port)]
+    words = ["--model", str(folder), "--served-model-name", "shared", "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(
-        [python, "-m", "vllm.entrypoints.cli.main", "serve", *words, "--generation-config", "vllm", *OPTIONS],
+        [python, "-m", "vllm.entrypoints.openai.api_server", *words, "--generation-config", "vllm", *OPTIONS],
         cwd=folder,
         stdout=sys.stderr,
         start_new_session=True,

@@ -47,6 +47,7 @@ def command(folder: Path, port: int, rank: int, names: int, python: str, extra: 
     """
     at_once = min(8, names)
     options = {
+        "model": str(folder.resolve()),
         "served-model-name": SHARED,
         "host": "127.0.0.1",
         "port": str(port),
@@ -56,7 +57,8 @@ def command(folder: Path, port: int, rank: int, names: int, python: str, extra: 
         "generation-config": "vllm",  # requests say how to sample; the front has the same defaults without vLLM
     }
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
-    return [python, "-m", "vllm.entrypoints.cli.main", "serve", str(folder.resolve()), "--enable-lora", *words, *extra]
+    # `vllm serve` asks for the version of a distribution named vllm, which its builds for CPUs are not.
+    return [python, "-m", "vllm.entrypoints.openai.api_server", "--enable-lora", *words, *extra]
 
 
 def environment(folder: Path, cache: Path, names: int) -> dict[str, str]:

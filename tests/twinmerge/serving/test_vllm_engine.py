@@ -127,7 +127,8 @@ def test_a_server_that_is_ill_or_gone_is_told(served: Any, folder: Path, tmp_pat
 def test_the_server_s_command_line_and_environment(folder: Path, tmp_path: Path) -> None:
     words = command(folder, 9000, 8, 4, "/env/bin/python", ["--dtype", "float32"])
     assert words[:2] == ["/env/bin/python", "-m"]
-    options = dict(zip(words[6::2], words[7::2], strict=True))
+    options = dict(zip(words[4::2], words[5::2], strict=True))
+    assert options["--model"] == str(folder)
     assert options["--host"] == "127.0.0.1"
     assert (options["--max-lora-rank"], options["--max-loras"], options["--max-cpu-loras"]) == ("8", "4", "4")
     assert words[-2:] == ["--dtype", "float32"]
