@@ -136,10 +136,13 @@ class TwinMixin(TwinChecks):
     def generate(self, inputs: Tensor | None = None, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """`generate` of transformers with the mixture computed once from the prompt and held while decoding.
 
-        A second turn with the kept cache holds the mixture of the first; without the cache it starts anew.
+        A second turn with the kept cache holds the mixture of the first; without the cache it starts anew. An
+        `assistant_model` only drafts, so that any may; one that is a twin of the same tasks drafts under the same
+        mixture.
 
         Raises:
-            ValueError: for a kept cache whose mixture is unknown or another than `router_weights`.
+            ValueError: for a kept cache whose mixture is unknown or another than `router_weights`, or an assistant
+                that is a twin of other tasks.
         """
         model = self
         if router_weights is None and cached_length(kwargs):
@@ -161,7 +164,7 @@ class TwinMixin(TwinChecks):
         given = {**kwargs, **({} if inputs is None else {model.main_input_name: inputs})}
         if isinstance(given.get(model.main_input_name), Tensor):
             self._check_layouts(weights, {k: v for k, v in given.items() if isinstance(v, Tensor)}, whole_forward)
-        with self.mixture.use(weights):
+        with self.mixture.use(weights), self._drafting(kwargs.get("assistant_model"), weights):
             return super().generate(inputs, **kwargs)  # type: ignore[misc]
 
     def generate_batch(self, *args: object, **kwargs: object) -> NoReturn:
