@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from recipes.data.splits import Text
     from recipes.data.task_source import TaskSource
 
-__all__ = ["read_splits", "split_files"]
+__all__ = ["read_columns", "read_splits", "split_files"]
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
@@ -71,7 +71,7 @@ def read_splits(source: TaskSource) -> tuple[dict[str, list[tuple[Text, Any]]], 
         rows[split] = []
         for file in files:
             frame = _read_file(source, file)
-            _need_columns(source, str(file), list(map(str, frame.columns)))
+            _need_columns(source, str(file), list(map(str, frame.columns)), [*source.text, source.label])
             columns = {name: frame[name].tolist() for name in [*source.text, source.label]}
             rows[split] += _rows(source, str(file), columns)
     return rows, ()
@@ -101,16 +101,8 @@ def _read_hub(source: TaskSource) -> tuple[dict[str, list[tuple[Text, Any]]], tu
     rows: dict[str, list[tuple[Text, Any]]] = {}
     names: tuple[str, ...] = ()
     for split, name in _wanted(source).items():
-        where = f"{source.path}{f'/{source.subset}' if source.subset else ''}[{name}]"
-        try:
-            data = datasets.load_dataset(source.path, source.subset or None, split=name)
-        except Exception as fault:  # the library raises what its loaders and transports raise
-            reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-            raise RunError(
-                f"task {source.name!r}: Hub data set {where} cannot be loaded ({reason}); check its id, subset, "
-                "split and the network"
-            ) from fault
-        _need_columns(source, where, data.column_names)
+        where, data = _hub_split(source, name)
+        _need_columns(source, where, data.column_names, [*source.text, source.label])
         columns = {column: list(data[column]) for column in [*source.text, source.label]}
         feature = data.features[source.label]
         if isinstance(feature, datasets.ClassLabel) and source.kind == "classification":
@@ -120,8 +112,51 @@ def _read_hub(source: TaskSource) -> tuple[dict[str, list[tuple[Text, Any]]], tu
     return rows, names
 
 
-def _need_columns(source: TaskSource, where: str, present: list[str]) -> None:
-    for column in [*source.text, source.label]:
+def _hub_split(source: TaskSource, name: str) -> tuple[str, Any]:
+    """What a split of a Hub data set is called in messages, and the split."""
+    import datasets
+
+    where = f"{source.path}{f'/{source.subset}' if source.subset else ''}[{name}]"
+    try:
+        return where, datasets.load_dataset(source.path, source.subset or None, split=name)
+    except Exception as fault:  # the library raises what its loaders and transports raise
+        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        raise RunError(
+            f"task {source.name!r}: Hub data set {where} cannot be loaded ({reason}); check its id, subset, "
+            "split and the network"
+        ) from fault
+
+
+def read_columns(source: TaskSource, wanted: list[str]) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Rows of every named split as they stand in its files: a place for messages, and the values by column.
+
+    Args:
+        source: A valid source other than ``shipped``.
+        wanted: Columns to read.
+
+    Raises:
+        RunError: When something cannot be read, or a column is missing.
+    """
+    parts: dict[str, list[tuple[str, Any]]] = {}
+    if source.source == "hub":
+        parts = {split: [_hub_split(source, name)] for split, name in _wanted(source).items()}
+    else:
+        for split, files in split_files(source).items():
+            parts[split] = [(str(file), _read_file(source, file)) for file in files]
+    read: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for split, tables in parts.items():
+        read[split] = []
+        for where, table in tables:
+            present = list(map(str, table.column_names if source.source == "hub" else table.columns))
+            _need_columns(source, where, present, wanted)
+            columns = [list(table[name]) for name in wanted]
+            for number, values in enumerate(zip(*columns, strict=True), start=1):
+                read[split].append((f"{where}, row {number}", dict(zip(wanted, values, strict=True))))
+    return read
+
+
+def _need_columns(source: TaskSource, where: str, present: list[str], wanted: list[str]) -> None:
+    for column in wanted:
         if column not in present:
             raise RunError(f"task {source.name!r}: {where} has no column {column!r}; it has {', '.join(present)}")
 
