@@ -21,6 +21,7 @@ from recipes.data.sources import load_task
 from recipes.errors import RunError
 from recipes.merge.alone import read_all, run_alone
 from recipes.merge.baselines import seeded, tune
+from recipes.merge.causal.run import run_causal
 from recipes.merge.checks import cached_at, check, check_rank
 from recipes.merge.finetune import train_expert
 from recipes.merge.routable import check_routable
@@ -64,6 +65,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     if not recipe.tasks:
         run_alone(recipe, folder)
+        return
+    if recipe.training.model == "causal":
+        run_causal(recipe, folder, _merge, _goes_on_alone)
         return
     hush_libraries()
     where = resolve_model(recipe.base)

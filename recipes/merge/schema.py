@@ -150,6 +150,7 @@ class Recipe:
         baselines: Static merges to compare with.
         eval_batch_size: Inputs an evaluation batch.
         eval_precision: Number format of the forwards that score and route, all rows alike: 32, or bf16 by autocast.
+        unseen: Of a causal merge, tasks whose experts stay out of it and are only compared with.
     """
 
     recipe: Literal["merge"] = "merge"
@@ -169,6 +170,7 @@ class Recipe:
     baselines: Baselines = field(default_factory=Baselines)
     eval_batch_size: int = 64
     eval_precision: Literal["32", "bf16"] = "32"
+    unseen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be merged."""
@@ -191,8 +193,25 @@ class Recipe:
             check_name(name, "experts")
         if self.texts and (missing := sorted(set(names) - set(self.texts))):
             raise FieldError("texts", f"expected a file for every expert, got none for {missing[0]!r}")
-        if self.training.model != "encoder":
-            raise FieldError("training.model", f"expected encoder for experts with heads, got {self.training.model!r}")
+        if self.training.model == "classifier":
+            raise FieldError("training.model", "expected encoder (experts with heads) or causal, got 'classifier'")
+        self._check_causal(names)
+
+    def _check_causal(self, names: list[str]) -> None:
+        """Refuse what only one of the two kinds of merges knows."""
+        if self.training.model != "causal":
+            if self.unseen:
+                raise FieldError("unseen", f"expected none for model {self.training.model!r}, got {self.unseen!r}")
+            return
+        if not self.tasks:
+            raise FieldError("tasks", "expected tasks for model 'causal', got none; twinmerge.merge_folders needs none")
+        for key, plain in (("vocabulary", "strict"), ("labels", {})):
+            if getattr(self, key) != plain:
+                raise FieldError(key, f"expected {plain!r} for model 'causal', got {getattr(self, key)!r}")
+        if unknown := sorted(set(self.unseen) - set(names)):
+            raise FieldError("unseen", f"no task is called {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
+        if len(names) - len(set(self.unseen)) < 2:
+            raise FieldError("unseen", f"expected at least two tasks beside them to merge, got {len(names)} in all")
 
     def given(self) -> dict[str, str]:
         """The given experts by task name, those of a finetune run's folder looked up.

@@ -101,6 +101,7 @@ def batches(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 
 
+@torch.no_grad()
 def completion_logs(speaker: Speaker, rows: Sequence[Row]) -> list[Tensor]:
     """Log-probability of every token after the prompt, one tensor of float64 a row."""
     weights = speaker.weights([row.tokens[: row.prompt] for row in rows])
@@ -114,6 +115,7 @@ def completion_logs(speaker: Speaker, rows: Sequence[Row]) -> list[Tensor]:
     return found
 
 
+@torch.no_grad()
 def _likeliest(speaker: Speaker, rows: Sequence[Row]) -> Tensor:
     """Whether the right choice has the largest log-probability, its end of text included; shape (rows,).
 

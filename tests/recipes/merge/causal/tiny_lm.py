@@ -23,16 +23,15 @@ def save_llama(folder: Path, *, seed: int = 0, hidden: int = 32) -> Path:
     )
     vocabulary = [*SPECIAL, *known, *["is", "the", "mood", "topic", "of", ":", "?"]]
     vocabulary = list(dict.fromkeys(vocabulary))
-    fast = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    named = dict(zip(("pad_token", "unk_token", "eos_token"), SPECIAL[:3], strict=True))
+    fast = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=SPECIAL[1]))
     fast.normalizer = normalizers.Lowercase()
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=fast,
         model_max_length=64,
         additional_special_tokens=["<user>", "<assistant>"],
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        eos_token="<end>",
+        **named,
     )
     wrapped.chat_template = TEMPLATE
     wrapped.save_pretrained(folder)
