@@ -51,7 +51,12 @@ def check(recipe: Recipe) -> Iterator[str]:
         [
             *(partial(check_task, task) for task in recipe.tasks),
             *(partial(_check_expert, recipe, task, given.get(task.name), base) for task in recipe.tasks),
-            partial(check_routable, recipe.base, tuple(recipe.training.frozen), RecipeError),
+            # A twin of a language model is tried on a small batch when it is made.
+            *(
+                [partial(check_routable, recipe.base, tuple(recipe.training.frozen), RecipeError)]
+                if recipe.training.model == "encoder"
+                else []
+            ),
         ]
     )
     missing = [t for t in recipe.tasks if t.name not in given and not _cached(recipe, t)]
@@ -115,7 +120,7 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
         return f"expert {name}: Hub model {given!r}, fetched and compared when the run starts"
     try:
         line = inspect_expert(where, base, recipe.vocabulary)
-        if base is None or is_own(where):
+        if base is None or is_own(where) or recipe.training.model == "causal":
             return f"expert {name}: {line}"
         if base.bytes > READ_IN_FULL:
             return f"expert {name}: {line}; its head is compared with its own logits when the run starts"

@@ -143,7 +143,6 @@ def run_causal(
     rows["pretrained"] = bench.score("pretrained", lambda _: Speaker(model, pad))
     own = {task.name: read[task.name] for task in bench.merged}
     static = _static(bench, model, own, expert, work, rows)
-    del work
     with folder.phase("exclusive experts", 1) as progress:
         twin, exclusive = merged(recipe, copy.deepcopy(model), own)
         progress.advance()

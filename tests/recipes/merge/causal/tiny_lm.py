@@ -84,4 +84,5 @@ class World(tiny.World):
         """A recipe over language tasks."""
         training = {"model": "causal", "batch_size": 8, "max_length": 32, "learning_rate": 1.0e-2}
         given = changes.pop("training", {})
-        return self.recipe(kind, (), **{"tasks": tasks, "training": training | dict(given), **changes})
+        made = self.recipe(kind, (), training=training | dict(given), **changes)
+        return made | {"tasks": tasks}
