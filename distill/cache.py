@@ -18,19 +18,19 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.form import Form
 from distill.functional.chunked import LanguageHead
 from distill.functional.sparse import SampledClasses, TopClasses, sampled_classes, top_classes
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
-Kind = Literal["logits", "hidden", "top", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -62,52 +62,20 @@ class Identity:
     seed: int
 
 
-@dataclass(frozen=True)
-class Form:
-    """What is kept of an answer.
+def encode(form: Form, outputs: Tensor, places: Tensor) -> dict[str, Tensor]:
+    """Rows to store.
 
-    Attributes:
-        kind: `logits`, all of them; `hidden`, the state before the head, whose width may be far below the number of
-            classes, and the head once; `top`, the largest logits and the log-sum-exp of the others at some temperatures
-            (for the tails `zero` and `ghost` of :func:`~distill.functional.sparse.top_kd`); or `sampled`, an unbiased
-            sample at the first temperature.
-        dtype: Of stored logits and states: float32 replays bit for bit, float16 and bfloat16 halve the size.
-        kept: Classes of a row, for `top` and `sampled`.
-        temperatures: For `top` and `sampled`.
-        exponent: Of `sampled`, as in :func:`~distill.functional.sparse.sampled_classes`.
+    Args:
+        form: What is kept of them.
+        outputs: Logits, or states for `hidden`, shape (rows, width).
+        places: One uniform number a row, for `sampled`.
     """
-
-    kind: Kind = "logits"
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    kept: int = 0
-    temperatures: tuple[float, ...] = (1.0,)
-    exponent: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse what no row can be kept in."""
-        if self.kind not in get_args(Kind):
-            raise DistillError(f"the form is {self.kind!r}; accepted are {', '.join(get_args(Kind))}")
-        if self.dtype not in ("float32", "float16", "bfloat16"):
-            raise DistillError(f"the stored type is {self.dtype!r}; accepted are float32, float16 and bfloat16")
-        if (self.kind in ("top", "sampled")) != (self.kept > 0) or not self.temperatures:
-            raise DistillError(
-                f"{self.kind} with kept={self.kept} and {len(self.temperatures)} temperatures: top and "
-                "sampled keep at least 1 class at 1 temperature, logits and hidden keep everything (0)"
-            )
-
-    def encode(self, outputs: Tensor, places: Tensor) -> dict[str, Tensor]:
-        """Rows to store.
-
-        Args:
-            outputs: Logits, or states for `hidden`, shape (rows, width).
-            places: One uniform number a row, for `sampled`.
-        """
-        if self.kind in ("logits", "hidden"):
-            return {self.kind: outputs.to(getattr(torch, self.dtype))}
-        if self.kind == "top":
-            return top_classes(outputs, self.kept, self.temperatures)._asdict()
-        temperature = self.temperatures[0]
-        return sampled_classes(outputs, self.kept, places, temperature=temperature, exponent=self.exponent)._asdict()
+    if form.kind in ("logits", "hidden"):
+        return {form.kind: outputs.to(getattr(torch, form.dtype))}
+    if form.kind == "top":
+        return top_classes(outputs, form.kept, form.temperatures)._asdict()
+    temperature = form.temperatures[0]
+    return sampled_classes(outputs, form.kept, places, temperature=temperature, exponent=form.exponent)._asdict()
 
 
 class Shard(NamedTuple):

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from distill.cache import Form, Identity, TeacherCache
+from distill.cache import Identity, TeacherCache
 from distill.cached_views import CachedViews, fill_cache, weights_digest
 from distill.data import ImageData
+from distill.errors import DistillError
+from distill.form import Form
 from distill.networks import Frozen, ImageNetwork
 from distill.order import ViewLoader, ViewOrder
 from distill.regimes import Regime
@@ -34,14 +36,27 @@ class CachedImageData(ImageData):
         path: Likewise.
         views: Distinct views of an image, at least 1: the teacher answers `views` times as many images as there are.
         folder: Of the cache.
+        form: What is kept of an answer; None keeps all logits. A form without all of them teaches `kd` alone.
         options: Of `ImageData`.
+
+    Raises:
+        DistillError: If the form is `hidden`, whose states this module does not ask the teacher for.
     """
 
     def __init__(
-        self, source: Any = "folder", path: str = "", *, views: int = 8, folder: str = "", **options: Any
+        self,
+        source: Any = "folder",
+        path: str = "",
+        *,
+        views: int = 8,
+        folder: str = "",
+        form: Form | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(source, path, **options)
-        self.views, self.folder = views, folder
+        self.views, self.folder, self.form = views, folder, form or Form()
+        if self.form.kind == "hidden":
+            raise DistillError("the form is 'hidden', which only your own loop writes; take logits, top or sampled")
         self.cache: TeacherCache | None = None
         self._mixup = None  # views are mixed where they are drawn
 
@@ -78,7 +93,7 @@ class CachedImageData(ImageData):
             len(views),
             self.seed,
         )
-        cache = TeacherCache.create(Path(self.folder), identity, Form(), views=self.views)
+        cache = TeacherCache.create(Path(self.folder), identity, self.form, views=self.views)
         device = next(network.parameters()).device
 
         def answer(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from distill.cache import Shard, TeacherCache, checksums
+from distill.cache import Shard, TeacherCache, checksums, encode
 from distill.compact import as_fields
 from distill.draws import Draws
 from distill.errors import DistillError
@@ -53,7 +53,7 @@ def fill_cache(
             places = [Draws(views.seed, _TAIL, shard.view, index).uniform() for index in batch["index"].tolist()]
             with torch.no_grad():
                 outputs = teacher(batch["images"]).cpu()
-            rows = cache.form.encode(outputs, torch.tensor(places))
+            rows = encode(cache.form, outputs, torch.tensor(places))
             parts.append({**rows, "pixels": checksums(batch["images"])})
         cache.write(shard, {name: torch.cat([rows[name] for rows in parts]) for name in parts[0]})
     if not cache.missing():

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from distill.batches import Batch
+from distill.errors import DistillError
+from distill.form import Form
 from distill.functional.sparse import SampledClasses, TopClasses
+from distill.losses import KD, Terms, check_reads_some, choose
 from distill.terms import Compact
 
 KEYS = {"teacher_top": TopClasses, "teacher_sampled": SampledClasses}
@@ -40,3 +43,25 @@ def stored_classes(batch: Batch) -> Compact | None:
         if key in fields:
             return Compact(kind(**fields[key]), tuple(fields[_TEMPERATURES][0].tolist()))
     return None
+
+
+def check_kept(terms: Terms, form: Form, classes: int) -> None:
+    """Refuse losses that cannot be computed from what a cache keeps, before anything is written.
+
+    Args:
+        terms: As of `DistillLoss`.
+        form: What the cache keeps.
+        classes: Of the teacher.
+
+    Raises:
+        DistillError: If a loss needs more, or kd another temperature; or if ``top`` would keep every class.
+    """
+    if form.kind not in ("top", "sampled"):
+        return
+    if form.kind == "top" and form.kept >= classes:
+        raise DistillError(f"the cache keeps {form.kept} of {classes} classes; keep fewer, or all of them as logits")
+    for name, given in terms.items():
+        made = choose(name, given)
+        check_reads_some(name, made.loss)
+        if made.loss is KD:
+            KD(**made.options).check_known(form.temperatures if form.kind == "top" else form.temperatures[:1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple
 
@@ -20,14 +20,7 @@ from distill.errors import DistillError
 from distill.gathering import gather
 from distill.hard import HardLoss
 from distill.terms import Function, LogitTerm, Outputs, Term, check_values, features_of
-from gapbridge.arguments import (
-    ArgumentError,
-    NotNegative,
-    Positive,
-    Share,
-    accepts,
-    check_arguments,
-)
+from gapbridge.arguments import ArgumentError, NotNegative, Positive, Share, accepts, check_arguments
 
 Terms = Mapping[str, Any]  # options by name, or a loss of one's own, see `DistillLoss`
 ENTRY_POINTS = "gapbridge.distill_losses"
@@ -56,16 +49,20 @@ class KD(LogitTerm):
         if teacher.compact is None:
             return super().forward(student, teacher, labels)
         classes, known = teacher.compact
+        self.check_known(known)
+        if isinstance(classes, L.TopClasses):
+            column = known.index(self.temperature)
+            return L.top_kd(student.logits, classes, column=column, temperature=self.temperature)
+        return L.sampled_kd(student.logits, classes, temperature=self.temperature)
+
+    def check_known(self, known: Sequence[float]) -> None:
+        """Refuse classes that a cache keeps for other temperatures, as :meth:`forward` does."""
         if self.temperature not in known or self.standardised:
             asked = "z-scores" if self.standardised else f"the temperature {self.temperature}"
             raise DistillError(
                 f"kd asks for {asked}, but the cache keeps classes for the temperatures {', '.join(map(str, known))}; "
                 "write it for those that are asked for"
             )
-        if isinstance(classes, L.TopClasses):
-            column = known.index(self.temperature)
-            return L.top_kd(student.logits, classes, column=column, temperature=self.temperature)
-        return L.sampled_kd(student.logits, classes, temperature=self.temperature)
 
     def compare(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Forward KL times the squared temperature."""
@@ -298,17 +295,23 @@ class DistillLoss(nn.Module):
         for name, term in self.terms.items():
             if labels is None and (isinstance(term, HardLoss) or getattr(term, "needs_labels", False)):
                 raise DistillError(f"{name} needs labels, but the batch has none; give labels, or leave {name} out")
-            if teacher is not None and teacher.compact is not None and type(term) not in (HardLoss, KD):
-                raise DistillError(
-                    f"{name} compares all of the teacher's outputs, but the cache keeps some classes; use kd, or a "
-                    "cache of logits"
-                )
+            if teacher is not None and teacher.compact is not None:
+                check_reads_some(name, type(term))
         whole = teacher if teacher is not None and teacher.compact is None else None
         if "logits" in self.needs and whole is not None and student.logits.shape != whole.logits.shape:
             raise DistillError(
                 f"the student has {student.logits.shape[-1]} classes and the teacher {whole.logits.shape[-1]}; give "
                 "two networks of the same classes, or terms that compare features"
             )
+
+
+def check_reads_some(name: str, loss: Any) -> None:
+    """Refuse a loss that needs more of the teacher than the classes that a compact cache keeps."""
+    if loss not in (HardLoss, KD):
+        raise DistillError(
+            f"{name} compares all of the teacher's outputs, but the cache keeps some classes; use kd, or a cache of "
+            "logits"
+        )
 
 
 class Choice(NamedTuple):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import CombinedLoader
 
 
@@ -45,3 +47,17 @@ def follow_trainer(trainer: Any) -> None:
     for loader in CombinedLoader(trainer.train_dataloader).flattened:
         if hasattr(loader, "follow"):
             loader.follow(trainer)
+
+
+def set_rates(optimizers: Iterable[torch.optim.Optimizer], final_rate: float, share: float) -> None:
+    """Let the learning rates of all groups fall linearly from their ``initial`` to ``final_rate`` times it.
+
+    Args:
+        optimizers: Whose groups hold ``initial``.
+        final_rate: Fraction that is left at the end of the training.
+        share: Of the training that is done, in [0, 1].
+    """
+    factor = 1 + (final_rate - 1) * share
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial"] * factor

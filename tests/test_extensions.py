@@ -143,11 +143,21 @@ Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **options).fit(
 )
 print(type(module.optimizers().optimizer).__name__, bool((module.policy.critic.weight != before).any()))
 
+import numpy
+from gapbridge_example.seat_policy import linear_seats
 from rl.csp.loading import load_game
-print(type(load_game("gapbridge_example.coin.Coin", {})).__name__)
+from rl.csp.data import RolloutDataModule
+from rl.csp.dataset import record_target
+from rl.csp.module import CSPModule
+game = load_game("gapbridge_example.coin.Coin", {})
+even = game.policy(numpy.full((2, 2), 0.5))
+data = record_target(game, even, even, 20, torch.Generator()).pairs()
+held = CSPModule(game, data, policy=linear_seats(game), optimizer=torch.optim.SGD)
+Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **options).fit(held, RolloutDataModule(2, 8))
+print(type(game).__name__, type(held.agent).__name__, type(held.optimizers()[0].optimizer).__name__)
 """
 
 
 def test_a_policy_an_optimizer_and_a_game_from_outside_are_trained_with(outside):
     done = outside("-W", "ignore", "-c", ACTED)
-    assert done.stdout.split() == ["SGD", "True", "Coin"], done.stderr
+    assert done.stdout.split() == ["SGD", "True", "Coin", "LinearSeat", "SGD"], done.stderr

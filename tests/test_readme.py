@@ -16,7 +16,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 def test_the_continuous_integration_runs_the_readmes_install_and_test_commands():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    for words in ("-c constraints.txt -e '.[dev]'", "python -m pytest"):
+    for words in ("-c constraints.txt -e '.[dev]'", "python -m pytest -n 2"):
         assert words in README
         assert words in script
 

@@ -62,6 +62,8 @@ class Data:
         "game": "the block game says what is played",
         "data": "the block data says what is known of the target",
         "game_args": "the block game has them as init_args",
+        "policy": "a function is no plain value",
+        "optimizer": "a function is no plain value",
         "model": "a policy is no plain value; the baseline oracle takes the true target",
         "seed": "the key seed of the recipe seeds everything",
     },

@@ -33,7 +33,8 @@ def data_module(recipe: Recipe, changes: Mapping[str, Any], cache: Path | None =
     options |= {"regime": recipe.regime, "changes": dict(changes), "seed": recipe.seed}
     source: Any = data.source
     if cache is not None:
-        return CachedImageData(source, path, views=recipe.teacher.views, folder=str(cache), **options)
+        teacher = recipe.teacher
+        return CachedImageData(source, path, views=teacher.views, folder=str(cache), form=teacher.keep, **options)
     return ImageData(source, path, **options)
 
 

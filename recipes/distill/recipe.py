@@ -63,11 +63,13 @@ def _named(recipe: Recipe) -> bool:
 
 
 def _check_terms(recipe: Recipe) -> str:
+    from distill.compact import check_kept
     from distill.losses import check_terms
 
     for name in recipe.methods:
         with told(RecipeError, f"methods.{name}"):
             check_terms(recipe.terms(name))
+            check_kept(recipe.terms(name), recipe.teacher.keep, recipe.data.classes)
         if set(recipe.terms(name)) != {"hard"} and not recipe.teacher.model:
             raise RecipeError(f"teacher.model: method {name} needs a teacher, got none")
     return f"losses: {', '.join(f'{name} = ' + ' + '.join(recipe.terms(name)) for name in recipe.methods)}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from distill.errors import DistillError
+from distill.form import Form
 from distill.regimes import Regime, method, regime
 from recipes.data.task_source import TaskSource
 from recipes.fields import FieldError, check_name, check_positive, check_range, check_unique
@@ -28,6 +29,22 @@ class Network:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Keep(Form):
+    """What the cache keeps of an answer; top and sampled keep some classes, which teach kd alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no row can be kept in, and what the recipe does not write."""
+        try:
+            super().__post_init__()
+        except DistillError as error:
+            raise FieldError("kind", str(error)) from error
+        if self.kind == "hidden":
+            raise FieldError("kind", "expected logits, top or sampled, got 'hidden', which only your own loop writes")
+        for index, temperature in enumerate(self.temperatures):
+            check_positive(temperature, f"temperatures.{index}")
+
+
 @dataclass
 class Teacher(Network):
     """The teacher.
@@ -38,12 +55,14 @@ class Teacher(Network):
         dtype: Type of its weights while it teaches.
         views: Distinct views of an image that it answers once, into a cache under the run folder, and that students see
             over and over; 0 asks it anew about ever new views. Images only.
+        keep: What that cache keeps of an answer.
     """
 
     train: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"
     views: int = 0
+    keep: Keep = field(default_factory=Keep)
 
 
 @dataclass
@@ -215,6 +234,8 @@ class Recipe(FedBlock):
         check_range(self.teacher.views, "teacher.views", low=0)
         if self.teacher.views and (self.kind != "images" or self.grid is not None or not self.teacher.model):
             raise FieldError("teacher.views", f"expected 0 without a teacher of images, got {self.teacher.views}")
+        if self.teacher.keep != Keep() and not self.teacher.views:
+            raise FieldError("teacher.keep", "expected teacher.views above 0 with it, got 0: there is no cache")
         if not self.methods:
             raise FieldError("methods", "expected at least one method, got none")
         for where, changes in (("changes", self.changes), ("teacher.changes", self.changes | self.teacher.changes)):

@@ -10,7 +10,6 @@ from torch import nn
 from rl.csp.cloning import clone
 from rl.csp.module import CSPModule
 from rl.csp.pairs import Pairs
-from rl.csp.policies import SeatPolicy
 from rl.envs.markov_game import BatchedGame
 
 BASELINES: dict[str, dict[str, Any]] = {
@@ -59,7 +58,7 @@ def baseline(
     return CSPModule(game, data, model=target, **(BASELINES[name] | arguments))
 
 
-def imitate(problem: CSPModule, own: Pairs, seed: int = 0) -> SeatPolicy:
+def imitate(problem: CSPModule, own: Pairs, seed: int = 0) -> nn.Module:
     """The dataset-only baseline: our own seat's policy cloned from the episodes that the data come from.
 
     Args:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import nn
 
 from rl.csp.pairs import Pairs, PairSampler
-from rl.csp.policies import SeatPolicy
 from rl.csp.update import data_term
 
 
 def clone(
-    policy: SeatPolicy,
+    policy: nn.Module,
     train: Pairs,
     held_out: Pairs,
     generator: torch.Generator,
@@ -41,7 +41,7 @@ def clone(
     Returns:
         Negative log-likelihood of the held-out pairs, in nats a dimension.
     """
-    sequences = policy.memory > 0
+    sequences = bool(policy.memory)
     sampler = PairSampler(train, power=power, radius=radius, batch=batch, sequences=sequences)
     optimizer = torch.optim.Adam(policy.parameters(), rate)
     best, kept, waited = likelihood(policy, held_out), copy.deepcopy(policy.state_dict()), 0
@@ -51,7 +51,7 @@ def clone(
             loss = data_term(policy(data.observations, data.masks, None)[0], data)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
+            nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
             optimizer.step()
         now = likelihood(policy, held_out)
         waited = 0 if now < best - 1e-4 else waited + 1
@@ -64,7 +64,7 @@ def clone(
 
 
 @torch.no_grad()
-def likelihood(policy: torch.nn.Module, pairs: Pairs, *, power: float = 1.0, radius: float = 0.0) -> float:
+def likelihood(policy: nn.Module, pairs: Pairs, *, power: float = 1.0, radius: float = 0.0) -> float:
     """Negative log-likelihood of pairs in nats a dimension, all weighted alike unless ``power`` says otherwise."""
     sequences = int(getattr(policy, "memory", 0)) > 0
     where = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))

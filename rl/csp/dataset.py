@@ -199,8 +199,7 @@ def record_target(
     Args:
         game: The game.
         ours: Takes observations (batch, players, O), masks or None, and the generator; gives actions (batch, players)
-        or
-            (batch, players, D).
+            or (batch, players, D).
         target: Likewise, for the target.
         episodes: Number of episodes.
         generator: The only source of chance.

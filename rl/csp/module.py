@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from gapbridge.arguments import (
     Count,
@@ -21,21 +22,24 @@ from gapbridge.arguments import (
 )
 from rl.checkpoints import GuardedModule
 from rl.csp.cloning import clone, likelihood
+from rl.csp.contract import check_policy
 from rl.csp.data import Iteration
 from rl.csp.loading import load_game, load_pairs
+from rl.csp.opponents import deal
 from rl.csp.pairs import Coverage, Pairs, PairSampler
 from rl.csp.policies import Critic, GatedPolicy, SeatPolicy
-from rl.csp.rollout import Episodes, join, play
+from rl.csp.rollout import join, play
 from rl.csp.update import Divergence, Law, Settings, data_term, next_coefficient, update_side
 from rl.envs.markov_game import BatchedGame
-from rl.progress import follow_trainer, share_done
+from rl.processes import over_processes, processes
+from rl.progress import follow_trainer, set_rates, share_done
 
 
 class CSPModule(GuardedModule):
     r"""Adapt a policy to a target known only through data, for the worst target that agrees with the data.
 
     An iteration is ``proxy_updates`` updates of the proxy, each on new episodes against the present agent with minus
-    our reward and the data term, then one update of the agent. The update itself is :mod:`rl.csp.update`.
+    our reward and the data term, then one of the agent; see :mod:`rl.csp.update`.
 
     The constraint is
 
@@ -100,7 +104,19 @@ class CSPModule(GuardedModule):
         max_norm: Gradients of a side are clipped to this norm.
         held_out: Share of the data's episodes that are held out.
         seed: Seed of the initial weights, the split of the data and the fit of the model.
+        policy: Makes a policy of your own for a seat, given its name, in place of those of ``hidden`` and ``memory``;
+            each call makes new weights. :func:`rl.csp.contract.check_policy` says what is asked of it. Not kept in
+            checkpoints: pass it to `load_from_checkpoint` again.
+        optimizer: Makes the optimizer of a side from its groups of parameters, each with its ``lr``; None is Adam.
+            Likewise not kept.
+
+    Raises:
+        ValueError: If an argument is out of range, contradicts another, or a policy breaks its contract.
     """
+
+    coefficient: Tensor
+    pooled: Tensor
+    warm: Tensor
 
     def __init__(
         self,
@@ -148,53 +164,51 @@ class CSPModule(GuardedModule):
         max_norm: Positive = 10.0,
         held_out: ProperShare = 0.2,
         seed: int = 0,
+        policy: Callable[[str], nn.Module] | None = None,
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
     ) -> None:
-        check_arguments(type(self).__init__, locals())
+        check_arguments(CSPModule.__init__, locals())
         super().__init__()
         hidden = list(hidden)
         kept = [name for name, x in (("game", game), ("data", data)) if not isinstance(x, str)]
-        self.save_hyperparameters(ignore=[*kept, "model"])
-        _check(self.hparams)
+        self.save_hyperparameters(ignore=[*kept, "model", "policy", "optimizer"])
+        if pool and constraint == "gate":
+            raise ValueError(f"pool is {pool}, but snapshots of a gate's free part are not consistent; give 0.")
         self.game = load_game(game, game_args) if isinstance(game, str) else game
         pairs = load_pairs(data, self.game) if isinstance(data, str) else data
         self.train_pairs, self.held_out_pairs = pairs.split(held_out, seed)
-        self.sampler = PairSampler(
-            self.train_pairs, power=count_power, radius=radius, batch=data_batch, sequences=memory > 0
-        )
         self.counts = Coverage(self.train_pairs.observations, radius)
+        kind: dict[str, Any] = {"memory": memory, "normalise": normalise, "log_std": log_std}
+        plain: Callable[[str], nn.Module] = partial(SeatPolicy.of, self.game, hidden=hidden, **kind)
+        self._make_policy = policy or plain
+        self._make_optimizer = optimizer or partial(torch.optim.Adam, eps=1e-5)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._build(model)
-        self.coefficient: Tensor
-        self.pooled: Tensor
-        self.warm: Tensor
+            self._build(model, is_own=policy is not None)
+        self.sampler = PairSampler(
+            self.train_pairs, power=count_power, radius=radius, batch=data_batch, sequences=self.recurrent
+        )
         self.register_buffer("coefficient", torch.tensor(float(coefficient)))
         self.register_buffer("pooled", torch.zeros((), dtype=torch.long))
         self.register_buffer("warm", torch.tensor(False))
         self.automatic_optimization = False
 
-    def new_policy(self, seat: str) -> SeatPolicy:
+    def new_policy(self, seat: str) -> nn.Module:
         """A policy of a seat with new weights."""
-        hp, game = self.hparams, self.game
-        return SeatPolicy(
-            game.observation_dim[seat],
-            game.n_actions[seat],
-            game.action_dim[seat],
-            hp["hidden"],
-            memory=hp["memory"],
-            normalise=hp["normalise"],
-            log_std=hp["log_std"],
-        )
+        return self._make_policy(seat)
 
     def new_critic(self) -> Critic:
         """A critic with new weights."""
         inputs = sum(self.game.players[seat] * self.game.observation_dim[seat] for seat in self.game.seats)
         return Critic(inputs, self.hparams["hidden"], normalise=self.hparams["normalise"])
 
-    def _build(self, model: nn.Module | None) -> None:
+    def _build(self, model: nn.Module | None, *, is_own: bool) -> None:
         hp = self.hparams
         ours, theirs = self.game.seats
         self.agent, self.free = self.new_policy(ours), self.new_policy(theirs)
+        if is_own:
+            check_policy(self.agent, self.new_policy(ours), self.game, ours)
+            check_policy(self.free, self.new_policy(theirs), self.game, theirs)
         self.agent_critic, self.proxy_critic = self.new_critic(), self.new_critic()
         # Fitted in the run itself, so they belong into its checkpoints, unlike a teacher that comes from elsewhere.
         models = [self.new_policy(theirs) for _ in range(hp["models"])] if model is None else [model]
@@ -203,9 +217,7 @@ class CSPModule(GuardedModule):
         self.pool = nn.ModuleList(self.new_policy(theirs) for _ in range(hp["pool"])).requires_grad_(False)
         self.proxy: nn.Module = self.free
         if hp["constraint"] == "gate":
-            self.proxy = GatedPolicy(cast(SeatPolicy, self.models[0]), self.free, self._confidence)
-
-    # ------------------------------------------------------------------ the algorithm
+            self.proxy = GatedPolicy(self.models[0], self.free, self._confidence)
 
     def setup(self, stage: str) -> None:
         """Fit the model and begin the proxy at it, unless that is done or a checkpoint is about to bring both."""
@@ -215,12 +227,11 @@ class CSPModule(GuardedModule):
     def warm_up(self) -> None:
         """Fit the models to the data, and begin the proxy at the first."""
         hp = self.hparams
-        how = {"power": hp["count_power"], "radius": hp["radius"]}
         if not self.given:
+            how = {"power": hp["count_power"], "radius": hp["radius"]}
             for number, model in enumerate(self.models):
                 generator = torch.Generator().manual_seed(hp["seed"] + number)
-                model.requires_grad_(True)
-                clone(cast(SeatPolicy, model), self.train_pairs, self.held_out_pairs, generator, **how)
+                clone(model.requires_grad_(True), self.train_pairs, self.held_out_pairs, generator, **how)
                 model.requires_grad_(False)
             if hp["warm_start"] and hp["constraint"] != "gate":
                 self.free.load_state_dict(self.models[0].state_dict())
@@ -241,13 +252,14 @@ class CSPModule(GuardedModule):
                 lambda loss: self._descend(loss, proxy_steps),
                 generator,
                 draw_data=lambda: self.sampler.draw(generator),
-                reduce=self._over_processes,
+                reduce=over_processes,
             )
             agreement = self._follow_constraint(generator)
         if self.learns_proxy:
             self._note("proxy", report)
-            self.log_dict({"train/return_proxy": self._over_processes(episodes.returns.mean()), **agreement})
-        episodes = self._agents_episodes(batch.episodes, generator)
+            self.log_dict({"train/return_proxy": over_processes(episodes.returns.mean()), **agreement})
+        others = deal(batch.episodes, self.proxy, self.models, self.opponents(), generator, hp)
+        episodes = join([play(self.game, (self.agent, other), count, generator) for other, count in others])
         report = update_side(
             self.agent,
             self.agent_critic,
@@ -255,13 +267,18 @@ class CSPModule(GuardedModule):
             self.settings(progress=self.progress),
             lambda loss: self._descend(loss, agent_steps),
             generator,
-            reduce=self._over_processes,
+            reduce=over_processes,
         )
         self._note("agent", report)
-        self.log("train/return", self._over_processes(episodes.returns.mean()), prog_bar=True)
+        self.log("train/return", over_processes(episodes.returns.mean()), prog_bar=True)
         if hp["pool"] and batch.number % hp["pool_every"] == 0 and self.excess() <= hp["slack"]:
             self.pool[int(self.pooled) % hp["pool"]].load_state_dict(self.free.state_dict())
             self.pooled += 1
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether a policy that learns has a memory, so that it is trained on sequences."""
+        return bool(self.agent.memory or self.free.memory)
 
     @property
     def learns_proxy(self) -> bool:
@@ -276,22 +293,6 @@ class CSPModule(GuardedModule):
     def opponents(self) -> list[nn.Module]:
         """The policies of the pool that were filled."""
         return list(self.pool)[: int(self.pooled)]
-
-    def _agents_episodes(self, episodes: int, generator: torch.Generator) -> Episodes:
-        """Episodes against the models, the pool and the proxy, in their shares."""
-        hp = self.hparams
-        against_models = round(hp["model_share"] * episodes)
-        pool = self.opponents()
-        against_pool = round(hp["pool_share"] * (episodes - against_models)) if pool else 0
-        shares = [(self.proxy, episodes - against_models - against_pool)]
-        if against_pool:
-            chosen = int(torch.randint(len(pool), (), generator=generator))
-            shares.append((pool[chosen], against_pool))
-        for number, model in enumerate(self.models):
-            shares.append(
-                (model, against_models * (number + 1) // len(self.models) - against_models * number // len(self.models))
-            )
-        return join([play(self.game, (self.agent, other), count, generator) for other, count in shares if count])
 
     def settings(self, coefficient: float = 0.0, progress: float = 1.0) -> Settings:
         """Coefficients of an update.
@@ -312,15 +313,16 @@ class CSPModule(GuardedModule):
             divergence=hp["divergence"],
             epochs=hp["epochs"],
             minibatches=hp["minibatches"],
-            chunk=hp["chunk"] if hp["memory"] else 1,
+            chunk=hp["chunk"] if self.recurrent else 1,
         )
 
     def _descend(self, loss: Tensor, optimizer: Any) -> None:
         optimizer.zero_grad()
-        if self._world > 1:  # data-parallel training waits for the gradient of every parameter
+        if processes() > 1:  # data-parallel training waits for the gradient of every parameter
             loss = loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         self.manual_backward(loss)
-        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.hparams["max_norm"])
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.hparams["max_norm"])
         optimizer.step()
 
     @torch.no_grad()
@@ -328,7 +330,7 @@ class CSPModule(GuardedModule):
         """How well the proxy agrees with the data, after C has followed where it is to."""
         hp, data = self.hparams, self.sampler.draw(generator)
         proxy, model = self.proxy(data.observations, data.masks, None)[0], cast(Law, data.model)
-        excess = float(self._over_processes(data_term(proxy, data) - data_term(model, data)))
+        excess = float(over_processes(data_term(proxy, data) - data_term(model, data)))
         if hp["constraint"] == "lagrangian":
             bounds = {"rate": hp["dual_rate"], "floor": hp["floor"], "ceiling": hp["ceiling"]}
             self.coefficient.fill_(next_coefficient(float(self.coefficient), excess, hp["slack"], **bounds))
@@ -347,15 +349,13 @@ class CSPModule(GuardedModule):
         pairs = self.held_out_pairs if held_out else self.train_pairs
         return likelihood(self.proxy, pairs) - likelihood(self.models[0], pairs)
 
-    # ------------------------------------------------------------------ optimisation and processes
-
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for the agent with its critic, and for the proxy with its own."""
+        """Adam, or an optimizer of one's own, for the agent with its critic, and for the proxy with its own."""
         hp = self.hparams
         sides = ((self.agent, self.agent_critic, hp["agent_rate"]), (self.free, self.proxy_critic, hp["proxy_rate"]))
         return [
-            torch.optim.Adam(
-                [{"params": [*policy.parameters(), *critic.parameters()], "initial": rate}], rate, eps=1e-5
+            self._make_optimizer(
+                [{"params": [*policy.parameters(), *critic.parameters()], "lr": rate, "initial": rate}]
             )
             for policy, critic, rate in sides
         ]
@@ -374,24 +374,7 @@ class CSPModule(GuardedModule):
 
     def on_train_batch_start(self, batch: Iteration, batch_index: int) -> None:
         """Set the rates of this iteration."""
-        factor = 1 + (self.hparams["final_rate"] - 1) * self.progress
-        for optimizer in cast(Any, self.optimizers(use_pl_optimizer=False)):
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial"] * factor
-
-    @property
-    def _world(self) -> int:
-        return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-    def _over_processes(self, value: Tensor) -> Tensor:
-        """Mean over processes."""
-        if self._world == 1:
-            return value
-        value = value.detach().clone()
-        distributed.all_reduce(value)
-        return value / self._world
-
-    # ------------------------------------------------------------------ evaluation
+        set_rates(cast(Any, self.optimizers(use_pl_optimizer=False)), self.hparams["final_rate"], self.progress)
 
     def _note(self, side: str, report: dict[str, Tensor]) -> None:
         self.log_dict({f"train/{side}_{name}": x for name, x in report.items() if name != "data"})
@@ -411,13 +394,7 @@ class CSPModule(GuardedModule):
         returns = {}
         for name, other in others.items():
             episodes = play(self.game, (self.agent, other), batch.episodes, batch.generator())
-            returns[f"{stage}/return_{name}"] = self._over_processes(episodes.returns.mean())
+            returns[f"{stage}/return_{name}"] = over_processes(episodes.returns.mean())
         if self.learns_proxy:
             returns[f"{stage}/excess"] = torch.tensor(self.excess(held_out=True))
         self.log_dict(returns, prog_bar=True, batch_size=1, sync_dist=True)
-
-
-def _check(hp: Any) -> None:
-    """Refuse values that do not belong together."""
-    if hp["pool"] and hp["constraint"] == "gate":
-        raise ValueError(f"pool is {hp['pool']}, but snapshots of a gate's free part are not consistent; give 0.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rl.csp.update import masked_mean
+from rl.envs.markov_game import BatchedGame
 
 
 class CategoricalLaw:
@@ -177,6 +178,11 @@ class SeatPolicy(nn.Module):
         self.log_std = nn.Parameter(torch.full((action_dim,), log_std)) if action_dim else None
         self.floor, self.memory = log_std_floor, memory
 
+    @classmethod
+    def of(cls, game: BatchedGame, seat: str, **options: Any) -> SeatPolicy:
+        """The policy of a seat of a game; options as above."""
+        return cls(game.observation_dim[seat], game.n_actions[seat], game.action_dim[seat], **options)
+
     def forward(
         self,
         observations: Tensor,
@@ -230,10 +236,11 @@ class GatedPolicy(nn.Module):
         confidence: Gives kappa in [0, 1] for observations (..., O).
     """
 
-    def __init__(self, model: SeatPolicy, free: SeatPolicy, confidence: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, model: nn.Module, free: nn.Module, confidence: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.model, self.free, self.confidence = model, free, confidence
-        self.memory = model.memory + free.memory
+        self.memories = [cast(int, model.memory), cast(int, free.memory)]
+        self.memory = sum(self.memories)
 
     def forward(
         self,
@@ -244,12 +251,11 @@ class GatedPolicy(nn.Module):
         sure: Tensor | None = None,
     ) -> tuple[Any, Tensor | None]:
         """Mixed laws along sequences; see `SeatPolicy`. ``sure`` is the confidence where it is known already."""
-        first, second = (
-            (None, None) if memories is None else torch.split(memories, [self.model.memory, self.free.memory], -1)
-        )
+        first, second = (None, None) if memories is None else torch.split(memories, self.memories, -1)
+        waiting = {} if active is None else {"active": active}
         with torch.no_grad():
-            frozen, after_first = self.model(observations, masks, first, active)
-        free, after_second = self.free(observations, masks, second, active)
+            frozen, after_first = self.model(observations, masks, first, **waiting)
+        free, after_second = self.free(observations, masks, second, **waiting)
         after = None if after_first is None or after_second is None else torch.cat([after_first, after_second], -1)
         return MixedLaw(frozen, free, self.confidence(observations) if sure is None else sure), after
 

@@ -47,7 +47,7 @@ class ParallelGame(BatchedGame):
         environment: A function that makes the environment, or its import path, as ``mpe2.simple_tag_v3.parallel_env``.
         ours: Names of our agents.
         target: Names of the target's agents. Every agent belongs to one side, and agents of a side have the same
-        spaces.
+            spaces.
         horizon: Steps after which an episode is cut, if the environment has not ended it.
         arguments: Keyword arguments of the function.
         discount: In (0, 1].

@@ -1,7 +1,7 @@
 """How far the value under a proxy can be from that under the true target: bounds by their distance.
 
-P0 to P6 are the numbers of ``docs/csp.md``, which has the proofs. They stand in for the paper's proposition 4.2, whose
-text was not at hand: constants and form are ours.
+P0 to P6 are the numbers of ``docs/background.md``, which has the proofs. They stand in for the paper's proposition 4.2,
+whose text was not at hand: constants and form are ours.
 """
 
 from __future__ import annotations

@@ -26,12 +26,12 @@ from rl.hpo.data import Seeds
 from rl.hpo.diagnostics import gradient_report
 from rl.hpo.estimators import ESTIMATORS, Decisions, check_options, critic_loss, score_loss, taken
 from rl.hpo.policies import HybridPolicy
-from rl.hpo.processes import mean_of, moments, over_processes
 from rl.hpo.rollout import Rollout
 from rl.hpo.simulation import Simulation
 from rl.hpo.simulators import active_parts, load_simulator
 from rl.hpo.surrogate import Surrogate, entropy, mixed_surrogate, window_tails
-from rl.progress import follow_trainer, share_done
+from rl.processes import mean_of, moments, over_processes
+from rl.progress import follow_trainer, set_rates, share_done
 
 
 class HPOModule(Simulation):
@@ -304,9 +304,8 @@ class HPOModule(Simulation):
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Set the rates of this update."""
-        factor = 1 + (self.hparams["final_rate"] - 1) * self.progress
-        for group in cast(Any, self.optimizers(use_pl_optimizer=False)).param_groups:
-            group["lr"] = group["initial"] * factor
+        optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
+        set_rates([optimizer], self.hparams["final_rate"], self.progress)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip by network, whatever the trainer's own setting."""

@@ -14,10 +14,10 @@ from rl.errors import SimulatorError
 from rl.hpo.data import Seeds
 from rl.hpo.estimators import Estimator
 from rl.hpo.policies import HybridPolicy
-from rl.hpo.processes import moments, over_processes
 from rl.hpo.rollout import Draws, Rollout, Step, rollout
 from rl.hpo.simulators import place
 from rl.hpo.surrogate import advantages_of, branched_advantages
+from rl.processes import moments, over_processes
 
 # How far the raw actions are moved to see whether mode masks move with them: networks give numbers around 1.
 MASK_NUDGE = 0.5

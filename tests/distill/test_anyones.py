@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from distill import DistillError, DistillLoss, DistillModule, ImageData, functional
 from distill.batches import as_batch
-from distill.cache import Form, Identity, TeacherCache
+from distill.cache import Identity, TeacherCache
 from distill.cached_views import CachedViews, fill_cache
 from distill.data import Images
+from distill.form import Form
 from distill.losses import terms_by_name
 from distill.networks import ImageNetwork
 from distill.terms import Outputs, Term

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from distill.cache import MANIFEST, Form, Identity, Shard, TeacherCache, checksums
+from distill.cache import MANIFEST, Identity, Shard, TeacherCache, checksums
 from distill.cached_views import CachedViews, fill_cache, weights_digest
 from distill.errors import DistillError
+from distill.form import Form
 from distill.functional import LanguageHead, kd
 from distill.functional.sparse import sampled_kd, top_kd
 from distill.glyphs import MEAN, STD, Glyphs

@@ -74,17 +74,6 @@ def test_a_trained_teacher_is_not_trained_again(world):
     assert rows(world, "again") == before
 
 
-def test_a_cached_teacher_answers_once(world):
-    recipe = shipped("distill_tiny.yaml", changes={"repeats": 2, "mixup": 0.2, "cutmix": 1.0}, teacher={"views": 2})
-    recipe["methods"] = {"kd": {}}
-    done = world.run(recipe, "cached")
-    assert done.code == 0, done.err
-    manifest = json.loads((world.folder / "cached/cache/MANIFEST.json").read_text())
-    assert manifest["views"] == 2
-    assert manifest["identity"]["teacher"] == "small_cnn_8"
-    assert len(manifest["shards"]) == 2
-
-
 def texts(world, **changes):
     recipe = {
         "recipe": "distill",

@@ -17,8 +17,8 @@ from rl.envs.switched_lqr import switched_lqr
 from rl.hpo.data import SeedDataModule, Seeds, SeedStream, group_seeds
 from rl.hpo.diagnostics import gradient_report, signal_and_noise
 from rl.hpo.module import HPOModule
-from rl.hpo.processes import moments
 from rl.hpo.simulators import active_parts, load_simulator
+from rl.processes import moments
 from tests.rl.hpo.train_ddp import QUIET, data, main, module
 
 pytestmark = [

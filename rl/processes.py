@@ -5,12 +5,18 @@ from __future__ import annotations
 from torch import Tensor, distributed
 
 
+def processes() -> int:
+    """How many train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def over_processes(value: Tensor) -> Tensor:
-    """Mean over processes of a tensor of any shape, which is overwritten."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(value)
-        value = value / distributed.get_world_size()
-    return value
+    """Mean over processes of a tensor of any shape; the tensor itself where there is one process."""
+    if (count := processes()) == 1:
+        return value
+    value = value.detach().clone()
+    distributed.all_reduce(value)
+    return value / count
 
 
 def mean_of(value: Tensor) -> Tensor:

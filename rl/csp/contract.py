@@ -1,0 +1,119 @@
+"""What is asked of a policy of one's own for a seat, and tried before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl.envs.markov_game import BatchedGame
+
+LAW = ("dimension", "log_prob", "entropy", "kl", "sample")
+
+
+def check_policy(policy: nn.Module, another: nn.Module, game: BatchedGame, seat: str) -> None:
+    """Try a policy on the first observations of a game.
+
+    A policy is a module with
+
+    - ``memory``: the width H of what it remembers, 0 if it decides by the observation alone;
+    - ``forward(observations, masks=None, memories=None)`` for observations (L, ..., O), L steps of the same episode,
+      legal actions (L, ..., A) or None, and memories (..., H) before the first step or None; it gives the laws (L, ...)
+      of the actions, and the memories after the last step, or None where ``memory`` is 0. With a memory, ``forward``
+      also takes ``active``, boolean (L, ...) or None: where it is false a player waits, and its memory must stay.
+
+    The laws are `rl.csp.policies.CategoricalLaw` and `rl.csp.policies.GaussianLaw`, or have their methods.
+
+    Args:
+        policy: For a seat.
+        another: For the same seat, from another call of what makes them.
+        game: The game.
+        seat: The seat.
+
+    Raises:
+        ValueError: If the policy breaks one of these, shares parameters with another, gives a row another law at random
+            or with other rows beside it, plays what is not legal, or has nothing to train.
+    """
+    what = f"the policy for seat {seat!r}"
+    if not isinstance(policy, nn.Module) or not any(p.requires_grad for p in policy.parameters()):
+        raise ValueError(f"{what} is {type(policy).__name__} without anything to train; give a torch module.")
+    memory = getattr(policy, "memory", None)
+    if not isinstance(memory, int) or memory < 0:
+        raise ValueError(f"{what} has memory {memory!r}; set it to the width of its memory, or to 0 for none.")
+    if {id(p) for p in policy.parameters()} & {id(p) for p in another.parameters()}:
+        raise ValueError(f"{what} is made with parameters that an earlier one has; make a new module at each call.")
+    generator = torch.Generator().manual_seed(0)
+    state = game.reset(3, generator)
+    seen = game.observe(state)[seat][None]
+    masks = game.action_mask(state)
+    legal = None if masks is None or seat not in masks else masks[seat][None]
+    law, after = _look(policy, what, seen, legal)
+    rows = tuple(seen.shape[:-1])
+    if missing := [name for name in LAW if not hasattr(law, name)]:
+        raise ValueError(
+            f"{what} gives a law of type {type(law).__name__} without {', '.join(missing)}; give a CategoricalLaw or a "
+            "GaussianLaw of rl.csp.policies."
+        )
+    drawn = law.sample(generator)
+    wanted = rows if game.n_actions[seat] else (*rows, game.action_dim[seat])
+    kind = "integers" if game.n_actions[seat] else "real numbers"
+    if tuple(drawn.shape) != wanted or drawn.is_floating_point() == bool(game.n_actions[seat]):
+        raise ValueError(
+            f"{what} draws actions of shape {tuple(drawn.shape)} and {drawn.dtype} for observations "
+            f"{tuple(seen.shape)}; this seat takes {kind} of shape {wanted}."
+        )
+    if (after is None) != (memory == 0) or (after is not None and tuple(after.shape) != (*rows[1:], memory)):
+        found = None if after is None else tuple(after.shape)
+        raise ValueError(
+            f"{what} says memory {memory} and gives memories {found}; they must be "
+            f"{(*rows[1:], memory) if memory else None}."
+        )
+    _check_law(policy, what, seen, legal, law, drawn, game.n_actions[seat])
+
+
+def _look(policy: nn.Module, what: str, seen: Tensor, legal: Tensor | None) -> tuple[Any, Tensor | None]:
+    try:
+        law, after = policy(seen, legal, None)
+    except Exception as error:  # whatever a user's own code raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{what} fails on observations of shape {tuple(seen.shape)}: {reason}; see "
+            "rl.csp.contract.check_policy for what it is given and gives."
+        ) from error
+    return law, after
+
+
+def _check_law(
+    policy: nn.Module, what: str, seen: Tensor, legal: Tensor | None, law: Any, drawn: Tensor, n_actions: int
+) -> None:
+    """Shapes, legality, and that a row's law is its own."""
+    logs = law.log_prob(drawn)
+    if tuple(logs.shape) != tuple(seen.shape[:-1]) or not bool(logs.isfinite().all()):
+        raise ValueError(
+            f"{what} gives its own draws log-probabilities of shape {tuple(logs.shape)}, finite: "
+            f"{bool(logs.isfinite().all())}; they must be finite and {tuple(seen.shape[:-1])}."
+        )
+    if not logs.requires_grad:
+        raise ValueError(f"{what} gives log-probabilities without a gradient; do not detach them.")
+    again, alone = policy(seen, legal, None)[0], policy(seen[:, :1], None if legal is None else legal[:, :1], None)[0]
+    same = torch.allclose(logs, again.log_prob(drawn)) and torch.allclose(
+        logs[:, :1], alone.log_prob(drawn[:, :1]), rtol=1e-4, atol=1e-5
+    )
+    if not same:
+        raise ValueError(
+            f"{what} gives a row another law at random or with other rows beside it, as dropout and batch "
+            "normalisation do; take these out, or use LayerNorm."
+        )
+    if n_actions:
+        each = (
+            torch.stack([law.log_prob(torch.full_like(drawn, action)) for action in range(n_actions)], -1)
+            .detach()
+            .exp()
+        )
+        total, least = each.sum(-1), torch.zeros(()) if legal is None else each.masked_fill(legal, 0.0).max()
+        if not torch.allclose(total, torch.ones_like(total), atol=1e-4) or bool(least > 0):
+            raise ValueError(
+                f"{what} gives probabilities that sum to {float(total.min()):.4g}, of which {float(least):.4g} for an "
+                "action that is not legal; they must sum to 1 over the legal ones."
+            )
