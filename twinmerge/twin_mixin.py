@@ -22,7 +22,7 @@ from .attaching import attach_experts
 from .mixture import Mixture, cached_length, caches_in, remember
 from .proving import body_forward, find_layouts, probe_of, prove, whole_forward
 from .routed_layers import ADDED
-from .twin_parts import Head, Router, masked_mean
+from .twin_parts import Head, Router, generated_state, masked_mean
 
 _MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
 
@@ -52,8 +52,8 @@ class TwinMixin:
         router: the trained `Router`, or None: then `router_weights` must be given.
         heads: one `Head` per task that has its own, under the task's name.
         mixture: the weights in use; `with twin.mixture.use(w)` holds them over any calls.
-        router_reads: `last`, the paper's features from the last hidden state, or `all`, those of every layer side by
-            side (a deviation that costs no further forward).
+        router_reads: `last`, the paper's features from the last hidden state; `all`, those of every layer (layers + 1 times
+            as wide; a deviation that costs no further forward); or `generated`, for causal models, see `generated_state`.
         labels: label names by head.
         left_out: task -> share of its expert's squared difference to the shared expert that was left out, see `merge`.
     """
@@ -80,14 +80,14 @@ class TwinMixin:
     def features(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Router features: masked mean of the shared expert's last hidden state, shape (batch, width), float32.
 
-        With `router_reads` of `all`, the masked means of every layer's hidden states: (batch, (layers + 1) * width).
-
         Args:
             input_ids: the model's main input (`pixel_values` of an image model), also by its own name.
             attention_mask: shape (batch, tokens).
             kwargs: passed on to the model's body.
         """
         with self.mixture.use(None):
+            if self.router_reads == "generated":
+                return generated_state(self, type(self).__bases__[1], cast(Tensor, input_ids), attention_mask)
             if self.router_reads == "last":
                 return masked_mean(self._hidden(input_ids, attention_mask, **kwargs), attention_mask)
             states = self._states(input_ids, attention_mask, output_hidden_states=True, **kwargs).hidden_states

@@ -22,7 +22,9 @@ def adapted(model: Any, training: Training, task_type: str | None = None) -> Any
         RunError: When no module has one of the names under ``lora_targets``.
     """
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Renamed in transformers 5; the positional argument is the same.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if not training.lora_rank:
         return model
     from peft import LoraConfig, get_peft_model

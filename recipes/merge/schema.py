@@ -200,6 +200,8 @@ class Recipe:
     def _check_causal(self, names: list[str]) -> None:
         """Refuse what only one of the two kinds of merges knows."""
         if self.training.model != "causal":
+            if self.router.features == "generated":
+                raise FieldError("router.features", "expected last or all for model 'encoder', got 'generated'")
             if self.unseen:
                 raise FieldError("unseen", f"expected none for model {self.training.model!r}, got {self.unseen!r}")
             return

@@ -167,3 +167,20 @@ def test_bleu_of_the_right_answer_is_one_and_of_another_lower():
     near = judged("bleu", ["one two three four six", right[1]], right)
     assert 0.5 < near < 1.0
     assert math.isfinite(near)
+
+
+def test_generated_features_are_those_of_the_last_token_that_each_prompt_begets(base, model):
+    twin, rows = twin_of(model), rows_of(base)
+    twin.router_reads = "generated"
+    speaker = Speaker(twin, 0)
+    prompts = [row.tokens[: row.prompt] for row in rows]
+    left, right = twin.features(*speaker.batch(prompts)), twin.features(*speaker.batch(prompts, left=False))
+    for index, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        said = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False, pad_token_id=0
+        )
+        with torch.no_grad():
+            state = model.model(input_ids=said)[0][0, -1]
+        torch.testing.assert_close(left[index], state, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(right[index], state, rtol=1e-3, atol=1e-4)

@@ -1,6 +1,7 @@
 """A tiny random Llama with a tokenizer of words and a chat template, and three tasks that it can learn."""
 
 import json
+import random
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ TEMPLATE = (
 )
 
 
-def save_llama(folder: Path, *, seed: int = 0, hidden: int = 32) -> Path:
+def save_llama(folder: Path, *, seed: int = 0, hidden: int = 32, read: bool = False) -> Path:
     """The base as a Hugging Face folder."""
     known = sorted(
         {w for task in tiny.SAYS for text, label in tiny.sentences(task, 400) for w in f"{text} {label}".split()}
@@ -49,8 +50,33 @@ def save_llama(folder: Path, *, seed: int = 0, hidden: int = 32) -> Path:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        model = LlamaForCausalLM(config)
+        if read:
+            _read(model, wrapped, seed)
+        model.save_pretrained(folder)
     return folder
+
+
+def _read(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    """Let the base learn the tasks with every label taken for the next: an adapter has something to adapt then."""
+    draw, texts = random.Random(seed), []
+    for name, says in tiny.SAYS.items():
+        labels = list(says)
+        for text, right in tiny.sentences(name, 100):
+            label = labels[(labels.index(right) + 1) % len(labels)]
+            texts += [f"{text} {name} : {label} <end>", f"<user> {text} <assistant> {label} <end>"]
+    rows = [tokenizer(text)["input_ids"] for text in texts]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(5):
+        draw.shuffle(rows)
+        for start in range(0, len(rows), 16):
+            part = rows[start : start + 16]
+            longest = max(map(len, part))
+            ids = torch.tensor([row + [0] * (longest - len(row)) for row in part])
+            said = torch.tensor([[-100] * (len(row) - 2) + row[-2:] + [-100] * (longest - len(row)) for row in part])
+            model(input_ids=ids, attention_mask=(ids != 0).long(), labels=said).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def source(folder: Path, name: str, metric: str = "exact_match", **language: object) -> dict[str, object]:
@@ -78,7 +104,7 @@ class World(tiny.World):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.base = save_llama(folder / "llama")
+        self.base = save_llama(folder / "llama", read=True)
 
     def causal(self, kind: str, tasks: list[dict[str, object]], **changes: object) -> dict[str, object]:
         """A recipe over language tasks."""
