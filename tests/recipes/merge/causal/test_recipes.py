@@ -86,6 +86,24 @@ def test_full_training_packed_under_checkpoints_learns_plain_text(world):
     assert card["test"] == pytest.approx(after, rel=0.02)
 
 
+@pytest.mark.slow  # two processes that import everything anew
+def test_two_processes_train_the_expert_that_one_does(world):
+    training = {"learning_rate": 1.0e-2}
+    cards = []
+    for devices, size in ((1, 8), (2, 4)):
+        recipe = world.causal(
+            "finetune",
+            [tiny_lm.source(world.folder, "mood", "perplexity")],
+            training=training | {"batch_size": size},
+            trainer={"max_epochs": 1, "devices": devices, **({"strategy": "ddp"} if devices > 1 else {})},
+        )
+        done = world.spawn(recipe, f"on{devices}")
+        assert done.code == 0, done.err
+        cards.append(json.loads((world.folder / f"on{devices}/experts/mood/expert.json").read_text()))
+    # Every row has as many learned tokens, so that the mean of two halves is that of the batch.
+    assert cards[1]["per_token"]["test"]["loss"] == pytest.approx(cards[0]["per_token"]["test"]["loss"], rel=1e-3)
+
+
 @pytest.fixture(scope="module")
 def merged(world):
     """Two of the experts merged, a third left out of it."""
