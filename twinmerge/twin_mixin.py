@@ -52,7 +52,7 @@ class TwinMixin:
         router: the trained `Router`, or None: then `router_weights` must be given.
         heads: one `Head` per task that has its own, under the task's name.
         mixture: the weights in use; `with twin.mixture.use(w)` holds them over any calls.
-        router_reads: `last`, the paper's features from the last hidden state; `all`, of every layer (a deviation without a
+        router_reads: `last`, the paper's features from the last hidden state; `all`, of every layer (a deviation, no
             further forward); or `generated`, for causal models, see `generated_state`.
         labels: label names by head.
         left_out: task -> share of its expert's squared difference to the shared expert that was left out, see `merge`.
