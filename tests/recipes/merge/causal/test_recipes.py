@@ -56,7 +56,7 @@ def test_adapters_are_plain_peft_folders_that_score_what_their_card_says(world):
         before = score(Speaker(base, 0), task, rows, tokenizer, batch_size=8)
         model = PeftModel.from_pretrained(base, str(folder)).eval()
         assert score(Speaker(model, 0), task, rows, tokenizer, batch_size=8) == pytest.approx(card["test"])
-        assert card["test"] > max(before, 0.6)
+        assert card["test"] > before + 0.3  # the base takes every label for another
         found = score(Speaker(model, 0), loaded(world, source | {"language": {}})[0], rows, tokenizer, batch_size=8)
         assert card["per_token"]["test"]["perplexity"] == pytest.approx(found, rel=1e-3)
 
