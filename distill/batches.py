@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ INPUTS = {"images": "images", "texts": "input_ids", "language": "input_ids"}
 _SUM = 0.02  # how far from 1 a label distribution in half precision may add up
 
 
-def as_batch(given: Any, task: Task) -> dict[str, Any]:
+def as_batch(given: object, task: Task) -> dict[str, Tensor]:
     """A batch as a mapping with the task's inputs, and labels where it has any.
 
     Args:
@@ -63,7 +63,7 @@ def device_of(batch: Batch) -> torch.device:
     return next(value.device for value in batch.values() if isinstance(value, Tensor))
 
 
-def read_labels(labels: Any, rows: int) -> Tensor:
+def read_labels(labels: object, rows: int) -> Tensor:
     """Labels in a form that losses read.
 
     Args:

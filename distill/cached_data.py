@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from distill.cache import Identity, TeacherCache
 from distill.cached_views import CachedViews, fill_cache, weights_digest
-from distill.data import ImageData
+from distill.data import ImageData, Images, Rows, Source
 from distill.errors import DistillError
 from distill.form import Form
 from distill.networks import Frozen, ImageNetwork
@@ -20,11 +20,16 @@ from distill.order import ViewLoader, ViewOrder
 from distill.regimes import Regime
 from distill.views import Augmentation, ViewDataset
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 
 def augmentation_of(regime: Regime) -> Augmentation:
     """The views of a regime, drawn image by image: partners of a mix come from all images, not from the batch."""
     same = ("crop", "scale", "ratio", "padding", "flip", "auto_augment", "erase", "mixup", "cutmix")
-    options: dict[str, Any] = {name: getattr(regime, name) for name in (*same, "mix_probability", "switch_probability")}
+    options: dict[str, object] = {
+        name: getattr(regime, name) for name in (*same, "mix_probability", "switch_probability")
+    }
     return Augmentation(size=regime.image_size, interpolation=regime.interpolation, **options)  # type: ignore[arg-type]
 
 
@@ -45,7 +50,7 @@ class CachedImageData(ImageData):
 
     def __init__(
         self,
-        source: Any = "folder",
+        source: Source = "folder",
         path: str = "",
         *,
         views: int = 8,
@@ -89,7 +94,7 @@ class CachedImageData(ImageData):
             tuple(network.mean.flatten().tolist()),
             tuple(network.std.flatten().tolist()),
             views.augmentation.digest(),
-            hashlib.sha256(repr((self.source, self.path, views.images.targets)).encode()).hexdigest(),
+            hashlib.sha256(repr((self.source, self.path, cast(_Channels, views.images).targets)).encode()).hexdigest(),
             len(views),
             self.seed,
         )
@@ -112,15 +117,15 @@ class CachedImageData(ImageData):
         return ViewLoader(views, order, drop_last=True, num_workers=self.workers)
 
 
-class _Channels(Dataset[tuple[Any, int]]):
+class _Channels(Dataset["tuple[Image, int]"]):
     """Images of one channel or three."""
 
-    def __init__(self, images: Any, grey: bool) -> None:
+    def __init__(self, images: Images | Rows, grey: bool) -> None:
         self.images, self.grey, self.targets = images, grey, images.targets
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Image, int]:
         image, label = self.images[index]
         return image.convert("L" if self.grey else "RGB"), label

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from distill.cache import Shard, TeacherCache, checksums, encode
 from distill.compact import as_fields
 from distill.draws import Draws
 from distill.errors import DistillError
-from distill.views import ViewDataset
+from distill.views import ViewDataset, ViewItem
 
 _TAIL = 2  # purpose of draws, beside those of views
 
@@ -60,7 +59,7 @@ def fill_cache(
         cache.finish()
 
 
-class CachedViews(Dataset[dict[str, Any]]):
+class CachedViews(Dataset[dict[str, object]]):
     """Views with the teacher's stored answers beside them, checked pixel by pixel.
 
     Logits stand under `teacher_logits`, the classes of a compact cache under `teacher_top` or `teacher_sampled`, as
@@ -84,19 +83,21 @@ class CachedViews(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.views)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> dict[str, object]:
         return self.__getitems__([number])[0]
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, object]]:
         items = [self.views[number] for number in numbers]
+        made = [dict[str, object](**item) for item in items]
         for view in {item["view"] for item in items}:
-            chosen = [item for item in items if item["view"] == view]
-            images = torch.stack([item["images"] for item in chosen])
-            for item, fields in zip(chosen, self._answers(view, [i["index"] for i in chosen], images), strict=True):
-                item.update(fields)
-        return items
+            places = [place for place, item in enumerate(items) if item["view"] == view]
+            images = torch.stack([items[place]["images"] for place in places])
+            answers = self._answers(view, [items[place]["index"] for place in places], images)
+            for place, fields in zip(places, answers, strict=True):
+                made[place].update(fields)
+        return made
 
-    def _answers(self, view: int, indices: list[int], images: Tensor) -> list[dict[str, Any]]:
+    def _answers(self, view: int, indices: list[int], images: Tensor) -> Sequence[Mapping[str, object]]:
         """Fields that the cache adds to every item."""
         form = self.cache.form
         if form.kind == "top":
@@ -119,7 +120,7 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _Items(Dataset[dict[str, Any]]):
+class _Items(Dataset[ViewItem]):
     """The views of one shard."""
 
     def __init__(self, views: ViewDataset, shard: Shard) -> None:
@@ -128,5 +129,5 @@ class _Items(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self.shard.stop - self.shard.start
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: int) -> ViewItem:
         return self.views.item(self.shard.view, self.shard.start + row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ KEYS = {"teacher_top": TopClasses, "teacher_sampled": SampledClasses}
 _TEMPERATURES = "teacher_temperatures"
 
 
-def as_fields(classes: TopClasses | SampledClasses, temperatures: Sequence[float]) -> list[dict[str, Any]]:
+def as_fields(
+    classes: TopClasses | SampledClasses, temperatures: Sequence[float]
+) -> list[dict[str, Tensor | dict[str, Tensor]]]:
     """Fields of the items of a batch, which a loader stacks.
 
     Args:
@@ -38,7 +40,7 @@ def as_fields(classes: TopClasses | SampledClasses, temperatures: Sequence[float
 
 def stored_classes(batch: Batch) -> Compact | None:
     """What a batch of such items holds; None for other batches."""
-    fields: Any = batch
+    fields: Mapping[str, Any] = batch  # a loader stacks what `as_fields` gave, one mapping within another
     for key, kind in KEYS.items():
         if key in fields:
             return Compact(kind(**fields[key]), tuple(fields[_TEMPERATURES][0].tolist()))
@@ -64,4 +66,5 @@ def check_kept(terms: Terms, form: Form, classes: int) -> None:
         made = choose(name, given)
         check_reads_some(name, made.loss)
         if made.loss is KD:
-            KD(**made.options).check_known(form.temperatures if form.kind == "top" else form.temperatures[:1])
+            options: dict[str, Any] = dict(made.options)
+            KD(**options).check_known(form.temperatures if form.kind == "top" else form.temperatures[:1])

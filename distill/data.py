@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import gzip
 import random
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, SupportsInt, cast
 
 import lightning
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.batches import check_labels
@@ -21,12 +24,20 @@ from distill.glyphs import Glyphs
 from distill.order import ViewLoader, ViewOrder, view_of
 from distill.pictures import eight_bits, open_image, upright
 from distill.regimes import Regime, regime as named_regime
+from distill.views import Labelled
+
+if TYPE_CHECKING:
+    from datasets import Dataset as HubSet
+    from PIL.Image import Image
+    from timm.data import Mixup
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.v2 import Compose, Lambda
 
 Source = Literal["folder", "hub", "digits", "mnist", "fashion_mnist", "cifar100", "glyphs"]
 NAMES = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
 
 
-class Images(Dataset[tuple[Any, int]]):
+class Images(Dataset[tuple["Image", int]]):
     """Images in memory.
 
     Args:
@@ -34,19 +45,19 @@ class Images(Dataset[tuple[Any, int]]):
         labels: Classes, shape (rows,).
     """
 
-    def __init__(self, images: Any, labels: Any) -> None:
+    def __init__(self, images: NDArray[np.generic], labels: Iterable[SupportsInt]) -> None:
         self.images, self.targets = np.asarray(images, np.uint8), [int(label) for label in labels]
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Image, int]:
         from PIL import Image
 
         return Image.fromarray(self.images[index]), self.targets[index]
 
 
-class Rows(Dataset[tuple[Any, int]]):
+class Rows(Dataset[tuple["Image", int]]):
     """Some rows of a data set, in a given order.
 
     Args:
@@ -55,17 +66,17 @@ class Rows(Dataset[tuple[Any, int]]):
         targets: Label of every row.
     """
 
-    def __init__(self, images: Any, rows: Sequence[int], targets: Sequence[int]) -> None:
+    def __init__(self, images: Labelled, rows: Sequence[int], targets: Sequence[int]) -> None:
         self.images, self.rows, self.targets = images, list(rows), list(targets)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Image, int]:
         return self.images[self.rows[index]][0], self.targets[index]
 
 
-class Views(Dataset[dict[str, Any]]):
+class Views(Dataset[dict[str, Tensor | int]]):
     """Augmented views, each a function of seed and view alone, whatever worker makes it and when.
 
     Args:
@@ -74,13 +85,13 @@ class Views(Dataset[dict[str, Any]]):
         seed: Of all views.
     """
 
-    def __init__(self, images: Any, transform: Any, seed: int = 0) -> None:
+    def __init__(self, images: Labelled, transform: Callable[[Image], Tensor], seed: int = 0) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, view: int) -> dict[str, Any]:
+    def __getitem__(self, view: int) -> dict[str, Tensor | int]:
         row, turn = view_of(view, len(self))
         image, label = self.images[row]
         with drawing(self.seed, row, turn):
@@ -103,7 +114,7 @@ def drawing(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
+class ImageData(lightning.LightningDataModule):
     """Train, validation and test images under a regime; batches of `images` in [0, 1], `labels` and `index`.
 
     Teacher and student get one and the same tensor: views are made in the loader, mixed on the device, and normalised
@@ -132,7 +143,7 @@ class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
         path: str = "",
         *,
         regime: str = "A2",
-        changes: dict[str, Any] | None = None,
+        changes: dict[str, object] | None = None,
         classes: int = 1000,
         grey: bool = False,
         rows: int = 0,
@@ -146,7 +157,7 @@ class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
         self.regime: Regime = named_regime(regime, changes)
         self.rows, self.test_rows, self.seed, self.workers = rows, test_rows, seed, workers
         self.evaluation_batch = evaluation_batch
-        self.splits: dict[str, Any] = {}
+        self.splits: dict[str, Images | Rows] = {}
         self._mixup = mixup(self.regime, classes) if self.regime.mixes else None
 
     def setup(self, stage: str | None = None) -> None:
@@ -165,10 +176,11 @@ class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
     @property
     def names(self) -> list[str] | None:
         """Names of the classes in the order of the labels; None where the source has none."""
-        images = self.splits.get("train")
+        images: object = self.splits.get("train")
         while images is not None and not getattr(images, "classes", None):
             images = getattr(images, "images", None)
-        return None if images is None else list(images.classes)
+        names: Iterable[str] | None = getattr(images, "classes", None)
+        return None if names is None else list(names)
 
     def item_labels(self) -> list[int]:
         """Class of every training row."""
@@ -191,34 +203,36 @@ class ImageData(lightning.LightningDataModule):  # type: ignore[misc]
             )
         return ViewLoader(views, order, drop_last=True, num_workers=self.workers)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor | int]]:
         """Validation images, resized and cropped at the centre."""
         return self._evaluation("validation")
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor | int]]:
         """Test images, likewise."""
         return self._evaluation("test")
 
-    def _evaluation(self, split: str) -> DataLoader[Any]:
+    def _evaluation(self, split: str) -> DataLoader[dict[str, Tensor | int]]:
         views = Views(self.splits[split], evaluation_transform(self.regime, self.grey))
         return DataLoader(views, self.evaluation_batch or self.batch_size, num_workers=self.workers)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Bring images to [0, 1], and mix them in training."""
         images = batch["images"]
         batch = {**batch, "images": images.float() / 255 if images.dtype == torch.uint8 else images}
         if self._mixup is not None and self.trainer is not None and self.trainer.training:
-            batch["images"], batch["labels"] = self._mixup(batch["images"], batch["labels"])
+            rows = zlib.crc32(batch["index"].cpu().numpy().tobytes())
+            with drawing(self.seed, self.trainer.current_epoch, rows):  # a resumed run has numpy's stream elsewhere
+                batch["images"], batch["labels"] = self._mixup(batch["images"], batch["labels"])
         return batch
 
 
-def mixup(regime: Regime, classes: int) -> Any:
+def mixup(regime: Regime, classes: int) -> Mixup:
     """Mixup and CutMix of timm under a regime: batches in, mixed batches and label distributions out."""
     from timm.data import Mixup
 
     if regime.batch_size % 2:
         raise DistillError(f"mixup pairs images, so batch_size must be even, got {regime.batch_size}")
-    return Mixup(
+    return Mixup(  # type: ignore[no-untyped-call]
         regime.mixup,
         regime.cutmix,
         prob=regime.mix_probability,
@@ -228,7 +242,7 @@ def mixup(regime: Regime, classes: int) -> Any:
     )
 
 
-def train_transform(regime: Regime, grey: bool = False) -> Any:
+def train_transform(regime: Regime, grey: bool = False) -> Compose:
     """The training augmentation of a regime: PIL image in, tensor out, uint8 or in [0, 1]."""
     from torchvision.transforms import v2
 
@@ -247,7 +261,7 @@ def train_transform(regime: Regime, grey: bool = False) -> Any:
         scale=regime.scale,
         ratio=regime.ratio,
         hflip=regime.flip,
-        color_jitter=regime.color_jitter or None,
+        color_jitter=regime.color_jitter or None,  # type: ignore[arg-type]
         auto_augment=regime.auto_augment or None,
         interpolation=regime.interpolation,
         re_prob=regime.erase,
@@ -260,7 +274,7 @@ def train_transform(regime: Regime, grey: bool = False) -> Any:
     return v2.Compose([_channels(grey), made, v2.Lambda(lambda image: image * std + mean)])
 
 
-def evaluation_transform(regime: Regime, grey: bool = False) -> Any:
+def evaluation_transform(regime: Regime, grey: bool = False) -> Compose:
     """Resize and crop at the centre, as timm evaluates."""
     from timm.data import create_transform
     from torchvision.transforms import v2
@@ -269,13 +283,13 @@ def evaluation_transform(regime: Regime, grey: bool = False) -> Any:
     return v2.Compose([_channels(grey), made])
 
 
-def _channels(grey: bool) -> Any:
+def _channels(grey: bool) -> Lambda:
     from torchvision.transforms import v2
 
     return v2.Lambda(lambda image: image.convert("L" if grey else "RGB"))
 
 
-def read_images(source: Source, path: str, rows: int = 0) -> dict[str, Any]:
+def read_images(source: Source, path: str, rows: int = 0) -> dict[str, Images | Rows]:
     """Splits of a source: data sets of (PIL image, label) with a list `targets`.
 
     Raises:
@@ -294,9 +308,7 @@ def read_images(source: Source, path: str, rows: int = 0) -> dict[str, Any]:
     if source == "hub":
         return _hub(path)
     if not path or not where.exists():
-        raise DistillError(
-            f"source {source!r} needs its files, but {path or 'an empty path'!r} does not exist; set path"
-        )
+        raise DistillError(f"source {source!r} needs files, but {path or 'an empty path'!r} does not exist; set path")
     if source == "mnist":
         table = np.loadtxt(where, delimiter=",", dtype=np.int64)
         return {"train": Images(table[:, :-1].reshape(-1, 28, 28), table[:, -1])}
@@ -316,10 +328,10 @@ def read_images(source: Source, path: str, rows: int = 0) -> dict[str, Any]:
     return _folder(where)
 
 
-def _folder(where: Path) -> dict[str, Any]:
+def _folder(where: Path) -> dict[str, ImageFolder]:
     from torchvision.datasets import ImageFolder
 
-    made: dict[str, Any] = {}
+    made: dict[str, ImageFolder] = {}
     for split, names in NAMES.items():
         folder = next((where / name for name in names if (where / name).is_dir()), None)
         if folder is None:
@@ -343,14 +355,14 @@ def _folder(where: Path) -> dict[str, Any]:
     return made
 
 
-def _hub(name: str) -> dict[str, Any]:
+def _hub(name: str) -> dict[str, Images | Rows]:
     from datasets import load_dataset
 
     try:
         read = load_dataset(name)
     except Exception as error:  # the library raises its own and its backends' errors
         raise DistillError(f"Hub data set {name!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-    made = {}
+    made: dict[str, Images | Rows] = {}
     for split, names in NAMES.items():
         found = next((n for n in names if n in read), None)
         if found is not None:
@@ -362,25 +374,24 @@ def _hub(name: str) -> dict[str, Any]:
 
 
 class _HubRows(Rows):
-    def __init__(self, rows: Any, targets: list[int]) -> None:
+    def __init__(self, rows: HubSet, targets: list[int]) -> None:
         super().__init__(rows, range(len(targets)), targets)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return eight_bits(upright(self.images[index]["image"])), self.targets[index]
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        return eight_bits(upright(cast("HubSet", self.images)[index]["image"])), self.targets[index]
 
 
-def _idx(folder: Path, name: str) -> Any:
+def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
     """An idx file, packed or not."""
-    for path, opener in ((folder / name, open), (folder / f"{name}.gz", gzip.open)):
+    for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
-            with cast(Any, opener)(path, "rb") as file:
-                content = file.read()
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             shape = np.frombuffer(content, ">i4", content[3], 4)
             return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
     raise DistillError(f"{folder} has no {name} nor {name}.gz; give the folder of the four idx files")
 
 
-def cut(read: dict[str, Any], shares: tuple[float, float] = (0.1, 0.2)) -> dict[str, Any]:
+def cut(read: Mapping[str, Images | Rows], shares: tuple[float, float] = (0.1, 0.2)) -> dict[str, Images | Rows]:
     """Missing splits cut from train, and train in a fixed random order, so that its first n rows are a fair sample."""
     train = read["train"]
     if not len(train):

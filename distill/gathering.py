@@ -46,8 +46,8 @@ class Window:
     """
 
     def __init__(self) -> None:
-        self._first: Any = None
-        self._sum: Any = 0
+        self._first: Tensor | int | None = None
+        self._sum: Tensor | int = 0
 
     def weight(self, rows: int, batches: int, device: torch.device, *, even: bool) -> Tensor | float:
         """What to multiply a batch's mean loss with.
@@ -61,7 +61,7 @@ class Window:
         if even and batches == 1:
             return 1.0
         size, _ = world()
-        total: Any = rows
+        total: Tensor | int = rows
         if size > 1:
             total = torch.tensor(float(rows), device=device)
             distributed.all_reduce(total)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distill.errors import DistillError
+
+if TYPE_CHECKING:
+    from distill.networks import TextNetwork
 
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 
-def given_names(id2label: Mapping[Any, Any] | None) -> list[str] | None:
+def given_names(id2label: Mapping[int, object] | Mapping[str, object] | None) -> list[str] | None:
     """Class names in the order of a network's outputs.
 
     Args:
@@ -59,7 +62,7 @@ def class_order(found: Sequence[str] | None, wanted: Sequence[str], who: str) ->
     )
 
 
-def follow(network: Any, labels: Sequence[str], who: str, *, learns: bool) -> None:
+def follow(network: TextNetwork, labels: Sequence[str], who: str, *, learns: bool) -> None:
     """Read a text network's outputs in the order of the data's labels.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from distill.functional.chunked import ChunkedLoss, LanguageHead, chunked_kd
 from distill.functional.vocabulary import Vocabulary
 from distill.losses import Terms, check_terms
 from distill.terms import Outputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -45,8 +48,8 @@ class LanguageNetwork(nn.Module):
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask") if k in batch}
         if "states" not in needs:
             return Outputs(self.model(**inputs).logits[:, :-1][mask])
-        inner = cast(Any, self.model)
-        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        adapted = getattr(self.model, "get_base_model", None)
+        inner = cast("PreTrainedModel", self.model if adapted is None else adapted())
         hidden = inner.base_model(**inputs)[0]
         head = language_head(inner)
         if not self._proven:
@@ -55,10 +58,10 @@ class LanguageNetwork(nn.Module):
         return Outputs(hidden[:, :0], hidden, head=head)
 
     @torch.no_grad()
-    def _prove(self, inner: Any, head: LanguageHead, inputs: dict[str, Tensor]) -> None:
+    def _prove(self, inner: PreTrainedModel, head: LanguageHead, inputs: dict[str, Tensor]) -> None:
         """Make sure, once, that hidden states and head are all there is to the model's logits."""
         training = inner.training
-        inner.eval()
+        inner.eval()  # type: ignore[no-untyped-call]
         try:
             one = {name: value[:1, :8] for name, value in inputs.items()}
             whole, made = inner(**one).logits.float(), head.logits(inner.base_model(**one)[0].flatten(0, 1))
@@ -71,14 +74,15 @@ class LanguageNetwork(nn.Module):
             )
         self._proven = True
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         """Nothing: no hint is defined for language models."""
         return {}
 
 
-def language_head(model: Any) -> LanguageHead:
+def language_head(model: PreTrainedModel) -> LanguageHead:
     """The head of a transformers language model, with the scale and cap that its configuration names."""
-    layer, config = model.get_output_embeddings(), model.config
+    layer = cast("nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    config = model.config
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
     return LanguageHead(layer.weight, layer.bias, float(scale), getattr(config, "final_logit_softcapping", None))
 
@@ -137,5 +141,6 @@ class LanguageLoss(nn.Module):
         return {**parts, "hard": parts["hard"] + loss - loss.detach()}
 
     def _chunked(self, student: Outputs, teacher: Outputs, labels: Tensor, alpha: float) -> ChunkedLoss:
+        heads = cast(LanguageHead, student.head), cast(LanguageHead, teacher.head)
         hidden, other = cast(Tensor, student.features), cast(Tensor, teacher.features).detach()
-        return chunked_kd(hidden, student.head, other, teacher.head, labels, alpha=alpha, **self.options)
+        return chunked_kd(hidden, heads[0], other, heads[1], labels, alpha=alpha, **self.options)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -197,7 +197,7 @@ class RKD(Term):
 
 
 @functools.cache
-def terms_by_name() -> dict[str, Any]:
+def terms_by_name() -> dict[str, type[Term]]:
     """Every distillation term by the name that recipes use: this package's, then those of installed packages.
 
     A package gives one by an entry point of the group `gapbridge.distill_losses`, which names a class like `Term`.
@@ -207,7 +207,7 @@ def terms_by_name() -> dict[str, Any]:
     """
     from distill import hints
 
-    found: dict[str, Any] = {}
+    found: dict[str, type[Term]] = {}
     for module in (sys.modules[__name__], hints):
         for kind in vars(module).values():
             if isinstance(kind, type) and kind.__module__ == module.__name__ and kind.__dict__.get("name"):
@@ -244,7 +244,7 @@ class DistillLoss(nn.Module):
         {'l2': tensor(1.)}
     """
 
-    def __init__(self, terms: Terms, sizes: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, terms: Terms, sizes: Mapping[str, object] | None = None) -> None:
         super().__init__()
         check_terms(terms)
         chosen = {name: choose(name, given) for name, given in terms.items()}
@@ -324,20 +324,20 @@ class Choice(NamedTuple):
         ramp: Epochs.
     """
 
-    loss: Any
-    options: dict[str, Any]
+    loss: Callable[..., Any]
+    options: dict[str, object]
     weight: float
     ramp: float
 
 
-def choose(name: str, given: Any) -> Choice:
+def choose(name: str, given: object) -> Choice:
     """Read what stands under a name in `terms`.
 
     Raises:
         DistillError: If no loss is called so.
     """
     options = dict(given) if isinstance(given, Mapping) else {"loss": given}
-    weight, ramp = options.pop("weight", 1.0), options.pop("ramp", 0.0)
+    weight, ramp = (cast(float, options.pop(key, default)) for key, default in (("weight", 1.0), ("ramp", 0.0)))
     for key, value in (("weight", weight), ("ramp", ramp)):
         if not accepts(NotNegative, value):
             raise DistillError(f"{key} of {name} is {value}, but it must be a finite number of at least 0")
@@ -381,7 +381,7 @@ def _options(kind: type) -> set[str]:
     return set(inspect.signature(kind.__init__).parameters) - {"self"}  # type: ignore[misc]
 
 
-def _build(made: Choice, sizes: Mapping[str, Any]) -> nn.Module:
+def _build(made: Choice, sizes: Mapping[str, object]) -> nn.Module:
     loss = made.loss
     if isinstance(loss, type):
         needed = inspect.signature(loss.__init__).parameters  # type: ignore[misc]

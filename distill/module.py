@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 
 from distill.batches import INPUTS, Batch, Task, as_batch, check_labels, device_of, read_labels
 from distill.compact import stored_classes
@@ -26,11 +28,15 @@ from distill.scores import Scores, classes_of, score_rows, warn_of
 from distill.terms import Outputs
 from gapbridge.arguments import Count, Whole, check_arguments
 
+if TYPE_CHECKING:
+    from timm.scheduler.scheduler import Scheduler
+
 Model = nn.Module | str
+Losses = DistillLoss | LanguageLoss
 Network = ImageNetwork | TextNetwork | LanguageNetwork
 
 
-class DistillModule(lightning.LightningModule):  # type: ignore[misc]
+class DistillModule(lightning.LightningModule):
     """Train students to do what a teacher does, on the very view of the data that the teacher sees.
 
     A batch is a mapping with `labels` and, by task, `images` in [0, 1] or `input_ids` and `attention_mask`; `index`,
@@ -48,8 +54,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
             share the teacher's pass; their gradients, clipping and updates do not touch each other.
         teacher: A model, or the name of one; None where no term needs one or a cache stands in.
         terms: Names and options of the losses, or losses of one's own, see `DistillLoss`; by student where there are
-            several. None takes those
-            that `method` was published with for the regime.
+            several. None takes those that `method` was published with for the regime.
         method: Name of a published method, one that `distill.regimes.method` knows.
         regime: Name of the training regime, one of `distill.regimes.REGIMES`.
         changes: Values of the regime that are different here.
@@ -80,11 +85,11 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         *,
         method: str = "kd",
         regime: str = "A2",
-        changes: dict[str, Any] | None = None,
+        changes: dict[str, object] | None = None,
         task: Task = "images",
         classes: Count = 1000,
-        student_options: dict[str, Any] | None = None,
-        teacher_options: dict[str, Any] | None = None,
+        student_options: dict[str, object] | None = None,
+        teacher_options: dict[str, object] | None = None,
         teacher_dtype: Literal["float32", "bfloat16"] = "float32",
         channels_last: bool = False,
         compiled: bool = False,
@@ -102,7 +107,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         held += ["terms"] if terms is not None and not _plain(terms) else []
         self.save_hyperparameters(ignore=held)
         self.regime = named_regime(regime, changes)
-        wanted: Any = terms or published(method, regime)
+        wanted = terms or published(method, regime)
         by_student: dict[str, Any] = wanted if isinstance(student, Mapping) and terms else dict.fromkeys(models, wanted)
         if set(by_student) != set(models):
             raise DistillError(
@@ -125,7 +130,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         if compiled:
             for network in (*self.students.values(), *((self._teacher.network,) if self._teacher else ())):
                 network.compile()
-        self.ema: Any = None
+        self.ema: ModelEmaV3 | None = None
         if self.regime.ema:
             from timm.utils import ModelEmaV3
 
@@ -136,36 +141,35 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         self._ddp_params_and_buffers_to_ignore = [f"losses.{name}" for name, _ in self.losses.named_buffers()]
         self._window = Window()
         self._labels_checked = False
-        self._pulled = -math.inf
-        self._places: list[Any] = []
+        self._places: list[dict[str, int]] = []
 
     def _follow(self, labels: list[str] | None) -> None:
         """Let all networks mean the same class by the same position."""
         teacher = [] if self._teacher is None else [self._teacher.network]
         told = [
             given_names(getattr(getattr(n.model, "config", None), "id2label", None))
-            for n in (*cast(Any, self.students).values(), *cast(Any, teacher))
+            for n in (*self.students.values(), *teacher)
         ]
         names = labels or next((found for found in told if found and len(found) == self.classes), None)
         for name, network in self.students.items() if names else ():
-            follow(network, cast(Any, names), f"student {name}", learns=True)
+            follow(cast(TextNetwork, network), names or [], f"student {name}", learns=True)
         for network in teacher if names else ():
-            follow(network, cast(Any, names), "the teacher", learns=False)
+            follow(cast(TextNetwork, network), names or [], "the teacher", learns=False)
 
-    def _loss(self, terms: dict[str, Any], name: str, item_labels: list[int] | None) -> DistillLoss | LanguageLoss:
+    def _loss(self, terms: dict[str, Any], name: str, item_labels: list[int] | None) -> Losses:
         """The losses of a student, with the regime's hard loss where the terms do not say another."""
         if self.task == "language" and self.hparams["chunk"]:
             return LanguageLoss(terms, self.hparams["vocabulary"], self.hparams["chunk"])
         hard = {"kind": self.regime.hard, "reduction": self.regime.hard_reduction, "smoothing": self.regime.smoothing}
         plain = isinstance(terms.get("hard"), Mapping) and "loss" not in terms["hard"]
         merged = {**terms, **({"hard": {**hard, **terms["hard"]}} if plain else {})}
-        sizes: dict[str, Any] = {} if item_labels is None else {"item_labels": torch.tensor(item_labels)}
+        sizes: dict[str, object] = {} if item_labels is None else {"item_labels": torch.tensor(item_labels)}
         networks = {"student": self.students[name], **({"teacher": self._teacher.network} if self._teacher else {})}
         for role, network in networks.items():
-            sizes |= {f"{role}_{key}": value for key, value in cast(Any, network).sizes().items()}
+            sizes |= {f"{role}_{key}": value for key, value in cast(Network, network).sizes().items()}
         return DistillLoss(merged, sizes)
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: object) -> Tensor:
         """Logits of the first student, shape (rows, classes)."""
         return cast(Tensor, next(iter(self.students.values()))(as_batch(batch, self.task)).logits)
 
@@ -177,21 +181,22 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
             return Outputs(batch[INPUTS[self.task]].new_empty(0), compact=compact)
         return None if self._teacher is None else self._teacher(batch, needs)
 
-    def training_step(self, given: Any, batch_index: int) -> Tensor:
+    def training_step(self, given: object, batch_index: int) -> Tensor:
         """The sum of all students' losses."""
         batch = as_batch(given, self.task)
         labels = self._labels(batch)
-        needs = {name: frozenset(cast(Any, loss).needs) for name, loss in self.losses.items()}
-        asked = frozenset[str]().union(*(n for name, n in needs.items() if cast(Any, self.losses[name]).needs_teacher))
+        needs = {name: frozenset(cast(Losses, loss).needs) for name, loss in self.losses.items()}
+        asked = frozenset[str]().union(
+            *(n for name, n in needs.items() if cast(Losses, self.losses[name]).needs_teacher)
+        )
         teacher = self.teacher(batch, asked) if asked else None
         epoch = self._epochs(batch_index)
         step = self.global_step + 1
-        written = step % max(1, self.trainer.log_every_n_steps) == 0  # what is logged at other steps goes nowhere
+        written = step % max(1, self.trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]  # what is logged at other steps goes nowhere
         every = self.hparams["log_gradients_every"]
-        pulls = written and every > 0 and step - self._pulled >= every
-        self._pulled = step if pulls else self._pulled
         rows, device = len(batch[INPUTS[self.task]]) if labels is None else len(labels), device_of(batch)
         together = self.trainer.accumulate_grad_batches
+        pulls = written and every > 0 and batch_index % together == 0 and self._pulls(step, every)
         weight = self._window.weight(rows, together, device, even=self.task != "language")
         total = torch.zeros((), device=device)
         stream = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_index)
@@ -211,17 +216,22 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
             total = total + weight * loss
         return total
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make of the sum over batches the mean over their rows."""
         factor = self._window.close(self.trainer.accumulate_grad_batches)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients and (isinstance(factor, Tensor) or factor != 1):
             torch._foreach_mul_(gradients, factor)
 
-    def _apart(self, name: str, losses: dict[str, Tensor], *arguments: Any) -> dict[str, Tensor]:
+    def _apart(self, name: str, losses: dict[str, Tensor], *arguments: object) -> dict[str, Tensor]:
         """The losses as terms that can be differentiated one by one."""
         loss = self.losses[name]
         return cast(dict[str, Tensor], loss(*arguments, apart=True)) if isinstance(loss, LanguageLoss) else losses
+
+    def _pulls(self, step: int, every: int) -> bool:
+        """A function of the step alone, so that a resumed training logs gradients where an unbroken one does."""
+        often = max(1, self.trainer.log_every_n_steps)
+        return (step - often) % (math.ceil(every / often) * often) == 0
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _log_gradients(self, name: str, outputs: Outputs, losses: Mapping[str, Tensor]) -> None:
@@ -232,8 +242,13 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
             squares = [part.float().square().sum() for part in parts if part is not None]
             self.log(self._key("gradient", name, term), torch.stack(squares).sum().sqrt(), batch_size=1)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the step of the last log of gradients: a resumed training logs them at the same steps."""
+        checkpoint["gradients_logged"] = self._pulled
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the place in the data until training starts."""
+        self._pulled = checkpoint.get("gradients_logged", -math.inf)
         loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         self._places = loop.get("combined_loader", [])
 
@@ -249,28 +264,28 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         if self.ema is not None:
             self.ema.update(self.students)
 
-    def validation_step(self, batch: Any, batch_index: int) -> None:
+    def validation_step(self, batch: object, batch_index: int) -> None:
         """Accumulate the figures of a batch."""
         self._evaluate("validation", batch)
 
-    def test_step(self, batch: Any, batch_index: int) -> None:
+    def test_step(self, batch: object, batch_index: int) -> None:
         """Accumulate the figures of a batch."""
         self._evaluate("test", batch)
 
     def on_validation_epoch_end(self) -> None:
         """Doubt a teacher that knows no more than chance at once, and one that is no better than a student at the end."""  # noqa: E501
-        doubts = cast(Any, self.metrics["validation"]).doubts("validation")
+        doubts = cast(Scores, self.metrics["validation"]).doubts("validation")
         if not self.trainer.sanity_checking:
             last = self.trainer.should_stop or self.current_epoch + 1 == self.trainer.max_epochs
             warn_of("validation", {k: d for k, d in doubts.items() if last or k == "chance"}, self.doubts)
 
     def on_test_epoch_end(self) -> None:
         """Doubt a teacher that is no better than chance or a student."""
-        warn_of("test", cast(Any, self.metrics["test"]).doubts("test"), self.doubts)
+        warn_of("test", cast(Scores, self.metrics["test"]).doubts("test"), self.doubts)
 
-    def _evaluate(self, stage: str, given: Any) -> None:
+    def _evaluate(self, stage: str, given: object) -> None:
         batch = as_batch(given, self.task)
-        labels, teacher, scores = self._labels(batch), self.teacher(batch), cast(Any, self.metrics[stage])
+        labels, teacher, scores = self._labels(batch), self.teacher(batch), cast(Scores, self.metrics[stage])
         told = None if teacher is None else teacher.logits
         if told is not None and labels is not None and (self.task == "language" or told.shape[-1] == self.classes):
             scores.teach(told, labels)
@@ -286,8 +301,13 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
                 rows["ema_accuracy"] = (averaged.argmax(-1) == classes_of(labels)).float()
             metrics = scores.student(name)
             for figure, values in rows.items():
-                metrics[figure].update(values)
-                self.log(self._key(stage, name, figure), metrics[figure], on_epoch=True, batch_size=len(logits))
+                cast(MeanMetric, metrics[figure]).update(values)
+                self.log(
+                    self._key(stage, name, figure),
+                    cast(MeanMetric, metrics[figure]),
+                    on_epoch=True,
+                    batch_size=len(logits),
+                )
 
     def _labels(self, batch: Batch) -> Tensor | None:
         if self.task == "language":
@@ -311,11 +331,10 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         batches = self.trainer.num_training_batches
         return float(self.current_epoch + (batch_index / batches if math.isfinite(batches) else 0.0))
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, object]]]:  # type: ignore[override]
         """The regime's optimizer, one a student with its hints' own parameters, and its schedule."""
-        trained = {
-            name: nn.ModuleDict({"network": self.students[name], "losses": self.losses[name]}) for name in self.students
-        }
+        parts = {name: {"network": self.students[name], "losses": self.losses[name]} for name in self.students}
+        trained = {name: nn.ModuleDict(part) for name, part in parts.items()}
         optimizer = make_optimizer(self.regime, trained)
         per_epoch = self.regime.schedule_on == "epoch"
         # A run of other length than the regime's keeps the shape of the schedule.
@@ -323,7 +342,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
         schedule = make_schedule(self.regime, optimizer, self._length)
         return [optimizer], [{"scheduler": schedule, "interval": "epoch" if per_epoch else "step"}]
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+    def lr_scheduler_step(self, scheduler: Scheduler, metric: object) -> None:  # type: ignore[override]
         """Tell timm's schedule where training is."""
         if self.regime.schedule_on == "epoch":
             scheduler.step(self.current_epoch + 1)
@@ -331,7 +350,7 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
             scheduler.step_update(self.global_step)
 
     def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip every student by itself, by the Trainer's limit or else the regime's."""
         limit = self.regime.clip if gradient_clip_val is None else gradient_clip_val
@@ -345,7 +364,13 @@ class DistillModule(lightning.LightningModule):  # type: ignore[misc]
 
 
 def build(
-    model: Model, task: Task, classes: int, size: int, channels_last: bool, lora_rank: int, options: Mapping[str, Any]
+    model: Model,
+    task: Task,
+    classes: int,
+    size: int,
+    channels_last: bool,
+    lora_rank: int,
+    options: Mapping[str, object],
 ) -> Network:
     """A network behind the common call.
 
@@ -363,7 +388,7 @@ def build(
     """
     if isinstance(model, ImageNetwork | TextNetwork | LanguageNetwork):
         return model
-    rest = dict(options)
+    rest: dict[str, Any] = dict(options)
     if task == "images":
         mean, std, own = rest.pop("mean", None), rest.pop("std", None), int(rest.pop("size", 0))
         made = image_model(model, classes, own or size, **rest) if isinstance(model, str) else model
@@ -386,12 +411,12 @@ def build(
     return TextNetwork(model) if task == "texts" else LanguageNetwork(model)
 
 
-def _plain(terms: Any) -> bool:
+def _plain(terms: object) -> bool:
     """Whether there are no losses of one's own, which a checkpoint cannot keep among its values."""
     if isinstance(terms, Mapping):
         return all(_plain(value) for value in terms.values())
     return isinstance(terms, str | int | float | bool | list | tuple | None)
 
 
-def _modules(models: list[Any]) -> bool:
+def _modules(models: Iterable[object]) -> bool:
     return any(isinstance(model, nn.Module) for model in models)

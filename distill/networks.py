@@ -76,10 +76,10 @@ class ImageNetwork(nn.Module):
         features = model.forward_head(final, pre_logits=True)
         return Outputs(model.forward_head(final), features, maps, rows)
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         """Width of the pooled features and channels of the maps, where the model tells them."""
         model = cast(Any, self.model)
-        made: dict[str, Any] = {}
+        made: dict[str, object] = {}
         if hasattr(model, "num_features"):
             made["width"] = int(getattr(model, "head_hidden_size", model.num_features))
         elif linear := [m for m in model.modules() if isinstance(m, nn.Linear)]:
@@ -89,7 +89,7 @@ class ImageNetwork(nn.Module):
         return made
 
 
-def logits_of(made: Any) -> Tensor:
+def logits_of(made: object) -> Tensor:
     """Logits among what a model returns.
 
     Args:
@@ -185,9 +185,9 @@ class TextNetwork(nn.Module):
         logits = logits if self.order is None else logits[:, self.order]
         return Outputs(logits, features, (), batch.get("index"))
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         """Width of the hidden states."""
-        config: Any = getattr(self.model, "config", None)
+        config: object = getattr(self.model, "config", None)
         return {"width": config.hidden_size} if hasattr(config, "hidden_size") else {}
 
 
@@ -236,7 +236,7 @@ def image_model(name: str, classes: int, size: int = 0, **options: Any) -> nn.Mo
         close = difflib.get_close_matches(local, timm.list_models(), n=1)
         hint = f"did you mean {close[0]!r}?" if close else "timm.list_models() names them"
         raise DistillError(f"timm has no model {name!r}; {hint}")
-    if size and ":" not in name and timm.get_pretrained_cfg(name).fixed_input_size:
+    if size and ":" not in name and getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
         options["img_size"] = size
     try:
         model: nn.Module = timm.create_model(name, num_classes=classes, **options)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from distill.regimes import Regime
+
+if TYPE_CHECKING:
+    from timm.scheduler.scheduler import Scheduler
 
 
 class SeparateOptimizers(Optimizer):
@@ -29,7 +32,7 @@ class SeparateOptimizers(Optimizer):
         self.parts = list(parts)
         super().__init__([group for part in self.parts for group in part.param_groups], {})
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Compute the loss once, where a closure does, and update every part."""
         loss = None
         if closure is not None:
@@ -39,14 +42,14 @@ class SeparateOptimizers(Optimizer):
             part.step()
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """What one optimizer over all groups would save."""
         self.state.clear()
         for part in self.parts:
             self.state.update(part.state)
         return super().state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Give every part its own."""
         super().load_state_dict(state_dict)
         first = 0
@@ -74,7 +77,7 @@ def _single(regime: Regime, trained: nn.Module) -> Optimizer:
     from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
     if regime.decay == "matrices":
-        model = getattr(cast(Any, trained).network, "model", None)
+        model = getattr(trained.network, "model", None)
         spared = [f"network.model.{name}" for name in getattr(model, "no_weight_decay", set)()]
         groups: Any = param_groups_weight_decay(trained, regime.weight_decay, no_weight_decay_list=spared)
     else:
@@ -85,7 +88,7 @@ def _single(regime: Regime, trained: nn.Module) -> Optimizer:
     return made
 
 
-def make_schedule(regime: Regime, optimizer: Optimizer, length: int) -> Any:
+def make_schedule(regime: Regime, optimizer: Optimizer, length: int) -> Scheduler:
     """Timm's schedule of a regime, its shape kept where a run has another length.
 
     Args:
@@ -96,7 +99,7 @@ def make_schedule(regime: Regime, optimizer: Optimizer, length: int) -> Any:
     from timm.scheduler import create_scheduler_v2
 
     scale = length / regime.epochs
-    return create_scheduler_v2(
+    schedule: Scheduler = create_scheduler_v2(
         optimizer,
         regime.schedule,
         num_epochs=length,
@@ -108,6 +111,7 @@ def make_schedule(regime: Regime, optimizer: Optimizer, length: int) -> Any:
         step_on_epochs=regime.schedule_on == "epoch",
         updates_per_epoch=1,
     )[0]
+    return schedule
 
 
 @contextmanager

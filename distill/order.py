@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from distill.gathering import world
 
@@ -67,7 +67,7 @@ def view_of(view: int, rows: int) -> tuple[int, int]:
     return view % rows, view // rows
 
 
-class ViewLoader(DataLoader[Any]):
+class ViewLoader(DataLoader[object]):
     """A DataLoader over views that goes on at the very batch where a checkpoint was written.
 
     Args:
@@ -77,13 +77,13 @@ class ViewLoader(DataLoader[Any]):
         options: Further arguments of `torch.utils.data.DataLoader`.
     """
 
-    def __init__(self, dataset: Any, order: ViewOrder, *, drop_last: bool = False, **options: Any) -> None:
+    def __init__(self, dataset: Dataset[object], order: ViewOrder, *, drop_last: bool = False, **options: Any) -> None:
         self._done = 0
         options.setdefault("generator", torch.Generator())  # of its own: the global one must not move
         super().__init__(dataset, order.batch_size, sampler=order, drop_last=drop_last, **options)
         self.order = order
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[object]:  # type: ignore[override]
         self._done = self.order.skip // self.order.batch_size
         for batch in super().__iter__():
             self._done += 1

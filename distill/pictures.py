@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from distill.errors import DistillError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-def open_image(path: str) -> Any:
+
+def open_image(path: str) -> Image:
     """An image file as PIL reads it, upright, of 8 bits a channel.
 
     A camera's rotation (EXIF) is applied, and 16 bits are brought to 8 by their high byte: PIL's own conversion would
@@ -21,10 +24,10 @@ def open_image(path: str) -> Any:
     Raises:
         DistillError: If it cannot be read, with its name.
     """
-    from PIL import Image
+    from PIL.Image import open as read_image
 
     try:
-        with Image.open(path) as file:
+        with read_image(path) as file:
             image = upright(file)
             image.load()
     except (OSError, ValueError, SyntaxError) as error:
@@ -32,7 +35,7 @@ def open_image(path: str) -> Any:
     return eight_bits(image)
 
 
-def eight_bits(image: Any) -> Any:
+def eight_bits(image: Image) -> Image:
     """A PIL image whose channels hold 0 to 255; whole numbers of 16 bits, as PNG and TIFF keep them, lose their low byte.
 
     Example:
@@ -40,7 +43,7 @@ def eight_bits(image: Any) -> Any:
         >>> eight_bits(Image.fromarray(np.array([[65535, 256]], np.uint16))).getpixel((1, 0))
         1
     """  # noqa: E501
-    from PIL import Image
+    from PIL.Image import fromarray
 
     if image.mode == "F":
         raise DistillError("an image holds floating numbers, whose range no file tells; save it with 8 or 16 bits")
@@ -48,10 +51,10 @@ def eight_bits(image: Any) -> Any:
         return image
     values = np.asarray(image)
     whole = image.mode != "I" or values.max(initial=0) > 255  # in 32 bits, as older files are read, 8 bits stay 8
-    return Image.fromarray((values >> 8 if whole else values).astype(np.uint8))
+    return fromarray((values >> 8 if whole else values).astype(np.uint8))
 
 
-def upright(image: Any) -> Any:
+def upright(image: Image) -> Image:
     """A PIL image turned as its camera says."""
     from PIL import ImageOps
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -129,7 +129,7 @@ class Regime:
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
 
-def _check(name: str, value: Any, accepted: str, fits: bool) -> None:
+def _check(name: str, value: object, accepted: str, fits: bool) -> None:
     if not fits or (isinstance(value, float) and not math.isfinite(value)):
         raise DistillError(f"{name} is {value}, but it must be {accepted}")
 
@@ -250,7 +250,7 @@ REGIMES: dict[str, Regime] = {
 
 # Weights and temperatures that the methods were published with. In the official code the hint baselines train with
 # cross-entropy and the logit methods with bce.
-_HARD: dict[str, Any] = {"weight": 1.0}
+_HARD: dict[str, object] = {"weight": 1.0}
 _STRONGER: dict[str, Terms] = {
     "ce": {"hard": _HARD},
     "kd": {"hard": _HARD, "kd": {"weight": 1.0, "temperature": 1.0}},
@@ -323,7 +323,7 @@ def method(name: str, regime_name: str) -> Terms:
     return {term: dict(options) for term, options in known[name].items()}
 
 
-def _meant(name: str, known: Any) -> str:
+def _meant(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return (
         f"did you mean {close[0]!r}? accepted are {', '.join(known)}" if close else f"accepted are {', '.join(known)}"

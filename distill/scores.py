@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +33,9 @@ class Scores(nn.Module):
         self.teacher = MeanMetric()
         self.counts: dict[int, int] = {}
 
-    def student(self, name: str) -> Any:
+    def student(self, name: str) -> nn.ModuleDict:
         """The means of a student by figure."""
-        return self.of[f"student {name}"]
+        return cast(nn.ModuleDict, self.of[f"student {name}"])
 
     def teach(self, logits: Tensor, labels: Tensor) -> None:
         """Score the teacher, and count the labels: what always giving the commonest one would get."""
@@ -59,7 +59,7 @@ class Scores(nn.Module):
                 f"label ({chance:.3f}): look at its classes and their order, and at how its inputs are prepared"
             )
         for key, figures in self.of.items():
-            accuracy = float(cast(Any, figures)["accuracy"].compute())
+            accuracy = float(cast(MeanMetric, cast(nn.ModuleDict, figures)["accuracy"]).compute())
             if accuracy >= right > chance and right < 1:  # none is better than one that is always right
                 found[key] = (
                     f"{key} is right on {accuracy:.3f} of the {stage} rows and the teacher on {right:.3f}: a teacher "

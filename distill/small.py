@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -77,7 +78,8 @@ def small_model(name: str, num_classes: int, **options: Any) -> nn.Module | None
     widths = (64, 128, 256) if found["wide"] else (16, 32, 64)
     repeats = ((number - 2) // 6,) * 3
     # stem_width only sizes the stem that is replaced; inplanes is what the first stage reads
-    model = ResNet(BasicBlock, repeats, num_classes, stem_width=stem // 2, stem_type="deep", channels=widths, **options)
+    build = cast(Callable[..., Any], ResNet)  # timm says of the class of its blocks that it is a block
+    model = build(BasicBlock, repeats, num_classes, stem_width=stem // 2, stem_type="deep", channels=widths, **options)
     model.conv1 = nn.Conv2d(options.get("in_chans", 3), stem, 3, padding=1, bias=False)
     model.bn1 = nn.BatchNorm2d(stem)
     model.maxpool = model.layer4 = nn.Identity()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distill import functional as L
 from distill.errors import DistillError
+from distill.functional.chunked import LanguageHead
 from gapbridge.arguments import ArgumentError, check_arguments
 
 
@@ -43,7 +44,7 @@ class Outputs(NamedTuple):
     features: Tensor | None = None
     maps: tuple[Tensor, ...] = ()
     rows: Tensor | None = None
-    head: Any = None
+    head: LanguageHead | None = None
     compact: Compact | None = None
 
 
@@ -52,7 +53,7 @@ def checked(init: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(init)
 
     @functools.wraps(init)
-    def construct(self: Any, *arguments: Any, **named: Any) -> None:
+    def construct(self: object, *arguments: object, **named: object) -> None:
         given = signature.bind(self, *arguments, **named).arguments
         try:
             check_arguments(init, {key: value for key, value in given.items() if key != "self"})
@@ -78,7 +79,7 @@ class Term(nn.Module):
     needs_labels: bool = False
     epoch: float = 0.0
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         if "__init__" in cls.__dict__:
             cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
@@ -131,7 +132,7 @@ def features_of(outputs: Outputs) -> Tensor:
 class Function(Term):
     """A plain function as a term."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Callable[[Outputs, Outputs, Tensor], Tensor]) -> None:
         super().__init__()
         self.function, self.needs = function, getattr(function, "needs", "logits")
 

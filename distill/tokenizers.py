@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Words, numbers, code, accents, other scripts, blanks: enough to tell two segmentations apart where no file can.
 _PROBES = (
@@ -16,7 +19,9 @@ _PROBES = (
 _PARTS = ("normalizer", "pre_tokenizer")
 
 
-def check_tokenizers(teacher: Any, student: Any, *, special: bool = True) -> None:
+def check_tokenizers(
+    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, *, special: bool = True
+) -> None:
     """Refuse two tokenizers that read a text differently.
 
     Ids that one has alone, as padding of a vocabulary, are allowed. Compared are the meaning of every common id, how
@@ -59,7 +64,7 @@ def _refuse(what: str) -> None:
     )
 
 
-def _file(tokenizer: Any) -> dict[str, Any]:
+def _file(tokenizer: object) -> dict[str, Any]:
     """What a fast tokenizer's file says; empty for others."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return dict(json.loads(backend.to_str())) if backend is not None and hasattr(backend, "to_str") else {}

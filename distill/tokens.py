@@ -4,37 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import lightning
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.errors import DistillError
 from distill.gathering import own_batch
 from distill.order import ViewLoader, ViewOrder, view_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-class Blocks(Dataset[dict[str, Any]]):
+
+class Blocks(Dataset[dict[str, Tensor | int]]):
     """Blocks of tokens, each predicted from its own start.
 
     Args:
         tokens: Shape (blocks, length).
     """
 
-    def __init__(self, tokens: Any) -> None:
+    def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, view: int) -> dict[str, Any]:
+    def __getitem__(self, view: int) -> dict[str, Tensor | int]:
         row = view_of(view, len(self))[0]
         return {"input_ids": self.tokens[row], "labels": self.tokens[row], "index": row}
 
 
-class TokenData(lightning.LightningDataModule):  # type: ignore[misc]
+class TokenData(lightning.LightningDataModule):
     """Blocks of tokens from text files, whole files in train, validation or test.
 
     Args:
@@ -85,7 +89,7 @@ class TokenData(lightning.LightningDataModule):  # type: ignore[misc]
             if not len(self.splits[split]):
                 raise DistillError(f"the {split} files hold fewer than {self.length} tokens; give more text")
 
-    def _blocks(self, tokenizer: Any, files: list[str], limit: int) -> torch.Tensor:
+    def _blocks(self, tokenizer: PreTrainedTokenizerBase, files: list[str], limit: int) -> torch.Tensor:
         rows: list[torch.Tensor] = []
         rest: list[int] = []
         for file in files:
@@ -113,10 +117,10 @@ class TokenData(lightning.LightningDataModule):  # type: ignore[misc]
             )
         return ViewLoader(blocks, order, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor | int]]:
         """Validation blocks."""
         return DataLoader(self.splits["validation"], self.batch_size)
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor | int]]:
         """Test blocks."""
         return DataLoader(self.splits["test"], self.batch_size)

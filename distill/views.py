@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 import torch
 import torchvision
@@ -24,6 +24,9 @@ from torchvision.transforms.v2 import functional as tv
 from distill.draws import Draws
 from distill.errors import DistillError
 from distill.operations import Operation, apply, parse
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 _OWN, _MIX = 0, 1  # purposes of draws: an image's own view is the same whether or not it is mixed
@@ -246,7 +249,26 @@ def blend(first: Tensor, second: Tensor, mix: Mix) -> Tensor:
     return mixed
 
 
-class ViewDataset(Dataset[dict[str, Any]]):
+class Labelled(Protocol):
+    """Pairs of image and class; an image is a uint8 tensor (channels, height, width) or a PIL image."""
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor | Image, int]:
+        """A pair."""
+
+
+class ViewItem(TypedDict):
+    """A view of an image as an item of a batch; labels are a class, or a distribution over the classes."""
+
+    images: Tensor
+    labels: Tensor | int
+    index: int
+    view: int
+
+
+class ViewDataset(Dataset[ViewItem]):
     """Views of a data set, addressed by one number: items of `images`, `labels`, `index` and `view`.
 
     Number n is view n // images of image n % images, as :class:`~distill.order.ViewOrder` gives them: there is no epoch
@@ -264,7 +286,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        images: Any,
+        images: Labelled,
         augmentation: Augmentation,
         classes: int,
         *,
@@ -278,15 +300,15 @@ class ViewDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> ViewItem:
         view, index = divmod(number, len(self))
         return self.item(view % self.views if self.views else view, index)
 
-    def item(self, view: int, index: int) -> dict[str, Any]:
+    def item(self, view: int, index: int) -> ViewItem:
         """The item of a view of an image."""
         image, label = self._own(view, index)
         mix = draw_mix(self.augmentation, self.seed, view, index, len(self))
-        labels: Any = label
+        labels: Tensor | int = label
         if mix is not None:
             other, other_label = self._own(view, mix.partner)
             image = blend(image, other, mix)

@@ -37,7 +37,7 @@ def assemble(
     level: float,
     interval: str,
     min_shift_z: float,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
 ) -> GapReport:
     """The report on all repeats.
 

@@ -34,7 +34,7 @@ class Losses(NamedTuple):
     pair: tuple[list[Floats], list[Floats]] | None = None
 
 
-def read_losses(frames: Frames, kind: str, outcome: str, label: Hashable, prediction: Any, given: Any) -> Losses:
+def read_losses(frames: Frames, kind: str, outcome: str, label: Hashable, prediction: object, given: object) -> Losses:
     """Losses from labels and predictions, or from a column that holds them.
 
     Args:

@@ -266,7 +266,7 @@ def _row(record: Term | SubsetValue | GapReport) -> dict[str, Any]:
     return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
-def _encode(value: Any) -> Any:
+def _encode(value: object) -> Any:
     """Plain JSON values from dataclasses, tuples, numpy scalars and arrays."""
     if isinstance(value, Term | SubsetValue):
         return _encode(_row(value))
@@ -281,7 +281,7 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(value: Any) -> Any:
+def _decode(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _decode(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 # The arguments that the user gave to `load_from_checkpoint`; None outside of it and under `trust`.
 _given: ContextVar[Collection[str] | None] = ContextVar("given", default=None)
@@ -27,7 +27,7 @@ def from_checkpoint(given: Collection[str], *, trust: bool) -> Iterator[None]:
         _given.reset(before)
 
 
-def refuse_strangers(what: str, path: str, arguments: Any) -> None:
+def refuse_strangers(what: str, path: str, arguments: object) -> None:
     """Refuse a path that a checkpoint brought, or its arguments of text, which may name code in their turn.
 
     Args:
@@ -53,13 +53,13 @@ def refuse_strangers(what: str, path: str, arguments: Any) -> None:
         )
 
 
-def _has_text(value: Any) -> bool:
+def _has_text(value: object) -> bool:
     if isinstance(value, dict):
         return any(map(_has_text, value.values()))
     return any(map(_has_text, value)) if isinstance(value, list | tuple | set) else isinstance(value, str | bytes)
 
 
-def find(what: str, path: str) -> Any:
+def find(what: str, path: str) -> object:
     """The class or function at an import path; it is not called.
 
     Args:
@@ -72,12 +72,12 @@ def find(what: str, path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as error:  # a module of the user's may fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # a module of the user's may fail in any way while it is imported
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{what} {path!r} cannot be imported ({reason}); give the path of a class.") from error
 
 
-def made_by(found: Any) -> type | None:
+def made_by(found: object) -> type | None:
     """The class of what a class or function makes: itself, or what the function is annotated to return; else None."""
     if isinstance(found, type):
         return found
@@ -90,7 +90,7 @@ def made_by(found: Any) -> type | None:
     return returned if isinstance(returned, type) else None
 
 
-def make(what: str, path: str, found: Any, arguments: dict[str, Any] | None) -> Any:
+def make(what: str, path: str, found: Callable[..., object], arguments: Mapping[str, object] | None) -> object:
     """Call what was found.
 
     Args:
@@ -106,3 +106,8 @@ def make(what: str, path: str, found: Any, arguments: dict[str, Any] | None) -> 
         return found(**(arguments or {}))
     except TypeError as error:
         raise ValueError(f"{what} {path!r} does not take {arguments} ({error}); see its docstring.") from error
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:  # likewise
+        reason = " ".join(str(error).split()) or "without a word"
+        raise ValueError(f"{what} {path!r} failed while it was made ({type(error).__name__}: {reason}).") from error

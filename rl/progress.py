@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
 
-def batches_done(trainer: Any) -> tuple[int, int]:
+def batches_done(trainer: Trainer) -> tuple[int, int]:
     """Training batches that are done.
 
     Args:
@@ -22,7 +22,7 @@ def batches_done(trainer: Any) -> tuple[int, int]:
     return int(progress.total.completed), int(progress.current.completed)
 
 
-def share_done(trainer: Any) -> float:
+def share_done(trainer: Trainer) -> float:
     """Share of a training that is done, in [0, 1].
 
     The training ends at the first of `max_epochs` and `max_steps`; with neither, as with `max_time` alone, nothing
@@ -39,7 +39,7 @@ def share_done(trainer: Any) -> float:
     return min(1.0, max(shares))
 
 
-def follow_trainer(trainer: Any) -> None:
+def follow_trainer(trainer: Trainer) -> None:
     """Let the streams among a trainer's training loaders start where it stands.
 
     Lightning does not give a loader its saved place back after a checkpoint of an epoch's end.

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,15 @@ from torch import nn
 from twinmerge.checkpoints import inspect_checkpoint, read_json
 from twinmerge.dense import densify, stock_view
 from twinmerge.errors import CheckpointError
-from twinmerge.modeling_twin import FORMAT_VERSION, LOADERS, TwinClassifier, TwinMixin, TwinModel, assemble
+from twinmerge.modeling_twin import (
+    FORMAT_VERSION,
+    LOADERS,
+    TwinClassifier,
+    TwinMixin,
+    TwinModel,
+    TwinTokenClassifier,
+    assemble,
+)
 from twinmerge.peft_folder import write_expert
 from twinmerge.whole_folder import restore_interrupted, whole_folder
 
@@ -39,15 +47,27 @@ _TOKENIZER = (
     "sentencepiece",
     "chat_template",
 )
-_BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "proving", "twin_parts", "twin_mixin", "modeling_twin")
+_BUNDLED = (
+    "mixture",
+    "shrinking",
+    "routed_layers",
+    "layouts",
+    "attaching",
+    "proving",
+    "twin_parts",
+    "twin_checks",
+    "twin_mixin",
+    "answering",
+    "modeling_twin",
+)
 
 
 def save(
-    twin: Any,
+    twin: object,
     folder: str | Path,
     *,
-    tokenizer: Any = None,
-    card: Mapping[str, Any] | None = None,
+    tokenizer: object = None,
+    card: Mapping[str, object] | None = None,
     texts: Mapping[str, str] | None = None,
     labels: Mapping[str, list[str]] | None = None,
     overwrite: bool = False,
@@ -121,13 +141,17 @@ def _save_shared(twin: Any, out: Path, max_shard_size: str) -> str:
         raise ValueError(f"a {type(model).__name__} is loaded by none of {names}; make the twin of a class that is.")
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = {loader.auto.__name__: f"modeling_twin.{loader.__name__}"}
-    if loader is TwinModel and twin.heads:
-        config["auto_map"]["AutoModelForSequenceClassification"] = f"modeling_twin.{TwinClassifier.__name__}"
+    if loader is TwinModel:
+        text = "Sequence" if model.main_input_name != "pixel_values" else "Image"
+        for head in twin.heads.values():
+            tokens = head.pooling == "tokens"
+            entry = f"modeling_twin.{(TwinTokenClassifier if tokens else TwinClassifier).__name__}"
+            config["auto_map"][f"AutoModelFor{'Token' if tokens else text}Classification"] = entry
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return type(model).__name__
 
 
-def _classes(auto: Any, config: Any) -> tuple[type, ...]:
+def _classes(auto: Any, config: object) -> tuple[type, ...]:
     mapping = auto._model_mapping
     found = mapping.get(type(config), ())
     return tuple(found) if isinstance(found, list | tuple) else (found,)
@@ -175,8 +199,8 @@ def model_card(description: Mapping[str, Any], name: str, recipe: str = "") -> s
     left = description.get("left_out") or {}
     lost = "".join(f"{', ' if i else ''}{share:.2%} of {task}" for i, (task, share) in enumerate(left.items()))
     told = (
-        "\nThe exclusive experts hold matrices only, so that PEFT mixes them in one batch and vLLM serves them; what "
-        f"their norms and biases changed is left to the shared expert (of the squared differences: {lost}).\n"
+        "\nWhat the experts changed and their folders do not hold is left to the shared expert (of the squared "
+        f"differences: {lost}).\n"
         if any(left.values())
         else ""
     )
@@ -244,7 +268,7 @@ def verify(folder: str | Path) -> None:
             )
 
 
-def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **options: Any) -> Any:
+def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **options: object) -> Any:
     """Load a twin folder with this package's own code; no code of the folder is run.
 
     Args:
@@ -267,8 +291,9 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **opti
     if check:
         verify(root)
     try:
-        tasks = read_json(root / "twin.json")["tasks"]
-        if any(not _NAME.fullmatch(t) for t in tasks):
+        card = read_json(root / "twin.json")
+        tasks = card["tasks"]
+        if any(not _NAME.fullmatch(name) for name in (*tasks, *card["heads"])):
             raise CheckpointError(f"{root / 'twin.json'} names a task that is no folder name; the folder is not ours.")
         task = mode.partition(":")[2]
         if mode not in ("routed", "shared") and (not mode.startswith("expert:") or task not in tasks):
@@ -288,14 +313,15 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **opti
     return twin if mode == "routed" else densify(twin, {task: 1.0})
 
 
-def _stock_model(root: Path, options: Mapping[str, Any]) -> Any:
+def _stock_model(root: Path, options: Mapping[str, object]) -> Any:
     inspect_checkpoint(root)  # headers first: they say best what is wrong
     named = read_json(root / "config.json").get("auto_map", {})
     named = {entry.rpartition(".")[2] for entry in named.values()}
     auto = next((c.auto for c in LOADERS if c.__name__ in named), None)
     if auto is None:
         raise CheckpointError(f"{root / 'config.json'} does not name a twin class; copy the twin folder again.")
-    model, report = auto.from_pretrained(root, trust_remote_code=False, output_loading_info=True, **options)
+    load = cast("Callable[..., tuple[nn.Module, Mapping[str, Collection[object]]]]", auto.from_pretrained)
+    model, report = load(root, trust_remote_code=False, output_loading_info=True, **options)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             raise CheckpointError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
@@ -51,7 +52,7 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 def attach_experts(
-    model: nn.Module, mixture: Mixture, experts: Sequence[Mapping[str, Any]], traced: Traced | None = None
+    model: nn.Module, mixture: Mixture, experts: Sequence[Mapping[str, object]], traced: Traced | None = None
 ) -> None:
     """Route every module that one of the experts changes, in place; names and differences as in `attach`.
 
@@ -69,7 +70,7 @@ def attach_experts(
     for name, parameter in (*model.named_parameters(remove_duplicate=False), *statistics(model).items()):
         aliases.setdefault(id(parameter), []).append(name)
     tied = {name: names for names in aliases.values() for name in names}
-    given: dict[str, list[Any]] = {}
+    given: dict[str, list[object]] = {}
     for name in sorted({n for expert in experts for n in expert}):
         if name not in tied:
             raise ValueError(f"the experts change parameter '{name}', which {type(model).__name__} does not have.")
@@ -79,7 +80,7 @@ def attach_experts(
     layouts: dict[str, Layout | str] = {}
     if traced is not None:
         layouts = _fit(model, wanted, traced)
-    units: dict[str, dict[str, list[Any]]] = {}
+    units: dict[str, dict[str, list[object]]] = {}
     for name, places in wanted.items():
         # A module that only passes a tied parameter on to one inside it leaves the routing to that one.
         places[:] = [p for p in places if not any(q[0].startswith(f"{p[0]}.") for q in places)]
@@ -219,7 +220,7 @@ def layer_kind(module: nn.Module) -> type[RoutedLayer]:
     return RoutedNorm if rms_epsilon(module) is not None else RoutedAny
 
 
-def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, Sequence[Any]]) -> Any:
+def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, Sequence[object]]) -> Any:
     """Turn a stock module into its routed kind, in place: same parameters and names, still an instance of its class.
 
     Args:
@@ -236,7 +237,7 @@ def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, 
             "routed; load the model without it."
         )
     stock = {name: stored(module, name) for name in differences}
-    kind: Any = layer_kind(module)
+    kind: object = layer_kind(module)
     if not set(differences) <= {
         "weight",
         "bias",
@@ -322,3 +323,9 @@ def _checked(difference: Tensor, like: Tensor) -> Tensor:
             f"{tuple(like.shape)}; give experts of the same architecture."
         )
     return difference
+
+
+def register_states(kind: Any) -> None:
+    """Tell transformers, which goes by the class's name, which states the forward of a class made here can return."""
+    known = cast("dict[str, Any]", getattr(transformers.modeling_utils, "_CAN_RECORD_REGISTRY", {}))
+    dict.__setitem__(known, str(kind), getattr(kind, "_can_record_outputs", None))

@@ -20,7 +20,7 @@ from twinmerge.routed_layers import (
     RoutedNorm,
     stored,
 )
-from twinmerge.twin_mixin import TwinMixin
+from twinmerge.twin_checks import TwinChecks
 
 
 def mixed_differences(twin: nn.Module, row: Tensor) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def stock_view(twin: Any) -> Any:
     shared = {name: p for name, p in twin.named_parameters() if not is_routing(name)}
     experts = [p for name, p in twin.named_parameters() if is_routing(name)]
     nothing = nn.Parameter(torch.empty(0), requires_grad=False)
-    memo: dict[int, Any] = {id(p): p for p in (*shared.values(), *twin.buffers())}
+    memo: dict[int, object] = {id(p): p for p in (*shared.values(), *twin.buffers())}
     memo.update({id(p): nothing for p in experts})
     model = copy.deepcopy(twin, memo)
     for module in model.modules():
@@ -90,7 +90,7 @@ def stock_view(twin: Any) -> Any:
         delattr(model, name)
     vars(model).pop("answering", None)
     kinds = type(twin).__mro__
-    model.__class__ = kinds[kinds.index(TwinMixin) + 1]
+    model.__class__ = kinds[kinds.index(TwinChecks) + 1]
     return model
 
 
@@ -126,11 +126,11 @@ def densify(twin: Any, weights: Mapping[str, float]) -> Any:
     return model.requires_grad_(True).eval()
 
 
-def _outputs(output: Any) -> list[Tensor]:
+def _outputs(output: object) -> list[Tensor]:
     return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
 
 
-def check_routing(twin: Any, tolerance: float = 1e-3, **inputs: Any) -> float:
+def check_routing(twin: Any, tolerance: float = 1e-3, **inputs: object) -> float:
     """Compare the routed forward of a batch with a dense merge per input: the proof that no module escapes routing.
 
     A model whose code reads a weight past the module that holds it would not see its experts; this finds out.

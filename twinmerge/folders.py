@@ -82,7 +82,7 @@ def _own_card(where: Path) -> dict[str, Any] | None:
     """expert.json of the finetune recipe, where its head stands beside it."""
     if not (where / "expert.json").is_file():
         return None
-    card: Any = read_json(where / "expert.json")
+    card: object = read_json(where / "expert.json")
     if not isinstance(card, dict) or not isinstance(card.get("labels"), list):
         raise CheckpointError(f"{where / 'expert.json'} does not list the labels; make the expert again.")
     return card
@@ -177,7 +177,7 @@ def _architecture(found: Checkpoint) -> Any:
 
 
 def _taken(
-    original: Any, found: Checkpoint, model: nn.Module, card: Any, labels: list[str] | None, line: str
+    original: Any, found: Checkpoint, model: nn.Module, card: object, labels: list[str] | None, line: str
 ) -> Expert:
     where = found.folder
     for name, value in original.named_parameters():
@@ -209,7 +209,7 @@ def _taken(
                 hidden = same(**inputs)[0]
         error = _same(where, "the expert read", head(hidden, inputs.get("attention_mask")), logits)
     if head is not None:
-        head.label_names = labels
+        head.label_names, head.problem = labels, getattr(original.config, "problem_type", None)
     terms, note = _terms(found, pretrained, state, apart)
     digest = hashlib.sha256()
     for file in sorted(set(found.files.values())):
@@ -230,14 +230,14 @@ def _holding(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[Any]:
     yield made
 
 
-def _head(original: Any, where: Path, card: Any) -> tuple[Head | None, set[str]]:
+def _head(original: object, where: Path, card: Any) -> tuple[Head | None, set[str]]:
     if card is not None and (where / "head.safetensors").is_file():
         if lacking := sorted({"pooling", "layer_norm"} - card.keys()):
             raise CheckpointError(f"{where} does not say {lacking[0]} of its head; make the expert again.")
         tensors = load_file(where / "head.safetensors")
         if not all(value.isfinite().all() for value in tensors.values()):
             raise CheckpointError(f"{where / 'head.safetensors'} holds NaN or infinite values; train the expert again.")
-        return Head.from_tensors(tensors, {k: card[k] for k in ("pooling", "layer_norm")}).eval(), set()
+        return Head.from_tensors(tensors, card).eval(), set()
     if not _has_head(original):
         return None, set()
     try:
@@ -246,7 +246,7 @@ def _head(original: Any, where: Path, card: Any) -> tuple[Head | None, set[str]]
         raise CheckpointError(f"{where}: {error}") from error
 
 
-def _has_head(model: Any) -> bool:
+def _has_head(model: object) -> bool:
     return type(model).__name__.endswith("Classification")
 
 
@@ -277,6 +277,7 @@ def _terms(
 
 
 def _same(where: Path, what: str, ours: Tensor, theirs: Tensor) -> float:
+    ours, theirs = ours.detach(), theirs.detach()
     error = float((ours - theirs).abs().max()) / (1 + float(theirs.abs().max()))
     if not error <= EXACT:
         raise CheckpointError(
@@ -300,6 +301,12 @@ def mapped(expert: Expert, labels: list[str]) -> Expert:
 
     if expert.head is None:
         raise CheckpointError("the folder holds no head (a plain AutoModel); give a classifier, or no task for it.")
+    if expert.head.pooling == "tokens" or expert.head.problem == "multi_label_classification":
+        kind = "a label for every token" if expert.head.pooling == "tokens" else "several labels at once"
+        raise CheckpointError(
+            f"the expert answers with {kind}, and tasks of a recipe have one for each text; merge it without 'tasks:' "
+            "or by twinmerge.merge_folders, and ask the twin by twin.classify."
+        )
     if expert.labels is None:
         outputs = expert.head.out_proj.out_features
         if outputs == 1 and not labels:

@@ -147,7 +147,7 @@ def _in_double(model: nn.Module) -> Iterator[None]:
         model.float()
 
 
-def _activations(config: Any) -> list[str]:
+def _activations(config: object) -> list[str]:
     named = [getattr(config, key, None) for key in ("hidden_act", "pooler_hidden_act", "classifier_activation")]
     return list(dict.fromkeys([*ACTIVATIONS, *(n for n in named if isinstance(n, str) and n in ACT2FN)]))
 

@@ -85,20 +85,42 @@ def two_inputs(inputs: Mapping[str, Any], main: str) -> dict[str, Any] | None:
 
 def shadow(model: Any) -> Any:
     """A copy in eval mode that shares the parameters: what a forward changes in the model itself is not kept."""
-    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
+    memo: dict[int, object] = {id(p): p for p in model.parameters()}
     return copy.deepcopy(model, memo).eval()
 
 
-def trace(model: Any, run: Run, inputs: Mapping[str, Any], names: Iterable[str]) -> dict[str, Layout | str]:
+def variants(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same inputs without padding and with the last token of each padded: models leave out a mask of ones."""
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] < 2:
+        return [dict(inputs)]
+    padded = torch.ones_like(mask)
+    padded[:, -1] = 0
+    return [{**inputs, "attention_mask": torch.ones_like(mask)}, {**inputs, "attention_mask": padded}]
+
+
+def trace(model: Any, run: Run, inputs: Mapping[str, object], names: Iterable[str]) -> dict[str, Layout | str]:
     """The layout of every named module that the forward reaches, or the reason why it has none.
 
     Args:
         model: left as it is; a twin is run without a mixture.
         run: calls a model on inputs.
-        inputs: of two rows, see `two_inputs`.
+        inputs: of two rows, see `two_inputs`; they are run with and without padding.
         names: of modules.
     """
     double, wanted = shadow(model), set(names)
+    found: dict[str, Layout | str] = {}
+    for given in variants(inputs):
+        for name, layout in _trace_once(double, run, given, wanted).items():
+            old = found.get(name, layout)
+            if isinstance(old, str) or isinstance(layout, str):
+                found[name] = old if isinstance(old, str) else layout
+            else:
+                found[name] = old.joined(layout) or "its inputs lie another way where they are padded"
+    return found
+
+
+def _trace_once(double: Any, run: Run, inputs: Mapping[str, Any], wanted: set[str]) -> dict[str, Layout | str]:
     rows = max(v.shape[0] for v in inputs.values() if isinstance(v, Tensor) and v.dim())
     whole = _calls(double, run, inputs, wanted)
     parts = []
@@ -111,12 +133,12 @@ def trace(model: Any, run: Run, inputs: Mapping[str, Any], names: Iterable[str])
     return {name: _layout(calls, [part.get(name, []) for part in parts]) for name, calls in whole.items()}
 
 
-def _calls(double: Any, run: Run, inputs: Mapping[str, Any], wanted: set[str]) -> Calls:
+def _calls(double: Any, run: Run, inputs: Mapping[str, object], wanted: set[str]) -> Calls:
     calls: Calls = {}
     hooks = []
 
     def recorder(name: str) -> Any:
-        def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def record(module: nn.Module, args: object, kwargs: object, output: Any) -> None:
             calls.setdefault(name, []).append((_tensors((args, kwargs)), _tensors(output)))
 
         return record
@@ -133,7 +155,7 @@ def _calls(double: Any, run: Run, inputs: Mapping[str, Any], wanted: set[str]) -
     return calls
 
 
-def _tensors(tree: Any) -> dict[str, Any]:
+def _tensors(tree: object) -> dict[str, Any]:
     return {keystr(path): leaf for path, leaf in tree_flatten_with_path(tree)[0] if isinstance(leaf, Tensor)}
 
 
@@ -164,7 +186,7 @@ def _layout(whole: list[Any], parts: list[list[Any]]) -> Layout | str:
     return joined if joined is not None else "it is never called"
 
 
-def escaping(model: Any, run: Run, inputs: Mapping[str, Any], units: Mapping[str, Iterable[str]]) -> set[str]:
+def escaping(model: object, run: Run, inputs: Mapping[str, object], units: Mapping[str, Iterable[str]]) -> set[str]:
     """Parameters that a forward reads past the modules that are to be routed for them.
 
     Every unit is run with detached copies of its parameters; what still reaches the output by gradient escapes.
@@ -203,7 +225,7 @@ def escaping(model: Any, run: Run, inputs: Mapping[str, Any], units: Mapping[str
     return {name for name, grad in zip(changed, grads, strict=True) if grad is not None}
 
 
-def _detached(module: nn.Module, leaves: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+def _detached(module: nn.Module, leaves: tuple[str, ...], *args: object, **kwargs: object) -> Any:
     values = {leaf: stored(module, leaf).detach() for leaf in leaves}
     made = replica(module, values, type(module))
     del made.__dict__["forward"]

@@ -12,14 +12,18 @@ from transformers.pytorch_utils import Conv1D
 
 from twinmerge.attaching import statistics
 from twinmerge.exclusive import Exclusive, LoraTerms, exclusive_experts, exclusive_lora
+from twinmerge.layouts import trace
 from twinmerge.methods import find
 from twinmerge.modeling_twin import attach
+from twinmerge.proving import probe_of
 
 State = Mapping[str, Tensor]
 Method = str | Callable[..., dict[str, Tensor]]
 
 
-def shared_expert(model: nn.Module, experts: Mapping[str, State], method: Method, **options: Any) -> dict[str, Tensor]:
+def shared_expert(
+    model: nn.Module, experts: Mapping[str, State], method: Method, **options: object
+) -> dict[str, Tensor]:
     """Parameters of the shared expert by a static method.
 
     Args:
@@ -88,7 +92,7 @@ def merge(
     *,
     rank: Mapping[str, Any],
     dense: str | None = None,
-    **options: Any,
+    **options: object,
 ) -> tuple[Any, Exclusive]:
     """Twin-Merging of full fine-tunes, without its router.
 
@@ -98,8 +102,9 @@ def merge(
         method: of the shared expert.
         rank: exactly one rank policy of `exclusive_experts`, such as {"rank": 8}, and its `tolerance` and `seed`.
         dense: which vectors the exclusive experts keep: `all`, `norms` (with their biases), `biases` (of other layers)
-            or `none`, which leaves them to the shared expert and makes expert folders that PEFT can mix in one batch
-            and vLLM can serve. None: `none` for causal language models, `all` for others.
+            or `none`, which leaves them to the shared expert, with the positions that all inputs share, and makes
+            expert folders that PEFT can mix in one batch and vLLM can serve. None: `none` for causal language models,
+            `all` for others.
         options: of the method.
 
     Returns:
@@ -125,7 +130,20 @@ def _dropped(model: nn.Module, dense: str | None) -> frozenset[str]:
     vectors = {name for name, p in model.named_parameters() if p.dim() < 2}
     biases = {name for name in vectors if name.endswith("bias") and not _is_norm(model, name)}
     kept = {"all": vectors, "norms": vectors - biases, "biases": biases, "none": set()}[dense]
-    return frozenset(vectors - kept)
+    return frozenset(vectors - kept) | (_of_all_inputs(model) if dense == "none" else frozenset())
+
+
+def _of_all_inputs(model: nn.Module) -> frozenset[str]:
+    """Weights of layers that are used once for all inputs of a batch, such as an encoder's positions.
+
+    PEFT deals the rows that a layer takes out to the adapters of a mixed batch, and these have no row for every input.
+    """
+    kinds = (nn.Embedding, nn.Linear, Conv1D)
+    named = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    probe = probe_of(model)
+    found = {} if probe is None else trace(model, probe.run, probe.inputs, named)
+    alone = {n for n, at in found.items() if not isinstance(at, str) and set(at.inputs.values()) == {None}}
+    return frozenset(f"{name}.weight" for name in alone)
 
 
 def _is_norm(model: nn.Module, name: str) -> bool:

@@ -42,5 +42,5 @@ def find(method: str | Callable[..., Any]) -> Callable[..., Any]:
     if method not in known:
         raise ValueError(f"method '{method}' is unknown; choose one of {', '.join(known)}, or give a function.")
     module, _, name = known[method].partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    function: Callable[..., object] = getattr(importlib.import_module(module), name)
     return function

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinmerge.checkpoints import inspect_checkpoint
+from twinmerge.checkpoints import Checkpoint, inspect_checkpoint
 from twinmerge.errors import CheckpointError
 from twinmerge.folders import Expert, read_folder
 from twinmerge.merging import merge, merge_lora
 from twinmerge.modeling_twin import Router
+from twinmerge.routable import check_routable
 from twinmerge.vocabulary import fit_vocabulary
 
 ROUTERS = ("mlp", "linear", "knn")
@@ -25,13 +26,14 @@ def merge_folders(
     folders: Mapping[str, str | Path],
     *,
     method: str = "task_arithmetic",
-    rank: Mapping[str, Any] | None = None,
+    rank: Mapping[str, object] | None = None,
     router: str | Router | None = None,
     texts: Mapping[str, Sequence[str]] | None = None,
     vocabulary: str = "strict",
     labels: Mapping[str, Sequence[str]] | None = None,
+    dense: str | None = None,
     seed: int = 0,
-    **options: Any,
+    **options: object,
 ) -> Any:
     """Merge folders that plain transformers or PEFT wrote into a routed twin.
 
@@ -46,11 +48,13 @@ def merge_folders(
         texts: task -> unlabelled texts, at least two each, for a router that is made here.
         vocabulary: `strict`, `pad` or `union` (see `twinmerge.vocabulary`).
         labels: task -> label names in the order of the head's outputs, where a folder does not name them.
+        dense: which vectors the exclusive experts keep, see `merge`.
         seed: of the sketches and of the router's training.
         options: of the method, such as `scale`.
 
     Returns:
-        The twin in eval mode: `twin.classify(**inputs, head="spam")`; `twin.tokenizer_of_union` where one was made.
+        The twin in eval mode: `twin.classify(**inputs, head="spam")`; `twin.tokenizer_of_union` where one was made. It
+        is in the number format of the files where base and whole experts share a half one, and in float32 otherwise.
 
     Raises:
         CheckpointError: for a folder that cannot be read exactly.
@@ -71,7 +75,9 @@ def merge_folders(
         for t, f in places.items()
     }
     experts, tokenizer = fit_vocabulary(model, experts, vocabulary, where, places)
-    twin = combine(model, experts, method, rank or {"density": 0.1}, seed=seed, **options)
+    check_routable(model.config)
+    twin = combine(model, experts, method, rank or {"density": 0.1}, dense=dense, seed=seed, **options)
+    twin.to(getattr(torch, stored_format(headers, [inspect_checkpoint(place) for place in places.values()])))
     if isinstance(router, str):
         from transformers import AutoTokenizer
 
@@ -122,8 +128,21 @@ def named(expert: Expert, labels: Sequence[str] | None) -> Expert:
     return replace(expert, labels=list(labels))
 
 
+def stored_format(base: Checkpoint, experts: Sequence[Checkpoint]) -> str:
+    """The number format that a twin of such folders needs: a half one where base and whole experts are stored in it."""
+    kinds = {base.stored, *(expert.stored for expert in experts if expert.kind == "full")}
+    return kinds.pop() if len(kinds) == 1 else "float32"
+
+
 def combine(
-    model: Any, experts: Mapping[str, Expert], method: str, rank: Mapping[str, Any], *, seed: int = 0, **options: Any
+    model: Any,
+    experts: Mapping[str, Expert],
+    method: str,
+    rank: Mapping[str, Any],
+    *,
+    dense: str | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> Any:
     """The twin of experts that were read, with their heads and without a router; products of factors where exact."""
     terms = {task: expert.terms for task, expert in experts.items()}
@@ -132,7 +151,7 @@ def combine(
         twin, _ = merge_lora(model, terms, scale, rank["rank"])
     else:
         states = {task: expert.state for task, expert in experts.items()}
-        twin, _ = merge(model, states, method, rank={"seed": seed, **rank}, **options)
+        twin, _ = merge(model, states, method, rank={"seed": seed, **rank}, dense=dense, **options)
     for task, expert in experts.items():
         if expert.head is not None:
             twin.heads[task] = expert.head
@@ -163,8 +182,15 @@ def router_from_texts(twin: Any, kind: str, tokenizer: Any, texts: Mapping[str, 
         torch.manual_seed(seed)
         module = RouterModule(x.shape[1], len(twin.tasks), kind=kind)
         module.router.standardise(x)
-        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-        trainer = lightning.Trainer(max_epochs=30, accelerator="cpu", devices=1, **quiet)
+        trainer = lightning.Trainer(
+            max_epochs=30,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(module, datamodule=FeatureDataModule((x, y), (held_x, held_y), seed=seed))
         router = module.router.eval()
     router.temperature = fit_temperature(router, held_x, held_y)

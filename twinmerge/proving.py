@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .attaching import Traced, unfit
-from .layouts import escaping, probe_inputs, shadow, trace, two_inputs
+from .layouts import escaping, probe_inputs, shadow, trace, two_inputs, variants
 from .mixture import UNTRACED, Layout, batch_dimension
 from .routed_layers import ADDED, RoutedAny, RoutedLayer
 
@@ -32,21 +32,21 @@ def probe_of(model: Any) -> Traced | None:
     return Traced(whole_forward, inputs)
 
 
-def whole_forward(model: Any, inputs: Mapping[str, Any]) -> Any:
+def whole_forward(model: Any, inputs: Mapping[str, object]) -> Any:
     """The whole forward without a cache; of a twin, the stock model's."""
     known = inspect.signature(model.forward).parameters
     plain = {"use_cache": False} if "use_cache" in known else {}
     return getattr(model, "stock_forward", model)(**plain | dict(inputs))
 
 
-def body_forward(model: Any, inputs: Mapping[str, Any]) -> Any:
+def body_forward(model: Any, inputs: Mapping[str, object]) -> Any:
     """The forward of a twin's body alone."""
     main = inputs.get(model.main_input_name)
     rest = {k: v for k, v in inputs.items() if k not in (model.main_input_name, "attention_mask")}
     return model._states(main, inputs.get("attention_mask"), **rest)
 
 
-def find_layouts(twin: Any, inputs: Mapping[str, Any], run: Any) -> None:
+def find_layouts(twin: Any, inputs: Mapping[str, object], run: Any) -> None:
     """Give every routed module that these inputs reach its layout."""
     units = {name: module for name, module in twin.named_modules() if isinstance(module, RoutedLayer)}
     main, way = twin.main_input_name, "freeze it in the experts, or give one row of router weights"
@@ -90,15 +90,16 @@ def prove(twin: Any, inputs: Mapping[str, Any]) -> None:
     ramp = torch.arange(1.0, len(twin.tasks) + 1, device=twin.device)
     weights = torch.stack([ramp.softmax(-1), ramp.flip(0).softmax(-1)])
 
-    def run(given: Mapping[str, Any], part: Tensor) -> list[Tensor]:
+    def run(given: Mapping[str, object], part: Tensor) -> list[Tensor]:
         with torch.no_grad(), double.mixture.use(part):
             return [t for t in tree_leaves(whole_forward(double, given)) if isinstance(t, Tensor)]
 
     try:
-        whole = run(inputs, weights)
-        alone = [run({k: v[i : i + 1] for k, v in inputs.items()}, weights[i : i + 1]) for i in range(rows)]
-        for index, tensor in enumerate(whole):
-            batch_dimension(tensor, [part[index] for part in alone])
+        for given in variants(inputs):
+            whole = run(given, weights)
+            alone = [run({k: v[i : i + 1] for k, v in given.items()}, weights[i : i + 1]) for i in range(rows)]
+            for index, tensor in enumerate(whole):
+                batch_dimension(tensor, [part[index] for part in alone])
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(

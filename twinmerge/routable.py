@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from transformers import AutoModel
 
 from twinmerge.attaching import statistics
 from twinmerge.dense import check_routing
@@ -33,6 +34,25 @@ def small_config(config: Any) -> Any:
     return small
 
 
+def check_routable(config: Any, frozen: tuple[str, ...] = ()) -> tuple[str, float]:
+    """Route a two-layer copy of a model with random weights and experts, against dense merges; no weights are read.
+
+    Args:
+        config: of the base.
+        frozen: as in `preflight`.
+
+    Returns:
+        The name of the class, and the largest relative difference.
+
+    Raises:
+        ValueError: as `preflight`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModel.from_config(small_config(config), dtype=torch.float32)
+    return type(model).__name__, preflight(model, frozen)
+
+
 def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
     """Whether experts of this model can be routed, found out with random ones.
 
@@ -52,8 +72,9 @@ def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
         raise ValueError(
             f"no batch could be made for a {type(model).__name__}; try check_routing with one of your own."
         )
-    first = next(t for t in tree_leaves(model(**inputs)) if isinstance(t, torch.Tensor) and t.requires_grad)
-    torch.autograd.backward(first.float().square().sum())
+    with torch.enable_grad():  # whatever the caller is in the middle of
+        first = next(t for t in tree_leaves(model(**inputs)) if isinstance(t, torch.Tensor) and t.requires_grad)
+        torch.autograd.backward(first.float().square().sum())
     trained = {n: p for n, p in model.named_parameters() if p.grad is not None and not any(f in n for f in frozen)}
     generator = torch.Generator().manual_seed(0)
     experts = [

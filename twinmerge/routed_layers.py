@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_path, tree_unflatten
 
 from .mixture import UNTRACED, Layout, Mixture
+from .shrinking import Siblings, is_quick, quick_linear
 
 # What attach adds to a module; everything else is the stock module's own.
 ADDED = frozenset(
     {"experts_up", "experts_down", "experts_owner", "experts_bias", "experts_weight", "experts_epsilon"}
+    | {"siblings"}
     | {"experts_dense", "experts_ups", "experts_downs", "experts_mean", "experts_var", "mixture", "layout"}
 )
 
@@ -76,6 +78,7 @@ class FactoredLayer(RoutedLayer):
     experts_down: nn.Parameter
     experts_owner: Tensor
     experts_bias: nn.Parameter | None
+    siblings: Siblings | None
 
     def attach(self, ups: Sequence[Tensor], downs: Sequence[Tensor], bias: Tensor | None) -> None:
         """Stack one (up, down) pair per expert, in task order; a pair of rank 0 stands for an unchanged expert."""
@@ -84,7 +87,7 @@ class FactoredLayer(RoutedLayer):
         self.experts_down = nn.Parameter(torch.cat(list(downs), dim=0).contiguous())
         owners = torch.tensor(owner, dtype=torch.long, device=self.experts_up.device)
         self.register_buffer("experts_owner", owners, persistent=False)
-        self.experts_bias = None if bias is None else nn.Parameter(bias)
+        self.experts_bias, self.siblings = None if bias is None else nn.Parameter(bias), None
 
     def spread(self) -> Tensor:
         """The router weights laid out along the stacked rank: shape (rows, R)."""
@@ -104,6 +107,8 @@ class RoutedLinear(FactoredLayer):
     def routed(self, x: Tensor) -> Tensor:
         """Factored, or materialised per weight vector when its tokens pay for that: tokens > mn / (m + n)."""
         m, n = self.experts_up.shape[0], self.experts_down.shape[1]
+        if is_quick(self, x):
+            return quick_linear(self, x, super(RoutedLayer, self).forward(x))
         flat = self.mixture.grouped(x).flatten(1, -2)  # (rows or 1, tokens of one weight vector, n)
         materialise = flat.shape[1] * (m + n) > m * n
         y = self._materialised(flat) if materialise else self._factored(x, flat)
@@ -272,13 +277,13 @@ class RoutedAny(RoutedLayer):
             mixed[name] = torch.einsum("t,t...mr,t...rn->...mn", row.to(up), up, self.experts_downs[name])
         return {name.replace("/", "."): value for name, value in mixed.items()}
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         """Stock forward without a mixture."""
         if self.mixture.weights is None:
             return super(RoutedLayer, self).forward(*args, **kwargs)
         return self.routed(*args, **kwargs)
 
-    def routed(self, *args: Any, **kwargs: Any) -> Any:
+    def routed(self, *args: object, **kwargs: object) -> Any:
         """Any call whose tensors can be taken apart by inputs.
 
         Raises:
@@ -310,7 +315,7 @@ class RoutedAny(RoutedLayer):
 
         return tree_map_with_path(joined, *outputs)
 
-    def _dimension(self, place: str, leaf: Any, found: list[tuple[Any, Any]]) -> int | None:
+    def _dimension(self, place: str, leaf: object, found: list[tuple[Any, Any]]) -> int | None:
         """The dimension of an argument along which the inputs lie."""
         tensors = [t for _, t in found if isinstance(t, Tensor) and t.dim()]
         if "Cache" in type(leaf).__name__ or not tensors:

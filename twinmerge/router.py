@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from twinmerge.modeling_twin import Router
 
 
-class RouterModule(lightning.LightningModule):  # type: ignore[misc]
+class RouterModule(lightning.LightningModule):
     """Cross-entropy on task ids; the paper trains its router the same way (Lu et al. 2024, section 4).
 
     On several processes (strategy ddp) the global batch is that of one process, and a `linear` router ends with the
@@ -85,7 +85,7 @@ class RouterModule(lightning.LightningModule):  # type: ignore[misc]
         )
 
 
-class FeatureDataModule(lightning.LightningDataModule):  # type: ignore[misc]
+class FeatureDataModule(lightning.LightningDataModule):
     """Features and task ids in memory; a step's global batch is the same on one process and on many.
 
     Where the number of items is no multiple of the processes, the last batch repeats an item to be dealt out evenly.

@@ -9,40 +9,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attaching import attach_experts
+from .attaching import attach_experts, register_states
 from .mixture import Mixture, cached_length, caches_in, remember
-from .proving import body_forward, find_layouts, probe_of, prove, whole_forward
-from .routed_layers import ADDED
-from .twin_parts import Head, Router, generated_state, masked_mean
-
-_MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
-
-
-@dataclass
-class TwinOutput:
-    """What `classify` returns.
-
-    Attributes:
-        logits: shape (batch, most labels), minus infinity beyond the labels of a row's own head.
-        router_weights: shape (batch or 1, tasks).
-        task: shape (batch,), index of the task whose head answered.
-    """
-
-    logits: Tensor
-    router_weights: Tensor
-    task: Tensor
+from .proving import body_forward, probe_of, prove, whole_forward
+from .routed_layers import ADDED, RoutedLinear
+from .shrinking import find_siblings
+from .twin_checks import TwinChecks
+from .twin_parts import Head, Router, TwinOutput, generated_state, masked_mean
 
 
-class TwinMixin:
+class TwinMixin(TwinChecks):
     """Adds routing to any transformers model.
 
     Threads may share one twin: the mixture in flight belongs to the thread (to its context), not to the model.
@@ -63,21 +46,21 @@ class TwinMixin:
     tasks: list[str]
     router: Router | None
     heads: nn.ModuleDict
-    _accepted: frozenset[str]
-    _checked: list[frozenset[str]]
     labels: dict[str, list[str]]
     left_out: dict[str, float]
 
     def __reduce__(self) -> Any:  # the class is made at run time, so pickle must be told how
         return _blank_twin, (type(self).__bases__[1],), self.__dict__
 
-    def route(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def route(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor:
         """The mixture of each input, from the input alone: shape (batch, tasks), rows summing to 1."""
         if self.router is None:
             raise ValueError("this twin has no router; pass router_weights of shape (batch, tasks), or train a router.")
         return self.router.weights(self.features(input_ids, attention_mask, **kwargs))
 
-    def features(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def features(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: object
+    ) -> Tensor:
         """Router features: masked mean of the shared expert's last hidden state, shape (batch, width), float32.
 
         Args:
@@ -93,11 +76,11 @@ class TwinMixin:
             states = self._states(input_ids, attention_mask, output_hidden_states=True, **kwargs).hidden_states
         return torch.cat([masked_mean(state, attention_mask) for state in states], dim=-1)
 
-    def _hidden(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+    def _hidden(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: object) -> Tensor:
         """Last hidden state of the model's body (of the encoder, where there is one) under the mixture in use."""
         return cast(Tensor, self._states(inputs, attention_mask, **kwargs)[0])
 
-    def _states(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+    def _states(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: object) -> Any:
         """What the model's body returns."""
         model = cast(Any, self)
         if inputs is not None:
@@ -108,6 +91,8 @@ class TwinMixin:
             )
         if attention_mask is not None:
             kwargs["attention_mask"] = attention_mask
+        if not getattr(model.config, "return_dict", True):
+            kwargs["return_dict"] = True
         decoder = "past_key_values" in self._accepted and getattr(model.config, "is_decoder", True)
         if decoder:
             kwargs.setdefault("use_cache", False)
@@ -119,7 +104,7 @@ class TwinMixin:
         body = _body(model)
         return (super().forward if body is self else body)(**kwargs)  # type: ignore[misc]
 
-    def routed_forward(self, *args: Any, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
+    def routed_forward(self, *args: object, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """The stock forward under this batch's mixture; inside `generate` the prompt's mixture is held.
 
         Raises:
@@ -138,63 +123,9 @@ class TwinMixin:
         with self.mixture.use(weights):
             return remember(super().forward(**kwargs), kwargs, weights)  # type: ignore[misc]
 
-    def stock_forward(self, **kwargs: Any) -> Any:
+    def stock_forward(self, **kwargs: object) -> Any:
         """The stock forward under whatever mixture is in use, no router asked."""
         return super().forward(**kwargs)  # type: ignore[misc]
-
-    def _side(self, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What the router sees beside the main input and its mask: every tensor that the model's body takes.
-
-        Raises:
-            ValueError: for an input that the body does not take, so that the mixture would not depend on it.
-        """
-        tensors = {k: v for k, v in kwargs.items() if isinstance(v, Tensor) and k not in ("labels", "inputs_embeds")}
-        unseen = [k for k in tensors if k not in self._accepted and any(part in k for part in _MEDIA)]
-        if unseen:
-            raise ValueError(f"the router cannot see {unseen[0]}; pass router_weights of shape (batch, tasks).")
-        main = (cast(Any, self).main_input_name, "attention_mask", "cache_position")
-        return {k: v for k, v in tensors.items() if k in self._accepted and k not in main}
-
-    def _continued(self, weights: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        """The weights, when no kept cache was filled under others."""
-        for kept in caches_in(kwargs):
-            held = getattr(kept, "twin_weights", None)
-            if (
-                cached_length(kwargs)
-                and held is not None
-                and (held.shape != weights.shape or not torch.equal(held, weights))
-            ):
-                raise ValueError(
-                    "the kept cache was filled under another mixture than these router_weights; leave them out, or "
-                    "start anew without the cache."
-                )
-        return weights
-
-    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: Any) -> None:
-        """Find out, once for inputs of these names, where the rows of a batch lie in every routed module.
-
-        Raises:
-            ValueError: when one of them cannot be routed per input.
-        """
-        names = frozenset(k for k, v in kwargs.items() if isinstance(v, Tensor))
-        main = kwargs.get(cast(Any, self).main_input_name)
-        if weights.shape[0] > 1 and isinstance(main, Tensor):
-            for name in sorted(n for n in names if any(part in n for part in _MEDIA)):
-                if kwargs[name].shape[0] not in (1, main.shape[0]):
-                    raise ValueError(
-                        f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to "
-                        "which cannot be told apart; give one each, or one row of router weights."
-                    )
-        if weights.shape[0] > 1 and not cached_length(kwargs) and not any(names <= known for known in self._checked):
-            find_layouts(self, kwargs, run)
-            self._checked.append(names)
-
-    def _weights(self, weights: Tensor) -> Tensor:
-        if weights.dim() != 2 or weights.shape[1] != len(self.tasks):
-            raise ValueError(
-                f"router_weights have shape {tuple(weights.shape)}, and this twin takes (batch, {len(self.tasks)})."
-            )
-        return weights.to(cast(Any, self).device)
 
     def generate(self, inputs: Tensor | None = None, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """`generate` of transformers with the mixture computed once from the prompt and held while decoding.
@@ -227,7 +158,7 @@ class TwinMixin:
         with self.mixture.use(weights):
             return super().generate(inputs, **kwargs)  # type: ignore[misc]
 
-    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+    def generate_batch(self, *args: object, **kwargs: object) -> Any:
         """Refused: continuous batching packs the tokens of several prompts into one row, which has one mixture.
 
         Raises:
@@ -246,7 +177,7 @@ class TwinMixin:
         attention_mask: Tensor | None = None,
         head: str | Sequence[str] | None = None,
         router_weights: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> TwinOutput:
         """Routed encoder, then a task head.
 
@@ -267,7 +198,28 @@ class TwinMixin:
         named = {"attention_mask": attention_mask, cast(Any, self).main_input_name: input_ids, **kwargs}
         self._check_layouts(router_weights, {k: v for k, v in named.items() if v is not None}, body_forward)
         with self.mixture.use(router_weights):
-            hidden = self._hidden(input_ids, attention_mask, **kwargs)
+            states = self._states(input_ids, attention_mask, **kwargs)
+        hidden = cast(Tensor, states[0])
+        task = self._answering(head, router_weights, hidden)
+        answering = [self.tasks.index(head)] if isinstance(head, str) else sorted(set(task.tolist()))
+        heads = {index: cast(Head, self.heads[self.tasks[index]]) for index in answering}
+        labels = max(cast(Head, h).out_proj.out_features for h in self.heads.values())
+        each = {h.pooling == "tokens" for h in heads.values()} == {True}
+        logits = hidden.new_full((*hidden.shape[: 1 + each], labels), float("-inf"))
+        for index, one in heads.items():
+            if (one.pooling == "tokens") != each:
+                raise ValueError(
+                    f"the head {self.tasks[index]!r} answers {'a whole input' if each else 'every token'} and others "
+                    "of this batch do not; ask the two kinds in calls of their own."
+                )
+            mine = slice(None) if len(answering) == 1 else task == index
+            part = one(hidden[mine], None if attention_mask is None else attention_mask[mine])
+            logits[mine, ..., : part.shape[-1]] = part.to(logits.dtype)
+        kept = (getattr(states, name, None) for name in ("hidden_states", "attentions"))
+        return TwinOutput(logits, router_weights, task, *kept)
+
+    def _answering(self, head: str | Sequence[str] | None, router_weights: Tensor, hidden: Tensor) -> Tensor:
+        """The index of the task whose head answers each row."""
         rows = hidden.shape[0]
         names = self.tasks if head is None else [head] * rows if isinstance(head, str) else list(head)
         if unknown := sorted(set(names) - set(self.heads)):
@@ -276,17 +228,8 @@ class TwinMixin:
         if head is not None and len(names) != rows:
             raise ValueError(f"{len(names)} heads are named for {rows} inputs; name one, or one per input.")
         if head is None:
-            task = router_weights.argmax(-1).expand(rows)
-        else:
-            task = torch.tensor([self.tasks.index(n) for n in names], device=hidden.device)
-        labels = max(cast(Head, h).out_proj.out_features for h in self.heads.values())
-        logits = hidden.new_full((rows, labels), float("-inf"))
-        answering = [self.tasks.index(head)] if isinstance(head, str) else sorted(set(task.tolist()))
-        for index in answering:
-            mine = slice(None) if len(answering) == 1 else task == index
-            part = self.heads[self.tasks[index]](hidden[mine], None if attention_mask is None else attention_mask[mine])
-            logits[mine, : part.shape[1]] = part.to(logits.dtype)
-        return TwinOutput(logits, router_weights, task)
+            return router_weights.argmax(-1).expand(rows)
+        return torch.tensor([self.tasks.index(n) for n in names], device=hidden.device)
 
     def train_only(self, *parts: str) -> Any:
         """Freeze everything but the named parts, any of `router`, `shared`, `experts`, `heads`; returns the model.
@@ -303,7 +246,7 @@ class TwinMixin:
             parameter.requires_grad_(part in parts)
         return self
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, *args: object, **kwargs: object) -> None:
         """Refused: the stock method would write the experts into a folder that nothing reads.
 
         Raises:
@@ -312,7 +255,7 @@ class TwinMixin:
         raise ValueError("a twin is not saved by save_pretrained; use twinmerge.save(twin, folder).")
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
+        self, enable: bool = True, gradient_checkpointing_func: object = checkpoint, **kwargs: object
     ) -> None:
         # Layers are computed again in the backward pass, when the mixture of the forward is no longer in use.
         if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
@@ -321,7 +264,7 @@ class TwinMixin:
         super()._set_gradient_checkpointing(enable, held, **kwargs)  # type: ignore[misc]
 
 
-def _recomputed(mixture: Mixture, stock: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+def _recomputed(mixture: Mixture, stock: Any, function: Any, *args: object, **kwargs: object) -> Any:
     weights = mixture.weights
 
     def again(*inner: Any, **named: Any) -> Any:
@@ -362,13 +305,12 @@ def attach(
     attach_experts(model, mixture, experts, probe)
     twin = cast(Any, model)
     twin.__class__ = _twin_class(cast(Any, stock))
-    # transformers finds by the name of the class which states forward can return, and this class is made at run time.
-    known = cast("dict[str, Any]", getattr(transformers.modeling_utils, "_CAN_RECORD_REGISTRY", {}))
-    dict.__setitem__(known, str(type(twin)), getattr(twin, "_can_record_outputs", None))
+    register_states(type(twin))
     twin.mixture, twin.tasks, twin.router, twin.heads = mixture, list(tasks), router, nn.ModuleDict()
     twin._accepted = frozenset(inspect.signature((stock if body is model else type(body)).forward).parameters)
     twin._checked, twin.left_out = [], {}
     if probe is not None:
+        find_siblings(twin, RoutedLinear, probe.run, probe.inputs)
         prove(twin, probe.inputs)
         twin._checked.append(frozenset(probe.inputs))
     return twin
@@ -381,7 +323,7 @@ def _body(model: Any) -> Any:
 
 @cache
 def _twin_class(stock: Any) -> Any:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: object, **kwargs: Any) -> Any:
         return TwinMixin.routed_forward(self, *args, **kwargs)
 
     # transformers asks the signature of forward which arguments a model takes (generate, Trainer, left padding).

@@ -29,7 +29,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def draw_ladder(folder: RunFolder, ladder: Sequence[Mapping[str, Any]]) -> None:
+def draw_ladder(folder: RunFolder, ladder: Sequence[Mapping[str, object]]) -> None:
     """Bars of the value ladder."""
     figure, axes = _figure(6, 2.6)
     axes.barh([f"{row['step']} ({row['how']})" for row in ladder], [row["value"] for row in ladder], color="tab:blue")
@@ -38,7 +38,7 @@ def draw_ladder(folder: RunFolder, ladder: Sequence[Mapping[str, Any]]) -> None:
     folder.figure("ladder", figure, [list(row.values()) for row in ladder], ["step", "value", "how"])
 
 
-def draw_coverage(folder: RunFolder, coverage: Sequence[Mapping[str, Any]]) -> None:
+def draw_coverage(folder: RunFolder, coverage: Sequence[Mapping[str, object]]) -> None:
     """How often each policy leaves the data."""
     figure, axes = _figure(6, 0.4 * len(coverage) + 1)
     left = np.zeros(len(coverage))
@@ -108,7 +108,7 @@ def replay(folder: RunFolder, scenario: Scenario, problem: CSPModule, search: Wo
         others["true target"] = target
     made = []
     for name, other in others.items():
-        frames: list[Any] = []
+        frames: list[object] = []
         try:
             play(
                 problem.game,
@@ -128,5 +128,5 @@ def replay(folder: RunFolder, scenario: Scenario, problem: CSPModule, search: Wo
     return made
 
 
-def _keep_frame(game: Any, frames: list[Any], state: Any) -> None:
+def _keep_frame(game: Any, frames: list[Any], state: object) -> None:
     frames.append(game.frame(state, 0))

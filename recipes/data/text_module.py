@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer
 
 from recipes.data.models import resolve_model
+from recipes.data.sources import load_task
+from recipes.data.task_source import TaskSource
 from recipes.errors import RunError
 from recipes.running.resume import ResumableLoader
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from recipes.data.splits import TextTask
 
-__all__ = ["MixedTextDataModule", "PadCollate", "TextDataModule"]
+__all__ = ["MixedTextDataModule", "PadCollate", "SourceDataModule", "TextDataModule"]
 
 Row = dict[str, Any]
 Batch = dict[str, torch.Tensor]
@@ -72,7 +74,7 @@ class _Rows(Dataset[Row]):
         return self.rows[index]
 
 
-class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
+class MixedTextDataModule(LightningDataModule):
     """All tasks' rows shuffled together; every row carries the index of its task.
 
     Batches hold ``input_ids``, ``attention_mask``, ``token_type_ids`` where the tokenizer makes them, ``labels`` and
@@ -188,11 +190,30 @@ class MixedTextDataModule(LightningDataModule):  # type: ignore[misc]
             positions = order[start : start + self.eval_batch_size]
             yield positions, collate([rows[i] for i in positions])  # type: ignore[misc]
 
+    def parts(self, split: str, least: int = 32) -> list[list[Batch]]:
+        """Batches of a quarter, a further quarter and the other half of every task's rows of a split.
+
+        Every part has short and long rows of every task. With fewer than `least` rows of a task in the first quarter
+        there is one part, the whole split.
+        """
+        shares: list[list[Row]] = [[], [], []]
+        rows = [(int(row.get("task", 0)), row) for row in self._ordered(split)]
+        numbers = {task: 0 for task, _ in rows}
+        for task, row in rows:
+            shares[(0, 2, 1, 2)[numbers[task] % 4]].append(row)
+            numbers[task] += 1
+        if min(numbers.values()) < 4 * least:
+            shares = [[row for _, row in rows]]
+        return [list(DataLoader(_Rows(part), self.eval_batch_size, collate_fn=self._collate)) for part in shares]
+
     def _sorted(self, split: str) -> DataLoader[Row]:
+        return DataLoader(_Rows(self._ordered(split)), self.eval_batch_size, collate_fn=self._collate)
+
+    def _ordered(self, split: str) -> list[Row]:
         rows = list(self._rows[split])
         random.Random(self.seed).shuffle(rows)  # noqa: S311 - rows of equal length must not stand task by task
         rows.sort(key=lambda row: len(row["input_ids"]))
-        return DataLoader(_Rows(rows), self.eval_batch_size, collate_fn=self._collate)
+        return rows
 
 
 class TextDataModule(MixedTextDataModule):
@@ -228,3 +249,41 @@ class TextDataModule(MixedTextDataModule):
 
     def _mark(self, row: Row, task: int) -> Row:
         return row
+
+
+class SourceDataModule(TextDataModule):
+    """One task's rows by reference, so that LightningCLI makes it from YAML: a task as recipes name it, read here.
+
+    Args:
+        task: Where the rows are, as under ``tasks:`` of a recipe.
+        tokenizer: ``shipped:`` name, folder or Hub id of the tokenizer; a twin folder holds one.
+        batch_size: Rows a training batch, at least 1.
+        max_length: Longest sequence in tokens.
+        seed: Of the subsamples and of the order of the training rows.
+        eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
+        causal: Make ``labels`` the tokens themselves, for a language model; the task's own labels are not used.
+        labels: The model's label names in the order of its outputs, where that is not the task's own order.
+    """
+
+    def __init__(
+        self,
+        task: TaskSource,
+        tokenizer: str,
+        *,
+        batch_size: int = 32,
+        max_length: int = 128,
+        seed: int = 0,
+        eval_batch_size: int | None = None,
+        causal: bool = False,
+        labels: list[str] | None = None,
+    ) -> None:
+        read = load_task(task, seed)
+        super().__init__(
+            read if labels is None else read.in_order(tuple(labels)),
+            tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            eval_batch_size=eval_batch_size,
+            causal=causal,
+        )

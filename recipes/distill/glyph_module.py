@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from distill.glyphs import Glyphs
 
@@ -68,7 +68,7 @@ def augmented(images: Tensor, draw: torch.Generator) -> Tensor:
     return middle + (moved - middle) * contrast + noise
 
 
-class GlyphData(lightning.LightningDataModule):  # type: ignore[misc]
+class GlyphData(lightning.LightningDataModule):
     """The first `rows` training glyphs for a number of updates; fixed validation and test sets.
 
     Args:
@@ -82,33 +82,40 @@ class GlyphData(lightning.LightningDataModule):  # type: ignore[misc]
     """
 
     def __init__(
-        self, rows: int, batch_size: int, updates: int, augment: bool, mix: Any, seed: int, test_rows: int
+        self,
+        rows: int,
+        batch_size: int,
+        updates: int,
+        augment: bool,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
+        seed: int,
+        test_rows: int,
     ) -> None:
         super().__init__()
         self.rows, self.batch_size, self.updates, self.augment = rows, batch_size, updates, augment
         self.mix, self.draw_seed, self.test_rows = mix, seed, test_rows
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """All updates, as one epoch."""
         images, labels = _set(self.rows, TRAIN)
         updates = Updates(images, labels, self.batch_size, self.updates, self.augment, self.draw_seed)
         return DataLoader(updates, batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Validation glyphs."""
         return self._whole(VALIDATION)
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Test glyphs."""
         return self._whole(TEST)
 
-    def _whole(self, seed: int) -> DataLoader[Any]:
+    def _whole(self, seed: int) -> DataLoader[dict[str, Tensor]]:
         images, labels = _set(self.test_rows, seed)
         parts = zip(images.split(2000), labels.split(2000), strict=True)
-        batches: Any = [{"images": x.float() / 255, "labels": y} for x, y in parts]
+        batches = cast("Dataset[dict[str, Tensor]]", [{"images": x.float() / 255, "labels": y} for x, y in parts])
         return DataLoader(batches, batch_size=None)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Mix training batches."""
         if self.mix is None or self.trainer is None or not self.trainer.training:
             return batch

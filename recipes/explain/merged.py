@@ -91,7 +91,7 @@ def read_merged(folder: Path, say: Callable[[str], None]) -> Any:
     words = [len(text.split()) if isinstance(text, str) else len(" ".join(text).split()) for text in texts]
     counts = {task.name: len(task.labels) for task in tasks}
     say(f"scoring {len(texts)} test inputs with {len(experts)} experts and the twin")
-    rows: list[dict[str, Any]] = [{} for _ in texts]
+    rows: list[dict[str, object]] = [{} for _ in texts]
     with torch.inference_mode():
         for positions, batch in data.by_length("test"):
             asked = [names[i] for i in positions]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 
-class Curve(Callback):  # type: ignore[misc]
+class Curve(Callback):
     """Collects a row at every validation; a resumed training goes on with the rows and the seconds it had.
 
     Args:
@@ -16,7 +17,7 @@ class Curve(Callback):  # type: ignore[misc]
     """
 
     def __init__(self, steps: int) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, object]] = []
         self._steps = steps
         self._before = 0.0
         self._start = 0.0
@@ -42,7 +43,7 @@ class Curve(Callback):  # type: ignore[misc]
             for name, value in trainer.callback_metrics.items()
             if name.startswith("validation/")
         }
-        updates = int(pl_module.updates)
+        updates = int(cast(Tensor, pl_module.updates))
         steps = {"updates": updates, "simulator_steps": updates * self._steps, "seconds": self._seconds()}
         self.rows.append({**steps, **values})
 

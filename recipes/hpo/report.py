@@ -219,7 +219,7 @@ def _inventory_picture(simulator: Any, policy: Any) -> tuple[Figure, list[list[f
     return figure, torch.stack(columns, 1).tolist(), ("stock", "under_way", "order_probability", "order_up_to")
 
 
-def _mode_map(simulator: Any, policy: Any) -> tuple[Figure, list[list[float]], tuple[str, ...]]:
+def _mode_map(simulator: object, policy: Any) -> tuple[Figure, list[list[float]], tuple[str, ...]]:
     """The likeliest mode over the plane of observations, beside that of the best known policy where there is one."""
     import torch
     from matplotlib.figure import Figure

@@ -64,7 +64,7 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
         def _seen(self) -> Any:
             return self.simulator.observe(self.state, self.t).float().numpy().copy()
 
-        def step_async(self, actions: Any) -> None:
+        def step_async(self, actions: object) -> None:
             """Keep the actions."""
             self.actions = torch.as_tensor(actions)
 
@@ -76,7 +76,7 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
             self.t += 1
             over = self.t == self.simulator.horizon
             seen = self._seen()
-            infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+            infos: list[dict[str, object]] = [{} for _ in range(self.num_envs)]
             if over:
                 infos = [{"terminal_observation": row, "TimeLimit.truncated": self.simulator.endless} for row in seen]
                 seen = self.reset()
@@ -85,19 +85,19 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
         def close(self) -> None:
             """Nothing is open."""
 
-        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        def get_attr(self, attr_name: str, indices: object = None) -> list[Any]:
             """An attribute, the same for all."""
             return [getattr(self, attr_name)] * self.num_envs
 
-        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        def set_attr(self, attr_name: str, value: object, indices: object = None) -> None:
             """Set an attribute for all."""
             setattr(self, attr_name, value)
 
-        def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        def env_method(self, method_name: str, *args: object, indices: object = None, **kwargs: object) -> list[Any]:
             """There are no environments to call."""
             return [None] * self.num_envs
 
-        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        def env_is_wrapped(self, wrapper_class: object, indices: object = None) -> list[bool]:
             """Nothing is wrapped."""
             return [False] * self.num_envs
 

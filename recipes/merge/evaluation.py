@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from twinmerge.modeling_twin import Head
 
 Batch = Mapping[str, Tensor]
+Counted = dict[str, list["MetricCollection"]]  # row name -> the metrics of every task, fed so far
 Model = Callable[[dict[str, Tensor], list[str]], Tensor]  # inputs and the question asked of each row -> logits
 
 
@@ -60,7 +61,7 @@ class Scores:
         return {t: (self.tasks[t] - base.tasks[t]) / gap for t, gap in gaps.items() if gap >= 0.02}
 
 
-def evaluation_device(accelerator: Any) -> torch.device:
+def evaluation_device(accelerator: object) -> torch.device:
     """Where merged models are scored: on a CUDA device, unless there is none or the recipe's Trainer is on the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
@@ -75,7 +76,7 @@ def in_precision(precision: str, device: torch.device | str, forward: Callable[.
     """
     kind = torch.device(device).type
 
-    def run(*arguments: Any, **named: Any) -> Any:
+    def run(*arguments: object, **named: object) -> Any:
         with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
             return forward(*arguments, **named)
 
@@ -88,6 +89,7 @@ def evaluate(
     batches: Iterable[Batch],
     tick: Callable[[], Any],
     device: torch.device | str = "cpu",
+    counted: Counted | None = None,
 ) -> Scores:
     """Run a model over mixed batches and score each task with its own metric.
 
@@ -97,8 +99,10 @@ def evaluate(
         batches: with `labels` and `task` beside the inputs.
         tick: called after every batch.
         device: of the model; inputs are moved there, and logits back.
+        counted: what earlier batches of the same model counted; these are added to it.
     """
-    return evaluate_rows(lambda inputs, asked: {"": model(inputs, asked)}, tasks, batches, tick, device)[""]
+    rows = evaluate_rows(lambda inputs, asked: {"": model(inputs, asked)}, tasks, batches, tick, device, counted)
+    return rows[""]
 
 
 def evaluate_rows(
@@ -107,9 +111,10 @@ def evaluate_rows(
     batches: Iterable[Batch],
     tick: Callable[[], Any],
     device: torch.device | str = "cpu",
+    counted: Counted | None = None,
 ) -> dict[str, Scores]:
     """As `evaluate`, for a model whose one forward answers several rows of the table: row name -> logits."""
-    metrics: dict[str, list[MetricCollection]] = {}
+    metrics = {} if counted is None else counted
     spent, count = 0.0, 0
     with torch.inference_mode():
         for batch in batches:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.merge.warnings import warnings_of
 from twinmerge.methods import methods
 
 if TYPE_CHECKING:
+    from recipes.data.splits import TextTask
     from recipes.merge.evaluation import Scores
     from recipes.running.folder import RunFolder
     from twinmerge.folders import Expert
@@ -29,6 +31,7 @@ def result(
     static: Mapping[str, tuple[float, dict[str, float]]],
     routing: Mapping[str, float],
     sizes: Mapping[str, int],
+    tasks: Sequence[TextTask] = (),
 ) -> dict[str, Any]:
     """The numbers the run is for, as plain values.
 
@@ -37,6 +40,7 @@ def result(
         static: method -> (normalised validation score of its best candidate, that candidate's options).
         routing: the router's accuracy and temperature.
         sizes: bytes by row name.
+        tasks: for the warnings about their metrics.
     """
     experts, base = rows["experts"], rows["pretrained"]
     table = {}
@@ -60,6 +64,7 @@ def result(
         "routed_normalised": table["routed"]["normalised"],
         "routed_gap_recovered": table["routed"]["gap_recovered"],
         "router": dict(routing),
+        "warnings": warnings_of(rows, best, tasks, sizes),
     }
 
 
@@ -75,11 +80,31 @@ def _weights(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
 
 
+def places(target: Path) -> dict[str, int]:
+    """Where the bytes of a twin folder are.
+
+    The exclusive experts are told apart into factors and what they keep whole: norms, biases, modules without factors.
+    """
+    from twinmerge.checkpoints import read_header
+    from twinmerge.headers import size_of
+
+    found = dict.fromkeys(("shared expert", "factors", "kept whole", "heads", "router"), 0)
+    for file in sorted(target.rglob("*.safetensors")):
+        part = file.relative_to(target).parts[0]
+        if part != "experts":
+            found[part if part in found else "shared expert"] += file.stat().st_size
+            continue
+        for name, entry in read_header(file).items():
+            factor = ".lora_" in name and not name.endswith("lora_B.bias")
+            found["factors" if factor else "kept whole"] += size_of(entry)
+    return found
+
+
 def finish(
     folder: RunFolder,
     outcome: dict[str, Any],
     residuals: Mapping[str, Mapping[str, float]],
-    confusion: Any,
+    confusion: object,
     explained: Mapping[str, str] = EXPLAINED,
     more: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> None:
@@ -124,8 +149,15 @@ def finish(
     )
     tuned = [{"method": m, **o} for m, o in outcome["tuned"].items()]
     tables = {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned, **(more or {})}
-    folder.finish(outcome, tables, summary=summary)
+    if parts := outcome.get("twin_bytes"):
+        whole = sum(parts.values())
+        tables["Bytes of the twin"] = [
+            {"part": part, "MB": size / 1e6, "share": size / whole} for part, size in parts.items()
+        ]
+    folder.finish(outcome, tables, summary=" ".join((summary, *outcome["warnings"])))
     folder.say(summary)
+    for warning in outcome["warnings"]:
+        folder.say(warning)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -3,9 +3,11 @@
 import signal
 import threading
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -14,7 +16,7 @@ from recipes.running.folder import RunFolder
 from recipes.running.progress import Progress
 
 
-class NewestCheckpoint(ModelCheckpoint):  # type: ignore[misc]
+class NewestCheckpoint(ModelCheckpoint):
     """Keeps the checkpoint of the newest epoch end; the one before is removed once the new one is written.
 
     Args:
@@ -32,12 +34,12 @@ class NewestCheckpoint(ModelCheckpoint):  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on in this folder, also when it was moved since."""
-        path = Path(self.dirpath)
+        path = Path(self.dirpath or ".")
         moved = {key: str(path / Path(state_dict[key]).name) for key in ("best_model_path",) if state_dict[key]}
         super().load_state_dict(state_dict | moved | {"dirpath": self.dirpath})
 
 
-class SaveOnInterrupt(Callback):  # type: ignore[misc]
+class SaveOnInterrupt(Callback):
     """Answers the first Ctrl-C or request to terminate by saving after the batch and stopping; a second stops at once.
 
     With several processes the first one stops at once: they would see it in different batches.
@@ -49,7 +51,7 @@ class SaveOnInterrupt(Callback):  # type: ignore[misc]
     def __init__(self, path: Path) -> None:
         self._file = path / "interrupted.ckpt"
         self._asked = self._saved = False
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | signal.Handlers | None] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen, once Lightning has set its own handlers."""
@@ -57,11 +59,12 @@ class SaveOnInterrupt(Callback):  # type: ignore[misc]
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Save when asked to, but not where Lightning would resume after a validation or step that is still due."""
         done = batch_idx + 1
-        validates = trainer.enable_validation and bool(trainer.val_check_batch) and done % trainer.val_check_batch == 0
+        every = trainer.val_check_batch
+        validates = trainer.enable_validation and bool(every) and done % cast(float, every) == 0
         due = validates or done >= trainer.num_training_batches or done % trainer.accumulate_grad_batches != 0
         if self._asked and not due:
             trainer.save_checkpoint(self._file)
@@ -71,11 +74,11 @@ class SaveOnInterrupt(Callback):  # type: ignore[misc]
         """Leave the saving to `NewestCheckpoint`, which does it now anyway."""
         self._saved = self._saved or self._asked
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, *_: object) -> None:
         """Stop after saving: by now the metrics of the last batch are written too."""
         self._stop()
 
-    def on_train_epoch_start(self, *_: Any) -> None:
+    def on_train_epoch_start(self, *_: object) -> None:
         """Stop after saving."""
         self._stop()
 
@@ -104,7 +107,7 @@ class SaveOnInterrupt(Callback):  # type: ignore[misc]
         self._before = {}
 
 
-class PhaseProgress(ProgressBar):  # type: ignore[misc]
+class PhaseProgress(ProgressBar):
     """Shows training and stand-alone evaluation as phases of the run folder.
 
     Args:
@@ -116,7 +119,7 @@ class PhaseProgress(ProgressBar):  # type: ignore[misc]
         super().__init__()
         self._folder = folder
         self._name = name
-        self._open: Any = None
+        self._open: AbstractContextManager[Progress] | None = None
         self._progress: Progress | None = None
 
     def disable(self) -> None:
@@ -130,7 +133,7 @@ class PhaseProgress(ProgressBar):  # type: ignore[misc]
         self._start("train", _training_batches(trainer))
         self._step(trainer.fit_loop.epoch_loop.total_batch_idx + 1)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Count a batch."""
         logged = {key: value for key, value in self.get_metrics(trainer, pl_module).items() if key != "v_num"}
         values = [
@@ -149,7 +152,7 @@ class PhaseProgress(ProgressBar):  # type: ignore[misc]
         if trainer.state.fn == "validate":
             self._start("validate", self.total_val_batches)
 
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
         """Count a batch."""
         if trainer.state.fn == "validate":
             self._step()
@@ -163,7 +166,7 @@ class PhaseProgress(ProgressBar):  # type: ignore[misc]
         """Open the phase."""
         self._start("test", sum(trainer.num_test_batches))
 
-    def on_test_batch_end(self, *_: Any) -> None:
+    def on_test_batch_end(self, *_: object) -> None:
         """Count a batch."""
         self._step()
 
@@ -175,7 +178,7 @@ class PhaseProgress(ProgressBar):  # type: ignore[misc]
         """Open the phase."""
         self._start("predict", sum(trainer.num_predict_batches))
 
-    def on_predict_batch_end(self, *_: Any) -> None:
+    def on_predict_batch_end(self, *_: object) -> None:
         """Count a batch."""
         self._step()
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from recipes.running.files import plain_json, write_text
 
 
-class CsvMetrics(Logger):  # type: ignore[misc]
+class CsvMetrics(Logger):
     """Writes `metrics.csv`: one row for each time metrics are logged, one column for each metric.
 
     Lightning's own CSV logger deletes the file of an interrupted run; this one keeps the rows before the step at which
@@ -38,21 +38,20 @@ class CsvMetrics(Logger):  # type: ignore[misc]
         """Phase of the run."""
         return self._phase
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+    @rank_zero_only
+    def log_hyperparams(self, *_: object, **__: object) -> None:
         """Hyper-parameters are in `recipe.yaml`."""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Write one row."""
         row = ({"phase": self._phase} if self._phase else {}) | {"step": step or 0} | plain_json(metrics)
         if self._columns is None:
             rows = read_metrics(self._path)
             if all(key == "epoch" or key.startswith("test/") for key in metrics):
-                rows, row = self._tested_again(rows, row)
+                self._rewrite(self._tested_again(rows, row))
             else:
-                rows = [old for old in rows if not self._comes_again(old, row["step"])]
-            self._rewrite([*rows, row])
+                self._rewrite([*(old for old in rows if not self._comes_again(old, row["step"])), row])
         elif set(row) <= set(self._columns):
             with self._path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
@@ -62,19 +61,20 @@ class CsvMetrics(Logger):  # type: ignore[misc]
     def _comes_again(self, row: dict[str, str], step: int) -> bool:
         return row.get("phase", "") == self._phase and int(row["step"]) >= step
 
-    def _tested_again(
-        self, rows: list[dict[str, str]], row: dict[str, Any]
-    ) -> tuple[list[dict[str, str]], dict[str, Any]]:
-        """Rows and new row where a finished training is only tested again: its trainer stands at step 0, the row not.
+    def _tested_again(self, rows: list[dict[str, str]], row: dict[str, Any]) -> list[dict[str, Any]]:
+        """All rows where a finished training is only tested again: its trainer stands at step 0, the row does not.
 
-        The row takes the place of the one of the same test, or else follows the training.
+        The row takes the place of the one of the same test, or else follows what is there.
         """
         own = [old for old in rows if old.get("phase", "") == self._phase]
         tests = [old for old in own if not old.keys() - {"phase", "step", "epoch"} - row.keys()]
-        where: dict[str, Any] = {key: tests[-1][key] for key in ("step", "epoch") if key in tests[-1]} if tests else {}
+        where: dict[str, object] = (
+            {key: tests[-1][key] for key in ("step", "epoch") if key in tests[-1]} if tests else {}
+        )
         if not tests:
             where = {"step": max([int(row["step"]), *(int(old["step"]) for old in own)])}
-        return [old for old in rows if old not in tests], row | where
+        at = rows.index(tests[0]) if tests else len(rows)
+        return [*rows[:at], row | where, *(old for old in rows[at:] if old not in tests)]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         self._columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -65,7 +65,7 @@ def _table(title: str, rows: Sequence[Row]) -> str:
     return f"<h2>{_escape(title)}</h2><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return "<td></td>"
     if isinstance(value, bool | str):

@@ -4,10 +4,20 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar, TaskID
 
 Item = TypeVar("Item")
 INTERVAL = 10.0  # seconds between two lines
+
+
+class BarOnTerminal(NamedTuple):
+    """A bar, and the one task in it."""
+
+    bar: "Bar"
+    task: "TaskID"
 
 
 class Progress:
@@ -26,8 +36,7 @@ class Progress:
         self.note = ""
         self._stream = stream
         self._start = self._shown = time.monotonic()
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: BarOnTerminal | None = None
         if stream is not None and stream.isatty():
             self._start_bar(stream)
 
@@ -50,9 +59,9 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        self._bar = Bar(*columns, console=Console(file=stream))
-        self._task = self._bar.add_task(self.title, total=self.total, note="")
-        self._bar.start()
+        bar = Bar(*columns, console=Console(file=stream))
+        self._bar = BarOnTerminal(bar, bar.add_task(self.title, total=self.total, note=""))
+        bar.start()
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         """Count steps as done, with a short note such as `loss 0.31`."""
@@ -63,7 +72,7 @@ class Progress:
         self.done = done
         self.note = self.note if note is None else note
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=self.total, note=self.note)
+            self._bar.bar.update(self._bar.task, completed=done, total=self.total, note=self.note)
         elif time.monotonic() - self._shown >= INTERVAL:
             self._line()
 
@@ -76,7 +85,7 @@ class Progress:
     def close(self) -> None:
         """Show the last state."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.bar.stop()
         elif self._stream is not None:
             self._line()
 

@@ -186,7 +186,7 @@ class ResumableLoader(DataLoader[Any]):
         order.skip = state["batches"] * order.batch_size if inside else 0
 
 
-def _is_stateful(loader: Any) -> bool:
+def _is_stateful(loader: object) -> bool:
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
@@ -194,7 +194,7 @@ def _length(dataset: Sized) -> int:
     return len(dataset)
 
 
-class RandomStates(Callback):  # type: ignore[misc]
+class RandomStates(Callback):
     """Saves the random states of Python, numpy and torch of every rank, and restores them when training goes on.
 
     It also puts every `ResumableLoader` in its saved place once more: Lightning forgets to when the module reads
@@ -202,12 +202,12 @@ class RandomStates(Callback):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        self._loaded: dict[str, Any] | None = None
+        self._loaded: dict[str, object] | None = None
         self._places: list[dict[str, int]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all ranks; every rank must call this, as Lightning does."""
-        states: list[Any] = [random_state()]
+        states: list[object] = [random_state()]
         if distributed.is_available() and distributed.is_initialized():
             states = [None] * distributed.get_world_size()
             distributed.all_gather_object(states, random_state())

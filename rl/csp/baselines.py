@@ -23,7 +23,7 @@ BASELINES: dict[str, dict[str, Any]] = {
 
 
 def baseline(
-    name: str, game: str | BatchedGame, data: str | Pairs, *, target: nn.Module | None = None, **arguments: Any
+    name: str, game: str | BatchedGame, data: str | Pairs, *, target: nn.Module | None = None, **arguments: object
 ) -> CSPModule:
     """A baseline by name, trained as `CSPModule` is.
 

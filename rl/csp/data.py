@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import lightning
 import numpy as np
@@ -61,12 +61,12 @@ class RolloutStream(IterableDataset[Iteration]):
         self.seed, self.split, self.iterations = seed, split, iterations
         self.episodes, self.rank = episodes // world, rank
         self.done = 0
-        self._trainer: Any = None
+        self._trainer: lightning.Trainer | None = None
 
     def __len__(self) -> int:
         return self.iterations
 
-    def follow(self, trainer: Any) -> None:
+    def follow(self, trainer: lightning.Trainer | None) -> None:
         """Start every epoch at the batch at which a trainer stands; only the stream of the training does.
 
         Args:
@@ -98,7 +98,7 @@ class RolloutStream(IterableDataset[Iteration]):
         self.done = state["done"]
 
 
-class RolloutDataModule(lightning.LightningDataModule):  # type: ignore[misc]
+class RolloutDataModule(lightning.LightningDataModule):
     """Streams of iterations for `CSPModule`, which plays the episodes itself, on its own device.
 
     Args:
@@ -136,8 +136,8 @@ class RolloutDataModule(lightning.LightningDataModule):  # type: ignore[misc]
         """Episodes of their own."""
         return self._stream("test", 1, self.hparams["test_episodes"])
 
-    def _stream(self, split: str, iterations: int, episodes: int) -> Any:
-        trainer = cast(Any, self.trainer)
+    def _stream(self, split: str, iterations: int, episodes: int) -> RolloutStream:
+        trainer = self.trainer
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         stream = RolloutStream(self.hparams["seed"], split, iterations, episodes, world=world, rank=rank)
         stream.follow(trainer)

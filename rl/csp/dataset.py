@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +16,7 @@ from rl.csp.pairs import Pairs
 from rl.envs.markov_game import BatchedGame
 
 Policy = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
-_BROKEN = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    AttributeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)  # what readers of files raise
+LARGEST, MOST = 2**32, 200  # bytes that are unpacked whatever the file's size, and bytes of each of its own beyond that
 REQUIRED = ("observation", "action", "episode", "t")
 OPTIONAL = ("player", "last", "action_mask", "active", "seat")
 
@@ -50,7 +41,7 @@ class TargetData(NamedTuple):
     """
 
     observation: NDArray[np.float32]
-    action: NDArray[Any]
+    action: NDArray[np.int64] | NDArray[np.float32]
     episode: NDArray[np.int64]
     t: NDArray[np.int64]
     player: NDArray[np.int64]
@@ -239,7 +230,7 @@ def record_target(
     return TargetData(**columns, seat=np.full(len(columns["t"]), seat))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     """Columns of a file by name."""
     if path.stat().st_size == 0:
         raise ValueError(f"the data file {path} is empty")
@@ -247,8 +238,9 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             with path.open("rb") as file:  # numpy leaves a file that it cannot read open
                 archive = np.load(file, allow_pickle=False)
+                _refuse_bomb(archive.zip, path.stat().st_size)
                 return {name: archive[name] for name in archive.files}
-        except _BROKEN as error:
+        except Exception as error:  # what a damaged archive provokes in zip, in numpy's headers and in the decoders
             raise ValueError(
                 f"{path} is no .npz file of plain arrays, or was cut off ({_said(error)}); write it again with "
                 "numpy.savez"
@@ -258,10 +250,17 @@ def _read(path: Path) -> dict[str, Any]:
 
         try:
             frame = pd.read_parquet(path)
-        except _BROKEN as error:
+        except Exception as error:  # likewise
             raise ValueError(f"{path} is no Parquet file, or was cut off ({_said(error)}); write it again") from error
         return {str(name): _column(path, str(name), column.to_numpy()) for name, column in frame.items()}
     raise ValueError(f"{path} is neither an .npz nor a .parquet file; the name must end in one of them")
+
+
+def _refuse_bomb(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse an archive that unpacks to far more than a file of its size holds."""
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > max(LARGEST, MOST * size):
+        raise ValueError(f"{size} bytes unpack to {unpacked}")
 
 
 def _said(error: Exception) -> str:
@@ -269,7 +268,7 @@ def _said(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
 
 
-def _column(path: Path, name: str, column: NDArray[Any]) -> NDArray[Any]:
+def _column(path: Path, name: str, column: NDArray[np.generic]) -> NDArray[np.generic]:
     """A column of a Parquet file as an array; lists in it must be of one length."""
     if column.dtype != object or not len(column):
         return column
@@ -282,7 +281,7 @@ def _column(path: Path, name: str, column: NDArray[Any]) -> NDArray[Any]:
     return np.stack(list(column))
 
 
-def _actions(column: Any) -> NDArray[Any]:
+def _actions(column: object) -> NDArray[np.int64] | NDArray[np.float32]:
     """int64 numbers of actions or float32 vectors."""
     array = np.asarray(column)
     if array.ndim == 1:
@@ -292,7 +291,7 @@ def _actions(column: Any) -> NDArray[Any]:
     return array.astype(np.float32)
 
 
-def _whole(column: Any, name: str) -> NDArray[np.int64]:
+def _whole(column: object, name: str) -> NDArray[np.int64]:
     """int64 (N,), from whole numbers of any type."""
     array = np.asarray(column)
     if array.ndim != 1 or array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and (array % 1 != 0).any()):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import cast
 
 from rl.csp.dataset import check_dataset, load_data
 from rl.csp.pairs import Pairs
@@ -10,7 +11,7 @@ from rl.envs.markov_game import BatchedGame
 from rl.loading import find, make, refuse_strangers
 
 
-def load_game(path: str, arguments: dict[str, Any] | None = None) -> BatchedGame:
+def load_game(path: str, arguments: Mapping[str, object] | None = None) -> BatchedGame:
     """Make a game from the import path of its class.
 
     Args:

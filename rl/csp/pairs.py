@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl.csp.update import DataBatch, Law
 
@@ -127,7 +127,7 @@ class PairSampler:
         return self
 
     @torch.no_grad()
-    def evaluate(self, model: Any) -> None:
+    def evaluate(self, model: nn.Module) -> None:
         """Evaluate a frozen policy on all the data once, so that no step has to."""
         self.whole = self.whole._replace(model=model(self.whole.observations, self.whole.masks, None)[0])
 

@@ -83,6 +83,9 @@ class GaussianLaw:
         return drawn
 
 
+PlainLaw = CategoricalLaw | GaussianLaw
+
+
 class MixedLaw:
     """The gate: a frozen law with probability kappa, a free one otherwise; only the free one learns.
 
@@ -92,7 +95,7 @@ class MixedLaw:
         kappa: Probability of the frozen law, in [0, 1], (...).
     """
 
-    def __init__(self, frozen: Any, free: Any, kappa: Tensor) -> None:
+    def __init__(self, frozen: PlainLaw, free: PlainLaw, kappa: Tensor) -> None:
         self.frozen, self.free, self.kappa = frozen, free, kappa
         self.dimension = free.dimension
 
@@ -189,7 +192,7 @@ class SeatPolicy(nn.Module):
         masks: Tensor | None = None,
         memories: Tensor | None = None,
         active: Tensor | None = None,
-    ) -> tuple[Any, Tensor | None]:
+    ) -> tuple[PlainLaw, Tensor | None]:
         """Laws of actions along sequences.
 
         Args:
@@ -249,7 +252,7 @@ class GatedPolicy(nn.Module):
         memories: Tensor | None = None,
         active: Tensor | None = None,
         sure: Tensor | None = None,
-    ) -> tuple[Any, Tensor | None]:
+    ) -> tuple[MixedLaw, Tensor | None]:
         """Mixed laws along sequences; see `SeatPolicy`. ``sure`` is the confidence where it is known already."""
         first, second = (None, None) if memories is None else torch.split(memories, self.memories, -1)
         waiting = {} if active is None else {"active": active}
@@ -309,6 +312,9 @@ class Critic(nn.Module):
         return standard.to(targets.dtype)
 
 
+Act = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+
+
 class ScriptedPolicy(nn.Module):
     """A policy that is a plain function of what a player sees, to play with and not to train.
 
@@ -318,13 +324,13 @@ class ScriptedPolicy(nn.Module):
 
     memory = 0
 
-    def __init__(self, act: Callable[[Tensor, Tensor | None, torch.Generator], Tensor]) -> None:
+    def __init__(self, act: Act) -> None:
         super().__init__()
         self.act = act
 
     def forward(
         self, observations: Tensor, masks: Tensor | None = None, memories: Tensor | None = None
-    ) -> tuple[Any, None]:
+    ) -> tuple[_ScriptedLaw, None]:
         """A law that only knows how to sample; its log-probabilities are 0."""
         return _ScriptedLaw(self.act, observations.cpu(), None if masks is None else masks.cpu()), None
 
@@ -332,7 +338,7 @@ class ScriptedPolicy(nn.Module):
 class _ScriptedLaw:
     dimension = 1
 
-    def __init__(self, act: Any, observations: Tensor, masks: Tensor | None) -> None:
+    def __init__(self, act: Act, observations: Tensor, masks: Tensor | None) -> None:
         self.act, self.observations, self.masks = act, observations, masks
 
     def sample(self, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl.csp.pairs import Pairs
 from rl.csp.update import Experience
@@ -66,7 +66,7 @@ class Episodes(NamedTuple):
 @torch.no_grad()
 def play(
     game: BatchedGame,
-    policies: Sequence[Any],
+    policies: Sequence[nn.Module],
     episodes: int,
     generator: torch.Generator,
     watch: Callable[[State], None] | None = None,
@@ -86,7 +86,7 @@ def play(
     seats = dict(zip(game.seats, policies, strict=True))
     where = next((parameter.device for policy in policies for parameter in policy.parameters()), game.device)
     memories: dict[str, Tensor | None] = dict.fromkeys(game.seats)
-    steps: list[dict[str, Any]] = []
+    steps: list[dict[str, object]] = []
     state = game.reset(episodes, generator)
     done = state["done"]
     if watch is not None:

@@ -44,8 +44,21 @@ class Law(Protocol):
     def entropy(self) -> Tensor:
         """Entropy (...)."""
 
-    def kl(self, other: Any) -> Tensor:
+    def kl(self, other: object) -> Tensor:
         """KL(self, other) (...)."""
+
+
+class ValueModel(Protocol):
+    """The value of a side; `rl.csp.policies.Critic` is one."""
+
+    def __call__(self, central: Tensor) -> Tensor:
+        """Values in standard units."""
+
+    def value(self, central: Tensor) -> Tensor:
+        """Values in units of reward."""
+
+    def follow(self, targets: Tensor, live: Tensor, reduce: Reduce) -> Tensor:
+        """Move the units towards those of the targets, and return the targets in them."""
 
 
 class Experience(NamedTuple):
@@ -234,8 +247,8 @@ def next_coefficient(
 
 
 def update_side(
-    policy: Any,
-    critic: Any,
+    policy: Callable[..., tuple[Law, Tensor | None]],
+    critic: ValueModel,
     experience: Experience,
     settings: Settings,
     descend: Callable[[Tensor], None],
@@ -296,8 +309,8 @@ def update_side(
 
 
 def side_loss(
-    policy: Any,
-    critic: Any,
+    policy: Callable[..., tuple[Law, Tensor | None]],
+    critic: ValueModel,
     part: dict[str, Any],
     settings: Settings,
     *,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from scipy.stats import t as student
@@ -146,7 +146,7 @@ def evaluate(problem: CSPModule, agent: nn.Module, target: nn.Module, episodes: 
     return Value(mean, mean - half, mean + half)
 
 
-def _start(problem: CSPModule, start: str, generator: torch.Generator) -> Any:
+def _start(problem: CSPModule, start: str, generator: torch.Generator) -> nn.Module:
     """Where an adversary begins."""
     policy = problem.new_policy(problem.game.seats[1]).to(problem.device)
     if start == "training proxy":
@@ -164,7 +164,7 @@ def _start(problem: CSPModule, start: str, generator: torch.Generator) -> Any:
 def _train(
     problem: CSPModule,
     agent: nn.Module,
-    policy: Any,
+    policy: nn.Module,
     iterations: int,
     episodes: int,
     coefficient: float,

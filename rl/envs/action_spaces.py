@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium
 import numpy as np
@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from rl.errors import SimulatorError
 
 Array = NDArray[np.float64]
-Build = Callable[[int, Array], Any]
+Build = Callable[[int, Array], object]
 Parameters = Literal["all", "own"]
 
 
@@ -67,7 +67,7 @@ class HybridActions:
         return torch.where(below & above, inside, one_sided) * torch.as_tensor(self.used).to(raw)
 
 
-def split_actions(space: spaces.Space[Any], parameters: Parameters | None = None) -> HybridActions:
+def split_actions(space: spaces.Space[object], parameters: Parameters | None = None) -> HybridActions:
     r"""Read an action space as one mode and its parameters.
 
     ===========================================  =============================================================
@@ -115,14 +115,16 @@ def split_actions(space: spaces.Space[Any], parameters: Parameters | None = None
 def _product(space: spaces.Dict | spaces.Tuple, parameters: Parameters | None) -> HybridActions:
     """One Discrete beside boxes, or beside a tuple of one box for each of its values."""
     keyed = isinstance(space, spaces.Dict)
-    parts: list[tuple[Any, Any]] = list(space.spaces.items()) if keyed else list(enumerate(space.spaces))
+    parts: list[tuple[Hashable, spaces.Space[object]]] = (
+        list(space.spaces.items()) if keyed else list(enumerate(space.spaces))
+    )
     chosen = [(key, part) for key, part in parts if isinstance(part, spaces.Discrete)]
     if len(chosen) != 1:
         raise _refusal(space, f"it has {len(chosen)} Discrete parts")
     (mode_key, discrete), count = chosen[0], int(chosen[0][1].n)
     rest = [(key, part) for key, part in parts if key != mode_key]
 
-    def assemble(mode: int, others: dict[Any, Any]) -> Any:
+    def assemble(mode: int, others: dict[Hashable, object]) -> object:
         values = others | {mode_key: int(discrete.start) + mode}
         return values if keyed else tuple(values[key] for key, _ in parts)
 
@@ -138,7 +140,7 @@ def _product(space: spaces.Dict | spaces.Tuple, parameters: Parameters | None) -
         rows = [spaces.Box(np.array(box.low[i]), np.array(box.high[i]), dtype=box.dtype.type) for i in range(count)]
         return _own_boxes(rows, lambda filled: {key: np.stack(filled)}, assemble)
 
-    def with_all(mode: int, values: Array) -> Any:
+    def with_all(mode: int, values: Array) -> object:
         ends = np.cumsum([int(np.prod(box.shape)) for box in boxes.values()])
         pieces = np.split(values[: ends[-1]], ends[:-1]) if len(ends) else []
         return assemble(mode, {key: _fill(box, piece) for (key, box), piece in zip(boxes.items(), pieces, strict=True)})
@@ -147,18 +149,20 @@ def _product(space: spaces.Dict | spaces.Tuple, parameters: Parameters | None) -
 
 
 def _own_boxes(
-    boxes: Sequence[spaces.Box], gather: Callable[[list[Any]], dict[Any, Any]], assemble: Callable[[int, Any], Any]
+    boxes: Sequence[spaces.Box],
+    gather: Callable[[list[Array]], dict[Hashable, object]],
+    assemble: Callable[[int, dict[Hashable, object]], object],
 ) -> HybridActions:
     """A box for each mode; the others are 0 or their nearest bound when it is not their turn."""
 
-    def join(mode: int, values: Array) -> Any:
+    def join(mode: int, values: Array) -> object:
         filled = [_fill(box, values if i == mode else np.zeros(0)) for i, box in enumerate(boxes)]
         return assemble(mode, gather(filled))
 
     return _modes([[box] for box in boxes], join)
 
 
-def _are_own(space: Any, boxes: Sequence[spaces.Box], count: int, parameters: Parameters | None) -> bool:
+def _are_own(space: object, boxes: Sequence[spaces.Box], count: int, parameters: Parameters | None) -> bool:
     """Whether each mode has its own box or its own row of the only box."""
     a_box_each = len(boxes) == count
     a_row_each = len(boxes) == 1 and bool(boxes[0].shape) and boxes[0].shape[0] == count
@@ -177,14 +181,14 @@ def _are_own(space: Any, boxes: Sequence[spaces.Box], count: int, parameters: Pa
 
 def _one_of(space: spaces.OneOf) -> HybridActions:
     """Every box is a mode, and every value of a Discrete."""
-    modes: list[tuple[int, Any, int]] = []
+    modes: list[tuple[int, spaces.Box | None, int]] = []
     for index, part in enumerate(space.spaces):
         if isinstance(part, spaces.Discrete):
             modes += [(index, None, int(part.start + value)) for value in range(int(part.n))]
         else:
             modes.append((index, _real(part, space), 0))
 
-    def join(mode: int, values: Array) -> Any:
+    def join(mode: int, values: Array) -> object:
         index, box, value = modes[mode]
         return index, value if box is None else _fill(box, values)
 
@@ -202,7 +206,7 @@ def _modes(boxes: Sequence[Sequence[spaces.Box]], join: Build) -> HybridActions:
     return HybridActions(low, high, used, join)
 
 
-def _fill(box: spaces.Box, values: Array) -> Any:
+def _fill(box: spaces.Box, values: Array) -> Array:
     """An element of a box from its first values; what is missing is 0, and all is clipped to the box."""
     size = int(np.prod(box.shape))
     padded = np.zeros(size)
@@ -210,13 +214,13 @@ def _fill(box: spaces.Box, values: Array) -> Any:
     return padded.reshape(box.shape).astype(box.dtype).clip(box.low, box.high)
 
 
-def _real(part: Any, space: spaces.Space[Any]) -> spaces.Box:
+def _real(part: object, space: spaces.Space[object]) -> spaces.Box:
     if not isinstance(part, spaces.Box) or not np.issubdtype(part.dtype, np.floating):
         raise _refusal(space, f"its part {part} is not a Box of real numbers")
     return part
 
 
-def _refusal(space: Any, why: str) -> SimulatorError:
+def _refusal(space: object, why: str) -> SimulatorError:
     return SimulatorError(
         f"the action space {space} cannot be split into one mode and real parameters: {why}; accepted are Discrete, "
         "Box, Dict or Tuple of one Discrete and real boxes, Tuple(Discrete(J), Tuple of J boxes), and OneOf of boxes "
@@ -237,7 +241,9 @@ class FlatActions(gymnasium.ActionWrapper):  # type: ignore[misc]
         parameters: As :func:`split_actions` has it; None takes what the environment's attribute ``parameters`` says.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], bound: float = 10.0, parameters: Parameters | None = None) -> None:
+    def __init__(
+        self, env: gymnasium.Env[object, object], bound: float = 10.0, parameters: Parameters | None = None
+    ) -> None:
         super().__init__(env)
         self.parts = split_actions(env.action_space, parameters or getattr(env.unwrapped, "parameters", None))
         votes = np.full(self.parts.n_modes, bound)
@@ -248,7 +254,7 @@ class FlatActions(gymnasium.ActionWrapper):  # type: ignore[misc]
             np.concatenate([-votes, low]).astype(np.float32), np.concatenate([votes, high]).astype(np.float32)
         )
 
-    def action(self, action: Any) -> Any:
+    def action(self, action: Array) -> object:
         """The environment's action."""
         mode = int(np.argmax(action[: self.parts.n_modes]))
         return self.parts.join(mode, np.asarray(action[self.parts.n_modes :], dtype=np.float64))

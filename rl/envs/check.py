@@ -129,7 +129,7 @@ def _check_noise(simulator: HybridSimulator, seed: int) -> Noise:
     return draws[0]
 
 
-def _check_tensors(simulator: HybridSimulator, tensors: Any, where: str, kind: str) -> None:
+def _check_tensors(simulator: HybridSimulator, tensors: object, where: str, kind: str) -> None:
     if not isinstance(tensors, dict):
         raise SimulatorError(
             f"{where} returns a {type(tensors).__name__} as the {kind}, but it must be a dict of tensors"
@@ -157,7 +157,7 @@ def _check_values(simulator: HybridSimulator, value: Tensor, where: str, label: 
         raise SimulatorError(f"{where}: {label} is {wrong} in episode {episode}; every cost and state must be finite")
 
 
-def _check_shape(simulator: HybridSimulator, value: Any, shape: tuple[int, ...], where: str, label: str) -> None:
+def _check_shape(simulator: HybridSimulator, value: object, shape: tuple[int, ...], where: str, label: str) -> None:
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise SimulatorError(f"{where}: {label} has shape {got}, but it must be {shape}")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
 from rl.envs.parallel import ParallelGame
-from rl.envs.petting_zoo import as_parallel, flat, in_turn, is_masked, look_space, require_parallel, require_seats
+from rl.envs.petting_zoo import as_parallel, flat, in_turn, look_space, require_parallel, require_seats
+
+if TYPE_CHECKING:
+    from pettingzoo import ParallelEnv
 
 EPISODES = 3
 
 
 def check_parallel_env(
-    make: Callable[..., Any],
+    make: Callable[..., object],
     ours: Sequence[str],
     target: Sequence[str],
     horizon: int = 1000,
@@ -57,7 +61,7 @@ def check_parallel_env(
     ]
 
 
-def _play(env: Any, seed: int, horizon: int) -> tuple[int, bool, list[float]]:
+def _play(env: ParallelEnv, seed: int, horizon: int) -> tuple[int, bool, list[float]]:
     """Steps of a random episode, whether it ended, and everything it paid."""
     generator = np.random.default_rng(seed)
     answer = env.reset(seed=seed)
@@ -84,29 +88,33 @@ def _play(env: Any, seed: int, horizon: int) -> tuple[int, bool, list[float]]:
     return horizon, not env.agents, paid
 
 
-def _check_looks(env: Any, seen: Mapping[str, Any]) -> None:
+Look = NDArray[np.generic] | Mapping[str, NDArray[np.generic]]  # where actions are masked, observation and action_mask
+
+
+def _check_looks(env: ParallelEnv, seen: Mapping[str, Look]) -> None:
     """Observations of the agents that are there: present, of the right shape, finite."""
     for name in env.agents:
         if name not in seen:
             raise ValueError(f"{name} is in agents, but the environment gives it no observation")
     for name, observed in seen.items():
         space = look_space(env, name)
-        look = observed["observation"] if is_masked(env, name) else observed
+        look = observed["observation"] if isinstance(observed, Mapping) else observed
         if isinstance(space, gymnasium.spaces.Box) and np.shape(look) != space.shape:
             raise ValueError(
                 f"{name} observes an array of shape {np.shape(look)}, but its space has shape {space.shape}"
             )
         if not np.isfinite(flat(space, look)).all():
             raise ValueError(f"{name} observes NaN or infinite numbers")
-        if is_masked(env, name) and in_turn(env, name) and not np.asarray(observed["action_mask"]).any():
+        masked = isinstance(observed, Mapping) and not np.asarray(observed["action_mask"]).any()
+        if masked and in_turn(env, name):
             raise ValueError(f"{name} has no legal action: its action_mask is all 0")
 
 
-def _random_action(env: Any, name: str, observed: Any, generator: np.random.Generator) -> Any:
+def _random_action(env: ParallelEnv, name: str, observed: Look, generator: np.random.Generator) -> object:
     """A legal action drawn from the test's own generator."""
     space = env.action_space(name)
     if isinstance(space, gymnasium.spaces.Discrete):
-        legal = np.flatnonzero(observed["action_mask"]) if is_masked(env, name) else np.arange(space.n)
+        legal = np.flatnonzero(observed["action_mask"]) if isinstance(observed, Mapping) else np.arange(space.n)
         return int(generator.choice(legal)) + int(space.start) if len(legal) else None  # it waits for its turn
     if isinstance(space, gymnasium.spaces.MultiDiscrete):
         return generator.integers(space.nvec).astype(space.dtype) + space.start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -86,13 +87,13 @@ class _Mode(Tensor):
     """A mode that refuses to become a floating number, except by being an index."""
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def plain(value: Any) -> Any:
+    def __torch_function__(cls, func: Any, types: object, args: Iterable[object] = (), kwargs: Any = None) -> Any:
+        def plain(value: object) -> object:
             if isinstance(value, cls):
                 return value.as_subclass(Tensor)
             return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
 
-        result = func(*plain(args), **{key: plain(value) for key, value in (kwargs or {}).items()})
+        result = func(*map(plain, args), **{key: plain(value) for key, value in (kwargs or {}).items()})
         name = getattr(func, "__name__", "")
         if not isinstance(result, Tensor) or any(
             word in name for word in ("getitem", "gather", "index", "take", "embed")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
 N_ACTIONS = 19
 WIDTH = 115
@@ -65,7 +65,7 @@ class FootballEnv:
         right: Controlled players of the right team.
     """
 
-    def __init__(self, engine: Any, left: int, right: int) -> None:
+    def __init__(self, engine: gymnasium.Env[object, object], left: int, right: int) -> None:
         self.engine = engine
         self.possible_agents = [f"left_{i}" for i in range(left)] + [f"right_{i}" for i in range(right)]
         self.agents: list[str] = []
@@ -73,17 +73,17 @@ class FootballEnv:
         self._look = gymnasium.spaces.Box(-np.inf, np.inf, (WIDTH,), np.float32)
         self._move = gymnasium.spaces.Discrete(N_ACTIONS)
 
-    def observation_space(self, agent: str) -> gymnasium.Space[Any]:
+    def observation_space(self, agent: str) -> gymnasium.Space[object]:
         """Of one agent."""
         return self._look
 
-    def action_space(self, agent: str) -> gymnasium.Space[Any]:
+    def action_space(self, agent: str) -> gymnasium.Space[object]:
         """Of one agent."""
         return self._move
 
     def reset(
-        self, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        self, seed: int | None = None, options: Mapping[str, object] | None = None
+    ) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
         """Begin a match, with the engine seeded if a seed is given."""
         if seed is not None:
             self.engine.unwrapped._config["game_engine_random_seed"] = seed
@@ -91,8 +91,8 @@ class FootballEnv:
         return self._by_agent(self.engine.reset()), {name: {} for name in self.agents}
 
     def step(
-        self, actions: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
+        self, actions: Mapping[str, int | NDArray[np.int64]]
+    ) -> tuple[dict[str, object], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, object]]]:
         """Carry out one action of every agent."""
         seen, rewards, done, _ = self.engine.step([int(actions[name]) for name in self.possible_agents])
         everyone = self.possible_agents
@@ -110,6 +110,6 @@ class FootballEnv:
         """Stop the engine."""
         self.engine.close()
 
-    def _by_agent(self, seen: Any) -> dict[str, Any]:
+    def _by_agent(self, seen: object) -> dict[str, object]:
         """Observations by agent."""
         return dict(zip(self.possible_agents, np.asarray(seen, dtype=np.float32).reshape(-1, WIDTH), strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -46,11 +45,11 @@ class GymnasiumSimulator(HybridSimulator):
 
     def __init__(
         self,
-        make: Callable[[], gymnasium.Env[Any, Any]] | str,
+        make: Callable[[], gymnasium.Env[object, object]] | str,
         horizon: int,
         parameters: Parameters | None = None,
     ) -> None:
-        self._make: Callable[[], gymnasium.Env[Any, Any]] = (
+        self._make: Callable[[], gymnasium.Env[object, object]] = (
             partial(gymnasium.make, make) if isinstance(make, str) else make
         )
         self._copies = [self._make()]
@@ -95,8 +94,8 @@ class GymnasiumSimulator(HybridSimulator):
                 "branching needs a simulator whose state is in tensors"
             )
         check_modes(mode, self.n_modes, t)
-        seen: list[Any] = list(state["observation"])
-        infos: list[dict[str, Any]] = [{}] * len(mode)
+        seen: list[object] = list(state["observation"])
+        infos: list[dict[str, object]] = [{}] * len(mode)
         over = state["over"].tolist()
         costs = [0.0] * len(mode)
         for i, (choice, values) in enumerate(zip(mode.tolist(), action.detach().double().cpu().numpy(), strict=True)):
@@ -105,7 +104,7 @@ class GymnasiumSimulator(HybridSimulator):
                 seen[i], costs[i], over[i], infos[i] = result[0], -float(result[1]), result[2] or result[3], result[4]
         return self._state(seen, infos, over), torch.tensor(costs, dtype=self.dtype, device=self.device)
 
-    def _state(self, seen: list[Any], infos: list[dict[str, Any]], over: list[bool]) -> State:
+    def _state(self, seen: list[object], infos: list[dict[str, object]], over: list[bool]) -> State:
         self._turn += 1
         rows = [
             item if isinstance(item, Tensor) else torch.as_tensor(np.array(spaces.flatten(self._space, item)))

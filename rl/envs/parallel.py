@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -62,11 +61,11 @@ class ParallelGame(BatchedGame):
 
     def __init__(
         self,
-        environment: str | Callable[..., Any],
+        environment: str | Callable[..., object],
         ours: Sequence[str],
         target: Sequence[str],
         horizon: int,
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, object] | None = None,
         discount: float = 0.99,
     ) -> None:
         self._make = environment if callable(environment) else imported(environment)
@@ -88,7 +87,7 @@ class ParallelGame(BatchedGame):
             self.observation_dim[seat] = width_of(probe, names[0])
             self.n_actions[seat], self.action_dim[seat] = action_size(space, names[0])
 
-    def _new(self) -> Any:
+    def _new(self) -> ParallelEnv:
         """A copy of the environment in which all act at once."""
         try:
             made = self._make(**self._arguments)
@@ -135,7 +134,7 @@ class ParallelGame(BatchedGame):
             )
         self._tick += 1
         done, time = state["done"].clone(), state["time"].clone()
-        seen: list[Mapping[str, Any]] = []
+        seen: list[Mapping[str, object]] = []
         reward = torch.zeros(len(done))
         for row, env in enumerate(self._environments[: len(done)]):
             if done[row]:
@@ -165,7 +164,7 @@ class ParallelGame(BatchedGame):
             raise NotImplementedError("the environment rendered nothing; give arguments: {render_mode: rgb_array}")
         return np.asarray(picture, dtype=np.uint8)
 
-    def _state(self, seen: Sequence[Mapping[str, Any]], done: Tensor, time: Tensor) -> State:
+    def _state(self, seen: Sequence[Mapping[str, object]], done: Tensor, time: Tensor) -> State:
         """Observations and masks of all agents of all copies as tensors."""
         state: State = {"done": done, "time": time, "stamp": torch.tensor([self._run, self._tick])}
         for seat, names in self.agents.items():
@@ -190,15 +189,17 @@ class ParallelGame(BatchedGame):
                 state[f"mask_{seat}"] = torch.from_numpy(masks)
         return state
 
-    def _native(self, env: Any, name: str, action: Tensor) -> Any:
+    def _native(self, env: ParallelEnv, name: str, action: Tensor) -> int | NDArray[np.generic]:
         """An action in the environment's own space."""
         space = env.action_space(name)
         if isinstance(space, gymnasium.spaces.Discrete):
             return int(action) + int(space.start)
         if isinstance(space, gymnasium.spaces.MultiDiscrete):
-            return np.stack(np.unravel_index(int(action), space.nvec)).astype(space.dtype) + space.start
+            several: NDArray[np.generic] = np.stack(np.unravel_index(int(action), space.nvec)) + space.start
+            return several.astype(space.dtype)
         share = (action.clamp(-1, 1).numpy().reshape(space.shape) + 1) / 2
-        return (space.low + share * (space.high - space.low)).astype(space.dtype)
+        real: NDArray[np.generic] = (space.low + share * (space.high - space.low)).astype(space.dtype)
+        return real
 
 
 class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
@@ -224,24 +225,24 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
         self._observation_spaces = {
             name: self._observation_space(seat, masks) for name, (seat, _) in self._place.items()
         }
-        self._action_spaces: dict[str, gymnasium.Space[Any]] = {
+        self._action_spaces: dict[str, gymnasium.Space[object]] = {
             name: gymnasium.spaces.Discrete(game.n_actions[seat])
             if game.n_actions[seat]
             else gymnasium.spaces.Box(-1, 1, (game.action_dim[seat],), np.float32)
             for name, (seat, _) in self._place.items()
         }
 
-    def observation_space(self, agent: str) -> gymnasium.Space[Any]:
+    def observation_space(self, agent: str) -> gymnasium.Space[object]:
         """Of one agent."""
         return self._observation_spaces[agent]
 
-    def action_space(self, agent: str) -> gymnasium.Space[Any]:
+    def action_space(self, agent: str) -> gymnasium.Space[object]:
         """Of one agent."""
         return self._action_spaces[agent]
 
     def reset(
-        self, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        self, seed: int | None = None, options: Mapping[str, object] | None = None
+    ) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
         """Begin an episode; without a seed it goes on with the chance of the last one."""
         if seed is not None:
             self._generator.manual_seed(seed)
@@ -250,8 +251,8 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
         return self._look(), {name: {} for name in self.agents}
 
     def step(
-        self, actions: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
+        self, actions: Mapping[str, object]
+    ) -> tuple[dict[str, object], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, object]]]:
         """Carry out one action of every agent."""
         joint = {}
         for seat in self.game.seats:
@@ -275,7 +276,7 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
     def close(self) -> None:
         """Nothing is held."""
 
-    def _observation_space(self, seat: str, masks: Mapping[str, Tensor]) -> gymnasium.Space[Any]:
+    def _observation_space(self, seat: str, masks: Mapping[str, Tensor]) -> gymnasium.Space[object]:
         look = gymnasium.spaces.Box(-np.inf, np.inf, (self.game.observation_dim[seat],), np.float32)
         if seat not in masks:
             return look
@@ -283,10 +284,10 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
             {"observation": look, "action_mask": gymnasium.spaces.MultiBinary(self.game.n_actions[seat])}
         )
 
-    def _look(self) -> dict[str, Any]:
+    def _look(self) -> dict[str, object]:
         """What every agent sees."""
         seen, masks = self.game.observe(self._state), self.game.action_mask(self._state) or {}
-        looks: dict[str, Any] = {name: seen[seat][0, i].numpy() for name, (seat, i) in self._place.items()}
+        looks: dict[str, object] = {name: seen[seat][0, i].numpy() for name, (seat, i) in self._place.items()}
         for name, (seat, i) in self._place.items():
             if seat in masks:
                 looks[name] = {"observation": looks[name], "action_mask": masks[seat][0, i].numpy().astype(np.int8)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from rl.loading import find, made_by
 
+if TYPE_CHECKING:
+    from pettingzoo import ParallelEnv
+
 FACTORIES = ("env", "raw_env", "parallel_env")  # what PettingZoo's modules call that which makes an environment
 MOST_ACTIONS = 1024  # of several discrete choices, numbered through
 
 
-def require_parallel(environment: Any) -> None:
+def require_parallel(environment: object) -> None:
     """Refuse what is no PettingZoo parallel environment.
 
     Raises:
@@ -35,7 +38,7 @@ def require_parallel(environment: Any) -> None:
     raise ValueError(f"{type(environment).__name__} is no PettingZoo ParallelEnv: {advice}")
 
 
-def as_parallel(environment: Any) -> Any:
+def as_parallel(environment: object) -> ParallelEnv:
     """A PettingZoo environment in which all agents act at once: itself, or what its converter makes of it.
 
     Args:
@@ -58,12 +61,12 @@ def as_parallel(environment: Any) -> Any:
     return conversions.turn_based_aec_to_parallel(environment)
 
 
-def acts_at_once(environment: Any) -> bool:
+def acts_at_once(environment: object) -> bool:
     """Whether the turns of an environment are only a way to collect the actions of one moment."""
     return bool(getattr(environment, "metadata", {}).get("is_parallelizable", False))
 
 
-def in_turn(environment: Any, name: str) -> bool:
+def in_turn(environment: ParallelEnv, name: str) -> bool:
     """Whether an agent is in its episode and, where turns are taken, has the turn."""
     if name not in environment.agents:
         return False
@@ -71,7 +74,7 @@ def in_turn(environment: Any, name: str) -> bool:
     return turns is None or acts_at_once(turns) or bool(turns.agent_selection == name)
 
 
-def require_seats(environment: Any, agents: Mapping[str, Sequence[str]]) -> None:
+def require_seats(environment: ParallelEnv, agents: Mapping[str, Sequence[str]]) -> None:
     """Refuse sides that are empty, overlap, leave an agent out or name one that does not exist.
 
     Raises:
@@ -92,7 +95,7 @@ def require_seats(environment: Any, agents: Mapping[str, Sequence[str]]) -> None
         raise ValueError(f"an agent is on both sides or named twice in {dict(agents)}; every agent has one place")
 
 
-def imported(path: str) -> Callable[..., Any]:
+def imported(path: str) -> Callable[..., object]:
     """What makes an environment, by its import path; it is checked, not called.
 
     PettingZoo's modules call theirs ``env``, ``raw_env`` or ``parallel_env``; besides, there may be the class of an
@@ -104,7 +107,7 @@ def imported(path: str) -> Callable[..., Any]:
     Raises:
         ValueError: If there is nothing of the kind.
     """
-    found: Callable[..., Any] = find("environment", path)
+    found = find("environment", path)
     if callable(found) and (path.rpartition(".")[2] in FACTORIES or _is_environment(made_by(found))):
         return found
     raise ValueError(
@@ -120,25 +123,25 @@ def _is_environment(made: type | None) -> bool:
     )
 
 
-def is_masked(environment: Any, name: str) -> bool:
+def is_masked(environment: ParallelEnv, name: str) -> bool:
     """Whether an agent is told which actions are legal."""
     space = environment.observation_space(name)
     return isinstance(space, gymnasium.spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}
 
 
-def look_space(environment: Any, name: str) -> gymnasium.Space[Any]:
+def look_space(environment: ParallelEnv, name: str) -> gymnasium.Space[object]:
     """What an agent observes, without its mask."""
-    space: gymnasium.Space[Any] = environment.observation_space(name)
+    space: gymnasium.Space[object] = environment.observation_space(name)
     return space["observation"] if is_masked(environment, name) else space
 
 
-def flat(space: gymnasium.Space[Any], look: Any) -> NDArray[np.float32]:
+def flat(space: gymnasium.Space[object], look: object) -> NDArray[np.float32]:
     """A flattened observation."""
     flat = look if isinstance(space, gymnasium.spaces.Box) else gymnasium.spaces.flatten(space, look)
     return np.asarray(flat, dtype=np.float32).reshape(-1)
 
 
-def width_of(environment: Any, name: str) -> int:
+def width_of(environment: object, name: str) -> int:
     """Length of an agent's flattened observation."""
     space = look_space(environment, name)
     if not space.is_np_flattenable:
@@ -148,7 +151,7 @@ def width_of(environment: Any, name: str) -> int:
     return int(gymnasium.spaces.flatdim(space))
 
 
-def action_size(space: gymnasium.Space[Any], name: str) -> tuple[int, int]:
+def action_size(space: gymnasium.Space[object], name: str) -> tuple[int, int]:
     """Number of discrete actions and length of real ones, one of them 0."""
     if isinstance(space, gymnasium.spaces.Discrete):
         return int(space.n), 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 from rl.exact.extensive import InformationSet, SequenceGame
 from rl.exact.markov import MarkovGame
 
+if TYPE_CHECKING:
+    import pyspiel
+
 Array = NDArray[np.float64]
 LARGEST = 1_000_000  # histories of a tree that is walked
 LONGEST = 500  # moves of a game whose tree is walked
 
 
-def load_game(name: str) -> Any:
+def load_game(name: str) -> pyspiel.Game:
     """A game of OpenSpiel by its name, as ``kuhn_poker`` or ``leduc_poker(players=2)``.
 
     Raises:
@@ -38,7 +42,7 @@ def load_game(name: str) -> Any:
         raise ValueError(f"OpenSpiel has no game '{name}'; pyspiel.registered_names() lists them") from error
 
 
-def load_tree_game(name: str) -> Any:
+def load_tree_game(name: str) -> pyspiel.Game:
     """A game whose whole tree can be walked, and for which a worst case against us means what it says.
 
     Args:
@@ -83,7 +87,7 @@ def load_tree_game(name: str) -> Any:
     return game
 
 
-def information_key(state: Any, player: int) -> str:
+def information_key(state: pyspiel.State, player: int) -> str:
     """What names the information set of a player: OpenSpiel's string, or all moves where it has none.
 
     A game without such strings has perfect information, so that all moves are known.
@@ -94,12 +98,12 @@ def information_key(state: Any, player: int) -> str:
     return " ".join(map(str, state.history()))
 
 
-def is_open(described: Any) -> bool:
+def is_open(described: pyspiel.GameType) -> bool:
     """Whether a game's type is one of perfect information, so that the board tells all."""
     return bool(described.information == _pyspiel().GameType.Information.PERFECT_INFORMATION)
 
 
-def require_keys(game: Any, name: str) -> None:
+def require_keys(game: pyspiel.Game, name: str) -> None:
     """Refuse a game whose information sets have no name.
 
     Raises:
@@ -142,7 +146,7 @@ def sequence_form(name: str) -> SequenceGame:
     sizes, payoff = [1, 1], dict[tuple[int, int], float]()
     walked = 0
 
-    def walk(state: Any, last: tuple[int, int], chance: float) -> None:
+    def walk(state: pyspiel.State, last: tuple[int, int], chance: float) -> None:
         nonlocal walked
         walked += 1
         if walked > LARGEST:
@@ -174,7 +178,7 @@ def sequence_form(name: str) -> SequenceGame:
 
 
 def record_counts(
-    name: str, behaviours: tuple[Mapping[Any, Array], Mapping[Any, Array]], games: int, seat: int, seed: int
+    name: str, behaviours: tuple[Mapping[Hashable, Array], Mapping[Hashable, Array]], games: int, seat: int, seed: int
 ) -> dict[str, Array]:
     """Play games and count what one player did at every information set.
 
@@ -208,7 +212,7 @@ def record_counts(
 
 
 def best_response_values(
-    name: str, game: SequenceGame, behaviours: tuple[Mapping[Any, Array], Mapping[Any, Array]]
+    name: str, game: SequenceGame, behaviours: tuple[Mapping[Hashable, Array], Mapping[Hashable, Array]]
 ) -> tuple[float, float]:
     """What each player gets by OpenSpiel's own best response to the other's behaviour; the sum is NashConv.
 
@@ -291,7 +295,7 @@ def _draw(law: Array, generator: np.random.Generator) -> int:
     return int(generator.choice(len(law), p=law / law.sum()))
 
 
-def _pyspiel() -> Any:
+def _pyspiel() -> ModuleType:
     """OpenSpiel's module, or a sentence that says how to get it."""
     try:
         return import_module("pyspiel")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rl.envs.markov_game import Actions, BatchedGame, State
 from rl.envs.spiel import LARGEST, information_key, is_open, load_tree_game, require_keys, too_large
+
+if TYPE_CHECKING:
+    import pyspiel
 
 _MOST_NUMBERS = 2**28  # of all observations of a tree together: 1 GiB
 
@@ -130,7 +134,7 @@ class SpielGame(BatchedGame):
         return torch.where(done, 0, point)
 
 
-def _look_size(game: Any, name: str) -> int:
+def _look_size(game: pyspiel.Game, name: str) -> int:
     """Length of what a player observes.
 
     Raises:
@@ -150,15 +154,15 @@ def _look_size(game: Any, name: str) -> int:
 class _Tree:
     """Tables of a game: decision and terminal nodes by number; chance node k is the point -2 - k."""
 
-    def __init__(self, game: Any, name: str, ours: int, size: int) -> None:
+    def __init__(self, game: pyspiel.Game, name: str, ours: int, size: int) -> None:
         self._name, self._offset = name, (game.utility_sum() or 0.0) / 2
         self._states = bool(game.get_type().provides_information_state_tensor)
         self._most = min(LARGEST, _MOST_NUMBERS // max(size, 1))
         self.player: list[int] = []  # -1 where the game is over
         self.reward: list[float] = []
-        self.look: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-        self.legal: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
-        self.child: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        self.look: list[NDArray[np.float32]] = []
+        self.legal: list[NDArray[np.bool_]] = []
+        self.child: list[NDArray[np.int64]] = []
         self.keys: list[str | None] = []
         self.outcomes: list[list[int]] = [[0]]
         self.laws: list[list[float]] = [[1.0]]
@@ -167,7 +171,7 @@ class _Tree:
         self._size = size
         self.start = self._walk(game.new_initial_state(), 0)
 
-    def _walk(self, state: Any, depth: int) -> int:
+    def _walk(self, state: pyspiel.State, depth: int) -> int:
         """Number of the node, or point of the chance node, of this state."""
         self.depth = max(self.depth, depth)
         if len(self.player) + len(self.outcomes) > self._most:
@@ -194,7 +198,7 @@ class _Tree:
             child[action] = self._walk(state.child(action), depth + 1)
         return node
 
-    def _seen(self, state: Any, player: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _seen(self, state: pyspiel.State, player: int) -> NDArray[np.float32]:
         """What the player in turn observes."""
         seen = state.information_state_tensor(player) if self._states else state.observation_tensor(player)
         return np.asarray(seen, dtype=np.float32)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from rl.envs.drawing import blank, disc
 from rl.envs.markov_game import Actions, BatchedGame, State
 from rl.envs.sumo_bodies import BODIES, Body
+
+if TYPE_CHECKING:
+    import mujoco
 
 LOWEST = 0.25  # an ant whose torso is lower, or upside down, has fallen
 
@@ -195,11 +199,11 @@ def _distance(place: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _compiled(xml: str) -> tuple[Any, Any]:
+def _compiled(xml: str) -> tuple[mujoco.MjModel, mujoco.MjData]:
     """The model and a scratch state; games hold neither, so that they can be pickled."""
-    mujoco = _mujoco()
-    model = mujoco.MjModel.from_xml_string(xml)
-    return model, mujoco.MjData(model)
+    library = _mujoco()
+    model = library.MjModel.from_xml_string(xml)
+    return model, library.MjData(model)
 
 
 def _advance(body: Body, physics: NDArray[np.float64], control: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -209,7 +213,7 @@ def _advance(body: Body, physics: NDArray[np.float64], control: NDArray[np.float
     return np.ascontiguousarray(states[:, -1])
 
 
-def _mujoco() -> Any:
+def _mujoco() -> ModuleType:
     """MuJoCo's module, or a sentence that says how to get it."""
     try:
         return import_module("mujoco")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import gymnasium
 import numpy as np
@@ -31,13 +31,15 @@ class _Episodes:
     def __init__(self, simulator: HybridSimulator, batch: int) -> None:
         self.simulator, self.batch, self.t = simulator, batch, simulator.horizon
 
-    def start(self, seed: int) -> tuple[Array, dict[str, Any]]:
+    def start(self, seed: int) -> tuple[Array, dict[str, NDArray[np.int8]]]:
         self.noise = self.simulator.sample_noise(self.batch, torch.Generator().manual_seed(seed))
         self.state, self.t = self.simulator.reset(self.noise), 0
         return self._seen()
 
     @torch.no_grad()
-    def step(self, mode: Any, parameters: Any) -> tuple[Array, NDArray[np.float64], bool, dict[str, Any]]:
+    def step(
+        self, mode: object, parameters: object
+    ) -> tuple[Array, NDArray[np.float64], bool, dict[str, NDArray[np.int8]]]:
         """Observations, rewards, whether the episodes are over, and the mode mask."""
         if self.t >= self.simulator.horizon:
             raise SimulatorError(f"the episode is over after {self.simulator.horizon} steps; call reset before step")
@@ -53,9 +55,9 @@ class _Episodes:
         return observation, -cost.double().cpu().numpy(), self.t == simulator.horizon, info
 
     @torch.no_grad()
-    def _seen(self) -> tuple[Array, dict[str, Any]]:
+    def _seen(self) -> tuple[Array, dict[str, NDArray[np.int8]]]:
         mask = self.simulator.mode_mask(self.state, self.t) if self.t < self.simulator.horizon else None
-        info = {} if mask is None else {"action_mask": mask.cpu().numpy().astype(np.int8)}
+        info: dict[str, NDArray[np.int8]] = {} if mask is None else {"action_mask": mask.cpu().numpy().astype(np.int8)}
         return _numpy(self.simulator.observe(self.state, self.t)), info
 
 
@@ -90,13 +92,17 @@ class SimulatorEnv(gymnasium.Env):  # type: ignore[misc]
         self.action_space = action_space(simulator, bound)
         self.observation_space = spaces.Box(-np.inf, np.inf, (simulator.observation_dim,), np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[Array, dict[str, NDArray[np.int8]]]:
         """A new episode; its noise follows from the seed."""
         super().reset(seed=seed)
         observation, info = self._episodes.start(int(self.np_random.integers(2**62)))
         return observation[0], {name: value[0] for name, value in info.items()}
 
-    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: Mapping[str, NDArray[np.generic]]
+    ) -> tuple[Array, float, bool, bool, dict[str, NDArray[np.int8]]]:
         """One decision."""
         observation, reward, over, info = self._episodes.step(action["mode"], action["parameters"])
         endless = self.simulator.endless
@@ -124,13 +130,17 @@ class SimulatorVectorEnv(VectorEnv):  # type: ignore[misc]
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._over = False
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def reset(
+        self, *, seed: object = None, options: dict[str, object] | None = None
+    ) -> tuple[Array, dict[str, NDArray[np.int8]]]:
         """New episodes; their noise follows from one seed."""
         super().reset(seed=seed, options=options)
         self._over = False
         return self._episodes.start(int(self.np_random.integers(2**62)))
 
-    def step(self, actions: Any) -> tuple[Array, Any, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    def step(
+        self, actions: Mapping[str, object]
+    ) -> tuple[Array, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, NDArray[np.int8]]]:
         """One decision of every episode, or a new start after the last one."""
         if self._over:
             observation, info = self.reset()

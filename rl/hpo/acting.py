@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,8 +48,8 @@ class Actor:
     @torch.no_grad()
     def act(
         self,
-        observation: Any,
-        mask: Any = None,
+        observation: object,
+        mask: object = None,
         *,
         deterministic: bool = True,
         generator: torch.Generator | None = None,
@@ -78,7 +78,7 @@ class Actor:
         chosen = chosen_action(actions, mode)
         return Action(mode[0], chosen[0]) if found.dim() == 1 else Action(mode, chosen)
 
-    def readable(self, seen: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
+    def readable(self, seen: Tensor, mask: object) -> tuple[Tensor, Tensor | None]:
         """Observations and their mask as :meth:`act` can use them, the mask as a boolean tensor (batch, J).
 
         Raises:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rl.envs.action_spaces import FlatActions, split_actions
+from rl.envs.action_spaces import FlatActions, Parameters, split_actions
 from rl.envs.to_gymnasium import SimulatorEnv, SimulatorVectorEnv
 from rl.hpo.policies import HybridPolicy
+
+Observation = (
+    NDArray[np.generic] | int | tuple[object, ...] | dict[str, object]
+)  # an element of a space, or rows of one
 
 
 class Agent:
@@ -37,7 +40,11 @@ class Agent:
     """
 
     def __init__(
-        self, policy: HybridPolicy, env: gymnasium.Env[Any, Any] | Any, parameters: Any = None, seed: int = 0
+        self,
+        policy: HybridPolicy,
+        env: gymnasium.Env[object, object] | SimulatorVectorEnv,
+        parameters: Parameters | None = None,
+        seed: int = 0,
     ) -> None:
         self.policy, self.generator = policy, torch.Generator(policy.log_std.device).manual_seed(seed)
         inner = env.unwrapped
@@ -53,13 +60,13 @@ class Agent:
 
     def predict(
         self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
+        observation: Observation,
+        state: object = None,
+        episode_start: object = None,
         deterministic: bool = False,
         *,
-        action_masks: Any = None,
-    ) -> tuple[Any, Any]:
+        action_masks: Tensor | None = None,
+    ) -> tuple[object, object]:
         """Actions for one observation or a batch of them.
 
         Args:
@@ -92,18 +99,18 @@ class Agent:
         rows[:] = actions
         return rows, state
 
-    def _rows(self, observation: Any) -> tuple[Tensor, bool]:
+    def _rows(self, observation: Observation) -> tuple[Tensor, bool]:
         """Observations as rows of numbers, and whether there was but one."""
         space, found = self._observations, observation
         box = isinstance(space, spaces.Box)
-        single = np.shape(found) == space.shape if box else space.contains(found)
+        single = np.shape(np.asarray(found)) == space.shape if box else space.contains(found)
         if not box and not single:
             raise ValueError(f"observations of {space} can be given one at a time only, as the environment gives them.")
-        flat = spaces.flatten(space, found)[None] if single else np.asarray(found).reshape(len(found), -1)
+        flat = spaces.flatten(space, found)[None] if single else np.asarray(found).reshape(len(np.asarray(found)), -1)
         return torch.as_tensor(np.asarray(flat)).to(self.policy.log_std), bool(single)
 
-    def _action(self, mode: int, values: Any) -> Any:
-        action: Any
+    def _action(self, mode: int, values: NDArray[np.float64]) -> object:
+        action: object
         if self._flat:
             low, high = self._space.low, self._space.high
             votes = np.where(np.arange(self.policy.shape[0]) == mode, high[: self.policy.shape[0]], 0.0)
@@ -119,7 +126,7 @@ class Agent:
         return action
 
 
-def _layer(env: Any, kind: type) -> Any:
+def _layer(env: object, kind: type[FlatActions]) -> FlatActions | None:
     """The wrapper of that kind around an environment, if there is one."""
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, kind):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import lightning
 import numpy as np
@@ -88,12 +88,12 @@ class SeedStream(IterableDataset[Seeds]):
         share = groups // world
         self.groups = range(rank * share, (rank + 1) * share)
         self.done = 0
-        self._trainer: Any = None
+        self._trainer: lightning.Trainer | None = None
 
     def __len__(self) -> int:
         return self.updates
 
-    def follow(self, trainer: Any) -> None:
+    def follow(self, trainer: lightning.Trainer | None) -> None:
         """Start every epoch at the batch at which a trainer stands; only an endless stream does.
 
         Args:
@@ -121,7 +121,7 @@ class SeedStream(IterableDataset[Seeds]):
         self.done = state["done"]
 
 
-class SeedDataModule(lightning.LightningDataModule):  # type: ignore[misc]
+class SeedDataModule(lightning.LightningDataModule):
     """Streams of seeds for `HPOModule`, which simulates the episodes itself, on its own device.
 
     Args:
@@ -165,8 +165,8 @@ class SeedDataModule(lightning.LightningDataModule):  # type: ignore[misc]
         """Episodes of their own."""
         return self._stream("test", 1, self.hparams["test_episodes"])
 
-    def _stream(self, split: str, updates: int, episodes: int, *, endless: bool = False) -> Any:
-        trainer = cast(Any, self.trainer)
+    def _stream(self, split: str, updates: int, episodes: int, *, endless: bool = False) -> SeedStream:
+        trainer = self.trainer
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         size = self.hparams["group_size"]
         stream = SeedStream(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from gapbridge.arguments import (
@@ -107,10 +108,12 @@ class HPOModule(Simulation):
         ValueError: If an argument is out of range, contradicts another, or the networks break their contract.
     """
 
+    cross_is_on: Tensor
+
     def __init__(
         self,
         simulator: str | HybridSimulator,
-        simulator_args: dict[str, Any] | None = None,
+        simulator_args: dict[str, object] | None = None,
         *,
         estimator: Literal["mixed", "score", "pathwise", "straight_through"] = "mixed",
         cross: Literal["full", "off", "auto"] = "full",
@@ -138,7 +141,7 @@ class HPOModule(Simulation):
         compile_step: bool = False,
         seed: int = 0,
         networks: nn.Module | None = None,
-        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+        optimizer: Callable[[list[dict[str, object]]], torch.optim.Optimizer] | None = None,
     ) -> None:
         given = dict(locals())
         check_arguments(HPOModule.__init__, given)
@@ -203,7 +206,7 @@ class HPOModule(Simulation):
         self.updates += 1
         if self.automatic_optimization:
             return self._touch(loss)
-        optimizer = cast(Any, self.optimizers())
+        optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         self.manual_backward(self._touch(loss))
         self.clip_gradients_by_group()
@@ -234,7 +237,7 @@ class HPOModule(Simulation):
         weight = 1 / (scale * self.decisions)
         return Surrogate(parts.pathwise * weight, parts.score * weight)
 
-    def _reuse(self, data: Decisions, optimizer: Any, shape: torch.Size) -> None:
+    def _reuse(self, data: Decisions, optimizer: LightningOptimizer, shape: torch.Size) -> None:
         """Steps of the value and clipped ones of the modes, on detached states; mixed continuous parts stand still."""
         hp, policy = self.hparams, self.policy
         # A stratified share that is the same on any number of processes: every m-th period of every episode.
@@ -302,12 +305,12 @@ class HPOModule(Simulation):
         """Let the seeds start where the trainer stands."""
         follow_trainer(self.trainer)
 
-    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+    def on_train_batch_start(self, batch: object, batch_index: int) -> None:
         """Set the rates of this update."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
         set_rates([optimizer], self.hparams["final_rate"], self.progress)
 
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: object, *_: object, **__: object) -> None:
         """Clip by network, whatever the trainer's own setting."""
         self.clip_gradients_by_group()
 
@@ -358,7 +361,7 @@ class HPOModule(Simulation):
         """Cost on the test episodes."""
         self._evaluate("test", batch)
 
-    def predict_step(self, batch: Any, batch_index: int) -> Action:
+    def predict_step(self, batch: object, batch_index: int) -> Action:
         """Decide for a batch of observations (batch, observation_dim): a tensor, or a loader's list of one."""
         return self.policy.act(batch[0] if isinstance(batch, list | tuple) else batch)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rl.checkpoints import GuardedModule
 from rl.envs.check_smoothness import moved_mask, moving_mask
-from rl.envs.hybrid import HybridSimulator, Noise
+from rl.envs.hybrid import HybridSimulator, Noise, State
 from rl.errors import SimulatorError
 from rl.hpo.data import Seeds
 from rl.hpo.estimators import Estimator
@@ -63,7 +63,7 @@ class Simulation(GuardedModule):
         """Whether an episode is a cut of an endless one, whose end has a value of its own."""
         return self.simulator.endless
 
-    def _simulator_step(self, *arguments: Any) -> Any:
+    def _simulator_step(self, *arguments: Any) -> tuple[State, Tensor]:
         return self.simulator.step(*arguments)
 
     def _rollout(self, batch: Seeds, *, cross: bool, greedy: bool = False) -> Rollout:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from rl.errors import SimulatorError
 from rl.loading import find, made_by, make, refuse_strangers
 
 
-def load_simulator(path: str, arguments: dict[str, Any] | None = None) -> HybridSimulator:
+def load_simulator(path: str, arguments: Mapping[str, object] | None = None) -> HybridSimulator:
     """Make a simulator from the import path of its class, or of a function that returns one.
 
     Args:
@@ -29,7 +30,7 @@ def load_simulator(path: str, arguments: dict[str, Any] | None = None) -> Hybrid
         raise ValueError(
             f"simulator {path!r} is neither a subclass of rl.envs.HybridSimulator nor annotated to return one."
         )
-    return cast(HybridSimulator, make("simulator", path, found, arguments))
+    return cast(HybridSimulator, make("simulator", path, cast("Callable[..., object]", found), arguments))
 
 
 def place(simulator: HybridSimulator, device: torch.device, dtype: torch.dtype) -> HybridSimulator:

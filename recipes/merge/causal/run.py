@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from recipes.data.language_rows import load_language
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
-from recipes.merge.baselines import seeded, tune
-from recipes.merge.causal.train import language_model, train_language
+from recipes.merge.baselines import Candidates, tune
+from recipes.merge.causal.train import language_model
 from recipes.merge.checks import cached_at, check_rank
-from recipes.merge.experts import base_checkpoint, expert_folder
+from recipes.merge.experts import base_checkpoint, expert_folder, stored_format_of
+from recipes.merge.finetune import train_expert
 from recipes.merge.routing import train_router
 from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
@@ -117,6 +118,7 @@ def run_causal(
         merged: Makes the twin of a base and its experts, with the certificates of the exclusive ones.
         goes_on_alone: Ends what several processes trained together; false on all but one.
     """
+    import torch
     from transformers import AutoTokenizer
 
     from recipes.merge.causal.scores import Speaker
@@ -146,11 +148,14 @@ def run_causal(
     with folder.phase("exclusive experts", 1) as progress:
         twin, exclusive = merged(recipe, copy.deepcopy(model), own)
         progress.advance()
-    twin.to(bench.device).eval()
+    stored = getattr(torch, stored_format_of(recipe, where))
+    twin.to(bench.device, stored).float().eval()  # what is scored has the precision of what is saved
     twin.router_reads = recipe.router.features
     routing = _router(bench, twin, pad)
     rows["routed"] = bench.score("routed", lambda _: Speaker(twin, pad, twin.route))
     rows["oracle"] = bench.score("oracle", lambda task: Speaker(twin, pad, _told(twin, task)), tasks=bench.merged)
+    twin.router = None  # it keeps its precision
+    twin.to("cpu", stored).router = routing.router.cpu()
     _finish(bench, rows, static, routing, twin, exclusive, own)
 
 
@@ -168,9 +173,8 @@ def _experts(recipe: Recipe, folder: RunFolder, where: Path | str) -> dict[str, 
                 raise RunError(f"experts.{source.name}: {error}") from error
             continue
         places[source.name] = cached_at(recipe, source)
-        if not (places[source.name] / "expert.json").is_file():
-            arguments = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-            train_language(*arguments, places[source.name], folder)
+        arguments = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
+        train_expert(*arguments, places[source.name], folder)
     return places
 
 
@@ -224,13 +228,16 @@ def _static(
     from twinmerge.merging import set_parameters, shared_expert
 
     pad, states = _padding(bench.tokenizer), {task: one.state for task, one in experts.items()}
+    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    candidates = Candidates(
+        named, lambda method, options: shared_expert(model, states, method, **options), bench.recipe.seed
+    )
     held = bench.score("experts", expert, "validation", bench.merged)
 
     def merged(method: str, options: dict[str, float]) -> Speaker:
-        state = shared_expert(model, states, method, **seeded(method, options, bench.recipe.seed))
-        return Speaker(set_parameters(work, state), pad)
+        return Speaker(set_parameters(work, candidates(method, options)), pad)
 
-    def validate(method: str, options: dict[str, float]) -> float:
+    def validate(method: str, options: dict[str, float], part: int) -> float:
         speaker, told = merged(method, options), ", ".join(f"{k} {v:g}" for k, v in options.items())
         scores = bench.score(f"{method} {told}".strip(), lambda _: speaker, "validation", bench.merged)
         return scores.normalised(held)
@@ -301,7 +308,7 @@ def _finish(
     }
     sources = {task: expert.digest for task, expert in experts.items()}
     target = save(
-        twin.cpu(),
+        twin,
         folder.path / "merged",
         tokenizer=bench.tokenizer,
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
@@ -310,6 +317,7 @@ def _finish(
     )
     base = sum(f.stat().st_size for f in target.glob("model*.safetensors"))
     outcome = report.result(main, static, routing.numbers, report.sizes(base, experts, target))
+    outcome["twin_bytes"] = report.places(target)
     outcome["metrics"] = {task.name: task.metric for task in bench.tasks}
     more = {}
     if recipe.unseen:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.data.language_rows import load_language
 from recipes.data.models import resolve_model
 from recipes.merge.adapters import adapted
+from recipes.running.seals import stamp
 from recipes.running.trainer import build_trainer
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def train_language(
     module = LanguageModule(adapted(model, training, "CAUSAL_LM"), **rates, frozen=tuple(training.frozen))
     trainer = build_trainer(trainer_config, folder, source.name)
     cut = f", {data.cut} of all rows cut to {training.max_length} tokens" if data.cut else ""
-    folder.say(f"expert {source.name}: {len(data.rows['train'])} training rows{cut}")
+    folder.say(f"expert {source.name}: {'; '.join((f'{len(data.rows["train"])} training rows{cut}', *task.notes))}")
     trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(source.name))
     found = {
         "validation": trainer.validate(module, datamodule=data, verbose=False)[0],
@@ -93,10 +94,11 @@ def train_language(
         "per_token": {split: {key.partition("/")[2]: float(v) for key, v in found[split].items()} for split in found},
     }
     if trainer.is_global_zero:
-        with whole_folder(target) as out:
+        with whole_folder(target, overwrite=True) as out:
             module.model.save_pretrained(out)
             data.tokenizer.save_pretrained(out)
             (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+            stamp(out)
         shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
     trainer.strategy.barrier()  # no process reads the expert before it is there
     folder.say(told(card))

@@ -1,4 +1,4 @@
-"""Policies out of the laboratory: acting on observations, files without the simulator, agents, own networks."""
+"""Policies out of the laboratory: acting on observations, files without the simulator, own networks."""
 
 import json
 import math
@@ -7,18 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import lightning
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rl.envs.action_spaces import FlatActions
 from rl.envs.bouncing import BouncingPoint
 from rl.envs.from_gymnasium import GymnasiumSimulator
 from rl.envs.hybrid import HybridSimulator, chosen_action
@@ -26,12 +23,10 @@ from rl.envs.inventory import Inventory, joint_replenishment, single_item
 from rl.envs.newsvendor import Newsvendor
 from rl.envs.stores import Stores
 from rl.envs.switched_lqr import switched_lqr
-from rl.envs.to_gymnasium import SimulatorEnv, SimulatorVectorEnv
 from rl.errors import SimulatorError
-from rl.hpo.agent import Agent
 from rl.hpo.module import HPOModule
 from rl.hpo.policies import HybridPolicy
-from rl.hpo.policy_file import export_policy, load_policy, save_policy
+from rl.hpo.policy_file import _digest, export_policy, load_policy, save_policy
 from rl.hpo.surrogate import mixed_surrogate
 from tests.rl.hpo.test_module import batch, fit
 from tests.rl.hpo.train_ddp import QUIET, data, module
@@ -112,9 +107,25 @@ def test_a_file_calls_only_operations_that_change_nothing(tmp_path: Path, call: 
         header = json.loads(file.metadata()["policy"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     header["calls"][0]["call"] = call
-    save_file(tensors, tmp_path / "other.safetensors", metadata={"policy": json.dumps(header)})
+    text = json.dumps(header)
+    told = {"policy": text, "sha256": _digest(text, tensors)}  # a stranger can make a digest too
+    save_file(tensors, tmp_path / "other.safetensors", metadata=told)
     with pytest.raises(ValueError, match="which a policy file cannot hold"):
         load_policy(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("at", [4, 200, 2000, -3])  # the header's length, its text, the calls, the weights
+def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "policy.safetensors"
+    save_policy(bold(Newsvendor()), path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[at] ^= 4
+    for content in (bytes(flipped), whole[:at], whole + b"x"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"copy it again|holds no policy") as caught:
+            load_policy(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_file_asks_for_masks_as_the_policy_does(tmp_path: Path) -> None:
@@ -195,80 +206,6 @@ def test_trainer_predict_decides_for_every_batch() -> None:
     assert [len(action.mode) for action in found] == [4, 4, 2]
     whole = trained.policy.act(seen)
     torch.testing.assert_close(torch.cat([action.parameters for action in found]), whole.parameters)
-
-
-def played(agent: Agent, env: Any, episodes: int = 3) -> list[float]:
-    rewards = []
-    for seed in range(episodes):
-        (seen, _), over, total = env.reset(seed=seed), False, 0.0
-        while not over:
-            seen, reward, terminated, truncated, _ = env.step(agent.predict(seen, deterministic=True)[0])
-            total, over = total + float(reward), terminated or truncated
-        rewards.append(total)
-    return rewards
-
-
-@pytest.mark.parametrize("make", [lambda: switched_lqr(2, 2), lambda: joint_replenishment(2, "up_to", horizon=10)])
-def test_an_agent_earns_what_the_policy_costs(make: Any) -> None:
-    policy = bold(make())
-    env = SimulatorEnv(make(), bound=1e6)
-    earned = played(Agent(policy, env), env)
-    for wrapped in (FlatActions(env, bound=1e6), gymnasium.wrappers.TimeLimit(FlatActions(env, bound=1e6), 1000)):
-        np.testing.assert_allclose(played(Agent(policy, wrapped), wrapped), earned, rtol=1e-4)
-    for seed, total in enumerate(earned):
-        simulator, expected = env.simulator, 0.0
-        env.reset(seed=seed)
-        noise, state = env._episodes.noise, env._episodes.state
-        for t in range(simulator.horizon):
-            mode, parameters = policy.act(simulator.observe(state, t))
-            state, cost = simulator.step(state, mode, parameters, noise, t)
-            expected += float(cost)
-        assert -total == pytest.approx(expected, rel=1e-4)
-    many = SimulatorVectorEnv(make(), 4)
-    actions, _ = Agent(policy, many).predict(many.reset(seed=0)[0])
-    assert actions["parameters"].shape == (4, many.simulator.action_dim)
-    many.step(actions)
-    tight = SimulatorEnv(make(), bound=1e-6)
-    with pytest.raises(ValueError, match="larger bound"):
-        Agent(policy, tight).predict(tight.reset(seed=0)[0], deterministic=True)
-
-
-def test_an_agent_acts_in_the_environment_that_it_was_trained_in() -> None:
-    class Slide(gymnasium.Env):
-        action_space = spaces.Tuple([spaces.Discrete(3), spaces.Box(0, 1, (1,)), spaces.Box(-1, 1, (1,))])
-        observation_space = spaces.Dict(at=spaces.Box(-9, 9, (1,)), stopped=spaces.Discrete(2))
-
-        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-            super().reset(seed=seed)
-            return {"at": np.zeros(1, np.float32), "stopped": 0}, {}
-
-        def step(self, action: Any) -> Any:
-            assert self.action_space.contains(action)
-            return self.reset()[0], -float(action[1][0]), True, False, {}
-
-    simulator = GymnasiumSimulator(Slide, horizon=2)
-    policy, env = bold(simulator), Slide()
-    (reward,) = played(Agent(policy, env), env, 1)
-    parameters = policy.act(torch.tensor([0.0, 1.0, 0.0])).parameters
-    assert -reward == pytest.approx(parameters[0].item())
-    assert 0 <= parameters[0] <= 1
-
-
-def test_stable_baselines_evaluates_the_policy() -> None:
-    pytest.importorskip("stable_baselines3")
-    from stable_baselines3.common.evaluation import evaluate_policy
-    from stable_baselines3.common.monitor import Monitor
-
-    policy = bold(switched_lqr(2, 2))
-    means = []
-    for wrap in (lambda env: env, lambda env: FlatActions(env, bound=1e6)):
-        env = Monitor(wrap(SimulatorEnv(switched_lqr(2, 2), bound=1e6)))
-        env.reset(seed=0)
-        means.append(evaluate_policy(Agent(policy, env), env, n_eval_episodes=4)[0])
-    assert means[0] == pytest.approx(means[1], rel=1e-4)
-    env.reset(seed=0)
-    _, lengths = evaluate_policy(Agent(policy, env), env, n_eval_episodes=2, return_episode_rewards=True)
-    assert lengths == [20, 20]
 
 
 class Parts(nn.Module):
