@@ -45,7 +45,8 @@ class LanguageModule(FinetuneModule):
         if isinstance(model, TwinMixin):
             raise ValueError("a twin would route on the answers it is to learn; train its experts, and merge again.")
         super().__init__(model, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup, frozen=frozen)
-        stock: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        adapted: Any = model
+        stock = adapted.get_base_model() if hasattr(model, "get_base_model") else model
         self._keeps = "logits_to_keep" in inspect.signature(stock.forward).parameters
         self.metrics = nn.ModuleDict(
             {

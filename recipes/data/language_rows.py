@@ -185,8 +185,9 @@ def _text(where: str, column: str, value: Any) -> str:
 
 def _messages(where: str, column: str, value: Any) -> tuple[tuple[str, str], ...]:
     listed = list(value) if hasattr(value, "__iter__") and not isinstance(value, str | dict) else []
-    found = tuple((m.get("role"), m.get("content")) for m in listed if isinstance(m, dict))
-    whole = len(found) == len(listed) and all(isinstance(part, str) for message in found for part in message)
+    said = [(m.get("role"), m.get("content")) for m in listed if isinstance(m, dict)]
+    found = tuple((role, told) for role, told in said if isinstance(role, str) and isinstance(told, str))
+    whole = len(found) == len(listed)
     if len(found) < 2 or not whole or found[-1][0] != "assistant" or not found[-1][1].strip():
         raise RunError(
             f"{where}: column {column!r} is no chat; give a list of messages with role and content, an answer of the "

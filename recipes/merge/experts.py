@@ -58,7 +58,7 @@ def base_checkpoint(name: str) -> Checkpoint | None:
     """
     from twinmerge.checkpoints import inspect_checkpoint
 
-    return inspect_checkpoint(resolve_model(name)) if is_here(name) else None
+    return inspect_checkpoint(Path(resolve_model(name))) if is_here(name) else None
 
 
 def expert_folder(given: str) -> Path | None:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,14 +240,18 @@ def _static(
 
     def validate(method: str, options: dict[str, float], part: int) -> float:
         speaker, told = merged(method, options), ", ".join(f"{k} {v:g}" for k, v in options.items())
-        scores = bench.score(f"{method} {told}".strip(), lambda _: speaker, "validation", bench.merged)
+        scores = bench.score(f"{method} {told}".strip(), partial(_always, speaker), "validation", bench.merged)
         return scores.normalised(held)
 
     static = tune(bench.recipe.baselines.grid(), validate)
     for method, (_, options) in static.items():
         speaker = merged(method, options)
-        rows[method] = bench.score(method, lambda _, speaker=speaker: speaker)
+        rows[method] = bench.score(method, partial(_always, speaker))
     return static
+
+
+def _always(speaker: Speaker, task: str) -> Speaker:
+    return speaker
 
 
 def _router(bench: Bench, twin: Any, pad: int) -> Routing:

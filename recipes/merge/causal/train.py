@@ -74,7 +74,8 @@ def train_language(
     module = LanguageModule(adapted(model, training, "CAUSAL_LM"), **rates, frozen=tuple(training.frozen))
     trainer = build_trainer(trainer_config, folder, source.name)
     cut = f", {data.cut} of all rows cut to {training.max_length} tokens" if data.cut else ""
-    folder.say(f"expert {source.name}: {'; '.join((f'{len(data.rows["train"])} training rows{cut}', *task.notes))}")
+    told = (f"{len(data.rows['train'])} training rows{cut}", *task.notes)
+    folder.say(f"expert {source.name}: {'; '.join(told)}")
     trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(source.name))
     found = {
         "validation": trainer.validate(module, datamodule=data, verbose=False)[0],
@@ -101,13 +102,8 @@ def train_language(
             stamp(out)
         shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
     trainer.strategy.barrier()  # no process reads the expert before it is there
-    folder.say(told(card))
+    folder.say(f"expert {source.name}: test {task.metric} {card['test']:.3f}")
     return card
-
-
-def told(card: dict[str, Any]) -> str:
-    """One line about a causal expert."""
-    return f"expert {card['task']}: test {card['metric']} {card['test']:.3f}"
 
 
 def _score(model: Any, data: LanguageData, split: str, found: Any, batch_size: int, folder: RunFolder) -> float:
