@@ -106,11 +106,11 @@ def finished(path: Path) -> list[str]:
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Train every task in turn."""
     hush_libraries()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task in recipe.tasks:
         target = folder.path / "experts" / task.name
         card = train_expert(recipe.base, task, recipe.training, recipe.trainer, recipe.seed, target, folder)
-        own = {key: card[key] for key in ("metric", "validation", "test", "per_token") if key in card}
+        own: dict[str, Any] = {key: card[key] for key in ("metric", "validation", "test", "per_token") if key in card}
         rows.append({"task": task.name, "labels": len(card["labels"]), **own})
     if recipe.training.model == "causal":  # no mean of shares and perplexities
         scores = ", ".join(f"{row['task']} {row['metric']} {row['test']:.3f}" for row in rows)

@@ -95,8 +95,9 @@ def train_language(
         "per_token": {split: {key.partition("/")[2]: float(v) for key, v in found[split].items()} for split in found},
     }
     if trainer.is_global_zero:
+        made: Any = module.model
         with whole_folder(target, overwrite=True) as out:
-            module.model.save_pretrained(out)
+            made.save_pretrained(out)
             data.tokenizer.save_pretrained(out)
             (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
             stamp(out)
