@@ -23,7 +23,7 @@ from .proving import body_forward, probe_of, prove, whole_forward
 from .routed_layers import ADDED, RoutedLinear
 from .shrinking import find_siblings
 from .twin_checks import TwinChecks
-from .twin_parts import Head, Router, TwinOutput, masked_mean
+from .twin_parts import Head, Router, TwinOutput, generated_state, masked_mean
 
 Function = Callable[..., object]
 
@@ -38,8 +38,8 @@ class TwinMixin(TwinChecks):
         router: the trained `Router`, or None: then `router_weights` must be given.
         heads: one `Head` per task that has its own, under the task's name.
         mixture: the weights in use; `with twin.mixture.use(w)` holds them over any calls.
-        router_reads: `last`, the paper's features from the last hidden state, or `all`, those of every layer side by
-            side (a deviation that costs no further forward).
+        router_reads: `last`, the paper's features from the last hidden state; `all`, of every layer (a deviation, no
+            further forward); or `generated`, for causal models, see `generated_state`.
         answering: of a classifier, the heads that it answers with.
         labels: label names by head.
         left_out: task -> share of its expert's squared difference to the shared expert that was left out, see `merge`.
@@ -69,14 +69,14 @@ class TwinMixin(TwinChecks):
     ) -> Tensor:
         """Router features: masked mean of the shared expert's last hidden state, shape (batch, width), float32.
 
-        With `router_reads` of `all`, the masked means of every layer's hidden states: (batch, (layers + 1) * width).
-
         Args:
             input_ids: the model's main input (`pixel_values` of an image model), also by its own name.
             attention_mask: shape (batch, tokens).
             kwargs: passed on to the model's body.
         """
         with self.mixture.use(None):
+            if self.router_reads == "generated":
+                return generated_state(self, type(self).__bases__[1], cast(Tensor, input_ids), attention_mask)
             if self.router_reads == "last":
                 return masked_mean(self._hidden(input_ids, attention_mask, **kwargs), attention_mask)
             states = self._states(input_ids, attention_mask, output_hidden_states=True, **kwargs).hidden_states

@@ -22,6 +22,7 @@ from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
 from recipes.merge.alone import read_all, run_alone
 from recipes.merge.baselines import Candidates, seeded, trials, tune
+from recipes.merge.causal.run import run_causal
 from recipes.merge.checks import cached_at, check, check_rank
 from recipes.merge.experts import stored_format_of
 from recipes.merge.finetune import train_expert
@@ -84,6 +85,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     if not recipe.tasks:
         run_alone(recipe, folder)
+        return
+    if recipe.training.model == "causal":
+        run_causal(recipe, folder, _merge, _goes_on_alone)
         return
     hush_libraries()
     where = resolve_model(recipe.base)

@@ -108,12 +108,23 @@ def finish(
     outcome: dict[str, Any],
     residuals: Mapping[str, Mapping[str, float]],
     confusion: list[list[float]],
+    explained: Mapping[str, str] = EXPLAINED,
+    more: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> None:
-    """Write figures, tables, report.html and result.json."""
+    """Write figures, tables, report.html and result.json.
+
+    Args:
+        folder: of the run.
+        outcome: of `result`.
+        residuals: of the truncation, by task and parameter.
+        confusion: mean mixture of each task's test inputs.
+        explained: what each row is.
+        more: further tables by title.
+    """
     table = [
         {
             "row": name,
-            "what": EXPLAINED.get(name, ""),
+            "what": explained.get(name, ""),
             "mean": row["mean"],
             "normalised": row["normalised"],
             "gap recovered": row["gap_recovered"],
@@ -140,7 +151,7 @@ def finish(
         f"{outcome['router']['accuracy']:.1%} of the test inputs."
     )
     tuned = [{"method": m, **o} for m, o in outcome["tuned"].items()]
-    tables = {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned}
+    tables = {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned, **(more or {})}
     if parts := outcome.get("twin_bytes"):
         whole = sum(parts.values())
         tables["Bytes of the twin"] = [
