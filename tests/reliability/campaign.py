@@ -138,7 +138,7 @@ class Campaign:
     def environments(self, names: tuple[str, ...] = ()) -> Rows:
         """Every machine that lacks something."""
         variant = self.variants()["finetune-epochs-3"]
-        for name in names or (*environments.PLACES, *environments.ALONE):
+        for name in names or (*environments.PLACES, *environments.DISKS, *environments.ALONE):
             self._once("environments", name, lambda n=name: environments.environment_case(self.breaker, variant, n))
         return self.rows("environments")
 
