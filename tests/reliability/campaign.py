@@ -101,7 +101,7 @@ class Campaign:
 
     def _damage(self, name: str, first: int, size: int) -> Rows:
         words = [name, str(first), str(size), str(self.work / "artefacts")]
-        return self._program("tests.reliability.corruption:main", words, seconds=1800.0)
+        return self._program("tests.reliability.corruption:main", words, seconds=3600.0)
 
     def parsed(self, count: int) -> Rows:
         """Mutated recipes through `recipes.front.parse`."""
@@ -127,7 +127,7 @@ class Campaign:
 
     def _attack(self, name: str) -> Any:
         limits = {"AS": hostile.MEMORY}
-        return self._program("tests.reliability.hostile:main", [name], seconds=400.0, limits=limits)
+        return self._program("tests.reliability.hostile:main", [name], seconds=1200.0, limits=limits)
 
     def races(self, count: int) -> Rows:
         """Race pairs of processes."""

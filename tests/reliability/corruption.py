@@ -24,7 +24,7 @@ from tests.reliability.compare import differences
 from tests.reliability.mutations import Late, within
 
 KINDS = ("flip", "flip", "truncate", "remove", "add", "swap", "zero", "append")
-LONG = 120.0  # seconds of one case
+LONG = 120.0  # seconds that one case may compute
 
 
 @dataclass(frozen=True)
