@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import random
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsInt, cast
@@ -219,7 +220,9 @@ class ImageData(lightning.LightningDataModule):
         images = batch["images"]
         batch = {**batch, "images": images.float() / 255 if images.dtype == torch.uint8 else images}
         if self._mixup is not None and self.trainer is not None and self.trainer.training:
-            batch["images"], batch["labels"] = self._mixup(batch["images"], batch["labels"])
+            rows = zlib.crc32(batch["index"].cpu().numpy().tobytes())
+            with drawing(self.seed, self.trainer.current_epoch, rows):  # a resumed run has numpy's stream elsewhere
+                batch["images"], batch["labels"] = self._mixup(batch["images"], batch["labels"])
         return batch
 
 
@@ -305,9 +308,7 @@ def read_images(source: Source, path: str, rows: int = 0) -> dict[str, Images | 
     if source == "hub":
         return _hub(path)
     if not path or not where.exists():
-        raise DistillError(
-            f"source {source!r} needs its files, but {path or 'an empty path'!r} does not exist; set path"
-        )
+        raise DistillError(f"source {source!r} needs files, but {path or 'an empty path'!r} does not exist; set path")
     if source == "mnist":
         table = np.loadtxt(where, delimiter=",", dtype=np.int64)
         return {"train": Images(table[:, :-1].reshape(-1, 28, 28), table[:, -1])}

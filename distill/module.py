@@ -54,8 +54,7 @@ class DistillModule(lightning.LightningModule):
             share the teacher's pass; their gradients, clipping and updates do not touch each other.
         teacher: A model, or the name of one; None where no term needs one or a cache stands in.
         terms: Names and options of the losses, or losses of one's own, see `DistillLoss`; by student where there are
-            several. None takes those
-            that `method` was published with for the regime.
+            several. None takes those that `method` was published with for the regime.
         method: Name of a published method, one that `distill.regimes.method` knows.
         regime: Name of the training regime, one of `distill.regimes.REGIMES`.
         changes: Values of the regime that are different here.
@@ -243,8 +242,13 @@ class DistillModule(lightning.LightningModule):
             squares = [part.float().square().sum() for part in parts if part is not None]
             self.log(self._key("gradient", name, term), torch.stack(squares).sum().sqrt(), batch_size=1)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the step of the last log of gradients: a resumed training logs them at the same steps."""
+        checkpoint["gradients_logged"] = self._pulled
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the place in the data until training starts."""
+        self._pulled = checkpoint.get("gradients_logged", -math.inf)
         loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         self._places = loop.get("combined_loader", [])
 
@@ -329,9 +333,8 @@ class DistillModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, object]]]:  # type: ignore[override]
         """The regime's optimizer, one a student with its hints' own parameters, and its schedule."""
-        trained = {
-            name: nn.ModuleDict({"network": self.students[name], "losses": self.losses[name]}) for name in self.students
-        }
+        parts = {name: {"network": self.students[name], "losses": self.losses[name]} for name in self.students}
+        trained = {name: nn.ModuleDict(part) for name, part in parts.items()}
         optimizer = make_optimizer(self.regime, trained)
         per_epoch = self.regime.schedule_on == "epoch"
         # A run of other length than the regime's keeps the shape of the schedule.

@@ -16,8 +16,8 @@ from explain.functional.rows import Floats
 ALPHAS = np.logspace(-1, 4, 6)
 _EDGE = 1e-4  # of a probability
 _TREES: dict[str, Any] = {
-    "max_iter": 40,
-    "learning_rate": 0.05,
+    "max_iter": 12,
+    "learning_rate": 0.15,
     "max_leaf_nodes": 8,
     "min_samples_leaf": 30,
     "early_stopping": False,
@@ -29,17 +29,18 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
     """What both share: the quadratic model, and small trees that learn its residuals.
 
     Args:
+        curve: Of :class:`~explain.design.Quadratic`.
         categorical_features: Which columns hold codes of categories, shape (m,); none when not given.
     """
 
-    def __init__(self, categorical_features: Mask | None = None) -> None:
-        self.categorical_features = categorical_features
+    def __init__(self, curve: float = 1.0, categorical_features: Mask | None = None) -> None:
+        self.curve, self.categorical_features = curve, categorical_features
 
     def _basis(self, X: Floats, weight: Floats | None) -> Floats:
         mask = np.zeros(X.shape[1], bool) if self.categorical_features is None else self.categorical_features
         self.plain_ = Plain(mask).fit(X, weight)
         plain = self.plain_.transform(X)
-        self.quadratic_ = Quadratic().fit(plain, sample_weight=weight)
+        self.quadratic_ = Quadratic(self.curve).fit(plain, sample_weight=weight)
         return self.quadratic_.transform(plain)
 
     def _seen(self, X: Floats) -> Floats:

@@ -52,7 +52,13 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
     A number's slope may change at three of its quantiles, where there are 20 rows for each term. A column of zeros and
     ones is its own square. Products that never vary (of two categories of one column) are left out. Products with zeros
     and ones are many where categories are: there is room for one term in 20 rows, and those that vary most stay.
+
+    Args:
+        curve: Scale of everything but the columns themselves: the smaller, the more a penalty holds it to 0.
     """
+
+    def __init__(self, curve: float = 1.0) -> None:
+        self.curve = curve
 
     def fit(self, X: Floats, y: object = None, sample_weight: Floats | None = None) -> Quadratic:
         """Learn scales, and which products to take."""
@@ -86,6 +92,7 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         self.mean_ = weight @ basis
         self.spread_ = np.sqrt(weight @ (basis - self.mean_) ** 2)
         self.spread_[self.spread_ < 1e-12] = 1.0
+        self.spread_[X.shape[1] :] /= self.curve
         return self
 
     def _basis(self, X: Floats) -> Floats:

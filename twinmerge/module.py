@@ -7,6 +7,7 @@ same module: ``Trainer.fit(FinetuneModule(twinmerge.load(folder), question="spam
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import lightning
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
+from twinmerge.artefact import load
 from twinmerge.modeling_twin import Head, TwinMixin
 from twinmerge.routed_layers import ADDED
 from twinmerge.twin_parts import head_loss
@@ -65,6 +67,15 @@ def fixed_head(width: int, labels: int, seed: int) -> Head:
     return head.requires_grad_(False)
 
 
+def _from_folder(where: str) -> nn.Module:
+    """A twin by its folder, or what `AutoModel` makes of a folder or Hub name."""
+    if (Path(where) / "twin.json").is_file():
+        return cast(nn.Module, load(where, dtype=torch.float32))
+    from transformers import AutoModel
+
+    return cast(nn.Module, AutoModel.from_pretrained(where, dtype=torch.float32))
+
+
 class FinetuneModule(lightning.LightningModule):
     """Fine-tune one model on one task, in full or by LoRA, with AdamW, linear warm-up and linear decay.
 
@@ -73,12 +84,14 @@ class FinetuneModule(lightning.LightningModule):
     use the strategy `ddp_find_unused_parameters_true`.
 
     Args:
-        model: a model, or a folder or Hub name for `AutoModel`; a twin keeps what `train_only` left trainable.
+        model: a model, or a folder or Hub name for `AutoModel`, taken in float32, or the folder of a twin; a twin that
+            is given as a model keeps what `train_only` left trainable.
         labels: outputs of the task's head; 1 for regression; 0 when the model computes its own loss from `labels`
             (sequence classifiers, causal language models).
         heads: `trained`, or `fixed` for a random orthonormal head that stays as it is.
         pooling: `mean`, `first` or `last` token state for the head.
         question: for a twin: the head to train and evaluate; the router still chooses the mixture from the input.
+        parts: of a twin, what is trained, any of `router`, `shared`, `experts`, `heads`; none named leaves it as it is.
         metric: one of `METRICS`.
         learning_rate: peak, above 0.
         weight_decay: of AdamW, on matrices only.
@@ -96,6 +109,7 @@ class FinetuneModule(lightning.LightningModule):
         heads: str = "trained",
         pooling: str = "mean",
         question: str = "",
+        parts: tuple[str, ...] = (),
         metric: str = "accuracy",
         learning_rate: float = 2e-4,
         weight_decay: float = 0.01,
@@ -108,16 +122,18 @@ class FinetuneModule(lightning.LightningModule):
         if heads not in ("trained", "fixed"):
             raise ValueError(f"heads '{heads}' is unknown; choose trained or fixed.")
         self.save_hyperparameters(ignore=[] if isinstance(model, str) else ["model"])
+        if isinstance(model, str):
+            model = _from_folder(model)
         twin = isinstance(model, TwinMixin)
         if question and (not twin or question not in cast(Any, model).heads):
             known = ", ".join(cast(Any, model).heads) if twin else "it is no twin"
             raise ValueError(f"question '{question}' is no head of the model ({known}); name one of a twin's heads.")
         if twin and lora_rank:
             raise ValueError(f"lora_rank is {lora_rank}, but a twin has low-rank experts of its own to train; give 0.")
-        if isinstance(model, str):
-            from transformers import AutoModel
-
-            model = cast(nn.Module, AutoModel.from_pretrained(model))
+        if parts:
+            if not twin:
+                raise ValueError(f"parts are {', '.join(parts)}, but the model is no twin; use frozen for others.")
+            cast(Any, model).train_only(*parts)
         for name, parameter in model.named_parameters():
             if any(part in name for part in frozen):
                 parameter.requires_grad_(False)

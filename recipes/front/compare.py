@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import RecipeError
+from recipes.front import table
 from recipes.front.parse import Parsed, parse
 from recipes.front.schema import show
 
@@ -68,7 +69,8 @@ def check_resume(folder: Path, now: Parsed) -> dict[str, tuple[Any, Any]]:
     except RecipeError as error:
         raise RecipeError(f"--resume: the recipe of {folder} is no longer valid:", *error.problems) from error
     found = differences(before.plain, now.plain)
-    refused = {key: pair for key, pair in found.items() if not _accepted(key)}
+    fixed: tuple[str, ...] = getattr(table.load(now.name), "FIXED", ())  # of what may differ elsewhere
+    refused = {key: pair for key, pair in found.items() if not _accepted(key) or key in fixed}
     if refused:
         lines = [
             f"  {key}: the run has {_shown(was)}, now it is {_shown(value)}" for key, (was, value) in refused.items()

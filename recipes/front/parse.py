@@ -16,6 +16,7 @@ from recipes.front.schema import REQUIRED, describe, did_you_mean, fields_of, me
 from recipes.front.yaml_lines import REFUSED, Document, Key, dotted, load_yaml
 
 _ABSENT: Any = object()
+LARGEST = 2**24  # bytes of a recipe file
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def parse(path: Path, overrides: Sequence[str] = ()) -> Parsed:
     """
     source = path.name
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise RecipeError(f"{path}: {size} bytes are no recipe; at most {LARGEST} are read")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from error
@@ -139,7 +142,7 @@ def _split(override: str) -> tuple[str, Key, Any]:
     document = load_yaml(text, f"override {override}")
     if document.problems:
         raise RecipeError(*(f"override {override}: {message}" for _, message in document.problems))
-    keys = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
+    keys = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in name.split("."))
     return override, keys, document.data
 
 

@@ -13,6 +13,7 @@ from recipes.errors import RecipeError
 Key = tuple[str | int, ...]
 MAX_NODES = 100_000  # a page of aliases of aliases would otherwise fill the memory
 MAX_DEPTH = 60
+LONGEST_NUMBER = 100  # digits of a whole number that are read at all: Python refuses thousands
 REFUSED: Any = type("Refused", (), {"__repr__": lambda self: "?"})()  # stands for a value whose problem is noted
 
 
@@ -138,7 +139,16 @@ class _Builder:
         if kind == "bool":
             return text.lower() == "true"
         if kind == "int":
-            return int(text, 0) if text[:2] in {"0x", "0o"} else int(text)
+            if len(text) > LONGEST_NUMBER:
+                self.problem(
+                    line, path, f"expected a number of at most 64 bits, got {text[:20]}... of {len(text)} digits"
+                )
+                return REFUSED
+            number = int(text, 0) if text[:2] in {"0x", "0o"} else int(text)
+            if not -(2**63) <= number < 2**64:
+                self.problem(line, path, f"expected a number of at most 64 bits, got {text}")
+                return REFUSED
+            return number
         if kind == "float":
             if text[-1] in "fFnN" or not math.isfinite(float(text)):
                 self.problem(line, path, f"expected a finite number, got {text}")

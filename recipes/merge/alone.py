@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
 from recipes.merge.baselines import seeded
-from recipes.merge.experts import base_checkpoint, expert_folder, read_expert
+from recipes.merge.experts import base_checkpoint, expert_folder, read_expert, stored_format_of
 from recipes.running.quiet import hush_libraries
 from twinmerge.methods import methods
 
@@ -66,6 +66,7 @@ def read_all(
 
 def run_alone(recipe: Recipe, folder: RunFolder) -> None:
     """Write every static merge of the given experts, and the twin; nothing is scored, for there is no data."""
+    import torch
     from transformers import AutoModel, AutoTokenizer
 
     from twinmerge.artefact import save
@@ -73,7 +74,8 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
     from twinmerge.one_call import combine, router_from_texts
 
     hush_libraries()
-    model = AutoModel.from_pretrained(resolve_model(recipe.base)).eval()
+    where = resolve_model(recipe.base)
+    model = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
     experts, tokenizer = read_all(recipe, folder, model, recipe.given())
     words = AutoTokenizer.from_pretrained(tokenizer)
     states = {task: expert.state for task, expert in experts.items()}
@@ -84,10 +86,12 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
         cast(Any, set_parameters(copy.deepcopy(model), state)).save_pretrained(target)
         words.save_pretrained(target)
     options = seeded(recipe.shared.method, recipe.shared.options, recipe.seed)
-    twin = combine(model, experts, recipe.shared.method, recipe.exclusive.policy(), seed=recipe.seed, **options)
+    more: dict[str, Any] = {"dense": recipe.exclusive.dense, "seed": recipe.seed, **options}
+    twin = combine(model, experts, recipe.shared.method, recipe.exclusive.policy(), **more)
+    twin.to(getattr(torch, stored_format_of(recipe, where)))
     twin.router_reads = recipe.router.features
     if recipe.texts:
-        read = {task: _lines(recipe.texts[task]) for task in experts}
+        read = {task: read_lines(recipe.texts[task]) for task in experts}
         twin.router = router_from_texts(twin, recipe.router.kind, words, read, recipe.seed)
     card = {"base": recipe.base, "sources": {task: expert.digest for task, expert in experts.items()}}
     save(twin, folder.path / "merged", tokenizer=words, card=card, overwrite=True)
@@ -107,7 +111,12 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
     )
 
 
-def _lines(file: str) -> list[str]:
+def read_lines(file: str) -> list[str]:
+    """The texts of a file, one a line.
+
+    Raises:
+        RunError: When it cannot be read or holds fewer than two.
+    """
     path = Path(file).expanduser()
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

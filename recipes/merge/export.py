@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.errors import RecipeError, RunError
-from recipes.fields import FieldError, check_name
+from recipes.fields import FieldError, check_name, check_seed
 from recipes.front.schema import did_you_mean
 from recipes.running.quiet import hush_libraries
 
@@ -52,6 +52,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse fields that do not belong together."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         if (self.kind == "from_checkpoint") != bool(self.checkpoint):
             raise FieldError("checkpoint", f"expected a path exactly for kind from_checkpoint, got {self.checkpoint!r}")
         if self.weights and self.kind != "dense":
@@ -69,8 +70,8 @@ def check(recipe: Recipe) -> Iterator[str]:
         )
     try:
         card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        tasks, heads = list(card["tasks"]), list(card["heads"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tasks, heads = list(map(str, card["tasks"])), list(map(str, card["heads"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecipeError(f"source: {file} cannot be read ({error}); copy the twin folder again") from error
     yield f"twin folder {recipe.source}: tasks {', '.join(tasks)}"
     problems = [
@@ -86,6 +87,11 @@ def check(recipe: Recipe) -> Iterator[str]:
     if problems:
         raise RecipeError(*problems)
     yield f"plan: {recipe.kind.replace('_', ' ')}, written into the run folder"
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads."""
+    return [Path(recipe.source), *([Path(recipe.checkpoint)] if recipe.checkpoint else [])]
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:

@@ -19,12 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.data.models import check_model, resolve_model
 from recipes.data.sources import check_task, load_task
+from recipes.data.tables import own_files
 from recipes.data.task_source import TaskSource
-from recipes.fields import check_name
+from recipes.errors import RecipeError
+from recipes.fields import check_name, check_seed
 from recipes.front.preflight import check_all
+from recipes.front.schema import show
+from recipes.merge.experts import expert_damage
 from recipes.merge.schema import Training, check_tasks
 from recipes.running.quiet import hush_libraries
-from recipes.running.trainer import TrainerConfig, build_trainer
+from recipes.running.seals import stamp
+from recipes.running.trainer import TrainerConfig, build_trainer, check_trainer
 
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
@@ -55,13 +60,39 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse an empty or ambiguous list of tasks."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         check_tasks(self.tasks)
 
 
 def check(recipe: Recipe) -> Iterator[str]:
     """Say where everything comes from; write nothing."""
     yield from check_all([partial(check_model, recipe.base), *(partial(check_task, task) for task in recipe.tasks)])
+    check_length(recipe.trainer)
     yield f"plan: {len(recipe.tasks)} experts, {recipe.trainer.max_epochs} epochs each, saved under experts/<task>"
+
+
+def check_length(config: TrainerConfig) -> None:
+    """Refuse a trainer that cannot train experts: their rate falls to the end of the training, which must be known.
+
+    Raises:
+        RecipeError: With the field.
+    """
+    check_trainer(config, scores=("validation", "test"))
+    if config.max_epochs in (None, -1) and config.max_steps == -1 and not config.fast_dev_run:
+        raise RecipeError(
+            f"trainer.max_epochs: expected a number of epochs, or trainer.max_steps, since the learning rate falls to "
+            f"the end of the training; got {show(config.max_epochs)}"
+        )
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads."""
+    return [Path(recipe.base), *(file for task in recipe.tasks for file in own_files(task))]
+
+
+def finished(path: Path) -> list[str]:
+    """Names of the trainings of a run folder that are finished, as their checkpoints are named."""
+    return sorted(card.parent.name for card in (path / "experts").glob("*/expert.json"))
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
@@ -102,9 +133,11 @@ def train_expert(
         The content of the expert's expert.json: task, labels, head, metric and scores.
     """
     if (target / "expert.json").exists():
-        card: dict[str, object] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
-        folder.say(f"expert {source.name}: found, test score {card['test']:.3f}")
-        return card
+        if not (fault := expert_damage(target)):
+            card: dict[str, object] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
+            folder.say(f"expert {source.name}: found, test score {card['test']:.3f}")
+            return card
+        folder.say(f"expert {source.name}: {target} {fault}; it is made again")
     import lightning
 
     from recipes.data.text_module import TextDataModule
@@ -156,7 +189,7 @@ def train_expert(
         "test": test,
     }
     if trainer.is_global_zero:
-        with whole_folder(target) as out:
+        with whole_folder(target, overwrite=True) as out:
             save_expert(module, where, card, out)
         shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
     trainer.strategy.barrier()  # no process reads the expert before it is there
@@ -170,7 +203,7 @@ def head_seed(task: str, heads: str, seed: int) -> int:
 
 
 def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: Path) -> None:
-    """Write the model (HF or PEFT folder), its tokenizer, its head and expert.json into a folder."""
+    """Write the model (HF or PEFT folder), its tokenizer, its head, expert.json and their digests into a folder."""
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
@@ -181,6 +214,7 @@ def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: P
             {k: v.detach().cpu().contiguous() for k, v in module.head.state_dict().items()}, out / "head.safetensors"
         )
     (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    stamp(out)
 
 
 def _load_model(where: Path | str, training: Training, labels: tuple[str, ...]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +11,7 @@ from recipes.fields import FieldError, check_positive
 from recipes.running.trainer import TrainerConfig, build_trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from torch import Tensor
@@ -144,3 +145,26 @@ def task_features(
             progress.advance()
     back = torch.tensor(order).argsort()
     return torch.cat(parts)[back], torch.cat(ids)[back]
+
+
+def batch_features(
+    encode: Callable[..., Tensor],
+    batches: Sequence[Mapping[str, Tensor]],
+    split: str,
+    folder: RunFolder,
+    device: torch.device | str = "cpu",
+) -> tuple[list[Tensor], Tensor, float]:
+    """Features of batches that are scored later with them: batch by batch, all task ids, and milliseconds an input."""
+    import torch
+
+    parts: list[Tensor] = []
+    spent = 0.0
+    with folder.phase(f"features of {split}", len(batches)) as progress, torch.no_grad():
+        for batch in batches:
+            start = time.perf_counter()
+            inputs = {k: v.to(device) for k, v in batch.items() if k not in ("labels", "task")}
+            parts.append(encode(**inputs).cpu())
+            spent += time.perf_counter() - start
+            progress.advance()
+    ids = torch.cat([batch["task"] for batch in batches])
+    return parts, ids, 1000 * spent / len(ids)

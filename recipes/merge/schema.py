@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.data.task_source import TaskSource
-from recipes.fields import FieldError, check_name, check_positive
+from recipes.fields import FieldError, check_name, check_positive, check_seed
 from recipes.front.schema import did_you_mean
 from recipes.merge.baselines import Baselines, Shared
 from recipes.merge.routing import RouterTraining
@@ -25,12 +25,15 @@ class ExclusiveRanks:
         density: Share of min(rows, columns) of every matrix; the paper uses 0.1.
         energy: Share of every difference's squared norm.
         budget: Bytes of all factors together, spent where they help most.
+        dense: Which vectors they keep beside the matrices: all, norms, biases, or none, which makes expert folders that
+            PEFT mixes in one batch; what is not kept is left to the shared expert.
     """
 
     rank: int | None = None
     density: float | None = None
     energy: float | None = None
     budget: int | None = None
+    dense: Literal["all", "norms", "biases", "none"] = "all"
 
     def __post_init__(self) -> None:
         """Refuse none, several, and values out of range."""
@@ -47,7 +50,7 @@ class ExclusiveRanks:
 
     def policy(self) -> dict[str, Any]:
         """The chosen policy as arguments of `exclusive_experts`; density 0.1, the paper's, when none is given."""
-        given = {k: v for k, v in asdict(self).items() if v is not None}
+        given = {k: v for k, v in asdict(self).items() if v is not None and k != "dense"}
         return given or {"density": 0.1}
 
 
@@ -151,6 +154,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what cannot be merged."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         check_positive(self.eval_batch_size, "eval_batch_size")
         if self.tasks:
             check_tasks(self.tasks)
