@@ -70,7 +70,11 @@ class Campaign:
         file = self.work / "cells" / part / f"{case}.json"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            content = work()
+            try:
+                content = work()
+            except Hung as fault:  # the process of the case broke down: that is a fault of what it tried
+                ended = {"case": case, "what": f"process {case}", "outcome": "raw", "said": str(fault)[-600:]}
+                content = ended | {"accepted": 0, "refused": 0, "faults": [str(fault)[-600:]]}
             file.with_suffix(".part").write_text(json.dumps(content, indent=1), encoding="utf-8")
             file.with_suffix(".part").replace(file)
         return json.loads(file.read_text(encoding="utf-8"))
