@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -253,8 +254,19 @@ def _experts(recipe: Recipe, folder: RunFolder, model: PreTrainedModel) -> tuple
         if source.name not in given:
             given[source.name] = str(cached_at(recipe, source))
             card = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-            train_expert(*card, Path(given[source.name]), folder)
+            with _alone_with(Path(given[source.name])):
+                train_expert(*card, Path(given[source.name]), folder)
     return read_all(recipe, folder, model, {source.name: given[source.name] for source in recipe.tasks})
+
+
+def _alone_with(entry: Path) -> AbstractContextManager[object]:
+    """Of the runs that want one expert in the cache, one trains it and the others wait; one that is there is free."""
+    if process_rank() != 0 or (entry / "expert.json").is_file():
+        return nullcontext()
+    from filelock import FileLock
+
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(entry.with_name(f".{entry.name}.lock"))
 
 
 def _goes_on_alone() -> bool:
