@@ -70,7 +70,11 @@ class Campaign:
         file = self.work / "cells" / part / f"{case}.json"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            content = work()
+            try:
+                content = work()
+            except Hung as fault:  # the process of the case broke down: that is a fault of what it tried
+                ended = {"case": case, "what": f"process {case}", "outcome": "raw", "said": str(fault)[-600:]}
+                content = ended | {"accepted": 0, "refused": 0, "faults": [str(fault)[-600:]]}
             file.with_suffix(".part").write_text(json.dumps(content, indent=1), encoding="utf-8")
             file.with_suffix(".part").replace(file)
         return json.loads(file.read_text(encoding="utf-8"))
@@ -101,7 +105,7 @@ class Campaign:
 
     def _damage(self, name: str, first: int, size: int) -> Rows:
         words = [name, str(first), str(size), str(self.work / "artefacts")]
-        return self._program("tests.reliability.corruption:main", words, seconds=1800.0)
+        return self._program("tests.reliability.corruption:main", words, seconds=3600.0)
 
     def parsed(self, count: int) -> Rows:
         """Mutated recipes through `recipes.front.parse`."""
@@ -127,7 +131,7 @@ class Campaign:
 
     def _attack(self, name: str) -> Any:
         limits = {"AS": hostile.MEMORY}
-        return self._program("tests.reliability.hostile:main", [name], seconds=400.0, limits=limits)
+        return self._program("tests.reliability.hostile:main", [name], seconds=1200.0, limits=limits)
 
     def races(self, count: int) -> Rows:
         """Race pairs of processes."""
@@ -138,7 +142,7 @@ class Campaign:
     def environments(self, names: tuple[str, ...] = ()) -> Rows:
         """Every machine that lacks something."""
         variant = self.variants()["finetune-epochs-3"]
-        for name in names or (*environments.PLACES, *environments.ALONE):
+        for name in names or (*environments.PLACES, *environments.DISKS, *environments.ALONE):
             self._once("environments", name, lambda n=name: environments.environment_case(self.breaker, variant, n))
         return self.rows("environments")
 
