@@ -82,10 +82,11 @@ def check_seed(value: int, where: str = "seed") -> int:
     return value
 
 
-def _short(value: Number) -> str:
+def _short(value: float) -> str:
     """A number as a message shows it; Python itself refuses to write thousands of digits."""
-    huge = isinstance(value, int) and value.bit_length() > 200
-    return f"a whole number of {value.bit_length()} bits" if huge else str(value)  # type: ignore[union-attr]
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a whole number of {value.bit_length()} bits"
+    return str(value)
 
 
 def check_positive(value: Number, where: str) -> Number:
