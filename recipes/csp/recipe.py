@@ -216,12 +216,14 @@ def train(
     Returns:
         The module and what it logged, iteration by iteration.
     """
+    import lightning
     import torch
 
     from recipes.csp.history import History
     from rl.csp.data import RolloutDataModule
     from rl.csp.module import CSPModule
 
+    lightning.seed_everything(recipe.seed, workers=True, verbose=False)  # a user's game may draw from what is global
     hp = recipe.adaptation
     model = scenario.true_target() if row == "oracle" else None
     module = CSPModule(scenario.game, pairs, model=model, seed=recipe.seed, **(hp.arguments() | changes))

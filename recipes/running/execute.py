@@ -76,11 +76,11 @@ def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold
     if (path / "result.json").is_file() and not accepted:
         return False
     parts = _finished(parsed, path)
-    if lengths := [key for key in LENGTHS if key in accepted and parts]:
-        before, now = accepted[lengths[0]]
+    if altered := [key for key in LENGTHS if key in accepted and parts]:
+        before, now = accepted[altered[0]]
         raise RecipeError(
-            f"--resume: {parts[0]} was trained with {lengths[0]} {show(before)} and is not trained on to {show(now)}; "
-            f"set {lengths[0]} back to {show(before)}, or start a new run, without --resume"
+            f"--resume: {parts[0]} was trained with {altered[0]} {show(before)} and is not trained on to {show(now)}; "
+            f"set {altered[0]} back to {show(before)}, or start a new run, without --resume"
         )
     for key, (before, now) in accepted.items():
         folder.say(f"resuming with {key} {show(now)} instead of {show(before)}")

@@ -103,7 +103,7 @@ def test_two_models_on_the_same_rows(front, tables):
         data={"path": "here.csv", "column": "", "source": "", "target": ""},
         second={"kind": "predictions", "columns": ["q"]},
         baseline=[],
-        estimation={"folds": 5},
+        estimation={"folds": 5, "n_bins": 20},  # the default: no other number is accepted where nothing is binned
     )
     run(front, made)
     result = json.loads((tables / "out/result.json").read_text())
