@@ -84,14 +84,8 @@ def check_seed(value: int, where: str = "seed") -> int:
 
 def _short(value: float) -> str:
     """A number as a message shows it; Python itself refuses to write thousands of digits."""
-<<<<<<< HEAD
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"a whole number of {value.bit_length()} bits"
-    return str(value)
-=======
     bits = value.bit_length() if isinstance(value, int) else 0
     return f"a whole number of {bits} bits" if bits > 200 else str(value)
->>>>>>> main
 
 
 def check_positive(value: Number, where: str) -> Number:
