@@ -18,9 +18,10 @@ from distill.errors import DistillError
 from distill.functional.vocabulary import Vocabulary
 from distill.gathering import Window
 from distill.labels import follow, given_names
-from distill.language import LanguageLoss, LanguageNetwork, next_tokens
+from distill.language import LanguageLoss, next_tokens
 from distill.losses import DistillLoss
-from distill.networks import Frozen, ImageNetwork, TextNetwork, image_model, statistics, with_lora
+from distill.models import Model, Network, build
+from distill.networks import Frozen, TextNetwork
 from distill.optimizers import make_optimizer, make_schedule, own_stream
 from distill.order import ViewLoader
 from distill.regimes import method as published, regime as named_regime
@@ -30,10 +31,9 @@ from gapbridge.arguments import Count, Whole, check_arguments
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
+    from timm.utils import ModelEmaV3
 
-Model = nn.Module | str
 Losses = DistillLoss | LanguageLoss
-Network = ImageNetwork | TextNetwork | LanguageNetwork
 
 
 class DistillModule(lightning.LightningModule):
@@ -130,11 +130,7 @@ class DistillModule(lightning.LightningModule):
         if compiled:
             for network in (*self.students.values(), *((self._teacher.network,) if self._teacher else ())):
                 network.compile()
-        self.ema: ModelEmaV3 | None = None
-        if self.regime.ema:
-            from timm.utils import ModelEmaV3
-
-            self.ema = ModelEmaV3(self.students, decay=self.regime.ema)
+        self.ema = self._average()
         self.metrics = nn.ModuleDict({stage: Scores(models, self.ema is not None) for stage in ("validation", "test")})
         self.doubts: dict[str, str] = {}
         # Every process makes the hints' memories alike; sending them before each step would cost more than the step.
@@ -142,6 +138,14 @@ class DistillModule(lightning.LightningModule):
         self._window = Window()
         self._labels_checked = False
         self._places: list[dict[str, int]] = []
+
+    def _average(self) -> ModelEmaV3 | None:
+        """The running average of the students' weights, where the regime has one."""
+        if not self.regime.ema:
+            return None
+        from timm.utils import ModelEmaV3
+
+        return ModelEmaV3(self.students, decay=self.regime.ema)
 
     def _follow(self, labels: list[str] | None) -> None:
         """Let all networks mean the same class by the same position."""
@@ -230,7 +234,7 @@ class DistillModule(lightning.LightningModule):
 
     def _pulls(self, step: int, every: int) -> bool:
         """A function of the step alone, so that a resumed training logs gradients where an unbroken one does."""
-        often = max(1, self.trainer.log_every_n_steps)
+        often: int = max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]  # Lightning sets it later
         return (step - often) % (math.ceil(every / often) * often) == 0
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -361,54 +365,6 @@ class DistillModule(lightning.LightningModule):
             return
         for name in self.students:
             nn.utils.clip_grad_norm_([*self.students[name].parameters(), *self.losses[name].parameters()], limit)
-
-
-def build(
-    model: Model,
-    task: Task,
-    classes: int,
-    size: int,
-    channels_last: bool,
-    lora_rank: int,
-    options: Mapping[str, object],
-) -> Network:
-    """A network behind the common call.
-
-    Args:
-        model: A network, a model or the name of one.
-        task: As of `DistillModule`.
-        classes: Outputs of a model that is named.
-        size: Side of the images, 0 where there are none.
-        channels_last: Lay images out channels last.
-        lora_rank: Of adapters; 0 is none.
-        options: For the constructor of a named model; mean, std and size for any image model.
-
-    Raises:
-        DistillError: If the model cannot be built.
-    """
-    if isinstance(model, ImageNetwork | TextNetwork | LanguageNetwork):
-        return model
-    rest: dict[str, Any] = dict(options)
-    if task == "images":
-        mean, std, own = rest.pop("mean", None), rest.pop("std", None), int(rest.pop("size", 0))
-        made = image_model(model, classes, own or size, **rest) if isinstance(model, str) else model
-        numbers = statistics(made, mean, std)
-        if lora_rank:
-            made = with_lora(made, lora_rank, (getattr(made, "pretrained_cfg", None) or {}).get("classifier", ""))
-        return ImageNetwork(made, **numbers, size=own, channels_last=channels_last)
-    if isinstance(model, str):
-        import transformers
-
-        kinds = {"texts": "AutoModelForSequenceClassification", "language": "AutoModelForCausalLM"}
-        if task == "texts":
-            rest.setdefault("num_labels", classes)
-        try:
-            model = cast(nn.Module, getattr(transformers, kinds[task]).from_pretrained(model, **rest))
-        except (OSError, ValueError, RuntimeError) as error:  # the last where its head has other classes
-            raise DistillError(f"{model!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-    if lora_rank:
-        model = with_lora(model, lora_rank, "classifier" if task == "texts" else "lm_head")
-    return TextNetwork(model) if task == "texts" else LanguageNetwork(model)
 
 
 def _plain(terms: object) -> bool:

@@ -140,11 +140,12 @@ def _given_baseline(sample: Sample, family: Family, train: Train, mu_0: Rows) ->
 
 
 def _settled(sample: Sample, train: Train, mu: Rows, mu_w: Rows, ratio: Floats) -> Rows:
-    r"""The mean of a regression over the target given the baseline, corrected by the source rows.
+    r"""The mean of a regression over the target given the baseline, rid of what both regressions missed.
 
-    What a regression misses would be squared in a value. Its mean given the baseline is
-    :math:`E_0[(\ell - \mu)\,\pi_s/\pi_w \mid w]`, once more a regression; what is left is a product of the errors of
-    the regression and of the density ratio, as it is for the influence values.
+    What a regression misses, for its penalty or its form, would be squared in a value. The mean over the target misses
+    :math:`E_1[\mu - \mu_w \mid w]` and the regression itself :math:`E_0[(\ell - \mu)\,\pi_s/\pi_w \mid w]`, both again
+    regressions, without a penalty. What is left is a product of the errors of the regression and of the density ratio,
+    as it is for the influence values.
 
     Args:
         sample: The data.
@@ -156,8 +157,11 @@ def _settled(sample: Sample, train: Train, mu: Rows, mu_w: Rows, ratio: Floats) 
     Reference:
         Kennedy (2023), "Towards optimal doubly robust estimation of heterogeneous causal effects", arXiv 2004.14497.
     """
-    missed = regress(sample, settling(), 0, train, sample.baseline, (sample.loss.source - mu.source) * ratio)
-    return Rows(mu_w.source + missed.source, mu_w.target + missed.target)
+    family = settling()
+    parts = [mu_w, regress(sample, family, 0, train, sample.baseline, (sample.loss.source - mu.source) * ratio)]
+    if mu is not mu_w:
+        parts.append(regress(sample, family, 1, train, sample.baseline, mu.target - mu_w.target))
+    return Rows(*(np.sum(sides, axis=0) for sides in zip(*parts, strict=True)))
 
 
 def expectation_piece(sample: Sample, shared: Shared) -> list[Rows]:
@@ -187,11 +191,11 @@ def covariate_piece(sample: Sample, families: Families, shared: Shared, member: 
     else:
         fitted, mean_s = [fit.mu_w for fit in fits], [fit.settled_w for fit in fits]
         ratio_s = shared.ratios.w
-    mu_s, mean_sw = shared.twin(fitted), shared.twin(mean_s)
+    source, mean_sw = shared.twin(fitted), shared.twin(mean_s)
     mu_0, mu_xw = (shared.twin([getattr(fit, name) for fit in fits]) for name in ("mu_0", "settled_xw"))
-    rows = covariate_rows(sample.loss, mu_s.mean, mean_sw.mean, ratio_s, mu_0.mean, mu_xw.mean, shared.ratios.x)
+    rows = covariate_rows(sample.loss, source.mean, mean_sw.mean, ratio_s, mu_0.mean, mu_xw.mean, shared.ratios.x)
     first, second = (mean_sw[half].target - mu_xw[half].target for half in (0, 1))
-    return without_noise(sample, rows, (first + second) / 2, -split_noise(first, second))
+    return without_noise(sample, rows, (first + second) / 2, split_noise(first, second))
 
 
 def denominator_piece(sample: Sample, shared: Shared) -> Piece:

@@ -84,8 +84,8 @@ def check_seed(value: int, where: str = "seed") -> int:
 
 def _short(value: Number) -> str:
     """A number as a message shows it; Python itself refuses to write thousands of digits."""
-    huge = isinstance(value, int) and value.bit_length() > 200
-    return f"a whole number of {value.bit_length()} bits" if huge else str(value)  # type: ignore[union-attr]
+    bits = value.bit_length() if isinstance(value, int) else 0
+    return f"a whole number of {bits} bits" if bits > 200 else str(value)
 
 
 def check_positive(value: Number, where: str) -> Number:

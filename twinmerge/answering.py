@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput, TokenClassifierOutput
 
 from .attaching import register_states
+from .twin_mixin import TwinMixin, _twin_class
 from .twin_parts import Head, head_loss
 
 
-def as_classifier(twin: Any, head: str | None = None, tokens: bool = False) -> Any:
+def as_classifier(twin: TwinMixin, head: str | None = None, tokens: bool = False) -> TwinMixin:
     """A twin whose forward returns the logits of its heads, in place; ``config.id2label`` names them.
 
     Args:
@@ -28,30 +29,37 @@ def as_classifier(twin: Any, head: str | None = None, tokens: bool = False) -> A
     Raises:
         ValueError: for a head that the twin does not have.
     """
-    known = [task for task in twin.tasks if task in twin.heads and (twin.heads[task].pooling == "tokens") == tokens]
+    heads = {task: cast(Head, head) for task, head in twin.heads.items()}
+    known = [task for task in twin.tasks if task in heads and (heads[task].pooling == "tokens") == tokens]
     if not known or (head is not None and head not in known):
         kind = "every token" if tokens else "a whole input"
         raise ValueError(f"no head named {head!r} for {kind}; this twin has {', '.join(known) or 'no such heads'}.")
     asked = known if head is None else [head]
     names: list[str] = []
     for task in asked:
-        count = twin.heads[task].out_proj.out_features
-        own = twin.heads[task].label_names or ([task] if count == 1 else [f"LABEL_{i}" for i in range(count)])
+        count = heads[task].out_proj.out_features
+        own = heads[task].label_names or ([task] if count == 1 else [f"LABEL_{i}" for i in range(count)])
         names += [f"{task}: {name}" if len(asked) > 1 else str(name) for name in own]
     twin.config.id2label, twin.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
-    problems = {twin.heads[task].problem for task in asked}
-    twin.config.problem_type = problems.pop() if len(problems) == 1 else None
+    problems = {heads[task].problem for task in asked}
+    twin.config.problem_type = problems.pop() if len(problems) == 1 else None  # type: ignore[assignment]  # a plain text to us
     twin.answering = asked
-    twin.__class__ = _classifier_class(cast(Any, type(twin)), tokens)
+    twin.__class__ = _classifier_class(type(twin), tokens)  # type: ignore[arg-type]  # a class has a hash
     return twin
 
 
 @cache
-def _classifier_class(twin: Any, tokens: bool) -> Any:
+def _classifier_class(twin: type[TwinMixin], tokens: bool) -> type[TwinMixin]:
     images = twin.main_input_name == "pixel_values"
     made: Any = TokenClassifierOutput if tokens else ImageClassifierOutput if images else SequenceClassifierOutput
 
-    def forward(self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any) -> Any:
+    def forward(
+        self: Any,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> object:
         if self.mixture.weights is not None:
             return super(type(self), self).forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         as_dict = kwargs.pop("return_dict", None)
@@ -68,12 +76,21 @@ def _classifier_class(twin: Any, tokens: bool) -> Any:
         return answer.to_tuple() if plain else answer
 
     name = f"{twin.__name__}For{'Token' if tokens else 'Image' if images else 'Sequence'}Classification"
-    kind = type(name, (twin,), {"forward": forward})
+    stock = twin.__mro__[twin.__mro__.index(TwinMixin) + 1]
+    own = {"forward": forward, "__reduce__": lambda self: (_blank, (stock, tokens), self.__dict__)}
+    # The loss here is a mean, which the Trainer of transformers divides by its accumulation steps itself.
+    kind = type(name, (twin,), {**own, "accepts_loss_kwargs": False})
     register_states(kind)
     return kind
 
 
-def _asked(twin: Any, sizes: list[int], labels: Tensor | None) -> Any:
+def _blank(stock: Any, tokens: bool) -> Any:
+    """An empty classifier for pickle, as the class is made at run time."""
+    made = _classifier_class(_twin_class(stock), tokens)
+    return made.__new__(made)
+
+
+def _asked(twin: TwinMixin, sizes: list[int], labels: Tensor | None) -> str | list[str] | None:
     """The head that answers: the one there is; by a training label, which belongs to one head; else the router's."""
     heads = [cast(Head, twin.heads[task]) for task in twin.answering]
     if len(heads) == 1:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from twinmerge.errors import CheckpointError
 from twinmerge.heads import EXACT, random_inputs
@@ -18,7 +19,7 @@ from twinmerge.modeling_twin import Head
 _KINDS = {"tokens": "Token", "pixel_values": "Image"}
 
 
-def stock_classifier(body: Any, head: Head) -> Any:
+def stock_classifier(body: PreTrainedModel, head: Head) -> PreTrainedModel:
     """The stock classifier (of sequences, tokens or images) of a body that answers as a head on it does.
 
     Args:
@@ -48,21 +49,22 @@ def stock_classifier(body: Any, head: Head) -> Any:
             _fill(head, *parts)
             errors.append(_difference(model, body, head))
             if errors[-1] <= EXACT:
-                return model.to(body.dtype).eval()
+                made: PreTrainedModel = model.to(body.dtype).eval()
+                return made
     raise CheckpointError(
         f"no stock {kind.lower()} classifier on a {type(body).__name__} has a head on the {head.pooling} state of this "
         f"form (nearest is off by {min(errors):.1e} of its logits); the twin folder itself answers with it."
     )
 
 
-def _configurations(given: Any, head: Head) -> Iterator[Any]:
+def _configurations(given: PretrainedConfig, head: Head) -> Iterator[PretrainedConfig]:
     """The body's configuration with the head's labels, in each form that changes how a stock head is used."""
     config = copy.deepcopy(given)
     vars(config).pop("auto_map", None)
     outputs = head.out_proj.out_features
     names = head.label_names or [f"LABEL_{i}" for i in range(outputs)]
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
-    config.problem_type = head.problem or ("regression" if head.label_names == [] else None)
+    config.problem_type = head.problem or ("regression" if head.label_names == [] else None)  # type: ignore[assignment]  # a plain text to us
     poolings = [None] if not hasattr(config, "classifier_pooling") else ["cls", "mean"]
     activations = [None] if not hasattr(config, "classifier_activation") else [head.activation]
     for pooling, activation in product(poolings, activations):
@@ -74,7 +76,7 @@ def _configurations(given: Any, head: Head) -> Iterator[Any]:
         yield made
 
 
-def _places(model: Any, head: Head) -> Iterator[tuple[nn.Linear, nn.Linear | None, nn.LayerNorm | None]]:
+def _places(model: PreTrainedModel, head: Head) -> Iterator[tuple[nn.Linear, nn.Linear | None, nn.LayerNorm | None]]:
     """Where the head's layers may stand in a stock classifier: its output, its dense layer, its norm."""
     inside = {id(module) for module in model.base_model.modules()}
     outside = [module for module in model.modules() if id(module) not in inside]
@@ -99,7 +101,7 @@ def _fill(head: Head, answer: nn.Linear, dense: nn.Linear | None, norm: nn.Layer
                     theirs.bias.copy_(ours.bias)
 
 
-def _difference(model: Any, body: Any, head: Head) -> float:
+def _difference(model: PreTrainedModel, body: PreTrainedModel, head: Head) -> float:
     """Largest difference of the classifier's logits to the head's on the body's states, in double precision."""
     inputs = random_inputs(body.config, body.main_input_name)
     inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from twinmerge.functional.factorize import spectrum, truncated_svd
 from twinmerge.functional.lora import lora_low_rank
 from twinmerge.functional.ranks import choose_ranks, stored_dense
+from twinmerge.mixture import Difference
 
 NEGLIGIBLE = 1e-6  # share of an expert's squared difference below which a matrix is left to the shared expert
 LoraTerms = Mapping[str, tuple[float, Tensor, Tensor]]
@@ -33,7 +33,7 @@ class Exclusive:
             of matrices that barely changed.
     """
 
-    experts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    experts: dict[str, dict[str, Difference]] = field(default_factory=dict)
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
     residuals: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: dict[str, float] = field(default_factory=dict)
@@ -90,14 +90,8 @@ def exclusive_experts(
         return (flat.t() if name in transposed else flat)[None]
 
     for task, state in experts.items():
-        squares: dict[str, float] = {}
-        for name, value in shared.items():
-            if value.is_floating_point() and not torch.equal(state[name].to(value), value):
-                squares[name] = float(_difference(state[name], value).double().square().sum())
-        total = sum(squares.values())
-        left = {n for n, q in squares.items() if n in dropped or (shared[n].dim() > 1 and q <= NEGLIGIBLE * total)}
-        result.left_out[task] = sum(squares[n] for n in left) / total if total else 0.0
-        for name in (n for n in squares if n not in left):
+        kept, result.left_out[task] = _kept(shared, state, dropped)
+        for name in kept:
             value = shared[name]
             if value.dim() < 2:
                 result.experts[task][name] = _difference(state[name], value)
@@ -134,6 +128,19 @@ def exclusive_experts(
         elif lows:
             result.experts[task][name] = lows[0][1:]
     return result
+
+
+def _kept(
+    shared: Mapping[str, Tensor], state: Mapping[str, Tensor], dropped: frozenset[str]
+) -> tuple[list[str], float]:
+    """Parameters whose differences an expert keeps, and the share of its squared difference that it does not."""
+    squares: dict[str, float] = {}
+    for name, value in shared.items():
+        if value.is_floating_point() and not torch.equal(state[name].to(value), value):
+            squares[name] = float(_difference(state[name], value).double().square().sum())
+    total = sum(squares.values())
+    left = {n for n, q in squares.items() if n in dropped or (shared[n].dim() > 1 and q <= NEGLIGIBLE * total)}
+    return [n for n in squares if n not in left], sum(squares[n] for n in left) / total if total else 0.0
 
 
 def _difference(expert: Tensor, shared: Tensor) -> Tensor:

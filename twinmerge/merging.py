@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
@@ -16,9 +18,12 @@ from twinmerge.layouts import trace
 from twinmerge.methods import find
 from twinmerge.modeling_twin import attach
 from twinmerge.proving import probe_of
+from twinmerge.twin_mixin import TwinMixin
 
 State = Mapping[str, Tensor]
 Method = str | Callable[..., dict[str, Tensor]]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def shared_expert(
@@ -75,7 +80,7 @@ def _mergeable(model: nn.Module, task: str, state: State) -> dict[str, Tensor]:
     return kept
 
 
-def set_parameters(model: nn.Module, state: State) -> nn.Module:
+def set_parameters(model: Model, state: State) -> Model:
     """Copy parameters into a model, in place; tied ones follow."""
     names = {name for name, _ in model.named_parameters()} | statistics(model).keys()
     if odd := sorted(names ^ state.keys()):
@@ -86,14 +91,14 @@ def set_parameters(model: nn.Module, state: State) -> nn.Module:
 
 
 def merge(
-    model: nn.Module,
+    model: PreTrainedModel,
     experts: Mapping[str, State],
     method: Method = "task_arithmetic",
     *,
     rank: Mapping[str, Any],
     dense: str | None = None,
     **options: object,
-) -> tuple[Any, Exclusive]:
+) -> tuple[TwinMixin, Exclusive]:
     """Twin-Merging of full fine-tunes, without its router.
 
     Args:
@@ -121,7 +126,7 @@ def merge(
     return twin, exclusive
 
 
-def _dropped(model: nn.Module, dense: str | None) -> frozenset[str]:
+def _dropped(model: PreTrainedModel, dense: str | None) -> frozenset[str]:
     """Vectors that the exclusive experts do not keep."""
     if dense is None:
         dense = "none" if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else "all"
@@ -133,7 +138,7 @@ def _dropped(model: nn.Module, dense: str | None) -> frozenset[str]:
     return frozenset(vectors - kept) | (_of_all_inputs(model) if dense == "none" else frozenset())
 
 
-def _of_all_inputs(model: nn.Module) -> frozenset[str]:
+def _of_all_inputs(model: PreTrainedModel) -> frozenset[str]:
     """Weights of layers that are used once for all inputs of a batch, such as an encoder's positions.
 
     PEFT deals the rows that a layer takes out to the adapters of a mixed batch, and these have no row for every input.
@@ -151,7 +156,9 @@ def _is_norm(model: nn.Module, name: str) -> bool:
     return isinstance(weight, Tensor) and weight.dim() == 1
 
 
-def merge_lora(model: nn.Module, experts: Mapping[str, LoraTerms], scale: float, rank: int) -> tuple[Any, Exclusive]:
+def merge_lora(
+    model: PreTrainedModel, experts: Mapping[str, LoraTerms], scale: float, rank: int
+) -> tuple[TwinMixin, Exclusive]:
     """Twin-Merging of LoRA fine-tunes in the exact product form, shared expert by task arithmetic.
 
     Args:
@@ -187,5 +194,5 @@ def merge_lora(model: nn.Module, experts: Mapping[str, LoraTerms], scale: float,
     return attach(model, list(experts), [exclusive.experts[t] for t in experts]), exclusive
 
 
-def _weights_of(model: nn.Module, kind: Any) -> frozenset[str]:
+def _weights_of(model: nn.Module, kind: type[nn.Module] | UnionType) -> frozenset[str]:
     return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, kind))

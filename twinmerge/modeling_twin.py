@@ -10,15 +10,16 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .answering import as_classifier
-from .attaching import statistics
+from .attaching import refuse_spread, statistics
+from .mixture import Difference
 from .twin_mixin import TwinMixin, attach
 from .twin_parts import Head, Router, TwinOutput, masked_mean
 
@@ -34,11 +35,13 @@ __all__ = [
     "read_expert",
 ]
 
-NOTHING_AMISS: dict[str, Any] = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+NOTHING_AMISS: dict[str, set[str]] = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
 FORMAT_VERSION = 2  # 1 had router.safetensors beside the shared expert, where vLLM takes it for weights
 
 
-def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, int] | None = None) -> dict[str, Any]:
+def read_expert(
+    folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, int] | None = None
+) -> dict[str, Difference]:
     """The differences that a PEFT LoRA folder holds: parameter name -> (up, down), or a dense difference.
 
     Args:
@@ -54,7 +57,7 @@ def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, 
         key.removeprefix("base_model.model."): value
         for key, value in load_file(folder / "adapter_model.safetensors").items()
     }
-    differences: dict[str, object] = {}
+    differences: dict[str, Difference] = {}
     for module in config["modules_to_save"] or ():
         names = [name for name in shared if name.startswith(f"{module}.")]
         if missing := [name for name in names if name not in left] or not names:
@@ -90,7 +93,7 @@ def _pattern(config: Mapping[str, Any], key: str, module: str, default: float) -
     return next((v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module)), default)
 
 
-def _refactored(difference: Tensor, rank: int) -> Any:
+def _refactored(difference: Tensor, rank: int) -> Difference:
     """Factors of a difference that is of low rank up to rounding; the difference itself where they are not smaller."""
     matrix = difference if difference.dim() == 3 else difference.flatten(1)
     m, n = matrix.shape[-2:]
@@ -102,17 +105,19 @@ def _refactored(difference: Tensor, rank: int) -> Any:
     return (up, down) if m >= n else (down.mT, up.mT)
 
 
-def assemble(model: nn.Module, folder: Path) -> Any:
+def assemble(model: transformers.PreTrainedModel, folder: Path) -> TwinMixin:
     """Turn a stock model that holds a folder's shared expert into the folder's routed twin.
 
     Raises:
-        ValueError: when the folder was written by a newer format, or lacks or adds a tensor.
+        ValueError: when the folder was written by a newer format, or lacks or adds a tensor, or the model is quantised
+            or spread over several places.
     """
     card = json.loads((folder / "twin.json").read_text(encoding="utf-8"))
     if card["format_version"] > FORMAT_VERSION:
         raise ValueError(
             f"{folder} has twin format {card['format_version']}, and this code reads up to {FORMAT_VERSION}; update it."
         )
+    refuse_spread(model)
     shared = {**dict(model.named_parameters(remove_duplicate=False)), **statistics(model)}
     experts = [read_expert(folder / "experts" / task, shared, card["ranks"][task]) for task in card["tasks"]]
     router = None
@@ -127,11 +132,16 @@ def assemble(model: nn.Module, folder: Path) -> Any:
     for task, spec in card["heads"].items():
         head = Head.from_tensors(load_file(folder / "heads" / f"{task}.safetensors"), spec)
         twin.heads[task] = head.to(reference.dtype)
-    return twin.to(reference.device).eval()
+    twin.to(reference.device)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
+    twin.eval()
+    return twin
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What transformers' Auto classes call with trust_remote_code=True.
+
+
+Told = tuple[TwinMixin, dict[str, set[str]]]  # a twin, and that no tensor was missing or left over
 
 
 class _Loader:
@@ -142,7 +152,7 @@ class _Loader:
         """Nothing to register: the folder names this file already."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> TwinMixin | Told:
         """Load the shared expert with the stock class and put the folder's routing over it."""
         folder = Path(path)
         if not folder.is_dir():
@@ -199,10 +209,11 @@ class TwinClassifier(TwinModel):
     tokens = False
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> TwinMixin | Told:
         """The routed model that answers with its heads; `head="<task>"` among the options asks one question only."""
         head, told = kwargs.pop("head", None), kwargs.pop("output_loading_info", False)
-        made = as_classifier(super().from_pretrained(path, *args, config=config, **kwargs), head, cls.tokens)
+        twin = cast(TwinMixin, super().from_pretrained(path, *args, config=config, **kwargs))
+        made = as_classifier(twin, head, cls.tokens)
         return (made, NOTHING_AMISS) if told else made
 
 

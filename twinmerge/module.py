@@ -13,9 +13,12 @@ from typing import Any, cast
 import lightning
 import torch
 import torchmetrics
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+from transformers import PreTrainedModel
 
 from twinmerge.artefact import load
 from twinmerge.modeling_twin import Head, TwinMixin
@@ -124,16 +127,16 @@ class FinetuneModule(lightning.LightningModule):
         self.save_hyperparameters(ignore=[] if isinstance(model, str) else ["model"])
         if isinstance(model, str):
             model = _from_folder(model)
-        twin = isinstance(model, TwinMixin)
-        if question and (not twin or question not in cast(Any, model).heads):
-            known = ", ".join(cast(Any, model).heads) if twin else "it is no twin"
+        twin = model if isinstance(model, TwinMixin) else None
+        if question and (twin is None or question not in twin.heads):
+            known = "it is no twin" if twin is None else ", ".join(twin.heads)
             raise ValueError(f"question '{question}' is no head of the model ({known}); name one of a twin's heads.")
-        if twin and lora_rank:
+        if twin is not None and lora_rank:
             raise ValueError(f"lora_rank is {lora_rank}, but a twin has low-rank experts of its own to train; give 0.")
         if parts:
-            if not twin:
+            if twin is None:
                 raise ValueError(f"parts are {', '.join(parts)}, but the model is no twin; use frozen for others.")
-            cast(Any, model).train_only(*parts)
+            twin.train_only(*parts)
         for name, parameter in model.named_parameters():
             if any(part in name for part in frozen):
                 parameter.requires_grad_(False)
@@ -141,20 +144,20 @@ class FinetuneModule(lightning.LightningModule):
             from peft import LoraConfig, get_peft_model
 
             config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear")
-            model = cast(nn.Module, get_peft_model(cast(Any, model), config))
+            model = get_peft_model(cast("PreTrainedModel", model), config)
         self.model = model.train()
         self.head: Head | None = None
         if labels and not question:
-            width = cast(Any, model).config.hidden_size
+            width = cast("PreTrainedModel", model).config.hidden_size
             if heads == "fixed":
                 self.head = fixed_head(width, labels, seed)
             else:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
                     self.head = Head(width, labels, pooling)
-        outputs = labels or int(getattr(cast(Any, model).config, "num_labels", 2))
-        if question:
-            outputs = cast(Any, model).heads[question].out_proj.out_features
+        outputs = labels or int(getattr(cast("PreTrainedModel", model).config, "num_labels", 2))
+        if twin is not None and question:
+            outputs = cast(Head, twin.heads[question]).out_proj.out_features
         self.outputs = outputs
         self.metrics = nn.ModuleDict(
             {stage: task_metric(metric, outputs).clone(prefix=f"{stage}/") for stage in ("validation", "test")}
@@ -164,8 +167,8 @@ class FinetuneModule(lightning.LightningModule):
         """Logits of a batch (input_ids, attention_mask, ...): shape (batch, labels), or the model's own."""
         inputs = {k: v for k, v in batch.items() if k != "labels"}
         if self.hparams["question"]:
-            answer = cast(Any, self.model).classify(**inputs, head=self.hparams["question"])
-            return cast(Tensor, answer.logits[..., : self.outputs])
+            answer = cast(TwinMixin, self.model).classify(**inputs, head=self.hparams["question"])
+            return answer.logits[..., : self.outputs]
         outputs = self.model(**inputs)
         if self.head is None:
             return cast(Tensor, outputs.logits)
@@ -174,7 +177,7 @@ class FinetuneModule(lightning.LightningModule):
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss and logits: that of the head (see `head_loss`), or the model's own loss."""
         question = self.hparams["question"]
-        head = cast(Any, self.model).heads[question] if question else self.head
+        head = cast(Head, cast(TwinMixin, self.model).heads[question]) if question else self.head
         if head is None:
             outputs = self.model(**batch)
             return outputs.loss, outputs.logits
@@ -201,7 +204,7 @@ class FinetuneModule(lightning.LightningModule):
         labels = batch["labels"]
         if logits.dim() == 2 and labels.dim() == 1:  # language models are judged by their loss alone
             guesses = (logits[:, 0].float(), labels.float()) if self.outputs == 1 else (logits, labels)
-            cast(Any, self.metrics[stage]).update(*guesses)
+            cast(MetricCollection, self.metrics[stage]).update(*guesses)
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch's validation metrics and score."""
@@ -212,7 +215,7 @@ class FinetuneModule(lightning.LightningModule):
         self._log_score("test")
 
     def _log_score(self, stage: str) -> None:
-        metrics = cast(Any, self.metrics[stage])
+        metrics = cast(MetricCollection, self.metrics[stage])
         if not next(iter(metrics.values())).update_called:
             return
         values = {name: value.float() for name, value in metrics.compute().items()}  # a Matthews 0 is an integer
@@ -235,7 +238,7 @@ class FinetuneModule(lightning.LightningModule):
         parameters = self.named_parameters(remove_duplicate=False)
         return [n for n, p in parameters if not p.requires_grad and not ADDED.isdisjoint(n.split("."))]
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with weight decay on matrices, warm-up then linear decay to zero over all steps."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         groups = [

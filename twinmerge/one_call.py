@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from twinmerge.checkpoints import Checkpoint, inspect_checkpoint
 from twinmerge.errors import CheckpointError
@@ -16,6 +17,7 @@ from twinmerge.folders import Expert, read_folder
 from twinmerge.merging import merge, merge_lora
 from twinmerge.modeling_twin import Router
 from twinmerge.routable import check_routable
+from twinmerge.twin_mixin import TwinMixin
 from twinmerge.vocabulary import fit_vocabulary
 
 ROUTERS = ("mlp", "linear", "knn")
@@ -34,7 +36,7 @@ def merge_folders(
     dense: str | None = None,
     seed: int = 0,
     **options: object,
-) -> Any:
+) -> TwinMixin:
     """Merge folders that plain transformers or PEFT wrote into a routed twin.
 
     Args:
@@ -85,7 +87,8 @@ def merge_folders(
         router = router_from_texts(twin, router, words, {task: list((texts or {})[task]) for task in folders}, seed)
     twin.router = router
     twin.tokenizer_of_union = tokenizer
-    return twin.eval()
+    twin.eval()
+    return twin
 
 
 def local_folder(where: str | Path) -> Path:
@@ -135,7 +138,7 @@ def stored_format(base: Checkpoint, experts: Sequence[Checkpoint]) -> str:
 
 
 def combine(
-    model: Any,
+    model: PreTrainedModel,
     experts: Mapping[str, Expert],
     method: str,
     rank: Mapping[str, Any],
@@ -143,7 +146,7 @@ def combine(
     dense: str | None = None,
     seed: int = 0,
     **options: Any,
-) -> Any:
+) -> TwinMixin:
     """The twin of experts that were read, with their heads and without a router; products of factors where exact."""
     terms = {task: expert.terms for task, expert in experts.items()}
     if all(terms.values()) and method in ("average", "task_arithmetic") and set(rank) == {"rank"}:
@@ -158,7 +161,9 @@ def combine(
     return twin
 
 
-def router_from_texts(twin: Any, kind: str, tokenizer: Any, texts: Mapping[str, list[str]], seed: int) -> Router:
+def router_from_texts(
+    twin: TwinMixin, kind: str, tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, list[str]], seed: int
+) -> Router:
     """A router from unlabelled texts: every fifth text of a task is held out to fit the temperature."""
     import lightning
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -23,9 +23,10 @@ from torch.nn.functional import one_hot
 
 from twinmerge.dense import is_routing, mixed_differences
 from twinmerge.routed_layers import FactoredLayer, RoutedAny, RoutedConv, RoutedConv1D, RoutedEmbedding, RoutedLayer
+from twinmerge.twin_mixin import TwinMixin
 
 
-def write_expert(twin: Any, index: int, folder: Path) -> dict[str, int]:
+def write_expert(twin: TwinMixin, index: int, folder: Path) -> dict[str, int]:
     """Write expert number `index` of a routed model.
 
     Args:

@@ -6,9 +6,8 @@ import copy
 from typing import Any, cast
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from twinmerge.attaching import statistics
 from twinmerge.dense import check_routing
@@ -18,7 +17,7 @@ from twinmerge.twin_mixin import attach
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 
 
-def small_config(config: Any) -> Any:
+def small_config(config: PretrainedConfig) -> PretrainedConfig:
     """A copy of a configuration with at most two layers, as routing is a matter of kinds of layers and not of depth."""
     small = copy.deepcopy(config)
     for name in _DEPTHS:
@@ -34,7 +33,7 @@ def small_config(config: Any) -> Any:
     return small
 
 
-def check_routable(config: Any, frozen: tuple[str, ...] = ()) -> tuple[str, float]:
+def check_routable(config: PretrainedConfig, frozen: tuple[str, ...] = ()) -> tuple[str, float]:
     """Route a two-layer copy of a model with random weights and experts, against dense merges; no weights are read.
 
     Args:
@@ -53,7 +52,7 @@ def check_routable(config: Any, frozen: tuple[str, ...] = ()) -> tuple[str, floa
     return type(model).__name__, preflight(model, frozen)
 
 
-def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
+def preflight(model: PreTrainedModel, frozen: tuple[str, ...] = ()) -> float:
     """Whether experts of this model can be routed, found out with random ones.
 
     Args:
@@ -83,4 +82,4 @@ def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
         for _ in range(2)
     ]
     model.requires_grad_(False)
-    return check_routing(attach(model, ["a", "b"], experts).eval(), **cast(Any, inputs))
+    return check_routing(attach(model, ["a", "b"], experts).eval(), **cast("dict[str, Any]", inputs))

@@ -74,8 +74,8 @@ class TextTask:
         def turned(split: Split) -> Split:
             return Split(split.texts, [place[int(label)] for label in split.labels])
 
-        parts = {name: turned(getattr(self, name)) for name in ("train", "validation", "test")}
-        return replace(self, labels=labels, **parts)
+        train, validation, test = map(turned, (self.train, self.validation, self.test))
+        return replace(self, labels=labels, train=train, validation=validation, test=test)
 
 
 def text_key(text: Text) -> Text:

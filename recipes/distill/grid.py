@@ -24,6 +24,9 @@ from recipes.running.quiet import hush_libraries, silent_trainer
 from recipes.running.seals import seal, sealed
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from distill.models import Network
     from recipes.distill.schema import Recipe
     from recipes.running.folder import RunFolder
 
@@ -61,7 +64,7 @@ def run_grid(recipe: Recipe, grid: Grid, folder: RunFolder) -> None:
     report(grid, results, accuracy, folder)
 
 
-def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[Any]) -> list[dict[str, Any]]:
+def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[tuple[object, ...]]) -> list[dict[str, Any]]:
     """The contents of all cells, in their order, made side by side."""
     from joblib import Parallel, delayed
 
@@ -91,7 +94,7 @@ def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int 
     return read
 
 
-def teach(recipe: Recipe, grid: Grid, out: Path) -> Any:
+def teach(recipe: Recipe, grid: Grid, out: Path) -> Network:
     """The teacher, trained on labels alone under the last setting where it is not there yet."""
     from recipes.distill.networks import load_network, network, save_network, saved_network
 
@@ -110,7 +113,7 @@ def teach(recipe: Recipe, grid: Grid, out: Path) -> Any:
     return made
 
 
-def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: object) -> dict[str, Any]:
+def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: nn.Module) -> dict[str, Any]:
     """The best candidate of every method on validation, the published one among them."""
     tried = {
         f"{name}_{number}": terms
@@ -130,7 +133,7 @@ def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: objec
 
 
 def run_cell(
-    recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: object, terms: Mapping[str, Terms], seed: int
+    recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: nn.Module, terms: Mapping[str, Terms], seed: int
 ) -> dict[str, dict[str, float]]:
     """Train one student for every entry of the terms, all from the same weights and on the same views."""
     import lightning
@@ -149,22 +152,22 @@ def train(
     grid: Grid,
     setting: Setting,
     size: int,
-    students: Any,
-    teacher: Any,
+    students: Mapping[str, nn.Module | str],
+    teacher: nn.Module | None,
     terms: Mapping[str, Terms],
     seed: int,
 ) -> dict[str, dict[str, float]]:
     """Train and return accuracies: split -> student -> share of right answers."""
     import lightning
 
-    from distill.data import mixup
     from distill.module import DistillModule
+    from distill.transforms import mixup
     from recipes.distill.glyph_module import GlyphData
 
     lightning.seed_everything(seed, workers=True, verbose=False)
     regime_ = regime(setting.regime, setting.changes)
     module = DistillModule(
-        students,
+        dict(students),
         teacher,
         dict(terms),
         regime=setting.regime,

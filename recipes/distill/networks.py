@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.errors import DistillError
 from recipes.data.models import resolve_model
@@ -15,6 +15,12 @@ from recipes.distill.schema import Network, Recipe
 from recipes.running.seals import STAMP, damage, stamp
 
 WEIGHTS = "network.safetensors"
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
+    from transformers import PreTrainedModel
+
+    from distill.models import Network as Built
 
 
 @contextmanager
@@ -26,12 +32,12 @@ def told(kind: type[Exception], where: str = "") -> Iterator[None]:
         raise kind(f"{where}: {error}" if where else str(error)) from error
 
 
-def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> Any:
+def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> Built:
     """Build a network of the recipe, behind the common call."""
-    from distill.module import build
+    from distill.models import build
 
     options = dict(config.options)
-    name: Any = config.model
+    name = config.model
     training = recipe.training
     if recipe.kind == "images" and student:
         drop = {"drop_path_rate": training.drop_path, "drop_rate": training.dropout}
@@ -43,7 +49,7 @@ def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> 
     return build(name, recipe.kind, classes, size, recipe.channels_last, rank, options)
 
 
-def saved_beside(recipe: Recipe, data: Any) -> dict[str, Any]:
+def saved_beside(recipe: Recipe, data: LightningDataModule) -> dict[str, object]:
     """What a network needs beside its weights to be used elsewhere: the tokenizer, or names of the images' classes.
 
     Args:
@@ -59,7 +65,7 @@ def saved_beside(recipe: Recipe, data: Any) -> dict[str, Any]:
     return {"tokenizer": AutoTokenizer.from_pretrained(place)}
 
 
-def save_network(made: Any, target: Path, beside: dict[str, Any]) -> None:
+def save_network(made: Built, target: Path, beside: Mapping[str, Any]) -> None:
     """Write the weights as network.safetensors, and what else makes them of use.
 
     A transformers model is its own folder `model` with its tokenizer, which `pipeline` loads, its classes named in its
@@ -74,7 +80,7 @@ def save_network(made: Any, target: Path, beside: dict[str, Any]) -> None:
 
     target.mkdir(parents=True, exist_ok=True)
     if hasattr(made.model, "save_pretrained"):
-        made.model.save_pretrained(target / "model")
+        cast("PreTrainedModel", made.model).save_pretrained(target / "model")
         if beside.get("tokenizer") is not None:
             beside["tokenizer"].save_pretrained(target / "model")
     if beside.get("labels"):
@@ -97,7 +103,7 @@ def saved_network(target: Path, say: Callable[[str], object]) -> bool:
     return not fault
 
 
-def load_network(made: Any, target: Path) -> None:
+def load_network(made: Built, target: Path) -> None:
     """Read weights that `save_network` wrote into a folder."""
     from safetensors.torch import load_model
 

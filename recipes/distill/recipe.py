@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from distill.module import DistillModule
 from distill.regimes import Regime, regime
 from recipes.data import wheels
 from recipes.data.models import check_model
@@ -33,6 +34,13 @@ from recipes.running.quiet import hush_libraries
 from recipes.running.trainer import TrainerConfig, build_trainer
 
 if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule, Trainer
+    from torch import nn
+
+    from distill.cached_data import CachedImageData
+    from distill.data import ImageData
+    from distill.models import Network as Built
+    from distill.networks import Frozen, TextNetwork
     from recipes.running.folder import RunFolder
 
 __all__ = ["Recipe", "check", "run"]
@@ -152,7 +160,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         data = data_module(recipe, recipe.changes, folder.path / "cache" if recipe.teacher.views else None)
         terms = {name: recipe.terms(name) for name in recipe.methods}
         negatives = any("crd" in chosen for chosen in terms.values())
-        students: dict[str, Any] = {}
+        students: dict[str, nn.Module | str] = {}
         for name in terms:  # all from the same initial weights
             lightning.seed_everything(recipe.seed, workers=True, verbose=False)
             students[name] = network(recipe, recipe.student, classes, student=True)
@@ -163,18 +171,20 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             task=recipe.kind,
             classes=classes,
             teacher_dtype=recipe.teacher.dtype,
-            item_labels=data.item_labels() if negatives else None,
+            item_labels=cast("ImageData", data).item_labels() if negatives else None,
             **recipe.arguments(),
             labels=labels,
         )
         if recipe.teacher.views:
-            data.fill(module._teacher, recipe.teacher.model)
+            cast("CachedImageData", data).fill(cast("Frozen", module._teacher), recipe.teacher.model)
         trainer = fit(recipe, module, data, folder, "students", recipe.training)
         tested = trainer.test(module, datamodule=data, verbose=False)[0]
     rows += [{"student": name, **_figures(tested, name, len(terms))} for name in terms]
     if trainer.is_global_zero:
         for name in terms:
-            save_network(module.students[name], folder.path / "students" / name, saved_beside(recipe, data))
+            save_network(
+                cast("Built", module.students[name]), folder.path / "students" / name, saved_beside(recipe, data)
+            )
     by_name = {row["student"]: row for row in rows}
     for name in terms:
         if {"teacher", "ce"} <= set(by_name) and name != "ce":
@@ -188,7 +198,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
 def _teacher(
     recipe: Recipe, folder: RunFolder, classes: int, labels: list[str] | None
-) -> tuple[Any, list[dict[str, Any]]]:
+) -> tuple[Built | None, list[dict[str, Any]]]:
     """The teacher, trained where the recipe says so, and its row of the table."""
     from distill.labels import follow
     from distill.module import DistillModule
@@ -199,7 +209,7 @@ def _teacher(
     made = network(recipe, recipe.teacher, classes, student=False)
     data = data_module(recipe, changes)
     if labels and not recipe.teacher.train:
-        follow(made, labels, "the teacher", learns=False)
+        follow(cast("TextNetwork", made), labels, "the teacher", learns=False)
     module = DistillModule(
         made,
         terms={"hard": {}},
@@ -212,16 +222,16 @@ def _teacher(
     )
     saved = folder.path / "teacher"
     if recipe.teacher.train and saved_network(saved, folder.say):
-        load_network(module.students["student"], saved)
+        load_network(cast("Built", module.students["student"]), saved)
         trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
     elif recipe.teacher.train:
         trainer = fit(recipe, module, data, folder, "teacher", regime(recipe.regime, changes))
         if trainer.is_global_zero:
-            save_network(module.students["student"], saved, saved_beside(recipe, data))
+            save_network(cast("Built", module.students["student"]), saved, saved_beside(recipe, data))
     else:
         trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
-    return module.students["student"], [{"student": "teacher", **_figures(tested, "student", 1)}]
+    return cast("Built", module.students["student"]), [{"student": "teacher", **_figures(tested, "student", 1)}]
 
 
 def _figures(tested: Mapping[str, float], name: str, students: int) -> dict[str, float]:
@@ -229,7 +239,9 @@ def _figures(tested: Mapping[str, float], name: str, students: int) -> dict[str,
     return {key.removeprefix(stage): value for key, value in tested.items() if key.startswith(stage)}
 
 
-def fit(recipe: Recipe, module: Any, data: Any, folder: RunFolder, name: str, training: Regime) -> Any:
+def fit(
+    recipe: Recipe, module: DistillModule, data: LightningDataModule, folder: RunFolder, name: str, training: Regime
+) -> Trainer:
     """Train under a regime, from the newest checkpoint of this phase where there is one."""
     trainer = build_trainer(_limited(recipe.trainer, training), folder, name)
     trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(name))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from recipes.data import wheels
 from recipes.data.acs import ACS_NEEDS, acs_available, read_acs
@@ -13,6 +14,9 @@ from recipes.data.gss import GSS_COLUMNS, LABEL, read_gss
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError, check_range
 from recipes.front.parse import parse
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["DomainData", "check_data", "load_domains", "need_columns"]
 
@@ -131,7 +135,7 @@ def _check_merge(folder: Path) -> None:
         raise RecipeError(f"data.path: task {numeric[0]!r} is a regression, and losses are compared for classes only")
 
 
-def load_domains(data: DomainData, say: Any) -> tuple[Any, Any]:
+def load_domains(data: DomainData, say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the rows and cut them into domains, in the order of the files.
 
     Args:
@@ -169,7 +173,7 @@ def load_domains(data: DomainData, say: Any) -> tuple[Any, Any]:
     return found["source"], found["target"]
 
 
-def need_columns(frame: Any, columns: list[str], where: str) -> None:
+def need_columns(frame: pd.DataFrame, columns: list[str], where: str) -> None:
     """Refuse columns that a frame does not have.
 
     Raises:
@@ -181,7 +185,7 @@ def need_columns(frame: Any, columns: list[str], where: str) -> None:
             raise RunError(f"{where}: no column is called {column!r}; the table has {', '.join(present)}")
 
 
-def _condition(text: str, key: str) -> tuple[Any, float] | None:
+def _condition(text: str, key: str) -> tuple[Callable[[pd.Series, float], pd.Series], float] | None:
     """The comparison and bound of a text such as ">= 2006"; None for a value."""
     sign = next((sign for sign in OPERATORS if text.startswith(sign)), None)
     if sign is None:
@@ -192,7 +196,7 @@ def _condition(text: str, key: str) -> tuple[Any, float] | None:
         raise FieldError(key, f"expected a number after {sign}, as in '{sign} 2006', got {text!r}") from None
 
 
-def _rows(column: Any, wanted: str) -> Any:
+def _rows(column: pd.Series, wanted: str) -> pd.Series:
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce")
@@ -212,7 +216,7 @@ def _header(kind: str, file: Path) -> list[str]:
     try:
         if kind == "csv":
             return list(map(str, pd.read_csv(file, nrows=0).columns))
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
 
         return list(map(str, parquet.read_schema(file).names))
     except (ValueError, OSError) as fault:
@@ -220,7 +224,7 @@ def _header(kind: str, file: Path) -> list[str]:
         raise RecipeError(f"{file} cannot be read as {kind} ({reason}); give a table with a header") from fault
 
 
-def _read_file(kind: str, file: Path) -> Any:
+def _read_file(kind: str, file: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:

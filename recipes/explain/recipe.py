@@ -23,6 +23,8 @@ from recipes.explain.schema import Recipe
 from recipes.front.preflight import check_all
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from explain.report import GapReport
     from recipes.running.folder import RunFolder
 
@@ -84,7 +86,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     finish(folder, report, {**counts, "training_rows": trained_on})
 
 
-def _predict(recipe: Recipe, tables: list[Any], folder: RunFolder) -> tuple[list[Any], list[list[str]], int]:
+def _predict(
+    recipe: Recipe, tables: list[pd.DataFrame], folder: RunFolder
+) -> tuple[list[pd.DataFrame], list[list[str]], int]:
     """Rows to analyse with every model's predictions or losses in columns, their names, and how many rows trained."""
     source = tables[0].sample(frac=1.0, random_state=recipe.seed)
     training = round(recipe.train_share * len(source)) if any(model.fitted for model in recipe.models) else 0
@@ -113,7 +117,7 @@ def _options(recipe: Recipe) -> dict[str, Any]:
     """Arguments of the explainer."""
     from explain import ModelGapExplainer
 
-    options = recipe.estimation.arguments() | {
+    options: dict[str, Any] = recipe.estimation.arguments() | {
         "groups": recipe.groups,
         "label": recipe.label,
         "cluster": recipe.cluster or None,

@@ -24,7 +24,7 @@ MAY_DIFFER = (
 _ABSENT = object()
 
 
-def differences(before: Any, after: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(before: Any, after: Any, path: str = "") -> dict[str, tuple[object, object]]:
     """Return the keys whose values differ, dotted, with both values.
 
     >>> differences({"a": {"b": 1}, "c": [1, 2]}, {"a": {"b": 2}, "c": [1, 2]})
@@ -34,7 +34,7 @@ def differences(before: Any, after: Any, path: str = "") -> dict[str, tuple[Any,
         keys = (
             list(dict.fromkeys([*before, *after])) if isinstance(before, dict) else range(max(len(before), len(after)))
         )
-        found: dict[str, tuple[Any, Any]] = {}
+        found: dict[str, tuple[object, object]] = {}
         for key in keys:
             inner = f"{path}.{key}" if path else str(key)
             found |= differences(_get(before, key), _get(after, key), inner)
@@ -48,7 +48,7 @@ def _get(values: Any, key: Any) -> Any:
     return values[key] if key < len(values) else _ABSENT
 
 
-def check_resume(folder: Path, now: Parsed) -> dict[str, tuple[Any, Any]]:
+def check_resume(folder: Path, now: Parsed) -> dict[str, tuple[object, object]]:
     """Compare the recipe of a run folder with the present one.
 
     Args:
@@ -83,5 +83,5 @@ def _accepted(key: str) -> bool:
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_DIFFER)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "absent" if value is _ABSENT else show(value)

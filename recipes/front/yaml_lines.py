@@ -14,7 +14,7 @@ Key = tuple[str | int, ...]
 MAX_NODES = 100_000  # a page of aliases of aliases would otherwise fill the memory
 MAX_DEPTH = 60
 LONGEST_NUMBER = 100  # digits of a whole number that are read at all: Python refuses thousands
-REFUSED: Any = type("Refused", (), {"__repr__": lambda self: "?"})()  # stands for a value whose problem is noted
+REFUSED: object = type("Refused", (), {"__repr__": lambda self: "?"})()  # stands for a value whose problem is noted
 
 
 class _Loader(yaml.SafeLoader):
@@ -99,7 +99,7 @@ class _Builder:
         self.source = source
         self.nodes = 0
 
-    def build(self, node: Node, path: Key) -> Any:
+    def build(self, node: Node, path: Key) -> object:
         self.nodes += 1
         if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
             line = node.start_mark.line + 1
@@ -113,8 +113,8 @@ class _Builder:
             return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
         return self.scalar(node, path)
 
-    def mapping(self, node: MappingNode, path: Key) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+    def mapping(self, node: MappingNode, path: Key) -> dict[str, object]:
+        values: dict[str, object] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
@@ -129,7 +129,7 @@ class _Builder:
             values[key] = self.build(value_node, (*path, key))
         return values
 
-    def scalar(self, node: Node, path: Key) -> Any:
+    def scalar(self, node: Node, path: Key) -> object:
         line = node.start_mark.line + 1
         kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value)
         if kind == "str":
@@ -156,7 +156,7 @@ class _Builder:
             return float(text)
         return self.tag(node, path)
 
-    def tag(self, node: Node, path: Key) -> Any:
+    def tag(self, node: Node, path: Key) -> object:
         self.problem(node.start_mark.line + 1, path, f"the tag {node.tag} is not accepted; write plain values")
         return REFUSED
 

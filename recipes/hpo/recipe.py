@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from recipes.running.folder import RunFolder
+    from rl.envs.hybrid import Noise
+    from rl.hpo.data import SeedDataModule
+    from rl.hpo.module import HPOModule
 
 __all__ = ["Recipe", "check", "run"]
 
@@ -207,7 +210,9 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
 Trained = tuple[dict[str, float], list[dict[str, Any]]]  # costs on the test episodes, and the learning curve
 
 
-def _train(recipe: Recipe, cell: Cell, module: Any, data: Any, noises: dict[str, Any], folder: RunFolder) -> Trained:
+def _train(
+    recipe: Recipe, cell: Cell, module: HPOModule, data: SeedDataModule, noises: dict[str, Noise], folder: RunFolder
+) -> Trained:
     """Train by Lightning, and save the last policy."""
     from recipes.hpo.curves import Curve
 
@@ -222,7 +227,7 @@ def _train(recipe: Recipe, cell: Cell, module: Any, data: Any, noises: dict[str,
 
 
 def _train_sb3(
-    recipe: Recipe, cell: Cell, module: Any, data: object, noises: dict[str, Any], folder: RunFolder
+    recipe: Recipe, cell: Cell, module: HPOModule, data: SeedDataModule, noises: dict[str, Noise], folder: RunFolder
 ) -> Trained:
     """Train by Stable-Baselines3 for as many simulator steps, from the start: it cannot go on in the middle."""
     from recipes.hpo.sb3 import cost_of, train_sb3

@@ -12,6 +12,9 @@ from recipes.front.schema import did_you_mean
 from recipes.front.signature import FedBlock, takes
 from recipes.running.trainer import TrainerConfig
 
+if TYPE_CHECKING:
+    from rl.envs.hybrid import HybridSimulator
+
 SB3 = "sb3"  # a method of its own: Stable-Baselines3's PPO on the flattened simulator
 
 
@@ -178,7 +181,7 @@ def cells(recipe: Recipe) -> list[Cell]:
     ]
 
 
-def make_simulator(recipe: Recipe, value: int | None = None) -> Any:
+def make_simulator(recipe: Recipe, value: int | None = None) -> HybridSimulator:
     """The simulator of a recipe, with one value of its grid."""
     from rl.hpo.simulators import load_simulator
 

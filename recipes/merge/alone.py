@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
@@ -15,7 +15,7 @@ from recipes.running.quiet import hush_libraries
 from twinmerge.methods import methods
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_all(
-    recipe: Recipe, folder: RunFolder, model: nn.Module, given: Mapping[str, str]
+    recipe: Recipe, folder: RunFolder, model: PreTrainedModel, given: Mapping[str, str]
 ) -> tuple[dict[str, Expert], Path | str]:
     """Read all experts, fit their vocabularies to each other, and say how each was read.
 
@@ -83,7 +83,7 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
         options = recipe.shared.options if method == recipe.shared.method else {}
         state = shared_expert(model, states, method, **seeded(method, options, recipe.seed))
         target = folder.path / "static" / method
-        cast(Any, set_parameters(copy.deepcopy(model), state)).save_pretrained(target)
+        set_parameters(copy.deepcopy(model), state).save_pretrained(target)
         words.save_pretrained(target)
     options = seeded(recipe.shared.method, recipe.shared.options, recipe.seed)
     more: dict[str, Any] = {"dense": recipe.exclusive.dense, "seed": recipe.seed, **options}

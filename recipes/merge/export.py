@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError, check_name, check_seed
@@ -21,7 +21,11 @@ from recipes.front.schema import did_you_mean
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from recipes.running.folder import RunFolder
+    from twinmerge.module import FinetuneModule
+    from twinmerge.twin_mixin import TwinMixin
 
 
 @dataclass
@@ -116,7 +120,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         _from_checkpoint(recipe, module, folder)
 
 
-def _dense(recipe: Recipe, twin: object, folder: RunFolder) -> None:
+def _dense(recipe: Recipe, twin: TwinMixin, folder: RunFolder) -> None:
     from transformers import AutoTokenizer
 
     from twinmerge.artefact import densify, whole_folder
@@ -138,12 +142,12 @@ def _own_question(recipe: Recipe, heads: list[str]) -> str:
     return weighty[0] if len(weighty) == 1 and weighty[0] in heads else ""
 
 
-def _save_body(model: Any, out: Path) -> str:
+def _save_body(model: PreTrainedModel, out: Path) -> str:
     model.save_pretrained(out)
     return f"a {type(model).__name__} without a task's head, which question=TASK adds"
 
 
-def _save_answering(model: Any, head: Any, question: str, out: Path) -> str:
+def _save_answering(model: PreTrainedModel, head: Any, question: str, out: Path) -> str:
     """Write a stock classifier, or, where no stock class has such a head, the body with the head beside it."""
     from safetensors.torch import save_file
 
@@ -165,7 +169,7 @@ def _save_answering(model: Any, head: Any, question: str, out: Path) -> str:
     return f"a {type(made).__name__} with the head and labels of {question!r}"
 
 
-def _to_checkpoint(module: Any, folder: RunFolder) -> None:
+def _to_checkpoint(module: FinetuneModule, folder: RunFolder) -> None:
     from lightning.pytorch import Trainer
 
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", devices=1)
@@ -174,7 +178,7 @@ def _to_checkpoint(module: Any, folder: RunFolder) -> None:
     folder.finish({"checkpoint": "twin.ckpt"}, summary="Lightning checkpoint twin.ckpt.")
 
 
-def _from_checkpoint(recipe: Recipe, module: Any, folder: RunFolder) -> None:
+def _from_checkpoint(recipe: Recipe, module: FinetuneModule, folder: RunFolder) -> None:
     import torch
 
     from twinmerge.artefact import save
@@ -182,7 +186,9 @@ def _from_checkpoint(recipe: Recipe, module: Any, folder: RunFolder) -> None:
     where = Path(recipe.checkpoint).expanduser()
     try:
         content = torch.load(where, map_location="cpu", weights_only=True)
-        module.model.train_only()  # experts that were frozen in training are not in it: the twin's own stay
+        cast(
+            "TwinMixin", module.model
+        ).train_only()  # experts that were frozen in training are not in it: the twin's own stay
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
     except Exception as error:  # whatever a damaged or foreign file provokes

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from recipes.data.models import resolve_model
 from recipes.data.sources import load_task
@@ -23,6 +23,7 @@ from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
 from recipes.merge.alone import read_all, run_alone
 from recipes.merge.baselines import Candidates, seeded, trials, tune
+from recipes.merge.causal.run import run_causal
 from recipes.merge.checks import cached_at, check, check_rank
 from recipes.merge.experts import stored_format_of
 from recipes.merge.finetune import train_expert
@@ -35,6 +36,7 @@ from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from recipes.data.splits import TextTask
     from recipes.data.text_module import MixedTextDataModule
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from twinmerge.exclusive import Exclusive
     from twinmerge.folders import Expert
     from twinmerge.modeling_twin import Head
+    from twinmerge.twin_mixin import TwinMixin
 
 __all__ = ["Recipe", "check", "finished", "inputs", "run"]
 
@@ -83,6 +86,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     if not recipe.tasks:
         run_alone(recipe, folder)
+        return
+    if recipe.training.model == "causal":
+        run_causal(recipe, folder, _merge, _goes_on_alone)
         return
     hush_libraries()
     where = resolve_model(recipe.base)
@@ -125,7 +131,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         progress.advance()
     twin.heads.update(heads)
     stored = getattr(torch, stored_format_of(recipe, where))
-    twin.to(device, stored).float().eval()  # what is scored has the precision of what is saved
+    twin.to(device, stored)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
+    twin.float().eval()  # what is scored has the precision of what is saved
     twin.router_reads = recipe.router.features
     encode = precise(twin.features)
     features = {"train": task_features(encode, data, "train", folder, device=device)}
@@ -162,7 +169,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     }
     sources = {task: expert.digest for task, expert in experts.items()}
     twin.router = None  # it keeps its precision
-    twin.to("cpu", stored).router = routing.router.cpu()
+    twin.to("cpu", stored)  # type: ignore[arg-type]
+    twin.router = routing.router.cpu()
     target = save(
         twin,
         folder.path / "merged",
@@ -183,7 +191,7 @@ def _tuned(
     model: nn.Module,
     states: Mapping[str, Mapping[str, Tensor]],
     heads: Mapping[str, Head],
-    judged: tuple[list[TextTask], list[list[Batch]], Scores],
+    judged: tuple[list[TextTask], Sequence[Sequence[Batch]], Scores],
 ) -> tuple[dict[str, tuple[float, dict[str, float]]], Callable[[str, Mapping[str, float]], Model]]:
     """The best candidate of every static merge on validation, and what makes a model of one."""
     from recipes.merge.evaluation import evaluate, evaluation_device, in_precision, with_heads
@@ -239,7 +247,7 @@ def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> Mixe
     )
 
 
-def _experts(recipe: Recipe, folder: RunFolder, model: nn.Module) -> tuple[dict[str, Expert], Path | str]:
+def _experts(recipe: Recipe, folder: RunFolder, model: PreTrainedModel) -> tuple[dict[str, Expert], Path | str]:
     """All experts by task, trained where missing, compared with the base; and where their tokenizer is."""
     given = recipe.given()
     for source in recipe.tasks:
@@ -285,7 +293,7 @@ def _in_order(tasks: list[TextTask], experts: Mapping[str, Expert]) -> dict[str,
     return made
 
 
-def _merge(recipe: Recipe, model: nn.Module, experts: Mapping[str, Expert]) -> tuple[Any, Exclusive]:
+def _merge(recipe: Recipe, model: PreTrainedModel, experts: Mapping[str, Expert]) -> tuple[TwinMixin, Exclusive]:
     """The twin without its router: LoRA experts in the product form where the shared expert allows it."""
     from twinmerge.merging import merge, merge_lora
 
@@ -300,7 +308,9 @@ def _merge(recipe: Recipe, model: nn.Module, experts: Mapping[str, Expert]) -> t
     return merge(model, states, shared.method, rank={**policy, "seed": recipe.seed}, dense=dense, **options)
 
 
-def _routed(twin: Any, weights: Iterator[Tensor], inputs: dict[str, Tensor], asked: list[str]) -> dict[str, Tensor]:
+def _routed(
+    twin: TwinMixin, weights: Iterator[Tensor], inputs: dict[str, Tensor], asked: list[str]
+) -> dict[str, Tensor]:
     """Both routed rows of one forward. A head routed wrongly answers another question: NaN, which counts as wrong."""
     outputs = twin.classify(**inputs, head=asked, router_weights=next(weights))
     own = outputs.logits.clone()
@@ -308,7 +318,7 @@ def _routed(twin: Any, weights: Iterator[Tensor], inputs: dict[str, Tensor], ask
     return {"routed": outputs.logits, "routed, head routed too": own}
 
 
-def _oracle(twin: Any, inputs: dict[str, Tensor], asked: list[str]) -> Tensor:
+def _oracle(twin: TwinMixin, inputs: dict[str, Tensor], asked: list[str]) -> Tensor:
     import torch
 
     true = torch.eye(len(twin.tasks), device=inputs["input_ids"].device)[[twin.tasks.index(name) for name in asked]]

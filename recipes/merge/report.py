@@ -10,6 +10,9 @@ from recipes.merge.warnings import warnings_of
 from twinmerge.methods import methods
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from recipes.data.splits import TextTask
     from recipes.merge.evaluation import Scores
     from recipes.running.folder import RunFolder
@@ -101,13 +104,27 @@ def places(target: Path) -> dict[str, int]:
 
 
 def finish(
-    folder: RunFolder, outcome: dict[str, Any], residuals: Mapping[str, Mapping[str, float]], confusion: object
+    folder: RunFolder,
+    outcome: dict[str, Any],
+    residuals: Mapping[str, Mapping[str, float]],
+    confusion: list[list[float]],
+    explained: Mapping[str, str] = EXPLAINED,
+    more: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> None:
-    """Write figures, tables, report.html and result.json."""
+    """Write figures, tables, report.html and result.json.
+
+    Args:
+        folder: of the run.
+        outcome: of `result`.
+        residuals: of the truncation, by task and parameter.
+        confusion: mean mixture of each task's test inputs.
+        explained: what each row is.
+        more: further tables by title.
+    """
     table = [
         {
             "row": name,
-            "what": EXPLAINED.get(name, ""),
+            "what": explained.get(name, ""),
             "mean": row["mean"],
             "normalised": row["normalised"],
             "gap recovered": row["gap_recovered"],
@@ -134,19 +151,18 @@ def finish(
         f"{outcome['router']['accuracy']:.1%} of the test inputs."
     )
     tuned = [{"method": m, **o} for m, o in outcome["tuned"].items()]
-    tables = {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned}
+    tables = {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned, **(more or {})}
     if parts := outcome.get("twin_bytes"):
         whole = sum(parts.values())
         tables["Bytes of the twin"] = [
             {"part": part, "MB": size / 1e6, "share": size / whole} for part, size in parts.items()
         ]
-    folder.finish(outcome, tables, summary=" ".join((summary, *outcome["warnings"])))
-    folder.say(summary)
-    for warning in outcome["warnings"]:
-        folder.say(warning)
+    told = " ".join((summary, *outcome["warnings"]))
+    folder.finish(outcome, tables, summary=told)
+    folder.say(told)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     # The object interface: it needs no display and leaves no global state behind.
     from matplotlib.figure import Figure
 
@@ -177,7 +193,7 @@ def _draw_tasks(folder: RunFolder, raw: list[dict[str, Any]], tasks: list[str]) 
     folder.figure("tasks", figure, [[r["row"], *(r[t] for t in tasks)] for r in raw], ["row", *tasks])
 
 
-def _draw_confusion(folder: RunFolder, confusion: Any, tasks: list[str]) -> None:
+def _draw_confusion(folder: RunFolder, confusion: list[list[float]], tasks: list[str]) -> None:
     figure, axes = _figure(5, 4.5)
     image = axes.imshow(confusion, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")

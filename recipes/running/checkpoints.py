@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from recipes.running.files import remove_parts, whole_file
 
 
-class WholeCheckpoints(TorchCheckpointIO):  # type: ignore[misc]
+class WholeCheckpoints(TorchCheckpointIO):
     """Writes beside the target, flushes to disk and renames: a killed run or a full disk leaves the old or the new."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:

@@ -19,7 +19,7 @@ from recipes.running import folder as runfolder
 from recipes.running.environment import process_rank
 from recipes.running.files import write_text
 from recipes.running.folder import RunFolder
-from recipes.running.inputs import Noted, note, read_noted
+from recipes.running.inputs import Noted, changed, note, read_noted
 from recipes.running.lock import locked
 
 LENGTHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # how long a training is
@@ -76,11 +76,11 @@ def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold
     if (path / "result.json").is_file() and not accepted:
         return False
     parts = _finished(parsed, path)
-    if changed := [key for key in LENGTHS if key in accepted and parts]:
-        before, now = accepted[changed[0]]
+    if altered := [key for key in LENGTHS if key in accepted and parts]:
+        before, now = accepted[altered[0]]
         raise RecipeError(
-            f"--resume: {parts[0]} was trained with {changed[0]} {show(before)} and is not trained on to {show(now)}; "
-            f"set {changed[0]} back to {show(before)}, or start a new run, without --resume"
+            f"--resume: {parts[0]} was trained with {altered[0]} {show(before)} and is not trained on to {show(now)}; "
+            f"set {altered[0]} back to {show(before)}, or start a new run, without --resume"
         )
     for key, (before, now) in accepted.items():
         folder.say(f"resuming with {key} {show(now)} instead of {show(before)}")

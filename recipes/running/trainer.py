@@ -315,14 +315,14 @@ def instantiate(config: TrainerConfig, *, loggers: bool = True) -> dict[str, Any
     return built
 
 
-def _plugin_base() -> Any:
+def _plugin_base() -> object:
     from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
     from lightning.pytorch.plugins import LayerSync, Precision
 
     return Precision | ClusterEnvironment | CheckpointIO | LayerSync
 
 
-def _instance(base: object, value: Plugin, name: str, made: bool) -> Any:
+def _instance(base: object, value: Plugin, name: str, made: bool) -> object:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(import_path_denylist=[])  # no entry of ours: it makes the engine enforce its own, such as os
@@ -335,5 +335,5 @@ def _instance(base: object, value: Plugin, name: str, made: bool) -> Any:
         raise RecipeError(f"trainer.{name}: {' '.join(str(error).split())}") from error
 
 
-def _listed(value: object) -> list[Any]:
+def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else [] if value is None else [value]
