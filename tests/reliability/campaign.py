@@ -30,7 +30,7 @@ class Campaign:
     def __init__(self, work: Path) -> None:
         self.work = work.absolute()
         self._stack = ExitStack()
-        self._servers: tuple[Server, Server] | None = None
+        self._servers: list[Server] = []
         self._breaker: Breaker | None = None
 
     def __enter__(self) -> Self:
@@ -40,12 +40,19 @@ class Campaign:
         self._stack.close()
 
     @property
+    def server(self) -> Server:
+        """The first server, started when it is needed."""
+        if not self._servers:
+            self._servers.append(self._stack.enter_context(Server(0)))
+        return self._servers[0]
+
+    @property
     def servers(self) -> tuple[Server, Server]:
-        """Two servers, started when they are needed."""
-        if self._servers is None:
-            made = [self._stack.enter_context(Server(hashes)) for hashes in (0, 1)]
-            self._servers = (made[0], made[1])
-        return self._servers
+        """Two servers; in the other one, sets have another order."""
+        first = self.server
+        if len(self._servers) == 1:
+            self._servers.append(self._stack.enter_context(Server(1)))
+        return first, self._servers[1]
 
     @property
     def breaker(self) -> Breaker:
@@ -163,7 +170,7 @@ class Campaign:
             "env": {"GAPBRIDGE_CACHE": str(self.work / "empty-cache")},
             **options,
         }
-        code = self.servers[0].start(request).wait(seconds)
+        code = self.server.start(request).wait(seconds)
         if code != 0 or not found.is_file():
             error = (home / "err.txt").read_text(encoding="utf-8", errors="replace")
             raise Hung(f"{program} {words} ends with {code}: {error[-600:]}")

@@ -12,6 +12,7 @@ import torch
 
 CLOCK = {"seconds", "ms_per_input", "mean_s_per_step", "duration", "time", "simulator_seconds", "train_seconds"}
 UNLIKE = {"command.txt", "environment.json", "report.html", "traceback.txt"}  # they tell when, where and how it ran
+SEAL = "MetricsSeal"  # a digest of metrics.csv, which is compared itself, with times in it
 UNREAD = ("tensorboard", "figures", "replays")  # drawn from what is compared
 
 
@@ -61,7 +62,7 @@ def _content(file: Path) -> Any:
 
 
 def _is_clock(key: Any) -> bool:
-    return str(key).rpartition("/")[2] in CLOCK
+    return str(key).rpartition("/")[2] in CLOCK or key == SEAL
 
 
 def _timeless(value: Any) -> Any:
