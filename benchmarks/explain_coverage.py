@@ -1,192 +1,112 @@
-"""Coverage of the nominal 90 % intervals of a gap explanation, on a design whose truth is known.
+"""Coverage of the nominal 90 % intervals of a gap explanation, on three designs whose truth is known.
 
-Four independent normal features (w, z1, z2, z3; standard deviation 1.5) with means (.5, 1, .35, 1) in the source and 0
-in the target; log odds of the label x @ (.3, .6, .4, .6) in the source and x @ (.3, -.2, .4, 1) in the target; the
-model is a logistic regression on 10,000 other source rows. 4,000 rows a domain, 200 replicates, linear nuisances.
+The designs of `benchmarks.explain_designs`, 0-1 loss, both learners (``linear`` and ``hist_gb``, boosting), 2 000 and
+4 000 rows a domain, 200 replicates. A term, a share or the value of a subset counts where its status is ``ok``; the
+status decides from the data alone, so it counts in some replicates and not in others.
 
-``coverage_min`` and ``coverage_max`` are over the aggregate terms and all detailed terms (values of subsets and Shapley
-shares) with a truth in [.1, .85], for the 0-1 loss; ``coverage_near_one`` is the lowest over values with a truth above
-.85 (not 1 by definition), ``coverage_v_y_z1`` that of the outcome value of z1 (truth .92); ``plugin_coverage_max`` is
-the highest coverage of uncorrected estimates with truth in [.1, .85]; ``bias_over_sd_max`` the largest |bias| in
-standard deviations of these terms. Figures with ``brier`` are the same for the Brier score.
+``coverage_min`` is the lowest coverage over terms and shares, by design, learner and rows, that are ``ok`` in at least
+a tenth of the replicates; ``coverage_near_one`` the lowest over values that are ``ok`` or ``near-one`` with a truth
+above .85 (not 1 by definition). ``wrongly_ok_rate`` is the share of all terms, shares and values that are ``ok`` and
+missed by more than twice the nominal rate, beyond what 200 replicates leave to chance (one-sided binomial test, 1 %).
+``bias_over_sd_max`` is the largest |bias| in standard deviations of terms and shares. ``low_overlap_flagged`` and
+``few_clusters_flagged`` are the shares of terms that are flagged where the domains hardly overlap (the linear design
+with its means three times as far apart), and where each domain has twelve clusters, over 10 replicates.
 
-Every replicate is kept under runs/explain_coverage/, so that an interrupted run goes on where it stopped;
-``python -m benchmarks.explain_coverage 10`` runs ten replicates without writing results. Takes about ten minutes of one
-core a loss.
+Every replicate is kept under runs/explain_coverage/, so that an interrupted run goes on where it stopped; replicates go
+round the cells, so that all of them are always equally far. ``python -m benchmarks.explain_coverage 10`` does ten of
+each and prints the figures without writing results.
 """
 
 import json
 import sys
+import time
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy.special import expit
-from scipy.stats import norm, qmc
-from sklearn.linear_model import LogisticRegression
+from scipy.stats import binom
 
 from benchmarks.common import write_results
+from benchmarks.explain_designs import DESIGNS, Design, truth
 from explain import GapExplainer
-from explain.functional import loss_table, shapley_map, subsets
-from explain.functional.intervals import critical
 
 CELLS = Path("runs/explain_coverage")
-ROWS, REPLICATES, LEVEL, BINS = 4000, 200, 0.9, 20
-LOSSES = ("zero_one", "brier")
-NAMES = ("z1", "z2", "z3")
-SD = 1.5
-MEANS = np.array([[0.5, 1.0, 0.35, 1.0], [0.0, 0.0, 0.0, 0.0]])
-WEIGHTS = np.array([[0.3, 0.6, 0.4, 0.6], [0.3, -0.2, 0.4, 1.0]])
-MASKS = subsets(3)
+ROWS, LEARNERS, REPLICATES, LEVEL = (2000, 4000), ("linear", "hist_gb"), 200, 0.9
+FLAGGED = 10  # replicates of what must be flagged
+CHANCE = 0.01
+Found = dict[str, Any]
 
 
-def sample(domain: int, rows: int, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Features, shape (rows, 4), and labels of a domain."""
-    x = rng.normal(size=(rows, 4)) * SD + MEANS[domain]
-    return x, (rng.random(rows) < expit(x @ WEIGHTS[domain])).astype(int)
-
-
-@cache
-def model() -> LogisticRegression:
-    """The model to explain."""
-    return LogisticRegression(C=1e6, max_iter=1000).fit(*sample(0, 10_000, np.random.default_rng(0)))
-
-
-def table(domain: int, rows: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Rows of a domain with the model's predictions."""
-    x, y = sample(domain, rows, rng)
-    frame = pd.DataFrame(x, columns=["w", *NAMES])
-    return frame.assign(label=y, prediction=model().predict_proba(x)[:, 1])
-
-
-def truth(loss: str) -> dict[str, float]:
-    """Every term from the definitions, by quasi-Monte Carlo with errors of about .001.
-
-    As the features are independent, a partial shift moves the means of its features and nothing else.
-    """
-
-    def losses(x: Any) -> Any:
-        return loss_table(loss, model().predict_proba(x)[:, 1], 2)  # type: ignore[arg-type]
-
-    def expected(x: Any, domain: int) -> Any:
-        p = expit(x @ WEIGHTS[domain])
-        return (losses(x) * np.stack([1 - p, p], 1)).sum(1)
-
-    noise = SD * norm.ppf(qmc.Sobol(4, seed=1).random_base2(20))
-    w_moved = noise + np.array([MEANS[1, 0], *MEANS[0, 1:]])
-    e000, e100 = expected(noise + MEANS[0], 0).mean(), expected(w_moved, 0).mean()
-    target = noise + MEANS[1]
-    e110, e111 = expected(target, 0).mean(), expected(target, 1).mean()
-    found = {"baseline": e100 - e000, "covariate": e110 - e100, "outcome": e111 - e110}
-
-    nodes, weight = np.polynomial.hermite_e.hermegauss(41)
-    z = SD * norm.ppf(qmc.Sobol(3, seed=2).random_base2(14))
-    given_w = np.array(
-        [
-            [
-                expected(
-                    np.column_stack([np.full(len(z), w), z + np.where(mask, MEANS[1, 1:], MEANS[0, 1:])]), 0
-                ).mean()
-                for w in nodes * SD + MEANS[1, 0]
-            ]
-            for mask in MASKS
-        ]
-    )
-    left = ((given_w - given_w[-1]) ** 2) @ (weight / weight.sum())
-    found |= _named("covariate", 1 - left / left[0])
-
-    delta = np.diff(losses(target), axis=1)[:, 0]
-    whole = np.mean(delta**2 * (expit(target @ WEIGHTS[1]) - expit(target @ WEIGHTS[0])) ** 2)
-    known = SD * norm.ppf(qmc.Sobol(4, seed=3).random_base2(11)) + MEANS[1]
-    inner = SD * norm.ppf(qmc.Sobol(4, seed=4).random_base2(12)) + MEANS[1]
-    v_y = []
-    for mask in MASKS[:-1]:
-        moving = np.append(False, ~mask)
-        remains = []
-        for point in known:
-            x = np.where(moving, inner, point)
-            p_1, q = expit(x @ WEIGHTS[1]), expit(x @ WEIGHTS[0])
-            bins = np.minimum((q * BINS).astype(int), BINS - 1)
-            count = np.maximum(np.bincount(bins, minlength=BINS), 1)
-            p_s = (np.bincount(bins, p_1, BINS) / count)[bins]
-            unbiased = count / np.maximum(count - 1, 1)  # of a variance within a bin
-            remains.append(np.mean(np.diff(losses(x), axis=1)[:, 0] ** 2 * (p_1 - p_s) ** 2 * unbiased[bins]))
-        v_y.append(1 - np.mean(remains) / whole)
-    return found | _named("outcome", np.append(v_y, 1.0))
-
-
-def _named(kind: str, v: Any) -> dict[str, float]:
-    found = {f"{kind} v({_subset(mask)})": float(value) for mask, value in zip(MASKS, v, strict=True)}
-    shares = shapley_map(MASKS) @ v
-    return found | {f"{kind} share {name}": float(s) for name, s in zip(("none", *NAMES), shares, strict=True)}
-
-
-def _subset(mask: Any) -> str:
-    return ",".join(name for name, inside in zip(NAMES, mask, strict=True) if inside)
-
-
-def replicate(loss: str, seed: int) -> dict[str, Any]:
-    """Value, interval and uncorrected interval of every term on fresh rows."""
+def replicate(design: Design, rows: int, learners: str, seed: int) -> Found:
+    """Value, error, interval and status of every term on fresh rows."""
     rng = np.random.default_rng([2024, seed])
-    source, target = (table(domain, ROWS, rng) for domain in (0, 1))
-    explainer = GapExplainer(["w"], loss=loss, learners="linear", level=LEVEL, n_bins=BINS, seed=seed, min_shift_z=0.0)
-    report = explainer.fit(source, target).report_
-    found: dict[str, Any] = {term.name: _row(term) for term in report.aggregate}
+    tables = [design.table(domain, rows, rng) for domain in (0, 1)]
+    start = time.process_time()
+    report = GapExplainer(design.columns[:1], learners=learners, level=LEVEL, seed=seed).fit(*tables).report_
+    found: Found = {term.name: _row(term) for term in report.aggregate}
     for kind, terms in (("covariate", report.covariate), ("outcome", report.outcome)):
         for term in terms:
             found[f"{kind} share {'none' if term.name == 'recalibration' else term.name}"] = _row(term)
-        for part in report.diagnostics["shift"][kind]["subsets"]:
-            half = critical(LEVEL) * part["uncorrected_se"]
-            name = f"{kind} v({','.join(part['subset'])})"
-            found[name] = {"plugin": [part["uncorrected"] - half, part["uncorrected"] + half]}
-    for value in report.values:
-        found[f"{value.kind} v({','.join(value.subset)})"] |= _row(value)
-    return found
+    found |= {f"{value.kind} v({','.join(value.subset)})": _row(value) for value in report.values}
+    return {"terms": found, "seconds": time.process_time() - start}
 
 
-def _row(term: Any) -> dict[str, Any]:
-    return {"value": term.value, "se": term.se, "low": term.low, "high": term.high}
+def _row(term: Any) -> list[Any]:
+    numbers = [term.value, term.se, term.low, term.high]
+    return [*(number if np.isfinite(number) else None for number in numbers), term.status]
 
 
-def summarise(loss: str, true: Mapping[str, float], replicates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def flagged(case: str, seed: int) -> float:
+    """Share of aggregate terms and shares with the right flag, where it must be raised."""
+    rng, design = np.random.default_rng([2025, seed]), DESIGNS[0]
+    tables = [design.table(domain, 2400, rng) for domain in (0, 1)]
+    options: dict[str, Any] = {}
+    if case == "low-overlap":
+        for name in design.columns:
+            tables[1][name] -= 3 * (tables[0][name].mean() - tables[1][name].mean())
+    else:
+        tables = [table.assign(clinic=12 * side + np.arange(2400) % 12) for side, table in enumerate(tables)]
+        options = {"cluster": "clinic"}
+    report = GapExplainer(["w"], {name: name for name in design.columns[1:]}, learners="linear", **options).fit(*tables)
+    terms = [*report.report_.aggregate, *report.report_.outcome, *report.report_.covariate]
+    return float(np.mean([term.status in (case, "no-shift", "weak-shift") for term in terms]))
+
+
+def summarise(cell: Mapping[str, Any], true: Mapping[str, float], replicates: list[Found]) -> list[Found]:
     """Bias, spread and coverage of every term that is not fixed by definition."""
     rows = []
+    full = max((term.count(","), term) for term in true if "covariate v(" in term)[1].removeprefix("covariate ")
     for term, value in true.items():
-        kind = "aggregate" if " " not in term else "share" if "share" in term else "value"
-        if term in ("covariate v()", "covariate share none") or term.endswith(f"v({','.join(NAMES)})"):
+        if term in ("covariate v()", "covariate share none") or term.endswith(full):
             continue
-        cells = [found[term] for found in replicates]
-        estimates = np.array([cell["value"] for cell in cells])
-        row: dict[str, Any] = {
-            "loss": loss,
-            "term": term,
-            "kind": kind,
-            "truth": value,
-            "bias": float(estimates.mean() - value),
-            "sd": float(estimates.std(ddof=1)),
-            "se": float(np.mean([cell["se"] for cell in cells])),
-            "coverage": float(np.mean([cell["low"] <= value <= cell["high"] for cell in cells])),
-        }
-        if "plugin" in cells[0]:
-            row["plugin_coverage"] = float(np.mean([c["plugin"][0] <= value <= c["plugin"][1] for c in cells]))
+        known = [found["terms"][term] for found in replicates if found["terms"][term][0] is not None]
+        trusted = [one for one in known if one[4] == "ok"]
+        fair = [one for one in known if one[4] in ("ok", "near-one")]
+        estimates = np.array([one[0] for one in known])
+        row: Found = dict(cell) | {"term": term, "truth": value}
+        row |= {"kind": "share" if "share" in term else "value" if " v(" in term else "term", "ok": len(trusted)}
+        if len(known) > 1:
+            row |= {"bias": float(estimates.mean() - value), "sd": float(estimates.std(ddof=1))}
+            row |= {"se": float(np.mean([one[1] for one in known]))}
+        for name, part in (("coverage", known), ("coverage_ok", trusted), ("coverage_fair", fair)):
+            row[name] = float(np.mean([one[2] <= value <= one[3] for one in part])) if part else None
         rows.append(row)
     return rows
 
 
-def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The figures of one loss."""
-    middle = [row for row in rows if row["kind"] == "aggregate" or 0.1 <= row["truth"] <= 0.85]
-    near = [row for row in rows if row["kind"] == "value" and row["truth"] > 0.85]
+def figures(rows: list[Found], count: int) -> dict[str, float]:
+    """The figures over all cells."""
+    enough = [row for row in rows if row["ok"] >= max(count / 10, 2)]
+    plain = [row for row in enough if row["kind"] != "value"]
+    near = [row for row in rows if row["kind"] == "value" and 0.85 < row["truth"] < 0.9995 and row["coverage_fair"]]
+    allowed = 2 * (1 - LEVEL)
+    wrong = [binom.sf(round(row["ok"] * (1 - row["coverage_ok"])) - 1, row["ok"], allowed) < CHANCE for row in enough]
     return {
-        "coverage_min": min(row["coverage"] for row in middle),
-        "coverage_max": max(row["coverage"] for row in middle),
-        "coverage_near_one": min(row["coverage"] for row in near),
-        "coverage_v_y_z1": next(row["coverage"] for row in rows if row["term"] == "outcome v(z1)"),
-        "plugin_coverage_max": max(row["plugin_coverage"] for row in middle if "plugin_coverage" in row),
-        "bias_over_sd_max": max(abs(row["bias"]) / row["sd"] for row in middle),
+        "coverage_min": min(row["coverage_ok"] for row in plain),
+        "coverage_near_one": min((row["coverage_fair"] for row in near), default=1.0),
+        "wrongly_ok_rate": float(np.mean(wrong)),
+        "bias_over_sd_max": max(abs(row["bias"]) / row["sd"] for row in plain),
     }
 
 
@@ -203,23 +123,30 @@ def kept(path: Path, make: Any) -> Any:
 
 def main(count: int = REPLICATES) -> None:
     """Run or resume, print and write the figures."""
-    rows, found = [], {}
-    for loss in LOSSES:
-        true = kept(CELLS / f"truth_{loss}.json", lambda loss=loss: truth(loss))
-        cells = []
-        for seed in range(count):
-            cells.append(kept(CELLS / f"{loss}_{seed}.json", lambda loss=loss, seed=seed: replicate(loss, seed)))
-            if seed % 10 == 9:
-                print(loss, seed + 1, "replicates", flush=True)
-        summary = summarise(loss, true, cells)
-        for row in summary:
-            print(*(f"{part:.4f}" if isinstance(part, float) else part for part in row.values()), sep="  ")
-        rows += summary
-        prefix = "" if loss == LOSSES[0] else f"{loss}_"
-        found |= {prefix + name: value for name, value in figures(summary).items()}
-        print(found, flush=True)
+    cells = [(design, rows, learners) for design in DESIGNS for rows in ROWS for learners in LEARNERS]
+    known: dict[int, list[Found]] = {number: [] for number in range(len(cells))}
+    for seed in range(count):
+        for number, (design, rows, learners) in enumerate(cells):
+            path = CELLS / f"{design.name}_{learners}_{rows}_{seed}.json"
+            known[number].append(
+                kept(path, lambda d=design, n=rows, given=learners, s=seed: replicate(d, n, given, s))  # type: ignore[misc]
+            )
+        print(f"{seed + 1} of {count} replicates", flush=True)
+    table: list[Found] = []
+    for number, (design, rows, learners) in enumerate(cells):
+        true = kept(CELLS / f"truth_{design.name}.json", lambda d=design: truth(d, "zero_one"))  # type: ignore[misc]
+        table += summarise({"design": design.name, "learners": learners, "rows": rows}, true, known[number])
+    found = figures(table, count)
+    for case in ("low-overlap", "few-clusters"):
+        shares = [kept(CELLS / f"{case}_{seed}.json", lambda c=case, s=seed: flagged(c, s)) for seed in range(FLAGGED)]  # type: ignore[misc]
+        found[f"{case.replace('-', '_')}_flagged"] = float(np.mean(shares))
+    for row in table:
+        print(*(f"{part:.3f}" if isinstance(part, float) else part for part in row.values()), sep="  ")
+    print(found, flush=True)
+    seconds = [one["seconds"] for several in known.values() for one in several]
     if count == REPLICATES:
-        print(write_results("explain_coverage", {**found, "replicates": count}, {"terms": rows}, count))
+        found |= {"replicates": count, "seconds_per_replicate": float(np.mean(seconds))}
+        print(write_results("explain_coverage", found, {"terms": table}, count))
 
 
 if __name__ == "__main__":

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
-from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
-from explain.boosting import ALPHAS, BoostedClassifier, BoostedRegressor
+from explain.blocks import BlockLogistic, BlockRidge
+from explain.boosting import BoostedClassifier, BoostedRegressor
 from explain.data import Sample
-from explain.design import Plain, Quadratic
+from explain.design import Plain
 from explain.errors import ExplainError
 from explain.functional.rows import Floats
 
 Mask = NDArray[np.bool_]
 LEARNERS = ("auto", "linear", "hist_gb")
 _CHOICE_FOLDS = 3
+CURVES = (1.0, 0.1, 0.03)  # how freely regressions may bend
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,12 @@ class Family:
         regressor: Any scikit-learn regressor.
         native: Whether the estimators take missing values, and codes of categories (through `categorical_features`), as
             they are; else :class:`~explain.design.Plain` stands before them.
-        smooth: Whether a fit moves little when a row is left out, so that fits on different folds differ as the
-            jackknife assumes; trees do not.
     """
 
     name: str
     classifier: BaseEstimator
     regressor: BaseEstimator
     native: bool = False
-    smooth: bool = False
 
     def fit_classifier(self, X: Floats, y: NDArray[Any], categorical: Mask, weight: Floats | None = None) -> Fitted:
         """A fitted classifier; `categorical` marks the columns of X that hold codes of categories."""
@@ -118,19 +116,23 @@ class Families:
         return {"outcome": self.outcome.name, "density": self.density.name, "loss": self.loss.name}
 
 
-def linear() -> Family:
-    """Quadratic polynomials with bends for logistic and ridge regression, its penalty chosen by leave-one-out."""
-    return Family(
-        "linear",
-        make_pipeline(Quadratic(), LogisticRegression(C=1.0, solver="newton-cholesky")),
-        make_pipeline(Quadratic(), RidgeCV(alphas=ALPHAS)),
-        smooth=True,
-    )
+def linear(curve: float = 1.0) -> Family:
+    """Quadratic polynomials with bends for logistic and ridge regression, its penalty chosen by leave-one-out.
+
+    Args:
+        curve: Of :class:`~explain.design.Quadratic`.
+    """
+    return Family("linear", BlockLogistic(curve), BlockRidge(curve))
 
 
-def hist_gb() -> Family:
+def settling() -> Family:
+    """Least squares, for what another regression has left: a penalty would keep the bias that is to go."""
+    return replace(linear(), regressor=BlockRidge(alphas=(0.0,)))
+
+
+def hist_gb(curve: float = 1.0) -> Family:
     """The same, then histogram gradient boosting of small trees on what it leaves."""
-    return Family("hist_gb", BoostedClassifier(), BoostedRegressor(), native=True)
+    return Family("hist_gb", BoostedClassifier(curve), BoostedRegressor(curve), native=True)
 
 
 Learners = str | tuple[BaseEstimator, BaseEstimator]
@@ -149,13 +151,17 @@ def candidates(learners: Learners) -> list[Family]:
         classifier, regressor = learners
         if hasattr(classifier, "predict_proba") and hasattr(regressor, "predict"):
             return [Family("given", classifier, regressor)]
-    families = {"linear": [linear], "hist_gb": [hist_gb], "auto": [linear, hist_gb]}
+    families: dict[str, list[Callable[[float], Family]]] = {
+        "linear": [linear],
+        "hist_gb": [hist_gb],
+        "auto": [linear, hist_gb],
+    }
     if not isinstance(learners, str) or learners not in families:
         raise ExplainError(
             f"learners are {learners!r}, but {', '.join(LEARNERS)} or a pair of a scikit-learn classifier (with "
             "predict_proba) and regressor are accepted"
         )
-    return [make() for make in families[learners]]
+    return [make(curve) for make in families[learners] for curve in CURVES]
 
 
 def choose_families(families: Sequence[Family], sample: Sample) -> Families:

@@ -97,6 +97,7 @@ def _shrunk(module: Any, x: Tensor) -> Tensor:
         return _scaled(F.linear(x, module.experts_down), x, mixture, (module,), module)
     kept, version = mixture.kept, None if x.is_inference() else x._version
     found = kept.get("shrunk")
+    z: Tensor
     if found is not None and found[0] is group and found[1] is x and found[2] == version:
         z = found[3]
     elif (stacked := group.stacked()) is None:

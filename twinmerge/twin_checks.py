@@ -7,18 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from .layouts import Run
 from .mixture import Mixture, cached_length, caches_in
 from .proving import find_layouts
 
 _MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
 
 
-class TwinChecks:
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Stock
+
+    from .twin_mixin import TwinMixin
+else:
+    _Stock = object
+
+
+class TwinChecks(_Stock):
     """The part of a twin that refuses what would be answered wrongly."""
 
     mixture: Mixture
@@ -36,7 +45,7 @@ class TwinChecks:
         unseen = [k for k in tensors if k not in self._accepted and any(part in k for part in _MEDIA)]
         if unseen:
             raise ValueError(f"the router cannot see {unseen[0]}; pass router_weights of shape (batch, tasks).")
-        main = (cast(Any, self).main_input_name, "attention_mask", "cache_position")
+        main = (self.main_input_name, "attention_mask", "cache_position")
         return {k: v for k, v in tensors.items() if k in self._accepted and k not in main}
 
     def _continued(self, weights: Tensor, kwargs: Mapping[str, object]) -> Tensor:
@@ -54,14 +63,14 @@ class TwinChecks:
                 )
         return weights
 
-    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: object) -> None:
+    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: Run) -> None:
         """Find out, once for inputs of these names, where the rows of a batch lie in every routed module.
 
         Raises:
             ValueError: when one of them cannot be routed per input.
         """
         names = frozenset(k for k, v in kwargs.items() if isinstance(v, Tensor))
-        main = kwargs.get(cast(Any, self).main_input_name)
+        main = kwargs.get(self.main_input_name)
         if weights.shape[0] > 1 and isinstance(main, Tensor):
             for name in sorted(n for n in names if any(part in n for part in _MEDIA)):
                 if kwargs[name].shape[0] not in (1, main.shape[0]):
@@ -70,7 +79,7 @@ class TwinChecks:
                         "which cannot be told apart; give one each, or one row of router weights."
                     )
         if weights.shape[0] > 1 and not cached_length(kwargs) and not any(names <= known for known in self._checked):
-            find_layouts(self, kwargs, run)
+            find_layouts(cast("TwinMixin", self), kwargs, run)
             self._checked.append(names)
 
     def _drafting(self, assistant: Any, weights: Tensor) -> AbstractContextManager[None]:
@@ -93,4 +102,4 @@ class TwinChecks:
             raise ValueError(
                 f"router_weights have shape {tuple(weights.shape)}, and this twin takes (batch, {len(self.tasks)})."
             )
-        return weights.to(cast(Any, self).device)
+        return weights.to(self.device)

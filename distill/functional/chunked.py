@@ -142,12 +142,7 @@ def chunked_kd(
     _check(student_hidden, student_head, "student")
     _check(teacher_hidden, teacher_head, "teacher")
     check_alignment(len(student_head.weight), len(teacher_head.weight), vocabulary, beta)
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, but the share of the cross-entropy must be from 0 to 1")
-    if chunk < 1:
-        raise ValueError(f"the chunk is {chunk} tokens; it needs at least 1, as in 256")
-    if alpha > 0 and labels is None:
-        raise ValueError(f"alpha is {alpha}, but there are no labels; give labels, or alpha=0 for the teacher alone")
+    _check_numbers(alpha, chunk, labels)
     if vocabulary == "truncate":
         common = min(len(student_head.weight), len(teacher_head.weight))
         student_head, teacher_head = _cut(student_head, common), _cut(teacher_head, common)
@@ -191,6 +186,15 @@ def chunked_kd(
             "overflow float32; a training that diverged makes such weights"
         )
     return ChunkedLoss(*values)
+
+
+def _check_numbers(alpha: float, chunk: int, labels: Tensor | None) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, but the share of the cross-entropy must be from 0 to 1")
+    if chunk < 1:
+        raise ValueError(f"the chunk is {chunk} tokens; it needs at least 1, as in 256")
+    if alpha > 0 and labels is None:
+        raise ValueError(f"alpha is {alpha}, but there are no labels; give labels, or alpha=0 for the teacher alone")
 
 
 class _ChunkedKD(torch.autograd.Function):

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Literal
 
 from recipes.explain.domains import DomainData
 from recipes.explain.models import ExplainedModel
-from recipes.fields import FieldError, check_name, check_range
+from recipes.fields import FieldError, check_name, check_range, check_seed
 from recipes.front.signature import FedBlock, takes
 
 LOSSES = ("zero_one", "brier", "log", "squared")
+# Keys of the estimation that mean nothing in mode models, each with the reason.
+UNUSED = {
+    "outcome": "the difference of two losses is all that is explained",
+    "n_bins": "no source risk is binned",
+    "trim": "there is one domain",
+}
 
 
 @takes(
@@ -41,6 +47,7 @@ class Estimation(FedBlock):
     learners: Literal["auto", "linear", "hist_gb"] = "auto"
     if TYPE_CHECKING:  # what the recipe itself reads of the explainer's arguments
         folds: int = field(init=False)
+        outcome: str = field(init=False)
 
 
 @dataclass
@@ -88,6 +95,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse fields that do not belong together."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         if (self.second is not None) != (self.mode != "domain"):
             raise FieldError(
                 "second", f"expected {'no' if self.mode == 'domain' else 'a'} second model in mode {self.mode}"
@@ -122,6 +130,32 @@ class Recipe:
                 "loss", "expected a loss for classes: models that are trained here are classifiers, got 'squared'"
             )
         check_range(self.train_share, "train_share", low=0, high=0.9, low_open=True)
+        if self.train_share != Recipe.train_share and not any(model.fitted for model in self.models):
+            raise FieldError("train_share", f"expected none where no model is trained, got {self.train_share}")
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        """Refuse what the mode does not use."""
+        estimation = self.estimation
+        if self.mode == "models":
+            for key, reason in UNUSED.items():
+                value = getattr(estimation, key)
+                if value != type(estimation).__dataclass_fields__[key].default:
+                    raise FieldError(f"estimation.{key}", f"expected none in mode models, as {reason}, got {value!r}")
+            if self.baseline:
+                raise FieldError(
+                    "baseline",
+                    f"expected none in mode models, where no domain shifts, got {self.baseline}: make it a group",
+                )
+            if self.data.max_target:
+                raise FieldError(
+                    "data.max_target", f"expected none in mode models, which has no target, got {self.data.max_target}"
+                )
+            return
+        losses = self.loss == "squared" or all(model.kind == "losses" for model in self.models)
+        if estimation.outcome == "risk" and (self.mode == "gap-of-gaps" or losses):
+            why = "mode gap-of-gaps" if self.mode == "gap-of-gaps" else "a loss that is not of a finite label"
+            raise FieldError("estimation.outcome", f"expected loss for {why}, got 'risk'")
 
     @property
     def models(self) -> list[ExplainedModel]:

@@ -49,10 +49,9 @@ class CsvMetrics(Logger):
         if self._columns is None:
             rows = read_metrics(self._path)
             if all(key == "epoch" or key.startswith("test/") for key in metrics):
-                rows, row = self._tested_again(rows, row)
+                self._rewrite(self._tested_again(rows, row))
             else:
-                rows = [old for old in rows if not self._comes_again(old, row["step"])]
-            self._rewrite([*rows, row])
+                self._rewrite([*(old for old in rows if not self._comes_again(old, row["step"])), row])
         elif set(row) <= set(self._columns):
             with self._path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
@@ -62,12 +61,10 @@ class CsvMetrics(Logger):
     def _comes_again(self, row: dict[str, str], step: int) -> bool:
         return row.get("phase", "") == self._phase and int(row["step"]) >= step
 
-    def _tested_again(
-        self, rows: list[dict[str, str]], row: dict[str, Any]
-    ) -> tuple[list[dict[str, str]], dict[str, Any]]:
-        """Rows and new row where a finished training is only tested again: its trainer stands at step 0, the row not.
+    def _tested_again(self, rows: list[dict[str, str]], row: dict[str, Any]) -> list[dict[str, Any]]:
+        """All rows where a finished training is only tested again: its trainer stands at step 0, the row does not.
 
-        The row takes the place of the one of the same test, or else follows the training.
+        The row takes the place of the one of the same test, or else follows what is there.
         """
         own = [old for old in rows if old.get("phase", "") == self._phase]
         tests = [old for old in own if not old.keys() - {"phase", "step", "epoch"} - row.keys()]
@@ -76,7 +73,8 @@ class CsvMetrics(Logger):
         )
         if not tests:
             where = {"step": max([int(row["step"]), *(int(old["step"]) for old in own)])}
-        return [old for old in rows if old not in tests], row | where
+        at = rows.index(tests[0]) if tests else len(rows)
+        return [*rows[:at], row | where, *(old for old in rows[at:] if old not in tests)]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         self._columns = list(dict.fromkeys(key for row in rows for key in row))

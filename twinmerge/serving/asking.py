@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from twinmerge.serving.mixtures import PARTS, name_of, parts_of
 
 ROUTED, SHARED, EXPERT = "twin", "shared", "expert:"
@@ -73,7 +75,7 @@ class Asked:
         return SHARED if self.shared or parts is None else name_of(parts)
 
 
-def read(body: Any, chat: bool, tokenizer: Any, tasks: list[str], limits: Limits) -> Asked:
+def read(body: Any, chat: bool, tokenizer: PreTrainedTokenizerBase, tasks: list[str], limits: Limits) -> Asked:
     """Check a body and turn its prompt into tokens.
 
     Raises:
@@ -108,7 +110,7 @@ def read(body: Any, chat: bool, tokenizer: Any, tasks: list[str], limits: Limits
     return Asked(chat, ids, parts, shared, conversation, body)
 
 
-def _model(name: Any, tasks: list[str]) -> tuple[tuple[int, ...] | None, bool]:
+def _model(name: object, tasks: list[str]) -> tuple[tuple[int, ...] | None, bool]:
     if name in (ROUTED, SHARED):
         return None, name == SHARED
     if isinstance(name, str) and name.startswith(EXPERT) and name.removeprefix(EXPERT) in tasks:
@@ -134,7 +136,7 @@ def _whole(body: Mapping[str, Any], key: str) -> int | None:
     return value
 
 
-def _ids(body: dict[str, Any], tokenizer: Any) -> list[int]:
+def _ids(body: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
@@ -146,7 +148,7 @@ def _ids(body: dict[str, Any], tokenizer: Any) -> list[int]:
     return prompt
 
 
-def _chat_ids(body: dict[str, Any], tokenizer: Any) -> list[int]:
+def _chat_ids(body: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise RequestError(400, "messages is a list of at least one {role, content}.", "messages")

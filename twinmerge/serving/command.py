@@ -8,9 +8,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+from transformers import PreTrainedTokenizerBase
 
 from twinmerge.errors import CheckpointError
+from twinmerge.twin_mixin import TwinMixin
 
 if TYPE_CHECKING:
     from twinmerge.serving.front import Engine
@@ -101,7 +104,7 @@ def serve(options: argparse.Namespace, extra: Sequence[str]) -> None:
         uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
 
 
-def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
+def load(folder: Path, dtype: str, device: str) -> tuple[TwinMixin, PreTrainedTokenizerBase]:
     """The routed twin and its tokenizer.
 
     Raises:
@@ -120,11 +123,17 @@ def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no tokenizer; save the twin with tokenizer=<the base>.") from error
-    return twin.to(device), tokenizer
+    twin.to(device)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
+    return twin, tokenizer
 
 
 def _engine(
-    options: argparse.Namespace, extra: Sequence[str], twin: Any, tokenizer: Any, context: int, stack: ExitStack
+    options: argparse.Namespace,
+    extra: Sequence[str],
+    twin: TwinMixin,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    stack: ExitStack,
 ) -> Engine:
     """What answers: a running vLLM server, one that is started here, or transformers."""
     from twinmerge.serving.transformers_engine import TransformersEngine

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from twinmerge.serving.mixtures import PARTS
+from twinmerge.twin_mixin import TwinMixin
 
 
 @dataclass
@@ -71,13 +72,13 @@ class Job:
     parts: tuple[int, ...] | None
     length: int
     sampling: Sampling
-    tell: Callable[[int | None], None]
+    tell: Callable[[int | None], object]
     stopped: threading.Event = field(default_factory=threading.Event)
     reason: str | None = None
     told: int = 0
 
 
-class _Sampler(LogitsProcessor):  # type: ignore[misc]
+class _Sampler(LogitsProcessor):
     """Leaves of every row that is sampled the one token that was drawn, so that rows differ in how they are sampled."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
@@ -96,7 +97,7 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
         return scores
 
 
-class _Teller(StoppingCriteria):  # type: ignore[misc]
+class _Teller(StoppingCriteria):
     """Tells every job its tokens as they come, and ends rows that are done."""
 
     def __init__(self, jobs: Sequence[Job], ends: frozenset[int]) -> None:
@@ -122,7 +123,7 @@ def _tell(job: Job, token: int, ends: frozenset[int]) -> None:
         job.tell(None)
 
 
-def decode(twin: Any, jobs: Sequence[Job], ends: frozenset[int], pad: int) -> None:
+def decode(twin: TwinMixin, jobs: Sequence[Job], ends: frozenset[int], pad: int) -> None:
     """Answer a batch; the tokens go to the jobs as they come.
 
     Args:

@@ -15,10 +15,12 @@ import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from transformers import PreTrainedTokenizerBase
 
 from twinmerge.serving.asking import EXPERT, ROUTED, SHARED, Asked, Limits, RequestError, read
 from twinmerge.serving.batching import Batcher
 from twinmerge.serving.mixtures import in_parts
+from twinmerge.twin_mixin import TwinMixin
 
 Parts = tuple[int, ...]
 _EXIT = "gapbridge.exit"
@@ -55,7 +57,7 @@ class PromptRouter:
         size: prompts of one batch.
     """
 
-    def __init__(self, twin: Any, size: int = 16) -> None:
+    def __init__(self, twin: TwinMixin, size: int = 16) -> None:
         self.twin = twin
         self.batches: Batcher[list[int], Parts] = Batcher(self.weigh, size, wait=0.002)
 
@@ -112,7 +114,7 @@ class Gate:
             self.inside -= 1
 
 
-def create_app(engine: Engine, twin: Any, tokenizer: Any, limits: Limits) -> FastAPI:
+def create_app(engine: Engine, twin: TwinMixin, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> FastAPI:
     """The front as an ASGI application.
 
     Args:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -105,7 +105,7 @@ class Mixer:
                     'adapter of vLLM can; merge again with dense="none", the default of causal models, or serve it '
                     "with --engine transformers."
                 )
-            self.experts.append(read_expert(place, {}))
+            self.experts.append(cast("dict[str, tuple[Tensor, Tensor]]", read_expert(place, {})))  # no module is whole
             with safe_open(place / "adapter_model.safetensors", "pt") as file:
                 found = [
                     key.removeprefix("base_model.model.").partition(".lora_embedding_A") for key in iter(file.keys())

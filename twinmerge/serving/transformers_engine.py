@@ -13,11 +13,12 @@ from typing import Any
 
 from fastapi import Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from twinmerge.serving.asking import Asked, RequestError
 from twinmerge.serving.batching import Batcher
 from twinmerge.serving.decoding import Job, Sampling, decode
+from twinmerge.twin_mixin import TwinMixin
 
 _READ = frozenset(
     {"model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed"}
@@ -46,7 +47,7 @@ class Text:
         stops: texts that end the answer and are left out of it.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> None:
         self.tokenizer, self.stops = tokenizer, stops
         self.ids: list[int] = []
         self.given, self.ended = 0, False
@@ -93,7 +94,7 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, twin: Any, tokenizer: Any, context: int, size: int = 8) -> None:
+    def __init__(self, twin: TwinMixin, tokenizer: PreTrainedTokenizerBase, context: int, size: int = 8) -> None:
         found = [tokenizer.eos_token_id, getattr(twin.generation_config, "eos_token_id", None)]
         listed = [token for entry in found for token in (entry if isinstance(entry, list) else [entry])]
         self.ends = frozenset(token for token in listed if token is not None)

@@ -6,6 +6,47 @@ import yaml
 
 from tests.recipes.explain.survey import recipe
 
+ONE_DOMAIN = {
+    "mode": "models",
+    "data": {"path": "here.csv", "column": "", "source": "", "target": ""},
+    "second": {"kind": "predictions", "columns": ["q"]},
+    "baseline": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "estimation.n_bins: expected none in mode models, as no source risk is binned, got 4"),
+        ({"estimation": {"n_bins": 20, "trim": 0.1}}, "estimation.trim: expected none in mode models, as there is one"),
+        ({"estimation": {"n_bins": 20, "outcome": "loss"}}, "estimation.outcome: expected none in mode models"),
+        ({"baseline": ["age"]}, "baseline: expected none in mode models, where no domain shifts, got ['age']"),
+        ({"data": ONE_DOMAIN["data"] | {"max_target": 9}}, "data.max_target: expected none in mode models"),
+        ({"train_share": 0.3}, "train_share: expected none where no model is trained, got 0.3"),
+    ],
+)
+def test_a_key_that_one_domain_does_not_use_is_refused(front, tables, changes, sentence):
+    made = recipe(**(ONE_DOMAIN | changes))
+    if "estimation" not in changes and sentence.split(":")[0] != "estimation.n_bins":
+        made["estimation"].pop("n_bins")
+    done = front("r.yaml", "--check", r=yaml.safe_dump(made))
+    assert done.code == 2
+    assert sentence in done.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"mode": "gap-of-gaps", "second": {"kind": "predictions", "columns": ["q"]}}, "mode gap-of-gaps"),
+        ({"loss": "squared", "label": "number"}, "a loss that is not of a finite label"),
+        ({"label": None, "model": {"kind": "losses", "columns": ["loss_p"]}}, "a loss that is not of a finite label"),
+    ],
+)
+def test_a_shift_of_the_risk_is_refused_where_there_is_no_risk(front, tables, changes, wanted):
+    done = front("r.yaml", "--check", r=yaml.safe_dump(recipe(**changes)))
+    assert done.code == 2
+    assert f"estimation.outcome: expected loss for {wanted}, got 'risk'" in done.err
+
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
