@@ -136,6 +136,7 @@ def test_a_report_is_a_frame_a_figure_and_a_page(report):
     assert "http" not in page
     empty = replace(report, aggregate=(), covariate=(), outcome=(), values=())
     assert empty.plot().axes == []
+    assert empty.to_frame().empty
 
 
 def test_overlap_is_drawn_where_it_is_known(report):
@@ -144,7 +145,6 @@ def test_overlap_is_drawn_where_it_is_known(report):
     assert len(figure.axes) == 3
     drawn = [patch.get_data().values.tolist() for patch in figure.axes[2].patches]
     assert drawn == chances
-    assert empty.to_frame().empty
 
 
 def test_a_page_escapes_names(report):
