@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,11 +123,6 @@ def linear(curve: float = 1.0) -> Family:
         curve: Of :class:`~explain.design.Quadratic`.
     """
     return Family("linear", BlockLogistic(curve), BlockRidge(curve))
-
-
-def settling() -> Family:
-    """Least squares, for what another regression has left: a penalty would keep the bias that is to go."""
-    return replace(linear(), regressor=BlockRidge(alphas=(0.0,)))
 
 
 def hist_gb(curve: float = 1.0) -> Family:
