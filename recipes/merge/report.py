@@ -188,6 +188,8 @@ def _draw_tasks(folder: RunFolder, raw: list[dict[str, Any]], tasks: list[str]) 
         axes.plot(places, [row[t] for t in tasks], "D" if stands_out else "o", markersize=5, label=row["row"])
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylabel("test score")
+    if max(row[task] for row in raw for task in tasks) > 2:  # a perplexity beside shares
+        axes.set_yscale("symlog", linthresh=1)
     axes.tick_params(axis="x", rotation=30)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     folder.figure("tasks", figure, [[r["row"], *(r[t] for t in tasks)] for r in raw], ["row", *tasks])

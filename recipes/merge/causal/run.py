@@ -205,6 +205,9 @@ def _bench(recipe: Recipe, folder: RunFolder, tokenizer: Any, device: torch.devi
     rows = {
         split: {task.name: encoder.rows(task, split) for task in tasks} for split in ("train", "validation", "test")
     }
+    for task in tasks:
+        for note in task.notes:
+            folder.say(f"task {task.name}: {note}")
     if encoder.cut:
         folder.say(f"{encoder.cut} of all rows are longer than {recipe.training.max_length} tokens and were cut")
     return Bench(recipe, folder, tokenizer, tasks, rows, device)

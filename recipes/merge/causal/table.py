@@ -24,6 +24,16 @@ class LanguageScores(Scores):
         shares = [score for task, score in self.tasks.items() if task not in self.lower] or list(self.tasks.values())
         return sum(shares) / len(shares)
 
+    def beats(self, other: Scores, task: str) -> bool:
+        """Whether this row is better than another on a task.
+
+        >>> low, high = (LanguageScores({"talk": n}, 1.0, frozenset({"talk"})) for n in (40.0, 50.0))
+        >>> low.beats(high, "talk"), high.beats(low, "talk")
+        (True, False)
+        """
+        ours, theirs = self.tasks[task], other.tasks[task]
+        return ours < theirs if task in self.lower else ours > theirs
+
     def normalised(self, experts: Scores) -> float:
         """Mean over tasks of score / expert's score; of a perplexity, expert's perplexity / perplexity.
 

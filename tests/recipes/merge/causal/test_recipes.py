@@ -179,8 +179,8 @@ def test_a_wrong_language_block_is_refused_in_one_sentence(world, language, sent
     assert len(done.err.splitlines()) == 1
 
 
-def test_an_answer_that_is_no_choice_ends_the_run(world):
+def test_an_answer_that_is_no_choice_is_refused_before_the_run(world):
     source = tiny_lm.source(world.folder, "mood", "choice", choices=["glad", "angry"])
     done = world.run(world.causal("finetune", [source]), "odd")
-    assert done.code == 1
+    assert done.code == 2
     assert "the answer 'sad' is none of the choices glad, angry" in done.err
