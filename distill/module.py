@@ -109,10 +109,7 @@ class DistillModule(lightning.LightningModule):
         self.regime = named_regime(regime, changes)
         wanted = terms or published(method, regime)
         by_student: dict[str, Any] = wanted if isinstance(student, Mapping) and terms else dict.fromkeys(models, wanted)
-        if set(by_student) != set(models):
-            raise DistillError(
-                f"terms are given for {', '.join(by_student)}, but the students are {', '.join(models)}; name each"
-            )
+        _check_names(by_student, models)
         self.task, self.classes, self.several = task, classes, len(models) > 1
         size = self.regime.image_size if task == "images" else 0
         drop = {"drop_path_rate": self.regime.drop_path, "drop_rate": self.regime.dropout}
@@ -365,6 +362,13 @@ class DistillModule(lightning.LightningModule):
             return
         for name in self.students:
             nn.utils.clip_grad_norm_([*self.students[name].parameters(), *self.losses[name].parameters()], limit)
+
+
+def _check_names(terms: Mapping[str, object], students: Mapping[str, object]) -> None:
+    if set(terms) != set(students):
+        raise DistillError(
+            f"terms are given for {', '.join(terms)}, but the students are {', '.join(students)}; name each"
+        )
 
 
 def _plain(terms: object) -> bool:

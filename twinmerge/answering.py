@@ -86,7 +86,8 @@ def _classifier_class(twin: type[TwinMixin], tokens: bool) -> type[TwinMixin]:
 
 def _blank(stock: Any, tokens: bool) -> Any:
     """An empty classifier for pickle, as the class is made at run time."""
-    made = _classifier_class(_twin_class(stock), tokens)
+    twin: Any = _twin_class(stock)
+    made = _classifier_class(twin, tokens)
     return made.__new__(made)
 
 

@@ -90,26 +90,22 @@ def exclusive_experts(
         return (flat.t() if name in transposed else flat)[None]
 
     for task, state in experts.items():
-        kept, result.left_out[task] = _kept(shared, state, dropped)
-        for name in kept:
-            value = shared[name]
-            if value.dim() < 2:
-                result.experts[task][name] = _difference(state[name], value)
+        names, result.left_out[task] = _kept(shared, state, dropped)
+        for name in names:
+            if shared[name].dim() < 2:
+                result.experts[task][name] = _difference(state[name], shared[name])
             else:
-                changed[task, name] = len(value) if value.dim() == 3 and name not in kernels else 1
+                changed[task, name] = len(shared[name]) if shared[name].dim() == 3 and name not in kernels else 1
     if not any(result.left_out.values()) and not dropped:
         result.left_out.clear()
-
     keys = [(task, name, i) for (task, name), count in changed.items() for i in range(count)]
     shapes = {key: _shape(shared[key[1]], key[1] in transposed, key[1] in kernels) for key in keys}
-    spectra = None
-    if energy is not None or budget is not None:
-        spectra = {(t, n, i): spectrum(m) for t, n in changed for i, m in enumerate(matrices(t, n))}
-    policy = {"rank": rank, "density": density, "energy": energy, "budget": budget}
-    ranks = choose_ranks(shapes, **policy, spectra=spectra) if shapes else {}  # type: ignore[arg-type]
+    asked = energy is not None or budget is not None
+    spectra = {(t, n, i): spectrum(m) for t, n in changed for i, m in enumerate(matrices(t, n))} if asked else None
+    given = {"rank": rank, "density": density, "energy": energy, "budget": budget}
+    ranks = choose_ranks(shapes, **given, spectra=spectra) if shapes else {}  # type: ignore[arg-type]
     for (task, name), count in changed.items():
-        stack = matrices(task, name)
-        kept = [ranks[task, name, i] for i in range(count)]
+        stack, kept = matrices(task, name), [ranks[task, name, i] for i in range(count)]
         dense = stored_dense(shapes[task, name, 0], max(kept))
         lows = []
         for i, matrix in enumerate(stack):
@@ -123,10 +119,9 @@ def exclusive_experts(
         if dense:
             whole = stack if len(stack) > 1 else stack[0].t() if name in transposed else stack[0]
             result.experts[task][name] = whole.reshape(shared[name].shape)
-        elif lows and shared[name].dim() == 3 and name not in kernels:
-            result.experts[task][name] = _padded(lows, stack)
         elif lows:
-            result.experts[task][name] = lows[0][1:]
+            fused = shared[name].dim() == 3 and name not in kernels
+            result.experts[task][name] = _padded(lows, stack) if fused else lows[0][1:]
     return result
 
 

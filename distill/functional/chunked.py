@@ -148,11 +148,7 @@ def chunked_kd(
         student_head, teacher_head = _cut(student_head, common), _cut(teacher_head, common)
 
     tokens = len(student_hidden)
-    if any(len(rows) != tokens for rows in (teacher_hidden, labels, weight) if rows is not None):
-        raise ValueError(
-            f"the student has {tokens} tokens, but {len(teacher_hidden)} come from the teacher, with "
-            f"{'no' if labels is None else len(labels)} labels and {'no' if weight is None else len(weight)} weights"
-        )
+    _check_lengths(tokens, teacher_hidden, labels, weight)
     dtype = _working_type(student_hidden, student_head.weight)
     share = torch.ones(tokens, dtype=dtype, device=student_hidden.device) if weight is None else weight.to(dtype)
     labels = torch.zeros_like(share, dtype=torch.long) if labels is None else labels
@@ -186,6 +182,14 @@ def chunked_kd(
             "overflow float32; a training that diverged makes such weights"
         )
     return ChunkedLoss(*values)
+
+
+def _check_lengths(tokens: int, teacher_hidden: Tensor, labels: Tensor | None, weight: Tensor | None) -> None:
+    if any(len(rows) != tokens for rows in (teacher_hidden, labels, weight) if rows is not None):
+        raise ValueError(
+            f"the student has {tokens} tokens, but {len(teacher_hidden)} come from the teacher, with "
+            f"{'no' if labels is None else len(labels)} labels and {'no' if weight is None else len(weight)} weights"
+        )
 
 
 def _check_numbers(alpha: float, chunk: int, labels: Tensor | None) -> None:

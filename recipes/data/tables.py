@@ -137,7 +137,7 @@ def _read_file(source: TaskSource, file: Path, limit: int | None = None) -> Any:
                 return pd.DataFrame(list(islice(_objects(stream), limit)), dtype=object)
         if limit is None:
             return pd.read_parquet(file)
-        from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+        from pyarrow.parquet import ParquetFile
 
         return next((part.to_pandas() for part in ParquetFile(file).iter_batches(limit)), pd.DataFrame())
     except pd.errors.EmptyDataError:

@@ -261,7 +261,6 @@ class SourceDataModule(TextDataModule):
         max_length: Longest sequence in tokens.
         seed: Of the subsamples and of the order of the training rows.
         eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
-        causal: Make ``labels`` the tokens themselves, for a language model; the task's own labels are not used.
         labels: The model's label names in the order of its outputs, where that is not the task's own order.
     """
 
@@ -274,7 +273,6 @@ class SourceDataModule(TextDataModule):
         max_length: int = 128,
         seed: int = 0,
         eval_batch_size: int | None = None,
-        causal: bool = False,
         labels: list[str] | None = None,
     ) -> None:
         read = load_task(task, seed)
@@ -285,5 +283,4 @@ class SourceDataModule(TextDataModule):
             max_length=max_length,
             seed=seed,
             eval_batch_size=eval_batch_size,
-            causal=causal,
         )

@@ -166,8 +166,8 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
     import lightning
 
     from rl.errors import SimulatorError
-    from rl.hpo.best_known import best_known
     from rl.hpo.data import SeedDataModule
+    from rl.hpo.known_optima import best_known
     from rl.hpo.module import HPOModule
 
     lightning.seed_everything(cell.seed, workers=True, verbose=False)  # a user's simulator may draw from what is global

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from recipes.errors import RunError
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from recipes.merge.schema import Training
 
 
-def adapted(model: Any, training: Training, task_type: str | None = None) -> Any:
+def adapted(model: PreTrainedModel, training: Training, task_type: str | None = None) -> PreTrainedModel | PeftModel:
     """The model with LoRA adapters where the block has a rank, and with checkpoints of activations where it says so.
 
     Args:
@@ -32,7 +35,7 @@ def adapted(model: Any, training: Training, task_type: str | None = None) -> Any
     config = LoraConfig(
         task_type=task_type,
         r=training.lora_rank,
-        lora_alpha=training.lora_alpha or 2 * training.lora_rank,
+        lora_alpha=cast(int, training.lora_alpha or 2 * training.lora_rank),  # PEFT takes fractions too
         lora_dropout=training.lora_dropout,
         target_modules=list(training.lora_targets) or "all-linear",
     )

@@ -12,6 +12,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from recipes.merge.adapters import adapted
 from recipes.merge.causal.train import train_language
 from recipes.merge.experts import expert_damage
 from recipes.merge.schema import Training, check_tasks
+from recipes.running.environment import process_rank
 from recipes.running.quiet import hush_libraries
 from recipes.running.seals import stamp
 from recipes.running.trainer import TrainerConfig, build_trainer, check_trainer
@@ -123,6 +125,16 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         return
     mean = sum(row["test"] for row in rows) / len(rows)
     folder.finish({"mean_test_score": mean, "experts": rows}, {"Experts": rows}, summary=f"Mean test score {mean:.3f}.")
+
+
+def alone_with(entry: Path) -> AbstractContextManager[object]:
+    """Of the runs that want one expert in the cache, one trains it and the others wait; one that is there is free."""
+    if process_rank() != 0 or (entry / "expert.json").is_file():
+        return nullcontext()
+    from filelock import FileLock
+
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(entry.with_name(f".{entry.name}.lock"))
 
 
 def train_expert(

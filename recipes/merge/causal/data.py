@@ -28,7 +28,7 @@ def padding_of(tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
-class LanguageData(LightningDataModule):  # type: ignore[misc]
+class LanguageData(LightningDataModule):
     """One language task, ready for `twinmerge.language_module.LanguageModule`.
 
     A batch holds ``input_ids``, ``labels`` (`IGNORED` where nothing is learned) and ``attention_mask``; packed ones

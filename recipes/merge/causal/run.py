@@ -18,7 +18,7 @@ from recipes.merge.baselines import Candidates, tune
 from recipes.merge.causal.train import language_model
 from recipes.merge.checks import cached_at, check_rank
 from recipes.merge.experts import base_checkpoint, expert_folder, stored_format_of
-from recipes.merge.finetune import train_expert
+from recipes.merge.finetune import alone_with, train_expert
 from recipes.merge.routing import train_router
 from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
@@ -175,7 +175,8 @@ def _experts(recipe: Recipe, folder: RunFolder, where: Path | str) -> dict[str, 
             continue
         places[source.name] = cached_at(recipe, source)
         arguments = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-        train_expert(*arguments, places[source.name], folder)
+        with alone_with(places[source.name]):
+            train_expert(*arguments, places[source.name], folder)
     return places
 
 
