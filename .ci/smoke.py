@@ -1,4 +1,4 @@
-"""A little of everything on the versions that are installed: every module, every public name, tiny recipes."""
+"""A little of everything, on whatever versions are installed: modules, public names, one tiny recipe of each kind."""
 
 import importlib
 import os
@@ -11,19 +11,34 @@ from pathlib import Path
 
 PACKAGES = ("gapbridge", "twinmerge", "distill", "rl", "explain", "recipes")
 PUBLIC = ("twinmerge", "distill", "rl.hpo", "rl.csp", "rl.envs", "explain")
-EXTRAS = {"gfootball", "gguf", "mpe2", "mujoco", "open_spiel", "pettingzoo", "pyspiel", "stable_baselines3"}
+EXTRAS = {
+    "fastapi",
+    "gfootball",
+    "gguf",
+    "mpe2",
+    "mujoco",
+    "open_spiel",
+    "pettingzoo",
+    "pyspiel",
+    "stable_baselines3",
+    "uvicorn",
+    "vllm",
+}
 RECIPES = ("merge_tiny", "distill_tiny", "hpo_tiny", "csp_tiny", "explain_tiny")
 
 
 def modules() -> int:
     """Import every module; only packages of an extra may be absent."""
     names = [found.name for name in PACKAGES for found in pkgutil.walk_packages([str(place(name))], f"{name}.")]
+    failed = []
     for name in names:
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             if (error.name or "").partition(".")[0] not in EXTRAS:
-                raise
+                failed.append(f"{name}: {error}")
+    if failed:
+        raise SystemExit("\n".join(failed))
     return len(names)
 
 

@@ -95,7 +95,7 @@ def size_row(kind: str, stored: str, root: Path) -> dict[str, Any]:
         "experts_bytes": experts,
         "twin_bytes": weights(twin),
         "shared_bytes": weights(twin) - sum(parts.values()),
-        **{f"{part}_bytes": size for part, size in parts.items()},
+        **{f"{part.replace('experts', 'exclusive')}_bytes": size for part, size in parts.items()},
         "ratio": weights(twin) / experts,
     }
 

@@ -5,7 +5,8 @@ are equal does not depend on what they mean. Its three experts are adapters that
 float32. The environment of vLLM is made by ``benchmarks/vllm_cpu/make.sh`` where ``VLLM_ENVIRONMENT`` (by default
 ``~/.cache/gapbridge/vllm-0.32``) is none yet. The throughput is that of eight clients, in rounds that alternate between
 the routed front and a vLLM server without adapters that serves the shared model; prompts are new in every round, so
-that mixtures are made and loaded in the time that is measured.
+that mixtures are made and loaded in the time that is measured. A third side, the experts' own adapters asked for by
+name and without the front, tells what of the difference is vLLM's own price of adapters.
 """
 
 import contextlib
@@ -17,6 +18,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ from twinmerge.serving.vllm_engine import VllmEngine
 from twinmerge.serving.vllm_server import end, free_port, running, wait_for
 
 TASKS, WORDS, CONTEXT = ("colours", "sums", "tales"), 512, 256
-PROMPTS, NEW, CLIENTS, ROUNDS, EACH = 30, 24, 8, 5, 4
+PROMPTS, NEW, CLIENTS, ROUNDS, EACH = 30, 16, 8, 4, 2
 OPTIONS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT))
 
 
@@ -50,16 +53,19 @@ def main() -> None:
         folder = make_twin(Path(place))
         loras = [f"{task}={folder / 'experts' / task}" for task in TASKS]
         more = [*OPTIONS, "--lora-modules", *loras]
-        with running(folder, python=python, extra=more) as server:
+        with plain_server(folder, python) as plain, running(folder, python=python, extra=more) as server:
             twin, tokenizer = load(folder, "float32", "cpu")
             app = create_app(VllmEngine(server.address, server.cache), twin, tokenizer, Limits(CONTEXT))
             with listening(app) as front:
                 figures, rows = compare(folder, twin, server.address, front)
-                with plain_server(folder, python) as plain:
-                    times = throughput(front, plain)
+                print(figures)
+                plain.ready()
+                times = throughput(front, server.address, plain.address)
     figures["routed_over_plain_throughput"] = median_ratio(times["plain"], times["routed"])
+    figures["routed_over_adapters_throughput"] = median_ratio(times["adapters"], times["routed"])
+    figures["adapters_over_plain_throughput"] = median_ratio(times["plain"], times["adapters"])
     names = [{"package": "vllm-cpu", "version": "0.32.0", "clients": CLIENTS, "new_tokens": NEW}]
-    rounds = [{"routed_s": r, "plain_s": p} for r, p in zip(times["routed"], times["plain"], strict=True)]
+    rounds = [{f"{name}_s": times[name][turn] for name in times} for turn in range(ROUNDS)]
     print(write_results("vllm", figures, {"prompts": rows, "rounds": rounds, "server": names}, seeds=1))
     print(figures)
 
@@ -130,9 +136,21 @@ def listening(app: Any) -> Iterator[str]:
         thread.join()
 
 
+@dataclass(frozen=True)
+class Plain:
+    """A vLLM server of the shared model that knows nothing of adapters."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+
+    def ready(self) -> None:
+        """Wait until it answers."""
+        wait_for(self.address, self.process, 1800.0)
+
+
 @contextlib.contextmanager
-def plain_server(folder: Path, python: str) -> Iterator[str]:
-    """The address of a vLLM server of the shared model that knows nothing of adapters."""
+def plain_server(folder: Path, python: str) -> Iterator[Plain]:
+    """A plain server that is starting, ended with the block."""
     port = free_port()
     words = ["--model", str(folder), "--served-model-name", "shared", "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(
@@ -142,9 +160,7 @@ def plain_server(folder: Path, python: str) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        address = f"http://127.0.0.1:{port}"
-        wait_for(address, process, 1800.0)
-        yield address
+        yield Plain(f"http://127.0.0.1:{port}", process)
     finally:
         end(process)
 
@@ -166,16 +182,12 @@ def ask(client: httpx.Client, model: str, ids: Sequence[int]) -> tuple[list[int]
 
 
 def generated(model: Any, ids: Sequence[int], **options: Any) -> list[int]:
-    """Greedy tokens of transformers."""
+    """Greedy tokens of transformers, the end of a text being a token like any other."""
     row = torch.tensor([ids])
+    model.generation_config.eos_token_id = None
     with torch.inference_mode():
         out = model.generate(
-            input_ids=row,
-            attention_mask=torch.ones_like(row),
-            max_new_tokens=NEW,
-            min_new_tokens=NEW,
-            do_sample=False,
-            **options,
+            input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=NEW, do_sample=False, **options
         )
     return [int(token) for token in out[0, len(ids) :]]
 
@@ -212,18 +224,24 @@ def compare(folder: Path, twin: Any, server: str, front: str) -> tuple[dict[str,
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0] if key != "mixture"}, rows
 
 
-def throughput(front: str, plain: str) -> dict[str, list[float]]:
+def throughput(front: str, server: str, plain: str) -> dict[str, list[float]]:
     """Seconds in which eight clients get their answers, in rounds that alternate."""
-    times: dict[str, list[float]] = {"routed": [], "plain": []}
+    sides = {
+        "routed": (front, ["twin"]),
+        "adapters": (server, list(TASKS)),
+        "plain": (plain, ["shared"]),
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(ROUNDS + 1):
         asked = prompts(CLIENTS * EACH, 100 + turn)
-        for name, address, model in (("routed", front, "twin"), ("plain", plain, "shared")):
+        for name, (address, names) in sides.items():
+            wanted = [names[i % len(names)] for i in range(len(asked))]
             with (
                 httpx.Client(base_url=address, timeout=600, trust_env=False) as client,
                 ThreadPoolExecutor(CLIENTS) as pool,
             ):
                 start = time.perf_counter()
-                list(pool.map(lambda ids, c=client, m=model: ask(c, m, ids), asked))
+                list(pool.map(partial(ask, client), wanted, asked))
                 if turn:  # the first round warms up
                     times[name].append(time.perf_counter() - start)
     return times

@@ -81,7 +81,13 @@ def assemble(
         covariate=shares["covariate"][1:],  # no covariate shift is explained by shifting nothing
         outcome=shares["outcome"],
         values=tuple(values),
-        diagnostics={"overlap": support._asdict(), **trust.diagnostics(), "shift": shift, **extra, **settings},
+        diagnostics={
+            "overlap": support._asdict() | {"chances": [list(part) for part in support.chances]},
+            **trust.diagnostics(),
+            "shift": shift,
+            **extra,
+            **settings,
+        },
     )
 
 

@@ -24,7 +24,7 @@ from explain.functional.values import (
     outcome_denominator_rows,
     split_noise,
 )
-from explain.nuisances import Families, Family, settling
+from explain.nuisances import Families, Family
 from explain.windows import Train, Twin, classify, fit_ratio, regress, twin
 
 Member = NDArray[np.bool_]
@@ -122,8 +122,8 @@ def fit_window(sample: Sample, families: Families, ratios: Ratios, train: Train)
         means = [*both, *_given_baseline(sample, families.loss, train, both[0])]
         risk = Rows(*(part[:, 1:] for part in p_0))
     mu_0, mu_1, mu_w, mu_xw = means
-    settled = _settled(sample, train, mu_w, mu_w, np.ones(sample.sizes[0]))
-    whole = _settled(sample, train, mu_0, mu_xw, ratios.x / ratios.w)
+    settled = _settled(sample, families.loss, train, mu_w, mu_w, np.ones(sample.sizes[0]))
+    whole = _settled(sample, families.loss, train, mu_0, mu_xw, ratios.x / ratios.w)
     return Window(train, risk, p_1, mu_0, mu_1, mu_w, settled, whole, pair)
 
 
@@ -139,15 +139,17 @@ def _given_baseline(sample: Sample, family: Family, train: Train, mu_0: Rows) ->
     return [regress(sample, family, side, train, sample.baseline, mu_0[side]) for side in (0, 1)]
 
 
-def _settled(sample: Sample, train: Train, mu: Rows, mu_w: Rows, ratio: Floats) -> Rows:
-    r"""The mean of a regression over the target given the baseline, corrected by the source rows.
+def _settled(sample: Sample, family: Family, train: Train, mu: Rows, mu_w: Rows, ratio: Floats) -> Rows:
+    r"""The mean of a regression over the target given the baseline, rid of what both regressions missed.
 
-    What a regression misses would be squared in a value. Its mean given the baseline is
-    :math:`E_0[(\ell - \mu)\,\pi_s/\pi_w \mid w]`, once more a regression; what is left is a product of the errors of
-    the regression and of the density ratio, as it is for the influence values.
+    What a regression misses, for its penalty or its form, would be squared in a value. The mean over the target misses
+    :math:`E_1[\mu - \mu_w \mid w]` and the regression itself :math:`E_0[(\ell - \mu)\,\pi_s/\pi_w \mid w]`, both again
+    regressions. What is left is a product of the errors of the regression and of the density ratio,
+    as it is for the influence values.
 
     Args:
         sample: The data.
+        family: Learner.
         train: Rows to learn from.
         mu: Regression of the loss in the source.
         mu_w: Its mean given the baseline.
@@ -156,8 +158,10 @@ def _settled(sample: Sample, train: Train, mu: Rows, mu_w: Rows, ratio: Floats) 
     Reference:
         Kennedy (2023), "Towards optimal doubly robust estimation of heterogeneous causal effects", arXiv 2004.14497.
     """
-    missed = regress(sample, settling(), 0, train, sample.baseline, (sample.loss.source - mu.source) * ratio)
-    return Rows(mu_w.source + missed.source, mu_w.target + missed.target)
+    parts = [mu_w, regress(sample, family, 0, train, sample.baseline, (sample.loss.source - mu.source) * ratio)]
+    if mu is not mu_w:
+        parts.append(regress(sample, family, 1, train, sample.baseline, mu.target - mu_w.target))
+    return Rows(*(np.sum(sides, axis=0) for sides in zip(*parts, strict=True)))
 
 
 def expectation_piece(sample: Sample, shared: Shared) -> list[Rows]:
@@ -183,7 +187,7 @@ def covariate_piece(sample: Sample, families: Families, shared: Shared, member: 
         mean_s = []
         for fit, mu_s in zip(fits, fitted, strict=True):
             mu_sw = regress(sample, families.loss, 1, fit.train, sample.baseline, mu_s.target)
-            mean_s.append(_settled(sample, fit.train, mu_s, mu_sw, ratio_s / shared.ratios.w))
+            mean_s.append(_settled(sample, families.loss, fit.train, mu_s, mu_sw, ratio_s / shared.ratios.w))
     else:
         fitted, mean_s = [fit.mu_w for fit in fits], [fit.settled_w for fit in fits]
         ratio_s = shared.ratios.w
@@ -191,7 +195,7 @@ def covariate_piece(sample: Sample, families: Families, shared: Shared, member: 
     mu_0, mu_xw = (shared.twin([getattr(fit, name) for fit in fits]) for name in ("mu_0", "settled_xw"))
     rows = covariate_rows(sample.loss, source.mean, mean_sw.mean, ratio_s, mu_0.mean, mu_xw.mean, shared.ratios.x)
     first, second = (mean_sw[half].target - mu_xw[half].target for half in (0, 1))
-    return without_noise(sample, rows, (first + second) / 2, -split_noise(first, second))
+    return without_noise(sample, rows, (first + second) / 2, split_noise(first, second))
 
 
 def denominator_piece(sample: Sample, shared: Shared) -> Piece:

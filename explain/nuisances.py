@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
-from explain.boosting import ALPHAS, BoostedClassifier, BoostedRegressor
+from explain.blocks import BlockLogistic, BlockRidge
+from explain.boosting import BoostedClassifier, BoostedRegressor
 from explain.data import Sample
-from explain.design import Plain, Quadratic
+from explain.design import Plain
 from explain.errors import ExplainError
 from explain.functional.rows import Floats
 
@@ -122,16 +122,7 @@ def linear(curve: float = 1.0) -> Family:
     Args:
         curve: Of :class:`~explain.design.Quadratic`.
     """
-    return Family(
-        "linear",
-        make_pipeline(Quadratic(curve), LogisticRegression(C=1.0, solver="newton-cholesky")),
-        make_pipeline(Quadratic(curve), RidgeCV(alphas=ALPHAS)),
-    )
-
-
-def settling() -> Family:
-    """Hardly penalised regression, for what another one has left: a penalty would keep the bias that is to go."""
-    return replace(linear(), regressor=make_pipeline(Quadratic(), Ridge(alpha=1.0)))
+    return Family("linear", BlockLogistic(curve), BlockRidge(curve))
 
 
 def hist_gb(curve: float = 1.0) -> Family:

@@ -1,4 +1,4 @@
-"""Pictures of a report: the waterfall of the aggregate terms and a forest of shares; and a page that shows both."""
+"""Pictures of a report: waterfall of the aggregate terms, forests of shares, overlap; and a page that shows them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STYLE = (
 
 
 def draw(report: GapReport) -> Figure:
-    """Waterfall and forests of a report, one below the other.
+    """Waterfall, forests and overlap of a report, one below the other.
 
     Args:
         report: What to draw.
@@ -36,13 +36,17 @@ def draw(report: GapReport) -> Figure:
 
     shares = [(name, [term for term in terms if not math.isnan(term.value)]) for name, terms in _shares(report)]
     shares = [(name, terms) for name, terms in shares if terms]
+    chances = report.diagnostics.get("overlap", {}).get("chances", [[], []])
     heights = [3.4] * bool(report.aggregate) + [0.4 * len(terms) + 1.2 for _, terms in shares]
+    heights += [2.0] * bool(chances[0])
     figure = Figure(figsize=(7, max(sum(heights), 1.0)), layout="constrained")
     if not heights:
         return figure
     every = list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if report.aggregate:
         waterfall(report, every.pop(0))
+    if chances[0]:
+        overlapping(chances, every.pop())
     for axes, (name, terms) in zip(every, shares, strict=True):
         forest(terms, axes, f"share of the {name}, with {100 * report.level:g} % interval")
     return figure
@@ -86,6 +90,21 @@ def forest(terms: Sequence[Term], axes: Axes, label: str) -> None:
     axes.set_xlim(max(-2.0, min([0.0, *finite]) - 0.1), min(3.0, max([1.0, *finite]) + 0.1))
     axes.set_yticks(range(len(shown)), [t.name if t.status == "ok" else f"{t.name} ({t.status})" for t in shown])
     axes.set_xlabel(label)
+
+
+def overlapping(chances: Sequence[Sequence[float]], axes: Axes) -> None:
+    """How often rows of each domain look like the target: where the two hardly meet, nothing can be reweighted.
+
+    Args:
+        chances: Shares of the source and of the target by bins of equal width of P(target | features).
+        axes: Where to draw.
+    """
+    edges = [place / len(chances[0]) for place in range(len(chances[0]) + 1)]
+    for name, part, color in zip(("source", "target"), chances, (SHARE, UP), strict=True):
+        axes.stairs(part, edges, fill=True, alpha=0.4, color=color, label=name)
+    axes.set_xlabel("probability of the target given all features")
+    axes.set_ylabel("share of rows")
+    axes.legend(fontsize=8)
 
 
 def page(report: GapReport) -> str:

@@ -82,7 +82,7 @@ def check_seed(value: int, where: str = "seed") -> int:
     return value
 
 
-def _short(value: Number) -> str:
+def _short(value: float) -> str:
     """A number as a message shows it; Python itself refuses to write thousands of digits."""
     bits = value.bit_length() if isinstance(value, int) else 0
     return f"a whole number of {bits} bits" if bits > 200 else str(value)

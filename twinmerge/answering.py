@@ -6,17 +6,15 @@ Part of a twin folder's ``modeling_twin.py``.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput, TokenClassifierOutput
 
 from .attaching import register_states
+from .twin_mixin import TwinMixin, _twin_class
 from .twin_parts import Head, head_loss
-
-if TYPE_CHECKING:
-    from .twin_mixin import TwinMixin
 
 
 def as_classifier(twin: TwinMixin, head: str | None = None, tokens: bool = False) -> TwinMixin:
@@ -78,9 +76,19 @@ def _classifier_class(twin: type[TwinMixin], tokens: bool) -> type[TwinMixin]:
         return answer.to_tuple() if plain else answer
 
     name = f"{twin.__name__}For{'Token' if tokens else 'Image' if images else 'Sequence'}Classification"
-    kind = type(name, (twin,), {"forward": forward})
+    stock = twin.__mro__[twin.__mro__.index(TwinMixin) + 1]
+    own = {"forward": forward, "__reduce__": lambda self: (_blank, (stock, tokens), self.__dict__)}
+    # The loss here is a mean, which the Trainer of transformers divides by its accumulation steps itself.
+    kind = type(name, (twin,), {**own, "accepts_loss_kwargs": False})
     register_states(kind)
     return kind
+
+
+def _blank(stock: Any, tokens: bool) -> Any:
+    """An empty classifier for pickle, as the class is made at run time."""
+    twin: Any = _twin_class(stock)
+    made = _classifier_class(twin, tokens)
+    return made.__new__(made)
 
 
 def _asked(twin: TwinMixin, sizes: list[int], labels: Tensor | None) -> str | list[str] | None:

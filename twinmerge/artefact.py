@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from twinmerge.attaching import UnroutableError
 from twinmerge.checkpoints import inspect_checkpoint, read_json, with_report
 from twinmerge.dense import densify, stock_view
 from twinmerge.errors import CheckpointError
@@ -322,6 +323,8 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **opti
         twin = assemble(model, root)
     except CheckpointError:
         raise
+    except UnroutableError as error:  # of the options, not of the folder
+        raise CheckpointError(str(error)) from error
     except Exception as error:  # whatever a damaged file provokes in the libraries that read it
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"{root} cannot be read as a twin folder ({reason}); copy it again.") from error

@@ -32,6 +32,10 @@ from .routed_layers import (
 )
 
 
+class UnroutableError(ValueError):
+    """A model was loaded in a way in which it cannot be routed; the message is one sentence with the way out."""
+
+
 @dataclass
 class Traced:
     """A tiny batch that a stock model was run on.
@@ -76,6 +80,8 @@ def attach_experts(
             raise ValueError(f"the experts change parameter '{name}', which {type(model).__name__} does not have.")
         if not any(other in given for other in tied[name]):
             given[name] = [next((e[n] for n in tied[name] if e.get(n) is not None), None) for e in experts]
+    for name in given:
+        _refuse_quantised(model, name)
     wanted = {name: [_unit(model, n) for n in tied[name]] for name in given}
     layouts: dict[str, Layout | str] = {}
     if traced is not None:
@@ -92,6 +98,32 @@ def attach_experts(
         cast(RoutedLayer, model.get_submodule(unit)).layout = UNTRACED if isinstance(found, str) else found
     for places in wanted.values():
         _tie([(model.get_submodule(unit), leaf) for unit, leaf in places])
+
+
+def refuse_spread(model: nn.Module) -> None:
+    """Refuse a model that accelerate moves between places while it runs.
+
+    Raises:
+        UnroutableError: when its device_map has several places.
+    """
+    places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
+    if len(places) > 1:
+        raise UnroutableError(
+            f"the model is spread over {', '.join(places)} by its device_map, and routed layers cannot be moved while "
+            "they run; load it on one device, or serve the folder by vLLM, which splits models over GPUs."
+        )
+
+
+def _refuse_quantised(model: nn.Module, name: str) -> None:
+    value = stored(model, name)
+    plain = type(value) in (Tensor, nn.Parameter) and not hasattr(value, "quant_state")
+    if not plain or not value.is_floating_point() or value.element_size() == 1:
+        kind = str(value.dtype).removeprefix("torch.") if plain else type(value).__name__
+        raise UnroutableError(
+            f"'{name}' of {type(model).__name__} is quantised ({kind}), and no difference can be added to it; load the "
+            "shared model in float32 or bfloat16, without quantization_config, or serve the folder by vLLM, whose "
+            "adapters stand beside a quantised base."
+        )
 
 
 def _fit(model: nn.Module, wanted: dict[str, list[tuple[str, str]]], traced: Traced) -> dict[str, Layout | str]:

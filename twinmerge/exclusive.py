@@ -90,10 +90,8 @@ def exclusive_experts(
         return (flat.t() if name in transposed else flat)[None]
 
     for task, state in experts.items():
-        squares = _squares(state, shared)
-        left = _left(squares, shared, dropped)
-        result.left_out[task] = sum(squares[n] for n in left) / (sum(squares.values()) or 1.0)
-        for name in (n for n in squares if n not in left):
+        names, result.left_out[task] = _kept(shared, state, dropped)
+        for name in names:
             if shared[name].dim() < 2:
                 result.experts[task][name] = _difference(state[name], shared[name])
             else:
@@ -127,16 +125,17 @@ def exclusive_experts(
     return result
 
 
-def _left(squares: Mapping[str, float], shared: Mapping[str, Tensor], dropped: frozenset[str]) -> set[str]:
-    """Parameters whose differences are left to the shared expert: dropped ones, and matrices that hardly changed."""
-    least = NEGLIGIBLE * sum(squares.values())
-    return {n for n, q in squares.items() if n in dropped or (shared[n].dim() > 1 and q <= least)}
-
-
-def _squares(state: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict[str, float]:
-    """Squared norm of every difference, of the parameters that an expert changed."""
-    changed = {n: v for n, v in shared.items() if v.is_floating_point() and not torch.equal(state[n].to(v), v)}
-    return {name: float(_difference(state[name], v).double().square().sum()) for name, v in changed.items()}
+def _kept(
+    shared: Mapping[str, Tensor], state: Mapping[str, Tensor], dropped: frozenset[str]
+) -> tuple[list[str], float]:
+    """Parameters whose differences an expert keeps, and the share of its squared difference that it does not."""
+    squares: dict[str, float] = {}
+    for name, value in shared.items():
+        if value.is_floating_point() and not torch.equal(state[name].to(value), value):
+            squares[name] = float(_difference(state[name], value).double().square().sum())
+    total = sum(squares.values())
+    left = {n for n, q in squares.items() if n in dropped or (shared[n].dim() > 1 and q <= NEGLIGIBLE * total)}
+    return [n for n in squares if n not in left], sum(squares[n] for n in left) / total if total else 0.0
 
 
 def _difference(expert: Tensor, shared: Tensor) -> Tensor:

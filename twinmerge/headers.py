@@ -49,7 +49,7 @@ class Checkpoint:
     def stored(self) -> str:
         """The number format of its weights: that of all, or float32 where they differ."""
         kinds = {dtype for dtype, _ in self.tensors.values() if dtype in ("F64", "F32", "F16", "BF16")}
-        return {"BF16": "bfloat16", "F16": "float16"}.get(kinds.pop() if len(kinds) == 1 else "", "float32")
+        return {"BF16": "bfloat16", "F16": "float16"}.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
 
 
 def size_of(entry: tuple[str, tuple[int, ...]]) -> int:

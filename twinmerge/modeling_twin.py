@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .answering import as_classifier
-from .attaching import statistics
+from .attaching import refuse_spread, statistics
 from .mixture import Difference
 from .twin_mixin import TwinMixin, attach
 from .twin_parts import Head, Router, TwinOutput, masked_mean
@@ -109,13 +109,15 @@ def assemble(model: transformers.PreTrainedModel, folder: Path) -> TwinMixin:
     """Turn a stock model that holds a folder's shared expert into the folder's routed twin.
 
     Raises:
-        ValueError: when the folder was written by a newer format, or lacks or adds a tensor.
+        ValueError: when the folder was written by a newer format, or lacks or adds a tensor, or the model is quantised
+            or spread over several places.
     """
     card = json.loads((folder / "twin.json").read_text(encoding="utf-8"))
     if card["format_version"] > FORMAT_VERSION:
         raise ValueError(
             f"{folder} has twin format {card['format_version']}, and this code reads up to {FORMAT_VERSION}; update it."
         )
+    refuse_spread(model)
     shared = {**dict(model.named_parameters(remove_duplicate=False)), **statistics(model)}
     experts = [read_expert(folder / "experts" / task, shared, card["ranks"][task]) for task in card["tasks"]]
     router = None

@@ -25,12 +25,16 @@ class Siblings:
         ends = torch.tensor([m.experts_down.shape[0] for m in modules]).cumsum(0).tolist()
         self.columns = list(zip([0, *ends[:-1]], ends, strict=True))
 
-    def stacked(self) -> Tensor:
+    def stacked(self) -> Tensor | None:
         """The factors A of all modules, shape (sum of ranks, n), in the modules' own memory: nothing to go stale.
+
+        None where they are not on one device.
 
         They are laid anew when they have been moved since, to another device or by a copy of the model.
         """
         downs = [module.experts_down for module in self.modules]
+        if len({down.device for down in downs}) > 1:  # offloaded one by one: each by itself
+            return None
         first, size = downs[0], downs[0].element_size()
         memory, next_at = first.untyped_storage().data_ptr(), first.data_ptr()
         for down in downs:
@@ -96,8 +100,10 @@ def _shrunk(module: Any, x: Tensor) -> Tensor:
     z: Tensor
     if found is not None and found[0] is group and found[1] is x and found[2] == version:
         z = found[3]
+    elif (stacked := group.stacked()) is None:
+        return _scaled(F.linear(x, module.experts_down), x, mixture, (module,), module)
     else:
-        z = _scaled(F.linear(x, group.stacked()), x, mixture, group.modules, group)
+        z = _scaled(F.linear(x, stacked), x, mixture, group.modules, group)
         kept["shrunk"] = (group, x, version, z)
     if index == len(group.modules) - 1:
         kept.pop("shrunk", None)

@@ -6,23 +6,23 @@ Part of a twin folder's ``modeling_twin.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from .layouts import Run
-from .mixture import cached_length, caches_in
+from .mixture import Mixture, cached_length, caches_in
 from .proving import find_layouts
-
-if TYPE_CHECKING:
-    from .twin_mixin import TwinMixin
 
 _MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Stock
+
+    from .twin_mixin import TwinMixin
 else:
     _Stock = object
 
@@ -30,6 +30,7 @@ else:
 class TwinChecks(_Stock):
     """The part of a twin that refuses what would be answered wrongly."""
 
+    mixture: Mixture
     tasks: list[str]
     _accepted: frozenset[str]
     _checked: list[frozenset[str]]
@@ -80,6 +81,21 @@ class TwinChecks(_Stock):
         if weights.shape[0] > 1 and not cached_length(kwargs) and not any(names <= known for known in self._checked):
             find_layouts(cast("TwinMixin", self), kwargs, run)
             self._checked.append(names)
+
+    def _drafting(self, assistant: Any, weights: Tensor) -> AbstractContextManager[None]:
+        """The mixture of an assistant that is a twin too; an assistant has no prompt of its own to route.
+
+        Raises:
+            ValueError: when it is a twin of other tasks.
+        """
+        if not isinstance(assistant, TwinChecks) or assistant is self:
+            return nullcontext()
+        if assistant.tasks != self.tasks:
+            raise ValueError(
+                f"the assistant is a twin of {', '.join(assistant.tasks)} and this one of {', '.join(self.tasks)}; "
+                'draft with its shared model, twinmerge.load(folder, mode="shared").'
+            )
+        return assistant.mixture.use(assistant._weights(weights))
 
     def _weights(self, weights: Tensor) -> Tensor:
         if weights.dim() != 2 or weights.shape[1] != len(self.tasks):

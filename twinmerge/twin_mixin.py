@@ -23,7 +23,7 @@ from .proving import body_forward, probe_of, prove, whole_forward
 from .routed_layers import ADDED, RoutedLinear
 from .shrinking import find_siblings
 from .twin_checks import TwinChecks
-from .twin_parts import Head, Router, TwinOutput, masked_mean
+from .twin_parts import Head, Router, TwinOutput, generated_state, masked_mean
 
 Function = Callable[..., object]
 
@@ -38,8 +38,8 @@ class TwinMixin(TwinChecks):
         router: the trained `Router`, or None: then `router_weights` must be given.
         heads: one `Head` per task that has its own, under the task's name.
         mixture: the weights in use; `with twin.mixture.use(w)` holds them over any calls.
-        router_reads: `last`, the paper's features from the last hidden state, or `all`, those of every layer side by
-            side (a deviation that costs no further forward).
+        router_reads: `last`, the paper's features from the last hidden state; `all`, of every layer (a deviation, no
+            further forward); or `generated`, for causal models, see `generated_state`.
         answering: of a classifier, the heads that it answers with.
         labels: label names by head.
         left_out: task -> share of its expert's squared difference to the shared expert that was left out, see `merge`.
@@ -69,14 +69,14 @@ class TwinMixin(TwinChecks):
     ) -> Tensor:
         """Router features: masked mean of the shared expert's last hidden state, shape (batch, width), float32.
 
-        With `router_reads` of `all`, the masked means of every layer's hidden states: (batch, (layers + 1) * width).
-
         Args:
             input_ids: the model's main input (`pixel_values` of an image model), also by its own name.
             attention_mask: shape (batch, tokens).
             kwargs: passed on to the model's body.
         """
         with self.mixture.use(None):
+            if self.router_reads == "generated":
+                return generated_state(self, type(self).__bases__[1], cast(Tensor, input_ids), attention_mask)
             if self.router_reads == "last":
                 return masked_mean(self._hidden(input_ids, attention_mask, **kwargs), attention_mask)
             states = self._states(input_ids, attention_mask, output_hidden_states=True, **kwargs).hidden_states
@@ -136,10 +136,13 @@ class TwinMixin(TwinChecks):
     def generate(self, inputs: Tensor | None = None, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """`generate` of transformers with the mixture computed once from the prompt and held while decoding.
 
-        A second turn with the kept cache holds the mixture of the first; without the cache it starts anew.
+        A second turn with the kept cache holds the mixture of the first; without the cache it starts anew. An
+        `assistant_model` only drafts, so that any may; one that is a twin of the same tasks drafts under the same
+        mixture.
 
         Raises:
-            ValueError: for a kept cache whose mixture is unknown or another than `router_weights`.
+            ValueError: for a kept cache whose mixture is unknown or another than `router_weights`, or an assistant
+                that is a twin of other tasks.
         """
         model = self
         if router_weights is None and cached_length(kwargs):
@@ -161,7 +164,7 @@ class TwinMixin(TwinChecks):
         given = {**kwargs, **({} if inputs is None else {model.main_input_name: inputs})}
         if isinstance(given.get(model.main_input_name), Tensor):
             self._check_layouts(weights, {k: v for k, v in given.items() if isinstance(v, Tensor)}, whole_forward)
-        with self.mixture.use(weights):
+        with self.mixture.use(weights), self._drafting(kwargs.get("assistant_model"), weights):
             return super().generate(inputs, **kwargs)  # type: ignore[misc]
 
     def generate_batch(self, *args: object, **kwargs: object) -> NoReturn:

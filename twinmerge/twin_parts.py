@@ -34,6 +34,41 @@ def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return (hidden.float() * weight).sum(1) / weight.sum(1).clamp_min(1.0)
 
 
+def generated_state(twin: Any, stock: Any, tokens: Tensor, mask: Tensor | None, length: int = 16) -> Tensor:
+    """Router features of the paper's code for language models: the state of the last token that a prompt begets.
+
+    The shared expert goes on with each prompt, and the last-layer state of its last token is read. The paper's code
+    draws up to 16 tokens; here the likeliest are taken, so that a prompt's mixture depends on nothing beside it.
+
+    Args:
+        twin: the twin.
+        stock: the class of its stock model, whose `generate` knows no routing.
+        tokens: prompts, shape (batch, tokens).
+        mask: shape (batch, tokens), padding on either side; None counts all.
+        length: tokens to generate at most.
+
+    Returns:
+        Shape (batch, width), in float32.
+    """
+    mask = torch.ones_like(tokens) if mask is None else mask.long()
+    order = mask.argsort(dim=1, stable=True)  # generation needs the padding on the left
+    tokens, mask = tokens.gather(1, order), mask.gather(1, order)
+    ends = twin.generation_config.eos_token_id
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    pad = twin.generation_config.pad_token_id
+    given = {"do_sample": False, "num_beams": 1, "max_new_tokens": length, "pad_token_id": (ends or [0])[0]}
+    given |= {} if pad is None else {"pad_token_id": pad}
+    none = torch.zeros(1, len(twin.tasks), device=tokens.device)
+    with torch.no_grad(), twin.mixture.use(none):  # no share of any exclusive expert is the shared expert
+        said = stock.generate(twin, input_ids=tokens, attention_mask=mask, **given)
+    new = said[:, tokens.shape[1] :]
+    over = torch.isin(new, torch.tensor(ends, device=new.device, dtype=new.dtype)).long()
+    mask = torch.cat([mask, (over.cumsum(1) - over == 0).long()], 1)  # up to the first end of text
+    hidden = twin._hidden(said, mask)
+    last = (torch.arange(said.shape[1], device=said.device) * mask).argmax(1)
+    return cast(Tensor, hidden[torch.arange(len(hidden), device=said.device), last].float())
+
+
 @dataclass
 class TwinOutput:
     """What `classify` returns.

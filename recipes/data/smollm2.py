@@ -15,7 +15,7 @@ from recipes.data.pins import WHEELS
 from recipes.errors import RunError
 from recipes.running.seals import damage, stamp
 
-__all__ = ["describe_smollm2", "smollm2"]
+__all__ = ["converted", "describe_smollm2", "smollm2"]
 
 KEY = "smollm2"
 
@@ -24,10 +24,14 @@ def _folder() -> Path:
     return wheels.cache_root() / f"{KEY}-{WHEELS[KEY].version}-hf"
 
 
+def converted() -> bool:
+    """Whether the folder is there, as it was written."""
+    return not damage(_folder(), remember=True)
+
+
 def describe_smollm2() -> str:
     """One sentence for a pre-flight."""
-    folder = _folder()
-    return wheels.describe(KEY) if damage(folder, remember=True) else f"converted in {folder}"
+    return f"converted in {_folder()}" if converted() else wheels.describe(KEY)
 
 
 def smollm2() -> Path:

@@ -8,10 +8,9 @@ from typing import Any
 from recipes.data import tables, text_tasks, wheels
 from recipes.data.splits import Split, Text, TextTask, stratified_order, text_key
 from recipes.data.task_source import TaskSource
-from recipes.data.text_tasks import TASKS
 from recipes.errors import RecipeError, RunError
 
-__all__ = ["TaskSource", "check_task", "load_task"]
+__all__ = ["TaskSource", "apart", "check_task", "cut", "load_task", "ordered"]
 
 
 # Cut rows are the same for every seed: an expert trained under one seed must not have seen another run's test rows.
@@ -37,7 +36,7 @@ def check_task(source: TaskSource) -> str:
         RecipeError: When a file is missing, cannot be read, or has rows that a run would refuse.
     """
     if source.source == "shipped":
-        shipped = TASKS[source.shipped]
+        shipped = source.known[source.shipped]
         return f"task {source.name}: {shipped.about}; {wheels.describe(shipped.wheel)}"
     if source.source == "hub":
         subset = f", subset {source.subset!r}" if source.subset else ""
@@ -46,6 +45,8 @@ def check_task(source: TaskSource) -> str:
     files = [file for group in tables.split_files(source).values() for file in group]
     size = sum(file.stat().st_size for file in files)
     line = f"task {source.name}: {', '.join(map(str, files))} ({size / 1e6:.1f} MB)"
+    if source.language is not None:  # read by `recipes.data.language_rows.check_language`
+        return line
     try:
         if size > READ_IN_FULL:
             tables.first_rows(source)
@@ -75,9 +76,11 @@ def load_task(source: TaskSource, seed: int) -> TextTask:
         RecipeError: When a file is missing.
         RunError: When it cannot be fetched or read, columns or rows are wrong, or rows of one split stand in another.
     """
+    if source.language is not None:
+        raise RunError(f"task {source.name!r} asks a language model; give it to a recipe with 'training.model: causal'")
     notes: list[str] = []
     if source.source == "shipped":
-        train, test = text_tasks.read_rows(source.shipped)
+        train, test = text_tasks.read_shipped(source.known[source.shipped])
         read = {"train": list[tuple[Text, Any]](train), **({"test": list[tuple[Text, Any]](test)} if test else {})}
         names: tuple[str, ...] = ()
     else:
@@ -85,15 +88,15 @@ def load_task(source: TaskSource, seed: int) -> TextTask:
         read = {split: part.rows for split, part in found.items()}
         if missing := sum(part.missing for part in found.values()):
             notes.append(f"{missing} rows without a text or label were left out")
-        read = _apart(source, read, notes)
-    parts = _cut(source, read, notes)
+        read = apart(source, read, notes)
+    parts = cut(source, read, notes)
     labels = _label_names(source, parts, names)
     index = {name: i for i, name in enumerate(labels)}
     splits = {}
     for split, limit in (("train", source.max_train), ("validation", source.max_validation), ("test", source.max_test)):
         rows = parts[split]
         if limit is not None and limit < len(rows):
-            rows = [rows[i] for i in _order(source, rows, seed)[:limit]]
+            rows = [rows[i] for i in ordered(source, rows, seed)[:limit]]
         texts: Any = [text for text, _ in rows]
         splits[split] = Split(texts, [index[y] for _, y in rows] if labels else [float(y) for _, y in rows])
     if labels and len(set(splits["train"].labels)) < 2:
@@ -101,7 +104,7 @@ def load_task(source: TaskSource, seed: int) -> TextTask:
     return TextTask(source.name, labels, **splits, metric=source.metric, kind=source.kind, notes=tuple(notes))
 
 
-def _apart(source: TaskSource, read: dict[str, Labelled], notes: list[str]) -> dict[str, Labelled]:
+def apart(source: TaskSource, read: dict[str, Labelled], notes: list[str]) -> dict[str, Labelled]:
     """The splits without rows of validation or test whose text stands in a split before them.
 
     Raises:
@@ -135,12 +138,22 @@ def _refuse_few(source: TaskSource, parts: dict[str, Labelled]) -> None:
             raise RunError(f"task {source.name!r}: {split} has {len(rows)} different rows; give at least {least}")
 
 
-def _order(source: TaskSource, rows: Labelled, seed: int) -> list[int]:
+def ordered(source: TaskSource, rows: Labelled, seed: int) -> list[int]:
+    """The seeded order of which every subsample is the start."""
     return stratified_order([y if source.kind == "classification" else 0 for _, y in rows], seed)
 
 
-def _cut(source: TaskSource, read: dict[str, Labelled], notes: list[str]) -> dict[str, Labelled]:
-    """Cut the missing splits from train, no text on two sides of a cut."""
+def cut(source: TaskSource, read: dict[str, Labelled], notes: list[str]) -> dict[str, Labelled]:
+    """Cut the missing splits from train, no text on two sides of a cut.
+
+    Args:
+        source: The task as the recipe names it.
+        read: Rows of text and whatever belongs to it, by split; train among them.
+        notes: What was done to the rows is added to them, a sentence each.
+
+    Raises:
+        RunError: When a split has too few different rows.
+    """
     missing = [split for split in ("test", "validation") if split not in read]
     _refuse_few(source, read)
     first: dict[Text, tuple[Text, Any]] = {}
@@ -158,14 +171,14 @@ def _cut(source: TaskSource, read: dict[str, Labelled], notes: list[str]) -> dic
         notes.append(f"{twice} rows of train whose text occurs before were left out")
     parts = {**read, "train": train}
     _refuse_few(source, parts)
-    order = _order(source, train, CUT_SEED)
+    chosen = ordered(source, train, CUT_SEED)
     start = 0
     for split in missing:
         share = TEST_SHARE if split == "test" else VALIDATION_SHARE
         end = start + max(1, round(share * len(train)))
-        parts[split] = [train[i] for i in sorted(order[start:end])]
+        parts[split] = [train[i] for i in sorted(chosen[start:end])]
         start = end
-    parts["train"] = [train[i] for i in sorted(order[start:])]
+    parts["train"] = [train[i] for i in sorted(chosen[start:])]
     return parts
 
 

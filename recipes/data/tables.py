@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from recipes.data.splits import Text
     from recipes.data.task_source import TaskSource
 
-__all__ = ["Rows", "first_rows", "own_files", "read_splits", "split_files"]
+__all__ = ["Rows", "absent", "first_rows", "own_files", "read_columns", "read_splits", "split_files"]
 
 MISSING = frozenset({"", "<NA>", "nan", "NaN", "NaT", "#N/A"})  # how the usual tools write a value that is not there
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
@@ -117,7 +117,7 @@ def first_rows(source: TaskSource) -> None:
 
 
 def _take(source: TaskSource, where: str, frame: Any, into: Rows) -> None:
-    _need_columns(source, where, list(map(str, frame.columns)))
+    _need_columns(source, where, list(map(str, frame.columns)), [*source.text, source.label])
     columns = {name: frame[name].tolist() for name in [*source.text, source.label]}
     _rows(source, where, columns, into)
 
@@ -181,16 +181,8 @@ def _read_hub(source: TaskSource) -> tuple[dict[str, Rows], tuple[str, ...]]:
     rows: dict[str, Rows] = {}
     names: tuple[str, ...] = ()
     for split, name in _wanted(source).items():
-        where = f"{source.path}{f'/{source.subset}' if source.subset else ''}[{name}]"
-        try:
-            data = datasets.load_dataset(source.path, source.subset or None, split=name)
-        except Exception as fault:  # the library raises what its loaders and transports raise
-            reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-            raise RunError(
-                f"task {source.name!r}: Hub data set {where} cannot be loaded ({reason}); check its id, subset, "
-                "split and the network"
-            ) from fault
-        _need_columns(source, where, data.column_names)
+        where, data = _hub_split(source, name)
+        _need_columns(source, where, data.column_names, [*source.text, source.label])
         columns = {column: list(data[column]) for column in [*source.text, source.label]}
         feature = data.features[source.label]
         if isinstance(feature, datasets.ClassLabel) and source.kind == "classification":
@@ -200,8 +192,51 @@ def _read_hub(source: TaskSource) -> tuple[dict[str, Rows], tuple[str, ...]]:
     return rows, names
 
 
-def _need_columns(source: TaskSource, where: str, present: list[str]) -> None:
-    for column in [*source.text, source.label]:
+def _hub_split(source: TaskSource, name: str) -> tuple[str, Any]:
+    """What a split of a Hub data set is called in messages, and the split."""
+    import datasets
+
+    where = f"{source.path}{f'/{source.subset}' if source.subset else ''}[{name}]"
+    try:
+        return where, datasets.load_dataset(source.path, source.subset or None, split=name)
+    except Exception as fault:  # the library raises what its loaders and transports raise
+        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        raise RunError(
+            f"task {source.name!r}: Hub data set {where} cannot be loaded ({reason}); check its id, subset, "
+            "split and the network"
+        ) from fault
+
+
+def read_columns(source: TaskSource, wanted: list[str]) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Rows of every named split as they stand in its files: a place for messages, and the values by column.
+
+    Args:
+        source: A valid source other than ``shipped``.
+        wanted: Columns to read.
+
+    Raises:
+        RunError: When something cannot be read, or a column is missing.
+    """
+    parts: dict[str, list[tuple[str, Any]]] = {}
+    if source.source == "hub":
+        parts = {split: [_hub_split(source, name)] for split, name in _wanted(source).items()}
+    else:
+        for split, files in split_files(source).items():
+            parts[split] = [(str(file), _read_file(source, file)) for file in files]
+    read: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for split, tables in parts.items():
+        read[split] = []
+        for where, table in tables:
+            present = list(map(str, table.column_names if source.source == "hub" else table.columns))
+            _need_columns(source, where, present, wanted)
+            columns = [list(table[name]) for name in wanted]
+            for number, values in enumerate(zip(*columns, strict=True), start=1):
+                read[split].append((f"{where}, row {number}", dict(zip(wanted, values, strict=True))))
+    return read
+
+
+def _need_columns(source: TaskSource, where: str, present: list[str], wanted: list[str]) -> None:
+    for column in wanted:
         if column not in present:
             other = next((mark for mark in ";\t|," if len(present) == 1 and mark in present[0]), "")
             hint = f"; its header is separated by {other!r}, set 'delimiter:' to that" if other else ""
@@ -214,8 +249,8 @@ def _rows(source: TaskSource, where: str, columns: dict[str, list[Any]], into: R
         at = f"task {source.name!r}: {where}, row {number}"
         # One side of a pair may be empty: public sets have such.
         blank = all(not str(value).strip() for value in values)
-        gone = blank or any(not isinstance(value, str) and _absent(value) for value in values)
-        if source.drop_missing and (gone or _absent(label)):
+        gone = blank or any(not isinstance(value, str) and absent(value) for value in values)
+        if source.drop_missing and (gone or absent(label)):
             into.missing += 1
             continue
         for column, value in zip(source.text, values, strict=True):
@@ -229,18 +264,19 @@ def _rows(source: TaskSource, where: str, columns: dict[str, list[Any]], into: R
 _WAY_OUT = "drop such rows with 'drop_missing: true'"
 
 
-def _absent(value: Any) -> bool:
+def absent(value: Any) -> bool:
+    """Whether a value is one of those that stand for none."""
     return value is None or str(value).strip() in MISSING
 
 
 def _label(at: str, source: TaskSource, value: Any) -> str | float:
-    if source.kind == "classification" and not _absent(value):
+    if source.kind == "classification" and not absent(value):
         return str(value).strip()
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if _absent(value) or not math.isfinite(number):
+    if absent(value) or not math.isfinite(number):
         wanted = "a finite number" if source.kind == "regression" else "a class"
         raise RunError(f"{at}: label column {source.label!r} is {value!r}; give {wanted}, or {_WAY_OUT}")
     return number

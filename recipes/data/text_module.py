@@ -88,7 +88,6 @@ class MixedTextDataModule(LightningDataModule):
         max_length: Longest sequence in tokens, special tokens included; at least 4, at most what the tokenizer allows.
         seed: Fixes the order of the training rows.
         eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
-        causal: Make ``labels`` the tokens themselves, for a language model; the task's own labels are not used.
     """
 
     def __init__(
@@ -100,7 +99,6 @@ class MixedTextDataModule(LightningDataModule):
         max_length: int = 128,
         seed: int = 0,
         eval_batch_size: int | None = None,
-        causal: bool = False,
     ) -> None:
         super().__init__()
         if not tasks:
@@ -113,7 +111,6 @@ class MixedTextDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size or 2 * batch_size
         self.max_length = max_length
         self.seed = seed
-        self.causal = causal
         self._rows: dict[str, list[Row]] = {}
         self._collate: PadCollate | None = None
 
@@ -143,8 +140,6 @@ class MixedTextDataModule(LightningDataModule):
             )
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         fill = {"input_ids": pad, "attention_mask": 0, "token_type_ids": tokenizer.pad_token_type_id}
-        if self.causal:
-            fill["labels"] = -100  # no loss on padding
         self._collate = PadCollate(fill, tokenizer.padding_side)
         for split in missing:
             self._rows[split] = self._encode(tokenizer, split)
@@ -162,7 +157,7 @@ class MixedTextDataModule(LightningDataModule):
             fields = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded]
             for i, label in enumerate(part.labels):
                 row: Row = {name: encoded[name][i] for name in fields}
-                row["labels"] = row["input_ids"] if self.causal else float(label) if floats else label
+                row["labels"] = float(label) if floats else label
                 rows.append(self._mark(row, number))
         return rows
 
@@ -231,7 +226,6 @@ class TextDataModule(MixedTextDataModule):
         max_length: Longest sequence in tokens.
         seed: Fixes the order of the training rows.
         eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
-        causal: Make ``labels`` the tokens themselves, for a language model; the task's own labels are not used.
     """
 
     def __init__(
@@ -243,7 +237,6 @@ class TextDataModule(MixedTextDataModule):
         max_length: int = 128,
         seed: int = 0,
         eval_batch_size: int | None = None,
-        causal: bool = False,
     ) -> None:
         super().__init__(
             [task],
@@ -252,7 +245,6 @@ class TextDataModule(MixedTextDataModule):
             max_length=max_length,
             seed=seed,
             eval_batch_size=eval_batch_size,
-            causal=causal,
         )
 
     def _mark(self, row: Row, task: int) -> Row:
@@ -269,7 +261,6 @@ class SourceDataModule(TextDataModule):
         max_length: Longest sequence in tokens.
         seed: Of the subsamples and of the order of the training rows.
         eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
-        causal: Make ``labels`` the tokens themselves, for a language model; the task's own labels are not used.
         labels: The model's label names in the order of its outputs, where that is not the task's own order.
     """
 
@@ -282,7 +273,6 @@ class SourceDataModule(TextDataModule):
         max_length: int = 128,
         seed: int = 0,
         eval_batch_size: int | None = None,
-        causal: bool = False,
         labels: list[str] | None = None,
     ) -> None:
         read = load_task(task, seed)
@@ -293,5 +283,4 @@ class SourceDataModule(TextDataModule):
             max_length=max_length,
             seed=seed,
             eval_batch_size=eval_batch_size,
-            causal=causal,
         )

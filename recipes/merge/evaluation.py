@@ -44,6 +44,10 @@ class Scores:
         """Mean raw score over tasks."""
         return sum(self.tasks.values()) / len(self.tasks)
 
+    def beats(self, other: Scores, task: str) -> bool:
+        """Whether this row is better than another on a task."""
+        return self.tasks[task] > other.tasks[task]
+
     def normalised(self, experts: Scores) -> float:
         """Mean over tasks of score / expert's score: the paper's metric.
 

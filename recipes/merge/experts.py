@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.data import wheels
-from recipes.data.models import HUB_ID, SHIPPED, resolve_model
+from recipes.data.models import HUB_ID, is_here, resolve_model
 from recipes.data.tables import split_files
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from twinmerge.folders import Expert
 
 SILENT = ("enable_progress_bar", "logger", "default_root_dir")  # arguments of the Trainer that change no weight
-READING = ("delimiter", "encoding", "drop_missing", "overlap")  # at their defaults they are not part of a name
+# What came later is not part of a name at its default, so that experts keep their names.
+READING = ("delimiter", "encoding", "drop_missing", "overlap", "language")
+LATER = ("lora_alpha", "lora_dropout", "lora_targets", "packing", "gradient_checkpointing")
 WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -34,6 +36,7 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
     A local base or table counts by the content of its files and not by their place; versions of libraries do not count.
     """
     task, where = {k: v for k, v in asdict(source).items() if k not in READING or v != getattr(TaskSource, k)}, base
+    settings = {k: v for k, v in asdict(training).items() if k not in LATER or v}
     contents = []
     if (folder := Path(base).expanduser()).is_dir():
         contents += [f for f in sorted(folder.iterdir()) if f.suffix in WEIGHTS]
@@ -42,7 +45,7 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
         contents += [file for files in split_files(source).values() for file in files]
         task["path"] = ""
     arguments = {key: value for key, value in asdict(trainer).items() if key not in SILENT}
-    decides = [where, seed, task, asdict(training), arguments, *map(digest, contents)]
+    decides = [where, seed, task, settings, arguments, *map(digest, contents)]
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return wheels.cache_root() / "experts" / f"{source.name}-{name}"
 
@@ -55,10 +58,7 @@ def base_checkpoint(name: str) -> Checkpoint | None:
     """
     from twinmerge.checkpoints import inspect_checkpoint
 
-    if name.startswith("shipped:") and not wheels.cached(SHIPPED[name.removeprefix("shipped:")]):
-        return None
-    where = resolve_model(name)
-    return inspect_checkpoint(where) if isinstance(where, Path) else None
+    return inspect_checkpoint(Path(resolve_model(name))) if is_here(name) else None
 
 
 def expert_folder(given: str) -> Path | None:

@@ -21,9 +21,10 @@ from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
 from recipes.merge.alone import read_all, run_alone
 from recipes.merge.baselines import seeded
+from recipes.merge.causal.run import run_causal
 from recipes.merge.checks import cached_at, check, check_rank
 from recipes.merge.experts import stored_format_of
-from recipes.merge.finetune import train_expert
+from recipes.merge.finetune import alone_with, train_expert
 from recipes.merge.routable import check_routable
 from recipes.merge.routing import batch_features, task_features, train_router
 from recipes.merge.schema import Recipe
@@ -70,6 +71,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     if not recipe.tasks:
         run_alone(recipe, folder)
+        return
+    if recipe.training.model == "causal":
+        run_causal(recipe, folder, _merge, _goes_on_alone)
         return
     hush_libraries()
     where = resolve_model(recipe.base)
@@ -177,7 +181,8 @@ def _experts(recipe: Recipe, folder: RunFolder, model: PreTrainedModel) -> tuple
         if source.name not in given:
             given[source.name] = str(cached_at(recipe, source))
             card = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-            train_expert(*card, Path(given[source.name]), folder)
+            with alone_with(Path(given[source.name])):
+                train_expert(*card, Path(given[source.name]), folder)
     return read_all(recipe, folder, model, {source.name: given[source.name] for source in recipe.tasks})
 
 

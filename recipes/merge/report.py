@@ -108,12 +108,23 @@ def finish(
     outcome: dict[str, Any],
     residuals: Mapping[str, Mapping[str, float]],
     confusion: list[list[float]],
+    explained: Mapping[str, str] = EXPLAINED,
+    more: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> None:
-    """Write figures, tables, report.html and result.json."""
+    """Write figures, tables, report.html and result.json.
+
+    Args:
+        folder: of the run.
+        outcome: of `result`.
+        residuals: of the truncation, by task and parameter.
+        confusion: mean mixture of each task's test inputs.
+        explained: what each row is.
+        more: further tables by title.
+    """
     table = [
         {
             "row": name,
-            "what": EXPLAINED.get(name, ""),
+            "what": explained.get(name, ""),
             "mean": row["mean"],
             "normalised": row["normalised"],
             "gap recovered": row["gap_recovered"],
@@ -140,16 +151,15 @@ def finish(
         f"{outcome['router']['accuracy']:.1%} of the test inputs."
     )
     tuned = [{"method": m, **o} for m, o in outcome["tuned"].items()]
-    tables = {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned}
+    tables = {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned, **(more or {})}
     if parts := outcome.get("twin_bytes"):
         whole = sum(parts.values())
         tables["Bytes of the twin"] = [
             {"part": part, "MB": size / 1e6, "share": size / whole} for part, size in parts.items()
         ]
-    folder.finish(outcome, tables, summary=" ".join((summary, *outcome["warnings"])))
-    folder.say(summary)
-    for warning in outcome["warnings"]:
-        folder.say(warning)
+    told = " ".join((summary, *outcome["warnings"]))
+    folder.finish(outcome, tables, summary=told)
+    folder.say(told)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -178,6 +188,8 @@ def _draw_tasks(folder: RunFolder, raw: list[dict[str, Any]], tasks: list[str]) 
         axes.plot(places, [row[t] for t in tasks], "D" if stands_out else "o", markersize=5, label=row["row"])
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylabel("test score")
+    if max(row[task] for row in raw for task in tasks) > 2:  # a perplexity beside shares
+        axes.set_yscale("symlog", linthresh=1)
     axes.tick_params(axis="x", rotation=30)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     folder.figure("tasks", figure, [[r["row"], *(r[t] for t in tasks)] for r in raw], ["row", *tasks])

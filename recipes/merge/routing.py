@@ -30,7 +30,8 @@ class RouterTraining:
     Attributes:
         kind: mlp (the paper's network), linear, or knn (training-free, a deviation).
         features: Hidden states whose masked means the router reads: last (the paper's), or all layers side by side (a
-            deviation that costs no further forward).
+            deviation that costs no further forward). For causal models also generated: the state of the last of up to
+            16 tokens that the shared expert adds to a prompt, as the paper's code has it.
         items: Training inputs a task; only their task is used, not their labels.
         epochs: Passes over them; the epoch with the lowest validation loss is kept.
         batch_size: Features a step.
@@ -40,7 +41,7 @@ class RouterTraining:
     """
 
     kind: Literal["mlp", "linear", "knn"] = "mlp"
-    features: Literal["last", "all"] = "last"
+    features: Literal["last", "all", "generated"] = "last"
     items: int = 3000
     epochs: int = 30
     batch_size: int = 256

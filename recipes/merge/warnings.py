@@ -24,7 +24,7 @@ def warnings_of(
     experts, routed = rows["experts"], rows["routed"]
     found = []
     for name, what in (("linear probe", "a linear probe on the frozen base"), ("pretrained", "the base itself")):
-        weak = [] if name not in rows else [t for t, score in experts.tasks.items() if score <= rows[name].tasks[t]]
+        weak = [] if name not in rows else [t for t in experts.tasks if not experts.beats(rows[name], t)]
         if weak:
             found.append(
                 f"The experts of {_listed(weak)} score no better than {what}: there is nothing to lose by merging "

@@ -139,6 +139,14 @@ def test_a_report_is_a_frame_a_figure_and_a_page(report):
     assert empty.to_frame().empty
 
 
+def test_overlap_is_drawn_where_it_is_known(report):
+    chances = [[0.75, 0.25], [0.25, 0.75]]
+    figure = replace(report, diagnostics={"overlap": {"chances": chances}}).plot()
+    assert len(figure.axes) == 3
+    drawn = [patch.get_data().values.tolist() for patch in figure.axes[2].patches]
+    assert drawn == chances
+
+
 def test_a_page_escapes_names(report):
     evil = replace(report, outcome=(replace(report.outcome[0], name="<script>"),))
     assert "<script>" not in evil.to_html()

@@ -127,3 +127,47 @@ def test_a_damaged_policy_of_hpo_is_trained_again(front, tmp_path):
     assert again.code == 0, again.err
     assert "hpo-0.ckpt is not what this run wrote: the cell is trained again" in again.out
     assert json.loads((tmp_path / "run/result.json").read_text())["cost"] == cost
+
+
+def test_a_finished_run_is_not_said_to_be_trained_on(world):
+    """A larger number of epochs is refused, and the recipe in the folder stays that of what was done."""
+    folder = world.folder / "tuned"
+    before = (folder / "recipe.yaml").read_bytes()
+    done = world.run(world.recipe("finetune", trainer={"max_epochs": 5}), "tuned", "--resume")
+    assert done.code == 2
+    assert done.err == (
+        "--resume: mood was trained with trainer.max_epochs 1 and is not trained on to 5; set trainer.max_epochs back "
+        "to 1, or start a new run, without --resume\n"
+    )
+    assert (folder / "recipe.yaml").read_bytes() == before
+
+
+def test_every_recipe_that_trains_names_what_is_finished(tmp_path):
+    from recipes.csp import recipe as csp
+    from recipes.distill import recipe as distill
+    from recipes.hpo import recipe as hpo
+    from recipes.merge import finetune, recipe as merge
+
+    for name in ("experts/a/expert.json", "teacher/network.safetensors", "students/kd/network.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    for name in ("cells/hpo-0.json", "policies/csp.json", "merged/twin.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert finetune.finished(tmp_path) == ["a"]
+    assert merge.finished(tmp_path) == ["merged"]
+    assert distill.finished(tmp_path) == ["teacher", "hpo-0", "students"]
+    assert hpo.finished(tmp_path) == ["hpo-0"]
+    assert csp.finished(tmp_path) == ["csp"]
+    for module in (finetune, merge, distill, hpo, csp):
+        assert module.finished(tmp_path / "absent") == []
+
+
+def test_the_iterations_of_csp_are_not_dealt_out_anew_by_resume(tmp_path):
+    recipe = TINY | {"baselines": [], "sweep": {}, "game": {"init_args": {"no_such": 1}}}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/recipe.yaml").write_text(yaml.safe_dump(recipe))
+    changed = recipe | {"trainer": TINY["trainer"] | {"max_epochs": 3}}
+    code, _, complained = run_csp(tmp_path, changed, "--resume")
+    assert code == 2
+    assert "trainer.max_epochs: the run has 1, now it is 3" in complained

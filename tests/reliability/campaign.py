@@ -30,7 +30,7 @@ class Campaign:
     def __init__(self, work: Path) -> None:
         self.work = work.absolute()
         self._stack = ExitStack()
-        self._servers: tuple[Server, Server] | None = None
+        self._servers: list[Server] = []
         self._breaker: Breaker | None = None
 
     def __enter__(self) -> Self:
@@ -40,12 +40,19 @@ class Campaign:
         self._stack.close()
 
     @property
+    def server(self) -> Server:
+        """The first server, started when it is needed."""
+        if not self._servers:
+            self._servers.append(self._stack.enter_context(Server(0)))
+        return self._servers[0]
+
+    @property
     def servers(self) -> tuple[Server, Server]:
-        """Two servers, started when they are needed."""
-        if self._servers is None:
-            made = [self._stack.enter_context(Server(hashes)) for hashes in (0, 1)]
-            self._servers = (made[0], made[1])
-        return self._servers
+        """Two servers; in the other one, sets have another order."""
+        first = self.server
+        if len(self._servers) == 1:
+            self._servers.append(self._stack.enter_context(Server(1)))
+        return first, self._servers[1]
 
     @property
     def breaker(self) -> Breaker:
@@ -70,7 +77,11 @@ class Campaign:
         file = self.work / "cells" / part / f"{case}.json"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            content = work()
+            try:
+                content = work()
+            except Hung as fault:  # the process of the case broke down: that is a fault of what it tried
+                ended = {"case": case, "what": f"process {case}", "outcome": "raw", "said": str(fault)[-600:]}
+                content = ended | {"accepted": 0, "refused": 0, "faults": [str(fault)[-600:]]}
             file.with_suffix(".part").write_text(json.dumps(content, indent=1), encoding="utf-8")
             file.with_suffix(".part").replace(file)
         return json.loads(file.read_text(encoding="utf-8"))
@@ -101,7 +112,7 @@ class Campaign:
 
     def _damage(self, name: str, first: int, size: int) -> Rows:
         words = [name, str(first), str(size), str(self.work / "artefacts")]
-        return self._program("tests.reliability.corruption:main", words, seconds=1800.0)
+        return self._program("tests.reliability.corruption:main", words, seconds=3600.0)
 
     def parsed(self, count: int) -> Rows:
         """Mutated recipes through `recipes.front.parse`."""
@@ -127,7 +138,7 @@ class Campaign:
 
     def _attack(self, name: str) -> Any:
         limits = {"AS": hostile.MEMORY}
-        return self._program("tests.reliability.hostile:main", [name], seconds=400.0, limits=limits)
+        return self._program("tests.reliability.hostile:main", [name], seconds=1200.0, limits=limits)
 
     def races(self, count: int) -> Rows:
         """Race pairs of processes."""
@@ -138,7 +149,7 @@ class Campaign:
     def environments(self, names: tuple[str, ...] = ()) -> Rows:
         """Every machine that lacks something."""
         variant = self.variants()["finetune-epochs-3"]
-        for name in names or (*environments.PLACES, *environments.ALONE):
+        for name in names or (*environments.PLACES, *environments.DISKS, *environments.ALONE):
             self._once("environments", name, lambda n=name: environments.environment_case(self.breaker, variant, n))
         return self.rows("environments")
 
@@ -159,7 +170,7 @@ class Campaign:
             "env": {"GAPBRIDGE_CACHE": str(self.work / "empty-cache")},
             **options,
         }
-        code = self.servers[0].start(request).wait(seconds)
+        code = self.server.start(request).wait(seconds)
         if code != 0 or not found.is_file():
             error = (home / "err.txt").read_text(encoding="utf-8", errors="replace")
             raise Hung(f"{program} {words} ends with {code}: {error[-600:]}")

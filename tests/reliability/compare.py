@@ -12,6 +12,7 @@ import torch
 
 CLOCK = {"seconds", "ms_per_input", "mean_s_per_step", "duration", "time", "simulator_seconds", "train_seconds"}
 UNLIKE = {"command.txt", "environment.json", "report.html", "traceback.txt"}  # they tell when, where and how it ran
+SEAL = "MetricsSeal"  # a digest of metrics.csv, which is compared itself, with times in it
 UNREAD = ("tensorboard", "figures", "replays")  # drawn from what is compared
 
 
@@ -46,6 +47,9 @@ def _content(file: Path) -> Any:
         content = _timeless(json.loads(file.read_text(encoding="utf-8")))
         if file.name == "MANIFEST.json":
             content.pop("result.json", None)  # it holds times, and is compared itself
+        if file.name == "gapbridge-stamp.json":
+            content.pop("seen", None)  # times
+            content["files"].pop("adapter_config.json", None)  # the next lines say why, and it is compared itself
         if "target_modules" in content:
             content["target_modules"].sort()  # PEFT writes a set
         return content
@@ -58,7 +62,7 @@ def _content(file: Path) -> Any:
 
 
 def _is_clock(key: Any) -> bool:
-    return str(key).rpartition("/")[2] in CLOCK
+    return str(key).rpartition("/")[2] in CLOCK or key == SEAL
 
 
 def _timeless(value: Any) -> Any:

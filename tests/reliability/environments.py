@@ -36,10 +36,29 @@ PLACES: dict[str, dict[str, Any]] = {
     "out-long": {"out": "x" * 300},
     "out-null": {"out": "/proc/1/mem/run"},
 }
+DISKS = {"disk-60kb": 60, "disk-200kb": 200, "disk-400kb": 400}  # the run folder is a disk of this size
 ALONE: dict[str, dict[str, str]] = {
     "locale-c": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"},
     "locale-latin": {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"},
 }
+
+
+def disk_case(breaker: Breaker, variant: Variant, name: str) -> dict[str, Any]:
+    """Run a variant in a folder on a small disk of its own, which then grows; only root can make one.
+
+    Returns:
+        A row as of `environment_case`; without codes where there can be no such disk.
+    """
+    place = breaker.home(f"environment-{name}", variant) / "run"
+    place.mkdir()
+    size = f"size={DISKS[name]}k"
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], check=False, capture_output=True)
+    if made.returncode:
+        return {"case": name, "codes": [], "said": "no disk can be made here", "fault": ""}
+    try:
+        return _tried(breaker, variant, name, {"grow": place})
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 def environment_case(breaker: Breaker, variant: Variant, name: str) -> dict[str, Any]:
@@ -48,10 +67,15 @@ def environment_case(breaker: Breaker, variant: Variant, name: str) -> dict[str,
     Returns:
         A row: `case`, `codes` (without, and with), `said`, `fault` (a traceback, a hang, another end; else empty).
     """
-    unbroken = breaker.reference(variant)
-    home = breaker.home(f"environment-{name}", variant)
+    if name in DISKS:
+        return disk_case(breaker, variant, name)
+    breaker.home(f"environment-{name}", variant)
+    return _tried(breaker, variant, name, PLACES.get(name, {}))
+
+
+def _tried(breaker: Breaker, variant: Variant, name: str, place: dict[str, Any]) -> dict[str, Any]:
+    unbroken, home = breaker.reference(variant), breaker.work / f"environment-{name}"
     row: dict[str, Any] = {"case": name, "codes": [], "said": "", "fault": ""}
-    place = PLACES.get(name, {})
     words = ["--out", place.get("out", "run")]
     try:
         if name in ALONE:
@@ -63,6 +87,8 @@ def environment_case(breaker: Breaker, variant: Variant, name: str) -> dict[str,
         error = (home / "err.txt").read_text(encoding="utf-8", errors="replace").strip()
         row["said"] = error.splitlines()[-1][:300] if error else ""
         row["fault"] = _fault(row["codes"][0], error, row["said"])
+        if "grow" in place:
+            subprocess.run(["mount", "-o", "remount,size=64m", place["grow"]], check=True)
         if row["codes"][0] != 0 and "out" not in place:
             again = "--resume" if (home / "run" / "recipe.yaml").is_file() else "--force"
             request = breaker.request(variant, home, ["--out", "run", again])

@@ -48,7 +48,9 @@ def corrupt_run(breaker: Breaker, variant: Variant, number: int) -> dict[str, st
     if code == 0:
         added = what.removeprefix("add ").removeprefix("./") if what.startswith("add ") else None
         unlike = [d for d in differences(unbroken.contents, contents_of(home)) if added is None or added not in d]
-        row |= {"outcome": "undetected" if unlike else "harmless", "said": "; ".join(unlike[:2])[:400]}
+        told = "metrics.csv is not what it was" in error and all("/run/metrics.csv" in d for d in unlike)
+        row |= {"outcome": "harmless" if not unlike else "refused" if told else "undetected"}
+        row["said"] = "; ".join(unlike[:2])[:400]
     elif "Traceback" in error or code not in (1, 2) or last.startswith(("the run failed: ", "stopped: ")) or not last:
         row |= {"outcome": "raw", "said": f"code {code}: {last[:350]}"}
     else:

@@ -54,7 +54,7 @@ def test_recipes_are_functions_of_their_number() -> None:
 
 def test_code_that_runs_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    attack = hostile.Attack(lambda folder: None, lambda folder: exec(hostile.CODE))
+    attack = hostile.Attack(lambda folder: None, lambda folder: exec(hostile.CODE))  # noqa: S102
     monkeypatch.setattr(hostile, "attacks", lambda: {"it": attack})
     assert hostile.attempt("it")["outcome"] == "code run"
 
@@ -64,7 +64,7 @@ def test_every_variant_is_dealt_its_share(tmp_path: Path) -> None:
     cases = list(_dealt(variants, 216, ()))
     assert len(cases) >= 200
     assert {variant.name for variant, _ in cases} == {variant.name for variant in variants}
-    assert len(set((variant.name, number) for variant, number in cases)) == len(cases)
+    assert len({(variant.name, number) for variant, number in cases}) == len(cases)
     assert {variant.name for variant, _ in cases[:40]} >= {each.name for each in variants if each.share > 0}
 
 

@@ -1,6 +1,8 @@
 """A twin of folders that plain transformers made answers stock code with its heads and names, routed and dense."""
 
+import copy
 import json
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,9 @@ def test_labels_of_heads_side_by_side_ask_their_own_head(world: dict[str, Path],
     assert torch.allclose(out.loss, wanted, atol=1e-5)
     out.loss.backward()
     assert twin.heads["topic"].out_proj.weight.grad.isfinite().all()
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301 - our own
+        more = {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])}  # tried on a copy at its first use
+        assert torch.equal(again(**more).logits, model(**inputs).logits)
     stars = as_classifier(twin_of(world, "spam", "stars"), "stars")
     truth = torch.tensor([4.0, 1.0, 2.5])
     answer = stars(**inputs, labels=truth)  # cross-entropy of one output would be 0 whatever it says

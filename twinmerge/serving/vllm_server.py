@@ -57,6 +57,7 @@ def command(folder: Path, port: int, rank: int, names: int, python: str, extra: 
         "generation-config": "vllm",  # requests say how to sample; the front has the same defaults without vLLM
     }
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    # `vllm serve` asks for the version of a distribution named vllm, which its builds for CPUs are not.
     return [python, "-m", "vllm.entrypoints.openai.api_server", "--enable-lora", *words, *extra]
 
 

@@ -145,7 +145,8 @@ def test_an_empty_task_ends_the_run(world, tmp_path):
         ({"baselines": {"densities": [0.0]}}, "baselines.densities.0: expected a number > 0 and <= 1, got 0.0"),
         ({"router": {"epochs": 0}}, "router.epochs: expected a number > 0, got 0"),
         ({"experts": {"mod": "x"}}, "experts.mod: no task has this name; did you mean 'mood'?"),
-        ({"training": {"model": "causal"}}, "training.model: expected encoder for experts with heads"),
+        ({"training": {"model": "classifier"}}, "training.model: expected encoder (experts with heads) or causal"),
+        ({"training": {"model": "causal"}}, "tasks.0.language: expected how the model is asked, for model 'causal'"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_sentence(world, changes, sentence):
