@@ -32,7 +32,7 @@ def make(rows, domain, seed, move=1.0):
 
 @pytest.fixture(scope="module")
 def frames():
-    return make(900, 0, 1), make(800, 1, 1)
+    return make(2400, 0, 1), make(2200, 1, 1)
 
 
 @pytest.fixture(scope="module")
