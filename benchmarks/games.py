@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 from benchmarks.common import write_results
-from rl.envs.check_game import check_game
+from rl.envs.check_batched import check_game
 from rl.envs.parallel import ParallelGame
 from rl.envs.spiel_game import SpielGame
 

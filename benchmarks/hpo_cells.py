@@ -18,8 +18,8 @@ from scipy.stats import t
 from recipes.hpo.curves import Curve
 from recipes.hpo.sb3 import cost_of, train_sb3
 from recipes.running.quiet import silent_trainer
-from rl.hpo.best_known import best_known
 from rl.hpo.data import SeedDataModule
+from rl.hpo.known_optima import best_known
 from rl.hpo.module import HPOModule
 
 CELLS = Path("runs") / "benchmarks"

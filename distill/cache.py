@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import safetensors.torch
 import torch
@@ -31,6 +31,7 @@ from distill.functional.sparse import SampledClasses, TopClasses, sampled_classe
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
+HEAD = "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,18 @@ class TeacherCache:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self._manifest = folder, manifest
-        self.seed = int(manifest["identity"]["seed"])
-        self.form = Form(**{**manifest["form"], "temperatures": tuple(manifest["form"]["temperatures"])})
-        self.views, self.images = int(manifest["views"]), int(manifest["identity"]["images"])
-        self._rows = int(manifest["shard"])
+        try:
+            self.seed = int(manifest["identity"]["seed"])
+            self.form = Form(**{**manifest["form"], "temperatures": tuple(manifest["form"]["temperatures"])})
+            self.views, self.images = int(manifest["views"]), int(manifest["identity"]["images"])
+            self._rows = int(manifest["shard"])
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise DistillError(f"{folder / MANIFEST} is damaged: {type(error).__name__}: {error}") from error
         self._loaded: dict[Shard, dict[str, Tensor]] = {}
+        self._head: LanguageHead | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_loaded": {}}
+        return {**self.__dict__, "_loaded": {}, "_head": None}
 
     @classmethod
     def create(
@@ -149,7 +154,9 @@ class TeacherCache:
                 k: v.detach().contiguous() for k, v in (("weight", head.weight), ("bias", head.bias)) if v is not None
             }
             scales = {"scale": repr(head.scale), "soft_cap": repr(head.soft_cap)}
-            _write(folder / "head.safetensors", safetensors.torch.save(tensors, scales))
+            data = safetensors.torch.save(tensors, scales)
+            wanted["head"] = hashlib.sha256(data).hexdigest()
+            _write(folder / HEAD, data)
         _write(folder / MANIFEST, _json({**wanted, "shards": {}}))
         return cls(folder, {**wanted, "shards": {}})
 
@@ -264,12 +271,18 @@ class TeacherCache:
         return SampledClasses(**self.read(view, indices, images))
 
     def head(self) -> LanguageHead:
-        """The teacher's head, of a cache of `hidden`."""
-        path = self.folder / "head.safetensors"
+        """The teacher's head, of a cache of `hidden`; refused when its file is not the one that was written."""
+        if self._head is not None:
+            return self._head
+        path = self.folder / HEAD
+        found = _file_hash(path) if path.exists() else "no file"
+        if found != self._manifest.get("head"):
+            raise DistillError(f"{path} is damaged: its sha256 is {found}; delete the cache and write it again")
         with safetensors.safe_open(path, "pt") as file:
             options = {key: json.loads(value.replace("None", "null")) for key, value in file.metadata().items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return LanguageHead(**tensors, **options)
+        self._head = LanguageHead(**tensors, **options)
+        return self._head
 
     def _shards(self) -> list[Shard]:
         starts = range(0, self.images, self._rows)
@@ -284,9 +297,8 @@ class TeacherCache:
             path = self._path(shard)
             found = _file_hash(path) if path.exists() else "no file"
             if found != self._manifest["shards"].get(shard.name):
-                raise DistillError(
-                    f"{path} is damaged: its sha256 is {found}; delete the file and write it with `fill_cache`"
-                )
+                told = f"{path} is damaged: its sha256 is {found}"
+                raise DistillError(f"{told}; delete the file and write it with `fill_cache`")
             self._loaded[shard] = safetensors.torch.load_file(path)
         return self._loaded[shard]
 
@@ -307,8 +319,8 @@ def _refuse_other(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, o
     """Compare what a manifest says with what is wanted."""
     differences = []
     for key in ("format", "views", "shard", "form", "identity"):
-        pairs = [(key, found.get(key), wanted[key])]
-        if isinstance(values := wanted[key], dict):
+        pairs = [(key, found.get(key), wanted.get(key))]
+        if isinstance(values := wanted.get(key), dict):
             pairs = [(name, (found.get(key) or {}).get(name), value) for name, value in values.items()]
         differences += [f"{name} is {has!r} there and {asked!r} here" for name, has, asked in pairs if has != asked]
     if differences:
@@ -320,11 +332,12 @@ def _read(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DistillError(f"there is no teacher cache in {folder}: {MANIFEST} is missing") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DistillError(f"{folder / MANIFEST} is damaged: {error}") from None
-    if not isinstance(manifest, dict):
-        raise DistillError(f"{folder / MANIFEST} is damaged: it holds no table")
-    return manifest
+    parts = [manifest.get(key) for key in ("identity", "form", "shards")] if isinstance(manifest, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise DistillError(f"{folder / MANIFEST} is damaged: it holds no tables identity, form and shards")
+    return cast("dict[str, Any]", manifest)
 
 
 def _plain(value: object) -> Any:

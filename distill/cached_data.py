@@ -117,7 +117,7 @@ class CachedImageData(ImageData):
         return ViewLoader(views, order, drop_last=True, num_workers=self.workers)
 
 
-class _Channels(Dataset[tuple[Image, int]]):
+class _Channels(Dataset["tuple[Image, int]"]):
     """Images of one channel or three."""
 
     def __init__(self, images: Images | Rows, grey: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import random
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsInt, cast
@@ -23,14 +24,13 @@ from distill.glyphs import Glyphs
 from distill.order import ViewLoader, ViewOrder, view_of
 from distill.pictures import eight_bits, open_image, upright
 from distill.regimes import Regime, regime as named_regime
+from distill.transforms import evaluation_transform, mixup, train_transform
 from distill.views import Labelled
 
 if TYPE_CHECKING:
     from datasets import Dataset as HubSet
     from PIL.Image import Image
-    from timm.data import Mixup
     from torchvision.datasets import ImageFolder
-    from torchvision.transforms.v2 import Compose, Lambda
 
 Source = Literal["folder", "hub", "digits", "mnist", "fashion_mnist", "cifar100", "glyphs"]
 NAMES = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
@@ -219,71 +219,10 @@ class ImageData(lightning.LightningDataModule):
         images = batch["images"]
         batch = {**batch, "images": images.float() / 255 if images.dtype == torch.uint8 else images}
         if self._mixup is not None and self.trainer is not None and self.trainer.training:
-            batch["images"], batch["labels"] = self._mixup(batch["images"], batch["labels"])
+            rows = zlib.crc32(batch["index"].cpu().numpy().tobytes())
+            with drawing(self.seed, self.trainer.current_epoch, rows):  # a resumed run has numpy's stream elsewhere
+                batch["images"], batch["labels"] = self._mixup(batch["images"], batch["labels"])
         return batch
-
-
-def mixup(regime: Regime, classes: int) -> Mixup:
-    """Mixup and CutMix of timm under a regime: batches in, mixed batches and label distributions out."""
-    from timm.data import Mixup
-
-    if regime.batch_size % 2:
-        raise DistillError(f"mixup pairs images, so batch_size must be even, got {regime.batch_size}")
-    return Mixup(  # type: ignore[no-untyped-call]
-        regime.mixup,
-        regime.cutmix,
-        prob=regime.mix_probability,
-        switch_prob=regime.switch_probability,
-        label_smoothing=regime.smoothing,
-        num_classes=classes,
-    )
-
-
-def train_transform(regime: Regime, grey: bool = False) -> Compose:
-    """The training augmentation of a regime: PIL image in, tensor out, uint8 or in [0, 1]."""
-    from torchvision.transforms import v2
-
-    size = regime.image_size
-    flips = [v2.RandomHorizontalFlip(regime.flip)] if regime.flip else []
-    if regime.crop == "pad":
-        crop = [v2.Resize(size), v2.RandomCrop(size, padding=regime.padding)]
-        return v2.Compose([_channels(grey), *crop, *flips, v2.PILToTensor()])
-    if regime.crop == "none":
-        return v2.Compose([_channels(grey), v2.Resize((size, size)), *flips, v2.PILToTensor()])
-    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
-
-    made = create_transform(
-        size,
-        is_training=True,
-        scale=regime.scale,
-        ratio=regime.ratio,
-        hflip=regime.flip,
-        color_jitter=regime.color_jitter or None,  # type: ignore[arg-type]
-        auto_augment=regime.auto_augment or None,
-        interpolation=regime.interpolation,
-        re_prob=regime.erase,
-        re_mode="pixel",
-        normalize=regime.erase > 0,  # erased pixels are noise of the normalised image
-    )
-    if not regime.erase:
-        return v2.Compose([_channels(grey), made])
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    return v2.Compose([_channels(grey), made, v2.Lambda(lambda image: image * std + mean)])
-
-
-def evaluation_transform(regime: Regime, grey: bool = False) -> Compose:
-    """Resize and crop at the centre, as timm evaluates."""
-    from timm.data import create_transform
-    from torchvision.transforms import v2
-
-    made = create_transform(regime.image_size, crop_pct=regime.test_crop, interpolation="bicubic", normalize=False)
-    return v2.Compose([_channels(grey), made])
-
-
-def _channels(grey: bool) -> Lambda:
-    from torchvision.transforms import v2
-
-    return v2.Lambda(lambda image: image.convert("L" if grey else "RGB"))
 
 
 def read_images(source: Source, path: str, rows: int = 0) -> dict[str, Images | Rows]:
@@ -305,9 +244,7 @@ def read_images(source: Source, path: str, rows: int = 0) -> dict[str, Images | 
     if source == "hub":
         return _hub(path)
     if not path or not where.exists():
-        raise DistillError(
-            f"source {source!r} needs its files, but {path or 'an empty path'!r} does not exist; set path"
-        )
+        raise DistillError(f"source {source!r} needs files, but {path or 'an empty path'!r} does not exist; set path")
     if source == "mnist":
         table = np.loadtxt(where, delimiter=",", dtype=np.int64)
         return {"train": Images(table[:, :-1].reshape(-1, 28, 28), table[:, -1])}

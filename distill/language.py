@@ -61,7 +61,7 @@ class LanguageNetwork(nn.Module):
     def _prove(self, inner: PreTrainedModel, head: LanguageHead, inputs: dict[str, Tensor]) -> None:
         """Make sure, once, that hidden states and head are all there is to the model's logits."""
         training = inner.training
-        inner.eval()  # type: ignore[no-untyped-call]
+        inner.eval()
         try:
             one = {name: value[:1, :8] for name, value in inputs.items()}
             whole, made = inner(**one).logits.float(), head.logits(inner.base_model(**one)[0].flatten(0, 1))
@@ -81,7 +81,7 @@ class LanguageNetwork(nn.Module):
 
 def language_head(model: PreTrainedModel) -> LanguageHead:
     """The head of a transformers language model, with the scale and cap that its configuration names."""
-    layer = cast("nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    layer = cast("nn.Linear", model.get_output_embeddings())
     config = model.config
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
     return LanguageHead(layer.weight, layer.bias, float(scale), getattr(config, "final_logit_softcapping", None))

@@ -18,9 +18,10 @@ from distill.errors import DistillError
 from distill.functional.vocabulary import Vocabulary
 from distill.gathering import Window
 from distill.labels import follow, given_names
-from distill.language import LanguageLoss, LanguageNetwork, next_tokens
+from distill.language import LanguageLoss, next_tokens
 from distill.losses import DistillLoss
-from distill.networks import Frozen, ImageNetwork, TextNetwork, image_model, statistics, with_lora
+from distill.models import Model, Network, build
+from distill.networks import Frozen, TextNetwork
 from distill.optimizers import make_optimizer, make_schedule, own_stream
 from distill.order import ViewLoader
 from distill.regimes import method as published, regime as named_regime
@@ -30,10 +31,9 @@ from gapbridge.arguments import Count, Whole, check_arguments
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
+    from timm.utils import ModelEmaV3
 
-Model = nn.Module | str
 Losses = DistillLoss | LanguageLoss
-Network = ImageNetwork | TextNetwork | LanguageNetwork
 
 
 class DistillModule(lightning.LightningModule):
@@ -54,8 +54,7 @@ class DistillModule(lightning.LightningModule):
             share the teacher's pass; their gradients, clipping and updates do not touch each other.
         teacher: A model, or the name of one; None where no term needs one or a cache stands in.
         terms: Names and options of the losses, or losses of one's own, see `DistillLoss`; by student where there are
-            several. None takes those
-            that `method` was published with for the regime.
+            several. None takes those that `method` was published with for the regime.
         method: Name of a published method, one that `distill.regimes.method` knows.
         regime: Name of the training regime, one of `distill.regimes.REGIMES`.
         changes: Values of the regime that are different here.
@@ -110,10 +109,7 @@ class DistillModule(lightning.LightningModule):
         self.regime = named_regime(regime, changes)
         wanted = terms or published(method, regime)
         by_student: dict[str, Any] = wanted if isinstance(student, Mapping) and terms else dict.fromkeys(models, wanted)
-        if set(by_student) != set(models):
-            raise DistillError(
-                f"terms are given for {', '.join(by_student)}, but the students are {', '.join(models)}; name each"
-            )
+        _check_names(by_student, models)
         self.task, self.classes, self.several = task, classes, len(models) > 1
         size = self.regime.image_size if task == "images" else 0
         drop = {"drop_path_rate": self.regime.drop_path, "drop_rate": self.regime.dropout}
@@ -131,19 +127,22 @@ class DistillModule(lightning.LightningModule):
         if compiled:
             for network in (*self.students.values(), *((self._teacher.network,) if self._teacher else ())):
                 network.compile()
-        self.ema: ModelEmaV3 | None = None
-        if self.regime.ema:
-            from timm.utils import ModelEmaV3
-
-            self.ema = ModelEmaV3(self.students, decay=self.regime.ema)
+        self.ema = self._average()
         self.metrics = nn.ModuleDict({stage: Scores(models, self.ema is not None) for stage in ("validation", "test")})
         self.doubts: dict[str, str] = {}
         # Every process makes the hints' memories alike; sending them before each step would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [f"losses.{name}" for name, _ in self.losses.named_buffers()]
         self._window = Window()
         self._labels_checked = False
-        self._pulled = -math.inf
         self._places: list[dict[str, int]] = []
+
+    def _average(self) -> ModelEmaV3 | None:
+        """The running average of the students' weights, where the regime has one."""
+        if not self.regime.ema:
+            return None
+        from timm.utils import ModelEmaV3
+
+        return ModelEmaV3(self.students, decay=self.regime.ema)
 
     def _follow(self, labels: list[str] | None) -> None:
         """Let all networks mean the same class by the same position."""
@@ -196,10 +195,9 @@ class DistillModule(lightning.LightningModule):
         step = self.global_step + 1
         written = step % max(1, self.trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]  # what is logged at other steps goes nowhere
         every = self.hparams["log_gradients_every"]
-        pulls = written and every > 0 and step - self._pulled >= every
-        self._pulled = step if pulls else self._pulled
         rows, device = len(batch[INPUTS[self.task]]) if labels is None else len(labels), device_of(batch)
         together = self.trainer.accumulate_grad_batches
+        pulls = written and every > 0 and batch_index % together == 0 and self._pulls(step, every)
         weight = self._window.weight(rows, together, device, even=self.task != "language")
         total = torch.zeros((), device=device)
         stream = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_index)
@@ -231,6 +229,11 @@ class DistillModule(lightning.LightningModule):
         loss = self.losses[name]
         return cast(dict[str, Tensor], loss(*arguments, apart=True)) if isinstance(loss, LanguageLoss) else losses
 
+    def _pulls(self, step: int, every: int) -> bool:
+        """A function of the step alone, so that a resumed training logs gradients where an unbroken one does."""
+        often: int = max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]  # Lightning sets it later
+        return (step - often) % (math.ceil(every / often) * often) == 0
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _log_gradients(self, name: str, outputs: Outputs, losses: Mapping[str, Tensor]) -> None:
         """Norm of each term's gradient at the student's outputs, before any step rescales it."""
@@ -240,8 +243,13 @@ class DistillModule(lightning.LightningModule):
             squares = [part.float().square().sum() for part in parts if part is not None]
             self.log(self._key("gradient", name, term), torch.stack(squares).sum().sqrt(), batch_size=1)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the step of the last log of gradients: a resumed training logs them at the same steps."""
+        checkpoint["gradients_logged"] = self._pulled
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the place in the data until training starts."""
+        self._pulled = checkpoint.get("gradients_logged", -math.inf)
         loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         self._places = loop.get("combined_loader", [])
 
@@ -326,9 +334,8 @@ class DistillModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, object]]]:  # type: ignore[override]
         """The regime's optimizer, one a student with its hints' own parameters, and its schedule."""
-        trained = {
-            name: nn.ModuleDict({"network": self.students[name], "losses": self.losses[name]}) for name in self.students
-        }
+        parts = {name: {"network": self.students[name], "losses": self.losses[name]} for name in self.students}
+        trained = {name: nn.ModuleDict(part) for name, part in parts.items()}
         optimizer = make_optimizer(self.regime, trained)
         per_epoch = self.regime.schedule_on == "epoch"
         # A run of other length than the regime's keeps the shape of the schedule.
@@ -357,52 +364,11 @@ class DistillModule(lightning.LightningModule):
             nn.utils.clip_grad_norm_([*self.students[name].parameters(), *self.losses[name].parameters()], limit)
 
 
-def build(
-    model: Model,
-    task: Task,
-    classes: int,
-    size: int,
-    channels_last: bool,
-    lora_rank: int,
-    options: Mapping[str, object],
-) -> Network:
-    """A network behind the common call.
-
-    Args:
-        model: A network, a model or the name of one.
-        task: As of `DistillModule`.
-        classes: Outputs of a model that is named.
-        size: Side of the images, 0 where there are none.
-        channels_last: Lay images out channels last.
-        lora_rank: Of adapters; 0 is none.
-        options: For the constructor of a named model; mean, std and size for any image model.
-
-    Raises:
-        DistillError: If the model cannot be built.
-    """
-    if isinstance(model, ImageNetwork | TextNetwork | LanguageNetwork):
-        return model
-    rest: dict[str, Any] = dict(options)
-    if task == "images":
-        mean, std, own = rest.pop("mean", None), rest.pop("std", None), int(rest.pop("size", 0))
-        made = image_model(model, classes, own or size, **rest) if isinstance(model, str) else model
-        numbers = statistics(made, mean, std)
-        if lora_rank:
-            made = with_lora(made, lora_rank, (getattr(made, "pretrained_cfg", None) or {}).get("classifier", ""))
-        return ImageNetwork(made, **numbers, size=own, channels_last=channels_last)
-    if isinstance(model, str):
-        import transformers
-
-        kinds = {"texts": "AutoModelForSequenceClassification", "language": "AutoModelForCausalLM"}
-        if task == "texts":
-            rest.setdefault("num_labels", classes)
-        try:
-            model = cast(nn.Module, getattr(transformers, kinds[task]).from_pretrained(model, **rest))
-        except (OSError, ValueError, RuntimeError) as error:  # the last where its head has other classes
-            raise DistillError(f"{model!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-    if lora_rank:
-        model = with_lora(model, lora_rank, "classifier" if task == "texts" else "lm_head")
-    return TextNetwork(model) if task == "texts" else LanguageNetwork(model)
+def _check_names(terms: Mapping[str, object], students: Mapping[str, object]) -> None:
+    if set(terms) != set(students):
+        raise DistillError(
+            f"terms are given for {', '.join(terms)}, but the students are {', '.join(students)}; name each"
+        )
 
 
 def _plain(terms: object) -> bool:

@@ -61,7 +61,7 @@ class BlockRidge(RegressorMixin, _OnBasis):  # type: ignore[misc]
         # The basis is standardised with these weights, so the constant is orthogonal to it.
         self.constant_ = float(np.average(y, weights=weight))
         left = y - self.constant_
-        moments, cross = 0.0, 0.0
+        moments, cross = np.zeros(()), np.zeros(())
         for rows, basis in self._blocks(X):
             heavy = basis[:, 1:] * weight[rows, None]
             moments, cross = moments + heavy.T @ basis[:, 1:], cross + heavy.T @ left[rows]
@@ -103,7 +103,7 @@ class BlockLogistic(ClassifierMixin, _OnBasis):  # type: ignore[misc]
             return self
         weight = np.ones(len(X)) if sample_weight is None else sample_weight
         second = (y == self.classes_[1]).astype(np.float64)
-        beta = np.zeros(1 + self.quadratic_.mean_.size)
+        beta = np.zeros(1 + np.size(self.quadratic_.mean_))
         penalty = np.append(0.0, np.ones(len(beta) - 1))
         worth = self._worth(X, second, weight, beta)
         for _ in range(_STEPS):

@@ -191,9 +191,9 @@ def covariate_piece(sample: Sample, families: Families, shared: Shared, member: 
     else:
         fitted, mean_s = [fit.mu_w for fit in fits], [fit.settled_w for fit in fits]
         ratio_s = shared.ratios.w
-    mu_s, mean_sw = shared.twin(fitted), shared.twin(mean_s)
+    source, mean_sw = shared.twin(fitted), shared.twin(mean_s)
     mu_0, mu_xw = (shared.twin([getattr(fit, name) for fit in fits]) for name in ("mu_0", "settled_xw"))
-    rows = covariate_rows(sample.loss, mu_s.mean, mean_sw.mean, ratio_s, mu_0.mean, mu_xw.mean, shared.ratios.x)
+    rows = covariate_rows(sample.loss, source.mean, mean_sw.mean, ratio_s, mu_0.mean, mu_xw.mean, shared.ratios.x)
     first, second = (mean_sw[half].target - mu_xw[half].target for half in (0, 1))
     return without_noise(sample, rows, (first + second) / 2, split_noise(first, second))
 

@@ -1,4 +1,4 @@
-"""The command `gapbridge FILE.yaml`: `python -m recipes.run`, whatever other `recipes` is on the path.
+"""The command `gapbridge`: `gapbridge FILE.yaml` is `python -m recipes.run`, `gapbridge serve FOLDER` serves a twin.
 
 `recipes` is a common name: torchtune installs a package of this name, and a project may have a folder of it. The
 command therefore puts the folder that it was installed in first on the path before it imports the front.
@@ -12,6 +12,10 @@ def main() -> int:
     """Run the front on the command line's words and return its exit code, see `recipes.run.main`."""
     home = str(Path(__file__).resolve().parents[1])
     sys.path[:] = [home, *(entry for entry in sys.path if entry != home)]
+    if sys.argv[1:2] == ["serve"]:
+        from twinmerge.serving.command import main as serve
+
+        return serve(sys.argv[2:])
     from recipes.run import main as run
 
     return run()

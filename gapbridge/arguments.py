@@ -105,7 +105,7 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: hints[name] for name in inspect.signature(function).parameters if name in hints}
 
 
-def accepts(annotation: Any, value: Any) -> bool:
+def accepts(annotation: object, value: Any) -> bool:
     """Say whether a value fits an annotation; a class that is no plain type accepts what it always did.
 
     >>> accepts(Sequence[Count], [64, 0]), accepts(Share | None, None), accepts(float, float("nan"))
@@ -140,7 +140,7 @@ def _each(arguments: tuple[Any, ...], origin: Any, values: list[Any]) -> bool:
     return some and all(accepts(arguments[0], value) for value in values)
 
 
-def refusal(annotation: Any, value: Any) -> str:
+def refusal(annotation: object, value: object) -> str:
     """Return what is expected and what was got, in words."""
     members = get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else (annotation,)
     choices = [str(choice) for member in members if get_origin(member) is Literal for choice in get_args(member)]
@@ -148,7 +148,7 @@ def refusal(annotation: Any, value: Any) -> str:
     return f"expected {describe(annotation)}, got {value!r}{f'; did you mean {near[0]!r}?' if near else ''}"
 
 
-def describe(annotation: Any) -> str:
+def describe(annotation: object) -> str:
     """Return an annotation in words.
 
     >>> describe(Sequence[Count]), describe(Share | None)

@@ -46,6 +46,8 @@ def unforeseen(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         where = str(error.filename)
         where = where if len(where) <= LONGEST else f"{where[:LONGEST]}..."
+        if error.errno == errno.ENAMETOOLONG:
+            return f"{where}: the name is too long for this file system; give a shorter one"
         return f"{where}: {error.strerror}; give a folder that can be written with --out, or free this one"
     text = " ".join(str(error).split())
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -5,6 +5,7 @@ import re
 from typing import TypeVar
 
 Number = TypeVar("Number", int, float)
+LAST_SEED = 2**32 - 1  # what numpy's and Lightning's generators take
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -61,12 +62,30 @@ def check_range(
     recipes.fields.FieldError: rank: expected a number >= 1, got 0
     """
     inside = low < value <= high if low_open else low <= value <= high
-    if not (math.isfinite(value) and inside):
+    if not (inside and (isinstance(value, int) or math.isfinite(value))):
         bounds = [f"{'>' if low_open else '>='} {low:g}"] if low > -math.inf else []
         bounds += [f"<= {high:g}"] if high < math.inf else []
         accepted = " ".join(["a finite number" if not bounds else "a number", " and ".join(bounds)]).strip()
-        raise FieldError(where, f"expected {accepted}, got {value}")
+        raise FieldError(where, f"expected {accepted}, got {_short(value)}")
     return value
+
+
+def check_seed(value: int, where: str = "seed") -> int:
+    """Return a seed that every generator takes.
+
+    >>> check_seed(-1)
+    Traceback (most recent call last):
+    recipes.fields.FieldError: seed: expected a number >= 0 and <= 4294967295, got -1
+    """
+    if not 0 <= value <= LAST_SEED:
+        raise FieldError(where, f"expected a number >= 0 and <= {LAST_SEED}, got {_short(value)}")
+    return value
+
+
+def _short(value: float) -> str:
+    """A number as a message shows it; Python itself refuses to write thousands of digits."""
+    bits = value.bit_length() if isinstance(value, int) else 0
+    return f"a whole number of {bits} bits" if bits > 200 else str(value)
 
 
 def check_positive(value: Number, where: str) -> Number:

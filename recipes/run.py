@@ -1,6 +1,7 @@
 """The command `python -m recipes.run FILE.yaml`: read, check, run; it imports neither torch nor lightning by itself."""
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -86,6 +87,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 wrong recipe, 130 interrupted."""
     command = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows no Unicode shows escapes, as for errors
+        sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in command
     try:
         return _dispatch(_arguments(command), command)

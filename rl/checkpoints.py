@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
+from pathlib import Path
 from typing import Any, Self
 
 import lightning
@@ -26,10 +29,32 @@ class GuardedModule(lightning.LightningModule):
 
         Raises:
             ValueError: If the checkpoint names a game or simulator, or text among its arguments, that is neither given
-                nor trusted.
+                nor trusted; if it is damaged, or holds more than numbers and text.
         """
+        _refuse_damage(checkpoint_path)
         if len(args) < 4:  # where weights_only stands
             kwargs.setdefault("weights_only", True)
         # A checkpoint of LightningCLI asks for its parser, which would follow class paths of its own: never.
-        with from_checkpoint(kwargs, trust=trust):
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=None)
+        try:
+            with from_checkpoint(kwargs, trust=trust):
+                return super().load_from_checkpoint(checkpoint_path, *args, **kwargs, _instantiator=None)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{checkpoint_path} holds objects that could run code, or is damaged: give a checkpoint that this "
+                "class wrote, or weights_only=False if you trust whoever wrote it."
+            ) from error
+
+
+def _refuse_damage(path: Any) -> None:
+    """Compare the parts of a file on this machine with their own sums: loading maps them and does not."""
+    if not isinstance(path, str | Path) or "://" in str(path):
+        return
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; give the path of a file.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            fault = archive.testzip()
+    except Exception as error:  # whatever a damaged archive provokes
+        fault = " ".join(str(error).split())[:200] or type(error).__name__
+    if fault is not None:
+        raise ValueError(f"{path} is damaged or no checkpoint ({fault}); copy it again.")

@@ -72,7 +72,7 @@ def find(what: str, path: str) -> object:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as error:  # a module of the user's may fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # a module of the user's may fail in any way while it is imported
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{what} {path!r} cannot be imported ({reason}); give the path of a class.") from error
 
@@ -106,3 +106,8 @@ def make(what: str, path: str, found: Callable[..., object], arguments: Mapping[
         return found(**(arguments or {}))
     except TypeError as error:
         raise ValueError(f"{what} {path!r} does not take {arguments} ({error}); see its docstring.") from error
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:  # likewise
+        reason = " ".join(str(error).split()) or "without a word"
+        raise ValueError(f"{what} {path!r} failed while it was made ({type(error).__name__}: {reason}).") from error

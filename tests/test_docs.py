@@ -43,6 +43,7 @@ def merged(tmp_path_factory):
 
 WITH_CODE = [page for page in PAGES if script(page)]
 ON_A_TWIN = [page for page in WITH_CODE if MERGED in script(page)]
+ELSEWHERE = [ROOT / "docs" / "hpo.md"]  # tests/rl/hpo/test_tutorial.py runs it, and looks at what comes out
 
 
 def run(page, folder, monkeypatch):
@@ -50,7 +51,9 @@ def run(page, folder, monkeypatch):
     exec(compile(script(page), str(page), "exec"), {"__name__": "__main__"})  # noqa: S102 - our own pages
 
 
-@pytest.mark.parametrize("page", [page for page in WITH_CODE if page not in ON_A_TWIN], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in WITH_CODE if page not in ON_A_TWIN + ELSEWHERE], ids=lambda page: page.name
+)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     run(page, tmp_path, monkeypatch)
 

@@ -119,3 +119,9 @@ def test_the_list_of_benchmarks(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("factorize: ") for line in lines)
     assert "  remake   python -m benchmarks.factorize" in lines
+
+
+def test_the_page_of_families_is_that_of_the_results():
+    experts = pytest.importorskip("benchmarks.experts")
+    tables = json.loads((RESULTS / "experts.json").read_text())["tables"]
+    assert experts.PAGE.read_text(encoding="utf-8") == experts.page(tables)

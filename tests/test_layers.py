@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import house
 from recipes.front.table import TABLE
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +102,64 @@ def front_breaches(root=ROOT):
             waiting.append(other)
 
 
-@pytest.mark.parametrize("breaches", [wing_breaches, functional_breaches, front_breaches])
+def circle_breaches(root=ROOT):
+    """Modules that reach each other by imports, those inside functions included."""
+    for group in house.circles(house.sources(root)):
+        yield f"{', '.join(group)} import each other: move what they share below them"
+
+
+def floor_of(name):
+    """The floor of a module inside recipes: the ground is 0, and a recipe or its data the highest."""
+    part = name.split(".")[1] if "." in name else ""
+    return {"": 0, "errors": 0, "fields": 0, "front": 1, "running": 2, "data": 3}.get(part, 4)
+
+
+def floor_breaches(root=ROOT):
+    """Imports inside recipes that go up: recipe -> data -> running -> front -> errors and fields."""
+    for path in sources("recipes", root):
+        name = module_name(path, root)
+        if name in {"recipes", "recipes.run"}:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for other in sorted({found for found in house.imports(tree, name.rpartition(".")[0]) if "recipes." in found}):
+            if floor_of(other) > floor_of(name):
+                yield f"{path.relative_to(root)} imports {other}: inside recipes, imports go downwards"
+
+
+def upward_breaches(root=ROOT):
+    """Imports inside a wing that go up: functional knows errors and the names of methods, and nothing of modules."""
+    for wing in WINGS:
+        for path in sources(wing, root):
+            if "functional" not in path.relative_to(root).with_suffix("").parts:
+                continue
+            files = {module_name(other, root) for other in sources(wing, root)}
+            for other in sorted(all_imports(path, root) & files):
+                if "functional" not in other.split(".") and other.split(".")[-1] not in {"errors", "methods", wing}:
+                    yield f"{path.relative_to(root)} imports {other}: functional stands below the modules"
+
+
+def name_breaches(root=ROOT):
+    """Public names that bear the name of a file: importing the file would put the module in the place of the name."""
+    for stub in sorted(root.rglob("__init__.pyi")):
+        files = {path.stem if path.suffix == ".py" else path.name for path in stub.parent.iterdir()}
+        for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+            for alias in node.names if isinstance(node, ast.ImportFrom) else []:
+                if (alias.asname or alias.name) in files:
+                    yield f"{stub.relative_to(root)} exports {alias.name}, which is a file too: rename the file"
+
+
+BREACHES = [
+    wing_breaches,
+    functional_breaches,
+    front_breaches,
+    circle_breaches,
+    floor_breaches,
+    upward_breaches,
+    name_breaches,
+]
+
+
+@pytest.mark.parametrize("breaches", BREACHES)
 def test_the_house_keeps_its_layers(breaches):
     assert not list(breaches())
 
@@ -138,3 +196,30 @@ def test_breaches_are_found(tmp_path):
     assert [breach.split(":")[0] for breach in front_breaches(tmp_path)] == [
         "recipes.run -> recipes.tools -> recipes.deep imports torch when it is loaded"
     ]
+
+
+def test_arrows_that_go_up_are_found(tmp_path):
+    files = {
+        "recipes/__init__.py": "",
+        "recipes/errors.py": "",
+        "recipes/front/parse.py": "from recipes.errors import RecipeError\n",
+        "recipes/running/folder.py": "def f():\n    from recipes.merge.recipe import run\n",
+        "recipes/merge/recipe.py": "from recipes.running.folder import f\n",
+        "distill/functional/kd.py": "from distill.errors import E\nfrom distill.module import M\n",
+        "distill/errors.py": "",
+        "distill/module.py": "",
+        "distill/check_it.py": "",
+        "distill/__init__.pyi": "from .check_it import check_it as check_it\nfrom .module import M as M\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert [breach.split(":")[0] for breach in floor_breaches(tmp_path)] == [
+        "recipes/running/folder.py imports recipes.merge.recipe",
+        "recipes/running/folder.py imports recipes.merge.recipe.run",
+    ]
+    assert list(circle_breaches(tmp_path))
+    assert [breach.split(":")[0] for breach in upward_breaches(tmp_path)] == [
+        "distill/functional/kd.py imports distill.module"
+    ]
+    assert [breach.split(",")[0] for breach in name_breaches(tmp_path)] == ["distill/__init__.pyi exports check_it"]

@@ -11,19 +11,34 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel
 
-from twinmerge.checkpoints import inspect_checkpoint, read_json
+from twinmerge.attaching import UnroutableError
+from twinmerge.checkpoints import inspect_checkpoint, read_json, with_report
 from twinmerge.dense import densify, stock_view
 from twinmerge.errors import CheckpointError
-from twinmerge.modeling_twin import FORMAT_VERSION, LOADERS, TwinClassifier, TwinMixin, TwinModel, assemble
+from twinmerge.modeling_twin import (
+    FORMAT_VERSION,
+    LOADERS,
+    TwinClassifier,
+    TwinMixin,
+    TwinModel,
+    TwinTokenClassifier,
+    assemble,
+)
 from twinmerge.peft_folder import write_expert
+from twinmerge.twin_parts import Head
 from twinmerge.whole_folder import restore_interrupted, whole_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 __all__ = ["MANIFEST", "bundle", "densify", "load", "model_card", "save", "verify", "whole_folder"]
 
@@ -39,14 +54,28 @@ _TOKENIZER = (
     "sentencepiece",
     "chat_template",
 )
-_BUNDLED = ("mixture", "routed_layers", "layouts", "attaching", "proving", "twin_parts", "twin_mixin", "modeling_twin")
+_BUNDLED = (
+    "mixture",
+    "shrinking",
+    "routed_layers",
+    "layouts",
+    "attaching",
+    "proving",
+    "twin_parts",
+    "twin_checks",
+    "twin_mixin",
+    "answering",
+    "modeling_twin",
+)
+
+Tokenizer: TypeAlias = "PreTrainedTokenizerBase | ProcessorMixin | str | Path | None"
 
 
 def save(
     twin: object,
     folder: str | Path,
     *,
-    tokenizer: object = None,
+    tokenizer: Tokenizer = None,
     card: Mapping[str, object] | None = None,
     texts: Mapping[str, str] | None = None,
     labels: Mapping[str, list[str]] | None = None,
@@ -98,7 +127,7 @@ def save(
             "router_reads": twin.router_reads,
             "router": None if twin.router is None else twin.router.spec(),
             "heads": {
-                task: {**cast(Any, head).spec(), **({"labels": list(given[task])} if task in given else {})}
+                task: {**cast(Head, head).spec(), **({"labels": list(given[task])} if task in given else {})}
                 for task, head in twin.heads.items()
             },
             "ranks": ranks,
@@ -111,7 +140,7 @@ def save(
     return target
 
 
-def _save_shared(twin: Any, out: Path, max_shard_size: str) -> str:
+def _save_shared(twin: TwinMixin, out: Path, max_shard_size: str) -> str:
     """The shared expert as its stock class writes it, and the entry of config.json that finds the routed class."""
     model = stock_view(twin)
     model.save_pretrained(out, max_shard_size=max_shard_size)
@@ -121,14 +150,18 @@ def _save_shared(twin: Any, out: Path, max_shard_size: str) -> str:
         raise ValueError(f"a {type(model).__name__} is loaded by none of {names}; make the twin of a class that is.")
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = {loader.auto.__name__: f"modeling_twin.{loader.__name__}"}
-    if loader is TwinModel and twin.heads:
-        config["auto_map"]["AutoModelForSequenceClassification"] = f"modeling_twin.{TwinClassifier.__name__}"
+    if loader is TwinModel:
+        text = "Sequence" if model.main_input_name != "pixel_values" else "Image"
+        for head in twin.heads.values():
+            tokens = head.pooling == "tokens"
+            entry = f"modeling_twin.{(TwinTokenClassifier if tokens else TwinClassifier).__name__}"
+            config["auto_map"][f"AutoModelFor{'Token' if tokens else text}Classification"] = entry
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return type(model).__name__
 
 
-def _classes(auto: Any, config: object) -> tuple[type, ...]:
-    mapping = auto._model_mapping
+def _classes(auto: type[_BaseAutoModelClass], config: object) -> tuple[type, ...]:
+    mapping = cast("Mapping[type, type | list[type] | tuple[type, ...]]", auto._model_mapping)
     found = mapping.get(type(config), ())
     return tuple(found) if isinstance(found, list | tuple) else (found,)
 
@@ -137,7 +170,7 @@ def _save_module(module: nn.Module, file: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, file)
 
 
-def _save_tokenizer(tokenizer: Any, out: Path) -> None:
+def _save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     if isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
         for file in Path(tokenizer).glob("*"):
             if file.name.startswith((*_TOKENIZER, "preprocessor_config", "processor_config")):
@@ -161,7 +194,8 @@ def bundle() -> str:
             docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             ours = isinstance(node, ast.ImportFrom) and (node.level > 0 or node.module == "__future__")
             listed = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-            if docstring or ours or listed:
+            hints = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+            if docstring or ours or listed or hints:
                 lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or 0) - node.lineno + 1)
         bodies.append(re.sub(r"\n{3,}", "\n\n\n", "\n".join(lines)).strip())
     start = '"""The routed model of this twin folder; it needs torch, safetensors and transformers only."""'
@@ -175,8 +209,8 @@ def model_card(description: Mapping[str, Any], name: str, recipe: str = "") -> s
     left = description.get("left_out") or {}
     lost = "".join(f"{', ' if i else ''}{share:.2%} of {task}" for i, (task, share) in enumerate(left.items()))
     told = (
-        "\nThe exclusive experts hold matrices only, so that PEFT mixes them in one batch and vLLM serves them; what "
-        f"their norms and biases changed is left to the shared expert (of the squared differences: {lost}).\n"
+        "\nWhat the experts changed and their folders do not hold is left to the shared expert (of the squared "
+        f"differences: {lost}).\n"
         if any(left.values())
         else ""
     )
@@ -244,7 +278,13 @@ def verify(folder: str | Path) -> None:
             )
 
 
-def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **options: object) -> Any:
+@overload
+def load(
+    folder: str | Path, mode: Literal["routed"] = "routed", *, check: bool = True, **options: object
+) -> TwinMixin: ...
+@overload
+def load(folder: str | Path, mode: str, *, check: bool = True, **options: object) -> PreTrainedModel: ...
+def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **options: object) -> PreTrainedModel:
     """Load a twin folder with this package's own code; no code of the folder is run.
 
     Args:
@@ -267,8 +307,9 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **opti
     if check:
         verify(root)
     try:
-        tasks = read_json(root / "twin.json")["tasks"]
-        if any(not _NAME.fullmatch(t) for t in tasks):
+        card = read_json(root / "twin.json")
+        tasks = card["tasks"]
+        if any(not _NAME.fullmatch(name) for name in (*tasks, *card["heads"])):
             raise CheckpointError(f"{root / 'twin.json'} names a task that is no folder name; the folder is not ours.")
         task = mode.partition(":")[2]
         if mode not in ("routed", "shared") and (not mode.startswith("expert:") or task not in tasks):
@@ -282,24 +323,26 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **opti
         twin = assemble(model, root)
     except CheckpointError:
         raise
+    except UnroutableError as error:  # of the options, not of the folder
+        raise CheckpointError(str(error)) from error
     except Exception as error:  # whatever a damaged file provokes in the libraries that read it
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"{root} cannot be read as a twin folder ({reason}); copy it again.") from error
     return twin if mode == "routed" else densify(twin, {task: 1.0})
 
 
-def _stock_model(root: Path, options: Mapping[str, object]) -> Any:
+def _stock_model(root: Path, options: Mapping[str, object]) -> PreTrainedModel:
     inspect_checkpoint(root)  # headers first: they say best what is wrong
     named = read_json(root / "config.json").get("auto_map", {})
     named = {entry.rpartition(".")[2] for entry in named.values()}
     auto = next((c.auto for c in LOADERS if c.__name__ in named), None)
     if auto is None:
         raise CheckpointError(f"{root / 'config.json'} does not name a twin class; copy the twin folder again.")
-    load = cast("Callable[..., tuple[nn.Module, Mapping[str, Collection[object]]]]", auto.from_pretrained)
-    model, report = load(root, trust_remote_code=False, output_loading_info=True, **options)
+    model, report = with_report(auto, root, trust_remote_code=False, **options)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             raise CheckpointError(
                 f"{root}: {kind.replace('_', ' ')}: {sorted(map(str, report[kind]))[0]}; copy the twin folder again."
             )
-    return model.eval()
+    model.eval()
+    return model

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from .layouts import Run, escaping, trace
-from .mixture import UNTRACED, Layout, Mixture
+from .mixture import UNTRACED, Difference, Layout, Mixture
 from .routed_layers import (
     FactoredLayer,
     RoutedAny,
@@ -31,6 +32,10 @@ from .routed_layers import (
 )
 
 
+class UnroutableError(ValueError):
+    """A model was loaded in a way in which it cannot be routed; the message is one sentence with the way out."""
+
+
 @dataclass
 class Traced:
     """A tiny batch that a stock model was run on.
@@ -41,7 +46,7 @@ class Traced:
     """
 
     run: Run
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, Tensor]
 
 
 def statistics(model: nn.Module) -> dict[str, Tensor]:
@@ -51,7 +56,7 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 def attach_experts(
-    model: nn.Module, mixture: Mixture, experts: Sequence[Mapping[str, object]], traced: Traced | None = None
+    model: nn.Module, mixture: Mixture, experts: Sequence[Mapping[str, Difference]], traced: Traced | None = None
 ) -> None:
     """Route every module that one of the experts changes, in place; names and differences as in `attach`.
 
@@ -69,17 +74,19 @@ def attach_experts(
     for name, parameter in (*model.named_parameters(remove_duplicate=False), *statistics(model).items()):
         aliases.setdefault(id(parameter), []).append(name)
     tied = {name: names for names in aliases.values() for name in names}
-    given: dict[str, list[object]] = {}
+    given: dict[str, list[Difference | None]] = {}
     for name in sorted({n for expert in experts for n in expert}):
         if name not in tied:
             raise ValueError(f"the experts change parameter '{name}', which {type(model).__name__} does not have.")
         if not any(other in given for other in tied[name]):
             given[name] = [next((e[n] for n in tied[name] if e.get(n) is not None), None) for e in experts]
+    for name in given:
+        _refuse_quantised(model, name)
     wanted = {name: [_unit(model, n) for n in tied[name]] for name in given}
     layouts: dict[str, Layout | str] = {}
     if traced is not None:
         layouts = _fit(model, wanted, traced)
-    units: dict[str, dict[str, list[object]]] = {}
+    units: dict[str, dict[str, list[Difference | None]]] = {}
     for name, places in wanted.items():
         # A module that only passes a tied parameter on to one inside it leaves the routing to that one.
         places[:] = [p for p in places if not any(q[0].startswith(f"{p[0]}.") for q in places)]
@@ -88,9 +95,35 @@ def attach_experts(
     for unit, leaves in units.items():
         attach_layer(model.get_submodule(unit), mixture, leaves)
         found = layouts.get(unit, UNTRACED)
-        cast(Any, model.get_submodule(unit)).layout = UNTRACED if isinstance(found, str) else found
+        cast(RoutedLayer, model.get_submodule(unit)).layout = UNTRACED if isinstance(found, str) else found
     for places in wanted.values():
         _tie([(model.get_submodule(unit), leaf) for unit, leaf in places])
+
+
+def refuse_spread(model: nn.Module) -> None:
+    """Refuse a model that accelerate moves between places while it runs.
+
+    Raises:
+        UnroutableError: when its device_map has several places.
+    """
+    places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
+    if len(places) > 1:
+        raise UnroutableError(
+            f"the model is spread over {', '.join(places)} by its device_map, and routed layers cannot be moved while "
+            "they run; load it on one device, or serve the folder by vLLM, which splits models over GPUs."
+        )
+
+
+def _refuse_quantised(model: nn.Module, name: str) -> None:
+    value = stored(model, name)
+    plain = type(value) in (Tensor, nn.Parameter) and not hasattr(value, "quant_state")
+    if not plain or not value.is_floating_point() or value.element_size() == 1:
+        kind = str(value.dtype).removeprefix("torch.") if plain else type(value).__name__
+        raise UnroutableError(
+            f"'{name}' of {type(model).__name__} is quantised ({kind}), and no difference can be added to it; load the "
+            "shared model in float32 or bfloat16, without quantization_config, or serve the folder by vLLM, whose "
+            "adapters stand beside a quantised base."
+        )
 
 
 def _fit(model: nn.Module, wanted: dict[str, list[tuple[str, str]]], traced: Traced) -> dict[str, Layout | str]:
@@ -164,7 +197,7 @@ def _unit(model: nn.Module, name: str) -> tuple[str, str]:
     return ".".join(parts[:-1]), parts[-1]
 
 
-def _as_stored(model: nn.Module, unit: str, leaf: str, differences: list[Any]) -> list[Any]:
+def _as_stored(model: nn.Module, unit: str, leaf: str, differences: list[Difference | None]) -> list[Difference | None]:
     """Factors of a transposed weight, turned round where the fallback will multiply them into the stored layout."""
     holder = model.get_submodule(f"{unit}.{leaf}".rpartition(".")[0])
     if not isinstance(holder, Conv1D) or ("." not in leaf and layer_kind(holder) is RoutedConv1D):
@@ -174,7 +207,7 @@ def _as_stored(model: nn.Module, unit: str, leaf: str, differences: list[Any]) -
 
 def _tie(places: list[tuple[nn.Module, str]]) -> None:
     """Let modules with a tied parameter share its factors, so that they are stored and trained once."""
-    factored = [(cast(Any, module), leaf) for module, leaf in places if isinstance(module, FactoredLayer)]
+    factored = [(module, leaf) for module, leaf in places if isinstance(module, FactoredLayer)]
     for module, leaf in factored[1:]:
         first = factored[0][0]
         if leaf == "bias":
@@ -219,7 +252,7 @@ def layer_kind(module: nn.Module) -> type[RoutedLayer]:
     return RoutedNorm if rms_epsilon(module) is not None else RoutedAny
 
 
-def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, Sequence[object]]) -> Any:
+def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, Sequence[Difference | None]]) -> None:
     """Turn a stock module into its routed kind, in place: same parameters and names, still an instance of its class.
 
     Args:
@@ -236,7 +269,7 @@ def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, 
             "routed; load the model without it."
         )
     stock = {name: stored(module, name) for name in differences}
-    kind: object = layer_kind(module)
+    kind = layer_kind(module)
     if not set(differences) <= {
         "weight",
         "bias",
@@ -244,30 +277,29 @@ def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, 
     }:
         kind = RoutedAny
     epsilon = rms_epsilon(module) or getattr(module, "eps", None)
-    routed = cast(Any, module)
-    routed.__class__ = routed_class(kind, routed.__class__)
-    routed.mixture = mixture
+    module.__class__ = routed_class(kind, type(module))  # type: ignore[arg-type]  # a class has a hash
+    module.mixture = mixture  # type: ignore[assignment]
+    routed = cast(Any, module)  # each kind attaches differences of its own form
     if kind is RoutedAny:
         paired = {name: _paired(ds, stock[name]) for name, ds in differences.items()}
         dense = {name: _stacked(differences, name, stock[name]) for name, pair in paired.items() if pair is None}
         routed.attach(dense, {name: pair for name, pair in paired.items() if pair is not None})
-        return routed
+        return
     bias = _stacked(differences, "bias", stock.get("bias"))
     if kind is RoutedNorm:
         routed.attach(epsilon, _stacked(differences, "weight", stock.get("weight")), bias)
-        return routed
+        return
     if kind is RoutedBatchNorm:
         names = ("weight", "bias", "running_mean", "running_var")
         routed.attach(*(_stacked(differences, name, stock.get(name)) for name in names))
-        return routed
+        return
     experts = len(next(iter(differences.values())))
     transposed = kind is RoutedConv1D
     pairs = [_factors(d, routed.weight, transposed) for d in differences.get("weight", [None] * experts)]
     routed.attach([up for up, _ in pairs], [down for _, down in pairs], bias)
-    return routed
 
 
-def _stacked(differences: Mapping[str, Sequence[Any]], name: str, like: Tensor | None) -> Any:
+def _stacked(differences: Mapping[str, Sequence[Difference | None]], name: str, like: Tensor | None) -> Tensor | None:
     """One parameter's differences as (experts, *shape), or None when no expert has any."""
     if like is None:
         return None
@@ -279,7 +311,7 @@ def _stacked(differences: Mapping[str, Sequence[Any]], name: str, like: Tensor |
     return torch.stack(made).detach()
 
 
-def _paired(differences: Sequence[Any], like: Tensor) -> tuple[Tensor, Tensor] | None:
+def _paired(differences: Sequence[Difference | None], like: Tensor) -> tuple[Tensor, Tensor] | None:
     """Factors of all experts padded to one rank and stacked, where every difference is a pair and that is smaller."""
     pairs = [d for d in differences if d is not None]
     if not pairs or not all(isinstance(d, tuple) for d in pairs):
@@ -297,7 +329,7 @@ def _paired(differences: Sequence[Any], like: Tensor) -> tuple[Tensor, Tensor] |
     return up.detach(), down.detach()
 
 
-def _factors(difference: Any, weight: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
+def _factors(difference: Difference | None, weight: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
     m, n = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight[0].numel())
     if difference is None:
         return weight.new_zeros(m, 0), weight.new_zeros(0, n)
@@ -322,3 +354,9 @@ def _checked(difference: Tensor, like: Tensor) -> Tensor:
             f"{tuple(like.shape)}; give experts of the same architecture."
         )
     return difference
+
+
+def register_states(kind: Any) -> None:
+    """Tell transformers, which goes by the class's name, which states the forward of a class made here can return."""
+    known = cast("dict[str, Any]", getattr(transformers.modeling_utils, "_CAN_RECORD_REGISTRY", {}))
+    dict.__setitem__(known, str(kind), getattr(kind, "_can_record_outputs", None))

@@ -7,16 +7,19 @@ no torch for safetensors.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
+
+from transformers import PretrainedConfig, PreTrainedModel
 
 from twinmerge.errors import CheckpointError
 from twinmerge.headers import Checkpoint, inspect_checkpoint, read_header, read_json, read_pickled
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 __all__ = [
     "Checkpoint",
@@ -155,7 +158,7 @@ def read_state(checkpoint: Checkpoint, base: Iterable[str]) -> tuple[dict[str, T
             with safe_open(file, framework="pt") as opened:
                 tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 - no mapping
     else:  # transformers saves some models, such as fused experts, under other names than they have in memory
-        model, report = _architecture(checkpoint).from_pretrained(checkpoint.folder, output_loading_info=True)
+        model, report = with_report(_architecture(checkpoint), checkpoint.folder)
         if lacking := sorted(map(str, report["missing_keys"])):
             raise CheckpointError(
                 f"{checkpoint.folder} lacks the tensor '{lacking[0]}' of the base; is it a fine-tune of it?"
@@ -174,14 +177,22 @@ def read_state(checkpoint: Checkpoint, base: Iterable[str]) -> tuple[dict[str, T
     return {ours: tensors.pop(theirs) for ours, theirs in names.items()}, tensors
 
 
-def _architecture(checkpoint: Checkpoint) -> Any:
+def with_report(
+    kind: type[PreTrainedModel | _BaseAutoModelClass], folder: Path | str, **options: object
+) -> tuple[PreTrainedModel, Mapping[str, Collection[object]]]:
+    """A model, and which of its tensors its folder lacked or had beside them, as transformers reports."""
+    load = cast("Callable[..., tuple[PreTrainedModel, Mapping[str, Collection[object]]]]", kind.from_pretrained)
+    return load(folder, output_loading_info=True, **options)
+
+
+def _architecture(checkpoint: Checkpoint) -> type[PreTrainedModel]:
     import transformers
 
     name = next(iter(checkpoint.config.get("architectures") or ()), "")
     found = getattr(transformers, name, None)
     if not hasattr(found, "from_pretrained"):
         raise CheckpointError(f"{checkpoint.folder} is of architecture '{name}', which transformers does not have.")
-    return found
+    return cast("type[PreTrainedModel]", found)
 
 
 def _in_memory(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -190,7 +201,7 @@ def _in_memory(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
     kind = _architecture(checkpoint)
     with torch.device("meta"):
-        model = kind(kind.config_class.from_pretrained(checkpoint.folder))
+        model = kind(cast("type[PretrainedConfig]", kind.config_class).from_pretrained(checkpoint.folder))
     return {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
@@ -342,7 +353,7 @@ def same_tokenizer(base: Checkpoint, expert: Checkpoint) -> None:
         )
 
 
-def _vocabulary(file: Path) -> Any:
+def _vocabulary(file: Path) -> object:
     if file.name != "tokenizer.json":
         return file.read_bytes()
     # Only what maps text to ids counts: padding and truncation settings are written back by every save.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 
 from twinmerge.routed_layers import (
     ADDED,
@@ -20,6 +21,7 @@ from twinmerge.routed_layers import (
     RoutedNorm,
     stored,
 )
+from twinmerge.twin_checks import TwinChecks
 from twinmerge.twin_mixin import TwinMixin
 
 
@@ -69,7 +71,7 @@ def _differences(module: RoutedLayer, row: Tensor) -> Iterator[tuple[str, Tensor
         yield from ((leaf, wide(difference)) for leaf, difference in module.differences(row).items())
 
 
-def stock_view(twin: Any) -> Any:
+def stock_view(twin: TwinMixin) -> PreTrainedModel:
     """The stock model with the shared expert: its parameters and buffers are the twin's own, not copies.
 
     Args:
@@ -78,7 +80,7 @@ def stock_view(twin: Any) -> Any:
     shared = {name: p for name, p in twin.named_parameters() if not is_routing(name)}
     experts = [p for name, p in twin.named_parameters() if is_routing(name)]
     nothing = nn.Parameter(torch.empty(0), requires_grad=False)
-    memo: dict[int, object] = {id(p): p for p in (*shared.values(), *twin.buffers())}
+    memo: dict[int, Any] = {id(p): p for p in (*shared.values(), *twin.buffers())}
     memo.update({id(p): nothing for p in experts})
     model = copy.deepcopy(twin, memo)
     for module in model.modules():
@@ -90,7 +92,7 @@ def stock_view(twin: Any) -> Any:
         delattr(model, name)
     vars(model).pop("answering", None)
     kinds = type(twin).__mro__
-    model.__class__ = kinds[kinds.index(TwinMixin) + 1]
+    model.__class__ = kinds[kinds.index(TwinChecks) + 1]
     return model
 
 
@@ -100,7 +102,7 @@ def is_routing(name: str) -> bool:
     return parts[0] in ("router", "heads") or not ADDED.isdisjoint(parts)
 
 
-def densify(twin: Any, weights: Mapping[str, float]) -> Any:
+def densify(twin: TwinMixin, weights: Mapping[str, float]) -> PreTrainedModel:
     """A stock model whose weights are the shared expert plus a fixed mixture of the exclusive experts.
 
     Args:
@@ -123,14 +125,15 @@ def densify(twin: Any, weights: Mapping[str, float]) -> Any:
         if id(parameter) not in changed:  # a tied parameter is met under each of its names
             parameter.data = (parameter.data.to(difference.dtype) + difference).to(parameter.dtype)
         changed.add(id(parameter))
-    return model.requires_grad_(True).eval()
+    model.requires_grad_(True).eval()
+    return model
 
 
 def _outputs(output: object) -> list[Tensor]:
     return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
 
 
-def check_routing(twin: Any, tolerance: float = 1e-3, **inputs: object) -> float:
+def check_routing(twin: TwinMixin, tolerance: float = 1e-3, **inputs: object) -> float:
     """Compare the routed forward of a batch with a dense merge per input: the proof that no module escapes routing.
 
     A model whose code reads a weight past the module that holds it would not see its experts; this finds out.

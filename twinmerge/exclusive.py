@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,9 @@ from torch import Tensor
 from twinmerge.functional.factorize import spectrum, truncated_svd
 from twinmerge.functional.lora import lora_low_rank
 from twinmerge.functional.ranks import choose_ranks, stored_dense
+from twinmerge.mixture import Difference
 
+NEGLIGIBLE = 1e-6  # share of an expert's squared difference below which a matrix is left to the shared expert
 LoraTerms = Mapping[str, tuple[float, Tensor, Tensor]]
 
 
@@ -28,10 +29,11 @@ class Exclusive:
         experts: task -> parameter name -> (up, down), or a dense difference.
         ranks: task -> parameter name -> rank kept (0: left to the shared expert; the full rank when kept dense).
         residuals: task -> parameter name -> relative Frobenius residual of the truncation.
-        left_out: task -> share of its squared difference that lies in vectors left to the shared expert.
+        left_out: task -> share of its squared difference that is left to the shared expert: of dropped parameters, and
+            of matrices that barely changed.
     """
 
-    experts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    experts: dict[str, dict[str, Difference]] = field(default_factory=dict)
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
     residuals: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: dict[str, float] = field(default_factory=dict)
@@ -70,7 +72,8 @@ def exclusive_experts(
         dropped: parameters whose differences are left to the shared expert.
 
     Returns:
-        An `Exclusive`; parameters that no expert changes are absent.
+        An `Exclusive`; parameters that no expert changes are absent, and matrices that hold less than a millionth of
+        their expert's squared difference.
 
     Raises:
         ValueError: when not exactly one policy is given or its value is out of range, and for weights that cannot be
@@ -86,34 +89,23 @@ def exclusive_experts(
         flat = difference.flatten(1)
         return (flat.t() if name in transposed else flat)[None]
 
-    sizes, lost = dict.fromkeys(experts, 0.0), dict.fromkeys(experts, 0.0)
     for task, state in experts.items():
-        for name, value in shared.items():
-            if not value.is_floating_point() or torch.equal(state[name].to(value), value):
-                continue
-            if dropped:
-                size = float(_difference(state[name], value).double().square().sum())
-                sizes[task] += size
-                if name in dropped:
-                    lost[task] += size
-                    continue
-            if value.dim() < 2:
-                result.experts[task][name] = _difference(state[name], value)
+        names, result.left_out[task] = _kept(shared, state, dropped)
+        for name in names:
+            if shared[name].dim() < 2:
+                result.experts[task][name] = _difference(state[name], shared[name])
             else:
-                changed[task, name] = len(value) if value.dim() == 3 and name not in kernels else 1
-
-    if dropped:
-        result.left_out = {task: lost[task] / sizes[task] if sizes[task] else 0.0 for task in experts}
+                changed[task, name] = len(shared[name]) if shared[name].dim() == 3 and name not in kernels else 1
+    if not any(result.left_out.values()) and not dropped:
+        result.left_out.clear()
     keys = [(task, name, i) for (task, name), count in changed.items() for i in range(count)]
     shapes = {key: _shape(shared[key[1]], key[1] in transposed, key[1] in kernels) for key in keys}
-    spectra = None
-    if energy is not None or budget is not None:
-        spectra = {(t, n, i): spectrum(m) for t, n in changed for i, m in enumerate(matrices(t, n))}
-    policy = {"rank": rank, "density": density, "energy": energy, "budget": budget}
-    ranks = choose_ranks(shapes, **policy, spectra=spectra) if shapes else {}  # type: ignore[arg-type]
+    asked = energy is not None or budget is not None
+    spectra = {(t, n, i): spectrum(m) for t, n in changed for i, m in enumerate(matrices(t, n))} if asked else None
+    given = {"rank": rank, "density": density, "energy": energy, "budget": budget}
+    ranks = choose_ranks(shapes, **given, spectra=spectra) if shapes else {}  # type: ignore[arg-type]
     for (task, name), count in changed.items():
-        stack = matrices(task, name)
-        kept = [ranks[task, name, i] for i in range(count)]
+        stack, kept = matrices(task, name), [ranks[task, name, i] for i in range(count)]
         dense = stored_dense(shapes[task, name, 0], max(kept))
         lows = []
         for i, matrix in enumerate(stack):
@@ -127,11 +119,23 @@ def exclusive_experts(
         if dense:
             whole = stack if len(stack) > 1 else stack[0].t() if name in transposed else stack[0]
             result.experts[task][name] = whole.reshape(shared[name].shape)
-        elif lows and shared[name].dim() == 3 and name not in kernels:
-            result.experts[task][name] = _padded(lows, stack)
         elif lows:
-            result.experts[task][name] = lows[0][1:]
+            fused = shared[name].dim() == 3 and name not in kernels
+            result.experts[task][name] = _padded(lows, stack) if fused else lows[0][1:]
     return result
+
+
+def _kept(
+    shared: Mapping[str, Tensor], state: Mapping[str, Tensor], dropped: frozenset[str]
+) -> tuple[list[str], float]:
+    """Parameters whose differences an expert keeps, and the share of its squared difference that it does not."""
+    squares: dict[str, float] = {}
+    for name, value in shared.items():
+        if value.is_floating_point() and not torch.equal(state[name].to(value), value):
+            squares[name] = float(_difference(state[name], value).double().square().sum())
+    total = sum(squares.values())
+    left = {n for n, q in squares.items() if n in dropped or (shared[n].dim() > 1 and q <= NEGLIGIBLE * total)}
+    return [n for n in squares if n not in left], sum(squares[n] for n in left) / total if total else 0.0
 
 
 def _difference(expert: Tensor, shared: Tensor) -> Tensor:

@@ -13,13 +13,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
-from twinmerge.checkpoints import Checkpoint, check_compatible, inspect_checkpoint, lora_obstacle, read_json, read_lora
+from twinmerge.checkpoints import (
+    Checkpoint,
+    check_compatible,
+    inspect_checkpoint,
+    lora_obstacle,
+    read_json,
+    read_lora,
+    with_report,
+)
 from twinmerge.errors import CheckpointError
 from twinmerge.heads import EXACT, label_names, random_inputs, read_head, states_and_logits, unnamed
 from twinmerge.modeling_twin import Head
@@ -88,7 +97,9 @@ def _own_card(where: Path) -> dict[str, Any] | None:
     return card
 
 
-def _original(found: Checkpoint, base: Path | str, card: Any, vocabulary: str) -> tuple[Any, list[str] | None]:
+def _original(
+    found: Checkpoint, base: Path | str, card: Mapping[str, Any] | None, vocabulary: str
+) -> tuple[PreTrainedModel, list[str] | None]:
     """The folder's model as its maker loads it, adapters multiplied in, in float32; and its labels."""
     named: list[str] | None = None if card is None else card["labels"]
     if found.kind == "full":
@@ -102,13 +113,13 @@ def _original(found: Checkpoint, base: Path | str, card: Any, vocabulary: str) -
     return _adapted_base(found, base), named
 
 
-def _beside(folder: Path) -> Any:
+def _beside(folder: Path) -> PretrainedConfig | None:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
 
 
-def _adapted_base(found: Checkpoint, base: Path | str) -> Any:
+def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
     import transformers
     from peft import PeftModel
 
@@ -126,9 +137,7 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> Any:
         )
     named = {"num_labels": answers[-1]} if answers else {}
     try:
-        model, report = getattr(transformers, auto).from_pretrained(
-            base, dtype=torch.float32, output_loading_info=True, **named
-        )
+        model, report = with_report(getattr(transformers, auto), base, dtype=torch.float32, **named)
         saved = {key.removeprefix("base_model.model.") for key in found.tensors}
         if new := sorted(key for key in map(str, report["missing_keys"]) if key not in saved and "pooler" in key):
             raise CheckpointError(
@@ -144,7 +153,7 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> Any:
     with torch.no_grad():
         before = adapted(**inputs)[0]
         try:
-            merged = adapted.merge_and_unload().eval()
+            merged: PreTrainedModel = adapted.merge_and_unload().eval()
         except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
             kind = found.config.get("peft_type")
             raise CheckpointError(
@@ -154,30 +163,36 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> Any:
     return merged
 
 
-def _loaded(kind: Any, where: Path | str, named: Path) -> Any:
+def _loaded(kind: type[PreTrainedModel], where: Path | str, named: Path) -> PreTrainedModel:
     try:
-        model, report = kind.from_pretrained(where, dtype=torch.float32, output_loading_info=True)
+        model, report = with_report(kind, where, dtype=torch.float32)
     except (ValueError, RuntimeError, OSError, TypeError, KeyError, ImportError) as error:
         raise CheckpointError(f"{named} cannot be loaded ({_short(error)}); save it with save_pretrained.") from error
     if lacking := sorted(map(str, report["missing_keys"])):
         raise CheckpointError(f"{named} lacks the tensor '{lacking[0]}' of its own model; copy or save it again.")
     if wrong := sorted(map(str, report.get("mismatched_keys") or ())):
         raise CheckpointError(f"{named} has a tensor of another shape than its configuration says: {wrong[0]}.")
-    return model.eval()
+    model.eval()
+    return model
 
 
-def _architecture(found: Checkpoint) -> Any:
+def _architecture(found: Checkpoint) -> type[PreTrainedModel]:
     import transformers
 
     name = next(iter(found.config.get("architectures") or ()), "")
     kind = getattr(transformers, name, None)
     if not hasattr(kind, "from_pretrained"):
         raise CheckpointError(f"{found.folder} is of architecture '{name}', which transformers does not have.")
-    return kind
+    return cast("type[PreTrainedModel]", kind)
 
 
 def _taken(
-    original: Any, found: Checkpoint, model: nn.Module, card: object, labels: list[str] | None, line: str
+    original: PreTrainedModel,
+    found: Checkpoint,
+    model: nn.Module,
+    card: Mapping[str, Any] | None,
+    labels: list[str] | None,
+    line: str,
 ) -> Expert:
     where = found.folder
     for name, value in original.named_parameters():
@@ -209,7 +224,7 @@ def _taken(
                 hidden = same(**inputs)[0]
         error = _same(where, "the expert read", head(hidden, inputs.get("attention_mask")), logits)
     if head is not None:
-        head.label_names = labels
+        head.label_names, head.problem = labels, getattr(original.config, "problem_type", None)
     terms, note = _terms(found, pretrained, state, apart)
     digest = hashlib.sha256()
     for file in sorted(set(found.files.values())):
@@ -219,7 +234,7 @@ def _taken(
 
 
 @contextmanager
-def _holding(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[Any]:
+def _holding(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[nn.Module | None]:
     """A copy of the base with an expert's weights; None where these have other vocabularies and are fitted later."""
     own = dict(model.named_parameters())
     if any(own[name].shape != value.shape for name, value in state.items()):
@@ -230,14 +245,14 @@ def _holding(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[Any]:
     yield made
 
 
-def _head(original: object, where: Path, card: Any) -> tuple[Head | None, set[str]]:
+def _head(original: PreTrainedModel, where: Path, card: Mapping[str, Any] | None) -> tuple[Head | None, set[str]]:
     if card is not None and (where / "head.safetensors").is_file():
         if lacking := sorted({"pooling", "layer_norm"} - card.keys()):
             raise CheckpointError(f"{where} does not say {lacking[0]} of its head; make the expert again.")
         tensors = load_file(where / "head.safetensors")
         if not all(value.isfinite().all() for value in tensors.values()):
             raise CheckpointError(f"{where / 'head.safetensors'} holds NaN or infinite values; train the expert again.")
-        return Head.from_tensors(tensors, {k: card[k] for k in ("pooling", "layer_norm")}).eval(), set()
+        return Head.from_tensors(tensors, card).eval(), set()
     if not _has_head(original):
         return None, set()
     try:
@@ -277,6 +292,7 @@ def _terms(
 
 
 def _same(where: Path, what: str, ours: Tensor, theirs: Tensor) -> float:
+    ours, theirs = ours.detach(), theirs.detach()
     error = float((ours - theirs).abs().max()) / (1 + float(theirs.abs().max()))
     if not error <= EXACT:
         raise CheckpointError(
@@ -300,6 +316,12 @@ def mapped(expert: Expert, labels: list[str]) -> Expert:
 
     if expert.head is None:
         raise CheckpointError("the folder holds no head (a plain AutoModel); give a classifier, or no task for it.")
+    if expert.head.pooling == "tokens" or expert.head.problem == "multi_label_classification":
+        kind = "a label for every token" if expert.head.pooling == "tokens" else "several labels at once"
+        raise CheckpointError(
+            f"the expert answers with {kind}, and tasks of a recipe have one for each text; merge it without 'tasks:' "
+            "or by twinmerge.merge_folders, and ask the twin by twin.classify."
+        )
     if expert.labels is None:
         outputs = expert.head.out_proj.out_features
         if outputs == 1 and not labels:

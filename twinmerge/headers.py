@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from twinmerge.errors import CheckpointError
+from twinmerge.patterns import check_patterns
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _PICKLED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
@@ -42,7 +43,18 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """Size of all tensors together."""
-        return sum(_BYTES.get(dtype, 1) * prod(shape) for dtype, shape in self.tensors.values())
+        return sum(map(size_of, self.tensors.values()))
+
+    @property
+    def stored(self) -> str:
+        """The number format of its weights: that of all, or float32 where they differ."""
+        kinds = {dtype for dtype, _ in self.tensors.values() if dtype in ("F64", "F32", "F16", "BF16")}
+        return {"BF16": "bfloat16", "F16": "float16"}.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
+
+
+def size_of(entry: tuple[str, tuple[int, ...]]) -> int:
+    """Bytes of a tensor by its entry in a header."""
+    return _BYTES.get(entry[0], 1) * prod(entry[1])
 
 
 def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -60,16 +72,18 @@ def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             header: dict[str, Any] = json.loads(stream.read(length))
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror}); check the path.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{file} has a corrupted safetensors header; copy or train it again.") from error
     try:
         header.pop("__metadata__", None)
+        if not all(isinstance(e["shape"], list) and isinstance(e["data_offsets"], list) for e in header.values()):
+            raise TypeError("shapes and offsets are lists")
         entries = {name: (str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in header.items()}
         offsets = [(name, *entry["data_offsets"]) for name, entry in header.items()]
         places = sorted((int(start), int(stop), str(name)) for name, start, stop in offsets)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file} has a corrupted safetensors header; copy or train it again.") from error
     end = 0
     for start, stop, name in places:
@@ -119,6 +133,10 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} is not a folder; give a Hugging Face or PEFT folder.")
     kind = "lora" if (folder / "adapter_config.json").exists() else "full"
     config = read_json(folder / ("adapter_config.json" if kind == "lora" else "config.json"))
+    if not isinstance(config, dict):
+        raise CheckpointError(f"the configuration of {folder} is no table; copy the folder again.")
+    if kind == "lora":
+        check_patterns(folder, config)
     files, index = _files(folder, "adapter_model" if kind == "lora" else "model")
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     owner: dict[str, Path] = {}
@@ -171,5 +189,6 @@ def read_json(file: Path) -> Any:
         raise CheckpointError(
             f"{file} cannot be read ({error.strerror}); give a Hugging Face, PEFT or twin folder."
         ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}); copy the folder again.") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise CheckpointError(f"{file} is not valid JSON ({reason}); copy the folder again.") from error

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from twinmerge.errors import CheckpointError
@@ -23,7 +24,7 @@ EXACT = 1e-5
 ACTIVATIONS = ("tanh", "gelu", "relu", "linear", "gelu_new", "silu")
 
 
-def random_inputs(config: Any, main: str = "input_ids") -> dict[str, Tensor]:
+def random_inputs(config: PretrainedConfig, main: str = "input_ids") -> dict[str, Tensor]:
     """A small batch that a model of this configuration takes: rows of different lengths where it knows a padding token.
 
     Args:
@@ -53,7 +54,7 @@ def random_inputs(config: Any, main: str = "input_ids") -> dict[str, Tensor]:
     return {main: ids, "attention_mask": mask}
 
 
-def states_and_logits(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def states_and_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """A classifier's last hidden states, as its body returns them, and its logits."""
     seen: list[Any] = []
     hook = model.base_model.register_forward_hook(lambda _, __, output: seen.append(output[0]))
@@ -67,7 +68,7 @@ def states_and_logits(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Te
     return seen[0], logits
 
 
-def read_head(model: Any) -> tuple[Head, set[str]]:
+def read_head(model: PreTrainedModel) -> tuple[Head, set[str]]:
     """The head of a stock classifier of sequences, tokens or images.
 
     Args:
@@ -98,7 +99,7 @@ def read_head(model: Any) -> tuple[Head, set[str]]:
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
         hidden, logits = states_and_logits(model, inputs)
         poolings = ["tokens"] if logits.dim() == 3 else ["first", "last", "mean"]
-        found: list[tuple[float, int, Head, Any]] = []
+        found: list[tuple[float, int, Head, nn.Linear | None]] = []
         for layer, norm, pooling in product([*dense, None], [*norms, None], poolings):
             for activation in _activations(model.config) if layer is not None else ["tanh"]:
                 head = _assembled(layer, norm, answer, pooling, activation)
@@ -115,11 +116,12 @@ def read_head(model: Any) -> tuple[Head, set[str]]:
     return head.float().eval(), taken
 
 
-def label_names(config: Any) -> list[str]:
+def label_names(config: PretrainedConfig) -> list[str]:
     """What a classifier's outputs stand for, by `id2label`; empty for a regression."""
     if config.num_labels == 1:
         return []
-    return [str(config.id2label[index]) for index in range(config.num_labels)]
+    names = cast("dict[int, str]", config.id2label)
+    return [str(names[index]) for index in range(config.num_labels or 0)]
 
 
 def unnamed(labels: list[str]) -> bool:
@@ -152,12 +154,14 @@ def _activations(config: object) -> list[str]:
     return list(dict.fromkeys([*ACTIVATIONS, *(n for n in named if isinstance(n, str) and n in ACT2FN)]))
 
 
-def _assembled(dense: Any, norm: Any, answer: nn.Linear, pooling: str, activation: str) -> Head:
+def _assembled(
+    dense: nn.Linear | None, norm: nn.LayerNorm | None, answer: nn.Linear, pooling: str, activation: str
+) -> Head:
     width, outputs = answer.in_features, answer.out_features
     epsilon = None if norm is None else norm.eps
     head = Head(width, outputs, pooling, dense=dense is not None, activation=activation, norm=epsilon).double()
     for ours, theirs in ((head.dense, dense), (head.norm, norm), (head.out_proj, answer)):
-        if ours is not None:
+        if ours is not None and theirs is not None:
             ours.weight.copy_(theirs.weight)
             if theirs.bias is None:
                 ours.bias.zero_()

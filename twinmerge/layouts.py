@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
+from transformers import PreTrainedModel
 
 from .mixture import Layout, batch_dimension
 from .routed_layers import replica, stored
 
-Run = Callable[[Any, Mapping[str, Any]], Any]
-Calls = dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]
+Model = TypeVar("Model", bound=nn.Module)
+Value = TypeVar("Value")
+Run = Callable[[Any, Mapping[str, Any]], object]
+Sides = tuple[dict[str, Tensor], dict[str, Tensor]]  # the tensors that a call takes and those that it returns
+Calls = dict[str, list[Sides]]
 
 
-def probe_inputs(model: Any, rows: int = 2) -> dict[str, Tensor] | None:
+def probe_inputs(model: PreTrainedModel, rows: int = 2) -> dict[str, Tensor] | None:
     """A tiny batch that the model's forward may take, from its configuration; None where that does not say enough.
 
     Args:
@@ -36,7 +40,7 @@ def probe_inputs(model: Any, rows: int = 2) -> dict[str, Tensor] | None:
     made: dict[str, Tensor] | None = None
     if main == "input_ids":
         try:
-            words = model.get_input_embeddings().num_embeddings
+            words: object = model.get_input_embeddings().num_embeddings
         except (NotImplementedError, AttributeError):  # embeddings of another kind, such as Canine's
             words = getattr(model.config, "vocab_size", 100)
         if isinstance(words, int):
@@ -71,34 +75,59 @@ def probe_inputs(model: Any, rows: int = 2) -> dict[str, Tensor] | None:
     }
 
 
-def two_inputs(inputs: Mapping[str, Any], main: str) -> dict[str, Any] | None:
+def two_inputs(inputs: Mapping[str, object], main: str) -> dict[str, Any] | None:
     """The first and the last input of a batch, made different; None when its tensors cannot be taken apart by rows."""
     tensors = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.dim()}
     first = tensors.get(main, next(iter(tensors.values()), None))
     if first is None or first.shape[0] < 2 or any(v.shape[0] not in (1, first.shape[0]) for v in tensors.values()):
         return None
-    pair = {k: torch.stack([v[0], v[-1]]) if k in tensors and v.shape[0] > 1 else v for k, v in inputs.items()}
+    pair: dict[str, Any] = {
+        k: torch.stack([tensors[k][0], tensors[k][-1]]) if k in tensors and tensors[k].shape[0] > 1 else v
+        for k, v in inputs.items()
+    }
     if main in pair and torch.equal(pair[main][0], pair[main][1]):
         pair[main] = torch.stack([pair[main][0], pair[main][1].roll(1, -1)])
     return pair
 
 
-def shadow(model: Any) -> Any:
+def shadow(model: Model) -> Model:
     """A copy in eval mode that shares the parameters: what a forward changes in the model itself is not kept."""
-    memo: dict[int, object] = {id(p): p for p in model.parameters()}
+    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
     return copy.deepcopy(model, memo).eval()
 
 
-def trace(model: Any, run: Run, inputs: Mapping[str, object], names: Iterable[str]) -> dict[str, Layout | str]:
+def variants(inputs: Mapping[str, Value]) -> list[dict[str, Value | Tensor]]:
+    """The same inputs without padding and with the last token of each padded: models leave out a mask of ones."""
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] < 2:
+        return [dict(inputs)]
+    padded = torch.ones_like(mask)
+    padded[:, -1] = 0
+    return [{**inputs, "attention_mask": torch.ones_like(mask)}, {**inputs, "attention_mask": padded}]
+
+
+def trace(model: nn.Module, run: Run, inputs: Mapping[str, object], names: Iterable[str]) -> dict[str, Layout | str]:
     """The layout of every named module that the forward reaches, or the reason why it has none.
 
     Args:
         model: left as it is; a twin is run without a mixture.
         run: calls a model on inputs.
-        inputs: of two rows, see `two_inputs`.
+        inputs: of two rows, see `two_inputs`; they are run with and without padding.
         names: of modules.
     """
     double, wanted = shadow(model), set(names)
+    found: dict[str, Layout | str] = {}
+    for given in variants(inputs):
+        for name, layout in _trace_once(double, run, given, wanted).items():
+            old = found.get(name, layout)
+            if isinstance(old, str) or isinstance(layout, str):
+                found[name] = old if isinstance(old, str) else layout
+            else:
+                found[name] = old.joined(layout) or "its inputs lie another way where they are padded"
+    return found
+
+
+def _trace_once(double: nn.Module, run: Run, inputs: Mapping[str, object], wanted: set[str]) -> dict[str, Layout | str]:
     rows = max(v.shape[0] for v in inputs.values() if isinstance(v, Tensor) and v.dim())
     whole = _calls(double, run, inputs, wanted)
     parts = []
@@ -111,12 +140,12 @@ def trace(model: Any, run: Run, inputs: Mapping[str, object], names: Iterable[st
     return {name: _layout(calls, [part.get(name, []) for part in parts]) for name, calls in whole.items()}
 
 
-def _calls(double: Any, run: Run, inputs: Mapping[str, object], wanted: set[str]) -> Calls:
+def _calls(double: nn.Module, run: Run, inputs: Mapping[str, object], wanted: set[str]) -> Calls:
     calls: Calls = {}
     hooks = []
 
-    def recorder(name: str) -> Any:
-        def record(module: nn.Module, args: object, kwargs: object, output: Any) -> None:
+    def recorder(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, args: object, kwargs: object, output: object) -> None:
             calls.setdefault(name, []).append((_tensors((args, kwargs)), _tensors(output)))
 
         return record
@@ -133,11 +162,11 @@ def _calls(double: Any, run: Run, inputs: Mapping[str, object], wanted: set[str]
     return calls
 
 
-def _tensors(tree: object) -> dict[str, Any]:
+def _tensors(tree: object) -> dict[str, Tensor]:
     return {keystr(path): leaf for path, leaf in tree_flatten_with_path(tree)[0] if isinstance(leaf, Tensor)}
 
 
-def _layout(whole: list[Any], parts: list[list[Any]]) -> Layout | str:
+def _layout(whole: Sequence[Sides], parts: Sequence[Sequence[Sides]]) -> Layout | str:
     """The one layout of all calls of a module."""
     joined: Layout | None = None
     if any(len(part) != len(whole) for part in parts):
@@ -147,8 +176,8 @@ def _layout(whole: list[Any], parts: list[list[Any]]) -> Layout | str:
         for side, tensors in enumerate(call):
             dims = {}
             for place, tensor in tensors.items():
-                alone = [part[index][side].get(place) for part in parts]
-                if any(a is None or a.dim() != tensor.dim() for a in alone):
+                alone = [found for part in parts if (found := part[index][side].get(place)) is not None]
+                if len(alone) < len(parts) or any(a.dim() != tensor.dim() for a in alone):
                     return f"it takes {place} only for some inputs"
                 try:
                     dims[place] = batch_dimension(tensor, alone)
@@ -164,7 +193,7 @@ def _layout(whole: list[Any], parts: list[list[Any]]) -> Layout | str:
     return joined if joined is not None else "it is never called"
 
 
-def escaping(model: object, run: Run, inputs: Mapping[str, object], units: Mapping[str, Iterable[str]]) -> set[str]:
+def escaping(model: nn.Module, run: Run, inputs: Mapping[str, object], units: Mapping[str, Iterable[str]]) -> set[str]:
     """Parameters that a forward reads past the modules that are to be routed for them.
 
     Every unit is run with detached copies of its parameters; what still reaches the output by gradient escapes.
@@ -203,7 +232,7 @@ def escaping(model: object, run: Run, inputs: Mapping[str, object], units: Mappi
     return {name for name, grad in zip(changed, grads, strict=True) if grad is not None}
 
 
-def _detached(module: nn.Module, leaves: tuple[str, ...], *args: object, **kwargs: object) -> Any:
+def _detached(module: nn.Module, leaves: tuple[str, ...], *args: object, **kwargs: object) -> object:
     values = {leaf: stored(module, leaf).detach() for leaf in leaves}
     made = replica(module, values, type(module))
     del made.__dict__["forward"]

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from twinmerge.attaching import statistics
 from twinmerge.exclusive import Exclusive, LoraTerms, exclusive_experts, exclusive_lora
+from twinmerge.layouts import trace
 from twinmerge.methods import find
 from twinmerge.modeling_twin import attach
+from twinmerge.proving import probe_of
+from twinmerge.twin_mixin import TwinMixin
 
 State = Mapping[str, Tensor]
 Method = str | Callable[..., dict[str, Tensor]]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def shared_expert(
@@ -73,7 +80,7 @@ def _mergeable(model: nn.Module, task: str, state: State) -> dict[str, Tensor]:
     return kept
 
 
-def set_parameters(model: nn.Module, state: State) -> nn.Module:
+def set_parameters(model: Model, state: State) -> Model:
     """Copy parameters into a model, in place; tied ones follow."""
     names = {name for name, _ in model.named_parameters()} | statistics(model).keys()
     if odd := sorted(names ^ state.keys()):
@@ -84,14 +91,14 @@ def set_parameters(model: nn.Module, state: State) -> nn.Module:
 
 
 def merge(
-    model: nn.Module,
+    model: PreTrainedModel,
     experts: Mapping[str, State],
     method: Method = "task_arithmetic",
     *,
     rank: Mapping[str, Any],
     dense: str | None = None,
     **options: object,
-) -> tuple[Any, Exclusive]:
+) -> tuple[TwinMixin, Exclusive]:
     """Twin-Merging of full fine-tunes, without its router.
 
     Args:
@@ -100,8 +107,9 @@ def merge(
         method: of the shared expert.
         rank: exactly one rank policy of `exclusive_experts`, such as {"rank": 8}, and its `tolerance` and `seed`.
         dense: which vectors the exclusive experts keep: `all`, `norms` (with their biases), `biases` (of other layers)
-            or `none`, which leaves them to the shared expert and makes expert folders that PEFT can mix in one batch
-            and vLLM can serve. None: `none` for causal language models, `all` for others.
+            or `none`, which leaves them to the shared expert, with the positions that all inputs share, and makes
+            expert folders that PEFT can mix in one batch and vLLM can serve. None: `none` for causal language models,
+            `all` for others.
         options: of the method.
 
     Returns:
@@ -118,7 +126,7 @@ def merge(
     return twin, exclusive
 
 
-def _dropped(model: nn.Module, dense: str | None) -> frozenset[str]:
+def _dropped(model: PreTrainedModel, dense: str | None) -> frozenset[str]:
     """Vectors that the exclusive experts do not keep."""
     if dense is None:
         dense = "none" if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else "all"
@@ -127,7 +135,20 @@ def _dropped(model: nn.Module, dense: str | None) -> frozenset[str]:
     vectors = {name for name, p in model.named_parameters() if p.dim() < 2}
     biases = {name for name in vectors if name.endswith("bias") and not _is_norm(model, name)}
     kept = {"all": vectors, "norms": vectors - biases, "biases": biases, "none": set()}[dense]
-    return frozenset(vectors - kept)
+    return frozenset(vectors - kept) | (_of_all_inputs(model) if dense == "none" else frozenset())
+
+
+def _of_all_inputs(model: PreTrainedModel) -> frozenset[str]:
+    """Weights of layers that are used once for all inputs of a batch, such as an encoder's positions.
+
+    PEFT deals the rows that a layer takes out to the adapters of a mixed batch, and these have no row for every input.
+    """
+    kinds = (nn.Embedding, nn.Linear, Conv1D)
+    named = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    probe = probe_of(model)
+    found = {} if probe is None else trace(model, probe.run, probe.inputs, named)
+    alone = {n for n, at in found.items() if not isinstance(at, str) and set(at.inputs.values()) == {None}}
+    return frozenset(f"{name}.weight" for name in alone)
 
 
 def _is_norm(model: nn.Module, name: str) -> bool:
@@ -135,7 +156,9 @@ def _is_norm(model: nn.Module, name: str) -> bool:
     return isinstance(weight, Tensor) and weight.dim() == 1
 
 
-def merge_lora(model: nn.Module, experts: Mapping[str, LoraTerms], scale: float, rank: int) -> tuple[Any, Exclusive]:
+def merge_lora(
+    model: PreTrainedModel, experts: Mapping[str, LoraTerms], scale: float, rank: int
+) -> tuple[TwinMixin, Exclusive]:
     """Twin-Merging of LoRA fine-tunes in the exact product form, shared expert by task arithmetic.
 
     Args:
@@ -171,5 +194,5 @@ def merge_lora(model: nn.Module, experts: Mapping[str, LoraTerms], scale: float,
     return attach(model, list(experts), [exclusive.experts[t] for t in experts]), exclusive
 
 
-def _weights_of(model: nn.Module, kind: Any) -> frozenset[str]:
+def _weights_of(model: nn.Module, kind: type[nn.Module] | UnionType) -> frozenset[str]:
     return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, kind))

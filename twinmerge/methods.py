@@ -1,9 +1,14 @@
 """Static merges by name: ours, and those that installed packages register; read without importing torch."""
 
+from __future__ import annotations
+
 import importlib
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GROUP = "gapbridge.merge_methods"  # entry points of installed packages: the method's name and module:function
 # Called as method(pretrained, experts, **options); the keyword-only parameters are the options.
@@ -30,7 +35,7 @@ def methods() -> dict[str, str]:
     return found
 
 
-def find(method: str | Callable[..., Any]) -> Callable[..., Any]:
+def find(method: str | Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
     """Return a static merge by its name; a function of one's own is taken as it is.
 
     Raises:
@@ -42,5 +47,5 @@ def find(method: str | Callable[..., Any]) -> Callable[..., Any]:
     if method not in known:
         raise ValueError(f"method '{method}' is unknown; choose one of {', '.join(known)}, or give a function.")
     module, _, name = known[method].partition(":")
-    function: Callable[..., object] = getattr(importlib.import_module(module), name)
+    function: Callable[..., dict[str, Tensor]] = getattr(importlib.import_module(module), name)
     return function

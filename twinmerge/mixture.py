@@ -8,16 +8,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-_NONE: Mapping[int, Tensor | None] = MappingProxyType({})
+
+@dataclass(frozen=True)
+class _Use:
+    weights: Tensor | None
+    kept: dict[Any, Any] = field(default_factory=dict)  # what layers computed from the weights, ended with their use
+
+
+Output = TypeVar("Output")
+_NONE: Mapping[int, _Use] = MappingProxyType({})
 # In the context and not on the model, so that threads and tasks that share a twin each have their own mixture.
-_IN_USE: ContextVar[Mapping[int, Tensor | None]] = ContextVar("twin mixtures in use", default=_NONE)
+_IN_USE: ContextVar[Mapping[int, _Use]] = ContextVar("twin mixtures in use", default=_NONE)
+
+
+Difference = Tensor | tuple[Tensor, Tensor]  # of a parameter to the shared expert: whole, or as factors (up, down)
 
 
 class Mixture:
@@ -32,13 +43,19 @@ class Mixture:
     @property
     def weights(self) -> Tensor | None:
         """The weights in use, None outside `use`."""
-        return _IN_USE.get().get(id(self))
+        use = _IN_USE.get().get(id(self))
+        return None if use is None else use.weights
+
+    @property
+    def kept(self) -> dict[Any, Any]:
+        """What layers keep for each other while the weights in use last; it may hold nothing that wants a gradient."""
+        return _IN_USE.get()[id(self)].kept
 
     @contextmanager
     def use(self, weights: Tensor | None) -> Iterator[None]:
         """Run the enclosed forwards with these weights (None: with the shared expert alone)."""
         previous = _IN_USE.get()
-        _IN_USE.set({**previous, id(self): weights})
+        _IN_USE.set({**previous, id(self): _Use(weights)})
         try:
             yield
         finally:
@@ -86,7 +103,17 @@ class Layout:
         for mine, theirs in ((self.inputs, other.inputs), (self.outputs, other.outputs)):
             if any(theirs[key] != dim for key, dim in mine.items() if key in theirs):
                 return None
-        return Layout({**self.inputs, **other.inputs}, {**self.outputs, **other.outputs}, self.single & other.single)
+        single = {
+            p
+            for p in self.single | other.single
+            if all(p in one.single or p not in one.places for one in (self, other))
+        }
+        return Layout({**self.inputs, **other.inputs}, {**self.outputs, **other.outputs}, frozenset(single))
+
+    @property
+    def places(self) -> set[str]:
+        """All tensors, as `single` names them."""
+        return {*(f"in {place}" for place in self.inputs), *(f"out {place}" for place in self.outputs)}
 
 
 UNTRACED = Layout({}, {})  # of a routed module that no traced forward has reached
@@ -121,18 +148,18 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.isfinite(), b.isfinite()) and bool(near.all())
 
 
-def caches_in(*kwargs: Any) -> list[Any]:
+def caches_in(*kwargs: Mapping[Any, object]) -> list[Any]:
     """The caches among arguments or outputs."""
     return [v for values in kwargs for v in values.values() if "Cache" in type(v).__name__]
 
 
-def cached_length(kwargs: Mapping[str, Any]) -> int:
+def cached_length(kwargs: Mapping[str, object]) -> int:
     """Tokens in the caches among the arguments (1 for a cache that does not count them)."""
     caches = caches_in(kwargs)
     return max((int(c.get_seq_length()) if hasattr(c, "get_seq_length") else 1 for c in caches), default=0)
 
 
-def remember(output: object, kwargs: Mapping[str, object], weights: Tensor) -> Any:
+def remember(output: Output, kwargs: Mapping[str, object], weights: Tensor) -> Output:
     """Write the mixture on the caches that a forward filled, so that a later turn can hold it."""
     parts = output if isinstance(output, Mapping) else dict(enumerate(output)) if isinstance(output, tuple) else {}
     for cache in caches_in(kwargs, parts):

@@ -9,26 +9,39 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers.modeling_outputs import SequenceClassifierOutput
+from torch import Tensor
 
-from .attaching import statistics
-from .twin_mixin import TwinMixin, TwinOutput, attach
-from .twin_parts import Head, Router, masked_mean
+from .answering import as_classifier
+from .attaching import refuse_spread, statistics
+from .mixture import Difference
+from .twin_mixin import TwinMixin, attach
+from .twin_parts import Head, Router, TwinOutput, masked_mean
 
-__all__ = ["Head", "Router", "TwinMixin", "TwinOutput", "assemble", "attach", "masked_mean", "read_expert"]
+__all__ = [
+    "Head",
+    "Router",
+    "TwinMixin",
+    "TwinOutput",
+    "as_classifier",
+    "assemble",
+    "attach",
+    "masked_mean",
+    "read_expert",
+]
 
+NOTHING_AMISS: dict[str, set[str]] = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
 FORMAT_VERSION = 2  # 1 had router.safetensors beside the shared expert, where vLLM takes it for weights
 
 
-def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, int] | None = None) -> dict[str, Any]:
+def read_expert(
+    folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, int] | None = None
+) -> dict[str, Difference]:
     """The differences that a PEFT LoRA folder holds: parameter name -> (up, down), or a dense difference.
 
     Args:
@@ -44,7 +57,7 @@ def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, 
         key.removeprefix("base_model.model."): value
         for key, value in load_file(folder / "adapter_model.safetensors").items()
     }
-    differences: dict[str, object] = {}
+    differences: dict[str, Difference] = {}
     for module in config["modules_to_save"] or ():
         names = [name for name in shared if name.startswith(f"{module}.")]
         if missing := [name for name in names if name not in left] or not names:
@@ -66,6 +79,10 @@ def read_expert(folder: Path, shared: Mapping[str, Tensor], ranks: Mapping[str, 
         differences[f"{module}.weight"] = (up.flatten(1) * scale, down.flatten(1))
         if config.get("lora_bias") and (bias := left.pop(f"{module}.lora_B.bias")).any():
             differences[f"{module}.bias"] = bias * scale
+        if config.get("bias") == "all" and f"{module}.base_layer.bias" in left:
+            own = left.pop(f"{module}.base_layer.bias").double() - shared[f"{module}.bias"].detach().double().cpu()
+            if own.any():
+                differences[f"{module}.bias"] = own
     if left:
         raise ValueError(f"{folder} holds the tensor '{min(left)}' that its configuration does not name.")
     return differences
@@ -76,7 +93,7 @@ def _pattern(config: Mapping[str, Any], key: str, module: str, default: float) -
     return next((v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module)), default)
 
 
-def _refactored(difference: Tensor, rank: int) -> Any:
+def _refactored(difference: Tensor, rank: int) -> Difference:
     """Factors of a difference that is of low rank up to rounding; the difference itself where they are not smaller."""
     matrix = difference if difference.dim() == 3 else difference.flatten(1)
     m, n = matrix.shape[-2:]
@@ -88,17 +105,19 @@ def _refactored(difference: Tensor, rank: int) -> Any:
     return (up, down) if m >= n else (down.mT, up.mT)
 
 
-def assemble(model: nn.Module, folder: Path) -> Any:
+def assemble(model: transformers.PreTrainedModel, folder: Path) -> TwinMixin:
     """Turn a stock model that holds a folder's shared expert into the folder's routed twin.
 
     Raises:
-        ValueError: when the folder was written by a newer format, or lacks or adds a tensor.
+        ValueError: when the folder was written by a newer format, or lacks or adds a tensor, or the model is quantised
+            or spread over several places.
     """
     card = json.loads((folder / "twin.json").read_text(encoding="utf-8"))
     if card["format_version"] > FORMAT_VERSION:
         raise ValueError(
             f"{folder} has twin format {card['format_version']}, and this code reads up to {FORMAT_VERSION}; update it."
         )
+    refuse_spread(model)
     shared = {**dict(model.named_parameters(remove_duplicate=False)), **statistics(model)}
     experts = [read_expert(folder / "experts" / task, shared, card["ranks"][task]) for task in card["tasks"]]
     router = None
@@ -113,11 +132,16 @@ def assemble(model: nn.Module, folder: Path) -> Any:
     for task, spec in card["heads"].items():
         head = Head.from_tensors(load_file(folder / "heads" / f"{task}.safetensors"), spec)
         twin.heads[task] = head.to(reference.dtype)
-    return twin.to(reference.device).eval()
+    twin.to(reference.device)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
+    twin.eval()
+    return twin
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What transformers' Auto classes call with trust_remote_code=True.
+
+
+Told = tuple[TwinMixin, dict[str, set[str]]]  # a twin, and that no tensor was missing or left over
 
 
 class _Loader:
@@ -128,7 +152,7 @@ class _Loader:
         """Nothing to register: the folder names this file already."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> TwinMixin | Told:
         """Load the shared expert with the stock class and put the folder's routing over it."""
         folder = Path(path)
         if not folder.is_dir():
@@ -138,8 +162,9 @@ class _Loader:
             folder = Path(snapshot_download(str(path), **hub))
         if config is not None:  # made by the Auto class, with the caller's own settings in it
             kwargs["config"] = config
-        kwargs = {**kwargs, "trust_remote_code": False, "output_loading_info": False}
-        return assemble(cls.auto.from_pretrained(folder, *args, **kwargs), folder)
+        told = kwargs.pop("output_loading_info", False)
+        twin = assemble(cls.auto.from_pretrained(folder, *args, **{**kwargs, "trust_remote_code": False}), folder)
+        return (twin, NOTHING_AMISS) if told else twin  # a folder that lacks or adds a tensor was refused
 
 
 class TwinForCausalLM(_Loader):
@@ -181,60 +206,21 @@ class TwinModel(_Loader):
 class TwinClassifier(TwinModel):
     """`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` of a twin with heads."""
 
+    tokens = False
+
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: str | Path, *args: object, config: object = None, **kwargs: Any) -> TwinMixin | Told:
         """The routed model that answers with its heads; `head="<task>"` among the options asks one question only."""
-        head = kwargs.pop("head", None)
-        return as_classifier(super().from_pretrained(path, *args, config=config, **kwargs), head)
+        head, told = kwargs.pop("head", None), kwargs.pop("output_loading_info", False)
+        twin = cast(TwinMixin, super().from_pretrained(path, *args, config=config, **kwargs))
+        made = as_classifier(twin, head, cls.tokens)
+        return (made, NOTHING_AMISS) if told else made
 
 
-def as_classifier(twin: Any, head: str | None = None) -> Any:
-    """A twin whose forward returns the logits of its heads, in place; ``config.id2label`` names them.
+class TwinTokenClassifier(TwinClassifier):
+    """`AutoModelForTokenClassification.from_pretrained(folder, trust_remote_code=True)` of a twin with such heads."""
 
-    Args:
-        twin: with at least one head.
-        head: the question that every input is asked; None lets the router choose the head of each, and the labels of
-            all heads stand side by side, those of the heads that did not answer at minus infinity.
-
-    Raises:
-        ValueError: for a head that the twin does not have.
-    """
-    if head is not None and head not in twin.heads:
-        raise ValueError(f"no head named {head!r}; this twin has {', '.join(twin.heads) or 'no heads'}.")
-    asked = [head] if head is not None else [task for task in twin.tasks if task in twin.heads]
-    names: list[str] = []
-    for task in asked:
-        count = twin.heads[task].out_proj.out_features
-        own = twin.heads[task].label_names or ([task] if count == 1 else [f"LABEL_{i}" for i in range(count)])
-        names += [f"{task}: {name}" if len(asked) > 1 else str(name) for name in own]
-    twin.config.id2label, twin.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
-    twin.answering = asked
-    twin.__class__ = _classifier_class(cast(Any, type(twin)))
-    return twin
-
-
-@cache
-def _classifier_class(twin: Any) -> Any:
-    def forward(
-        self: Any, input_ids: object = None, attention_mask: object = None, labels: Any = None, **kwargs: Any
-    ) -> SequenceClassifierOutput:
-        if self.mixture.weights is not None:
-            made: SequenceClassifierOutput = super(type(self), self).forward(
-                input_ids=input_ids, attention_mask=attention_mask, **kwargs
-            )
-            return made
-        kwargs.pop("return_dict", None)
-        head = kwargs.pop("head", self.answering[0] if len(self.answering) == 1 else None)
-        out = self.classify(input_ids, attention_mask, head, **kwargs)
-        sizes = [self.heads[task].out_proj.out_features for task in self.answering]
-        logits = out.logits.new_full((len(out.logits), sum(sizes)), float("-inf"))
-        for index, (task, size) in enumerate(zip(self.answering, sizes, strict=True)):
-            mine, start = out.task == self.tasks.index(task), sum(sizes[:index])
-            logits[mine, start : start + size] = out.logits[mine, :size]
-        loss = None if labels is None else torch.nn.functional.cross_entropy(logits.float(), labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
-
-    return type(f"{twin.__name__}ForSequenceClassification", (twin,), {"forward": forward})
+    tokens = True
 
 
 # Specific before general: the first whose table holds a model's class is the one its folder names.

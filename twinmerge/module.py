@@ -7,18 +7,23 @@ same module: ``Trainer.fit(FinetuneModule(twinmerge.load(folder), question="spam
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import lightning
 import torch
-import torch.nn.functional as F
 import torchmetrics
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+from transformers import PreTrainedModel
 
+from twinmerge.artefact import load
 from twinmerge.modeling_twin import Head, TwinMixin
 from twinmerge.routed_layers import ADDED
+from twinmerge.twin_parts import head_loss
 
 METRICS = ("accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman")
 
@@ -65,6 +70,15 @@ def fixed_head(width: int, labels: int, seed: int) -> Head:
     return head.requires_grad_(False)
 
 
+def _from_folder(where: str) -> nn.Module:
+    """A twin by its folder, or what `AutoModel` makes of a folder or Hub name."""
+    if (Path(where) / "twin.json").is_file():
+        return cast(nn.Module, load(where, dtype=torch.float32))
+    from transformers import AutoModel
+
+    return cast(nn.Module, AutoModel.from_pretrained(where, dtype=torch.float32))
+
+
 class FinetuneModule(lightning.LightningModule):
     """Fine-tune one model on one task, in full or by LoRA, with AdamW, linear warm-up and linear decay.
 
@@ -73,12 +87,14 @@ class FinetuneModule(lightning.LightningModule):
     use the strategy `ddp_find_unused_parameters_true`.
 
     Args:
-        model: a model, or a folder or Hub name for `AutoModel`; a twin keeps what `train_only` left trainable.
+        model: a model, or a folder or Hub name for `AutoModel`, taken in float32, or the folder of a twin; a twin that
+            is given as a model keeps what `train_only` left trainable.
         labels: outputs of the task's head; 1 for regression; 0 when the model computes its own loss from `labels`
             (sequence classifiers, causal language models).
         heads: `trained`, or `fixed` for a random orthonormal head that stays as it is.
         pooling: `mean`, `first` or `last` token state for the head.
         question: for a twin: the head to train and evaluate; the router still chooses the mixture from the input.
+        parts: of a twin, what is trained, any of `router`, `shared`, `experts`, `heads`; none named leaves it as it is.
         metric: one of `METRICS`.
         learning_rate: peak, above 0.
         weight_decay: of AdamW, on matrices only.
@@ -96,6 +112,7 @@ class FinetuneModule(lightning.LightningModule):
         heads: str = "trained",
         pooling: str = "mean",
         question: str = "",
+        parts: tuple[str, ...] = (),
         metric: str = "accuracy",
         learning_rate: float = 2e-4,
         weight_decay: float = 0.01,
@@ -108,16 +125,18 @@ class FinetuneModule(lightning.LightningModule):
         if heads not in ("trained", "fixed"):
             raise ValueError(f"heads '{heads}' is unknown; choose trained or fixed.")
         self.save_hyperparameters(ignore=[] if isinstance(model, str) else ["model"])
-        twin = isinstance(model, TwinMixin)
-        if question and (not twin or question not in cast(Any, model).heads):
-            known = ", ".join(cast(Any, model).heads) if twin else "it is no twin"
-            raise ValueError(f"question '{question}' is no head of the model ({known}); name one of a twin's heads.")
-        if twin and lora_rank:
-            raise ValueError(f"lora_rank is {lora_rank}, but a twin has low-rank experts of its own to train; give 0.")
         if isinstance(model, str):
-            from transformers import AutoModel
-
-            model = cast(nn.Module, AutoModel.from_pretrained(model))
+            model = _from_folder(model)
+        twin = model if isinstance(model, TwinMixin) else None
+        if question and (twin is None or question not in twin.heads):
+            known = "it is no twin" if twin is None else ", ".join(twin.heads)
+            raise ValueError(f"question '{question}' is no head of the model ({known}); name one of a twin's heads.")
+        if twin is not None and lora_rank:
+            raise ValueError(f"lora_rank is {lora_rank}, but a twin has low-rank experts of its own to train; give 0.")
+        if parts:
+            if twin is None:
+                raise ValueError(f"parts are {', '.join(parts)}, but the model is no twin; use frozen for others.")
+            twin.train_only(*parts)
         for name, parameter in model.named_parameters():
             if any(part in name for part in frozen):
                 parameter.requires_grad_(False)
@@ -125,20 +144,20 @@ class FinetuneModule(lightning.LightningModule):
             from peft import LoraConfig, get_peft_model
 
             config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear")
-            model = cast(nn.Module, get_peft_model(cast(Any, model), config))
+            model = get_peft_model(cast("PreTrainedModel", model), config)
         self.model = model.train()
         self.head: Head | None = None
         if labels and not question:
-            width = cast(Any, model).config.hidden_size
+            width = cast("PreTrainedModel", model).config.hidden_size
             if heads == "fixed":
                 self.head = fixed_head(width, labels, seed)
             else:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
                     self.head = Head(width, labels, pooling)
-        outputs = labels or int(getattr(cast(Any, model).config, "num_labels", 2))
-        if question:
-            outputs = cast(Any, model).heads[question].out_proj.out_features
+        outputs = labels or int(getattr(cast("PreTrainedModel", model).config, "num_labels", 2))
+        if twin is not None and question:
+            outputs = cast(Head, twin.heads[question]).out_proj.out_features
         self.outputs = outputs
         self.metrics = nn.ModuleDict(
             {stage: task_metric(metric, outputs).clone(prefix=f"{stage}/") for stage in ("validation", "test")}
@@ -148,24 +167,22 @@ class FinetuneModule(lightning.LightningModule):
         """Logits of a batch (input_ids, attention_mask, ...): shape (batch, labels), or the model's own."""
         inputs = {k: v for k, v in batch.items() if k != "labels"}
         if self.hparams["question"]:
-            return cast(
-                Tensor,
-                cast(Any, self.model).classify(**inputs, head=self.hparams["question"]).logits[:, : self.outputs],
-            )
+            answer = cast(TwinMixin, self.model).classify(**inputs, head=self.hparams["question"])
+            return answer.logits[..., : self.outputs]
         outputs = self.model(**inputs)
         if self.head is None:
             return cast(Tensor, outputs.logits)
         return cast(Tensor, self.head(outputs[0], batch.get("attention_mask")))
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss and logits: cross-entropy, squared error for regression, or the model's own loss."""
-        if self.head is None and not self.hparams["question"]:
+        """Loss and logits: that of the head (see `head_loss`), or the model's own loss."""
+        question = self.hparams["question"]
+        head = cast(Head, cast(TwinMixin, self.model).heads[question]) if question else self.head
+        if head is None:
             outputs = self.model(**batch)
             return outputs.loss, outputs.logits
         logits = self(batch)
-        if self.outputs == 1:
-            return F.mse_loss(logits[:, 0].float(), batch["labels"].float()), logits
-        return F.cross_entropy(logits.float(), batch["labels"]), logits
+        return head_loss(head, logits, batch["labels"]), logits
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """One batch's loss."""
@@ -187,7 +204,7 @@ class FinetuneModule(lightning.LightningModule):
         labels = batch["labels"]
         if logits.dim() == 2 and labels.dim() == 1:  # language models are judged by their loss alone
             guesses = (logits[:, 0].float(), labels.float()) if self.outputs == 1 else (logits, labels)
-            cast(Any, self.metrics[stage]).update(*guesses)
+            cast(MetricCollection, self.metrics[stage]).update(*guesses)
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch's validation metrics and score."""
@@ -198,7 +215,7 @@ class FinetuneModule(lightning.LightningModule):
         self._log_score("test")
 
     def _log_score(self, stage: str) -> None:
-        metrics = cast(Any, self.metrics[stage])
+        metrics = cast(MetricCollection, self.metrics[stage])
         if not next(iter(metrics.values())).update_called:
             return
         values = {name: value.float() for name, value in metrics.compute().items()}  # a Matthews 0 is an integer
@@ -221,7 +238,7 @@ class FinetuneModule(lightning.LightningModule):
         parameters = self.named_parameters(remove_duplicate=False)
         return [n for n, p in parameters if not p.requires_grad and not ADDED.isdisjoint(n.split("."))]
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with weight decay on matrices, warm-up then linear decay to zero over all steps."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         groups = [

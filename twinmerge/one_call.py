@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from twinmerge.checkpoints import inspect_checkpoint
+from twinmerge.checkpoints import Checkpoint, inspect_checkpoint
 from twinmerge.errors import CheckpointError
 from twinmerge.folders import Expert, read_folder
 from twinmerge.merging import merge, merge_lora
 from twinmerge.modeling_twin import Router
+from twinmerge.routable import check_routable
+from twinmerge.twin_mixin import TwinMixin
 from twinmerge.vocabulary import fit_vocabulary
 
 ROUTERS = ("mlp", "linear", "knn")
@@ -30,9 +33,10 @@ def merge_folders(
     texts: Mapping[str, Sequence[str]] | None = None,
     vocabulary: str = "strict",
     labels: Mapping[str, Sequence[str]] | None = None,
+    dense: str | None = None,
     seed: int = 0,
     **options: object,
-) -> Any:
+) -> TwinMixin:
     """Merge folders that plain transformers or PEFT wrote into a routed twin.
 
     Args:
@@ -46,11 +50,13 @@ def merge_folders(
         texts: task -> unlabelled texts, at least two each, for a router that is made here.
         vocabulary: `strict`, `pad` or `union` (see `twinmerge.vocabulary`).
         labels: task -> label names in the order of the head's outputs, where a folder does not name them.
+        dense: which vectors the exclusive experts keep, see `merge`.
         seed: of the sketches and of the router's training.
         options: of the method, such as `scale`.
 
     Returns:
-        The twin in eval mode: `twin.classify(**inputs, head="spam")`; `twin.tokenizer_of_union` where one was made.
+        The twin in eval mode: `twin.classify(**inputs, head="spam")`; `twin.tokenizer_of_union` where one was made. It
+        is in the number format of the files where base and whole experts share a half one, and in float32 otherwise.
 
     Raises:
         CheckpointError: for a folder that cannot be read exactly.
@@ -71,7 +77,9 @@ def merge_folders(
         for t, f in places.items()
     }
     experts, tokenizer = fit_vocabulary(model, experts, vocabulary, where, places)
-    twin = combine(model, experts, method, rank or {"density": 0.1}, seed=seed, **options)
+    check_routable(model.config)
+    twin = combine(model, experts, method, rank or {"density": 0.1}, dense=dense, seed=seed, **options)
+    twin.to(getattr(torch, stored_format(headers, [inspect_checkpoint(place) for place in places.values()])))
     if isinstance(router, str):
         from transformers import AutoTokenizer
 
@@ -79,7 +87,8 @@ def merge_folders(
         router = router_from_texts(twin, router, words, {task: list((texts or {})[task]) for task in folders}, seed)
     twin.router = router
     twin.tokenizer_of_union = tokenizer
-    return twin.eval()
+    twin.eval()
+    return twin
 
 
 def local_folder(where: str | Path) -> Path:
@@ -122,9 +131,22 @@ def named(expert: Expert, labels: Sequence[str] | None) -> Expert:
     return replace(expert, labels=list(labels))
 
 
+def stored_format(base: Checkpoint, experts: Sequence[Checkpoint]) -> str:
+    """The number format that a twin of such folders needs: a half one where base and whole experts are stored in it."""
+    kinds = {base.stored, *(expert.stored for expert in experts if expert.kind == "full")}
+    return kinds.pop() if len(kinds) == 1 else "float32"
+
+
 def combine(
-    model: Any, experts: Mapping[str, Expert], method: str, rank: Mapping[str, Any], *, seed: int = 0, **options: Any
-) -> Any:
+    model: PreTrainedModel,
+    experts: Mapping[str, Expert],
+    method: str,
+    rank: Mapping[str, Any],
+    *,
+    dense: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> TwinMixin:
     """The twin of experts that were read, with their heads and without a router; products of factors where exact."""
     terms = {task: expert.terms for task, expert in experts.items()}
     if all(terms.values()) and method in ("average", "task_arithmetic") and set(rank) == {"rank"}:
@@ -132,14 +154,16 @@ def combine(
         twin, _ = merge_lora(model, terms, scale, rank["rank"])
     else:
         states = {task: expert.state for task, expert in experts.items()}
-        twin, _ = merge(model, states, method, rank={"seed": seed, **rank}, **options)
+        twin, _ = merge(model, states, method, rank={"seed": seed, **rank}, dense=dense, **options)
     for task, expert in experts.items():
         if expert.head is not None:
             twin.heads[task] = expert.head
     return twin
 
 
-def router_from_texts(twin: Any, kind: str, tokenizer: Any, texts: Mapping[str, list[str]], seed: int) -> Router:
+def router_from_texts(
+    twin: TwinMixin, kind: str, tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, list[str]], seed: int
+) -> Router:
     """A router from unlabelled texts: every fifth text of a task is held out to fit the temperature."""
     import lightning
 

@@ -2,9 +2,10 @@
 
 A difference truncated at rank r is a LoRA of rank r: `lora_alpha` equals r in every layer, so the scaling is 1.
 Differences of biases use `lora_bias`; norms and whatever has no LoRA form go whole into `modules_to_save`. PEFT refuses
-`lora_bias` on embeddings, so beside biases an embedding goes whole too: freeze embeddings or biases to keep expert
-folders small. PEFT itself cannot read a module that is written whole when one inside it has a name that ends likewise
-(`embeddings` of a bare ViTModel, with its `patch_embeddings`); with a head (`vit.embeddings`) there are no such names.
+`lora_bias` on embeddings, so beside factored embeddings the biases are written as they are (`bias: all`), and PEFT then
+holds one such adapter at a time: `merge(..., dense="none")` makes folders that it mixes. PEFT itself cannot read a
+module that is written whole when one inside it has a name that ends likewise (`embeddings` of a bare ViTModel, with its
+`patch_embeddings`); with a head (`vit.embeddings`) there are no such names.
 The two uses of a tied weight have an adapter each: exact in a forward, but PEFT's `merge_and_unload` adds both.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -22,9 +23,10 @@ from torch.nn.functional import one_hot
 
 from twinmerge.dense import is_routing, mixed_differences
 from twinmerge.routed_layers import FactoredLayer, RoutedAny, RoutedConv, RoutedConv1D, RoutedEmbedding, RoutedLayer
+from twinmerge.twin_mixin import TwinMixin
 
 
-def write_expert(twin: Any, index: int, folder: Path) -> dict[str, int]:
+def write_expert(twin: TwinMixin, index: int, folder: Path) -> dict[str, int]:
     """Write expert number `index` of a routed model.
 
     Args:
@@ -38,8 +40,8 @@ def write_expert(twin: Any, index: int, folder: Path) -> dict[str, int]:
     routed = {name: module for name, module in twin.named_modules() if isinstance(module, RoutedLayer)}
     lora = _lora_modules(routed)
     biased = any(module.experts_bias is not None for module in lora.values())
-    if biased:
-        lora = {name: module for name, module in lora.items() if not isinstance(module, RoutedEmbedding)}
+    beside = biased and any(isinstance(module, RoutedEmbedding) for module in lora.values())
+    biased = biased and not beside
     whole = [name for name in routed if name not in lora]
     # PEFT takes every module whose name ends in one of these, dot or no dot, and then wants its weights too.
     whole = [n for n, m in twin.named_modules() if n.endswith(tuple(whole)) and any(True for _ in m.parameters())]
@@ -49,6 +51,10 @@ def write_expert(twin: Any, index: int, folder: Path) -> dict[str, int]:
     for name, module in lora.items():
         tensors.update({f"{name}.{leaf}": t for leaf, t in _lora(module, index, biased).items()})
     row = one_hot(torch.tensor(index), len(twin.tasks)).float()
+    if beside:
+        for name, module in lora.items():
+            if module.experts_bias is not None:
+                tensors[f"{name}.base_layer.bias"] = _merged(module, row)["bias"]
     for name in whole:
         tensors.update({f"{name}.{leaf}": t for leaf, t in _merged(twin.get_submodule(name), row).items()})
     ranks = {name: _lora_rank(module, index) for name, module in lora.items()}
@@ -62,7 +68,7 @@ def write_expert(twin: Any, index: int, folder: Path) -> dict[str, int]:
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
-        "bias": "none",
+        "bias": "all" if beside else "none",
         "lora_bias": biased,
         "fan_in_fan_out": any(isinstance(m, RoutedConv1D) for m in lora.values()),
         "target_modules": sorted(lora),

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 
 from .attaching import Traced, unfit
-from .layouts import escaping, probe_inputs, shadow, trace, two_inputs
+from .layouts import Run, escaping, probe_inputs, shadow, trace, two_inputs, variants
 from .mixture import UNTRACED, Layout, batch_dimension
 from .routed_layers import ADDED, RoutedAny, RoutedLayer
 
+if TYPE_CHECKING:
+    from .twin_mixin import TwinMixin
 
-def probe_of(model: Any) -> Traced | None:
+
+def probe_of(model: PreTrainedModel) -> Traced | None:
     """A tiny batch that this model is known to take; None where none could be made."""
     try:
         inputs = probe_inputs(model)
@@ -32,21 +36,21 @@ def probe_of(model: Any) -> Traced | None:
     return Traced(whole_forward, inputs)
 
 
-def whole_forward(model: Any, inputs: Mapping[str, object]) -> Any:
+def whole_forward(model: PreTrainedModel, inputs: Mapping[str, object]) -> object:
     """The whole forward without a cache; of a twin, the stock model's."""
     known = inspect.signature(model.forward).parameters
     plain = {"use_cache": False} if "use_cache" in known else {}
     return getattr(model, "stock_forward", model)(**plain | dict(inputs))
 
 
-def body_forward(model: Any, inputs: Mapping[str, object]) -> Any:
+def body_forward(model: TwinMixin, inputs: Mapping[str, Any]) -> object:
     """The forward of a twin's body alone."""
     main = inputs.get(model.main_input_name)
     rest = {k: v for k, v in inputs.items() if k not in (model.main_input_name, "attention_mask")}
     return model._states(main, inputs.get("attention_mask"), **rest)
 
 
-def find_layouts(twin: Any, inputs: Mapping[str, object], run: Any) -> None:
+def find_layouts(twin: TwinMixin, inputs: Mapping[str, object], run: Run) -> None:
     """Give every routed module that these inputs reach its layout."""
     units = {name: module for name, module in twin.named_modules() if isinstance(module, RoutedLayer)}
     main, way = twin.main_input_name, "freeze it in the experts, or give one row of router weights"
@@ -73,14 +77,14 @@ def find_layouts(twin: Any, inputs: Mapping[str, object], run: Any) -> None:
         raise ValueError(f"'{lost[0]}' is read outside of the part that does not see its experts; {way}.")
 
 
-def mixed_leaves(module: Any) -> list[str]:
+def mixed_leaves(module: RoutedLayer) -> list[str]:
     """Names of the stock parameters that a routed module mixes."""
     if isinstance(module, RoutedAny):
         return [name.replace("/", ".") for part in (module.experts_dense, module.experts_ups) for name in part]
     return [name for name, _ in module.named_parameters(recurse=False) if name not in ADDED]
 
 
-def prove(twin: Any, inputs: Mapping[str, Any]) -> None:
+def prove(twin: TwinMixin, inputs: Mapping[str, Tensor]) -> None:
     """Compare a tiny batch with each of its inputs alone, which has one row of weights and nothing to deal out.
 
     Raises:
@@ -95,10 +99,11 @@ def prove(twin: Any, inputs: Mapping[str, Any]) -> None:
             return [t for t in tree_leaves(whole_forward(double, given)) if isinstance(t, Tensor)]
 
     try:
-        whole = run(inputs, weights)
-        alone = [run({k: v[i : i + 1] for k, v in inputs.items()}, weights[i : i + 1]) for i in range(rows)]
-        for index, tensor in enumerate(whole):
-            batch_dimension(tensor, [part[index] for part in alone])
+        for given in variants(inputs):
+            whole = run(given, weights)
+            alone = [run({k: v[i : i + 1] for k, v in given.items()}, weights[i : i + 1]) for i in range(rows)]
+            for index, tensor in enumerate(whole):
+                batch_dimension(tensor, [part[index] for part in alone])
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(

@@ -6,8 +6,8 @@ import copy
 from typing import Any, cast
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_leaves
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from twinmerge.attaching import statistics
 from twinmerge.dense import check_routing
@@ -17,7 +17,7 @@ from twinmerge.twin_mixin import attach
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 
 
-def small_config(config: Any) -> Any:
+def small_config(config: PretrainedConfig) -> PretrainedConfig:
     """A copy of a configuration with at most two layers, as routing is a matter of kinds of layers and not of depth."""
     small = copy.deepcopy(config)
     for name in _DEPTHS:
@@ -33,7 +33,26 @@ def small_config(config: Any) -> Any:
     return small
 
 
-def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
+def check_routable(config: PretrainedConfig, frozen: tuple[str, ...] = ()) -> tuple[str, float]:
+    """Route a two-layer copy of a model with random weights and experts, against dense merges; no weights are read.
+
+    Args:
+        config: of the base.
+        frozen: as in `preflight`.
+
+    Returns:
+        The name of the class, and the largest relative difference.
+
+    Raises:
+        ValueError: as `preflight`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModel.from_config(small_config(config), dtype=torch.float32)
+    return type(model).__name__, preflight(model, frozen)
+
+
+def preflight(model: PreTrainedModel, frozen: tuple[str, ...] = ()) -> float:
     """Whether experts of this model can be routed, found out with random ones.
 
     Args:
@@ -52,8 +71,9 @@ def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
         raise ValueError(
             f"no batch could be made for a {type(model).__name__}; try check_routing with one of your own."
         )
-    first = next(t for t in tree_leaves(model(**inputs)) if isinstance(t, torch.Tensor) and t.requires_grad)
-    torch.autograd.backward(first.float().square().sum())
+    with torch.enable_grad():  # whatever the caller is in the middle of
+        first = next(t for t in tree_leaves(model(**inputs)) if isinstance(t, torch.Tensor) and t.requires_grad)
+        torch.autograd.backward(first.float().square().sum())
     trained = {n: p for n, p in model.named_parameters() if p.grad is not None and not any(f in n for f in frozen)}
     generator = torch.Generator().manual_seed(0)
     experts = [
@@ -62,4 +82,4 @@ def preflight(model: nn.Module, frozen: tuple[str, ...] = ()) -> float:
         for _ in range(2)
     ]
     model.requires_grad_(False)
-    return check_routing(attach(model, ["a", "b"], experts).eval(), **cast(Any, inputs))
+    return check_routing(attach(model, ["a", "b"], experts).eval(), **cast("dict[str, Any]", inputs))

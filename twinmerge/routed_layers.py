@@ -13,13 +13,15 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_path, tree_unflatten
+from torch.utils._pytree import KeyPath, keystr, tree_flatten_with_path, tree_map_with_path, tree_unflatten
 
 from .mixture import UNTRACED, Layout, Mixture
+from .shrinking import Siblings, is_quick, quick_linear
 
 # What attach adds to a module; everything else is the stock module's own.
 ADDED = frozenset(
     {"experts_up", "experts_down", "experts_owner", "experts_bias", "experts_weight", "experts_epsilon"}
+    | {"siblings"}
     | {"experts_dense", "experts_ups", "experts_downs", "experts_mean", "experts_var", "mixture", "layout"}
 )
 
@@ -50,7 +52,7 @@ class RoutedLayer(nn.Module):
         x = args[0] if args else next(iter(kwargs.values()))
         return self.routed(x.movedim(along, 0)).movedim(0, along)
 
-    def __reduce__(self) -> Any:  # the class is made at run time, so pickle must be told how
+    def __reduce__(self) -> tuple[object, ...]:  # the class is made at run time, so pickle must be told how
         return _blank, type(self).__bases__, self.__dict__
 
 
@@ -76,6 +78,7 @@ class FactoredLayer(RoutedLayer):
     experts_down: nn.Parameter
     experts_owner: Tensor
     experts_bias: nn.Parameter | None
+    siblings: Siblings | None
 
     def attach(self, ups: Sequence[Tensor], downs: Sequence[Tensor], bias: Tensor | None) -> None:
         """Stack one (up, down) pair per expert, in task order; a pair of rank 0 stands for an unchanged expert."""
@@ -84,7 +87,7 @@ class FactoredLayer(RoutedLayer):
         self.experts_down = nn.Parameter(torch.cat(list(downs), dim=0).contiguous())
         owners = torch.tensor(owner, dtype=torch.long, device=self.experts_up.device)
         self.register_buffer("experts_owner", owners, persistent=False)
-        self.experts_bias = None if bias is None else nn.Parameter(bias)
+        self.experts_bias, self.siblings = None if bias is None else nn.Parameter(bias), None
 
     def spread(self) -> Tensor:
         """The router weights laid out along the stacked rank: shape (rows, R)."""
@@ -104,6 +107,8 @@ class RoutedLinear(FactoredLayer):
     def routed(self, x: Tensor) -> Tensor:
         """Factored, or materialised per weight vector when its tokens pay for that: tokens > mn / (m + n)."""
         m, n = self.experts_up.shape[0], self.experts_down.shape[1]
+        if is_quick(self, x):
+            return quick_linear(self, x, super(RoutedLayer, self).forward(x))
         flat = self.mixture.grouped(x).flatten(1, -2)  # (rows or 1, tokens of one weight vector, n)
         materialise = flat.shape[1] * (m + n) > m * n
         y = self._materialised(flat) if materialise else self._factored(x, flat)
@@ -272,13 +277,13 @@ class RoutedAny(RoutedLayer):
             mixed[name] = torch.einsum("t,t...mr,t...rn->...mn", row.to(up), up, self.experts_downs[name])
         return {name.replace("/", "."): value for name, value in mixed.items()}
 
-    def forward(self, *args: object, **kwargs: object) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         """Stock forward without a mixture."""
         if self.mixture.weights is None:
             return super(RoutedLayer, self).forward(*args, **kwargs)
         return self.routed(*args, **kwargs)
 
-    def routed(self, *args: object, **kwargs: object) -> Any:
+    def routed(self, *args: object, **kwargs: object) -> object:
         """Any call whose tensors can be taken apart by inputs.
 
         Raises:
@@ -292,7 +297,7 @@ class RoutedAny(RoutedLayer):
         outputs = []
         for i, row in enumerate(weights[:, None]):
 
-            def mine(path: Any, leaf: Any, i: int = i) -> Any:
+            def mine(path: KeyPath, leaf: Any, i: int = i) -> object:
                 along = dims[keystr(path)]
                 if along is None:
                     return leaf
@@ -303,14 +308,14 @@ class RoutedAny(RoutedLayer):
             outputs.append(self._call(row, *part))
         known = {} if self.layout is None else self.layout.outputs
 
-        def joined(path: Any, *parts: Any) -> Any:
+        def joined(path: KeyPath, *parts: Any) -> object:
             if not isinstance(parts[0], Tensor):
                 return parts[0]
             return torch.cat(parts, dim=known.get(keystr(path)) or 0)  # what all share becomes one a row
 
         return tree_map_with_path(joined, *outputs)
 
-    def _dimension(self, place: str, leaf: object, found: list[tuple[Any, Any]]) -> int | None:
+    def _dimension(self, place: str, leaf: object, found: list[tuple[KeyPath, object]]) -> int | None:
         """The dimension of an argument along which the inputs lie."""
         tensors = [t for _, t in found if isinstance(t, Tensor) and t.dim()]
         if "Cache" in type(leaf).__name__ or not tensors:
@@ -337,16 +342,17 @@ class RoutedAny(RoutedLayer):
             )
         return 0 if count > 1 and leaf.shape[0] == count and (leaf.dim() > 1 or leaf is tensors[0]) else None
 
-    def _call(self, row: Tensor, args: Any, kwargs: Any) -> Any:
+    def _call(self, row: Tensor, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         merged = {}
         for name, difference in self.differences(row[0]).items():
             stock = stored(self, name)
             merged[name] = stock + difference.reshape(stock.shape)
+        stock_class = cast("type[nn.Module]", type(self).__bases__[1])
         with self.mixture.use(row):  # routed layers inside this module still see their row
-            return replica(self, merged, type(self).__bases__[1]).forward(*args, **kwargs)
+            return replica(self, merged, stock_class).forward(*args, **kwargs)
 
 
-def replica(module: nn.Module, changed: Mapping[str, Tensor], kind: Any) -> Any:
+def replica(module: nn.Module, changed: Mapping[str, Tensor], kind: type[nn.Module]) -> nn.Module:
     """A module like this one, of class `kind`, with some parameters or buffers changed; nothing is copied.
 
     Parameters swapped in place for the length of a call would be seen by every other thread.
@@ -362,7 +368,8 @@ def replica(module: nn.Module, changed: Mapping[str, Tensor], kind: Any) -> Any:
         if dot:
             inner.setdefault(child, {})[rest] = value
     for child, values in inner.items():
-        children[child] = replica(cast(nn.Module, children[child]), values, type(children[child]))
+        part = cast(nn.Module, children[child])
+        children[child] = replica(part, values, type(part))
     made.__dict__["_modules"] = children
     return made
 
@@ -378,11 +385,11 @@ def _parameters(tensors: Mapping[str, Tensor]) -> nn.ParameterDict:
 
 
 @cache
-def routed_class(kind: Any, stock: Any) -> Any:
+def routed_class(kind: type[RoutedLayer], stock: type[nn.Module]) -> type[RoutedLayer]:
     """The class of a stock module's routed form."""
     return type(f"Routed{stock.__name__}", (kind, stock), {})
 
 
-def _blank(kind: Any, stock: Any) -> Any:
-    made = routed_class(kind, stock)
+def _blank(kind: type[RoutedLayer], stock: type[nn.Module]) -> RoutedLayer:
+    made = routed_class(kind, stock)  # type: ignore[arg-type]  # a class has a hash
     return made.__new__(made)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import lightning
 import torch
 import torch.nn.functional as F
@@ -110,7 +108,7 @@ class FeatureDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """Shuffled batches; rank r of W takes every W-th item of the common order."""
-        trainer = cast(Any, self.trainer)
+        trainer = self.trainer
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         if self.batch_size % world:
             raise ValueError(f"batch_size {self.batch_size} cannot be dealt out to {world} processes; give a multiple.")

@@ -8,41 +8,27 @@ Source of the method: Lu et al., "Twin-Merging: Dynamic Integration of Modular E
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, NoReturn, Self, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .attaching import attach_experts
-from .mixture import Mixture, cached_length, caches_in, remember
-from .proving import body_forward, find_layouts, probe_of, prove, whole_forward
-from .routed_layers import ADDED
-from .twin_parts import Head, Router, masked_mean
+from .attaching import attach_experts, register_states
+from .mixture import Difference, Mixture, cached_length, caches_in, remember
+from .proving import body_forward, probe_of, prove, whole_forward
+from .routed_layers import ADDED, RoutedLinear
+from .shrinking import find_siblings
+from .twin_checks import TwinChecks
+from .twin_parts import Head, Router, TwinOutput, generated_state, masked_mean
 
-_MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
-
-
-@dataclass
-class TwinOutput:
-    """What `classify` returns.
-
-    Attributes:
-        logits: shape (batch, most labels), minus infinity beyond the labels of a row's own head.
-        router_weights: shape (batch or 1, tasks).
-        task: shape (batch,), index of the task whose head answered.
-    """
-
-    logits: Tensor
-    router_weights: Tensor
-    task: Tensor
+Function = Callable[..., object]
 
 
-class TwinMixin:
+class TwinMixin(TwinChecks):
     """Adds routing to any transformers model.
 
     Threads may share one twin: the mixture in flight belongs to the thread (to its context), not to the model.
@@ -52,8 +38,9 @@ class TwinMixin:
         router: the trained `Router`, or None: then `router_weights` must be given.
         heads: one `Head` per task that has its own, under the task's name.
         mixture: the weights in use; `with twin.mixture.use(w)` holds them over any calls.
-        router_reads: `last`, the paper's features from the last hidden state, or `all`, those of every layer side by
-            side (a deviation that costs no further forward).
+        router_reads: `last`, the paper's features from the last hidden state; `all`, of every layer (a deviation, no
+            further forward); or `generated`, for causal models, see `generated_state`.
+        answering: of a classifier, the heads that it answers with.
         labels: label names by head.
         left_out: task -> share of its expert's squared difference to the shared expert that was left out, see `merge`.
     """
@@ -63,12 +50,12 @@ class TwinMixin:
     tasks: list[str]
     router: Router | None
     heads: nn.ModuleDict
-    _accepted: frozenset[str]
-    _checked: list[frozenset[str]]
+    answering: list[str]
     labels: dict[str, list[str]]
     left_out: dict[str, float]
+    tokenizer_of_union: PreTrainedTokenizerBase | None
 
-    def __reduce__(self) -> Any:  # the class is made at run time, so pickle must be told how
+    def __reduce__(self) -> tuple[object, ...]:  # the class is made at run time, so pickle must be told how
         return _blank_twin, (type(self).__bases__[1],), self.__dict__
 
     def route(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor:
@@ -82,14 +69,14 @@ class TwinMixin:
     ) -> Tensor:
         """Router features: masked mean of the shared expert's last hidden state, shape (batch, width), float32.
 
-        With `router_reads` of `all`, the masked means of every layer's hidden states: (batch, (layers + 1) * width).
-
         Args:
             input_ids: the model's main input (`pixel_values` of an image model), also by its own name.
             attention_mask: shape (batch, tokens).
             kwargs: passed on to the model's body.
         """
         with self.mixture.use(None):
+            if self.router_reads == "generated":
+                return generated_state(self, type(self).__bases__[1], cast(Tensor, input_ids), attention_mask)
             if self.router_reads == "last":
                 return masked_mean(self._hidden(input_ids, attention_mask, **kwargs), attention_mask)
             states = self._states(input_ids, attention_mask, output_hidden_states=True, **kwargs).hidden_states
@@ -101,7 +88,7 @@ class TwinMixin:
 
     def _states(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: object) -> Any:
         """What the model's body returns."""
-        model = cast(Any, self)
+        model = self
         if inputs is not None:
             kwargs[model.main_input_name] = inputs
         if kwargs.get(model.main_input_name) is None:
@@ -110,6 +97,8 @@ class TwinMixin:
             )
         if attention_mask is not None:
             kwargs["attention_mask"] = attention_mask
+        if not getattr(model.config, "return_dict", True):
+            kwargs["return_dict"] = True
         decoder = "past_key_values" in self._accepted and getattr(model.config, "is_decoder", True)
         if decoder:
             kwargs.setdefault("use_cache", False)
@@ -119,7 +108,7 @@ class TwinMixin:
                 positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
                 kwargs.setdefault("position_ids", positions)
         body = _body(model)
-        return (super().forward if body is self else body)(**kwargs)  # type: ignore[misc]
+        return (super().forward if body is self else body)(**kwargs)
 
     def routed_forward(self, *args: object, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """The stock forward under this batch's mixture; inside `generate` the prompt's mixture is held.
@@ -128,85 +117,34 @@ class TwinMixin:
             ValueError: when a cached sequence is continued without its mixture, or the weights have another shape.
         """
         if (held := self.mixture.weights) is not None:
-            return remember(super().forward(*args, **kwargs), kwargs, held)  # type: ignore[misc]
-        kwargs |= dict(zip(inspect.signature(super().forward).parameters, args, strict=False))  # type: ignore[misc]
+            return remember(super().forward(*args, **kwargs), kwargs, held)
+        kwargs |= dict(zip(inspect.signature(super().forward).parameters, args, strict=False))
         if router_weights is None:
             if cached_length(kwargs):
                 raise ValueError("a continued sequence keeps the mixture of its prompt; pass it as router_weights.")
-            main = cast(Any, self).main_input_name
+            main = self.main_input_name
             router_weights = self.route(kwargs.get(main), kwargs.get("attention_mask"), **self._side(kwargs))
         weights = self._continued(self._weights(router_weights), kwargs)
         self._check_layouts(weights, kwargs, whole_forward)
         with self.mixture.use(weights):
-            return remember(super().forward(**kwargs), kwargs, weights)  # type: ignore[misc]
+            return remember(super().forward(**kwargs), kwargs, weights)
 
     def stock_forward(self, **kwargs: object) -> Any:
         """The stock forward under whatever mixture is in use, no router asked."""
-        return super().forward(**kwargs)  # type: ignore[misc]
-
-    def _side(self, kwargs: Mapping[str, object]) -> dict[str, Tensor]:
-        """What the router sees beside the main input and its mask: every tensor that the model's body takes.
-
-        Raises:
-            ValueError: for an input that the body does not take, so that the mixture would not depend on it.
-        """
-        tensors = {k: v for k, v in kwargs.items() if isinstance(v, Tensor) and k not in ("labels", "inputs_embeds")}
-        unseen = [k for k in tensors if k not in self._accepted and any(part in k for part in _MEDIA)]
-        if unseen:
-            raise ValueError(f"the router cannot see {unseen[0]}; pass router_weights of shape (batch, tasks).")
-        main = (cast(Any, self).main_input_name, "attention_mask", "cache_position")
-        return {k: v for k, v in tensors.items() if k in self._accepted and k not in main}
-
-    def _continued(self, weights: Tensor, kwargs: Mapping[str, object]) -> Tensor:
-        """The weights, when no kept cache was filled under others."""
-        for kept in caches_in(kwargs):
-            held = getattr(kept, "twin_weights", None)
-            if (
-                cached_length(kwargs)
-                and held is not None
-                and (held.shape != weights.shape or not torch.equal(held, weights))
-            ):
-                raise ValueError(
-                    "the kept cache was filled under another mixture than these router_weights; leave them out, or "
-                    "start anew without the cache."
-                )
-        return weights
-
-    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: object) -> None:
-        """Find out, once for inputs of these names, where the rows of a batch lie in every routed module.
-
-        Raises:
-            ValueError: when one of them cannot be routed per input.
-        """
-        names = frozenset(k for k, v in kwargs.items() if isinstance(v, Tensor))
-        main = kwargs.get(cast(Any, self).main_input_name)
-        if weights.shape[0] > 1 and isinstance(main, Tensor):
-            for name in sorted(n for n in names if any(part in n for part in _MEDIA)):
-                if kwargs[name].shape[0] not in (1, main.shape[0]):
-                    raise ValueError(
-                        f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to "
-                        "which cannot be told apart; give one each, or one row of router weights."
-                    )
-        if weights.shape[0] > 1 and not cached_length(kwargs) and not any(names <= known for known in self._checked):
-            find_layouts(self, kwargs, run)
-            self._checked.append(names)
-
-    def _weights(self, weights: Tensor) -> Tensor:
-        if weights.dim() != 2 or weights.shape[1] != len(self.tasks):
-            raise ValueError(
-                f"router_weights have shape {tuple(weights.shape)}, and this twin takes (batch, {len(self.tasks)})."
-            )
-        return weights.to(cast(Any, self).device)
+        return super().forward(**kwargs)
 
     def generate(self, inputs: Tensor | None = None, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
         """`generate` of transformers with the mixture computed once from the prompt and held while decoding.
 
-        A second turn with the kept cache holds the mixture of the first; without the cache it starts anew.
+        A second turn with the kept cache holds the mixture of the first; without the cache it starts anew. An
+        `assistant_model` only drafts, so that any may; one that is a twin of the same tasks drafts under the same
+        mixture.
 
         Raises:
-            ValueError: for a kept cache whose mixture is unknown or another than `router_weights`.
+            ValueError: for a kept cache whose mixture is unknown or another than `router_weights`, or an assistant
+                that is a twin of other tasks.
         """
-        model = cast(Any, self)
+        model = self
         if router_weights is None and cached_length(kwargs):
             router_weights = next((c.twin_weights for c in caches_in(kwargs) if hasattr(c, "twin_weights")), None)
             if router_weights is None:
@@ -226,10 +164,10 @@ class TwinMixin:
         given = {**kwargs, **({} if inputs is None else {model.main_input_name: inputs})}
         if isinstance(given.get(model.main_input_name), Tensor):
             self._check_layouts(weights, {k: v for k, v in given.items() if isinstance(v, Tensor)}, whole_forward)
-        with self.mixture.use(weights):
+        with self.mixture.use(weights), self._drafting(kwargs.get("assistant_model"), weights):
             return super().generate(inputs, **kwargs)  # type: ignore[misc]
 
-    def generate_batch(self, *args: object, **kwargs: object) -> Any:
+    def generate_batch(self, *args: object, **kwargs: object) -> NoReturn:
         """Refused: continuous batching packs the tokens of several prompts into one row, which has one mixture.
 
         Raises:
@@ -266,10 +204,31 @@ class TwinMixin:
         if router_weights is None:
             router_weights = self.route(input_ids, attention_mask, **kwargs)
         router_weights = self._weights(router_weights)
-        named = {"attention_mask": attention_mask, cast(Any, self).main_input_name: input_ids, **kwargs}
+        named = {"attention_mask": attention_mask, self.main_input_name: input_ids, **kwargs}
         self._check_layouts(router_weights, {k: v for k, v in named.items() if v is not None}, body_forward)
         with self.mixture.use(router_weights):
-            hidden = self._hidden(input_ids, attention_mask, **kwargs)
+            states = self._states(input_ids, attention_mask, **kwargs)
+        hidden = cast(Tensor, states[0])
+        task = self._answering(head, router_weights, hidden)
+        answering = [self.tasks.index(head)] if isinstance(head, str) else sorted(set(task.tolist()))
+        heads = {index: cast(Head, self.heads[self.tasks[index]]) for index in answering}
+        labels = max(cast(Head, h).out_proj.out_features for h in self.heads.values())
+        each = {h.pooling == "tokens" for h in heads.values()} == {True}
+        logits = hidden.new_full((*hidden.shape[: 1 + each], labels), float("-inf"))
+        for index, one in heads.items():
+            if (one.pooling == "tokens") != each:
+                raise ValueError(
+                    f"the head {self.tasks[index]!r} answers {'a whole input' if each else 'every token'} and others "
+                    "of this batch do not; ask the two kinds in calls of their own."
+                )
+            mine = slice(None) if len(answering) == 1 else task == index
+            part = one(hidden[mine], None if attention_mask is None else attention_mask[mine])
+            logits[mine, ..., : part.shape[-1]] = part.to(logits.dtype)
+        kept = (getattr(states, name, None) for name in ("hidden_states", "attentions"))
+        return TwinOutput(logits, router_weights, task, *kept)
+
+    def _answering(self, head: str | Sequence[str] | None, router_weights: Tensor, hidden: Tensor) -> Tensor:
+        """The index of the task whose head answers each row."""
         rows = hidden.shape[0]
         names = self.tasks if head is None else [head] * rows if isinstance(head, str) else list(head)
         if unknown := sorted(set(names) - set(self.heads)):
@@ -278,19 +237,10 @@ class TwinMixin:
         if head is not None and len(names) != rows:
             raise ValueError(f"{len(names)} heads are named for {rows} inputs; name one, or one per input.")
         if head is None:
-            task = router_weights.argmax(-1).expand(rows)
-        else:
-            task = torch.tensor([self.tasks.index(n) for n in names], device=hidden.device)
-        labels = max(cast(Head, h).out_proj.out_features for h in self.heads.values())
-        logits = hidden.new_full((rows, labels), float("-inf"))
-        answering = [self.tasks.index(head)] if isinstance(head, str) else sorted(set(task.tolist()))
-        for index in answering:
-            mine = slice(None) if len(answering) == 1 else task == index
-            part = self.heads[self.tasks[index]](hidden[mine], None if attention_mask is None else attention_mask[mine])
-            logits[mine, : part.shape[1]] = part.to(logits.dtype)
-        return TwinOutput(logits, router_weights, task)
+            return router_weights.argmax(-1).expand(rows)
+        return torch.tensor([self.tasks.index(n) for n in names], device=hidden.device)
 
-    def train_only(self, *parts: str) -> Any:
+    def train_only(self, *parts: str) -> Self:
         """Freeze everything but the named parts, any of `router`, `shared`, `experts`, `heads`; returns the model.
 
         Raises:
@@ -298,7 +248,7 @@ class TwinMixin:
         """
         if unknown := sorted(set(parts) - {"router", "shared", "experts", "heads"}):
             raise ValueError(f"part {unknown[0]!r} is unknown; choose among router, shared, experts, heads.")
-        for name, parameter in cast(Any, self).named_parameters():
+        for name, parameter in self.named_parameters():
             first = name.split(".")[0]
             added = not ADDED.isdisjoint(name.split("."))
             part = first if first in ("router", "heads") else "experts" if added else "shared"
@@ -313,20 +263,20 @@ class TwinMixin:
         """
         raise ValueError("a twin is not saved by save_pretrained; use twinmerge.save(twin, folder).")
 
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: object = checkpoint, **kwargs: object
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, gradient_checkpointing_func: Function = checkpoint, **kwargs: int
     ) -> None:
         # Layers are computed again in the backward pass, when the mixture of the forward is no longer in use.
         if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
             raise ValueError("a twin needs gradient checkpointing with use_reentrant=False, the default.")
         held = partial(_recomputed, self.mixture, gradient_checkpointing_func)
-        super()._set_gradient_checkpointing(enable, held, **kwargs)  # type: ignore[misc]
+        super()._set_gradient_checkpointing(enable, held, **kwargs)
 
 
-def _recomputed(mixture: Mixture, stock: Any, function: Any, *args: object, **kwargs: object) -> Any:
+def _recomputed(mixture: Mixture, stock: Function, function: Function, *args: object, **kwargs: object) -> object:
     weights = mixture.weights
 
-    def again(*inner: Any, **named: Any) -> Any:
+    def again(*inner: object, **named: object) -> object:
         with mixture.use(weights):
             return function(*inner, **named)
 
@@ -334,8 +284,11 @@ def _recomputed(mixture: Mixture, stock: Any, function: Any, *args: object, **kw
 
 
 def attach(
-    model: nn.Module, tasks: Sequence[str], experts: Sequence[Mapping[str, Any]], router: Router | None = None
-) -> Any:
+    model: PreTrainedModel,
+    tasks: Sequence[str],
+    experts: Sequence[Mapping[str, Difference]],
+    router: Router | None = None,
+) -> TwinMixin:
     """Put routing over a stock transformers model that holds the shared expert, in place.
 
     Args:
@@ -362,28 +315,27 @@ def attach(
     mixture, stock = Mixture(), type(model)
     body, probe = _body(model), probe_of(model)
     attach_experts(model, mixture, experts, probe)
-    twin = cast(Any, model)
-    twin.__class__ = _twin_class(cast(Any, stock))
-    # transformers finds by the name of the class which states forward can return, and this class is made at run time.
-    known = cast("dict[str, Any]", getattr(transformers.modeling_utils, "_CAN_RECORD_REGISTRY", {}))
-    dict.__setitem__(known, str(type(twin)), getattr(twin, "_can_record_outputs", None))
+    model.__class__ = _twin_class(stock)  # type: ignore[arg-type]  # a class has a hash
+    twin = cast(TwinMixin, model)
+    register_states(type(twin))
     twin.mixture, twin.tasks, twin.router, twin.heads = mixture, list(tasks), router, nn.ModuleDict()
     twin._accepted = frozenset(inspect.signature((stock if body is model else type(body)).forward).parameters)
     twin._checked, twin.left_out = [], {}
     if probe is not None:
+        find_siblings(twin, RoutedLinear, probe.run, probe.inputs)
         prove(twin, probe.inputs)
         twin._checked.append(frozenset(probe.inputs))
     return twin
 
 
-def _body(model: Any) -> Any:
+def _body(model: PreTrainedModel) -> nn.Module:
     """The part that ends in hidden states: the encoder of an encoder-decoder, the model without its head otherwise."""
     return model.get_encoder() if model.config.is_encoder_decoder else model.base_model
 
 
 @cache
-def _twin_class(stock: Any) -> Any:
-    def forward(self: Any, *args: object, **kwargs: Any) -> Any:
+def _twin_class(stock: type[PreTrainedModel]) -> type[TwinMixin]:
+    def forward(self: TwinMixin, *args: object, **kwargs: Any) -> object:
         return TwinMixin.routed_forward(self, *args, **kwargs)
 
     # transformers asks the signature of forward which arguments a model takes (generate, Trainer, left padding).
@@ -396,6 +348,6 @@ def _twin_class(stock: Any) -> Any:
     return type(f"Twin{stock.__name__}", (TwinMixin, stock), {"forward": forward})
 
 
-def _blank_twin(stock: Any) -> Any:
-    made = _twin_class(stock)
+def _blank_twin(stock: type[PreTrainedModel]) -> TwinMixin:
+    made = _twin_class(stock)  # type: ignore[arg-type]  # a class has a hash
     return made.__new__(made)

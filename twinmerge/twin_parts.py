@@ -1,4 +1,4 @@
-"""The trainable parts of a twin beside its experts: the router and the task heads.
+"""The parts of a twin beside its experts, router and task heads, and what it answers.
 
 Part of a twin folder's ``modeling_twin.py``.
 """
@@ -6,6 +6,7 @@ Part of a twin folder's ``modeling_twin.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -31,6 +32,61 @@ def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
         return hidden.float().mean(1)
     weight = mask.to(torch.float32).unsqueeze(-1)
     return (hidden.float() * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+
+def generated_state(twin: Any, stock: Any, tokens: Tensor, mask: Tensor | None, length: int = 16) -> Tensor:
+    """Router features of the paper's code for language models: the state of the last token that a prompt begets.
+
+    The shared expert goes on with each prompt, and the last-layer state of its last token is read. The paper's code
+    draws up to 16 tokens; here the likeliest are taken, so that a prompt's mixture depends on nothing beside it.
+
+    Args:
+        twin: the twin.
+        stock: the class of its stock model, whose `generate` knows no routing.
+        tokens: prompts, shape (batch, tokens).
+        mask: shape (batch, tokens), padding on either side; None counts all.
+        length: tokens to generate at most.
+
+    Returns:
+        Shape (batch, width), in float32.
+    """
+    mask = torch.ones_like(tokens) if mask is None else mask.long()
+    order = mask.argsort(dim=1, stable=True)  # generation needs the padding on the left
+    tokens, mask = tokens.gather(1, order), mask.gather(1, order)
+    ends = twin.generation_config.eos_token_id
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    pad = twin.generation_config.pad_token_id
+    given = {"do_sample": False, "num_beams": 1, "max_new_tokens": length, "pad_token_id": (ends or [0])[0]}
+    given |= {} if pad is None else {"pad_token_id": pad}
+    none = torch.zeros(1, len(twin.tasks), device=tokens.device)
+    with torch.no_grad(), twin.mixture.use(none):  # no share of any exclusive expert is the shared expert
+        said = stock.generate(twin, input_ids=tokens, attention_mask=mask, **given)
+    new = said[:, tokens.shape[1] :]
+    over = torch.isin(new, torch.tensor(ends, device=new.device, dtype=new.dtype)).long()
+    mask = torch.cat([mask, (over.cumsum(1) - over == 0).long()], 1)  # up to the first end of text
+    hidden = twin._hidden(said, mask)
+    last = (torch.arange(said.shape[1], device=said.device) * mask).argmax(1)
+    return cast(Tensor, hidden[torch.arange(len(hidden), device=said.device), last].float())
+
+
+@dataclass
+class TwinOutput:
+    """What `classify` returns.
+
+    Attributes:
+        logits: shape (batch, most labels), or (batch, tokens, most labels) of heads that answer every token; minus
+            infinity beyond the labels of a row's own head.
+        router_weights: shape (batch or 1, tasks).
+        task: shape (batch,), index of the task whose head answered.
+        hidden_states: of every layer, where asked for by `output_hidden_states`.
+        attentions: likewise by `output_attentions`.
+    """
+
+    logits: Tensor
+    router_weights: Tensor
+    task: Tensor
+    hidden_states: Any = None
+    attentions: Any = None
 
 
 class Router(nn.Module):
@@ -91,7 +147,7 @@ class Router(nn.Module):
         """Training mode for a router that is trained; a frozen one always evaluates (no dropout, statistics kept)."""
         return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         """The arguments that make this router again, as plain values."""
         bank = self.bank.shape[0] if self.kind == "knn" else 0
         return {
@@ -143,6 +199,8 @@ class Head(nn.Module):
 
     Attributes:
         label_names: what the outputs stand for, in order; empty for a regression, None where nobody said.
+        problem: `problem_type` of the classifier that it came from: `multi_label_classification` answers yes or no
+            to every label, `regression` with numbers; None is the one best label, or one number for a single output.
     """
 
     def __init__(
@@ -162,11 +220,12 @@ class Head(nn.Module):
             raise ValueError(f"activation '{activation}' is unknown; choose one of {', '.join(ACT2FN)}.")
         self.pooling, self.layer_norm, self.activation = pooling, layer_norm, activation
         self.label_names: list[str] | None = None
+        self.problem: str | None = None
         self.dense = nn.Linear(width, width) if dense else None
         self.norm = None if norm is None else nn.LayerNorm(width, norm)
         self.out_proj = nn.Linear(width, labels)
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         """What `from_tensors` needs to make this head again beside its tensors, as plain values."""
         return {
             "pooling": self.pooling,
@@ -174,6 +233,7 @@ class Head(nn.Module):
             "activation": self.activation,
             "norm": None if self.norm is None else self.norm.eps,
             "labels": self.label_names,
+            "problem": self.problem,
         }
 
     @classmethod
@@ -185,6 +245,7 @@ class Head(nn.Module):
         head.load_state_dict(dict(tensors))
         labels = spec.get("labels")
         head.label_names = None if labels is None else list(labels)
+        head.problem = spec.get("problem")
         return head
 
     def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -209,3 +270,20 @@ class Head(nn.Module):
         if self.norm is not None:
             pooled = self.norm(pooled)
         return cast(Tensor, self.out_proj(pooled))
+
+
+def head_loss(head: Head, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss that a head is trained with, as transformers chooses it: of numbers, of several labels, or of one class.
+
+    Args:
+        head: says which by its `problem` and its number of outputs.
+        logits: shape (batch, outputs), or (batch, tokens, outputs).
+        labels: numbers, shape (batch,) or (batch, outputs); yes or no, shape (batch, outputs); or classes, shape
+            (batch,) or (batch, tokens), where -100 counts for nothing.
+    """
+    logits = logits.float()
+    if head.problem == "regression" or (logits.shape[-1] == 1 and head.problem is None and head.pooling != "tokens"):
+        return F.mse_loss(logits.reshape(labels.shape), labels.float())
+    if head.problem == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels.float())
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten())

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from twinmerge.checkpoints import read_json
 from twinmerge.errors import CheckpointError
@@ -23,8 +24,8 @@ POLICIES = ("strict", "pad", "union")
 
 
 def fit_vocabulary(
-    model: Any, experts: Mapping[str, Expert], policy: str, base: Path | str, folders: Mapping[str, Path]
-) -> tuple[dict[str, Expert], Any]:
+    model: PreTrainedModel, experts: Mapping[str, Expert], policy: str, base: Path | str, folders: Mapping[str, Path]
+) -> tuple[dict[str, Expert], PreTrainedTokenizerBase | None]:
     """Bring the base's and all experts' embeddings to the same rows.
 
     Args:
@@ -45,13 +46,13 @@ def fit_vocabulary(
         raise ValueError(f"vocabulary '{policy}' is unknown; choose one of {', '.join(POLICIES)}.")
     if policy == "strict":
         return dict(experts), None
-    table = model.get_input_embeddings().weight
+    table = _table(model)
     name = next(n for n, p in model.named_parameters() if p is table)
     places = {task: torch.arange(expert.state[name].shape[0]) for task, expert in experts.items()}
     tokenizer = None
     if policy == "union":
         tokenizer, places = _united(base, folders, places)
-    rows = max(table.shape[0], *(int(place.max()) + 1 for place in places.values()))
+    rows: int = max(table.shape[0], *(int(place.max()) + 1 for place in places.values()))
     own = _grown(model, rows, {t: (experts[t].state[name], place) for t, place in places.items()})
     made = {}
     for task, expert in experts.items():
@@ -62,12 +63,12 @@ def fit_vocabulary(
     return made, tokenizer
 
 
-def _grown(model: Any, rows: int, owners: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+def _grown(model: PreTrainedModel, rows: int, owners: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
     """The base's embedding with so many rows: a new row is the mean of those that the experts have there."""
-    old = model.get_input_embeddings().weight.shape[0]
+    old = _table(model).shape[0]
     if rows > old:
         model.resize_token_embeddings(rows, mean_resizing=False)
-        table: nn.Parameter = model.get_input_embeddings().weight
+        table = _table(model)
         total, count = torch.zeros(rows - old, table.shape[1]), torch.zeros(rows - old, 1)
         for value, place in owners.values():
             new = place >= old
@@ -75,19 +76,22 @@ def _grown(model: Any, rows: int, owners: Mapping[str, tuple[Tensor, Tensor]]) -
             count[place[new] - old] += 1
         with torch.no_grad():
             table[old:] = (total / count.clamp_min(1)).to(table.dtype)
-    found: Tensor = model.get_input_embeddings().weight.detach()
-    return found
+    return _table(model).detach()
+
+
+def _table(model: PreTrainedModel) -> nn.Parameter:
+    return cast(nn.Parameter, model.get_input_embeddings().weight)
 
 
 def _united(
     base: Path | str, folders: Mapping[str, Path], places: Mapping[str, Tensor]
-) -> tuple[Any, dict[str, Tensor]]:
+) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
     """The base's tokenizer with all added tokens, and where each row of each expert's embedding goes."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     known: dict[str, int] = dict(tokenizer.get_vocab())
-    theirs: dict[str, Any] = {}
+    theirs: dict[str, PreTrainedTokenizerBase] = {}
     for task, folder in folders.items():
         if not (folder / "tokenizer_config.json").is_file():
             if len(places[task]) > len(known):

@@ -142,22 +142,13 @@ def chunked_kd(
     _check(student_hidden, student_head, "student")
     _check(teacher_hidden, teacher_head, "teacher")
     check_alignment(len(student_head.weight), len(teacher_head.weight), vocabulary, beta)
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, but the share of the cross-entropy must be from 0 to 1")
-    if chunk < 1:
-        raise ValueError(f"the chunk is {chunk} tokens; it needs at least 1, as in 256")
-    if alpha > 0 and labels is None:
-        raise ValueError(f"alpha is {alpha}, but there are no labels; give labels, or alpha=0 for the teacher alone")
+    _check_numbers(alpha, chunk, labels)
     if vocabulary == "truncate":
         common = min(len(student_head.weight), len(teacher_head.weight))
         student_head, teacher_head = _cut(student_head, common), _cut(teacher_head, common)
 
     tokens = len(student_hidden)
-    if any(len(rows) != tokens for rows in (teacher_hidden, labels, weight) if rows is not None):
-        raise ValueError(
-            f"the student has {tokens} tokens, but {len(teacher_hidden)} come from the teacher, with "
-            f"{'no' if labels is None else len(labels)} labels and {'no' if weight is None else len(weight)} weights"
-        )
+    _check_lengths(tokens, teacher_hidden, labels, weight)
     dtype = _working_type(student_hidden, student_head.weight)
     share = torch.ones(tokens, dtype=dtype, device=student_hidden.device) if weight is None else weight.to(dtype)
     labels = torch.zeros_like(share, dtype=torch.long) if labels is None else labels
@@ -191,6 +182,23 @@ def chunked_kd(
             "overflow float32; a training that diverged makes such weights"
         )
     return ChunkedLoss(*values)
+
+
+def _check_lengths(tokens: int, teacher_hidden: Tensor, labels: Tensor | None, weight: Tensor | None) -> None:
+    if any(len(rows) != tokens for rows in (teacher_hidden, labels, weight) if rows is not None):
+        raise ValueError(
+            f"the student has {tokens} tokens, but {len(teacher_hidden)} come from the teacher, with "
+            f"{'no' if labels is None else len(labels)} labels and {'no' if weight is None else len(weight)} weights"
+        )
+
+
+def _check_numbers(alpha: float, chunk: int, labels: Tensor | None) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, but the share of the cross-entropy must be from 0 to 1")
+    if chunk < 1:
+        raise ValueError(f"the chunk is {chunk} tokens; it needs at least 1, as in 256")
+    if alpha > 0 and labels is None:
+        raise ValueError(f"alpha is {alpha}, but there are no labels; give labels, or alpha=0 for the teacher alone")
 
 
 class _ChunkedKD(torch.autograd.Function):

@@ -8,10 +8,12 @@ the data went (which the data alone do not tell), ``exploitability`` what the pl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rl.exact.certificate import certified_information_sets
 from rl.exact.extensive import (
@@ -33,7 +35,7 @@ FOLD, CALL = 0, 1
 COLOURS = {"csp": "tab:blue", "rnr": "tab:orange", "dbr": "tab:green"}
 
 
-def target_behaviour(game: SequenceGame) -> dict[Any, Any]:
+def target_behaviour(game: SequenceGame) -> dict[Hashable, NDArray[np.float64]]:
     """The true target in seat 1."""
     equilibrium = game.behaviour(1, solve_extensive(game, seat=1).plan)
     weights = {
@@ -43,7 +45,7 @@ def target_behaviour(game: SequenceGame) -> dict[Any, Any]:
     return {key: 0.4 * law + 0.6 * weights[key] / weights[key].sum() for key, law in equilibrium.items()}
 
 
-def our_behaviour(game: SequenceGame, kind: str) -> dict[Any, Any]:
+def our_behaviour(game: SequenceGame, kind: str) -> dict[Hashable, NDArray[np.float64]]:
     """How our seat plays while the data are recorded.
 
     Args:
@@ -59,17 +61,29 @@ def our_behaviour(game: SequenceGame, kind: str) -> dict[Any, Any]:
     return found
 
 
-def methods(game: SequenceGame, counts: Mapping[Any, Any]) -> Iterator[tuple[str, str, ExtensiveSolution]]:
+def _ball(scale: float, model: NDArray[np.float64], visits: float) -> TotalVariation:
+    return TotalVariation(model, min(1.0, scale / np.sqrt(visits)))
+
+
+def _contaminated(highest: float, full_at: int, model: NDArray[np.float64], visits: float) -> Contamination:
+    return Contamination(model, linear_confidence(visits, highest, full_at))
+
+
+def methods(
+    game: SequenceGame, counts: Mapping[Any, NDArray[np.float64]]
+) -> Iterator[tuple[str, str, ExtensiveSolution]]:
     """Family, setting and solution of every method on one data set."""
     model = {key: row / row.sum() for key, row in counts.items()}
     visits = {key: float(row.sum()) for key, row in counts.items()}
 
-    def solve(kind: Any) -> ExtensiveSolution:
+    def solve(
+        kind: Callable[[NDArray[np.float64], float], Pinned | TotalVariation | Contamination],
+    ) -> ExtensiveSolution:
         return solve_extensive(game, {key: kind(model[key], visits[key]) for key in counts})
 
     for scale in (SCALE, 0.5):
         family = "csp" if scale == SCALE else "csp wide"
-        yield family, f"{scale}", solve(lambda m, n, c=scale: TotalVariation(m, min(1.0, c / np.sqrt(n))))
+        yield family, f"{scale}", solve(partial(_ball, scale))
     yield "csp certified", "", solve_extensive(game, certified_information_sets(game, counts))
     yield "csp pinned", "", solve(lambda m, n: Pinned(m))
     yield "bc_first", "", restricted_nash(game, model, 1.0)
@@ -79,10 +93,12 @@ def methods(game: SequenceGame, counts: Mapping[Any, Any]) -> Iterator[tuple[str
     for highest in (0.75, 0.9, 0.99):
         for full_at in (10, 40):
             name = f"P {highest} full at {full_at}"
-            yield "dbr", name, solve(lambda m, n, h=highest, f=full_at: Contamination(m, linear_confidence(n, h, f)))
+            yield "dbr", name, solve(partial(_contaminated, highest, full_at))
 
 
-def score(game: SequenceGame, target: Mapping[Any, Any], counts: Mapping[Any, Any]) -> list[dict[str, Any]]:
+def score(
+    game: SequenceGame, target: Mapping[Hashable, NDArray[np.float64]], counts: Mapping[Any, NDArray[np.float64]]
+) -> list[dict[str, Any]]:
     """Rows of all methods on one data set.
 
     Args:

@@ -8,20 +8,26 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recipes.running.files import write_bytes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from recipes.csp.games import Scenario
     from recipes.running.folder import RunFolder
     from rl.csp.module import CSPModule
     from rl.csp.worst_case import WorstCase
+    from rl.envs.hybrid import State
+    from rl.envs.markov_game import BatchedGame
 
 
 FAMILIES = {"csp": "CSP, C", "rnr": "RNR, p", "dbr": "DBR, P"}
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     # The object interface: it needs no display and leaves no global state behind.
     from matplotlib.figure import Figure
 
@@ -29,7 +35,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def draw_ladder(folder: RunFolder, ladder: Sequence[Mapping[str, object]]) -> None:
+def draw_ladder(folder: RunFolder, ladder: Sequence[Mapping[str, Any]]) -> None:
     """Bars of the value ladder."""
     figure, axes = _figure(6, 2.6)
     axes.barh([f"{row['step']} ({row['how']})" for row in ladder], [row["value"] for row in ladder], color="tab:blue")
@@ -38,7 +44,7 @@ def draw_ladder(folder: RunFolder, ladder: Sequence[Mapping[str, object]]) -> No
     folder.figure("ladder", figure, [list(row.values()) for row in ladder], ["step", "value", "how"])
 
 
-def draw_coverage(folder: RunFolder, coverage: Sequence[Mapping[str, object]]) -> None:
+def draw_coverage(folder: RunFolder, coverage: Sequence[Mapping[str, Any]]) -> None:
     """How often each policy leaves the data."""
     figure, axes = _figure(6, 0.4 * len(coverage) + 1)
     left = np.zeros(len(coverage))
@@ -108,7 +114,7 @@ def replay(folder: RunFolder, scenario: Scenario, problem: CSPModule, search: Wo
         others["true target"] = target
     made = []
     for name, other in others.items():
-        frames: list[object] = []
+        frames: list[NDArray[np.uint8]] = []
         try:
             play(
                 problem.game,
@@ -128,5 +134,5 @@ def replay(folder: RunFolder, scenario: Scenario, problem: CSPModule, search: Wo
     return made
 
 
-def _keep_frame(game: Any, frames: list[Any], state: object) -> None:
+def _keep_frame(game: BatchedGame, frames: list[NDArray[np.uint8]], state: State) -> None:
     frames.append(game.frame(state, 0))

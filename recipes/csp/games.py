@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def missing_package(name: str) -> str | None:
     return needed if needed is not None and importlib.util.find_spec(needed) is None else None
 
 
-def build(name: str, class_path: str, arguments: dict[str, Any]) -> Scenario:
+def build(name: str, class_path: str, arguments: dict[str, object]) -> Scenario:
     """Make the scenario of a game by its name in the recipe.
 
     Args:
@@ -60,9 +60,9 @@ def build(name: str, class_path: str, arguments: dict[str, Any]) -> Scenario:
     from rl.csp.loading import load_game
 
     if name == "vault_maze":
-        from rl.envs.vault_maze import behaviour, true_guard
+        from rl.envs.vault_maze import VaultMaze, behaviour, true_guard
 
-        maze: Any = load_game("rl.envs.vault_maze.VaultMaze", arguments)
+        maze = cast(VaultMaze, load_game("rl.envs.vault_maze.VaultMaze", arguments))
         return Scenario(maze, maze, maze.policy(behaviour()), maze.policy(true_guard()))
     if name == "predator_prey":
         from rl.envs.pursuit import chasing_predators, fleeing_prey, guarding_predators, roaming_prey

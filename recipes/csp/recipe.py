@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from recipes.csp.games import CARDS, Scenario, build, missing_package
 from recipes.csp.schema import Recipe
@@ -20,16 +21,18 @@ from recipes.errors import RecipeError, RunError
 from recipes.running.environment import process_rank
 from recipes.running.files import write_json
 from recipes.running.quiet import hush_libraries
-from recipes.running.trainer import build_trainer
+from recipes.running.seals import seal, sealed
+from recipes.running.trainer import build_trainer, check_trainer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from recipes.running.folder import RunFolder
     from rl.csp.module import CSPModule
     from rl.csp.pairs import Pairs
 
 __all__ = ["Recipe", "check", "run"]
+FIXED = (
+    "trainer.max_epochs",
+)  # it divides the iterations: another number would mean other epochs, not a longer training
 
 
 # ------------------------------------------------------------------ pre-flight
@@ -62,7 +65,49 @@ def check(recipe: Recipe) -> Iterator[str]:
     else:
         yield f"data: {recipe.data.episodes} episodes of the shipped target, to be recorded"
     rows = plan(recipe)
+    _check_training(recipe, scenario, rows)
     yield f"plan: {len(rows)} trainings of {recipe.adaptation.iterations} iterations: {', '.join(rows)}"
+
+
+def _check_training(recipe: Recipe, scenario: Scenario, rows: dict[str, dict[str, Any]]) -> None:
+    """Make every module that would be trained, on the data or on two recorded episodes, and the trainer."""
+    import torch
+
+    from rl.csp.dataset import record_target
+    from rl.csp.loading import load_pairs
+    from rl.csp.module import CSPModule
+
+    processes = check_trainer(recipe.trainer, scores=("training",))
+    for key, episodes in (
+        ("adaptation.episodes", recipe.adaptation.episodes),
+        ("attack.test_episodes", recipe.attack.test_episodes),
+    ):
+        if episodes % processes:
+            raise RecipeError(
+                f"{key}: {episodes} episodes cannot be dealt out to {processes} processes; give a multiple"
+            )
+    every, per_epoch = (
+        recipe.trainer.val_check_interval,
+        recipe.adaptation.iterations // (recipe.trainer.max_epochs or 1),
+    )
+    if isinstance(every, int) and every > per_epoch and recipe.trainer.check_val_every_n_epoch is not None:
+        raise RecipeError(
+            f"trainer.val_check_interval: expected at most {per_epoch}, the iterations of an epoch, got {every}"
+        )
+    if recipe.data.path:
+        pairs = load_pairs(recipe.data.path, scenario.game)
+    else:
+        seat = torch.Generator().manual_seed(recipe.seed)
+        pairs = record_target(
+            scenario.recorded, cast("Any", scenario.ours), cast("Any", scenario.target), 2, seat
+        ).pairs()
+    for row, changes in rows.items():
+        model = scenario.true_target() if row == "oracle" else None
+        arguments = recipe.adaptation.arguments() | changes
+        try:
+            CSPModule(scenario.game, pairs, model=model, seed=recipe.seed, **arguments)
+        except ValueError as error:
+            raise RecipeError(f"adaptation ({row}): {error}") from error
 
 
 def _scenario(recipe: Recipe, error: type[Exception]) -> Scenario:
@@ -118,6 +163,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     report.finish(recipe, scenario, modules["csp"], agents, histories, folder)
 
 
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files that a run reads."""
+    return [Path(recipe.data.path)] if recipe.data.path else []
+
+
 def finished(path: Path) -> list[str]:
     """Names of the trainings of a run folder that are finished, as their checkpoints are named."""
     return sorted(file.stem for file in (path / "policies").glob("*.json"))
@@ -166,18 +216,22 @@ def train(
     Returns:
         The module and what it logged, iteration by iteration.
     """
+    import lightning
     import torch
 
     from recipes.csp.history import History
     from rl.csp.data import RolloutDataModule
     from rl.csp.module import CSPModule
 
+    lightning.seed_everything(recipe.seed, workers=True, verbose=False)  # a user's game may draw from what is global
     hp = recipe.adaptation
     model = scenario.true_target() if row == "oracle" else None
     module = CSPModule(scenario.game, pairs, model=model, seed=recipe.seed, **(hp.arguments() | changes))
     name = "".join(c if c.isalnum() else "-" for c in row)
     file, log = folder.path / "policies" / f"{name}.pt", folder.path / "policies" / f"{name}.json"
-    if log.is_file():
+    if log.is_file() and (broken := [part for part in (file, log) if not sealed(part)]):
+        folder.say(f"{broken[0]} is not what this run wrote: {row} is trained again")
+    elif log.is_file():
         module.load_state_dict(torch.load(file, weights_only=True))
         return module.eval(), json.loads(log.read_text(encoding="utf-8"))
     history = History()
@@ -190,7 +244,9 @@ def train(
     if trainer.is_global_zero:
         file.parent.mkdir(exist_ok=True)
         torch.save(module.state_dict(), file)
+        seal(file)
         write_json(log, history.rows)
+        seal(log)
     trainer.strategy.barrier()
     module.cpu().eval()
     return module, history.rows

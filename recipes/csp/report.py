@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recipes.csp.figures import (
     draw_coverage,
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
     from rl.csp.module import CSPModule
     from rl.csp.worst_case import WorstCase
+    from rl.envs.markov_game import BatchedGame
+    from rl.envs.tabular import TabularGame
 
 OFTEN_OFF = 0.2  # a share of visits off the data that deserves a warning
 RARE = 5  # visits of a state below which its counts say little
@@ -68,17 +73,7 @@ def finish(
             progress.update(progress.done + 1, row)
     ours = next(row for row in rows if row["policy"] == "csp")
     ladder = _ladder(rows, ours, exact)
-    adversaries = [
-        {
-            "adversary": a.name,
-            "our return": a.value.value,
-            "low": a.value.low,
-            "high": a.value.high,
-            "excess nats": a.excess,
-            "consistent": a.consistent,
-        }
-        for a in search.adversaries
-    ]
+    adversaries = _adversaries(search)
     coverage = _coverage(recipe, problem, agents, scenario)
     warnings = _warnings(recipe, problem, coverage, histories["csp"], ours, search)
     draw_ladder(folder, ladder)
@@ -111,17 +106,33 @@ def finish(
     folder.say(summary)
 
 
+def _adversaries(search: WorstCase) -> list[dict[str, object]]:
+    """What every adversary of the search found, as rows."""
+    return [
+        {
+            "adversary": a.name,
+            "our return": a.value.value,
+            "low": a.value.low,
+            "high": a.value.high,
+            "excess nats": a.excess,
+            "consistent": a.consistent,
+        }
+        for a in search.adversaries
+    ]
+
+
 # ------------------------------------------------------------------ values
 
 
-def policy_table(agent: Any, game: Any) -> Any:
+def policy_table(agent: nn.Module, game: BatchedGame) -> NDArray[np.float64]:
     """The policy of a tabular game as probabilities (S, A)."""
     import torch
 
     with torch.no_grad():
-        law, _ = agent(game.observations[None, :, None])
+        law, _ = agent(cast("TabularGame", game).observations[None, :, None])
     table = law.log_probs[0, :, 0].exp().double().numpy()
-    return table / table.sum(1, keepdims=True)
+    shares: NDArray[np.float64] = table / table.sum(1, keepdims=True)
+    return shares
 
 
 def _exact(scenario: Scenario, problem: CSPModule) -> Exact | None:
@@ -145,7 +156,7 @@ def _exact(scenario: Scenario, problem: CSPModule) -> Exact | None:
     return Exact(game.exact, counts, likely, certified, nash, best, truth)
 
 
-def _target_table(scenario: Scenario, actions: int) -> Any:
+def _target_table(scenario: Scenario, actions: int) -> NDArray[np.float64]:
     """The true target of a tabular game, measured by asking it often."""
     import torch
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.csp.games import CARDS
-from recipes.fields import FieldError, check_name, check_positive, check_range, check_unique
+from recipes.fields import FieldError, check_name, check_positive, check_range, check_seed, check_unique
 from recipes.front.signature import FedBlock, takes
 from recipes.running.trainer import TrainerConfig
 
@@ -172,9 +172,12 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what does not belong together."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         if self.baselines is None:  # a data file has the target's steps alone, and nothing of our seat to imitate
             self.baselines = ["bc_first", "self_play"] if self.data.path else ["bc_first", "self_play", "imitation"]
         check_unique(list(self.baselines), "baselines")
+        if self.game.name not in CARDS:
+            self._check_length()
         if self.game.name == "own" and not self.data.path:
             raise FieldError("data.path", "expected a data file for a game of your own, got nothing")
         if self.data.path and self.game.name in CARDS:
@@ -182,4 +185,19 @@ class Recipe:
         if self.data.path and (known := {"oracle", "imitation"} & set(self.baselines)):
             raise FieldError(
                 "baselines", f"expected none that needs more than a data file of the target, got {min(known)!r}"
+            )
+
+    def _check_length(self) -> None:
+        """Refuse a trainer that would train for another number of iterations, or cannot train two sides in turn."""
+        epochs, iterations = self.trainer.max_epochs, self.adaptation.iterations
+        if epochs is None or epochs < 1 or iterations % epochs:
+            raise FieldError(
+                "trainer.max_epochs",
+                f"expected a number that divides adaptation.iterations, {iterations}, into epochs, got {epochs}",
+            )
+        if self.trainer.gradient_clip_val:
+            raise FieldError("trainer.gradient_clip_val", "expected none: adaptation.max_norm limits the gradients")
+        if self.trainer.accumulate_grad_batches != 1:
+            raise FieldError(
+                "trainer.accumulate_grad_batches", "expected 1: adaptation.episodes says what an update is"
             )

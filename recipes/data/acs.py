@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recipes.data.wheels import cache_root
 from recipes.errors import RunError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["ACS_NEEDS", "acs_available", "read_acs"]
 
@@ -21,7 +24,7 @@ def acs_available() -> bool:
     return importlib.util.find_spec("folktables") is not None
 
 
-def read_acs(states: tuple[str, ...]) -> Any:
+def read_acs(states: tuple[str, ...]) -> pd.DataFrame:
     """Persons under 65 with an income of at most 30 000 dollars in 2018, and whether they have public health coverage.
 
     Args:

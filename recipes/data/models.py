@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 from recipes.data import wheels
+from recipes.data.smollm2 import converted, describe_smollm2, smollm2
 from recipes.errors import RecipeError
 
-__all__ = ["HUB_ID", "SHIPPED", "check_model", "resolve_model"]
+__all__ = ["HUB_ID", "SHIPPED", "check_model", "is_here", "resolve_model"]
 
-SHIPPED = {"minilm": "minilm"}  # name after "shipped:" -> key of the wheel whose folder `from_pretrained` reads
+# Name after "shipped:" -> key of the wheel; `from_pretrained` reads its folder, or the one that is made from it once.
+SHIPPED = {"minilm": "minilm", "smollm2": "smollm2"}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -43,7 +45,7 @@ def resolve_model(name: str) -> Path | str:
     """What to give to ``from_pretrained``.
 
     Args:
-        name: ``shipped:minilm``, a folder with a ``config.json``, or a Hub id.
+        name: ``shipped:minilm``, ``shipped:smollm2``, a folder with a ``config.json``, or a Hub id.
 
     Returns:
         The folder (a shipped model is fetched on first use), or the Hub id unchanged.
@@ -53,7 +55,17 @@ def resolve_model(name: str) -> Path | str:
         RunError: When the model cannot be fetched.
     """
     key = _shipped_key(name)
+    if key == "smollm2":
+        return smollm2()
     return wheels.fetch(key) if key else _folder(name) or name
+
+
+def is_here(name: str) -> bool:
+    """Whether a model is on this machine, as a folder that `resolve_model` returns without fetching or making it."""
+    key = _shipped_key(name)
+    if key == "smollm2":
+        return converted()
+    return wheels.cached(key) if key else _folder(name) is not None
 
 
 def check_model(name: str) -> str:
@@ -67,6 +79,6 @@ def check_model(name: str) -> str:
     """
     key = _shipped_key(name)
     if key:
-        return f"model {name}: {wheels.describe(key)}"
+        return f"model {name}: {describe_smollm2() if key == 'smollm2' else wheels.describe(key)}"
     folder = _folder(name)
     return f"model folder {folder}" if folder else f"Hub model {name!r}, fetched on first use"

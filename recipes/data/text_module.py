@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recipes.data.models import resolve_model
+from recipes.data.sources import load_task
+from recipes.data.task_source import TaskSource
 from recipes.errors import RunError
 from recipes.running.resume import ResumableLoader
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from recipes.data.splits import TextTask
 
-__all__ = ["MixedTextDataModule", "PadCollate", "TextDataModule"]
+__all__ = ["MixedTextDataModule", "PadCollate", "SourceDataModule", "TextDataModule"]
 
 Row = dict[str, Any]
 Batch = dict[str, torch.Tensor]
@@ -86,7 +88,6 @@ class MixedTextDataModule(LightningDataModule):
         max_length: Longest sequence in tokens, special tokens included; at least 4, at most what the tokenizer allows.
         seed: Fixes the order of the training rows.
         eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
-        causal: Make ``labels`` the tokens themselves, for a language model; the task's own labels are not used.
     """
 
     def __init__(
@@ -98,7 +99,6 @@ class MixedTextDataModule(LightningDataModule):
         max_length: int = 128,
         seed: int = 0,
         eval_batch_size: int | None = None,
-        causal: bool = False,
     ) -> None:
         super().__init__()
         if not tasks:
@@ -111,7 +111,6 @@ class MixedTextDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size or 2 * batch_size
         self.max_length = max_length
         self.seed = seed
-        self.causal = causal
         self._rows: dict[str, list[Row]] = {}
         self._collate: PadCollate | None = None
 
@@ -141,13 +140,11 @@ class MixedTextDataModule(LightningDataModule):
             )
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         fill = {"input_ids": pad, "attention_mask": 0, "token_type_ids": tokenizer.pad_token_type_id}
-        if self.causal:
-            fill["labels"] = -100  # no loss on padding
         self._collate = PadCollate(fill, tokenizer.padding_side)
         for split in missing:
             self._rows[split] = self._encode(tokenizer, split)
 
-    def _encode(self, tokenizer: Any, split: str) -> list[Row]:
+    def _encode(self, tokenizer: PreTrainedTokenizerBase, split: str) -> list[Row]:
         rows: list[Row] = []
         floats = any(task.kind == "regression" for task in self.tasks)  # one dtype for the labels of a mixed batch
         for number, task in enumerate(self.tasks):
@@ -160,7 +157,7 @@ class MixedTextDataModule(LightningDataModule):
             fields = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded]
             for i, label in enumerate(part.labels):
                 row: Row = {name: encoded[name][i] for name in fields}
-                row["labels"] = row["input_ids"] if self.causal else float(label) if floats else label
+                row["labels"] = float(label) if floats else label
                 rows.append(self._mark(row, number))
         return rows
 
@@ -193,11 +190,30 @@ class MixedTextDataModule(LightningDataModule):
             positions = order[start : start + self.eval_batch_size]
             yield positions, collate([rows[i] for i in positions])  # type: ignore[misc]
 
+    def parts(self, split: str, least: int = 32) -> list[list[Batch]]:
+        """Batches of a quarter, a further quarter and the other half of every task's rows of a split.
+
+        Every part has short and long rows of every task. With fewer than `least` rows of a task in the first quarter
+        there is one part, the whole split.
+        """
+        shares: list[list[Row]] = [[], [], []]
+        rows = [(int(row.get("task", 0)), row) for row in self._ordered(split)]
+        numbers = {task: 0 for task, _ in rows}
+        for task, row in rows:
+            shares[(0, 2, 1, 2)[numbers[task] % 4]].append(row)
+            numbers[task] += 1
+        if min(numbers.values()) < 4 * least:
+            shares = [[row for _, row in rows]]
+        return [list(DataLoader(_Rows(part), self.eval_batch_size, collate_fn=self._collate)) for part in shares]
+
     def _sorted(self, split: str) -> DataLoader[Row]:
+        return DataLoader(_Rows(self._ordered(split)), self.eval_batch_size, collate_fn=self._collate)
+
+    def _ordered(self, split: str) -> list[Row]:
         rows = list(self._rows[split])
         random.Random(self.seed).shuffle(rows)  # noqa: S311 - rows of equal length must not stand task by task
         rows.sort(key=lambda row: len(row["input_ids"]))
-        return DataLoader(_Rows(rows), self.eval_batch_size, collate_fn=self._collate)
+        return rows
 
 
 class TextDataModule(MixedTextDataModule):
@@ -210,7 +226,6 @@ class TextDataModule(MixedTextDataModule):
         max_length: Longest sequence in tokens.
         seed: Fixes the order of the training rows.
         eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
-        causal: Make ``labels`` the tokens themselves, for a language model; the task's own labels are not used.
     """
 
     def __init__(
@@ -222,7 +237,6 @@ class TextDataModule(MixedTextDataModule):
         max_length: int = 128,
         seed: int = 0,
         eval_batch_size: int | None = None,
-        causal: bool = False,
     ) -> None:
         super().__init__(
             [task],
@@ -231,8 +245,42 @@ class TextDataModule(MixedTextDataModule):
             max_length=max_length,
             seed=seed,
             eval_batch_size=eval_batch_size,
-            causal=causal,
         )
 
     def _mark(self, row: Row, task: int) -> Row:
         return row
+
+
+class SourceDataModule(TextDataModule):
+    """One task's rows by reference, so that LightningCLI makes it from YAML: a task as recipes name it, read here.
+
+    Args:
+        task: Where the rows are, as under ``tasks:`` of a recipe.
+        tokenizer: ``shipped:`` name, folder or Hub id of the tokenizer; a twin folder holds one.
+        batch_size: Rows a training batch, at least 1.
+        max_length: Longest sequence in tokens.
+        seed: Of the subsamples and of the order of the training rows.
+        eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
+        labels: The model's label names in the order of its outputs, where that is not the task's own order.
+    """
+
+    def __init__(
+        self,
+        task: TaskSource,
+        tokenizer: str,
+        *,
+        batch_size: int = 32,
+        max_length: int = 128,
+        seed: int = 0,
+        eval_batch_size: int | None = None,
+        labels: list[str] | None = None,
+    ) -> None:
+        read = load_task(task, seed)
+        super().__init__(
+            read if labels is None else read.in_order(tuple(labels)),
+            tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            eval_batch_size=eval_batch_size,
+        )

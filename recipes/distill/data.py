@@ -18,9 +18,11 @@ from recipes.distill.schema import Recipe
 
 if TYPE_CHECKING:
     from lightning import Trainer
+    from lightning.pytorch import LightningDataModule
+    from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
 
 
-def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | None = None) -> Any:
+def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | None = None) -> LightningDataModule:
     """The data of the recipe under a regime; with the folder of a cache, in the views that the teacher answers once."""
     data, training = recipe.data, regime(recipe.regime, changes)
     if data.task is not None:
@@ -41,22 +43,21 @@ def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | Non
     return ImageData(source, path, **options)
 
 
-def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:
+def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> LightningDataModule:
     from transformers import AutoTokenizer
 
     from distill.gathering import own_batch
     from distill.tokenizers import check_tokenizers
     from recipes.data.text_module import TextDataModule
 
-    names = [n.model for n in (recipe.teacher, recipe.student) if n.model]
-    places = [str(resolve_model(name)) for name in dict.fromkeys(names)]
+    places = network_places(recipe)
     if len(places) > 1:
         check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places))
 
     class Texts(TextDataModule):
         """A text task whose batch is that of an update, on all processes and accumulated batches together."""
 
-        def train_dataloader(self) -> Any:
+        def train_dataloader(self) -> TRAIN_DATALOADERS:
             self.batch_size = own_batch(training.batch_size, cast("Trainer", self.trainer).accumulate_grad_batches)
             return super().train_dataloader()
 
@@ -65,22 +66,18 @@ def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> Any:
     return Texts(made, places[-1], max_length=recipe.data.length, seed=recipe.seed, **options)
 
 
-def _files(recipe: Recipe, training: Regime) -> Any:
+def _files(recipe: Recipe, training: Regime) -> LightningDataModule:
     from transformers import AutoTokenizer
 
     from distill.tokenizers import check_tokenizers
     from distill.tokens import TokenData
 
-    names = list(dict.fromkeys(n.model for n in (recipe.teacher, recipe.student) if n.model))
-    places = [str(smollm2() if name == "shipped:smollm2" else resolve_model(name)) for name in names]
+    places = network_places(recipe)
     if len(places) > 1:
         check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places), special=False)
     data = recipe.data
-    python = data.path == "python"
-    root = Path(sysconfig.get_path("stdlib")) if python else Path(data.path).expanduser()
-    files = sorted(root.glob("*.py" if python else data.pattern))
     return TokenData(
-        [file for file in files if file.is_file()],
+        text_files(recipe),
         places[-1],
         length=data.length,
         batch_size=training.batch_size,
@@ -88,3 +85,16 @@ def _files(recipe: Recipe, training: Regime) -> Any:
         evaluation_blocks=data.test_rows,
         seed=recipe.seed,
     )
+
+
+def text_files(recipe: Recipe) -> list[Path]:
+    """The files of language that the recipe names."""
+    python = recipe.data.path == "python"
+    root = Path(sysconfig.get_path("stdlib")) if python else Path(recipe.data.path).expanduser()
+    return [file for file in sorted(root.glob("*.py" if python else recipe.data.pattern)) if file.is_file()]
+
+
+def network_places(recipe: Recipe) -> list[str]:
+    """Folder or Hub name of the teacher's model and of the student's, fetched where they ship; one where they agree."""
+    names = dict.fromkeys(n.model for n in (recipe.teacher, recipe.student) if n.model)
+    return [str(smollm2() if name == "shipped:smollm2" else resolve_model(name)) for name in names]

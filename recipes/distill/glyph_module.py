@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import lightning
 import torch
@@ -20,7 +20,7 @@ TRAIN, VALIDATION, TEST = 1, 2, 3  # seeds of the three independent sets
 
 
 @cache
-def _set(items: int, seed: int) -> Any:
+def _set(items: int, seed: int) -> tuple[Tensor, Tensor]:
     return Glyphs(items, seed).tensors()
 
 
@@ -111,7 +111,7 @@ class GlyphData(lightning.LightningDataModule):
 
     def _whole(self, seed: int) -> DataLoader[dict[str, Tensor]]:
         images, labels = _set(self.test_rows, seed)
-        parts = zip(images.split(2000), labels.split(2000), strict=True)
+        parts = zip(torch.split(images, 2000), torch.split(labels, 2000), strict=True)
         batches = cast("Dataset[dict[str, Tensor]]", [{"images": x.float() / 255, "labels": y} for x, y in parts])
         return DataLoader(batches, batch_size=None)
 

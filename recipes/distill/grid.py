@@ -21,8 +21,12 @@ from recipes.distill.schema import RIVALS, Grid, Setting, Terms
 from recipes.errors import RecipeError
 from recipes.running.files import write_json
 from recipes.running.quiet import hush_libraries, silent_trainer
+from recipes.running.seals import seal, sealed
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from distill.models import Network
     from recipes.distill.schema import Recipe
     from recipes.running.folder import RunFolder
 
@@ -60,7 +64,7 @@ def run_grid(recipe: Recipe, grid: Grid, folder: RunFolder) -> None:
     report(grid, results, accuracy, folder)
 
 
-def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[Any]) -> list[dict[str, Any]]:
+def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[tuple[object, ...]]) -> list[dict[str, Any]]:
     """The contents of all cells, in their order, made side by side."""
     from joblib import Parallel, delayed
 
@@ -75,7 +79,7 @@ def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[Any]) -> lis
 def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int | None = None) -> dict[str, Any]:
     """The content of a cell's file, made where it is missing; without a seed it is the tuning."""
     path = out / "cells" / f"{name}-{size}-{'tuning' if seed is None else seed}.json"
-    if not path.is_file():
+    if not sealed(path):
         hush_libraries()
         teacher, setting = teach(recipe, grid, out), grid.settings[name]
         if seed is None:
@@ -85,29 +89,31 @@ def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int 
             content = run_cell(recipe, grid, setting, size, teacher, tuned, seed)["test"]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
+        seal(path)
     read: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return read
 
 
-def teach(recipe: Recipe, grid: Grid, out: Path) -> Any:
+def teach(recipe: Recipe, grid: Grid, out: Path) -> Network:
     """The teacher, trained on labels alone under the last setting where it is not there yet."""
-    from recipes.distill.networks import load_network, network, save_network
+    from recipes.distill.networks import load_network, network, save_network, saved_network
 
     made = network(recipe, recipe.teacher, recipe.data.classes, student=False)
     target = out / "teacher"
-    if (target / "result.json").is_file():
-        load_network(made, target / "network.safetensors")
+    if (target / "result.json").is_file() and saved_network(target, print):
+        load_network(made, target)
         return made
     last = list(grid.settings.values())[-1]
     setting = Setting(last.regime, {**last.changes, **recipe.teacher.changes}, grid.teacher_updates, last.augment)
     terms: dict[str, Terms] = {"teacher": {"hard": {}}}
     scores = train(recipe, grid, setting, grid.teacher_rows, {"teacher": made}, None, terms, recipe.seed)
+    (target / "result.json").unlink(missing_ok=True)  # of a damaged network: it belongs to none of the new files
     save_network(made, target, {})
     write_json(target / "result.json", scores)
     return made
 
 
-def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: object) -> dict[str, Any]:
+def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: nn.Module) -> dict[str, Any]:
     """The best candidate of every method on validation, the published one among them."""
     tried = {
         f"{name}_{number}": terms
@@ -127,7 +133,7 @@ def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: objec
 
 
 def run_cell(
-    recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: object, terms: Mapping[str, Terms], seed: int
+    recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: nn.Module, terms: Mapping[str, Terms], seed: int
 ) -> dict[str, dict[str, float]]:
     """Train one student for every entry of the terms, all from the same weights and on the same views."""
     import lightning
@@ -146,22 +152,22 @@ def train(
     grid: Grid,
     setting: Setting,
     size: int,
-    students: Any,
-    teacher: Any,
+    students: Mapping[str, nn.Module | str],
+    teacher: nn.Module | None,
     terms: Mapping[str, Terms],
     seed: int,
 ) -> dict[str, dict[str, float]]:
     """Train and return accuracies: split -> student -> share of right answers."""
     import lightning
 
-    from distill.data import mixup
     from distill.module import DistillModule
+    from distill.transforms import mixup
     from recipes.distill.glyph_module import GlyphData
 
     lightning.seed_everything(seed, workers=True, verbose=False)
     regime_ = regime(setting.regime, setting.changes)
     module = DistillModule(
-        students,
+        dict(students),
         teacher,
         dict(terms),
         regime=setting.regime,

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.errors import DistillError
 from recipes.data.models import resolve_model
 from recipes.data.smollm2 import smollm2
 from recipes.distill.schema import Network, Recipe
+from recipes.running.seals import STAMP, damage, stamp
+
+WEIGHTS = "network.safetensors"
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
+    from transformers import PreTrainedModel
+
+    from distill.models import Network as Built
 
 
 @contextmanager
@@ -23,12 +32,12 @@ def told(kind: type[Exception], where: str = "") -> Iterator[None]:
         raise kind(f"{where}: {error}" if where else str(error)) from error
 
 
-def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> Any:
+def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> Built:
     """Build a network of the recipe, behind the common call."""
-    from distill.module import build
+    from distill.models import build
 
     options = dict(config.options)
-    name: Any = config.model
+    name = config.model
     training = recipe.training
     if recipe.kind == "images" and student:
         drop = {"drop_path_rate": training.drop_path, "drop_rate": training.dropout}
@@ -40,7 +49,7 @@ def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> 
     return build(name, recipe.kind, classes, size, recipe.channels_last, rank, options)
 
 
-def saved_beside(recipe: Recipe, data: Any) -> dict[str, Any]:
+def saved_beside(recipe: Recipe, data: LightningDataModule) -> dict[str, object]:
     """What a network needs beside its weights to be used elsewhere: the tokenizer, or names of the images' classes.
 
     Args:
@@ -56,7 +65,7 @@ def saved_beside(recipe: Recipe, data: Any) -> dict[str, Any]:
     return {"tokenizer": AutoTokenizer.from_pretrained(place)}
 
 
-def save_network(made: Any, target: Path, beside: dict[str, Any]) -> None:
+def save_network(made: Built, target: Path, beside: Mapping[str, Any]) -> None:
     """Write the weights as network.safetensors, and what else makes them of use.
 
     A transformers model is its own folder `model` with its tokenizer, which `pipeline` loads, its classes named in its
@@ -71,16 +80,31 @@ def save_network(made: Any, target: Path, beside: dict[str, Any]) -> None:
 
     target.mkdir(parents=True, exist_ok=True)
     if hasattr(made.model, "save_pretrained"):
-        made.model.save_pretrained(target / "model")
+        cast("PreTrainedModel", made.model).save_pretrained(target / "model")
         if beside.get("tokenizer") is not None:
             beside["tokenizer"].save_pretrained(target / "model")
     if beside.get("labels"):
         (target / "labels.json").write_text(json.dumps(beside["labels"]) + "\n", encoding="utf-8")
-    save_model(made.model, str(target / "network.safetensors"))
+    save_model(made.model, str(target / WEIGHTS))
+    stamp(target)
 
 
-def load_network(made: Any, file: Path) -> None:
-    """Read weights that `save_network` wrote."""
+def saved_network(target: Path, say: Callable[[str], object]) -> bool:
+    """Whether `save_network` has left a whole network in a folder; a damaged one is told, and is to be made again.
+
+    Args:
+        target: The folder.
+        say: Called with one sentence about damage.
+    """
+    if not (target / WEIGHTS).is_file() and not (target / STAMP).is_file():
+        return False
+    if fault := damage(target):
+        say(f"{target} {fault}: it is made again")
+    return not fault
+
+
+def load_network(made: Built, target: Path) -> None:
+    """Read weights that `save_network` wrote into a folder."""
     from safetensors.torch import load_model
 
-    load_model(made.model, file)
+    load_model(made.model, target / WEIGHTS)

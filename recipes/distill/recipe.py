@@ -13,24 +13,34 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.regimes import Regime, regime
 from recipes.data import wheels
 from recipes.data.models import check_model
 from recipes.data.smollm2 import describe_smollm2
 from recipes.data.sources import check_task
+from recipes.data.tables import own_files
 from recipes.distill.classes import check_classes, class_names
-from recipes.distill.data import data_module
+from recipes.distill.data import data_module, text_files
+from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
 from recipes.distill.grid import check_grid, run_grid
-from recipes.distill.networks import load_network, network, save_network, saved_beside, told
-from recipes.distill.schema import GLYPH, Network, Recipe
+from recipes.distill.networks import load_network, network, save_network, saved_beside, saved_network, told
+from recipes.distill.schema import Network, Recipe
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
 from recipes.running.quiet import hush_libraries
 from recipes.running.trainer import TrainerConfig, build_trainer
 
 if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule, Trainer
+    from torch import nn
+
+    from distill.cached_data import CachedImageData
+    from distill.data import ImageData
+    from distill.models import Network as Built
+    from distill.module import DistillModule
+    from distill.networks import Frozen, TextNetwork
     from recipes.running.folder import RunFolder
 
 __all__ = ["Recipe", "check", "run"]
@@ -50,6 +60,12 @@ def check(recipe: Recipe) -> Iterator[str]:
     if recipe.grid is not None:
         yield from check_grid(recipe, recipe.grid)
         return
+    yield check_losses(recipe)
+    if recipe.kind != "images":
+        yield check_words(recipe)
+    processes = check_fit(recipe, _limited(recipe.trainer, recipe.training))
+    if line := check_images(recipe, processes):
+        yield line
     training = recipe.training
     yield (
         f"plan: {', '.join(recipe.methods)} under {recipe.regime}: {training.epochs} epochs, {training.batch_size} "
@@ -84,6 +100,11 @@ def _check_data(recipe: Recipe) -> str:
     if data.source in ("digits", "glyphs", "hub") or data.path == "python":
         return f"data: {data.source} {data.path}".rstrip()
     where = Path(data.path).expanduser()
+    if data.source == "files" and data.path and where.is_dir() and (few := len(text_files(recipe))) < 3:
+        raise RecipeError(
+            f"data.pattern: {few} files of {where} match {data.pattern!r}; give 3 or more, for train, validation and "
+            "test"
+        )
     if not data.path or not where.exists():
         raise RecipeError(f"data.path: {data.path or 'an empty path'!r} does not exist; give the folder of the data")
     if data.source == "folder" and not (where / "train").is_dir():
@@ -96,19 +117,29 @@ def _check_network(recipe: Recipe, role: str, network: Network) -> str:
         if network.model == "shipped:smollm2":
             return f"{role} shipped:smollm2: {describe_smollm2()}"
         return f"{role}: {check_model(network.model)}"
-    import torch
-
-    from distill.networks import image_model
-
-    options = {k: v for k, v in network.options.items() if k not in ("pretrained", "checkpoint_path", "mean", "std")}
-    own = GLYPH if recipe.grid is not None else recipe.training.image_size
-    size = int(options.pop("size", 0)) or own
-    deep = role == "student" and recipe.grid is None and recipe.training.drop_path
-    drop = {"drop_path_rate": recipe.training.drop_path} if deep else {}
-    with told(RecipeError, f"{role}.model"), torch.device("meta"):
-        model = image_model(network.model, recipe.data.classes, size, **drop, **options)
+    model, size = image_network(recipe, role, network)
     count = sum(parameter.numel() for parameter in model.parameters())
     return f"{role} {network.model}: {count / 1e6:.2f} M parameters, {size} px, {recipe.data.classes} classes"
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads; folders of images apart, which may hold millions."""
+    networks = [network for network in (recipe.teacher, recipe.student) if network.model]
+    weights = [
+        str(network.options["checkpoint_path"]) for network in networks if network.options.get("checkpoint_path")
+    ]
+    tables = [] if recipe.data.task is None else own_files(recipe.data.task)
+    texts = text_files(recipe) if recipe.kind == "language" and recipe.data.path != "python" else []
+    models = [network.model for network in networks] if recipe.kind != "images" else []
+    return [*map(Path, [*models, *weights]), *tables, *texts]
+
+
+def finished(path: Path) -> list[str]:
+    """Names of the trainings of a run folder that are finished, as their checkpoints are named."""
+    teacher = ["teacher"] if (path / "teacher" / "network.safetensors").is_file() else []
+    cells = sorted(file.stem for file in (path / "cells").glob("*.json"))
+    students = ["students"] if any((path / "students").glob("*/network.safetensors")) else []
+    return teacher + cells + students
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
@@ -129,7 +160,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         data = data_module(recipe, recipe.changes, folder.path / "cache" if recipe.teacher.views else None)
         terms = {name: recipe.terms(name) for name in recipe.methods}
         negatives = any("crd" in chosen for chosen in terms.values())
-        students: dict[str, Any] = {}
+        students: dict[str, nn.Module | str] = {}
         for name in terms:  # all from the same initial weights
             lightning.seed_everything(recipe.seed, workers=True, verbose=False)
             students[name] = network(recipe, recipe.student, classes, student=True)
@@ -140,18 +171,20 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             task=recipe.kind,
             classes=classes,
             teacher_dtype=recipe.teacher.dtype,
-            item_labels=data.item_labels() if negatives else None,
+            item_labels=cast("ImageData", data).item_labels() if negatives else None,
             **recipe.arguments(),
             labels=labels,
         )
         if recipe.teacher.views:
-            data.fill(module._teacher, recipe.teacher.model)
+            cast("CachedImageData", data).fill(cast("Frozen", module._teacher), recipe.teacher.model)
         trainer = fit(recipe, module, data, folder, "students", recipe.training)
         tested = trainer.test(module, datamodule=data, verbose=False)[0]
     rows += [{"student": name, **_figures(tested, name, len(terms))} for name in terms]
     if trainer.is_global_zero:
         for name in terms:
-            save_network(module.students[name], folder.path / "students" / name, saved_beside(recipe, data))
+            save_network(
+                cast("Built", module.students[name]), folder.path / "students" / name, saved_beside(recipe, data)
+            )
     by_name = {row["student"]: row for row in rows}
     for name in terms:
         if {"teacher", "ce"} <= set(by_name) and name != "ce":
@@ -165,7 +198,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
 def _teacher(
     recipe: Recipe, folder: RunFolder, classes: int, labels: list[str] | None
-) -> tuple[Any, list[dict[str, Any]]]:
+) -> tuple[Built | None, list[dict[str, Any]]]:
     """The teacher, trained where the recipe says so, and its row of the table."""
     from distill.labels import follow
     from distill.module import DistillModule
@@ -176,7 +209,7 @@ def _teacher(
     made = network(recipe, recipe.teacher, classes, student=False)
     data = data_module(recipe, changes)
     if labels and not recipe.teacher.train:
-        follow(made, labels, "the teacher", learns=False)
+        follow(cast("TextNetwork", made), labels, "the teacher", learns=False)
     module = DistillModule(
         made,
         terms={"hard": {}},
@@ -187,18 +220,18 @@ def _teacher(
         chunk=recipe.chunk,
         labels=labels,
     )
-    saved = folder.path / "teacher" / "network.safetensors"
-    if recipe.teacher.train and saved.is_file():
-        load_network(module.students["student"], saved)
+    saved = folder.path / "teacher"
+    if recipe.teacher.train and saved_network(saved, folder.say):
+        load_network(cast("Built", module.students["student"]), saved)
         trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
     elif recipe.teacher.train:
         trainer = fit(recipe, module, data, folder, "teacher", regime(recipe.regime, changes))
         if trainer.is_global_zero:
-            save_network(module.students["student"], saved.parent, saved_beside(recipe, data))
+            save_network(cast("Built", module.students["student"]), saved, saved_beside(recipe, data))
     else:
         trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
-    return module.students["student"], [{"student": "teacher", **_figures(tested, "student", 1)}]
+    return cast("Built", module.students["student"]), [{"student": "teacher", **_figures(tested, "student", 1)}]
 
 
 def _figures(tested: Mapping[str, float], name: str, students: int) -> dict[str, float]:
@@ -206,7 +239,9 @@ def _figures(tested: Mapping[str, float], name: str, students: int) -> dict[str,
     return {key.removeprefix(stage): value for key, value in tested.items() if key.startswith(stage)}
 
 
-def fit(recipe: Recipe, module: Any, data: Any, folder: RunFolder, name: str, training: Regime) -> Any:
+def fit(
+    recipe: Recipe, module: DistillModule, data: LightningDataModule, folder: RunFolder, name: str, training: Regime
+) -> Trainer:
     """Train under a regime, from the newest checkpoint of this phase where there is one."""
     trainer = build_trainer(_limited(recipe.trainer, training), folder, name)
     trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(name))
@@ -214,5 +249,5 @@ def fit(recipe: Recipe, module: Any, data: Any, folder: RunFolder, name: str, tr
 
 
 def _limited(config: TrainerConfig, training: Regime) -> TrainerConfig:
-    limit = None if config.max_epochs is None and config.max_steps > 0 else config.max_epochs or training.epochs
+    limit = training.epochs if config.max_epochs is None and config.max_steps <= 0 else config.max_epochs
     return replace(config, max_epochs=limit)

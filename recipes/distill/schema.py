@@ -9,7 +9,7 @@ from distill.errors import DistillError
 from distill.form import Form
 from distill.regimes import Regime, method, regime
 from recipes.data.task_source import TaskSource
-from recipes.fields import FieldError, check_name, check_positive, check_range, check_unique
+from recipes.fields import FieldError, check_name, check_positive, check_range, check_seed, check_unique
 from recipes.front.signature import FedBlock, takes
 from recipes.running.trainer import TrainerConfig
 
@@ -158,6 +158,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Refuse an unfair or empty comparison."""
+        for index, seed in enumerate(self.seeds):
+            check_seed(seed, f"seeds.{index}")
+        check_seed(self.tuning_seed, "tuning_seed")
         check_unique([str(seed) for seed in (*self.seeds, self.tuning_seed)], "seeds")
         for name in ("teacher_rows", "teacher_updates", "test_rows", "processes"):
             check_positive(getattr(self, name), name)
@@ -225,6 +228,7 @@ class Recipe(FedBlock):
     def __post_init__(self) -> None:
         """Refuse what no data could make right."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         for key in ("rows", "test_rows", "workers"):
             check_range(getattr(self.data, key), f"data.{key}", low=0)
         check_range(self.data.length, "data.length", low=2)
@@ -234,6 +238,8 @@ class Recipe(FedBlock):
         check_range(self.teacher.views, "teacher.views", low=0)
         if self.teacher.views and (self.kind != "images" or self.grid is not None or not self.teacher.model):
             raise FieldError("teacher.views", f"expected 0 without a teacher of images, got {self.teacher.views}")
+        if self.data.task is not None and self.data.task.kind != "classification":
+            raise FieldError("data.task.kind", f"expected classification, got {self.data.task.kind!r}")
         if self.teacher.keep != Keep() and not self.teacher.views:
             raise FieldError("teacher.keep", "expected teacher.views above 0 with it, got 0: there is no cache")
         if not self.methods:

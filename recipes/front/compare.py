@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import RecipeError
+from recipes.front import table
 from recipes.front.parse import Parsed, parse
 from recipes.front.schema import show
 
@@ -23,7 +24,7 @@ MAY_DIFFER = (
 _ABSENT = object()
 
 
-def differences(before: Any, after: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(before: Any, after: Any, path: str = "") -> dict[str, tuple[object, object]]:
     """Return the keys whose values differ, dotted, with both values.
 
     >>> differences({"a": {"b": 1}, "c": [1, 2]}, {"a": {"b": 2}, "c": [1, 2]})
@@ -33,7 +34,7 @@ def differences(before: Any, after: Any, path: str = "") -> dict[str, tuple[Any,
         keys = (
             list(dict.fromkeys([*before, *after])) if isinstance(before, dict) else range(max(len(before), len(after)))
         )
-        found: dict[str, tuple[Any, Any]] = {}
+        found: dict[str, tuple[object, object]] = {}
         for key in keys:
             inner = f"{path}.{key}" if path else str(key)
             found |= differences(_get(before, key), _get(after, key), inner)
@@ -47,7 +48,7 @@ def _get(values: Any, key: Any) -> Any:
     return values[key] if key < len(values) else _ABSENT
 
 
-def check_resume(folder: Path, now: Parsed) -> dict[str, tuple[Any, Any]]:
+def check_resume(folder: Path, now: Parsed) -> dict[str, tuple[object, object]]:
     """Compare the recipe of a run folder with the present one.
 
     Args:
@@ -68,7 +69,8 @@ def check_resume(folder: Path, now: Parsed) -> dict[str, tuple[Any, Any]]:
     except RecipeError as error:
         raise RecipeError(f"--resume: the recipe of {folder} is no longer valid:", *error.problems) from error
     found = differences(before.plain, now.plain)
-    refused = {key: pair for key, pair in found.items() if not _accepted(key)}
+    fixed: tuple[str, ...] = getattr(table.load(now.name), "FIXED", ())  # of what may differ elsewhere
+    refused = {key: pair for key, pair in found.items() if not _accepted(key) or key in fixed}
     if refused:
         lines = [
             f"  {key}: the run has {_shown(was)}, now it is {_shown(value)}" for key, (was, value) in refused.items()
@@ -81,5 +83,5 @@ def _accepted(key: str) -> bool:
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_DIFFER)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "absent" if value is _ABSENT else show(value)

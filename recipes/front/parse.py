@@ -15,7 +15,8 @@ from recipes.front import table
 from recipes.front.schema import REQUIRED, describe, did_you_mean, fields_of, members, show, to_plain
 from recipes.front.yaml_lines import REFUSED, Document, Key, dotted, load_yaml
 
-_ABSENT: Any = object()
+_ABSENT: object = object()
+LARGEST = 2**24  # bytes of a recipe file
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def parse(path: Path, overrides: Sequence[str] = ()) -> Parsed:
     """
     source = path.name
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise RecipeError(f"{path}: {size} bytes are no recipe; at most {LARGEST} are read")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from error
@@ -132,20 +135,20 @@ class _Problems:
             raise RecipeError(*dict.fromkeys(text for _, text in sorted(self.rows, key=lambda row: row[0])))
 
 
-def _split(override: str) -> tuple[str, Key, Any]:
+def _split(override: str) -> tuple[str, Key, object]:
     name, equals, text = override.partition("=")
     if not equals or not name or "" in name.split("."):
         raise RecipeError(f"override {override}: expected key.sub=value, such as trainer.max_epochs=3")
     document = load_yaml(text, f"override {override}")
     if document.problems:
         raise RecipeError(*(f"override {override}: {message}" for _, message in document.problems))
-    keys = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
+    keys = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in name.split("."))
     return override, keys, document.data
 
 
-def _override(data: Any, schema: Any, keys: Key, value: Any) -> str | None:
+def _override(data: Any, schema: object, keys: Key, value: object) -> str | None:
     """Set one value inside plain data, or say why not; a list or mapping that the file leaves out has its default."""
-    default: Any = _ABSENT
+    default: object = _ABSENT
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(data, list):
@@ -170,7 +173,7 @@ def _override(data: Any, schema: Any, keys: Key, value: Any) -> str | None:
     return None
 
 
-def _child(schema: Any, slot: str | int, default: Any) -> tuple[Any, Any]:
+def _child(schema: object, slot: str | int, default: object) -> tuple[object, object]:
     """Return type and default of what a key leads to, as far as they are known."""
     for member in members(schema):
         if dataclasses.is_dataclass(member):
@@ -189,7 +192,7 @@ class _Builder:
     def __init__(self, problems: _Problems) -> None:
         self.problems = problems
 
-    def build(self, kind: Any, value: Any, path: Key, base: Any = None) -> Any:
+    def build(self, kind: object, value: object, path: Key, base: object = None) -> object:
         """Return the typed value, or `REFUSED` once its problems are noted."""
         kinds = members(kind)
         if value is REFUSED:
@@ -211,14 +214,14 @@ class _Builder:
             return value  # as written too: the engine makes 16 of '16' where both are choices
         return self.leaf(kind, value, path)
 
-    def items(self, kind: Any, value: Any, path: Key) -> Any:
+    def items(self, kind: object, value: list[object] | dict[str, object], path: Key) -> object:
         if isinstance(value, list):
-            built: Any = [self.build(kind, item, (*path, index)) for index, item in enumerate(value)]
-            return REFUSED if any(item is REFUSED for item in built) else built
+            listed = [self.build(kind, item, (*path, index)) for index, item in enumerate(value)]
+            return REFUSED if any(item is REFUSED for item in listed) else listed
         built = {key: self.build(kind, item, (*path, key)) for key, item in value.items()}
         return REFUSED if any(item is REFUSED for item in built.values()) else built
 
-    def block(self, schema: Any, value: dict[str, Any], path: Key, base: Any) -> Any:
+    def block(self, schema: Any, value: dict[str, object], path: Key, base: object) -> object:
         fields = fields_of(schema)
         names = [field.name for field in fields]
         for key in value:
@@ -249,7 +252,7 @@ class _Builder:
             self.problems.add(path, str(error))
         return REFUSED
 
-    def leaf(self, kind: Any, value: Any, path: Key) -> Any:
+    def leaf(self, kind: object, value: object, path: Key) -> object:
         """Check one value with the engine; an override such as `name=007` may also be the text it was typed as."""
         candidates = tuple(member for member in members(kind) if _could_be(member, value))
         if candidates:
@@ -266,7 +269,7 @@ class _Builder:
         return REFUSED
 
 
-def _could_be(kind: Any, value: Any) -> bool:
+def _could_be(kind: object, value: object) -> bool:
     """Say whether the shape of a value fits a type; the engine would take a list for a dataclass, and null for text."""
     if value is None or kind is type(None):
         return False
@@ -276,12 +279,12 @@ def _could_be(kind: Any, value: Any) -> bool:
     return origin not in {list, dict} or isinstance(value, origin)
 
 
-def _choices(kind: Any) -> list[Any]:
+def _choices(kind: object) -> list[object]:
     """Return what a type accepts by value."""
     return [choice for member in members(kind) if get_origin(member) is Literal for choice in get_args(member)]
 
 
-def check_leaf(kind: Any, value: Any) -> Any:
+def check_leaf(kind: object, value: object) -> object:
     """Return one value as its type, checked by jsonargparse.
 
     Raises:

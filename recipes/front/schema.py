@@ -27,7 +27,7 @@ class Field:
     """
 
     name: str
-    kind: Any
+    kind: object
     default: Any
     help: str
 
@@ -66,7 +66,7 @@ def summary_of(schema: type) -> str:
     return docstring_parser.parse(schema.__doc__ or "").short_description or ""
 
 
-def members(kind: Any) -> tuple[Any, ...]:
+def members(kind: object) -> tuple[Any, ...]:
     """Return the members of a union, or the type alone.
 
     >>> members(int | None)
@@ -75,7 +75,7 @@ def members(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in {Union, types.UnionType} else (kind,)
 
 
-def describe(kind: Any) -> str:
+def describe(kind: object) -> str:
     """Return a type in words.
 
     >>> describe(list[int] | Literal["auto"] | None)
@@ -85,7 +85,7 @@ def describe(kind: Any) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def _word(kind: Any) -> str:
+def _word(kind: object) -> str:
     plain = {
         int: "a whole number",
         float: "a number",
@@ -114,12 +114,19 @@ def _word(kind: Any) -> str:
     return getattr(kind, "__name__", str(kind))
 
 
-def _plural(kind: Any) -> str:
-    plain = {int: "whole numbers", float: "numbers", str: "texts", bool: "true or false", Path: "paths", Any: "values"}
+def _plural(kind: object) -> str:
+    plain: dict[object, str] = {
+        int: "whole numbers",
+        float: "numbers",
+        str: "texts",
+        bool: "true or false",
+        Path: "paths",
+        Any: "values",
+    }
     return plain.get(kind) or ("mappings" if dataclasses.is_dataclass(kind) else f"values, each {describe(kind)}")
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """Return a value as a message shows it, cut at 60 characters.
 
     >>> show({"a": None}), show("x" * 99)[-5:]
@@ -136,7 +143,7 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def to_plain(value: Any) -> Any:
+def to_plain(value: object) -> Any:
     """Return a recipe as plain values: what YAML and JSON can hold.
 
     >>> to_plain({"path": Path("a/b"), "pair": (1, 2)})

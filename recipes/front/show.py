@@ -53,7 +53,7 @@ def json_schema(name: str) -> str:
     return json.dumps(head | schema, indent=2, ensure_ascii=False)
 
 
-def _schema_of(kind: Any) -> dict[str, Any]:
+def _schema_of(kind: object) -> dict[str, Any]:
     kinds = members(kind)
     if len(kinds) > 1:
         return {"anyOf": [_schema_of(member) for member in kinds]}
@@ -88,7 +88,7 @@ def _schema_of(kind: Any) -> dict[str, Any]:
     return shape | ({"description": about} if about else {})
 
 
-def to_yaml(recipe: Any, *, comments: bool = True) -> str:
+def to_yaml(recipe: object, *, comments: bool = True) -> str:
     """Return a recipe dataclass as YAML that resolves to the same recipe.
 
     Args:
@@ -127,13 +127,13 @@ def _block(value: Any, depth: int, comments: bool) -> list[str]:
     return lines
 
 
-def _entry(head: str, value: Any, depth: int, comments: bool) -> list[str]:
+def _entry(head: str, value: object, depth: int, comments: bool) -> list[str]:
     if _nested(value):
         return [head, *_block(value, depth + 1, comments)]
     return [f"{head} {_inline(value)}"]
 
 
-def _nested(value: Any) -> bool:
+def _nested(value: object) -> bool:
     """Say whether a value needs lines of its own: it holds mappings, or is one that is not empty."""
     if dataclasses.is_dataclass(value):
         return True
@@ -142,14 +142,14 @@ def _nested(value: Any) -> bool:
     return isinstance(value, dict) and bool(value)
 
 
-def _inline(value: Any) -> str:
+def _inline(value: object) -> str:
     value = to_plain(value)
     if isinstance(value, list):
         return f"[{', '.join(map(_inline, value))}]"
     return "{}" if isinstance(value, dict) else scalar(value)
 
 
-def scalar(value: Any) -> str:
+def scalar(value: object) -> str:
     """Return one plain value as YAML that the front reads back unchanged.
 
     >>> scalar("1e-3"), scalar(1e-3), scalar("no"), scalar(None), scalar("a: b")

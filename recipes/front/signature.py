@@ -98,7 +98,7 @@ class Parameter:
     """
 
     name: str
-    kind: Any
+    kind: object
     default: Any
     help: str
 
@@ -115,7 +115,7 @@ def _documented(block: type, added: list[Parameter]) -> str:
     return "\n".join([text, *head, *(f"    {item.name}: {item.help}" for item in added)])
 
 
-def _check(block: Any, kinds: Mapping[str, Any]) -> None:
+def _check(block: object, kinds: Mapping[str, object]) -> None:
     for name, kind in kinds.items():
         if not arguments.accepts(kind, getattr(block, name)):
             raise FieldError(name, arguments.refusal(kind, getattr(block, name)))
@@ -170,7 +170,7 @@ class _Source:
         pairs += zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
         return [(item, default) for item, default in pairs if item.arg != "self"]
 
-    def _documents(self, node: Any) -> list[docstring_parser.DocstringParam]:
+    def _documents(self, node: object) -> list[docstring_parser.DocstringParam]:
         inner = [n for n in getattr(node, "body", []) if getattr(n, "name", None) == "__init__"]
         texts = [ast.get_docstring(part) or "" for part in [node, *inner]]
         return [entry for text in texts for entry in docstring_parser.parse(text).params]
@@ -180,7 +180,7 @@ class _Source:
         value = dataclasses.MISSING if default is None else ast.literal_eval(default)
         return Parameter(item.arg, kind, list(value) if isinstance(value, tuple) else value, helps.get(item.arg, ""))
 
-    def resolve(self, node: ast.expr) -> Any:
+    def resolve(self, node: ast.expr) -> object:
         """The annotation as a type; a class that only heavy code defines is any value."""
         plain = _Plain().visit(node)
         words = {part.id for part in ast.walk(plain) if isinstance(part, ast.Name)}
@@ -188,7 +188,7 @@ class _Source:
         expression = ast.fix_missing_locations(ast.Expression(plain))
         return eval(compile(expression, self.module, "eval"), names)  # noqa: S307 - our own source
 
-    def _meaning(self, word: str) -> Any:
+    def _meaning(self, word: str) -> object:
         if word in _NAMES:
             return _NAMES[word]
         for node in self.tree.body:
@@ -208,7 +208,7 @@ class _Plain(ast.NodeTransformer):
         return node if ast.unparse(node.value) == "typing" else ast.Name("Any", ast.Load())
 
 
-def _listed(kind: Any) -> Any:
+def _listed(kind: object) -> Any:
     """The kind with every sequence as a list, which is what YAML has."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is tuple and Ellipsis not in inner:
@@ -217,7 +217,7 @@ def _listed(kind: Any) -> Any:
         return list[_listed(inner[0])]  # type: ignore[misc]
     if origin in {collections.abc.Mapping, dict}:
         return dict.__class_getitem__((inner[0], _listed(inner[1])))
-    if kind is collections.abc.Hashable:  # a column's name
+    if kind in {collections.abc.Hashable, object}:  # a column's name; a value that the code itself looks at
         return Any
     if origin is typing.Union or type(kind).__name__ == "UnionType":
         return typing.Union[tuple(map(_listed, inner))]  # noqa: UP007 (computed)

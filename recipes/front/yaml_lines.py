@@ -13,7 +13,8 @@ from recipes.errors import RecipeError
 Key = tuple[str | int, ...]
 MAX_NODES = 100_000  # a page of aliases of aliases would otherwise fill the memory
 MAX_DEPTH = 60
-REFUSED: Any = type("Refused", (), {"__repr__": lambda self: "?"})()  # stands for a value whose problem is noted
+LONGEST_NUMBER = 100  # digits of a whole number that are read at all: Python refuses thousands
+REFUSED: object = type("Refused", (), {"__repr__": lambda self: "?"})()  # stands for a value whose problem is noted
 
 
 class _Loader(yaml.SafeLoader):
@@ -98,7 +99,7 @@ class _Builder:
         self.source = source
         self.nodes = 0
 
-    def build(self, node: Node, path: Key) -> Any:
+    def build(self, node: Node, path: Key) -> object:
         self.nodes += 1
         if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
             line = node.start_mark.line + 1
@@ -112,8 +113,8 @@ class _Builder:
             return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
         return self.scalar(node, path)
 
-    def mapping(self, node: MappingNode, path: Key) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+    def mapping(self, node: MappingNode, path: Key) -> dict[str, object]:
+        values: dict[str, object] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
@@ -128,7 +129,7 @@ class _Builder:
             values[key] = self.build(value_node, (*path, key))
         return values
 
-    def scalar(self, node: Node, path: Key) -> Any:
+    def scalar(self, node: Node, path: Key) -> object:
         line = node.start_mark.line + 1
         kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value)
         if kind == "str":
@@ -138,7 +139,16 @@ class _Builder:
         if kind == "bool":
             return text.lower() == "true"
         if kind == "int":
-            return int(text, 0) if text[:2] in {"0x", "0o"} else int(text)
+            if len(text) > LONGEST_NUMBER:
+                self.problem(
+                    line, path, f"expected a number of at most 64 bits, got {text[:20]}... of {len(text)} digits"
+                )
+                return REFUSED
+            number = int(text, 0) if text[:2] in {"0x", "0o"} else int(text)
+            if not -(2**63) <= number < 2**64:
+                self.problem(line, path, f"expected a number of at most 64 bits, got {text}")
+                return REFUSED
+            return number
         if kind == "float":
             if text[-1] in "fFnN" or not math.isfinite(float(text)):
                 self.problem(line, path, f"expected a finite number, got {text}")
@@ -146,7 +156,7 @@ class _Builder:
             return float(text)
         return self.tag(node, path)
 
-    def tag(self, node: Node, path: Key) -> Any:
+    def tag(self, node: Node, path: Key) -> object:
         self.problem(node.start_mark.line + 1, path, f"the tag {node.tag} is not accepted; write plain values")
         return REFUSED
 

@@ -16,16 +16,21 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from recipes.errors import RecipeError, RunError
+from recipes.front.schema import show
 from recipes.hpo.schema import SB3, Cell, Recipe, cells, make_simulator
 from recipes.running.environment import process_rank
 from recipes.running.files import write_json
 from recipes.running.quiet import hush_libraries
-from recipes.running.trainer import build_trainer
+from recipes.running.seals import seal, sealed
+from recipes.running.trainer import TrainerConfig, build_trainer, check_trainer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from recipes.running.folder import RunFolder
+    from rl.envs.hybrid import Noise
+    from rl.hpo.data import SeedDataModule
+    from rl.hpo.module import HPOModule
 
 __all__ = ["Recipe", "check", "run"]
 
@@ -72,10 +77,19 @@ def check(recipe: Recipe) -> Iterator[str]:
 
 
 def _check_devices(recipe: Recipe) -> None:
-    """Refuse a batch that cannot be dealt out to the devices, before anything is simulated."""
-    devices = recipe.trainer.devices
-    count = devices if isinstance(devices, int) else len(devices) if isinstance(devices, list) else 1
-    count = max(count, 1) * recipe.trainer.num_nodes
+    """Refuse a trainer that cannot be, or a batch that cannot be dealt out to it, before anything is simulated."""
+    config = _config(recipe)
+    count = check_trainer(config, scores=("test",))
+    if config.endless:
+        raise RecipeError(
+            f"trainer.max_epochs: expected a number of epochs, trainer.max_steps or trainer.max_time, got "
+            f"{show(config.max_epochs)}"
+        )
+    every, updates = config.val_check_interval, recipe.episodes.updates_per_epoch
+    if isinstance(every, int) and every > updates and config.check_val_every_n_epoch is not None:
+        raise RecipeError(
+            f"trainer.val_check_interval: expected at most episodes.updates_per_epoch, {updates}, got {every}"
+        )
     for name in ("batch_size", "validation_episodes", "test_episodes"):
         episodes, size = getattr(recipe.episodes, name), recipe.episodes.group_size
         if (episodes // size) % count:
@@ -84,6 +98,15 @@ def _check_devices(recipe: Recipe) -> None:
                 f"devices evenly; give a batch_size that is a multiple of group_size times devices, or a smaller "
                 "group_size".replace("batch_size", name)
             )
+
+
+def _config(recipe: Recipe) -> TrainerConfig:
+    """The trainer of every cell."""
+    return dataclasses.replace(
+        recipe.trainer,
+        log_every_n_steps=recipe.trainer.log_every_n_steps or 1,  # an update simulates whole episodes: a line is cheap
+        num_sanity_val_steps=0,
+    )
 
 
 def _listed(notes: list[str]) -> str:
@@ -98,7 +121,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     rows = []
     for cell in cells(recipe):
         where = folder.path / "cells" / f"{cell.name}.json"
-        if where.is_file():
+        parts = [where] if cell.method == SB3 else [where, policy_of(folder.path, cell.name)]
+        broken = [part for part in parts if where.is_file() and not sealed(part)]
+        if broken:
+            folder.say(f"{broken[0]} is not what this run wrote: the cell is trained again")
+        if where.is_file() and not broken:
             row = json.loads(where.read_text(encoding="utf-8"))
             folder.say(f"{cell.name}: found, gap {_percent(row['gap'])}")
         else:
@@ -111,6 +138,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 def finished(path: Path) -> list[str]:
     """Names of the cells of a run folder that are trained."""
     return sorted(file.stem for file in (path / "cells").glob("*.json"))
+
+
+def policy_of(path: Path, cell: str) -> Path:
+    """Where the last policy of a cell is in a run folder."""
+    return path / "policies" / f"{cell}.ckpt"
 
 
 def _percent(gap: float | None) -> str:
@@ -131,11 +163,14 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
     Raises:
         RunError: When the simulator breaks its protocol.
     """
+    import lightning
+
     from rl.errors import SimulatorError
-    from rl.hpo.best_known import best_known
     from rl.hpo.data import SeedDataModule
+    from rl.hpo.known_optima import best_known
     from rl.hpo.module import HPOModule
 
+    lightning.seed_everything(cell.seed, workers=True, verbose=False)  # a user's simulator may draw from what is global
     arguments = {**recipe.simulator.init_args, **({} if cell.value is None else {recipe.grid.argument: cell.value})}
     training = dataclasses.replace(recipe.training, **recipe.methods[cell.method])
     module = HPOModule(recipe.simulator.class_path, arguments, **training.arguments(), seed=cell.seed)
@@ -168,31 +203,31 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
     }
     if process_rank() == 0:
         write_json(folder.path / "cells" / f"{cell.name}.json", row)
+        seal(folder.path / "cells" / f"{cell.name}.json")
     return row
 
 
 Trained = tuple[dict[str, float], list[dict[str, Any]]]  # costs on the test episodes, and the learning curve
 
 
-def _train(recipe: Recipe, cell: Cell, module: Any, data: Any, noises: dict[str, Any], folder: RunFolder) -> Trained:
+def _train(
+    recipe: Recipe, cell: Cell, module: HPOModule, data: SeedDataModule, noises: dict[str, Noise], folder: RunFolder
+) -> Trained:
     """Train by Lightning, and save the last policy."""
     from recipes.hpo.curves import Curve
 
     curve = Curve(recipe.episodes.batch_size * module.simulator.horizon)
-    config = dataclasses.replace(
-        recipe.trainer,
-        log_every_n_steps=recipe.trainer.log_every_n_steps or 1,  # an update simulates whole episodes: a line is cheap
-        num_sanity_val_steps=0,
-    )
-    trainer = build_trainer(config, folder, cell.name, callbacks=[curve])
+    trainer = build_trainer(_config(recipe), folder, cell.name, callbacks=[curve])
     trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(cell.name))
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
-    trainer.save_checkpoint(folder.path / "policies" / f"{cell.name}.ckpt", weights_only=True)
+    trainer.save_checkpoint(policy_of(folder.path, cell.name), weights_only=True)
+    if trainer.is_global_zero:
+        seal(policy_of(folder.path, cell.name))
     return {name: tested[f"test/{name}"] for name in ("cost", "sampled_cost")}, curve.rows
 
 
 def _train_sb3(
-    recipe: Recipe, cell: Cell, module: Any, data: object, noises: dict[str, Any], folder: RunFolder
+    recipe: Recipe, cell: Cell, module: HPOModule, data: SeedDataModule, noises: dict[str, Noise], folder: RunFolder
 ) -> Trained:
     """Train by Stable-Baselines3 for as many simulator steps, from the start: it cannot go on in the middle."""
     from recipes.hpo.sb3 import cost_of, train_sb3

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from recipes.hpo.schema import Recipe
     from recipes.running.folder import RunFolder
+    from rl.envs.hybrid import HybridSimulator
+    from rl.envs.inventory import Inventory
+    from rl.hpo.policies import HybridPolicy
 
 Row = dict[str, Any]
 
@@ -180,7 +183,7 @@ def draw_policies(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> Non
                 folder.figure(f"policy_{name}", *_mode_map(simulator, module.policy))
 
 
-def _inventory_picture(simulator: Any, policy: Any) -> tuple[Figure, list[list[float]], tuple[str, ...]]:
+def _inventory_picture(simulator: Inventory, policy: HybridPolicy) -> tuple[Figure, list[list[float]], tuple[str, ...]]:
     """Probability of ordering and the level ordered up to, against stock and order under way, beside s* and S*."""
     import torch
     from matplotlib.figure import Figure
@@ -219,7 +222,7 @@ def _inventory_picture(simulator: Any, policy: Any) -> tuple[Figure, list[list[f
     return figure, torch.stack(columns, 1).tolist(), ("stock", "under_way", "order_probability", "order_up_to")
 
 
-def _mode_map(simulator: object, policy: Any) -> tuple[Figure, list[list[float]], tuple[str, ...]]:
+def _mode_map(simulator: HybridSimulator, policy: HybridPolicy) -> tuple[Figure, list[list[float]], tuple[str, ...]]:
     """The likeliest mode over the plane of observations, beside that of the best known policy where there is one."""
     import torch
     from matplotlib.figure import Figure

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rl.envs.hybrid import HybridSimulator, Noise, State, chosen_action, play, reported_cost
 
 if TYPE_CHECKING:  # an optional package: imported where it is used
     from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import VecEnv
 
 
 def split(action: Tensor, simulator: HybridSimulator, state: State, t: int) -> tuple[Tensor, Tensor]:
@@ -32,7 +34,32 @@ def split(action: Tensor, simulator: HybridSimulator, state: State, t: int) -> t
     return mode, chosen_action(actions, mode)
 
 
-def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: float) -> Any:
+class _Alike:
+    """What a vector environment answers for each of its environments, which are all alike."""
+
+    num_envs: int
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def get_attr(self, attr_name: str, indices: object = None) -> list[object]:
+        """An attribute, the same for all."""
+        return [getattr(self, attr_name)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: object, indices: object = None) -> None:
+        """Set an attribute for all."""
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: object, indices: object = None, **kwargs: object) -> list[object]:
+        """There are no environments to call."""
+        return [None] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: object, indices: object = None) -> list[bool]:
+        """Nothing is wrapped."""
+        return [False] * self.num_envs
+
+
+def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: float) -> VecEnv:
     """All episodes of a batch as one vector environment, so that the baseline is as fast as batching makes it.
 
     Args:
@@ -43,7 +70,7 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
     """
     from stable_baselines3.common.vec_env import VecEnv
 
-    class FlatSimulator(VecEnv):  # type: ignore[misc]
+    class FlatSimulator(_Alike, VecEnv):  # type: ignore[misc]
         """All episodes of a batch, with numpy at the edge."""
 
         render_mode = None
@@ -55,13 +82,13 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
             observations = spaces.Box(-np.inf, np.inf, (simulator.observation_dim,), np.float32)
             VecEnv.__init__(self, batch, observations, spaces.Box(-10.0, 10.0, (size,), np.float32))
 
-        def reset(self) -> Any:
+        def reset(self) -> NDArray[np.float32]:
             """New episodes."""
             self.noise = self.simulator.sample_noise(self.num_envs, self.generator)
             self.state, self.t = self.simulator.reset(self.noise), 0
             return self._seen()
 
-        def _seen(self) -> Any:
+        def _seen(self) -> NDArray[np.float32]:
             return self.simulator.observe(self.state, self.t).float().numpy().copy()
 
         def step_async(self, actions: object) -> None:
@@ -69,7 +96,9 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
             self.actions = torch.as_tensor(actions)
 
         @torch.no_grad()
-        def step_wait(self) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
+        def step_wait(
+            self,
+        ) -> tuple[NDArray[np.float32], NDArray[np.generic], NDArray[np.bool_], list[dict[str, object]]]:
             """One decision of every episode; all of them end together and start again at once."""
             mode, action = split(self.actions, self.simulator, self.state, self.t)
             self.state, cost = self.simulator.step(self.state, mode, action, self.noise, self.t)
@@ -81,25 +110,6 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
                 infos = [{"terminal_observation": row, "TimeLimit.truncated": self.simulator.endless} for row in seen]
                 seen = self.reset()
             return seen, -cost.numpy() / self.scale, np.full(self.num_envs, over), infos
-
-        def close(self) -> None:
-            """Nothing is open."""
-
-        def get_attr(self, attr_name: str, indices: object = None) -> list[Any]:
-            """An attribute, the same for all."""
-            return [getattr(self, attr_name)] * self.num_envs
-
-        def set_attr(self, attr_name: str, value: object, indices: object = None) -> None:
-            """Set an attribute for all."""
-            setattr(self, attr_name, value)
-
-        def env_method(self, method_name: str, *args: object, indices: object = None, **kwargs: object) -> list[Any]:
-            """There are no environments to call."""
-            return [None] * self.num_envs
-
-        def env_is_wrapped(self, wrapper_class: object, indices: object = None) -> list[bool]:
-            """Nothing is wrapped."""
-            return [False] * self.num_envs
 
     return FlatSimulator(simulator, batch, seed, scale)
 

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from recipes.fields import FieldError, check_name, check_positive
+from recipes.fields import LAST_SEED, FieldError, check_name, check_positive, check_seed
 from recipes.front.schema import did_you_mean
 from recipes.front.signature import FedBlock, takes
 from recipes.running.trainer import TrainerConfig
+
+if TYPE_CHECKING:
+    from rl.envs.hybrid import HybridSimulator
 
 SB3 = "sb3"  # a method of its own: Stable-Baselines3's PPO on the flattened simulator
 
@@ -137,7 +140,10 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse methods that change what training does not have."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         check_positive(self.seeds, "seeds")
+        if self.seed + self.seeds - 1 > LAST_SEED:
+            raise FieldError("seeds", f"expected seed + seeds to stay below {LAST_SEED + 2}, got {self.seeds}")
         if not self.methods:
             raise FieldError("methods", "expected at least one, got none")
         for name, changes in self.methods.items():
@@ -175,7 +181,7 @@ def cells(recipe: Recipe) -> list[Cell]:
     ]
 
 
-def make_simulator(recipe: Recipe, value: int | None = None) -> Any:
+def make_simulator(recipe: Recipe, value: int | None = None) -> HybridSimulator:
     """The simulator of a recipe, with one value of its grid."""
     from rl.hpo.simulators import load_simulator
 

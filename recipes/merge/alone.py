@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
 from recipes.merge.baselines import seeded
-from recipes.merge.experts import base_checkpoint, expert_folder, read_expert
+from recipes.merge.experts import base_checkpoint, expert_folder, read_expert, stored_format_of
 from recipes.running.quiet import hush_libraries
 from twinmerge.methods import methods
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_all(
-    recipe: Recipe, folder: RunFolder, model: nn.Module, given: Mapping[str, str]
+    recipe: Recipe, folder: RunFolder, model: PreTrainedModel, given: Mapping[str, str]
 ) -> tuple[dict[str, Expert], Path | str]:
     """Read all experts, fit their vocabularies to each other, and say how each was read.
 
@@ -66,6 +66,7 @@ def read_all(
 
 def run_alone(recipe: Recipe, folder: RunFolder) -> None:
     """Write every static merge of the given experts, and the twin; nothing is scored, for there is no data."""
+    import torch
     from transformers import AutoModel, AutoTokenizer
 
     from twinmerge.artefact import save
@@ -73,7 +74,8 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
     from twinmerge.one_call import combine, router_from_texts
 
     hush_libraries()
-    model = AutoModel.from_pretrained(resolve_model(recipe.base)).eval()
+    where = resolve_model(recipe.base)
+    model = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
     experts, tokenizer = read_all(recipe, folder, model, recipe.given())
     words = AutoTokenizer.from_pretrained(tokenizer)
     states = {task: expert.state for task, expert in experts.items()}
@@ -81,13 +83,15 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
         options = recipe.shared.options if method == recipe.shared.method else {}
         state = shared_expert(model, states, method, **seeded(method, options, recipe.seed))
         target = folder.path / "static" / method
-        cast(Any, set_parameters(copy.deepcopy(model), state)).save_pretrained(target)
+        set_parameters(copy.deepcopy(model), state).save_pretrained(target)
         words.save_pretrained(target)
     options = seeded(recipe.shared.method, recipe.shared.options, recipe.seed)
-    twin = combine(model, experts, recipe.shared.method, recipe.exclusive.policy(), seed=recipe.seed, **options)
+    more: dict[str, Any] = {"dense": recipe.exclusive.dense, "seed": recipe.seed, **options}
+    twin = combine(model, experts, recipe.shared.method, recipe.exclusive.policy(), **more)
+    twin.to(getattr(torch, stored_format_of(recipe, where)))
     twin.router_reads = recipe.router.features
     if recipe.texts:
-        read = {task: _lines(recipe.texts[task]) for task in experts}
+        read = {task: read_lines(recipe.texts[task]) for task in experts}
         twin.router = router_from_texts(twin, recipe.router.kind, words, read, recipe.seed)
     card = {"base": recipe.base, "sources": {task: expert.digest for task, expert in experts.items()}}
     save(twin, folder.path / "merged", tokenizer=words, card=card, overwrite=True)
@@ -107,7 +111,12 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
     )
 
 
-def _lines(file: str) -> list[str]:
+def read_lines(file: str) -> list[str]:
+    """The texts of a file, one a line.
+
+    Raises:
+        RunError: When it cannot be read or holds fewer than two.
+    """
     path = Path(file).expanduser()
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

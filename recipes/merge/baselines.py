@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass, field
+from math import inf, isnan
 from typing import TYPE_CHECKING, Any
 
 from recipes.fields import FieldError, check_range
 from recipes.front.schema import did_you_mean
 from recipes.front.signature import names_of
-from twinmerge.methods import methods
+from twinmerge.methods import OURS, methods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from torch import Tensor
 
 TRIED = {"scale": "scales", "density": "densities", "drop": "drops"}  # options that are tuned, and the key of values
 
@@ -98,21 +101,82 @@ def seeded(method: str, options: Mapping[str, float], seed: int) -> dict[str, An
     return {**options, "seed": seed} if "seed" in arguments_of(method) else dict(options)
 
 
+class Candidates:
+    """Static merges by method and options, each method's direction computed once.
+
+    The methods of this project are the base plus `scale` times a vector that does not depend on it, so that all scales
+    of one method share that vector; a method that an installed package registers is called anew for every candidate.
+
+    Args:
+        pretrained: The base's parameters by name.
+        merge: Called with a method and its options; returns all parameters by name.
+        seed: Of masks.
+    """
+
+    def __init__(
+        self, pretrained: Mapping[str, Tensor], merge: Callable[[str, dict[str, Any]], dict[str, Tensor]], seed: int
+    ) -> None:
+        self.pretrained, self.merge, self.seed = pretrained, merge, seed
+        self._directions: dict[tuple[str, tuple[tuple[str, float], ...]], dict[str, Tensor]] = {}
+
+    def __call__(self, method: str, options: Mapping[str, float]) -> dict[str, Tensor]:
+        """All parameters of one candidate."""
+        if method not in OURS or "scale" not in options:
+            return self.merge(method, seeded(method, options, self.seed))
+        rest = {name: value for name, value in options.items() if name != "scale"}
+        key = (method, tuple(sorted(rest.items())))
+        if key not in self._directions:
+            whole = self.merge(method, seeded(method, {**rest, "scale": 1.0}, self.seed))
+            self._directions[key] = {
+                name: value - self.pretrained[name]
+                for name, value in whole.items()
+                if value.is_floating_point() and not value.equal(self.pretrained[name])
+            }
+        moved = self._directions[key]
+        return {
+            name: base + options["scale"] * moved[name] if name in moved else base
+            for name, base in self.pretrained.items()
+        }
+
+
 def tune(
-    grid: list[tuple[str, dict[str, float]]], validate: Callable[[str, dict[str, float]], float]
+    grid: list[tuple[str, dict[str, float]]], validate: Callable[[str, dict[str, float], int], float], parts: int = 1
 ) -> dict[str, tuple[float, dict[str, float]]]:
-    """Try every candidate on validation.
+    """Find the best candidate of every method on validation by successive halving.
+
+    All candidates of a method see the first part of the rows; the better half of them the second part too; and so on,
+    until the last part decides between those that are left. Jamieson and Talwalkar (2016), "Non-stochastic best arm
+    identification and hyperparameter optimization", arXiv 1502.07943.
 
     Args:
         grid: Method and options of every candidate.
-        validate: Called with both; higher is better, and the first of equals is taken.
+        validate: Called with both and the number of a part; returns the score on all parts up to it. Higher is better,
+            and the first of equals is taken.
+        parts: Of the validation rows; one tries every candidate on all rows.
 
     Returns:
-        By method, the validation score and options of its best candidate.
+        By method, the validation score of its best candidate on all rows, and its options.
     """
-    best: dict[str, tuple[float, dict[str, float]]] = {}
+    left: dict[str, list[dict[str, float]]] = {}
     for method, options in grid:
-        result = validate(method, options)
-        if method not in best or result > best[method][0]:
-            best[method] = (result, options)
+        left.setdefault(method, []).append(options)
+    best: dict[str, tuple[float, dict[str, float]]] = {}
+    for method, tried in left.items():
+        candidates = tried
+        for part in range(parts):
+            scores = [validate(method, options, part) for options in candidates]
+            kept = 1 if part == parts - 1 else -(-len(candidates) // 2)
+            order = sorted(range(len(scores)), key=[inf if isnan(x) else -x for x in scores].__getitem__)
+            best[method] = (scores[order[0]], candidates[order[0]])
+            candidates = [candidates[index] for index in sorted(order[:kept])]
     return best
+
+
+def trials(grid: list[tuple[str, dict[str, float]]], parts: int = 1) -> list[int]:
+    """How many candidates `tune` tries on each part."""
+    counts = [sum(one == method for one, _ in grid) for method in {method for method, _ in grid}]
+    tried = []
+    for _ in range(parts):
+        tried.append(sum(counts))
+        counts = [-(-count // 2) for count in counts]
+    return tried

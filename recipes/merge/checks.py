@@ -9,19 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipes.data.language_rows import check_language
 from recipes.data.models import check_model
 from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
+from recipes.merge.alone import read_lines
 from recipes.merge.experts import (
     base_checkpoint,
     cache_folder,
+    expert_damage,
     expert_folder,
     inspect_expert,
     is_own,
     read_expert,
 )
+from recipes.merge.finetune import check_length
 from recipes.merge.routable import check_routable
 from recipes.merge.schema import Recipe
 from recipes.running.quiet import hush_libraries
@@ -41,7 +45,13 @@ def check(recipe: Recipe) -> Iterator[str]:
     base = base_checkpoint(recipe.base)
     given = recipe.given()
     if not recipe.tasks:
-        yield from check_all([partial(check_given, recipe, name, given[name], base) for name in given])
+        check_texts(recipe)
+        yield from check_all(
+            [
+                *(partial(check_given, recipe, name, given[name], base) for name in given),
+                partial(check_routable, recipe.base, (), RecipeError),
+            ]
+        )
         router = (
             f"router {recipe.router.kind} from texts" if recipe.texts else "no router: a forward takes router_weights"
         )
@@ -49,11 +59,18 @@ def check(recipe: Recipe) -> Iterator[str]:
         return
     yield from check_all(
         [
-            *(partial(check_task, task) for task in recipe.tasks),
+            *(partial(check_language if task.language else check_task, task) for task in recipe.tasks),
             *(partial(_check_expert, recipe, task, given.get(task.name), base) for task in recipe.tasks),
-            partial(check_routable, recipe.base, tuple(recipe.training.frozen), RecipeError),
+            # A twin of a language model is tried on a small batch when it is made.
+            *(
+                [partial(check_routable, recipe.base, tuple(recipe.training.frozen), RecipeError)]
+                if recipe.training.model == "encoder"
+                else []
+            ),
         ]
     )
+    if any(task.name not in given for task in recipe.tasks):
+        check_length(recipe.trainer)
     missing = [t for t in recipe.tasks if t.name not in given and not _cached(recipe, t)]
     need = "" if base is None else f", about {(len(missing) + 2) * base.bytes / 1e9:.1f} GB needed"
     yield f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in the working folder{need}"
@@ -63,6 +80,15 @@ def check(recipe: Recipe) -> Iterator[str]:
         f"plan: shared expert by {recipe.shared.method}{options}, exclusive experts with {policy}, router "
         f"{recipe.router.kind}, {len(recipe.baselines.grid())} static candidates tuned on validation"
     )
+
+
+def check_texts(recipe: Recipe) -> None:
+    """Read the texts that a router is made from."""
+    for name, file in recipe.texts.items():
+        try:
+            read_lines(file)
+        except RunError as error:
+            raise RecipeError(f"texts.{name}: {error}") from error
 
 
 def _check_base(recipe: Recipe) -> str:
@@ -93,6 +119,8 @@ def _check_expert(recipe: Recipe, task: TaskSource, given: str | None, base: Che
     where = cached_at(recipe, task)
     if not (where / "expert.json").exists():
         return f"expert {task.name}: to be trained, then cached"
+    if fault := expert_damage(where):
+        return f"expert {task.name}: to be trained again, since {where} {fault}"
     try:
         line = inspect_expert(where, base)
     except CheckpointError as error:
@@ -115,7 +143,7 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
         return f"expert {name}: Hub model {given!r}, fetched and compared when the run starts"
     try:
         line = inspect_expert(where, base, recipe.vocabulary)
-        if base is None or is_own(where):
+        if base is None or is_own(where) or recipe.training.model == "causal":
             return f"expert {name}: {line}"
         if base.bytes > READ_IN_FULL:
             return f"expert {name}: {line}; its head is compared with its own logits when the run starts"
@@ -132,10 +160,11 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
 
 @functools.cache
 def _model(where: Path) -> nn.Module:
+    import torch
     from transformers import AutoModel
 
     hush_libraries()
-    model: nn.Module = AutoModel.from_pretrained(where).eval()
+    model: nn.Module = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
     return model
 
 
@@ -145,4 +174,4 @@ def cached_at(recipe: Recipe, task: TaskSource) -> Path:
 
 
 def _cached(recipe: Recipe, task: TaskSource) -> bool:
-    return (cached_at(recipe, task) / "expert.json").exists()
+    return not expert_damage(cached_at(recipe, task))

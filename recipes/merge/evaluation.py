@@ -7,11 +7,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from twinmerge.modeling_twin import masked_mean
 from twinmerge.module import task_metric
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from twinmerge.modeling_twin import Head
 
 Batch = Mapping[str, Tensor]
+Counted = dict[str, list["MetricCollection"]]  # row name -> the metrics of every task, fed so far
 Model = Callable[[dict[str, Tensor], list[str]], Tensor]  # inputs and the question asked of each row -> logits
 
 
@@ -43,6 +44,10 @@ class Scores:
         """Mean raw score over tasks."""
         return sum(self.tasks.values()) / len(self.tasks)
 
+    def beats(self, other: Scores, task: str) -> bool:
+        """Whether this row is better than another on a task."""
+        return self.tasks[task] > other.tasks[task]
+
     def normalised(self, experts: Scores) -> float:
         """Mean over tasks of score / expert's score: the paper's metric.
 
@@ -60,12 +65,15 @@ class Scores:
         return {t: (self.tasks[t] - base.tasks[t]) / gap for t, gap in gaps.items() if gap >= 0.02}
 
 
+Answer = TypeVar("Answer")
+
+
 def evaluation_device(accelerator: object) -> torch.device:
     """Where merged models are scored: on a CUDA device, unless there is none or the recipe's Trainer is on the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
-def in_precision(precision: str, device: torch.device | str, forward: Callable[..., Any]) -> Callable[..., Any]:
+def in_precision(precision: str, device: torch.device | str, forward: Callable[..., Answer]) -> Callable[..., Answer]:
     """The same forward in a number format.
 
     Args:
@@ -75,7 +83,7 @@ def in_precision(precision: str, device: torch.device | str, forward: Callable[.
     """
     kind = torch.device(device).type
 
-    def run(*arguments: object, **named: object) -> Any:
+    def run(*arguments: object, **named: object) -> Answer:
         with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
             return forward(*arguments, **named)
 
@@ -86,8 +94,9 @@ def evaluate(
     model: Model,
     tasks: Sequence[TextTask],
     batches: Iterable[Batch],
-    tick: Callable[[], Any],
+    tick: Callable[[], object],
     device: torch.device | str = "cpu",
+    counted: Counted | None = None,
 ) -> Scores:
     """Run a model over mixed batches and score each task with its own metric.
 
@@ -97,19 +106,22 @@ def evaluate(
         batches: with `labels` and `task` beside the inputs.
         tick: called after every batch.
         device: of the model; inputs are moved there, and logits back.
+        counted: what earlier batches of the same model counted; these are added to it.
     """
-    return evaluate_rows(lambda inputs, asked: {"": model(inputs, asked)}, tasks, batches, tick, device)[""]
+    rows = evaluate_rows(lambda inputs, asked: {"": model(inputs, asked)}, tasks, batches, tick, device, counted)
+    return rows[""]
 
 
 def evaluate_rows(
     model: Callable[[dict[str, Tensor], list[str]], Mapping[str, Tensor]],
     tasks: Sequence[TextTask],
     batches: Iterable[Batch],
-    tick: Callable[[], Any],
+    tick: Callable[[], object],
     device: torch.device | str = "cpu",
+    counted: Counted | None = None,
 ) -> dict[str, Scores]:
     """As `evaluate`, for a model whose one forward answers several rows of the table: row name -> logits."""
-    metrics: dict[str, list[MetricCollection]] = {}
+    metrics = {} if counted is None else counted
     spent, count = 0.0, 0
     with torch.inference_mode():
         for batch in batches:
@@ -151,7 +163,7 @@ def _scores(tasks: Sequence[TextTask], metrics: Sequence[MetricCollection]) -> d
     return found
 
 
-def with_heads(encoder: Any, heads: Mapping[str, Head]) -> Model:
+def with_heads(encoder: nn.Module, heads: Mapping[str, Head]) -> Model:
     """A model that answers every question from one encoder's states, with the head of that question."""
 
     def answer(inputs: dict[str, Tensor], questions: list[str]) -> Tensor:
@@ -161,7 +173,7 @@ def with_heads(encoder: Any, heads: Mapping[str, Head]) -> Model:
     return answer
 
 
-def with_experts(experts: Mapping[str, Any], heads: Mapping[str, Head]) -> Model:
+def with_experts(experts: Mapping[str, nn.Module], heads: Mapping[str, Head]) -> Model:
     """Every question answered by its own expert and head: the reference that merging is measured against."""
 
     def answer(inputs: dict[str, Tensor], questions: list[str]) -> Tensor:
@@ -187,7 +199,7 @@ def apply_heads(hidden: Tensor, mask: Tensor | None, questions: Sequence[str], h
     return logits
 
 
-def linear_probe(encoder: Any, features: Mapping[str, tuple[Tensor, Tensor]], tasks: Sequence[TextTask]) -> Model:
+def linear_probe(encoder: nn.Module, features: Mapping[str, tuple[Tensor, Tensor]], tasks: Sequence[TextTask]) -> Model:
     """Logistic (or ridge) regression a task on the frozen base's features, its strength chosen on validation.
 
     Args:

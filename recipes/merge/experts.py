@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from dataclasses import asdict
@@ -10,20 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.data import wheels
-from recipes.data.models import HUB_ID, SHIPPED, resolve_model
+from recipes.data.models import HUB_ID, is_here, resolve_model
 from recipes.data.tables import split_files
+from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError
+from recipes.running.seals import STAMP, added, damage, digest
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from recipes.data.task_source import TaskSource
-    from recipes.merge.schema import Training
+    from recipes.merge.schema import Recipe, Training
     from recipes.running.trainer import TrainerConfig
     from twinmerge.checkpoints import Checkpoint
     from twinmerge.folders import Expert
 
 SILENT = ("enable_progress_bar", "logger", "default_root_dir")  # arguments of the Trainer that change no weight
+# What came later is not part of a name at its default, so that experts keep their names.
+READING = ("delimiter", "encoding", "drop_missing", "overlap", "language")
+LATER = ("lora_alpha", "lora_dropout", "lora_targets", "packing", "gradient_checkpointing")
 WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -32,7 +35,8 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
 
     A local base or table counts by the content of its files and not by their place; versions of libraries do not count.
     """
-    task, where = asdict(source), base
+    task, where = {k: v for k, v in asdict(source).items() if k not in READING or v != getattr(TaskSource, k)}, base
+    settings = {k: v for k, v in asdict(training).items() if k not in LATER or v}
     contents = []
     if (folder := Path(base).expanduser()).is_dir():
         contents += [f for f in sorted(folder.iterdir()) if f.suffix in WEIGHTS]
@@ -41,9 +45,9 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
         contents += [file for files in split_files(source).values() for file in files]
         task["path"] = ""
     arguments = {key: value for key, value in asdict(trainer).items() if key not in SILENT}
-    decides = [where, seed, task, asdict(training), arguments, *map(_digest, contents)]
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    return wheels.cache_root() / "experts" / f"{source.name}-{digest}"
+    decides = [where, seed, task, settings, arguments, *map(digest, contents)]
+    name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return wheels.cache_root() / "experts" / f"{source.name}-{name}"
 
 
 def base_checkpoint(name: str) -> Checkpoint | None:
@@ -54,10 +58,7 @@ def base_checkpoint(name: str) -> Checkpoint | None:
     """
     from twinmerge.checkpoints import inspect_checkpoint
 
-    if name.startswith("shipped:") and not wheels.cached(SHIPPED[name.removeprefix("shipped:")]):
-        return None
-    where = resolve_model(name)
-    return inspect_checkpoint(where) if isinstance(where, Path) else None
+    return inspect_checkpoint(Path(resolve_model(name))) if is_here(name) else None
 
 
 def expert_folder(given: str) -> Path | None:
@@ -96,20 +97,46 @@ def inspect_expert(where: Path, base: Checkpoint | None, vocabulary: str = "stri
     line = f"{where}: {len(found.tensors)} tensors, {found.bytes / 1e6:.1f} MB"
     if base is not None:
         line = check_compatible(base, found, vocabulary)
+    if (where / STAMP).is_file() and (fault := expert_damage(where)):
+        raise CheckpointError(
+            f"{where} {fault}; copy the folder again, or make the expert again; if the change is yours, delete {STAMP}."
+        )
     if not is_own(where):
         return line
     try:
         card = json.loads((where / "expert.json").read_text(encoding="utf-8"))
         lacking = {"labels", "pooling", "layer_norm"} - card.keys()
-    except (OSError, ValueError, AttributeError) as error:
+        if not isinstance(card.get("labels", []), list):
+            raise ValueError(f"labels is {card['labels']!r}, but it must be a list of names")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{where / 'expert.json'} cannot be read ({error}); make the expert again.") from error
     head = read_header(where / "head.safetensors")
     if lacking or "out_proj.weight" not in head:
         raise CheckpointError(f"{where} does not describe its head; make the expert with 'recipe: finetune'.")
-    outputs = head["out_proj.weight"][1][0]
+    outputs = (head["out_proj.weight"][1] or (0,))[0]
     if outputs != (len(card["labels"]) or 1):
         raise CheckpointError(f"{where} has a head of {outputs} outputs and {len(card['labels'])} labels.")
     return line
+
+
+def stored_format_of(recipe: Recipe, base: Path | str) -> str:
+    """The number format of a twin: that of the base's and all whole experts' files, where it is one and a half one."""
+    from twinmerge.checkpoints import inspect_checkpoint
+    from twinmerge.one_call import stored_format
+
+    given = [expert_folder(one) for one in recipe.given().values()]
+    if not isinstance(base, Path) or len(given) < max(1, len(recipe.tasks)) or not all(given):
+        return "float32"
+    return stored_format(inspect_checkpoint(base), [inspect_checkpoint(one) for one in given if one])
+
+
+def expert_damage(where: Path) -> str:
+    """What a folder of the finetune recipe is not as it was written, after the folder's name; empty when it is whole.
+
+    Args:
+        where: The folder, of a run or of the cache.
+    """
+    return damage(where, remember=where.is_relative_to(wheels.cache_root())) or added(where, WEIGHTS)
 
 
 def is_own(where: Path) -> bool:
@@ -143,15 +170,3 @@ def read_expert(
 
     inspect_expert(where, base, vocabulary)
     return named(read_folder(where, base_folder, model, headers=base, vocabulary=vocabulary), labels)
-
-
-def _digest(file: Path) -> str:
-    status = file.stat()
-    return _digest_once(file.absolute(), status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _digest_once(file: Path, size: int, changed: int) -> str:
-    # A base counts for every task, so a file that has not changed is read once.
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,7 +1,8 @@
 """Convert a twin folder: one dense checkpoint for a fixed mixture, or to and from a Lightning checkpoint.
 
 ``python -m recipes.run export.yaml source=FOLDER weights.trec=1.0`` writes ``dense/`` in the run folder, an ordinary
-Hugging Face folder that every server and converter reads. ``kind=to_checkpoint`` writes ``twin.ckpt`` with the weights,
+Hugging Face folder that every server and converter reads: a classifier with the head of the one task, or of the
+`question` that a mixture is to answer. ``kind=to_checkpoint`` writes ``twin.ckpt`` with the weights,
 to start a `FinetuneModule` from or for a Trainer's ``ckpt_path`` in validate, test and predict; ``from_checkpoint``
 turns such a checkpoint, or one that a Trainer wrote in fine-tuning, into a twin folder again.
 """
@@ -12,15 +13,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from recipes.errors import RecipeError, RunError
-from recipes.fields import FieldError, check_name
+from recipes.fields import FieldError, check_name, check_seed
 from recipes.front.schema import did_you_mean
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from recipes.running.folder import RunFolder
+    from twinmerge.module import FinetuneModule
+    from twinmerge.twin_mixin import TwinMixin
 
 
 @dataclass
@@ -34,7 +39,8 @@ class Recipe:
         source: The twin folder.
         kind: dense (one model for a fixed mixture), to_checkpoint or from_checkpoint (Lightning).
         weights: For dense, coefficient by task; absent tasks count 0, none at all leaves the shared expert.
-        question: For checkpoints, the head that is fine-tuned.
+        question: For checkpoints, the head that is fine-tuned; for dense, the head that the model answers with. Left
+            out, a single task of weight brings its own, and a mixture is written without a head.
         checkpoint: For from_checkpoint, the Lightning checkpoint.
     """
 
@@ -50,6 +56,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse fields that do not belong together."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         if (self.kind == "from_checkpoint") != bool(self.checkpoint):
             raise FieldError("checkpoint", f"expected a path exactly for kind from_checkpoint, got {self.checkpoint!r}")
         if self.weights and self.kind != "dense":
@@ -67,8 +74,8 @@ def check(recipe: Recipe) -> Iterator[str]:
         )
     try:
         card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        tasks, heads = list(card["tasks"]), list(card["heads"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tasks, heads = list(map(str, card["tasks"])), list(map(str, card["heads"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecipeError(f"source: {file} cannot be read ({error}); copy the twin folder again") from error
     yield f"twin folder {recipe.source}: tasks {', '.join(tasks)}"
     problems = [
@@ -84,6 +91,11 @@ def check(recipe: Recipe) -> Iterator[str]:
     if problems:
         raise RecipeError(*problems)
     yield f"plan: {recipe.kind.replace('_', ' ')}, written into the run folder"
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads."""
+    return [Path(recipe.source), *([Path(recipe.checkpoint)] if recipe.checkpoint else [])]
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
@@ -108,22 +120,56 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         _from_checkpoint(recipe, module, folder)
 
 
-def _dense(recipe: Recipe, twin: object, folder: RunFolder) -> None:
+def _dense(recipe: Recipe, twin: TwinMixin, folder: RunFolder) -> None:
     from transformers import AutoTokenizer
 
     from twinmerge.artefact import densify, whole_folder
 
+    question = recipe.question or _own_question(recipe, list(twin.heads))
+    model = densify(twin, recipe.weights)
+    vars(model.config).pop("auto_map", None)  # it points to the twin's own code, which a dense model does not need
     with whole_folder(folder.path / "dense") as out:
-        model = densify(twin, recipe.weights)
-        vars(model.config).pop("auto_map", None)  # it points to the twin's own code, which a dense model does not need
-        model.save_pretrained(out)
+        told = _save_answering(model, twin.heads[question], question, out) if question else _save_body(model, out)
         if (_source(recipe) / "tokenizer_config.json").exists():
             AutoTokenizer.from_pretrained(_source(recipe)).save_pretrained(out)
     mixture = ", ".join(f"{weight:g} {task}" for task, weight in recipe.weights.items()) or "the shared expert alone"
-    folder.finish({"dense": "dense", "weights": recipe.weights}, summary=f"Dense checkpoint: {mixture}.")
+    outcome = {"dense": "dense", "weights": recipe.weights, "question": question or None}
+    folder.finish(outcome, summary=f"Dense checkpoint: {mixture}; {told}.")
 
 
-def _to_checkpoint(module: Any, folder: RunFolder) -> None:
+def _own_question(recipe: Recipe, heads: list[str]) -> str:
+    weighty = [task for task, weight in recipe.weights.items() if weight]
+    return weighty[0] if len(weighty) == 1 and weighty[0] in heads else ""
+
+
+def _save_body(model: PreTrainedModel, out: Path) -> str:
+    model.save_pretrained(out)
+    return f"a {type(model).__name__} without a task's head, which question=TASK adds"
+
+
+def _save_answering(model: PreTrainedModel, head: Any, question: str, out: Path) -> str:
+    """Write a stock classifier, or, where no stock class has such a head, the body with the head beside it."""
+    from safetensors.torch import save_file
+
+    from twinmerge.classifiers import stock_classifier
+    from twinmerge.errors import CheckpointError
+
+    try:
+        made = stock_classifier(model, head)
+    except CheckpointError:
+        model.save_pretrained(out)
+        save_file({k: v.detach().contiguous() for k, v in head.state_dict().items()}, out / "head.safetensors")
+        card = {"task": question, **head.spec(), "labels": head.label_names or []}
+        (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        return (
+            f"no stock class has the head of {question!r}, which stands beside the body in head.safetensors and "
+            "expert.json, as merge recipes read it"
+        )
+    made.save_pretrained(out)
+    return f"a {type(made).__name__} with the head and labels of {question!r}"
+
+
+def _to_checkpoint(module: FinetuneModule, folder: RunFolder) -> None:
     from lightning.pytorch import Trainer
 
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", devices=1)
@@ -132,7 +178,7 @@ def _to_checkpoint(module: Any, folder: RunFolder) -> None:
     folder.finish({"checkpoint": "twin.ckpt"}, summary="Lightning checkpoint twin.ckpt.")
 
 
-def _from_checkpoint(recipe: Recipe, module: Any, folder: RunFolder) -> None:
+def _from_checkpoint(recipe: Recipe, module: FinetuneModule, folder: RunFolder) -> None:
     import torch
 
     from twinmerge.artefact import save
@@ -140,7 +186,9 @@ def _from_checkpoint(recipe: Recipe, module: Any, folder: RunFolder) -> None:
     where = Path(recipe.checkpoint).expanduser()
     try:
         content = torch.load(where, map_location="cpu", weights_only=True)
-        module.model.train_only()  # experts that were frozen in training are not in it: the twin's own stay
+        cast(
+            "TwinMixin", module.model
+        ).train_only()  # experts that were frozen in training are not in it: the twin's own stay
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
     except Exception as error:  # whatever a damaged or foreign file provokes

@@ -12,22 +12,36 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from recipes.data.language_rows import check_language
 from recipes.data.models import check_model, resolve_model
 from recipes.data.sources import check_task, load_task
+from recipes.data.tables import own_files
 from recipes.data.task_source import TaskSource
-from recipes.fields import check_name
+from recipes.errors import RecipeError
+from recipes.fields import check_name, check_seed
 from recipes.front.preflight import check_all
+from recipes.front.schema import show
+from recipes.merge.adapters import adapted
+from recipes.merge.causal.train import train_language
+from recipes.merge.experts import expert_damage
 from recipes.merge.schema import Training, check_tasks
+from recipes.running.environment import process_rank
 from recipes.running.quiet import hush_libraries
-from recipes.running.trainer import TrainerConfig, build_trainer
+from recipes.running.seals import stamp
+from recipes.running.trainer import TrainerConfig, build_trainer, check_trainer
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from recipes.running.folder import RunFolder
+    from twinmerge.module import FinetuneModule
 
 
 @dataclass
@@ -38,7 +52,7 @@ class Recipe:
         recipe: Always finetune.
         name: Name of the run.
         seed: Seed of the data's subsamples, the heads, the order and the dropout.
-        base: Model to start from: shipped:minilm, a folder or a Hub name.
+        base: Model to start from: shipped:minilm, shipped:smollm2, a folder or a Hub name.
         tasks: The tasks, one expert each.
         training: How each is trained.
         trainer: Arguments of lightning.Trainer.
@@ -55,27 +69,72 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse an empty or ambiguous list of tasks."""
         check_name(self.name, "name")
-        check_tasks(self.tasks)
+        check_seed(self.seed)
+        check_tasks(self.tasks, self.training.model)
 
 
 def check(recipe: Recipe) -> Iterator[str]:
     """Say where everything comes from; write nothing."""
-    yield from check_all([partial(check_model, recipe.base), *(partial(check_task, task) for task in recipe.tasks)])
+    yield from check_all(
+        [
+            partial(check_model, recipe.base),
+            *(partial(check_language if task.language else check_task, task) for task in recipe.tasks),
+        ]
+    )
+    check_length(recipe.trainer)
     yield f"plan: {len(recipe.tasks)} experts, {recipe.trainer.max_epochs} epochs each, saved under experts/<task>"
+
+
+def check_length(config: TrainerConfig) -> None:
+    """Refuse a trainer that cannot train experts: their rate falls to the end of the training, which must be known.
+
+    Raises:
+        RecipeError: With the field.
+    """
+    check_trainer(config, scores=("validation", "test"))
+    if config.max_epochs in (None, -1) and config.max_steps == -1 and not config.fast_dev_run:
+        raise RecipeError(
+            f"trainer.max_epochs: expected a number of epochs, or trainer.max_steps, since the learning rate falls to "
+            f"the end of the training; got {show(config.max_epochs)}"
+        )
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads."""
+    return [Path(recipe.base), *(file for task in recipe.tasks for file in own_files(task))]
+
+
+def finished(path: Path) -> list[str]:
+    """Names of the trainings of a run folder that are finished, as their checkpoints are named."""
+    return sorted(card.parent.name for card in (path / "experts").glob("*/expert.json"))
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Train every task in turn."""
     hush_libraries()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task in recipe.tasks:
         target = folder.path / "experts" / task.name
         card = train_expert(recipe.base, task, recipe.training, recipe.trainer, recipe.seed, target, folder)
-        rows.append(
-            {"task": task.name, "labels": len(card["labels"]), "validation": card["validation"], "test": card["test"]}
-        )
+        own: dict[str, Any] = {key: card[key] for key in ("metric", "validation", "test", "per_token") if key in card}
+        rows.append({"task": task.name, "labels": len(card["labels"]), **own})
+    if recipe.training.model == "causal":  # no mean of shares and perplexities
+        scores = ", ".join(f"{row['task']} {row['metric']} {row['test']:.3f}" for row in rows)
+        shown = [{key: value for key, value in row.items() if key not in ("labels", "per_token")} for row in rows]
+        folder.finish({"experts": rows}, {"Experts": shown}, summary=f"Test scores: {scores}.")
+        return
     mean = sum(row["test"] for row in rows) / len(rows)
     folder.finish({"mean_test_score": mean, "experts": rows}, {"Experts": rows}, summary=f"Mean test score {mean:.3f}.")
+
+
+def alone_with(entry: Path) -> AbstractContextManager[object]:
+    """Of the runs that want one expert in the cache, one trains it and the others wait; one that is there is free."""
+    if process_rank() != 0 or (entry / "expert.json").is_file():
+        return nullcontext()
+    from filelock import FileLock
+
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(entry.with_name(f".{entry.name}.lock"))
 
 
 def train_expert(
@@ -102,14 +161,17 @@ def train_expert(
         The content of the expert's expert.json: task, labels, head, metric and scores.
     """
     if (target / "expert.json").exists():
-        card: dict[str, object] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
-        folder.say(f"expert {source.name}: found, test score {card['test']:.3f}")
-        return card
+        if not (fault := expert_damage(target)):
+            card: dict[str, Any] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
+            folder.say(f"expert {source.name}: found, test {card['metric']} {card['test']:.3f}")
+            return card
+        folder.say(f"expert {source.name}: {target} {fault}; it is made again")
+    if training.model == "causal":
+        return train_language(base, source, training, trainer_config, seed, target, folder)
     import lightning
 
     from recipes.data.text_module import TextDataModule
     from twinmerge.artefact import whole_folder
-    from twinmerge.module import FinetuneModule
 
     lightning.seed_everything(seed, workers=True, verbose=False)
     task = load_task(source, seed)
@@ -120,29 +182,14 @@ def train_expert(
         batch_size=training.batch_size,
         max_length=training.max_length,
         seed=seed,
-        causal=training.model == "causal",
     )
-    model = _load_model(where, training, task.labels)
-    module = FinetuneModule(
-        model,
-        labels=(len(task.labels) or 1) if training.model == "encoder" else 0,
-        heads=training.heads,
-        pooling=training.pooling,
-        metric=source.metric,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        warmup=training.warmup,
-        frozen=tuple(training.frozen),
-        lora_rank=0 if training.model == "classifier" else training.lora_rank,
-        seed=head_seed(source.name, training.heads, seed),
-    )
+    module = _module(source, task.labels, where, training, seed)
     trainer = build_trainer(trainer_config, folder, source.name)
     folder.say(f"expert {source.name}: {len(task.train.texts)} training rows, {len(task.labels) or 1} labels")
     trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(source.name))
-    score = "loss" if training.model == "causal" else "score"
     # Asked for, and not read off the last epoch: a training that is resumed when it was complete has no last epoch.
-    validation = float(trainer.validate(module, datamodule=data, verbose=False)[0][f"validation/{score}"])
-    test = float(trainer.test(module, datamodule=data, verbose=False)[0][f"test/{score}"])
+    validation = float(trainer.validate(module, datamodule=data, verbose=False)[0]["validation/score"])
+    test = float(trainer.test(module, datamodule=data, verbose=False)[0]["test/score"])
     card = {
         "task": source.name,
         "labels": list(task.labels),
@@ -156,7 +203,7 @@ def train_expert(
         "test": test,
     }
     if trainer.is_global_zero:
-        with whole_folder(target) as out:
+        with whole_folder(target, overwrite=True) as out:
             save_expert(module, where, card, out)
         shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
     trainer.strategy.barrier()  # no process reads the expert before it is there
@@ -164,40 +211,52 @@ def train_expert(
     return card
 
 
+def _module(
+    source: TaskSource, labels: tuple[str, ...], where: Path | str, training: Training, seed: int
+) -> FinetuneModule:
+    from twinmerge.module import FinetuneModule
+
+    return FinetuneModule(
+        _load_model(where, training, labels),
+        labels=(len(labels) or 1) if training.model == "encoder" else 0,
+        heads=training.heads,
+        pooling=training.pooling,
+        metric=source.metric,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        frozen=tuple(training.frozen),
+        seed=head_seed(source.name, training.heads, seed),
+    )
+
+
 def head_seed(task: str, heads: str, seed: int) -> int:
     """Seed of a task's head; fixed heads differ between tasks, or tasks of as many labels would share their answers."""
     return zlib.crc32(f"{task} {seed}".encode()) if heads == "fixed" else seed
 
 
-def save_expert(module: Any, tokenizer: Path | str, card: dict[str, Any], out: Path) -> None:
-    """Write the model (HF or PEFT folder), its tokenizer, its head and expert.json into a folder."""
+def save_expert(module: FinetuneModule, tokenizer: Path | str, card: dict[str, Any], out: Path) -> None:
+    """Write the model (HF or PEFT folder), its tokenizer, its head, expert.json and their digests into a folder."""
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    module.model.save_pretrained(out)
+    cast("PreTrainedModel", module.model).save_pretrained(out)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
     if module.head is not None:
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in module.head.state_dict().items()}, out / "head.safetensors"
         )
     (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    stamp(out)
 
 
-def _load_model(where: Path | str, training: Training, labels: tuple[str, ...]) -> Any:
+def _load_model(where: Path | str, training: Training, labels: tuple[str, ...]) -> PreTrainedModel | PeftModel:
     import transformers
 
+    model: PreTrainedModel
     if training.model == "encoder":
-        return transformers.AutoModel.from_pretrained(where)
-    if training.model == "causal":
-        return transformers.AutoModelForCausalLM.from_pretrained(where)
+        return adapted(transformers.AutoModel.from_pretrained(where), training)
     names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": 1}
     model = transformers.AutoModelForSequenceClassification.from_pretrained(where, **names)
-    if not training.lora_rank:
-        return model
-    from peft import LoraConfig, get_peft_model
-
     # The head is new, so the adapter must carry it: PEFT saves it for this type of task only.
-    rank = training.lora_rank
-    return get_peft_model(
-        model, LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-    )
+    return adapted(model, training, "SEQ_CLS")

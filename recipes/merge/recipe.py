@@ -12,143 +12,143 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from recipes.data.models import resolve_model
 from recipes.data.sources import load_task
-from recipes.errors import RunError
+from recipes.data.tables import own_files
+from recipes.errors import RecipeError, RunError
 from recipes.merge.alone import read_all, run_alone
-from recipes.merge.baselines import seeded, tune
+from recipes.merge.baselines import seeded
+from recipes.merge.causal.run import run_causal
 from recipes.merge.checks import cached_at, check, check_rank
-from recipes.merge.finetune import train_expert
+from recipes.merge.experts import stored_format_of
+from recipes.merge.finetune import alone_with, train_expert
 from recipes.merge.routable import check_routable
-from recipes.merge.routing import task_features, train_router
+from recipes.merge.routing import batch_features, task_features, train_router
 from recipes.merge.schema import Recipe
 from recipes.running.environment import process_rank
 from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from recipes.data.splits import TextTask
     from recipes.data.text_module import MixedTextDataModule
-    from recipes.merge.evaluation import Model, Scores
+    from recipes.merge.evaluation import Scores
+    from recipes.merge.routing import Routing
     from recipes.running.folder import RunFolder
     from twinmerge.exclusive import Exclusive
     from twinmerge.folders import Expert
-    from twinmerge.modeling_twin import Head
+    from twinmerge.twin_mixin import TwinMixin
 
-__all__ = ["Recipe", "check", "run"]
+__all__ = ["Recipe", "check", "finished", "inputs", "run"]
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """The user's own files and folders that a run reads."""
+    try:
+        experts = [Path(place) for place in recipe.given().values()]
+    except RecipeError:  # the pre-flight says so
+        experts = []
+    tables = [file for task in recipe.tasks for file in own_files(task)]
+    return [Path(recipe.base), *experts, *tables, *map(Path, recipe.texts.values())]
+
+
+def finished(path: Path) -> list[str]:
+    """The twin of a run folder, once it is written: experts that are trained longer make another."""
+    return ["merged"] if (path / "merged").is_dir() else []
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Experts, static baselines, twin, router, table, folder, report."""
-    from transformers import AutoModel, AutoTokenizer
+    import torch
+    from transformers import AutoModel
 
-    from recipes.merge import report
-    from recipes.merge.evaluation import (
-        evaluate,
-        evaluate_rows,
-        evaluation_device,
-        in_precision,
-        linear_probe,
-        with_experts,
-        with_heads,
-    )
-    from twinmerge.artefact import model_card, save
-    from twinmerge.merging import set_parameters, shared_expert
-    from twinmerge.modeling_twin import masked_mean
+    from recipes.merge import rows as table
 
     if not recipe.tasks:
         run_alone(recipe, folder)
         return
+    if recipe.training.model == "causal":
+        run_causal(recipe, folder, _merge, _goes_on_alone)
+        return
     hush_libraries()
     where = resolve_model(recipe.base)
-    model = AutoModel.from_pretrained(where).eval()
+    model = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
     check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
     check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
     experts, tokenizer = _experts(recipe, folder, model)
     if not _goes_on_alone():
         return
-    device = evaluation_device(recipe.trainer.accelerator)
-    model.to(device)
     # What the experts learned from; the router may read more inputs, of which it takes the task and not the label.
     labelled = [load_task(source, recipe.seed) for source in recipe.tasks]
     tasks = [load_task(replace(source, max_train=recipe.router.items), recipe.seed) for source in recipe.tasks]
+    for task in labelled:
+        for note in task.notes:
+            folder.say(f"task {task.name}: {note}")
     experts = _in_order(labelled, experts)
-    heads = {task: cast("Head", expert.head).to(device) for task, expert in experts.items()}
     data, seen = _mixed(recipe, tasks, tokenizer), _mixed(recipe, labelled, tokenizer)
-    data.setup(None)
-    batches = {"validation": list(data.val_dataloader()), "test": list(data.test_dataloader())}
-
-    precise = partial(in_precision, recipe.eval_precision, device)
-
-    def score(name: str, answer: Model, split: str = "test") -> Scores:
-        with folder.phase(f"{split}: {name}", len(batches[split])) as progress:
-            return evaluate(precise(answer), tasks, batches[split], progress.advance, device)
-
+    judge = table.Judge.of(recipe, folder, tasks, data, experts)
+    model.to(judge.device)
     states = {task: expert.state for task, expert in experts.items()}
-    whole = with_experts({t: set_parameters(copy.deepcopy(model), state) for t, state in states.items()}, heads)
-    held, rows = score("experts", whole, "validation"), {"experts": score("experts", whole)}
-    rows["pretrained"] = score("pretrained", with_heads(model, heads))
-    del whole
-    grid, work = recipe.baselines.grid(), copy.deepcopy(model)
-
-    def merged(method: str, options: dict[str, float]) -> Model:
-        state = shared_expert(model, states, method, **seeded(method, options, recipe.seed))
-        return with_heads(set_parameters(work, state), heads)
-
-    with folder.phase("validation: static candidates", len(grid) * len(batches["validation"])) as progress:
-
-        def validate(method: str, options: dict[str, float]) -> float:
-            answer = precise(merged(method, options))
-            row = evaluate(answer, tasks, batches["validation"], progress.advance, device)
-            return row.normalised(held)
-
-        static = tune(grid, validate)
-    rows |= {method: score(method, merged(method, options)) for method, (_, options) in static.items()}
+    held, rows = table.experts(judge, model, states)
+    static, merged = table.static(judge, model, states, held)
+    rows |= merged
 
     with folder.phase("exclusive experts", 1) as progress:
         twin, exclusive = _merge(recipe, copy.deepcopy(model), experts)
         progress.advance()
-    twin.heads.update(heads)
-    twin.to(device).eval()
+    twin.heads.update(judge.heads)
+    stored = getattr(torch, stored_format_of(recipe, where))
+    twin.to(judge.device, stored)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
+    twin.float().eval()  # what is scored has the precision of what is saved
     twin.router_reads = recipe.router.features
-    features = {
-        split: task_features(precise(twin.features), data, split, folder, device=device)
-        for split in ("train", "validation", "test")
-    }
+    encode = judge.precise(twin.features)
+    features = {"train": task_features(encode, data, "train", folder, device=judge.device)}
+    read = {split: batch_features(encode, given, split, folder, judge.device) for split, given in judge.batches.items()}
+    features |= {split: (torch.cat(found), ids) for split, (found, ids, _) in read.items()}
     routing = train_router(recipe.router, features, len(tasks), recipe.seed, folder)
-    twin.router = routing.router.to(device)
-
-    with folder.phase("test: routed", len(batches["test"])) as progress:
-        answers = precise(partial(_routed, twin))
-        rows |= evaluate_rows(answers, tasks, batches["test"], progress.advance, device)
-    rows["oracle"] = score("oracle", partial(_oracle, twin))
+    twin.router = routing.router.to(judge.device)
+    rows |= table.routed(judge, twin, read["test"]) | table.oracle(judge, twin)
     if recipe.baselines.probe:
-        seen.setup("fit")
+        rows |= table.probe(judge, model, labelled, seen)
 
-        def pooled(**inputs: Tensor) -> Tensor:
-            return masked_mean(model(**inputs)[0], inputs.get("attention_mask"))
+    twin.router = None  # it keeps its precision
+    twin.to("cpu", stored)  # type: ignore[arg-type]
+    twin.router = routing.router.cpu()
+    _write(recipe, folder, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled))
 
-        splits = ("train", "validation")
-        read = precise(pooled)
-        features = {split: task_features(read, seen, split, folder, "base features", device) for split in splits}
-        rows["linear probe"] = score("linear probe", linear_probe(model, features, labelled))
 
-    made = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
+def _write(
+    recipe: Recipe,
+    folder: RunFolder,
+    model: PreTrainedModel,
+    tokenizer: Path | str,
+    experts: Mapping[str, Expert],
+    made: tuple[TwinMixin, Exclusive, Routing],
+    found: tuple[dict[str, Scores], dict[str, tuple[float, dict[str, float]]], list[TextTask]],
+) -> None:
+    """The twin folder, and the report of the run."""
+    from transformers import AutoTokenizer
+
+    from recipes.merge import report
+    from twinmerge.artefact import model_card, save
+
+    (twin, exclusive, routing), (rows, static, labelled) = made, found
+    source = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
     about = {"tasks": list(experts), "base": recipe.base, "base_class": type(model).__name__}
     texts = {
-        "recipe.yaml": made,
-        "README.md": model_card(about, recipe.name, made),
-        "result.json": json.dumps(plain_json(report.result(rows, static, routing.numbers, {})), indent=2) + "\n",
+        "recipe.yaml": source,
+        "README.md": model_card(about, recipe.name, source),
+        "result.json": json.dumps(plain_json(report.result(rows, static, routing.numbers, {}, labelled)), indent=2)
+        + "\n",
     }
     sources = {task: expert.digest for task, expert in experts.items()}
     target = save(
-        twin.cpu(),
+        twin,
         folder.path / "merged",
         tokenizer=AutoTokenizer.from_pretrained(tokenizer),
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
@@ -157,7 +157,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         overwrite=True,
     )
     size = report.sizes(sum(p.nbytes for p in model.parameters()), experts, target)
-    outcome = report.result(rows, static, routing.numbers, size)
+    outcome = {**report.result(rows, static, routing.numbers, size, labelled), "twin_bytes": report.places(target)}
     report.finish(folder, outcome, exclusive.residuals, routing.mixture)
 
 
@@ -174,14 +174,15 @@ def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> Mixe
     )
 
 
-def _experts(recipe: Recipe, folder: RunFolder, model: nn.Module) -> tuple[dict[str, Expert], Path | str]:
+def _experts(recipe: Recipe, folder: RunFolder, model: PreTrainedModel) -> tuple[dict[str, Expert], Path | str]:
     """All experts by task, trained where missing, compared with the base; and where their tokenizer is."""
     given = recipe.given()
     for source in recipe.tasks:
         if source.name not in given:
             given[source.name] = str(cached_at(recipe, source))
             card = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-            train_expert(*card, Path(given[source.name]), folder)
+            with alone_with(Path(given[source.name])):
+                train_expert(*card, Path(given[source.name]), folder)
     return read_all(recipe, folder, model, {source.name: given[source.name] for source in recipe.tasks})
 
 
@@ -209,7 +210,7 @@ def _in_order(tasks: list[TextTask], experts: Mapping[str, Expert]) -> dict[str,
     return made
 
 
-def _merge(recipe: Recipe, model: nn.Module, experts: Mapping[str, Expert]) -> tuple[Any, Exclusive]:
+def _merge(recipe: Recipe, model: PreTrainedModel, experts: Mapping[str, Expert]) -> tuple[TwinMixin, Exclusive]:
     """The twin without its router: LoRA experts in the product form where the shared expert allows it."""
     from twinmerge.merging import merge, merge_lora
 
@@ -220,20 +221,5 @@ def _merge(recipe: Recipe, model: nn.Module, experts: Mapping[str, Expert]) -> t
         return merge_lora(model, terms, scale, policy["rank"])
     options = seeded(shared.method, shared.options, recipe.seed)
     states = {task: expert.state for task, expert in experts.items()}
-    return merge(model, states, shared.method, rank={**policy, "seed": recipe.seed}, **options)
-
-
-def _routed(twin: Any, inputs: dict[str, Tensor], asked: list[str]) -> dict[str, Tensor]:
-    """Both routed rows of one forward. A head routed wrongly answers another question: NaN, which counts as wrong."""
-    outputs = twin.classify(**inputs, head=asked)
-    own = outputs.logits.clone()
-    own[outputs.router_weights.argmax(-1) != outputs.task] = float("nan")
-    return {"routed": outputs.logits, "routed, head routed too": own}
-
-
-def _oracle(twin: Any, inputs: dict[str, Tensor], asked: list[str]) -> Tensor:
-    import torch
-
-    true = torch.eye(len(twin.tasks), device=inputs["input_ids"].device)[[twin.tasks.index(name) for name in asked]]
-    logits: Tensor = twin.classify(**inputs, head=asked, router_weights=true).logits
-    return logits
+    dense = recipe.exclusive.dense
+    return merge(model, states, shared.method, rank={**policy, "seed": recipe.seed}, dense=dense, **options)

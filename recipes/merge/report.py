@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.merge.warnings import warnings_of
 from twinmerge.methods import methods
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from recipes.data.splits import TextTask
     from recipes.merge.evaluation import Scores
     from recipes.running.folder import RunFolder
     from twinmerge.folders import Expert
@@ -29,6 +34,7 @@ def result(
     static: Mapping[str, tuple[float, dict[str, float]]],
     routing: Mapping[str, float],
     sizes: Mapping[str, int],
+    tasks: Sequence[TextTask] = (),
 ) -> dict[str, Any]:
     """The numbers the run is for, as plain values.
 
@@ -37,6 +43,7 @@ def result(
         static: method -> (normalised validation score of its best candidate, that candidate's options).
         routing: the router's accuracy and temperature.
         sizes: bytes by row name.
+        tasks: for the warnings about their metrics.
     """
     experts, base = rows["experts"], rows["pretrained"]
     table = {}
@@ -60,6 +67,7 @@ def result(
         "routed_normalised": table["routed"]["normalised"],
         "routed_gap_recovered": table["routed"]["gap_recovered"],
         "router": dict(routing),
+        "warnings": warnings_of(rows, best, tasks, sizes),
     }
 
 
@@ -75,14 +83,48 @@ def _weights(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
 
 
+def places(target: Path) -> dict[str, int]:
+    """Where the bytes of a twin folder are.
+
+    The exclusive experts are told apart into factors and what they keep whole: norms, biases, modules without factors.
+    """
+    from twinmerge.checkpoints import read_header
+    from twinmerge.headers import size_of
+
+    found = dict.fromkeys(("shared expert", "factors", "kept whole", "heads", "router"), 0)
+    for file in sorted(target.rglob("*.safetensors")):
+        part = file.relative_to(target).parts[0]
+        if part != "experts":
+            found[part if part in found else "shared expert"] += file.stat().st_size
+            continue
+        for name, entry in read_header(file).items():
+            factor = ".lora_" in name and not name.endswith("lora_B.bias")
+            found["factors" if factor else "kept whole"] += size_of(entry)
+    return found
+
+
 def finish(
-    folder: RunFolder, outcome: dict[str, Any], residuals: Mapping[str, Mapping[str, float]], confusion: object
+    folder: RunFolder,
+    outcome: dict[str, Any],
+    residuals: Mapping[str, Mapping[str, float]],
+    confusion: list[list[float]],
+    explained: Mapping[str, str] = EXPLAINED,
+    more: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> None:
-    """Write figures, tables, report.html and result.json."""
+    """Write figures, tables, report.html and result.json.
+
+    Args:
+        folder: of the run.
+        outcome: of `result`.
+        residuals: of the truncation, by task and parameter.
+        confusion: mean mixture of each task's test inputs.
+        explained: what each row is.
+        more: further tables by title.
+    """
     table = [
         {
             "row": name,
-            "what": EXPLAINED.get(name, ""),
+            "what": explained.get(name, ""),
             "mean": row["mean"],
             "normalised": row["normalised"],
             "gap recovered": row["gap_recovered"],
@@ -109,11 +151,18 @@ def finish(
         f"{outcome['router']['accuracy']:.1%} of the test inputs."
     )
     tuned = [{"method": m, **o} for m, o in outcome["tuned"].items()]
-    folder.finish(outcome, {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned}, summary=summary)
-    folder.say(summary)
+    tables = {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned, **(more or {})}
+    if parts := outcome.get("twin_bytes"):
+        whole = sum(parts.values())
+        tables["Bytes of the twin"] = [
+            {"part": part, "MB": size / 1e6, "share": size / whole} for part, size in parts.items()
+        ]
+    told = " ".join((summary, *outcome["warnings"]))
+    folder.finish(outcome, tables, summary=told)
+    folder.say(told)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     # The object interface: it needs no display and leaves no global state behind.
     from matplotlib.figure import Figure
 
@@ -139,12 +188,14 @@ def _draw_tasks(folder: RunFolder, raw: list[dict[str, Any]], tasks: list[str]) 
         axes.plot(places, [row[t] for t in tasks], "D" if stands_out else "o", markersize=5, label=row["row"])
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylabel("test score")
+    if max(row[task] for row in raw for task in tasks) > 2:  # a perplexity beside shares
+        axes.set_yscale("symlog", linthresh=1)
     axes.tick_params(axis="x", rotation=30)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     folder.figure("tasks", figure, [[r["row"], *(r[t] for t in tasks)] for r in raw], ["row", *tasks])
 
 
-def _draw_confusion(folder: RunFolder, confusion: Any, tasks: list[str]) -> None:
+def _draw_confusion(folder: RunFolder, confusion: list[list[float]], tasks: list[str]) -> None:
     figure, axes = _figure(5, 4.5)
     image = axes.imshow(confusion, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")

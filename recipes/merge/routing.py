@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from recipes.fields import FieldError, check_positive
 from recipes.running.trainer import TrainerConfig, build_trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from torch import Tensor
@@ -29,7 +30,8 @@ class RouterTraining:
     Attributes:
         kind: mlp (the paper's network), linear, or knn (training-free, a deviation).
         features: Hidden states whose masked means the router reads: last (the paper's), or all layers side by side (a
-            deviation that costs no further forward).
+            deviation that costs no further forward). For causal models also generated: the state of the last of up to
+            16 tokens that the shared expert adds to a prompt, as the paper's code has it.
         items: Training inputs a task; only their task is used, not their labels.
         epochs: Passes over them; the epoch with the lowest validation loss is kept.
         batch_size: Features a step.
@@ -39,7 +41,7 @@ class RouterTraining:
     """
 
     kind: Literal["mlp", "linear", "knn"] = "mlp"
-    features: Literal["last", "all"] = "last"
+    features: Literal["last", "all", "generated"] = "last"
     items: int = 3000
     epochs: int = 30
     batch_size: int = 256
@@ -134,7 +136,7 @@ def task_features(
     parts: list[Tensor] = []
     order: list[int] = []
     ids: list[Tensor] = []
-    batches: list[tuple[list[int], dict[str, Any]]] = list(data.by_length(split))
+    batches: list[tuple[list[int], dict[str, Tensor]]] = list(data.by_length(split))
     with folder.phase(f"{what} of {split}", len(batches)) as progress, torch.no_grad():
         for positions, batch in batches:
             inputs = {k: v.to(device) for k, v in batch.items() if k not in ("labels", "task")}
@@ -144,3 +146,26 @@ def task_features(
             progress.advance()
     back = torch.tensor(order).argsort()
     return torch.cat(parts)[back], torch.cat(ids)[back]
+
+
+def batch_features(
+    encode: Callable[..., Tensor],
+    batches: Sequence[Mapping[str, Tensor]],
+    split: str,
+    folder: RunFolder,
+    device: torch.device | str = "cpu",
+) -> tuple[list[Tensor], Tensor, float]:
+    """Features of batches that are scored later with them: batch by batch, all task ids, and milliseconds an input."""
+    import torch
+
+    parts: list[Tensor] = []
+    spent = 0.0
+    with folder.phase(f"features of {split}", len(batches)) as progress, torch.no_grad():
+        for batch in batches:
+            start = time.perf_counter()
+            inputs = {k: v.to(device) for k, v in batch.items() if k not in ("labels", "task")}
+            parts.append(encode(**inputs).cpu())
+            spent += time.perf_counter() - start
+            progress.advance()
+    ids = torch.cat([batch["task"] for batch in batches])
+    return parts, ids, 1000 * spent / len(ids)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.data.task_source import TaskSource
-from recipes.fields import FieldError, check_name, check_positive
+from recipes.fields import FieldError, check_name, check_positive, check_seed
 from recipes.front.schema import did_you_mean
 from recipes.merge.baselines import Baselines, Shared
 from recipes.merge.routing import RouterTraining
@@ -25,12 +25,15 @@ class ExclusiveRanks:
         density: Share of min(rows, columns) of every matrix; the paper uses 0.1.
         energy: Share of every difference's squared norm.
         budget: Bytes of all factors together, spent where they help most.
+        dense: Which vectors they keep beside the matrices: all, norms, biases, or none, which makes expert folders that
+            PEFT mixes in one batch; what is not kept is left to the shared expert.
     """
 
     rank: int | None = None
     density: float | None = None
     energy: float | None = None
     budget: int | None = None
+    dense: Literal["all", "norms", "biases", "none"] = "all"
 
     def __post_init__(self) -> None:
         """Refuse none, several, and values out of range."""
@@ -47,7 +50,7 @@ class ExclusiveRanks:
 
     def policy(self) -> dict[str, Any]:
         """The chosen policy as arguments of `exclusive_experts`; density 0.1, the paper's, when none is given."""
-        given = {k: v for k, v in asdict(self).items() if v is not None}
+        given = {k: v for k, v in asdict(self).items() if v is not None and k != "dense"}
         return given or {"density": 0.1}
 
 
@@ -57,7 +60,7 @@ class Training:
 
     Attributes:
         model: encoder (AutoModel with a head of ours), classifier (AutoModelForSequenceClassification), or causal
-            (AutoModelForCausalLM, trained on the texts alone).
+            (AutoModelForCausalLM, whose tasks have a language block).
         heads: trained, or fixed (one random orthonormal head a task that is never trained).
         pooling: Which token states the head of an encoder sees: mean, first or last.
         batch_size: Rows a training step.
@@ -67,6 +70,11 @@ class Training:
         warmup: Share of the steps with a rising rate.
         frozen: Parameters whose name contains one of these are not trained.
         lora_rank: 0 trains the weights themselves, else LoRA adapters of this rank.
+        lora_alpha: The adapters' product is scaled by this over the rank; 0 is twice the rank.
+        lora_dropout: Share of an adapter's inputs that is dropped in training.
+        lora_targets: Names of the modules that are adapted; none at all adapts every linear layer but the output.
+        packing: For causal models, put several rows into one sequence of max_length; none sees another.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
     """
 
     model: Literal["encoder", "classifier", "causal"] = "encoder"
@@ -79,6 +87,11 @@ class Training:
     warmup: float = 0.1
     frozen: list[str] = field(default_factory=list)
     lora_rank: int = 0
+    lora_alpha: float = 0.0
+    lora_dropout: float = 0.0
+    lora_targets: list[str] = field(default_factory=list)
+    packing: bool = False
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no training could use."""
@@ -86,22 +99,34 @@ class Training:
             check_positive(getattr(self, key), key)
         if not 0 <= self.warmup < 1:
             raise FieldError("warmup", f"expected a share from 0 to below 1, got {self.warmup}")
-        for key in ("weight_decay", "lora_rank"):
+        for key in ("weight_decay", "lora_rank", "lora_alpha"):
             if getattr(self, key) < 0:
                 raise FieldError(key, f"expected 0 or more, got {getattr(self, key)}")
+        if not 0 <= self.lora_dropout < 1:
+            raise FieldError("lora_dropout", f"expected a share from 0 to below 1, got {self.lora_dropout}")
+        for key in ("lora_alpha", "lora_dropout", "lora_targets"):
+            if getattr(self, key) and not self.lora_rank:
+                raise FieldError(key, f"expected none without lora_rank, got {getattr(self, key)}")
+        if self.packing and self.model != "causal":
+            raise FieldError("packing", f"expected false for model {self.model!r}, got true")
         if self.heads == "fixed" and self.model != "encoder":
             raise FieldError("heads", f"expected trained for model {self.model!r}, which has its own head, got 'fixed'")
         if self.heads == "fixed" and self.pooling != "mean":
             raise FieldError("pooling", f"expected mean for fixed heads, got {self.pooling!r}")
 
 
-def check_tasks(tasks: list[TaskSource]) -> None:
-    """Refuse a recipe without tasks, or with two of one name."""
+def check_tasks(tasks: list[TaskSource], model: str) -> None:
+    """Refuse a recipe without tasks, with two of one name, or with tasks that the kind of model cannot learn."""
     if not tasks:
         raise FieldError("tasks", "expected at least one task, got none")
     names = [task.name for task in tasks]
     if twice := [n for n in names if names.count(n) > 1]:
         raise FieldError("tasks", f"two tasks are called {twice[0]!r}; give each its own name")
+    for index, task in enumerate(tasks):
+        if model == "causal" and task.language is None:
+            raise FieldError(f"tasks.{index}.language", "expected how the model is asked, for model 'causal'; got none")
+        if model != "causal" and task.language is not None:
+            raise FieldError(f"tasks.{index}.language", f"expected none for model {model!r}, got some")
 
 
 @dataclass
@@ -128,6 +153,7 @@ class Recipe:
         baselines: Static merges to compare with.
         eval_batch_size: Inputs an evaluation batch.
         eval_precision: Number format of the forwards that score and route, all rows alike: 32, or bf16 by autocast.
+        unseen: Of a causal merge, tasks whose experts stay out of it and are only compared with.
     """
 
     recipe: Literal["merge"] = "merge"
@@ -147,13 +173,15 @@ class Recipe:
     baselines: Baselines = field(default_factory=Baselines)
     eval_batch_size: int = 64
     eval_precision: Literal["32", "bf16"] = "32"
+    unseen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be merged."""
         check_name(self.name, "name")
+        check_seed(self.seed)
         check_positive(self.eval_batch_size, "eval_batch_size")
         if self.tasks:
-            check_tasks(self.tasks)
+            check_tasks(self.tasks, self.training.model)
             if len(self.tasks) < 2:
                 raise FieldError("tasks", "expected at least two tasks to merge, got one")
             if self.texts:
@@ -169,8 +197,27 @@ class Recipe:
             check_name(name, "experts")
         if self.texts and (missing := sorted(set(names) - set(self.texts))):
             raise FieldError("texts", f"expected a file for every expert, got none for {missing[0]!r}")
-        if self.training.model != "encoder":
-            raise FieldError("training.model", f"expected encoder for experts with heads, got {self.training.model!r}")
+        if self.training.model == "classifier":
+            raise FieldError("training.model", "expected encoder (experts with heads) or causal, got 'classifier'")
+        self._check_causal(names)
+
+    def _check_causal(self, names: list[str]) -> None:
+        """Refuse what only one of the two kinds of merges knows."""
+        if self.training.model != "causal":
+            if self.router.features == "generated":
+                raise FieldError("router.features", "expected last or all for model 'encoder', got 'generated'")
+            if self.unseen:
+                raise FieldError("unseen", f"expected none for model {self.training.model!r}, got {self.unseen!r}")
+            return
+        if not self.tasks:
+            raise FieldError("tasks", "expected tasks for model 'causal', got none; twinmerge.merge_folders needs none")
+        for key, plain in (("vocabulary", "strict"), ("labels", {})):
+            if getattr(self, key) != plain:
+                raise FieldError(key, f"expected {plain!r} for model 'causal', got {getattr(self, key)!r}")
+        if unknown := sorted(set(self.unseen) - set(names)):
+            raise FieldError("unseen", f"no task is called {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
+        if len(names) - len(set(self.unseen)) < 2:
+            raise FieldError("unseen", f"expected at least two tasks beside them to merge, got {len(names)} in all")
 
     def given(self) -> dict[str, str]:
         """The given experts by task name, those of a finetune run's folder looked up.

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from recipes.errors import FULL, RecipeError, RunError
 from recipes.front import table
@@ -18,6 +19,7 @@ from recipes.running import folder as runfolder
 from recipes.running.environment import process_rank
 from recipes.running.files import write_text
 from recipes.running.folder import RunFolder
+from recipes.running.inputs import Noted, changed, note, read_noted
 from recipes.running.lock import locked
 
 LENGTHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # how long a training is
@@ -59,6 +61,7 @@ def _open(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold: 
     if process_rank() == 0:
         if options.out is not None:
             runfolder.check_out(options.out, force=options.force)
+        folder.inputs = _noted(parsed)
         check(parsed, quiet=options.quiet)
     name = parsed.recipe.name
     folder.path = runfolder.new_folder(parsed.name, name, out=options.out, force=options.force, hold=hold)
@@ -73,19 +76,28 @@ def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold
     if (path / "result.json").is_file() and not accepted:
         return False
     parts = _finished(parsed, path)
-    if changed := [key for key in LENGTHS if key in accepted and parts]:
-        before, now = accepted[changed[0]]
+    if altered := [key for key in LENGTHS if key in accepted and parts]:
+        before, now = accepted[altered[0]]
         raise RecipeError(
-            f"--resume: {parts[0]} was trained with {changed[0]} {show(before)} and is not trained on to {show(now)}; "
-            f"set {changed[0]} back to {show(before)}, or start a new run, without --resume"
+            f"--resume: {parts[0]} was trained with {altered[0]} {show(before)} and is not trained on to {show(now)}; "
+            f"set {altered[0]} back to {show(before)}, or start a new run, without --resume"
         )
     for key, (before, now) in accepted.items():
         folder.say(f"resuming with {key} {show(now)} instead of {show(before)}")
     if process_rank() == 0:
+        folder.inputs = read_noted(path) or _noted(parsed)
+        if fault := changed(folder.inputs):
+            raise RecipeError(f"--resume: {fault} since the run was started; put it back, or start a new run")
         check(parsed, quiet=options.quiet)
     folder.resume = _checkpoint(path, options.resume, parts)
     folder.say(f"resuming {path}" + (f" from {folder.resume}" if folder.resume != path else ""))
     return True
+
+
+def _noted(parsed: Parsed) -> Noted:
+    """The user's own files that a recipe says it reads."""
+    named: Callable[[Any], list[Path]] = getattr(table.load(parsed.name), "inputs", lambda _: [])
+    return note(path.expanduser() for path in named(parsed.recipe))
 
 
 def _finished(parsed: Parsed, path: Path) -> list[str]:
@@ -126,19 +138,12 @@ def _guarded(parsed: Parsed, folder: RunFolder, again: str, *, debug: bool) -> i
     os.environ[runfolder.FOLDER_KEY] = str(folder.path.resolve())
     try:
         table.load(parsed.name).run(parsed.recipe, folder)
-    except (RecipeError, RunError):
-        raise
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning answers Ctrl-C with SystemExit(1), raised while the KeyboardInterrupt is handled, and the request to
-        # terminate with a SystemExit of its own
-        terminated = type(error).__name__ == "SIGTERMException"
-        if isinstance(error, SystemExit) and not (terminated or isinstance(error.__context__, KeyboardInterrupt)):
-            raise
-        if process_rank() == 0:
-            print(f"interrupted; go on with: {again}", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if debug:
+    except BaseException as error:
+        if _interrupted(error):
+            if process_rank() == 0:
+                print(f"interrupted; go on with: {again}", file=sys.stderr)
+            return 130
+        if debug or isinstance(error, RecipeError | RunError) or not isinstance(error, Exception):
             raise
         raise RunError(_sentence(error, folder.path)) from error
     finally:
@@ -148,6 +153,22 @@ def _guarded(parsed: Parsed, folder: RunFolder, again: str, *, debug: bool) -> i
             os.environ[runfolder.FOLDER_KEY] = before
     folder.say(f"done: {folder.path}")
     return 0
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Whether an interruption is what ended a run, whatever was raised while it was handled.
+
+    Lightning answers Ctrl-C with SystemExit(1) and the request to terminate with a SystemExit of its own; and where the
+    interruption falls into the closing of a logger, closing it once more fails, such as with "Writer is closed".
+    """
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        if isinstance(link, KeyboardInterrupt) or type(link).__name__ == "SIGTERMException":
+            return True
+        seen.add(id(link))
+        link = link.__context__
+    return False
 
 
 def _sentence(error: Exception, path: Path) -> str:

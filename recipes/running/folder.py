@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.errors import RecipeError
+from recipes.errors import RecipeError, RunError
 from recipes.running.environment import describe_environment, process_rank
 from recipes.running.files import plain_json, write_bytes, write_json, write_text
+from recipes.running.inputs import NAME as INPUTS, Noted, changed
 from recipes.running.lock import LOCK, locked, refuse_live
 from recipes.running.page import Report, Row, render
 from recipes.running.progress import Progress, progress
@@ -41,6 +42,7 @@ class RunFolder:
         self.title = title
         self.resume = resume
         self.quiet = quiet
+        self.inputs: Noted = {}
 
     @property
     def checkpoints(self) -> Path:
@@ -60,6 +62,8 @@ class RunFolder:
         write_text(self.path / "recipe.yaml", recipe_yaml)
         write_text(before, f"{earlier}{shlex.join(command)}\n")
         write_json(self.path / "environment.json", describe_environment(seeds))
+        if self.inputs:
+            write_json(self.path / INPUTS, self.inputs)
 
     def say(self, text: str) -> None:
         """Print one line on rank 0, unless the run is quiet."""
@@ -106,6 +110,9 @@ class RunFolder:
     ) -> None:
         """Write `report.html` and, last, `result.json`: a folder with a result is complete.
 
+        Raises:
+            RunError: When a file of the user's that the run read has changed since its pre-flight.
+
         Args:
             result: The numbers the run is for.
             tables: Rows of each table by its title.
@@ -114,6 +121,8 @@ class RunFolder:
         """
         if process_rank() != 0:
             return
+        if fault := changed(self.inputs):
+            raise RunError(f"{fault} while the run read it, so that nothing is reported; start a new run")
         details = {
             name: (self.path / name).read_text(encoding="utf-8")
             for name in ("recipe.yaml", "command.txt", "environment.json")
@@ -180,6 +189,8 @@ def _content(folder: Path) -> list[Path]:
 
 def check_out(out: Path, *, force: bool) -> None:
     """Refuse a folder that holds something already, unless it is a run folder, not at work, and `force` is given."""
+    if out.is_symlink() and not out.exists():
+        raise RecipeError(f"--out {out}: this is a link to nothing; give a folder")
     if not out.exists():
         return
     if not out.is_dir():

@@ -1,10 +1,14 @@
 """Metrics of a run as one CSV file that a resumed run continues."""
 
 import csv
+import hashlib
 import io
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -49,10 +53,9 @@ class CsvMetrics(Logger):
         if self._columns is None:
             rows = read_metrics(self._path)
             if all(key == "epoch" or key.startswith("test/") for key in metrics):
-                rows, row = self._tested_again(rows, row)
+                self._rewrite(self._tested_again(rows, row))
             else:
-                rows = [old for old in rows if not self._comes_again(old, row["step"])]
-            self._rewrite([*rows, row])
+                self._rewrite([*(old for old in rows if not self._comes_again(old, row["step"])), row])
         elif set(row) <= set(self._columns):
             with self._path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
@@ -62,12 +65,10 @@ class CsvMetrics(Logger):
     def _comes_again(self, row: dict[str, str], step: int) -> bool:
         return row.get("phase", "") == self._phase and int(row["step"]) >= step
 
-    def _tested_again(
-        self, rows: list[dict[str, str]], row: dict[str, Any]
-    ) -> tuple[list[dict[str, str]], dict[str, Any]]:
-        """Rows and new row where a finished training is only tested again: its trainer stands at step 0, the row not.
+    def _tested_again(self, rows: list[dict[str, str]], row: dict[str, Any]) -> list[dict[str, Any]]:
+        """All rows where a finished training is only tested again: its trainer stands at step 0, the row does not.
 
-        The row takes the place of the one of the same test, or else follows the training.
+        The row takes the place of the one of the same test, or else follows what is there.
         """
         own = [old for old in rows if old.get("phase", "") == self._phase]
         tests = [old for old in own if not old.keys() - {"phase", "step", "epoch"} - row.keys()]
@@ -76,7 +77,8 @@ class CsvMetrics(Logger):
         )
         if not tests:
             where = {"step": max([int(row["step"]), *(int(old["step"]) for old in own)])}
-        return [old for old in rows if old not in tests], row | where
+        at = rows.index(tests[0]) if tests else len(rows)
+        return [*rows[:at], row | where, *(old for old in rows[at:] if old not in tests)]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         self._columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -85,6 +87,52 @@ class CsvMetrics(Logger):
         writer.writeheader()
         writer.writerows(rows)
         write_text(self._path, text.getvalue())
+
+
+class MetricsSeal(Callback):
+    """Keeps the digest of the rows so far in every checkpoint, and tells when a resumed run finds others.
+
+    Nothing is computed from the rows, so that the run goes on.
+
+    Args:
+        path: The file.
+        phase: Name of the training phase.
+    """
+
+    def __init__(self, path: Path, phase: str = "") -> None:
+        self._path, self._phase = path, phase
+        self._trainer: Trainer | None = None
+        self._sealed: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the trainer, which knows the step that the next row is of."""
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step, and the digest of the rows before it and of all rows of other phases."""
+        step = 0 if self._trainer is None else self._trainer.fit_loop.epoch_loop._batches_that_stepped
+        return {"step": step, "sha256": self._digest(step)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the digest until training starts."""
+        self._sealed = state_dict
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the rows with the digest."""
+        sealed, self._sealed = self._sealed, {}
+        if sealed and trainer.is_global_zero and self._digest(sealed["step"]) != sealed["sha256"]:
+            print(
+                f"{self._path} is not what it was when the checkpoint was written: rows before step {sealed['step']} "
+                "were changed or lost; the training goes on, and its later rows are right",
+                file=sys.stderr,
+            )
+
+    def _digest(self, step: int) -> str:
+        rows = [row for row in read_metrics(self._path) if self._is_done(row, step)]
+        return hashlib.sha256(json.dumps([sorted(row.items()) for row in rows]).encode()).hexdigest()
+
+    def _is_done(self, row: dict[str, str], step: int) -> bool:
+        return row.get("phase", "") != self._phase or int(row["step"]) < step
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
+from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -79,7 +80,7 @@ class DataOrder(DistributedSampler[int]):
         skip, self.skip = self.skip, 0
         yield from order[rank::size][skip:].tolist()
 
-    def global_order(self, size: int) -> Any:
+    def global_order(self, size: int) -> NDArray[np.int64]:
         """Return the order of all samples for a world of this size, as a numpy array of indices."""
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(self.samples) if self.shuffle else np.arange(self.samples)
@@ -92,10 +93,11 @@ class DataOrder(DistributedSampler[int]):
         batches = order[: full * batch].reshape(full, batch)
         if self.shuffle:
             batches = generator.permutation(batches)
-        return np.concatenate([batches.reshape(-1), order[full * batch :]])
+        whole: NDArray[np.int64] = np.concatenate([batches.reshape(-1), order[full * batch :]])
+        return whole
 
 
-class ResumableLoader(DataLoader[Any]):
+class ResumableLoader(DataLoader[object]):
     """A DataLoader that goes on at the very batch where a checkpoint was written.
 
     Lightning stores its `state_dict` in the checkpoint and gives it back on resume. Random draws inside worker
@@ -139,7 +141,7 @@ class ResumableLoader(DataLoader[Any]):
         options.setdefault("generator", torch.Generator())  # of its own: the global one must not move
         super().__init__(dataset, batch_size, sampler=sampler, drop_last=drop_last, **options)
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[object]:  # type: ignore[override]
         # a generator runs at its first batch, when Lightning has set the epoch
         order = self.sampler
         self._done = 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.errors import RecipeError
-from recipes.fields import FieldError
+from recipes.fields import FieldError, check_positive, check_range
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
 
 Plugin = dict[str, Any]  # class_path and init_args of a subclass of Lightning's base
+# Least values that Lightning does not check itself, and fails of in the middle of a training.
+LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 0,
+    "num_sanity_val_steps": -1,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "gradient_clip_val": 0,
+}
 PLUGGABLE = ("logger", "callbacks", "strategy", "accelerator", "plugins", "profiler")
 
 
@@ -138,6 +149,21 @@ class TrainerConfig:
                 ):
                     where = f"{name}.{index}" if isinstance(value, list) else name
                     raise FieldError(where, f"expected class_path and init_args, got {', '.join(item) or 'nothing'}")
+        for name, low in LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, int | float):
+                check_range(value, name, low=low)
+        every = self.val_check_interval
+        if isinstance(every, int | float):
+            check_positive(every, "val_check_interval")
+        if self.min_epochs and self.max_epochs is not None and 0 <= self.max_epochs < self.min_epochs:
+            raise FieldError("min_epochs", f"expected at most max_epochs, {self.max_epochs}, got {self.min_epochs}")
+
+    @property
+    def endless(self) -> bool:
+        """Whether nothing says when a training ends: Lightning would take 1000 epochs, or go on for ever."""
+        unlimited = self.max_epochs is None or self.max_epochs == -1
+        return unlimited and self.max_steps == -1 and self.max_time is None and not self.fast_dev_run
 
 
 def build_trainer(
@@ -166,12 +192,12 @@ def build_trainer(
     Raises:
         RecipeError: When a class of the block is not a subclass of Lightning's base, or Lightning refuses a value.
     """
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch import Trainer
+    from lightning.fabric.plugins import TorchCheckpointIO
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from recipes.running.callbacks import NewestCheckpoint, PhaseProgress, SaveOnInterrupt
-    from recipes.running.metrics import CsvMetrics
+    from recipes.running.checkpoints import WholeCheckpoints
+    from recipes.running.metrics import CsvMetrics, MetricsSeal
     from recipes.running.resume import RandomStates
 
     arguments = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -190,15 +216,78 @@ def build_trainer(
         given = _listed(arguments["logger"]) if isinstance(config.logger, dict | list) else []
         board = TensorBoardLogger(folder.path, name="tensorboard", version=name)
         arguments["logger"] = [CsvMetrics(folder.path / "metrics.csv", name), board, *loggers, *given]
+        arguments["callbacks"].append(MetricsSeal(folder.path / "metrics.csv", name))
     arguments["default_root_dir"] = config.default_root_dir or folder.path
+    trainer = _trainer(arguments)
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # neither the user's own nor a strategy's
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+    return trainer
+
+
+def _trainer(arguments: dict[str, Any]) -> Trainer:
+    from lightning.pytorch import Trainer
+
     try:
         return Trainer(**arguments)
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-        raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
+    except Exception as error:  # Lightning and its plugins refuse values, devices and missing packages in many ways
+        raise RecipeError(f"trainer: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def instantiate(config: TrainerConfig) -> dict[str, Any]:
+def check_trainer(config: TrainerConfig, *, scores: Sequence[str] = ()) -> int:
+    """Build the trainer of a pre-flight, without loggers and without leaving a trace, and throw it away.
+
+    Args:
+        config: The `trainer:` block.
+        scores: Splits, of `validation` and `test`, whose scores the recipe reads from the trainer.
+
+    Returns:
+        Number of processes that train together.
+
+    Raises:
+        RecipeError: As :func:`build_trainer`, and when the scores would be missing.
+    """
+    import warnings
+
+    import lightning.pytorch  # noqa: F401 (first: it turns its own logging up)
+    import torch
+
+    from recipes.running.quiet import hush_libraries
+
+    needed = {"limit_test_batches": "test", "limit_val_batches": "validation"}
+    for name, split in needed.items():
+        if split in scores and getattr(config, name) == 0:
+            raise RecipeError(f"trainer.{name}: expected more than 0, since the {split} score is reported, got 0")
+    if scores and config.barebones:
+        raise RecipeError("trainer.barebones: expected false, since scores are reported, got true")
+    hush_libraries()
+    arguments = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    before, flags = dict(os.environ), _flags(torch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            own = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+            silent = {} if config.barebones else own
+            return int(_trainer(arguments | instantiate(config, loggers=False) | silent).world_size)
+        finally:
+            torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = flags[2:]
+            for key in set(os.environ) - set(before):
+                del os.environ[key]
+            os.environ.update(before)
+
+
+def _flags(torch: Any) -> tuple[bool, bool, bool, bool]:
+    cudnn = torch.backends.cudnn
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    return torch.are_deterministic_algorithms_enabled(), warns, cudnn.benchmark, cudnn.deterministic
+
+
+def instantiate(config: TrainerConfig, *, loggers: bool = True) -> dict[str, Any]:
     """Return the objects that the block names by `class_path`, each checked against Lightning's base by jsonargparse.
+
+    Args:
+        config: The block.
+        loggers: Make loggers too, which may open files and connections; else they are checked and left as they are.
 
     Raises:
         RecipeError: When a class does not exist, is no such subclass, or refuses its `init_args`.
@@ -220,29 +309,31 @@ def instantiate(config: TrainerConfig) -> dict[str, Any]:
     built: dict[str, object] = {}
     for name, base in bases.items():
         value = getattr(config, name)
-        items = [_instance(base, item, name) if isinstance(item, dict) else item for item in _listed(value)]
+        made = loggers or name != "logger"
+        items = [_instance(base, item, name, made) if isinstance(item, dict) else item for item in _listed(value)]
         built[name] = items if isinstance(value, list) else (items or [None])[0]
     return built
 
 
-def _plugin_base() -> Any:
+def _plugin_base() -> object:
     from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
     from lightning.pytorch.plugins import LayerSync, Precision
 
     return Precision | ClusterEnvironment | CheckpointIO | LayerSync
 
 
-def _instance(base: object, value: Plugin, name: str) -> Any:
-    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+def _instance(base: object, value: Plugin, name: str, made: bool) -> object:
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(import_path_denylist=[])  # no entry of ours: it makes the engine enforce its own, such as os
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=base)
     try:
-        return parser.instantiate(parser.parse_object({"value": value})).value
-    except (ArgumentError, ValueError, TypeError) as error:
+        parsed = parser.parse_object({"value": value})
+        return parser.instantiate(parsed).value if made else value
+    except Exception as error:  # the named class is the user's, and may refuse its arguments in any way
         raise RecipeError(f"trainer.{name}: {' '.join(str(error).split())}") from error
 
 
-def _listed(value: object) -> list[Any]:
+def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else [] if value is None else [value]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,15 +16,7 @@ from rl.csp.pairs import Pairs
 from rl.envs.markov_game import BatchedGame
 
 Policy = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
-_BROKEN = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    AttributeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)  # what readers of files raise
+LARGEST, MOST = 2**32, 200  # bytes that are unpacked whatever the file's size, and bytes of each of its own beyond that
 REQUIRED = ("observation", "action", "episode", "t")
 OPTIONAL = ("player", "last", "action_mask", "active", "seat")
 
@@ -247,8 +238,9 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
         try:
             with path.open("rb") as file:  # numpy leaves a file that it cannot read open
                 archive = np.load(file, allow_pickle=False)
+                _refuse_bomb(archive.zip, path.stat().st_size)
                 return {name: archive[name] for name in archive.files}
-        except _BROKEN as error:
+        except Exception as error:  # what a damaged archive provokes in zip, in numpy's headers and in the decoders
             raise ValueError(
                 f"{path} is no .npz file of plain arrays, or was cut off ({_said(error)}); write it again with "
                 "numpy.savez"
@@ -258,10 +250,17 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
 
         try:
             frame = pd.read_parquet(path)
-        except _BROKEN as error:
+        except Exception as error:  # likewise
             raise ValueError(f"{path} is no Parquet file, or was cut off ({_said(error)}); write it again") from error
         return {str(name): _column(path, str(name), column.to_numpy()) for name, column in frame.items()}
     raise ValueError(f"{path} is neither an .npz nor a .parquet file; the name must end in one of them")
+
+
+def _refuse_bomb(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse an archive that unpacks to far more than a file of its size holds."""
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > max(LARGEST, MOST * size):
+        raise ValueError(f"{size} bytes unpack to {unpacked}")
 
 
 def _said(error: Exception) -> str:

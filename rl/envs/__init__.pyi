@@ -2,7 +2,7 @@ from .action_spaces import FlatActions as FlatActions, split_actions as split_ac
 from .bouncing import BouncingPoint as BouncingPoint
 from .bowls import Bowls as Bowls
 from .check import check_simulator as check_simulator
-from .check_game import check_game as check_game
+from .check_batched import check_game as check_game
 from .check_parallel import check_parallel_env as check_parallel_env
 from .enumerable import Enumerable as Enumerable
 from .from_gymnasium import GymnasiumSimulator as GymnasiumSimulator

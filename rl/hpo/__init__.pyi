@@ -1,7 +1,7 @@
 from .acting import Action as Action
 from .agent import Agent as Agent
-from .best_known import best_known as best_known
 from .data import SeedDataModule as SeedDataModule
+from .known_optima import best_known as best_known
 from .module import HPOModule as HPOModule
 from .policies import HybridPolicy as HybridPolicy
 from .policy_file import export_policy as export_policy, load_policy as load_policy, save_policy as save_policy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import operator
@@ -10,15 +11,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from rl.envs.hybrid import State
 from rl.hpo.acting import Actor
 from rl.hpo.policies import HybridPolicy
 
-FORMAT = "gapbridge-policy-1"
+FORMAT = "gapbridge-policy-2"
 # What a file may call: operations of torch that change none of their inputs, and arithmetic of sizes.
 ARITHMETIC: dict[str, Callable[..., object]] = {
     name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")
@@ -170,7 +171,8 @@ def save_policy(policy: HybridPolicy, path: str | Path) -> None:
     }
     kept = {name: value for name, value in tensors.items() if name in needed}
     _check_equal(policy, SavedPolicy(header, kept))
-    save_file(kept, path, metadata={"policy": json.dumps(header, allow_nan=False)})
+    text = json.dumps(header, allow_nan=False)
+    save_file(kept, path, metadata={"policy": text, "sha256": _digest(text, kept)})
 
 
 def load_policy(path: str | Path, device: torch.device | str = "cpu") -> SavedPolicy:
@@ -181,14 +183,29 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> SavedPo
         device: Where it acts.
 
     Raises:
-        ValueError: If the file holds no policy.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds no policy, or is damaged.
     """
-    with safe_open(path, framework="pt") as file:
-        header = json.loads((file.metadata() or {}).get("policy", "{}"))
-        if header.get("format") != FORMAT:
-            raise ValueError(f"{path} holds no policy of format {FORMAT}; save one with save_policy.")
-        names = file.keys()  # the file itself cannot be looped over
-        return SavedPolicy(header, {name: file.get_tensor(name) for name in names}).to(device)
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        header = json.loads(told.get("policy", "{}"))
+        known = isinstance(header, dict) and header.get("format") == FORMAT
+    except (SafetensorError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path} is no whole policy file ({reason}); copy it again, or save the policy anew."
+        ) from error
+    if not known:
+        raise ValueError(f"{path} holds no policy of format {FORMAT}; save one with save_policy.")
+    if told.get("sha256") != _digest(told["policy"], tensors):
+        raise ValueError(f"{path} was changed since it was saved (sha256 differs); copy it again.")
+    return SavedPolicy(header, tensors).to(device)
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(text.encode() + save(tensors)).hexdigest()
 
 
 def _check_equal(policy: HybridPolicy, saved: SavedPolicy) -> None:

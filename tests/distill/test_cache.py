@@ -128,6 +128,12 @@ def test_hidden_states_and_their_head_give_the_logits(tmp_path, dtype):
             assert torch.equal(found, head.logits(states))
         torch.testing.assert_close(found, head.logits(states), rtol=0.02, atol=0.02)
     assert cache.head().soft_cap == 30.0
+    path = tmp_path / "head.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DistillError, match=r"head.safetensors is damaged: its sha256 is .*; delete the cache"):
+        TeacherCache.open(tmp_path, identity(teacher)).logits(1, range(BATCH), images)
 
 
 def test_sparse_rows_give_the_sparse_losses(tmp_path):

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from distill import DistillError, ImageData
-from distill.data import Images, Views, cut, train_transform
+from distill.data import Images, Views, cut
 from distill.order import ViewLoader, ViewOrder, view_of
 from distill.regimes import regime
+from distill.transforms import train_transform
 
 SMALL = {"image_size": 16, "batch_size": 8, "warmup_epochs": 0, "epochs": 2}
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -139,6 +140,13 @@ def test_resumed_training_ends_where_unbroken_training_does(tmp_path, step):
     for name, value in whole.state_dict().items():
         if "metrics" not in name:
             assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_resumed_training_logs_gradients_at_the_same_steps(tmp_path):
+    made = module(log_gradients_every=3)
+    for log, often in ((2, {2, 6, 10}), (5, {5, 10})):
+        made._trainer = SimpleNamespace(log_every_n_steps=log)
+        assert {step for step in range(log, 13, log) if made._pulls(step, 3)} == often
 
 
 def test_average_of_weights_and_what_is_logged(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.errors import RecipeError, RunError
-from recipes.fields import FieldError, check_name, check_positive, check_unique
+from recipes.fields import FieldError, check_name, check_positive, check_seed, check_unique
 from recipes.running.trainer import TrainerConfig
 
 
@@ -87,6 +87,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_name(self.name, "name")
+        check_seed(self.seed)
         check_unique([task.name for task in self.tasks], "tasks")
         for task in self.weights:
             if task not in {known.name for known in self.tasks}:

@@ -132,7 +132,12 @@ def test_other_refusals(saved: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(FileExistsError, match="exists already"):
         twinmerge.save(twin, folder)
-    for change, message in (({"format_version": 99}, "update it"), ({"tasks": ["../spam"]}, "no folder name")):
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"format_version": 99}, "update it"),
+        ({"tasks": ["../spam"]}, "no folder name"),
+        ({"heads": {"../router/router": {}}}, "no folder name"),
+    ]
+    for change, message in changes:
         (folder / "twin.json").write_text(json.dumps(card | change))
         with pytest.raises(CheckpointError, match=message):
             twinmerge.load(folder, check=False)

@@ -16,7 +16,7 @@ from twinmerge.mixture import Mixture, batch_dimension
 from twinmerge.routable import preflight, small_config
 
 # Sequence first, re-batched windows, weights read past their module, relative positions, convolutions, batch norms.
-HARD = ("longformer", "deberta", "deberta-v2", "mpnet", "t5", "xlnet", "funnel", "swin", "resnet", "albert")
+HARD = ("longformer", "deberta", "deberta-v2", "mpnet", "t5", "xlnet", "funnel", "swin", "resnet", "albert", "roformer")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -20,7 +20,8 @@ def merge_state(
             them is) on the base tensor's device; returns the merged tensor.
 
     Returns:
-        Merged weights by name, each in the type of the base tensor; integer and boolean buffers are the base's.
+        Merged weights by name, each in the type of the base tensor; integer and boolean buffers are the base's, and so
+        is what no expert changed, which costs nothing.
 
     Raises:
         ValueError: If there is no expert, names or shapes differ, or a weight is NaN or infinite.
@@ -28,13 +29,19 @@ def merge_state(
     check_states(pretrained, experts)
     merged = {}
     for name, base in pretrained.items():
-        if not base.is_floating_point():
+        if not base.is_floating_point() or all(unchanged(base, expert[name]) for expert in experts):
             merged[name] = base.detach().clone()
             continue
         dtype = working_dtype(base, *(expert[name] for expert in experts))
         tensors = (expert[name].detach().to(base.device, dtype) for expert in experts)
         merged[name] = combine(name, base.detach().to(dtype), tensors).to(base.dtype)
     return merged
+
+
+def unchanged(base: Tensor, tensor: Tensor) -> bool:
+    """Whether an expert's tensor is the base's, value by value."""
+    kind = torch.promote_types(base.dtype, tensor.dtype)
+    return torch.equal(base.detach().to(kind), tensor.detach().to(base.device, kind))
 
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:

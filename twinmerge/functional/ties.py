@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from twinmerge.functional.state import State, check_states, merge_state, working_dtype
+from twinmerge.functional.state import State, check_states, merge_state, unchanged, working_dtype
 
 
 def ties(pretrained: State, experts: Sequence[State], *, scale: float = 1.0, density: float = 0.2) -> dict[str, Tensor]:
@@ -56,11 +56,14 @@ def ties(pretrained: State, experts: Sequence[State], *, scale: float = 1.0, den
 
 def _threshold(pretrained: State, expert: State, density: float) -> float:
     """Smallest magnitude that is kept: the round(density * size)-th largest of the whole task vector."""
+    sizes = {name: base.numel() for name, base in pretrained.items() if base.is_floating_point()}
     magnitudes = [
         (expert[name].detach().to(base.device, working_dtype(base, expert[name])) - base.detach()).abs().flatten().cpu()
         for name, base in pretrained.items()
-        if base.is_floating_point()
+        if name in sizes and not unchanged(base, expert[name])
     ]
     flat = torch.cat(magnitudes) if magnitudes else torch.zeros(1)
-    kept = max(1, round(density * len(flat)))
+    kept = max(1, round(density * sum(sizes.values())))
+    if kept > len(flat):  # the rest is zero
+        return 0.0
     return float(flat.kthvalue(len(flat) - kept + 1).values)

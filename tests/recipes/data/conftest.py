@@ -18,16 +18,18 @@ def build_wheel(folder: Path, files: dict[str, bytes]) -> Path:
     path = folder / "toy_weights-1.0-py3-none-any.whl"
     info = "toy_weights-1.0.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr("toy_weights/__init__.py", "raise SystemExit('imported')")
+
+        def write(name: str, data: str | bytes) -> None:
+            wheel.writestr(zipfile.ZipInfo(name), data)  # without the time, so that it has one digest
+
+        write("toy_weights/__init__.py", "raise SystemExit('imported')")
         for name, data in files.items():
-            wheel.writestr(f"toy_weights/model/{name}", data)
-        wheel.writestr(
+            write(f"toy_weights/model/{name}", data)
+        write(
             f"{info}/METADATA", "Metadata-Version: 2.1\nName: toy-weights\nVersion: 1.0\nRequires-Dist: nothing-such\n"
         )
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr(f"{info}/RECORD", "")
+        write(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        write(f"{info}/RECORD", "")
     return path
 
 

@@ -182,3 +182,14 @@ def test_mistakes_are_refused(tokenizer):
         TextDataModule(task(), tokenizer, batch_size=0)
     with pytest.raises(RunError, match="got no task"):
         MixedTextDataModule([], tokenizer)
+
+
+def test_parts_hold_every_row_once_and_every_task_in_its_share(tokenizer):
+    module = ready(MixedTextDataModule([task("a", 300), task("b", 200)], tokenizer, eval_batch_size=7))
+    parts = module.parts("validation", least=4)
+    sizes = [[int((torch.cat([b["task"] for b in part]) == t).sum()) for t in (0, 1)] for part in parts]
+    whole = [len(t.validation) for t in module.tasks]
+    assert [sum(column) for column in zip(*sizes, strict=True)] == whole
+    for part, share in zip(sizes, (0.25, 0.25, 0.5), strict=True):
+        assert all(abs(count - share * n) <= 1 for count, n in zip(part, whole, strict=True))
+    assert len(module.parts("validation", least=1000)) == 1

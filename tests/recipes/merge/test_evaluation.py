@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import BertConfig, BertModel
 
 from recipes.data.splits import Split, TextTask
+from recipes.merge.baselines import Candidates, options_of, seeded, trials, tune
 from recipes.merge.evaluation import (
     Scores,
     apply_heads,
@@ -20,6 +21,7 @@ from recipes.merge.evaluation import (
     with_experts,
     with_heads,
 )
+from twinmerge.methods import OURS, find
 from twinmerge.modeling_twin import Head, Router, attach
 
 NAN = float("nan")
@@ -262,3 +264,50 @@ def test_the_probe_fits_the_rows_it_is_given_and_chooses_on_validation(inputs):
     assert got[::2].sum(1).tolist() == [1.0] * 3  # one-hot classes
     assert torch.equal(got[1::2, 0], got[1::2, 1])  # a number
     assert not torch.equal(got, swapped)
+
+
+def test_halving_finds_the_best_and_tries_less():
+    grid = [("average", {})] + [("ties", {"scale": s}) for s in (0.1, 0.3, 0.5, 0.7, 1.0, 2.0)]
+    tried = []
+
+    def validate(method, options, part):
+        tried.append((method, part))
+        return 0.5 if method == "average" else 1.0 - abs(options["scale"] - 0.6) - 0.001 * options["scale"]
+
+    found = tune(grid, validate, parts=3)
+    assert found["ties"] == (pytest.approx(0.8995), {"scale": 0.5})
+    assert found["average"] == (0.5, {})
+    assert [sum(part == p for _, part in tried) for p in range(3)] == trials(grid, 3) == [7, 4, 3]
+    tried.clear()
+    assert tune(grid, validate) == found
+    assert len(tried) == len(grid)
+    assert tune([("ties", {"scale": 1.0}), ("ties", {"scale": 2.0})], lambda *_: math.nan)["ties"][1] == {"scale": 1.0}
+
+
+def test_candidates_that_differ_in_scale_share_their_direction():
+    torch.manual_seed(0)
+    base = {"w": torch.randn(6, 5), "frozen": torch.randn(3)}
+    experts = [{"w": base["w"] + torch.randn(6, 5), "frozen": base["frozen"]} for _ in range(3)]
+    calls = []
+
+    def merge(method, options):
+        calls.append((method, options))
+        return find(method)(base, experts, **options)
+
+    candidates = Candidates(base, merge, seed=3)
+    for method in OURS:
+        for scale in (0.3, 1.5):
+            options = {name: value for name, value in (("scale", scale), ("drop", 0.5)) if name in options_of(method)}
+            made, wanted = candidates(method, options), find(method)(base, experts, **seeded(method, options, 3))
+            assert torch.equal(made["frozen"], base["frozen"])
+            assert torch.allclose(made["w"], wanted["w"], atol=1e-5)
+    assert len(calls) == 4 + 2  # one direction of each method with a scale, and the average as often as it was asked
+
+
+def test_what_was_counted_before_counts(three):
+    tasks, logits = three
+    batches = batches_of(tasks)
+    whole, counted = evaluate(look_up(logits), tasks, batches, lambda: None), {}
+    evaluate(look_up(logits), tasks, batches[:2], lambda: None, counted=counted)
+    rest = evaluate(look_up(logits), tasks, batches[2:], lambda: None, counted=counted)
+    assert rest.tasks == pytest.approx(whole.tasks)

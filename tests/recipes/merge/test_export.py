@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning import Trainer
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import twinmerge
 from recipes.data.sources import load_task
@@ -157,3 +157,32 @@ def test_a_foreign_checkpoint_ends_the_run(world, content):
     assert "does not fit the twin" in done.err
     assert len(done.err.splitlines()) == 1
     assert not (world.folder / out / "merged").exists()
+
+
+def test_an_expert_becomes_a_classifier_with_its_head_and_labels(world, tmp_path):
+    folder = exported(world, "own", weights={"mood": 1.0}) / "dense"  # a head on the mean, which no stock class has
+    card = json.loads((folder / "expert.json").read_text())
+    assert card["labels"] == ["glad", "sad"]
+    twin = twinmerge.load(world.folder / "twin/merged")
+    batch = AutoTokenizer.from_pretrained(folder)(["my brother wept at the dark news"], return_tensors="pt")
+    from twinmerge.folders import read_folder
+
+    body = AutoModel.from_pretrained(folder).eval()
+    expert = read_folder(folder, folder, body)
+    row = torch.eye(2)[[twin.tasks.index("mood")]]
+    with torch.no_grad():
+        wanted = twin.classify(**batch, head="mood", router_weights=row).logits[:, :2]
+        torch.testing.assert_close(expert.head(body(**batch)[0], batch["attention_mask"]), wanted, atol=1e-5, rtol=1e-5)
+        head = twinmerge.Head(32, 2, "first", dense=True)
+        head.label_names = ["glad", "sad"]
+        twin.heads["mood"] = head.eval()
+        twinmerge.save(twin, world.folder / "stock", tokenizer=folder)
+        mixed = {"weights": {"mood": 0.5, "topic": 0.5}, "question": "mood"}
+        for out, changes in (("plain", {"weights": {"mood": 1.0}}), ("mixed", mixed)):
+            made = exported(world, out, source="stock", **changes) / "dense"
+            model = AutoModelForSequenceClassification.from_pretrained(made).eval()
+            assert model.config.id2label == {0: "glad", 1: "sad"}
+            given = torch.tensor([[changes["weights"].get(task, 0.0) for task in twin.tasks]])
+            wanted = twin.classify(**batch, head="mood", router_weights=given).logits[:, :2]
+            torch.testing.assert_close(model(**batch).logits, wanted, atol=1e-5, rtol=1e-5)
+    assert not (exported(world, "bare", weights=mixed["weights"]) / "dense/expert.json").exists()

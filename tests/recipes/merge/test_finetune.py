@@ -9,7 +9,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
@@ -104,22 +103,6 @@ def test_lora_classifier_keeps_its_head(world):
             answers.append(PeftModel.from_pretrained(base, str(folder)).eval()(**inputs).logits)
     assert torch.equal(*answers)
     assert accuracy(answers[0], labels) == pytest.approx(card["test"])
-
-
-@pytest.mark.parametrize("rank", [0, 8])
-def test_causal_expert_learns_the_texts(tmp_path, rank):
-    world = tiny.World(tmp_path)
-    tiny.save_base(world.base, causal=True)
-    folder, card = trained(world, "causal", model="causal", lora_rank=rank, learning_rate=3e-2 if rank else 1e-2)
-    base = AutoModelForCausalLM.from_pretrained(world.base)
-    inputs, _ = inputs_of(world, folder, "mood")
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    with torch.no_grad():
-        before = float(base.eval()(**inputs, labels=labels).loss)
-        model = PeftModel.from_pretrained(base, str(folder)) if rank else AutoModelForCausalLM.from_pretrained(folder)
-        after = float(model.eval()(**inputs, labels=labels).loss)
-    assert card["test"] < before - (0.1 if rank else 0.5)
-    assert after == pytest.approx(card["test"], rel=0.02)  # the card's is a mean over batches
 
 
 def test_regression_learns_the_number(world):

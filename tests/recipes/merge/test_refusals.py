@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from recipes.running.seals import STAMP
 from tests.recipes import tiny
 
 
@@ -48,6 +49,8 @@ def save_expert(folder, **base):
 
 
 def edit_tensors(file: Path, change):
+    """Change an expert and own the change."""
+    (file.parent / STAMP).unlink(missing_ok=True)
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file, {"format": "pt"})
@@ -84,9 +87,16 @@ def test_a_corrupted_header_is_refused(world, given):
 def test_a_missing_file_is_named(world, given, name):
     folder, recipe = given
     (folder / "mood" / name).unlink()
-    # Without its card or its head it is no expert of ours but a plain model, which has none.
-    told = "has no model.safetensors" if name == "model.safetensors" else "holds no head (a plain AutoModel)"
+    told = "has no model.safetensors" if name == "model.safetensors" else f"lacks {name}; copy the folder again"
     refused(world, recipe, 2, told)
+
+
+@pytest.mark.parametrize("name", ["expert.json", "head.safetensors"])
+def test_without_its_stamp_and_card_or_head_it_is_a_plain_model(world, given, name):
+    folder, recipe = given
+    (folder / "mood" / name).unlink()
+    (folder / "mood" / STAMP).unlink()
+    refused(world, recipe, 2, "holds no head (a plain AutoModel)")
 
 
 def test_a_missing_expert_folder_is_named(world, given):
@@ -135,7 +145,8 @@ def test_an_empty_task_ends_the_run(world, tmp_path):
         ({"baselines": {"densities": [0.0]}}, "baselines.densities.0: expected a number > 0 and <= 1, got 0.0"),
         ({"router": {"epochs": 0}}, "router.epochs: expected a number > 0, got 0"),
         ({"experts": {"mod": "x"}}, "experts.mod: no task has this name; did you mean 'mood'?"),
-        ({"training": {"model": "causal"}}, "training.model: expected encoder for experts with heads"),
+        ({"training": {"model": "classifier"}}, "training.model: expected encoder (experts with heads) or causal"),
+        ({"training": {"model": "causal"}}, "tasks.0.language: expected how the model is asked, for model 'causal'"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_sentence(world, changes, sentence):

@@ -5,9 +5,12 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from recipes.merge.evaluation import Scores
-from recipes.merge.report import EXPLAINED, finish, result, sizes
+from recipes.merge.report import EXPLAINED, finish, places, result, sizes
+from recipes.merge.warnings import warnings_of
 from recipes.running.folder import RunFolder
 
 ROWS = {
@@ -21,7 +24,7 @@ STATIC = {"average": (0.95, {}), "ties": (0.90, {"scale": 0.5})}
 
 
 def test_the_best_static_merge_is_the_best_on_validation_and_not_on_test():
-    outcome = result(ROWS, STATIC, {"accuracy": 0.75}, {"routed": 7})
+    outcome = result(ROWS, STATIC, {"accuracy": 0.75}, {"routed": 7, "experts": 9})
     assert outcome["best_static"] == "average"
     assert outcome["best_static_normalised"] == pytest.approx((0.6 / 0.9 + 1) / 2)
     assert outcome["tuned"] == {"average": {}, "ties": {"scale": 0.5}}
@@ -53,15 +56,57 @@ def test_bytes_of_every_alternative(tmp_path):
     assert sizes(90, adapters, tmp_path)["experts"] == 110  # the base is needed under them
 
 
+def test_bytes_of_a_twin_by_their_place(tmp_path):
+    made = {
+        "model": {"w": torch.zeros(10, 10)},
+        "experts/a/adapter_model": {"x.lora_A.weight": torch.zeros(2, 5), "x.norm.weight": torch.zeros(3)},
+        "heads/a": {"out_proj.weight": torch.zeros(2, 2)},
+        "router/router": {"net.weight": torch.zeros(4)},
+    }
+    for name, tensors in made.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    found = places(tmp_path)
+    assert (found["factors"], found["kept whole"]) == (40, 12)
+    assert 400 < found["shared expert"] < 600
+    assert all(found.values())
+
+
+def task(name, metric="accuracy", kind="classification"):
+    return SimpleNamespace(name=name, metric=metric, kind=kind)
+
+
+def test_the_report_warns_of_what_proves_nothing():
+    assert warnings_of(ROWS, "average", [task("a"), task("b")], {"routed": 7, "experts": 9}) == []
+    probe = ROWS | {"linear probe": Scores({"a": 0.9, "b": 0.5}, 1.0)}
+    assert warnings_of(probe, "ties")[0].startswith(
+        "The experts of a score no better than a linear probe on the frozen base"
+    )
+    weak = ROWS | {"pretrained": Scores({"a": 0.9, "b": 0.8}, 1.0)}
+    assert warnings_of(weak, "ties")[0].startswith("The experts of a and b score no better than the base itself")
+    under = warnings_of(ROWS | {"ties": Scores({"a": 0.9, "b": 0.8}, 1.0)}, "ties")
+    assert under[0].startswith("The routed twin (94.4% of the experts) is under the static merge ties (100.0%)")
+    kinds = [task("a", "pearson_spearman", "regression"), task("b")]
+    said = warnings_of(ROWS | {"routed, head routed too": ROWS["routed"]}, "average", kinds)
+    assert "a wrong head on a counts as the mean" in said[0]
+    assert "averages unlike metrics (pearson_spearman and accuracy)" in said[1]
+    assert "larger than its experts together" in warnings_of(ROWS, "average", (), {"routed": 9, "experts": 7})[0]
+
+
 def test_the_report_shows_table_and_figures(tmp_path, capsys):
     folder = RunFolder(tmp_path, "merge-test")
-    outcome = result(ROWS, STATIC, {"accuracy": 0.75}, {"routed": 7})
+    outcome = result(ROWS, STATIC, {"accuracy": 0.75}, {"routed": 7, "experts": 5})
+    outcome["twin_bytes"] = {"shared expert": 6, "factors": 1}
     residuals = {"a": {"w": 0.5, "v": 0.1}, "b": {"w": 0.2}}
     finish(folder, outcome, residuals, [[0.9, 0.1], [0.3, 0.7]])
     said = capsys.readouterr().out
     assert "Routed twin: 94.4% of the experts, 75.0% of the gap to the experts recovered." in said
     assert "(average): 83.3%" in said
-    assert said.strip() in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "The twin (0.0 MB) is larger than its experts together" in said
+    assert "The twin (0.0 MB) is larger than its experts together" in page
+    assert "Routed twin: 94.4% of the experts, 75.0% of the gap to the experts recovered." in page
+    assert "Bytes of the twin" in page
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(outcome))
     with (tmp_path / "figures/mixture.csv").open() as file:
         assert list(csv.reader(file)) == [["task", "a", "b"], ["a", "0.9", "0.1"], ["b", "0.3", "0.7"]]

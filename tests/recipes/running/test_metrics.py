@@ -47,3 +47,13 @@ def test_a_finished_phase_that_is_tested_again_keeps_its_rows(tmp_path):
     rows = read_metrics(path)
     assert len(rows) == 5
     assert rows[-1] == {"phase": "teacher", "step": "2", "test/accuracy": "0.5", "epoch": "0"}
+
+
+def test_a_row_of_a_test_stays_before_those_of_the_next_phase(tmp_path):
+    path = tmp_path / "metrics.csv"
+    write(path, "teacher")
+    CsvMetrics(path, "teacher").log_metrics({"test/accuracy": 0.5, "epoch": 1}, 3)
+    CsvMetrics(path, "student").log_metrics({"loss": 9.0, "epoch": 0}, 0)
+    before = path.read_text()
+    CsvMetrics(path, "teacher").log_metrics({"test/accuracy": 0.5, "epoch": 0}, 0)  # resumed: a new trainer stands at 0
+    assert path.read_text() == before

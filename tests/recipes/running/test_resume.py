@@ -151,6 +151,23 @@ def test_interrupted_run_is_saved_and_goes_on_bit_equal(tmp_path, step, number):
     assert read_metrics(tmp_path / "cut" / "metrics.csv") == read_metrics(tmp_path / "whole" / "metrics.csv")
 
 
+@pytest.mark.parametrize("change", ["row", "removed", "none"])
+def test_changed_metrics_are_told_and_the_run_goes_on(tmp_path, capsys, change):
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "cut", callbacks=[Stop(8, signal.SIGINT)])
+    file = tmp_path / "cut" / "metrics.csv"
+    if change == "removed":
+        file.unlink()
+    elif change == "row":
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join([*lines[:2], lines[2].replace(",", ",9", 1), *lines[3:]]))
+    capsys.readouterr()
+    fit(tmp_path / "cut", ckpt=newest_valid_checkpoint(tmp_path / "cut" / "checkpoints"))
+    told = capsys.readouterr().err
+    assert ("metrics.csv is not what it was when the checkpoint was written" in told) == (change != "none")
+    assert read_metrics(file)[-1]["step"] == "17"
+
+
 def test_loader_leaves_the_global_generators_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -8,7 +8,7 @@ from rl.csp.pairs import Coverage
 from rl.csp.policies import Critic, SeatPolicy
 from rl.csp.rollout import join, pairs_of, play
 from rl.csp.update import Settings, update_side
-from rl.envs.check_game import check_game
+from rl.envs.check_batched import check_game
 from rl.envs.markov_game import BatchedGame
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.envs.check_game import check_game
+from rl.envs.check_batched import check_game
 from rl.envs.check_parallel import check_parallel_env
 from rl.envs.parallel import GameAsParallelEnv, ParallelGame
 from rl.envs.petting_zoo import require_parallel

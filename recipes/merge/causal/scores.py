@@ -1,0 +1,228 @@
+"""Score a causal language model on a task: generated answers, likeliest choices, or perplexity of completions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+import torchmetrics.text
+from torch import Tensor
+
+from recipes.data.language_task import GENERATED
+from twinmerge.modeling_twin import TwinMixin
+
+if TYPE_CHECKING:
+    from recipes.data.language_rows import LanguageTask
+    from recipes.data.language_task import Generation
+    from recipes.merge.causal.encode import Row
+
+Route = Callable[[Tensor, Tensor], Tensor]  # prompts and their mask -> weights (batch, experts)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model that answers, and how a twin's mixture is found.
+
+    Attributes:
+        model: A causal language model in eval mode; of a twin every row has its own mixture.
+        pad: Token that fills a batch.
+        route: For a twin, the mixture of every prompt: nothing of the completion is seen.
+    """
+
+    model: Any
+    pad: int
+    route: Route | None = None
+
+    def weights(self, prompts: Sequence[Sequence[int]]) -> Tensor | None:
+        """The mixture of every prompt; None for a model that is no twin."""
+        if self.route is None:
+            return None
+        with torch.no_grad():
+            return self.route(*self.batch(prompts))
+
+    def batch(self, rows: Sequence[Sequence[int]], *, left: bool = True) -> tuple[Tensor, Tensor]:
+        """Tokens and mask, padded on the left as generation needs it, or on the right."""
+        longest, device = max(map(len, rows)), next(self.model.parameters()).device
+        ids, mask = [], []
+        for row in rows:
+            empty = longest - len(row)
+            ids.append([self.pad] * empty * left + list(row) + [self.pad] * empty * (not left))
+            mask.append([0] * empty * left + [1] * len(row) + [0] * empty * (not left))
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def score(
+    speaker: Speaker,
+    task: LanguageTask,
+    rows: Sequence[Row],
+    tokenizer: Any,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    tick: Callable[[], Any] = lambda: None,
+) -> float:
+    """A model's score on rows of a task: a share from 0 to 1, or a perplexity.
+
+    Args:
+        speaker: The model.
+        task: Names the metric and the generation.
+        rows: Its rows in tokens.
+        tokenizer: Decodes generated answers.
+        batch_size: Rows a batch.
+        seed: Of sampled answers.
+        tick: Called after every batch.
+    """
+    order = sorted(rows, key=lambda row: len(row.tokens))
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    with torch.no_grad():
+        if task.metric in GENERATED:
+            return _generated(speaker, task, parts, tokenizer, seed, tick)
+        if task.metric == "choice":
+            right = 0
+            for part in parts:
+                right += int(_likeliest(speaker, part).sum())
+                tick()
+            return right / len(rows)
+        spent, count = 0.0, 0
+        for part in parts:
+            logs = completion_logs(speaker, part)
+            spent, count = spent - float(sum(log.sum() for log in logs)), count + sum(map(len, logs))
+            tick()
+    return float(torch.tensor(spent / count, dtype=torch.float64).exp())
+
+
+def batches(rows: int, batch_size: int) -> int:
+    """How often `score` calls its tick."""
+    return -(-rows // batch_size)
+
+
+@torch.no_grad()
+def completion_logs(speaker: Speaker, rows: Sequence[Row]) -> list[Tensor]:
+    """Log-probability of every token after the prompt, one tensor of float64 a row."""
+    weights = speaker.weights([row.tokens[: row.prompt] for row in rows])
+    ids, mask = speaker.batch([row.tokens for row in rows], left=False)
+    logits = speaker.model(input_ids=ids, attention_mask=mask, use_cache=False, **_mixture(weights)).logits
+    found = []
+    for index, row in enumerate(rows):
+        said = ids[index, row.prompt : len(row.tokens)]
+        before = logits[index, row.prompt - 1 : len(row.tokens) - 1].double()
+        found.append(F.log_softmax(before, -1).gather(-1, said[:, None])[:, 0].cpu())
+    return found
+
+
+@torch.no_grad()
+def _likeliest(speaker: Speaker, rows: Sequence[Row]) -> Tensor:
+    """Whether the right choice has the largest log-probability, its end of text included; shape (rows,).
+
+    The prompt is read once, and its cache is shared by the choices.
+    """
+    many = max(len(row.choices) for row in rows)
+    prompts = [row.tokens[: row.prompt] for row in rows]
+    weights = speaker.weights(prompts)
+    ids, mask = speaker.batch(prompts)
+    with _held(speaker.model, weights):
+        places = _places(speaker.model, (mask.cumsum(-1) - 1).clamp(min=0))
+        asked = speaker.model(input_ids=ids, attention_mask=mask, use_cache=True, **places)
+    # Rows with fewer choices are filled with their first one, which is left out again below.
+    said = [row.choices[i] if i < len(row.choices) else row.choices[0] for row in rows for i in range(many)]
+    answering, told = speaker.batch(said, left=False)
+    cache = asked.past_key_values
+    cache.batch_repeat_interleave(many)
+    known = mask.repeat_interleave(many, 0)
+    first = known.sum(-1, keepdim=True)
+    with _held(speaker.model, None if weights is None else weights.repeat_interleave(many, 0)):
+        rest = speaker.model(
+            input_ids=answering,
+            attention_mask=torch.cat([known, told], -1),
+            past_key_values=cache,
+            use_cache=True,
+            **_places(speaker.model, first + torch.arange(answering.shape[1], device=ids.device)),
+        ).logits
+    before = torch.cat([asked.logits[:, -1:].repeat_interleave(many, 0), rest[:, :-1]], 1).double()
+    logs = F.log_softmax(before, -1).gather(-1, answering[..., None])[..., 0]
+    total = (logs * told).sum(-1).view(len(rows), many)
+    own = torch.tensor([[i < len(row.choices) for i in range(many)] for row in rows], device=total.device)
+    right = torch.tensor([row.answer for row in rows], device=total.device)
+    return total.masked_fill(~own, -torch.inf).argmax(-1) == right
+
+
+def _places(model: Any, positions: Tensor) -> dict[str, Tensor]:
+    """Positions for a model that takes them; others count from the mask."""
+    return {"position_ids": positions} if "position_ids" in inspect.signature(model.forward).parameters else {}
+
+
+def _held(model: Any, weights: Tensor | None) -> Any:
+    """The mixture of a batch for the forwards inside; nothing for a model that is no twin."""
+    return model.mixture.use(weights) if isinstance(model, TwinMixin) else nullcontext()
+
+
+def _mixture(weights: Tensor | None) -> dict[str, Tensor]:
+    return {} if weights is None else {"router_weights": weights}
+
+
+def answers(
+    speaker: Speaker, prompts: Sequence[Sequence[int]], generation: Generation, tokenizer: Any
+) -> Iterator[str]:
+    """Generated answers to prompts in tokens, cut at the end of text and at what stops them."""
+    ids, mask = speaker.batch(prompts)
+    drawn = {"temperature": generation.temperature, "top_p": generation.top_p} if generation.do_sample else {}
+    made = speaker.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=generation.max_new_tokens,
+        num_beams=generation.num_beams,
+        do_sample=generation.do_sample,
+        pad_token_id=speaker.pad,
+        **drawn,
+        **_mixture(speaker.weights(prompts)),
+    )
+    for tokens in made[:, ids.shape[1] :]:
+        text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+        for stop in generation.stop:
+            text = text.partition(stop)[0]
+        yield text.strip()
+
+
+def _generated(
+    speaker: Speaker, task: LanguageTask, parts: Sequence[Sequence[Row]], tokenizer: Any, seed: int, tick: Any
+) -> float:
+    said: list[str] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for part in parts:
+            said += answers(speaker, [row.tokens[: row.prompt] for row in part], task.generation, tokenizer)
+            tick()
+    return judged(task.metric, said, [row.reference for part in parts for row in part])
+
+
+def judged(metric: str, said: Sequence[str], right: Sequence[str]) -> float:
+    """The score of generated answers, a share from 0 to 1, by torchmetrics.
+
+    Args:
+        metric: exact_match and token_f1 as SQuAD has them (case, punctuation and articles do not count), rouge1,
+            rouge2 and rougeL as F-measures, bleu up to four words, smoothed.
+        said: Answers.
+        right: What each should be.
+
+    >>> judged("token_f1", ["the red cat", "no"], ["a red dog", "yes"])
+    0.25
+    """
+    if metric in ("exact_match", "token_f1"):
+        squad = torchmetrics.text.SQuAD()
+        squad.update(
+            [{"prediction_text": text, "id": str(i)} for i, text in enumerate(said)],
+            [{"answers": {"answer_start": [0], "text": [text]}, "id": str(i)} for i, text in enumerate(right)],
+        )
+        return float(squad.compute()["exact_match" if metric == "exact_match" else "f1"]) / 100
+    if metric == "bleu":
+        bleu = torchmetrics.text.BLEUScore(smooth=True)
+        bleu.update(list(said), [[text] for text in right])
+        return float(bleu.compute())
+    rouge = torchmetrics.text.ROUGEScore(rouge_keys=metric)
+    rouge.update(list(said), list(right))
+    return float(rouge.compute()[f"{metric}_fmeasure"])

@@ -1,0 +1,51 @@
+"""What the house promises of itself: the counts of benchmarks.house, live and stored, against their bars."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import house
+
+FIGURES = house.figures_of(house.sources(), house.tables_of(house.sources()))
+STORED = json.loads((house.ROOT / "benchmarks/results/house.json").read_text(encoding="utf-8"))["figures"]
+
+
+@pytest.mark.parametrize("name", house.BARS)
+def test_the_counts_keep_their_bars(name):
+    assert FIGURES[name] <= house.BARS[name]
+    assert STORED[name] <= house.BARS[name]
+
+
+def test_every_block_of_the_docs_is_run():
+    assert FIGURES["docs_blocks_run"] == FIGURES["docs_blocks"] > 0
+    assert STORED["docs_blocks_run"] == STORED["docs_blocks"] > 0
+
+
+COUNT = """
+import sys
+from benchmarks import house
+
+house.figures_of(house.sources(), house.tables_of(house.sources()))
+print({"torch", "lightning", "transformers"} & set(sys.modules) or "none")
+"""
+
+
+def test_counting_needs_no_torch():
+    command = [sys.executable, "-c", COUNT]
+    done = subprocess.run(command, cwd=house.ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "none"
+
+
+def test_circles_are_found(tmp_path):
+    files = {
+        "a.py": "import b\n",
+        "b.py": "def f():\n    from c import g\n",
+        "c.py": "import a\n",
+        "d.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import e\n",
+        "e.py": "import d\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert house.circles({path.stem: path for path in tmp_path.glob("*.py")}) == [["a", "b", "c"]]

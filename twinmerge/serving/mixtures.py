@@ -1,0 +1,224 @@
+"""Mixtures by name, each made into one LoRA adapter: `twin@32,20,12` is the weights in 64ths, one a task.
+
+The weighted sum of T experts of rank r is one adapter of rank T r: the factors A stacked, the factors B side by side,
+each scaled by its expert's weight. That is exact; averaging A and B apart is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from twinmerge.errors import CheckpointError
+from twinmerge.modeling_twin import read_expert
+
+PARTS = 64
+_NAME = re.compile(r"twin@((?:0|[1-9]\d?)(?:,(?:0|[1-9]\d?))*)")  # one spelling per mixture
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
+
+
+def in_parts(weights: Sequence[float]) -> tuple[int, ...]:
+    """The nearest mixture in whole 64ths, by largest remainders, so that they sum to 64.
+
+    >>> in_parts([0.5, 0.3, 0.2])
+    (32, 19, 13)
+    >>> in_parts([1, 1, 1])
+    (22, 21, 21)
+    """
+    total = sum(weights)
+    exact = [weight * PARTS / total for weight in weights]
+    whole = [int(share) for share in exact]
+    order = sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))
+    for i in order[: PARTS - sum(whole)]:
+        whole[i] += 1
+    return tuple(whole)
+
+
+def name_of(parts: Sequence[int]) -> str:
+    """A mixture's name.
+
+    >>> name_of((32, 19, 13))
+    'twin@32,19,13'
+    """
+    return "twin@" + ",".join(map(str, parts))
+
+
+def parts_of(name: str, tasks: int) -> tuple[int, ...] | None:
+    """The 64ths that a name stands for; None where it is no mixture of this many tasks.
+
+    >>> parts_of("twin@32,19,13", 3), parts_of("twin@32,19", 2), parts_of("twin@064,0", 2)
+    ((32, 19, 13), None, None)
+    """
+    found = _NAME.fullmatch(name)
+    parts = tuple(int(part) for part in found[1].split(",")) if found else ()
+    return parts if len(parts) == tasks and sum(parts) == PARTS else None
+
+
+def tasks_of(folder: Path) -> list[str]:
+    """The tasks of a twin folder, in order.
+
+    Raises:
+        CheckpointError: when it is no twin folder.
+    """
+    try:
+        card = json.loads((folder / "twin.json").read_text(encoding="utf-8"))
+        return [str(task) for task in card["tasks"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} is not a twin folder ({error}); give one that twinmerge.save wrote."
+        ) from error
+
+
+class Mixer:
+    """Makes adapters of a twin folder's mixtures; the experts are read once.
+
+    Args:
+        folder: a twin folder whose experts hold matrices only, the default of causal models.
+
+    Raises:
+        CheckpointError: for another folder, or an expert that vLLM cannot serve as an adapter.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.tasks = tasks_of(self.folder)
+        self.experts: list[dict[str, tuple[Tensor, Tensor]]] = []
+        self._embeddings: set[str] = set()
+        for task in self.tasks:
+            place = self.folder / "experts" / task
+            config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+            whole = config.get("modules_to_save") or (["biases"] if config.get("lora_bias") else [])
+            if whole:
+                raise CheckpointError(
+                    f"expert '{task}' of {self.folder} changes {', '.join(whole)} beside its matrices, which no "
+                    'adapter of vLLM can; merge again with dense="none", the default of causal models, or serve it '
+                    "with --engine transformers."
+                )
+            self.experts.append(cast("dict[str, tuple[Tensor, Tensor]]", read_expert(place, {})))  # no module is whole
+            with safe_open(place / "adapter_model.safetensors", "pt") as file:
+                found = [
+                    key.removeprefix("base_model.model.").partition(".lora_embedding_A") for key in iter(file.keys())
+                ]
+            self._embeddings |= {module for module, embedding, _ in found if embedding}
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a mixture."""
+        names = {name for expert in self.experts for name in expert}
+        return max(sum(e[name][1].shape[0] for e in self.experts if name in e) for name in names)
+
+    @property
+    def server_rank(self) -> int:
+        """The smallest `--max-lora-rank` of vLLM that serves every mixture.
+
+        Raises:
+            CheckpointError: when vLLM has none.
+        """
+        for rank in _RANKS:
+            if rank >= self.rank:
+                return rank
+        raise CheckpointError(
+            f"a mixture of {self.folder} has rank {self.rank} and vLLM serves up to {_RANKS[-1]}; "
+            "merge again at a lower rank."
+        )
+
+    def adapter(self, parts: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A mixture's tensors by PEFT's names, and its adapter_config.json.
+
+        Args:
+            parts: 64ths, one a task.
+        """
+        used = [(part / PARTS, expert) for part, expert in zip(parts, self.experts, strict=True) if part]
+        tensors: dict[str, Tensor] = {}
+        ranks: dict[str, int] = {}
+        for name in sorted({name for _, expert in used for name in expert}):
+            pairs = [(weight, *expert[name]) for weight, expert in used if name in expert]
+            down = torch.cat([down for _, _, down in pairs], 0).contiguous()
+            up = torch.cat([weight * up for weight, up, _ in pairs], 1).contiguous()
+            module = name.removesuffix(".weight")
+            ranks[module] = down.shape[0]
+            tensors |= {
+                f"base_model.model.{module}.{leaf}": value for leaf, value in self._leaves(name, up, down).items()
+            }
+        rank = max(ranks.values(), default=1)
+        uneven = {f"^{re.escape(module)}": r for module, r in ranks.items() if r != rank}
+        config = {
+            "peft_type": "LORA",
+            "base_model_name_or_path": str(self.folder),
+            "task_type": "CAUSAL_LM",
+            "inference_mode": True,
+            "r": rank,
+            "lora_alpha": rank,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": sorted(ranks),
+            "modules_to_save": None,
+            "rank_pattern": uneven,
+            "alpha_pattern": uneven,
+        }
+        return tensors, config
+
+    def _leaves(self, name: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+        if name.removesuffix(".weight") in self._embeddings:
+            return {"lora_embedding_A": up.t().contiguous(), "lora_embedding_B": down.t().contiguous()}
+        return {"lora_A.weight": down, "lora_B.weight": up}
+
+
+class MixtureCache:
+    """Mixtures as adapter folders under their names, written whole or not at all.
+
+    A server reads a folder again whenever it has evicted the adapter, so none is deleted while the server knows its
+    name: whoever unloads a name removes its folder then (`forget`), and a full cache takes no further mixture.
+
+    Args:
+        twin: a twin folder.
+        folder: of the cache, made on first use.
+        limit: mixtures held at most.
+    """
+
+    def __init__(self, twin: str | Path, folder: str | Path, limit: int = 256) -> None:
+        self.mixer, self.folder, self.limit = Mixer(twin), Path(folder), limit
+
+    def path(self, name: str) -> Path | None:
+        """The folder of a mixture; None for a name that is no mixture of this twin.
+
+        Raises:
+            CheckpointError: when the cache is full.
+        """
+        parts = parts_of(name, len(self.mixer.tasks))
+        if parts is None:
+            return None
+        target = self.folder / name
+        if target.is_dir():
+            return target
+        self.folder.mkdir(parents=True, exist_ok=True)
+        held = sum(1 for entry in self.folder.iterdir() if entry.name.startswith("twin@"))
+        if held >= self.limit:
+            raise CheckpointError(
+                f"{self.folder} holds {held} mixtures, its limit; unload names that are no longer needed, or raise it."
+            )
+        tensors, config = self.mixer.adapter(parts)
+        draft = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
+        save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
+        (draft / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        try:
+            os.rename(draft, target)
+        except OSError:  # another process was first, and a mixture has one content
+            shutil.rmtree(draft)
+        return target
+
+    @staticmethod
+    def forget(folder: Path, name: str) -> None:
+        """Remove a mixture's folder, once the server has unloaded its name."""
+        shutil.rmtree(folder / name, ignore_errors=True)

@@ -1,0 +1,163 @@
+"""One product with the factors A of all layers that take one tensor: of query, key and value, of gate and up.
+
+Part of a twin folder's ``modeling_twin.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Siblings:
+    """Layers that take the same tensor, and their factors A as one matrix where those lie one after another in memory.
+
+    Args:
+        modules: the layers, each with `experts_down` and `experts_owner`.
+    """
+
+    def __init__(self, modules: Sequence[Any]) -> None:
+        self.modules = list(modules)
+        ends = torch.tensor([m.experts_down.shape[0] for m in modules]).cumsum(0).tolist()
+        self.columns = list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def stacked(self) -> Tensor | None:
+        """The factors A of all modules, shape (sum of ranks, n), in the modules' own memory: nothing to go stale.
+
+        None where they are not on one device.
+
+        They are laid anew when they have been moved since, to another device or by a copy of the model.
+        """
+        downs = [module.experts_down for module in self.modules]
+        if len({down.device for down in downs}) > 1:  # offloaded one by one: each by itself
+            return None
+        first, size = downs[0], downs[0].element_size()
+        memory, next_at = first.untyped_storage().data_ptr(), first.data_ptr()
+        for down in downs:
+            if down.data_ptr() != next_at or down.untyped_storage().data_ptr() != memory or not down.is_contiguous():
+                return self._laid_anew()
+            next_at += down.numel() * size
+        return torch.as_strided(first, (self.columns[-1][1], first.shape[1]), (first.shape[1], 1))
+
+    def _laid_anew(self) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # parameters that a later training may use
+            whole = torch.cat([module.experts_down.detach() for module in self.modules]).contiguous()
+            for module, (start, end) in zip(self.modules, self.columns, strict=True):
+                module.experts_down.data = whole[start:end]
+        return whole
+
+
+def is_quick(module: Any, x: Tensor) -> bool:
+    """Whether `quick_linear` serves this call: no gradient is wanted, and every row has its own whole inputs."""
+    m, (rank, n) = module.experts_up.shape[0], module.experts_down.shape
+    rows = module.mixture.row().shape[0]
+    tokens = x.numel() // n // rows  # of one weight vector; more than this and merging the matrix costs less
+    return (
+        rank > 0
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(x.device.type)  # it does not reach in-place products
+        and module.experts_bias is None
+        and x.dim() > 1
+        and (rows == 1 or x.shape[0] >= rows)
+        and tokens * (m + n) <= m * n
+        and x.dtype == module.weight.dtype == module.experts_down.dtype == module.experts_up.dtype
+    )
+
+
+def quick_linear(module: Any, x: Tensor, base: Tensor) -> Tensor:
+    """The routed linear layer where `is_quick`: the mixture is added to what the stock layer gave, in place.
+
+    Args:
+        module: a routed linear layer.
+        x: shape (inputs, ..., n).
+        base: what the stock layer makes of it, shape (inputs, ..., m).
+    """
+    base, up = base.contiguous(), module.experts_up
+    base.view(-1, up.shape[0]).addmm_(_shrunk(module, x).reshape(-1, up.shape[1]), up.t())
+    return base
+
+
+def _shrunk(module: Any, x: Tensor) -> Tensor:
+    """The input times A^T, scaled by the mixture: shape (inputs, ..., ranks of this module).
+
+    The first of the siblings that sees a tensor computes it for all of them.
+
+    Args:
+        module: a routed linear layer.
+        x: shape (inputs, ..., n), as many inputs as the mixture has rows or a multiple, or one row for all.
+    """
+    group, mixture = cast("Siblings | None", module.siblings), module.mixture
+    index = next((i for i, m in enumerate(group.modules) if m is module), None) if group is not None else None
+    if group is None or index is None:  # a copy that only passes through
+        return _scaled(F.linear(x, module.experts_down), x, mixture, (module,), module)
+    kept, version = mixture.kept, None if x.is_inference() else x._version
+    found = kept.get("shrunk")
+    z: Tensor
+    if found is not None and found[0] is group and found[1] is x and found[2] == version:
+        z = found[3]
+    elif (stacked := group.stacked()) is None:
+        return _scaled(F.linear(x, module.experts_down), x, mixture, (module,), module)
+    else:
+        z = _scaled(F.linear(x, stacked), x, mixture, group.modules, group)
+        kept["shrunk"] = (group, x, version, z)
+    if index == len(group.modules) - 1:
+        kept.pop("shrunk", None)
+    start, end = group.columns[index]
+    return z[..., start:end]
+
+
+def _scaled(z: Tensor, x: Tensor, mixture: Any, modules: Sequence[Any], owner: Any) -> Tensor:
+    kept = mixture.kept
+    key = (id(owner), x.shape[0], x.dim(), z.dtype, torch.is_inference_mode_enabled())
+    spread = kept.get(key)
+    if spread is None:
+        row = mixture.row()
+        share = 1 if row.shape[0] == 1 else mixture.share(x.shape[0])
+        spread = row[:, torch.cat([module.experts_owner for module in modules])].to(z.dtype).repeat_interleave(share, 0)
+        spread = kept[key] = spread.reshape(-1, *[1] * (x.dim() - 2), spread.shape[-1])
+    return z.mul_(spread) if z.shape[0] == x.shape[0] else z * spread
+
+
+def find_siblings(model: nn.Module, kind: type, run: Any, inputs: Mapping[str, Any]) -> None:
+    """Group the factored layers that took one tensor in a forward, by their attribute `siblings`.
+
+    Args:
+        model: a twin.
+        kind: of the layers.
+        run: calls the model on inputs.
+        inputs: a tiny batch.
+    """
+    taken: dict[tuple[int, int], list[Any]] = {}
+    alive: list[Tensor] = []  # so that no two of them have one address
+    counts: dict[int, int] = {}
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        counts[id(module)] = counts.get(id(module), 0) + 1
+        if isinstance(x, Tensor):
+            alive.append(x)
+            taken.setdefault((id(x), x._version), []).append(module)
+
+    modules = [module for module in model.modules() if isinstance(module, kind)]
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
+    try:
+        with torch.no_grad():
+            run(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for together in taken.values():
+        downs = [module.experts_down for module in together]
+        once = all(counts[id(module)] == 1 for module in together)  # a layer used twice has no one place
+        first = all(not next(iter(getattr(m.layout, "inputs", {}).values()), 0) for m in together)  # else x is turned
+        alike = len({(down.dtype, down.device, down.shape[1]) for down in downs}) == 1
+        tied = len({id(down) for down in downs}) < len(downs)
+        if len(together) > 1 and once and first and alike and not tied and all(down.shape[0] for down in downs):
+            group = Siblings(together)
+            for module in together:
+                module.siblings = group

@@ -1,0 +1,105 @@
+"""What a twin checks of its inputs: who routes on what, which mixture a cache holds, where the rows of a batch lie.
+
+Part of a twin folder's ``modeling_twin.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from .layouts import Run
+from .mixture import Mixture, cached_length, caches_in
+from .proving import find_layouts
+
+_MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Stock
+
+    from .twin_mixin import TwinMixin
+else:
+    _Stock = object
+
+
+class TwinChecks(_Stock):
+    """The part of a twin that refuses what would be answered wrongly."""
+
+    mixture: Mixture
+    tasks: list[str]
+    _accepted: frozenset[str]
+    _checked: list[frozenset[str]]
+
+    def _side(self, kwargs: Mapping[str, object]) -> dict[str, Tensor]:
+        """What the router sees beside the main input and its mask: every tensor that the model's body takes.
+
+        Raises:
+            ValueError: for an input that the body does not take, so that the mixture would not depend on it.
+        """
+        tensors = {k: v for k, v in kwargs.items() if isinstance(v, Tensor) and k not in ("labels", "inputs_embeds")}
+        unseen = [k for k in tensors if k not in self._accepted and any(part in k for part in _MEDIA)]
+        if unseen:
+            raise ValueError(f"the router cannot see {unseen[0]}; pass router_weights of shape (batch, tasks).")
+        main = (self.main_input_name, "attention_mask", "cache_position")
+        return {k: v for k, v in tensors.items() if k in self._accepted and k not in main}
+
+    def _continued(self, weights: Tensor, kwargs: Mapping[str, object]) -> Tensor:
+        """The weights, when no kept cache was filled under others."""
+        for kept in caches_in(kwargs):
+            held = getattr(kept, "twin_weights", None)
+            if (
+                cached_length(kwargs)
+                and held is not None
+                and (held.shape != weights.shape or not torch.equal(held, weights))
+            ):
+                raise ValueError(
+                    "the kept cache was filled under another mixture than these router_weights; leave them out, or "
+                    "start anew without the cache."
+                )
+        return weights
+
+    def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: Run) -> None:
+        """Find out, once for inputs of these names, where the rows of a batch lie in every routed module.
+
+        Raises:
+            ValueError: when one of them cannot be routed per input.
+        """
+        names = frozenset(k for k, v in kwargs.items() if isinstance(v, Tensor))
+        main = kwargs.get(self.main_input_name)
+        if weights.shape[0] > 1 and isinstance(main, Tensor):
+            for name in sorted(n for n in names if any(part in n for part in _MEDIA)):
+                if kwargs[name].shape[0] not in (1, main.shape[0]):
+                    raise ValueError(
+                        f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to "
+                        "which cannot be told apart; give one each, or one row of router weights."
+                    )
+        if weights.shape[0] > 1 and not cached_length(kwargs) and not any(names <= known for known in self._checked):
+            find_layouts(cast("TwinMixin", self), kwargs, run)
+            self._checked.append(names)
+
+    def _drafting(self, assistant: Any, weights: Tensor) -> AbstractContextManager[None]:
+        """The mixture of an assistant that is a twin too; an assistant has no prompt of its own to route.
+
+        Raises:
+            ValueError: when it is a twin of other tasks.
+        """
+        if not isinstance(assistant, TwinChecks) or assistant is self:
+            return nullcontext()
+        if assistant.tasks != self.tasks:
+            raise ValueError(
+                f"the assistant is a twin of {', '.join(assistant.tasks)} and this one of {', '.join(self.tasks)}; "
+                'draft with its shared model, twinmerge.load(folder, mode="shared").'
+            )
+        return assistant.mixture.use(assistant._weights(weights))
+
+    def _weights(self, weights: Tensor) -> Tensor:
+        if weights.dim() != 2 or weights.shape[1] != len(self.tasks):
+            raise ValueError(
+                f"router_weights have shape {tuple(weights.shape)}, and this twin takes (batch, {len(self.tasks)})."
+            )
+        return weights.to(self.device)
