@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput, TokenClassifierOutput
 
 from .attaching import register_states
-from .twin_mixin import _twin_class
+from .twin_mixin import TwinMixin, _twin_class
 from .twin_parts import Head, head_loss
 
 
