@@ -76,15 +76,15 @@ def _classifier_class(twin: type[TwinMixin], tokens: bool) -> type[TwinMixin]:
         return answer.to_tuple() if plain else answer
 
     name = f"{twin.__name__}For{'Token' if tokens else 'Image' if images else 'Sequence'}Classification"
-    stock = twin.__mro__[twin.__mro__.index(TwinMixin) + 1]
-    own = {"forward": forward, "__reduce__": lambda self: (_blank, (stock, tokens), self.__dict__)}
+    stock = twin.__bases__[1]
+    own = {"forward": forward, "__reduce__": lambda self: (_blank_classifier, (stock, tokens), self.__dict__)}
     # The loss here is a mean, which the Trainer of transformers divides by its accumulation steps itself.
     kind = type(name, (twin,), {**own, "accepts_loss_kwargs": False})
     register_states(kind)
     return kind
 
 
-def _blank(stock: Any, tokens: bool) -> Any:
+def _blank_classifier(stock: Any, tokens: bool) -> Any:
     """An empty classifier for pickle, as the class is made at run time."""
     twin: Any = _twin_class(stock)
     made = _classifier_class(twin, tokens)

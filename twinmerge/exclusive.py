@@ -17,7 +17,8 @@ from twinmerge.functional.lora import lora_low_rank
 from twinmerge.functional.ranks import choose_ranks, stored_dense
 from twinmerge.mixture import Difference
 
-NEGLIGIBLE = 1e-6  # share of an expert's squared difference below which a matrix is left to the shared expert
+# A matrix is left to the shared expert when its squared change is below this share of the expert's and of its own.
+NEGLIGIBLE = 1e-6
 LoraTerms = Mapping[str, tuple[float, Tensor, Tensor]]
 
 
@@ -72,8 +73,8 @@ def exclusive_experts(
         dropped: parameters whose differences are left to the shared expert.
 
     Returns:
-        An `Exclusive`; parameters that no expert changes are absent, and matrices that hold less than a millionth of
-        their expert's squared difference.
+        An `Exclusive`; parameters that no expert changes are absent, and matrices whose squared change is below
+        a millionth of their expert's and of their own squared norm.
 
     Raises:
         ValueError: when not exactly one policy is given or its value is out of range, and for weights that cannot be
@@ -134,8 +135,13 @@ def _kept(
         if value.is_floating_point() and not torch.equal(state[name].to(value), value):
             squares[name] = float(_difference(state[name], value).double().square().sum())
     total = sum(squares.values())
-    left = {n for n, q in squares.items() if n in dropped or (shared[n].dim() > 1 and q <= NEGLIGIBLE * total)}
+    left = {n for n, q in squares.items() if n in dropped or (q <= NEGLIGIBLE * total and _barely(shared[n], q))}
     return [n for n in squares if n not in left], sum(squares[n] for n in left) / total if total else 0.0
+
+
+def _barely(weight: Tensor, square: float) -> bool:
+    """Whether a difference of this squared norm is small beside the matrix itself too."""
+    return weight.dim() > 1 and square <= NEGLIGIBLE * float(weight.double().square().sum())
 
 
 def _difference(expert: Tensor, shared: Tensor) -> Tensor:
