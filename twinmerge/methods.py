@@ -1,10 +1,14 @@
 """Static merges by name: ours, and those that installed packages register; read without importing torch."""
 
+from __future__ import annotations
+
 import importlib
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GROUP = "gapbridge.merge_methods"  # entry points of installed packages: the method's name and module:function
 # Called as method(pretrained, experts, **options); the keyword-only parameters are the options.

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from distill.module import DistillModule
 from distill.regimes import Regime, regime
 from recipes.data import wheels
 from recipes.data.models import check_model
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from distill.cached_data import CachedImageData
     from distill.data import ImageData
     from distill.models import Network as Built
+    from distill.module import DistillModule
     from distill.networks import Frozen, TextNetwork
     from recipes.running.folder import RunFolder
 

@@ -25,7 +25,7 @@ from recipes.merge.alone import read_all, run_alone
 from recipes.merge.baselines import Candidates, seeded, trials, tune
 from recipes.merge.causal.run import run_causal
 from recipes.merge.checks import cached_at, check, check_rank
-from recipes.merge.experts import stored_format_of
+from recipes.merge.experts import expert_damage, stored_format_of
 from recipes.merge.finetune import train_expert
 from recipes.merge.routable import check_routable
 from recipes.merge.routing import batch_features, task_features, train_router
@@ -261,7 +261,7 @@ def _experts(recipe: Recipe, folder: RunFolder, model: PreTrainedModel) -> tuple
 
 def _alone_with(entry: Path) -> AbstractContextManager[object]:
     """Of the runs that want one expert in the cache, one trains it and the others wait; one that is there is free."""
-    if process_rank() != 0 or (entry / "expert.json").is_file():
+    if process_rank() != 0 or not expert_damage(entry):
         return nullcontext()
     from filelock import FileLock
 
