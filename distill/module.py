@@ -243,13 +243,8 @@ class DistillModule(lightning.LightningModule):
             squares = [part.float().square().sum() for part in parts if part is not None]
             self.log(self._key("gradient", name, term), torch.stack(squares).sum().sqrt(), batch_size=1)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the step of the last log of gradients: a resumed training logs them at the same steps."""
-        checkpoint["gradients_logged"] = self._pulled
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the place in the data until training starts."""
-        self._pulled = checkpoint.get("gradients_logged", -math.inf)
         loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         self._places = loop.get("combined_loader", [])
 

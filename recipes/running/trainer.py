@@ -230,7 +230,10 @@ def _trainer(arguments: dict[str, Any]) -> Trainer:
     try:
         return Trainer(**arguments)
     except Exception as error:  # Lightning and its plugins refuse values, devices and missing packages in many ways
-        raise RecipeError(f"trainer: {' '.join(str(error).split()) or type(error).__name__}") from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        if said.startswith("No supported gpu backend"):
+            said = "this machine has no gpu that torch can use; check and run where there is one, or set accelerator"
+        raise RecipeError(f"trainer: {said}") from error
 
 
 def check_trainer(config: TrainerConfig, *, scores: Sequence[str] = ()) -> int:

@@ -167,7 +167,7 @@ def test_a_given_loss_and_the_squared_loss_agree():
     def table(domain):
         rng = np.random.default_rng(domain)
         x = rng.normal(size=(2000, 3))
-        # The source's own loss must differ from row to row, or there is nothing that its recalibration can be read from.
+        # The source's own loss must differ from row to row, or its recalibration can be read from nothing.
         y = x @ [1, 1, 1 - domain] + (0.3 + np.abs(x[:, 0])) * rng.normal(size=2000)
         frame = pd.DataFrame(x, columns=["w", "a", "b"]).assign(label=y, prediction=x.sum(1))
         return frame.assign(loss=(y - x.sum(1)) ** 2)

@@ -23,7 +23,6 @@ from recipes.merge.routing import train_router
 from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
 from twinmerge.methods import methods
-from twinmerge.twin_mixin import TwinMixin
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
     from twinmerge.exclusive import Exclusive
     from twinmerge.folders import Expert
+    from twinmerge.twin_mixin import TwinMixin
 
 EXPLAINED = {
     "experts": "every prompt by its own expert",

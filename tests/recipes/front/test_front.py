@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.errors import RecipeError, RunError
 from recipes.front import table
 from recipes.front.parse import parse
 from recipes.front.show import to_yaml
@@ -263,8 +264,8 @@ def test_a_finished_part_is_not_said_to_be_trained_on(front, tmp_path, monkeypat
     ("words", "told"),
     [
         (("--out", "file/inner"), "Not a directory"),
-        (("--out", "x" * 300), "File name too long"),
-        (("--out", "o" * 100 + "/" + "x" * 300), "File name too long"),
+        (("--out", "x" * 300), "the name is too long for this file system; give a shorter one"),
+        (("--out", "o" * 100 + "/" + "x" * 300), "the name is too long for this file system; give a shorter one"),
     ],
 )
 def test_what_nobody_foresaw_is_a_sentence(front, tmp_path, words, told):
@@ -273,7 +274,7 @@ def test_what_nobody_foresaw_is_a_sentence(front, tmp_path, words, told):
     assert failed.code == 1
     assert told in failed.err
     assert failed.err.count("\n") == 1
-    with pytest.raises(OSError, match=told):
+    with pytest.raises((OSError, RunError, RecipeError), match=told):
         front("r.yaml", *words, "--debug")
 
 

@@ -123,11 +123,11 @@ def test_an_expert_of_another_task_ends_the_run(world, given):
     refused(world, recipe, 1, "the expert answers food, sport, trade and the task asks for glad, sad")
 
 
-def test_an_empty_task_ends_the_run(world, tmp_path):
+def test_an_empty_task_is_refused_by_the_check(world, tmp_path):
     recipe = world.recipe("merge")
     (tmp_path / "empty.csv").write_text("text,label\n")
     recipe["tasks"][0]["path"] = str(tmp_path / "empty.csv")
-    refused(world, recipe, 1, "task 'mood': train has 0 different rows; give at least 10")
+    refused(world, recipe, 2, "task 'mood': train has 0 different rows; give at least 10")
 
 
 @pytest.mark.parametrize(

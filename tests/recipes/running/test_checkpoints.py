@@ -100,8 +100,12 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_kept(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {alive.name, ".hidden"}
 
 
-def test_an_interruption_that_closing_a_logger_turns_into_another_error_is_one(front, monkeypatch):
+def test_an_interruption_that_closing_a_logger_turns_into_another_error_is_one(front, monkeypatch, request):
     from tests.recipes import toy
+
+    # A process that was started in the background is deaf to Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def closing(*_):
         try:
