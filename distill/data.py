@@ -272,8 +272,9 @@ def _folder(where: Path) -> dict[str, ImageFolder]:
         folder = next((where / name for name in names if (where / name).is_dir()), None)
         if folder is None:
             continue
-        made[split] = ImageFolder(str(folder), loader=open_image, allow_empty=True)
-        if not made[split].targets:
+        if any(entry.is_dir() for entry in folder.iterdir()):
+            made[split] = ImageFolder(str(folder), loader=open_image, allow_empty=True)
+        if split not in made or not made[split].targets:
             raise DistillError(
                 f"data folder {folder} holds no images; put them into one folder a class, as in {folder.name}/cat/1.jpg"
             )

