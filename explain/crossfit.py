@@ -112,7 +112,8 @@ def fit_window(sample: Sample, families: Families, ratios: Ratios, train: Train)
         if sample.pair is None:
             means = _expected(sample, families.loss, train, sample.loss)
         else:
-            first, second = (_expected(sample, families.loss, train, loss) for loss in sample.pair)
+            each = zip(families.pair, sample.pair, strict=True)
+            first, second = (_expected(sample, family, train, loss) for family, loss in each)
             means = [Rows(b.source - a.source, b.target - a.target) for a, b in zip(first, second, strict=True)]
             pair = (first[0], first[2]), (second[0], second[2])
         risk = Rows(*(part[:, None] for part in means[0]))

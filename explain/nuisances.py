@@ -107,11 +107,20 @@ def _weighted(estimator: object, weight: Floats | None) -> dict[str, Floats]:
 
 @dataclass(frozen=True)
 class Families:
-    """One family for each kind of nuisance, so that errors of the same kind cancel."""
+    """One family for each kind of nuisance, so that errors of the same kind cancel.
+
+    Attributes:
+        outcome: For the labels.
+        density: For density ratios.
+        loss: For the loss; of two models that are compared, for the difference of their losses.
+        pair: For the loss of each of two models that are compared, as for that model by itself; empty where there is
+            one.
+    """
 
     outcome: Family
     density: Family
     loss: Family
+    pair: tuple[Family, ...] = ()
 
     def names(self) -> dict[str, str]:
         """Names of the families by kind."""
@@ -178,7 +187,9 @@ def choose_families(families: Sequence[Family], sample: Sample) -> Families:
     )
     density = best_family(families, [both], sample.categorical, classify=True)
     if sample.labels is None:
-        return Families(outcome=loss, density=density, loss=loss)
+        each = [[problem(sample, 0, of.source)] for of in sample.pair or ()]
+        pair = tuple(best_family(families, of, sample.categorical, classify=False) for of in each)
+        return Families(outcome=loss, density=density, loss=loss, pair=pair)
     problems = [problem(sample, side, sample.labels[side]) for side in (0, 1)]
     outcome = best_family(families, problems, sample.categorical, classify=True)
     return Families(outcome=outcome, density=density, loss=loss)

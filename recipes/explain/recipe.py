@@ -144,6 +144,8 @@ def _explainer(recipe: Recipe, names: list[list[str]]) -> Any:
         return ModelGapExplainer(models=(columns[0], columns[1]), **options)
     given = recipe.mode == "gap-of-gaps" or options["loss"] == "given"
     chosen = {"loss_column": columns[0]} if given else {"prediction": columns[0]}
+    if recipe.mode == "gap-of-gaps":
+        options["outcome"] = "loss"  # as gap_of_gaps has it
     return GapExplainer(**chosen, **(options | ({"loss": "given"} if given else {})))
 
 

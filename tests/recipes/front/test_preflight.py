@@ -71,7 +71,7 @@ REFUSED = [
     (
         "explain_tiny.yaml",
         RISK,
-        "estimation: outcome='risk' needs the loss for every label",
+        "estimation.outcome: expected loss for a loss that is not of a finite label, got 'risk'",
     ),
     ("finetune_tiny.yaml", "trainer.strategy=dpp", "trainer: You selected an invalid strategy name"),
     ("finetune_tiny.yaml", "trainer.max_epochs=null", "trainer.max_epochs: expected a number of epochs, or"),
