@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from twinmerge.checkpoints import Checkpoint, check_compatible, inspect_checkpoint, lora_obstacle, read_lora
@@ -24,7 +24,9 @@ from twinmerge.heads import random_inputs
 TOLERANCE = 1e-4  # of logits: an adapter beside its matrix rounds otherwise than added to it, in every layer
 
 
-def read_language_folder(where: Path, base: Path | str, model: Any, *, headers: Checkpoint | None = None) -> Expert:
+def read_language_folder(
+    where: Path, base: Path | str, model: PreTrainedModel, *, headers: Checkpoint | None = None
+) -> Expert:
     """Read one expert of a causal language model.
 
     Args:
@@ -95,7 +97,7 @@ def _original(found: Checkpoint, base: Path | str) -> Any:
     return whole.eval()
 
 
-def _adapted(model: Any, own: dict[str, Tensor], terms: LoraTerms) -> dict[str, Tensor]:
+def _adapted(model: PreTrainedModel, own: dict[str, Tensor], terms: LoraTerms) -> dict[str, Tensor]:
     """The parameters that an adapter changes, with its product added."""
     turned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
     made = {}

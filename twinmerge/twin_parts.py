@@ -85,8 +85,8 @@ class TwinOutput:
     logits: Tensor
     router_weights: Tensor
     task: Tensor
-    hidden_states: Any = None
-    attentions: Any = None
+    hidden_states: object = None
+    attentions: object = None
 
 
 class Router(nn.Module):

@@ -169,14 +169,14 @@ def _item(source: TaskSource, language: Language, where: str, values: Mapping[st
     return Item(prompt, answer, (), own)
 
 
-def _own_choices(where: str, language: Language, given: Any) -> tuple[str, ...]:
+def _own_choices(where: str, language: Language, given: object) -> tuple[str, ...]:
     listed = None if isinstance(given, str) or not hasattr(given, "__iter__") else [str(one) for one in given]
     if listed is None or len(set(listed)) < 2:
         raise RunError(f"{where}: column {language.choices_from!r} is {given!r}; give a list of at least two choices")
     return tuple(language.between + one for one in listed)
 
 
-def _text(where: str, column: str, value: Any) -> str:
+def _text(where: str, column: str, value: object) -> str:
     text = value.strip() if isinstance(value, str) else str(value) if isinstance(value, Integral) else ""
     if not text:
         raise RunError(f"{where}: column {column!r} is {value!r}; give a text, or drop the row")

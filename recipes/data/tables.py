@@ -264,7 +264,7 @@ def _rows(source: TaskSource, where: str, columns: dict[str, list[Any]], into: R
 _WAY_OUT = "drop such rows with 'drop_missing: true'"
 
 
-def absent(value: Any) -> bool:
+def absent(value: object) -> bool:
     """Whether a value is one of those that stand for none."""
     return value is None or str(value).strip() in MISSING
 

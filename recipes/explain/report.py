@@ -99,7 +99,7 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
     return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
 
 
-def _flat(value: object, name: str = "") -> list[tuple[str, Any]]:
+def _flat(value: object, name: str = "") -> list[tuple[str, object]]:
     """Diagnostics as names and plain values, what is inside a dictionary under dotted names."""
     if isinstance(value, dict) or hasattr(value, "items"):
         return [row for key, inner in value.items() for row in _flat(inner, f"{name}.{key}" if name else str(key))]

@@ -129,7 +129,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
 def alone_with(entry: Path) -> AbstractContextManager[object]:
     """Of the runs that want one expert in the cache, one trains it and the others wait; one that is there is free."""
-    if process_rank() != 0 or (entry / "expert.json").is_file():
+    if process_rank() != 0 or not expert_damage(entry):
         return nullcontext()
     from filelock import FileLock
 

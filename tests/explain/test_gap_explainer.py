@@ -32,7 +32,7 @@ def make(rows, domain, seed, move=1.0):
 
 @pytest.fixture(scope="module")
 def frames():
-    return make(900, 0, 1), make(800, 1, 1)
+    return make(2400, 0, 1), make(2200, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +276,7 @@ def broken(frames, **changes):
         ({"groups": {"g": ["a", "w"]}}, None, "'w' is listed twice"),
         ({"groups": {"g": "label"}}, None, "'label' is a label"),
         ({"groups": {}}, None, "no variable"),
-        ({}, lambda f: f.assign(a=np.nan), "column 'a' of the source has 900 missing"),
+        ({}, lambda f: f.assign(a=np.nan), "column 'a' of the source has 2400 missing"),
         ({}, lambda f: f.assign(prediction=f.prediction * 3), "must be probabilities"),
         ({}, lambda f: f.assign(prediction="maybe"), "'maybe', which is not among the labels"),
         ({}, lambda f: f[:20], "the source has 20 usable rows, but 3 folds need 30"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recipes.data.text_module import PadCollate
 from recipes.errors import RunError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from recipes.data.language_rows import LanguageTask
 
 
-def padding_of(tokenizer: Any) -> int:
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that fills a batch; no mask sees it, so that any does."""
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
@@ -79,15 +79,15 @@ class LanguageData(LightningDataModule):
         lengths = [len(row["input_ids"]) for row in made]
         return ResumableLoader(made, self.batch_size, seed=self.seed, lengths=lengths, collate_fn=self._collate)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[object]:
         """Validation rows in order of their length."""
         return self._sorted("validation")
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[object]:
         """Test rows in order of their length."""
         return self._sorted("test")
 
-    def _sorted(self, split: str) -> DataLoader[Any]:
+    def _sorted(self, split: str) -> DataLoader[object]:
         rows: Any = [plain(row) for row in sorted(self.rows[split], key=lambda r: len(r.tokens))]
         return DataLoader(rows, 2 * self.batch_size, collate_fn=self._collate)
 

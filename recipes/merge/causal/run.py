@@ -23,10 +23,12 @@ from recipes.merge.routing import train_router
 from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
 from twinmerge.methods import methods
+from twinmerge.twin_mixin import TwinMixin
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from recipes.data.language_rows import LanguageTask
     from recipes.merge.causal.encode import Row
@@ -62,7 +64,7 @@ class Bench:
 
     recipe: Recipe
     folder: RunFolder
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     tasks: list[LanguageTask]
     rows: dict[str, dict[str, list[Row]]]
     device: torch.device
@@ -196,7 +198,7 @@ def _read(
     return read
 
 
-def _bench(recipe: Recipe, folder: RunFolder, tokenizer: Any, device: torch.device) -> Bench:
+def _bench(recipe: Recipe, folder: RunFolder, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Bench:
     """The tasks with as many training rows as the router reads, in tokens."""
     from recipes.merge.causal.encode import Encoder
 
@@ -214,7 +216,7 @@ def _bench(recipe: Recipe, folder: RunFolder, tokenizer: Any, device: torch.devi
     return Bench(recipe, folder, tokenizer, tasks, rows, device)
 
 
-def _padding(tokenizer: Any) -> int:
+def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
     from recipes.merge.causal.data import padding_of
 
     return padding_of(tokenizer)
@@ -258,7 +260,7 @@ def _always(speaker: Speaker, task: str) -> Speaker:
     return speaker
 
 
-def _router(bench: Bench, twin: Any, pad: int) -> Routing:
+def _router(bench: Bench, twin: TwinMixin, pad: int) -> Routing:
     """Train the router on what the shared expert makes of the prompts; the twin has it then."""
     import torch
 
@@ -284,7 +286,7 @@ def _router(bench: Bench, twin: Any, pad: int) -> Routing:
     return routing
 
 
-def _told(twin: Any, task: str) -> Callable[[Tensor, Tensor], Tensor]:
+def _told(twin: TwinMixin, task: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The mixture of an oracle: the expert of the true task alone."""
     import torch
 
@@ -297,7 +299,7 @@ def _finish(
     rows: Mapping[str, LanguageScores],
     static: Mapping[str, tuple[float, dict[str, float]]],
     routing: Routing,
-    twin: Any,
+    twin: TwinMixin,
     exclusive: Exclusive,
     experts: Mapping[str, Expert],
 ) -> None:

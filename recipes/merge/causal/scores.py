@@ -17,6 +17,8 @@ from recipes.data.language_task import GENERATED
 from twinmerge.modeling_twin import TwinMixin
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from recipes.data.language_rows import LanguageTask
     from recipes.data.language_task import Generation
     from recipes.merge.causal.encode import Row
@@ -60,11 +62,11 @@ def score(
     speaker: Speaker,
     task: LanguageTask,
     rows: Sequence[Row],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     batch_size: int,
     seed: int = 0,
-    tick: Callable[[], Any] = lambda: None,
+    tick: Callable[[], object] = lambda: None,
 ) -> float:
     """A model's score on rows of a task: a share from 0 to 1, or a perplexity.
 
@@ -166,7 +168,7 @@ def _mixture(weights: Tensor | None) -> dict[str, Tensor]:
 
 
 def answers(
-    speaker: Speaker, prompts: Sequence[Sequence[int]], generation: Generation, tokenizer: Any
+    speaker: Speaker, prompts: Sequence[Sequence[int]], generation: Generation, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[str]:
     """Generated answers to prompts in tokens, cut at the end of text and at what stops them."""
     ids, mask = speaker.batch(prompts)
@@ -182,14 +184,19 @@ def answers(
         **_mixture(speaker.weights(prompts)),
     )
     for tokens in made[:, ids.shape[1] :]:
-        text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
         for stop in generation.stop:
             text = text.partition(stop)[0]
         yield text.strip()
 
 
 def _generated(
-    speaker: Speaker, task: LanguageTask, parts: Sequence[Sequence[Row]], tokenizer: Any, seed: int, tick: Any
+    speaker: Speaker,
+    task: LanguageTask,
+    parts: Sequence[Sequence[Row]],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    tick: Callable[[], object],
 ) -> float:
     said: list[str] = []
     with torch.random.fork_rng():
