@@ -252,13 +252,18 @@ def layer_kind(module: nn.Module) -> type[RoutedLayer]:
     return RoutedNorm if rms_epsilon(module) is not None else RoutedAny
 
 
-def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, Sequence[Difference | None]]) -> None:
+def attach_layer(
+    module: nn.Module, mixture: Mixture, differences: Mapping[str, Sequence[Difference | None]]
+) -> RoutedLayer:
     """Turn a stock module into its routed kind, in place: same parameters and names, still an instance of its class.
 
     Args:
         module: any module.
         mixture: of the model.
         differences: parameter name within the module -> one (up, down), difference or None per expert.
+
+    Returns:
+        The same object, now of its routed class.
 
     Raises:
         ValueError: for a difference of another shape than its parameter, or a module whose forward is replaced.
@@ -279,24 +284,26 @@ def attach_layer(module: nn.Module, mixture: Mixture, differences: Mapping[str, 
     epsilon = rms_epsilon(module) or getattr(module, "eps", None)
     module.__class__ = routed_class(kind, type(module))  # type: ignore[arg-type]  # a class has a hash
     module.mixture = mixture  # type: ignore[assignment]
-    routed = cast(Any, module)  # each kind attaches differences of its own form
+    made = cast(RoutedLayer, module)
+    routed = cast(Any, made)  # each kind attaches differences of its own form
     if kind is RoutedAny:
         paired = {name: _paired(ds, stock[name]) for name, ds in differences.items()}
         dense = {name: _stacked(differences, name, stock[name]) for name, pair in paired.items() if pair is None}
         routed.attach(dense, {name: pair for name, pair in paired.items() if pair is not None})
-        return
+        return made
     bias = _stacked(differences, "bias", stock.get("bias"))
     if kind is RoutedNorm:
         routed.attach(epsilon, _stacked(differences, "weight", stock.get("weight")), bias)
-        return
+        return made
     if kind is RoutedBatchNorm:
         names = ("weight", "bias", "running_mean", "running_var")
         routed.attach(*(_stacked(differences, name, stock.get(name)) for name in names))
-        return
+        return made
     experts = len(next(iter(differences.values())))
     transposed = kind is RoutedConv1D
     pairs = [_factors(d, routed.weight, transposed) for d in differences.get("weight", [None] * experts)]
     routed.attach([up for up, _ in pairs], [down for _, down in pairs], bias)
+    return made
 
 
 def _stacked(differences: Mapping[str, Sequence[Difference | None]], name: str, like: Tensor | None) -> Tensor | None:

@@ -12,13 +12,12 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from transformers import PretrainedConfig, PreTrainedModel
-
 from twinmerge.errors import CheckpointError
 from twinmerge.headers import Checkpoint, inspect_checkpoint, read_header, read_json, read_pickled
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 __all__ = [

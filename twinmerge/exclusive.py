@@ -18,7 +18,7 @@ from twinmerge.functional.ranks import choose_ranks, stored_dense
 from twinmerge.mixture import Difference
 
 # A matrix is left to the shared expert when its squared change is below this share of the expert's and of its own.
-NEGLIGIBLE = 1e-6
+NEGLIGIBLE = 1e-9
 LoraTerms = Mapping[str, tuple[float, Tensor, Tensor]]
 
 
@@ -74,7 +74,7 @@ def exclusive_experts(
 
     Returns:
         An `Exclusive`; parameters that no expert changes are absent, and matrices whose squared change is below
-        a millionth of their expert's and of their own squared norm.
+        a billionth of their expert's and of their own squared norm.
 
     Raises:
         ValueError: when not exactly one policy is given or its value is out of range, and for weights that cannot be

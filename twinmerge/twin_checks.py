@@ -16,13 +16,14 @@ from .layouts import Run
 from .mixture import Mixture, cached_length, caches_in
 from .proving import find_layouts
 
+if TYPE_CHECKING:  # apart from the other, so that a twin folder's one file leaves this circle out
+    from .twin_mixin import TwinMixin
+
 _MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Stock
-
-    from .twin_mixin import TwinMixin
 else:
     _Stock = object
 

@@ -44,8 +44,8 @@ def split(size, start=0, pairs=False, regression=False):
     return Split([(text, "w7 w8") for text in texts] if pairs else texts, labels)
 
 
-def task(name="toy", size=30, start=0, **kind):
-    parts = [split(count, start + offset, **kind) for count, offset in ((size, 0), (9, 40), (12, 70))]
+def task(name="toy", size=30, start=0, validation=9, **kind):
+    parts = [split(count, start + offset, **kind) for count, offset in ((size, 0), (validation, 40), (12, 70))]
     regression = kind.get("regression", False)
     return TextTask(
         name,
@@ -185,7 +185,9 @@ def test_mistakes_are_refused(tokenizer):
 
 
 def test_parts_hold_every_row_once_and_every_task_in_its_share(tokenizer):
-    module = ready(MixedTextDataModule([task("a", 300), task("b", 200)], tokenizer, eval_batch_size=7))
+    module = ready(
+        MixedTextDataModule([task("a", validation=300), task("b", validation=200)], tokenizer, eval_batch_size=7)
+    )
     parts = module.parts("validation", least=4)
     sizes = [[int((torch.cat([b["task"] for b in part]) == t).sum()) for t in (0, 1)] for part in parts]
     whole = [len(t.validation) for t in module.tasks]

@@ -211,11 +211,11 @@ def test_the_router_never_sees_the_question(twin, inputs):
 
 
 def test_the_routed_rows_follow_from_one_another(twin, inputs):
-    from recipes.merge.recipe import _oracle, _routed
+    from recipes.merge.rows import _oracle, _routed
 
     asked = ["spam", "spam", "spam", "trec", "trec", "trec"]
     with torch.no_grad():
-        rows = _routed(twin, inputs, asked)
+        rows = _routed(twin, iter([twin.route(**inputs)]), inputs, asked)
         alone = twin.classify(**inputs)
         named = [twin.tasks.index(name) for name in asked]
         agree = alone.task == torch.tensor(named)

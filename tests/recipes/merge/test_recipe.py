@@ -191,11 +191,11 @@ def test_given_experts_are_taken_and_a_regression_is_merged(world):
 
 
 def test_the_probe_learns_from_the_rows_of_the_experts_alone(world, monkeypatch):
-    from recipes.merge import evaluation
+    from recipes.merge import rows
 
     seen = []
-    fit = evaluation.linear_probe
-    monkeypatch.setattr(evaluation, "linear_probe", lambda *a: seen.append(a) or fit(*a))
+    fit = rows.linear_probe
+    monkeypatch.setattr(rows, "linear_probe", lambda *a: seen.append(a) or fit(*a))
     recipe = world.recipe("merge", router={"items": 1000}, baselines={"scales": []})
     for task in recipe["tasks"]:
         task["max_train"] = 40
