@@ -37,7 +37,7 @@ def assemble(
     level: float,
     interval: str,
     min_shift_z: float,
-    settings: Mapping[str, object],
+    settings: Mapping[str, Any],
 ) -> GapReport:
     """The report on all repeats.
 
@@ -81,13 +81,7 @@ def assemble(
         covariate=shares["covariate"][1:],  # no covariate shift is explained by shifting nothing
         outcome=shares["outcome"],
         values=tuple(values),
-        diagnostics={
-            "overlap": support._asdict() | {"chances": [list(part) for part in support.chances]},
-            **trust.diagnostics(),
-            "shift": shift,
-            **extra,
-            **settings,
-        },
+        diagnostics={"overlap": support._asdict(), **trust.diagnostics(), "shift": shift, **extra, **settings},
     )
 
 

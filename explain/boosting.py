@@ -8,15 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.linear_model import LogisticRegression, RidgeCV
 
-from explain.blocks import BlockLogistic, BlockRidge
-from explain.design import Mask, Plain
+from explain.design import Mask, Plain, Quadratic
 from explain.functional.rows import Floats
 
+ALPHAS = np.logspace(-1, 4, 6)
 _EDGE = 1e-4  # of a probability
 _TREES: dict[str, Any] = {
-    "max_iter": 12,
-    "learning_rate": 0.15,
+    "max_iter": 40,
+    "learning_rate": 0.05,
     "max_leaf_nodes": 8,
     "min_samples_leaf": 30,
     "early_stopping": False,
@@ -28,18 +29,21 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
     """What both share: the quadratic model, and small trees that learn its residuals.
 
     Args:
-        curve: Of :class:`~explain.design.Quadratic`.
         categorical_features: Which columns hold codes of categories, shape (m,); none when not given.
     """
 
-    def __init__(self, curve: float = 1.0, categorical_features: Mask | None = None) -> None:
-        self.curve, self.categorical_features = curve, categorical_features
+    def __init__(self, categorical_features: Mask | None = None) -> None:
+        self.categorical_features = categorical_features
 
-    def _base(self, X: Floats, weight: Floats | None) -> Floats:
-        """The columns as plain numbers, after learning how."""
+    def _basis(self, X: Floats, weight: Floats | None) -> Floats:
         mask = np.zeros(X.shape[1], bool) if self.categorical_features is None else self.categorical_features
         self.plain_ = Plain(mask).fit(X, weight)
-        return self.plain_.transform(X)
+        plain = self.plain_.transform(X)
+        self.quadratic_ = Quadratic().fit(plain, sample_weight=weight)
+        return self.quadratic_.transform(plain)
+
+    def _seen(self, X: Floats) -> Floats:
+        return self.quadratic_.transform(self.plain_.transform(X))
 
     def _trees(self, X: Floats, residual: Floats, weight: Floats | None) -> HistGradientBoostingRegressor:
         trees = HistGradientBoostingRegressor(categorical_features=self.categorical_features, **_TREES)
@@ -51,38 +55,38 @@ class BoostedRegressor(RegressorMixin, _Boosted):  # type: ignore[misc]
 
     def fit(self, X: Floats, y: Floats, sample_weight: Floats | None = None) -> BoostedRegressor:
         """Fit both."""
-        plain = self._base(X, sample_weight)
-        self.base_ = BlockRidge(self.curve).fit(plain, y, sample_weight=sample_weight)
-        self.trees_ = self._trees(X, y - self.base_.predict(plain), sample_weight)
+        basis = self._basis(X, sample_weight)
+        self.base_ = RidgeCV(alphas=ALPHAS).fit(basis, y, sample_weight=sample_weight)
+        self.trees_ = self._trees(X, y - self.base_.predict(basis), sample_weight)
         return self
 
     def predict(self, X: Floats) -> Floats:
         """Predictions, shape (n,)."""
-        return np.asarray(self.base_.predict(self.plain_.transform(X)) + self.trees_.predict(X))
+        return np.asarray(self.base_.predict(self._seen(X)) + self.trees_.predict(X))
 
 
 class BoostedClassifier(ClassifierMixin, _Boosted):  # type: ignore[misc]
     """Logistic regression on the quadratic basis, then trees on what it leaves of every label's indicator."""
 
-    def fit(self, X: Floats, y: NDArray[np.int64], sample_weight: Floats | None = None) -> BoostedClassifier:
+    def fit(self, X: Floats, y: NDArray[Any], sample_weight: Floats | None = None) -> BoostedClassifier:
         """Fit both."""
-        plain = self._base(X, sample_weight)
-        self.base_ = BlockLogistic(self.curve).fit(plain, y, sample_weight=sample_weight)
+        basis = self._basis(X, sample_weight)
+        self.base_ = LogisticRegression(C=1.0, solver="newton-cholesky").fit(basis, y, sample_weight=sample_weight)
         self.classes_ = self.base_.classes_
-        chances = self.base_.predict_proba(plain)
+        chances = self.base_.predict_proba(basis)
         labels = range(1, 2) if len(self.classes_) == 2 else range(len(self.classes_))
         self.trees_ = [self._trees(X, (y == self.classes_[k]) - chances[:, k], sample_weight) for k in labels]
         return self
 
     def predict_proba(self, X: Floats) -> Floats:
         """Probabilities, shape (n, classes), each at least 1e-4."""
-        chances = self.base_.predict_proba(self.plain_.transform(X))
+        chances = self.base_.predict_proba(self._seen(X))
         moves = np.column_stack([trees.predict(X) for trees in self.trees_])
         if moves.shape[1] == 1:
             moves = np.hstack([-moves, moves])
         chances = np.clip(chances + moves, _EDGE, None)
         return np.asarray(chances / chances.sum(1, keepdims=True))
 
-    def predict(self, X: Floats) -> NDArray[np.generic]:
+    def predict(self, X: Floats) -> NDArray[Any]:
         """The most probable labels, shape (n,)."""
         return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])

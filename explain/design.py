@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
@@ -10,18 +12,7 @@ from explain.functional.rows import Floats, quantile
 
 Mask = NDArray[np.bool_]
 _KNOTS = (0.2, 0.5, 0.8)  # quantiles of a number at which its slope may change
-_BLOCK = 16_384
 _ROWS_PER_TERM = 20  # of the basis, before products with columns of zeros and ones are left out
-
-
-def blocks(rows: int) -> list[slice]:
-    """Rows in blocks, so that the memory of a basis is bounded.
-
-    Example:
-        >>> blocks(3)
-        [slice(0, 3, None)]
-    """
-    return [slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]
 
 
 class Plain(BaseEstimator):  # type: ignore[misc]
@@ -61,18 +52,11 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
     """Standardised columns, squares and bends of numbers, and products of all pairs, also with zeros and ones.
 
     A number's slope may change at three of its quantiles, where there are 20 rows for each term. A column of zeros and
-    ones is its own square. Products that never vary (of two categories of one column) are left out. Products
-    are many where columns are: there is room for one term in 20 rows. Those of two numbers stay together or not at all;
-    of those with zeros and ones the ones that vary most stay.
-
-    Args:
-        curve: Scale of everything but the columns themselves: the smaller, the more a penalty holds it to 0.
+    ones is its own square. Products that never vary (of two categories of one column) are left out. Products with zeros
+    and ones are many where categories are: there is room for one term in 20 rows, and those that vary most stay.
     """
 
-    def __init__(self, curve: float = 1.0) -> None:
-        self.curve = curve
-
-    def fit(self, X: Floats, y: object = None, sample_weight: Floats | None = None) -> Quadratic:
+    def fit(self, X: Floats, y: Any = None, sample_weight: Floats | None = None) -> Quadratic:
         """Learn scales, and which products to take."""
         weight = np.full(len(X), 1 / len(X)) if sample_weight is None else sample_weight / sample_weight.sum()
         self.dummy_ = ((X == 0) | (X == 1)).all(0)
@@ -87,9 +71,7 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         for pair in np.flatnonzero(mixed):
             product = U[:, left[pair]] * U[:, right[pair]]
             varies[pair] = weight @ (product - weight @ product) ** 2
-        room = len(X) // _ROWS_PER_TERM - X.shape[1] - len(self.squares_)
-        plain = ~mixed if (~mixed).sum() <= room else np.zeros_like(mixed)  # many numbers: no products of two
-        room -= int(plain.sum())
+        room = len(X) // _ROWS_PER_TERM - X.shape[1] - len(self.squares_) - int((~mixed).sum())
         self.knots_ = [
             (column, knot)
             for column in self.squares_
@@ -100,13 +82,12 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         room -= len(self.knots_)
         ranked = np.lexsort([np.arange(len(left)), -varies.round(12)])
         ranked = ranked[mixed[ranked] & (varies[ranked] > 1e-12)][: max(room, 0)]
-        chosen = np.sort(np.concatenate([np.flatnonzero(plain), ranked]))
+        chosen = np.sort(np.concatenate([np.flatnonzero(~mixed), ranked]))
         self.left_, self.right_ = left[chosen], right[chosen]
-        parts = blocks(len(X))
-        self.mean_ = sum(weight[rows] @ self._basis(X[rows]) for rows in parts)
-        self.spread_ = np.sqrt(sum(weight[rows] @ (self._basis(X[rows]) - self.mean_) ** 2 for rows in parts))
+        basis = self._basis(X)
+        self.mean_ = weight @ basis
+        self.spread_ = np.sqrt(weight @ (basis - self.mean_) ** 2)
         self.spread_[self.spread_ < 1e-12] = 1.0
-        self.spread_[X.shape[1] :] /= self.curve
         return self
 
     def _basis(self, X: Floats) -> Floats:

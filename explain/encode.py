@@ -79,7 +79,7 @@ def encode(
             raise ExplainError(
                 f"column '{name}' of the {role} has {len(column)} missing values, all of its rows: leave it out"
             )
-    said: dict[str, object] = {}
+    said: dict[str, Any] = {}
     if any(part.any() for part in missing):
         said["missing"] = [int(part.sum()) for part in missing]
     if levels is None and all(getattr(column.dtype, "ordered", False) for column in columns):

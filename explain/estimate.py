@@ -11,20 +11,21 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from explain.crossfit import (
+    Fold,
     Piece,
-    Ratios,
-    Shared,
     covariate_piece,
     denominator_piece,
+    expectation_pair,
     expectation_piece,
-    fit_window,
+    fit_fold,
+    outcome_piece,
+    splits,
 )
 from explain.data import Codes, Sample
-from explain.functional.intervals import covariance, critical, fieller, ratio_terms, wald
+from explain.functional.intervals import Ratios, covariance, critical, fieller, ratio_terms, wald
 from explain.functional.rows import Floats, Rows, mean, stack
+from explain.functional.values import curvature
 from explain.nuisances import Families
-from explain.outcome_shift import outcome_piece
-from explain.windows import fit_ratio, windows
 
 Masks = NDArray[np.bool_]
 
@@ -78,27 +79,31 @@ def estimate(
         sample: The data.
         families: Learners.
         masks: Subsets of the players, shape (S, p), the empty and the full one among them.
-        folds: Fold of every row, an odd number of them.
+        folds: Fold of every row.
         n_bins: Bins of the source risk.
         n_jobs: Of joblib; the backend is the caller's choice, as with `joblib.parallel_config("dask")`.
     """
-    partial = masks[~masks.all(1)]
-    everything = np.arange(sample.features.source.shape[1])
+    parts = splits(folds)
+    count = len(parts)
+    partial = np.flatnonzero(~masks.all(1))
     with Parallel(n_jobs=n_jobs) as parallel:
-        held = (everything, sample.baseline)
-        ratios = Ratios(*parallel(delayed(fit_ratio)(sample, families.density, folds, columns) for columns in held))
-        fits = parallel(delayed(fit_window)(sample, families, ratios, train) for train in windows(folds))
-        shared = Shared(folds, fits, ratios)
-        covariate = parallel(delayed(covariate_piece)(sample, families, shared, mask) for mask in partial)
-        outcome = parallel(delayed(outcome_piece)(sample, families, shared, mask, n_bins) for mask in partial)
+        fitted: list[Fold] = parallel(delayed(fit_fold)(sample, families, *part) for part in parts)
+        jobs = [(fold, masks[index]) for index in partial for fold in fitted]
+        left = parallel(delayed(covariate_piece)(sample, families, *job) for job in jobs)
+        right = parallel(delayed(outcome_piece)(sample, families, *job, n_bins) for job in jobs)
 
-    empty = int(np.flatnonzero(~partial.any(1))[0])
-    expectations, *pair = (_mean(sample, rows) for rows in expectation_piece(sample, shared))
+    tests = [fold.test for fold in fitted]
+    covariate = [_join(sample, tests, left[i : i + count]) for i in range(0, len(left), count)]
+    outcome = [_join(sample, tests, right[i : i + count]) for i in range(0, len(right), count)]
+    empty = int(np.flatnonzero(~masks[partial].any(1))[0])
+    denominator = _join(sample, tests, [denominator_piece(sample, fold) for fold in fitted])
+    pieces = [expectation_piece(sample, fold) for fold in fitted]
+    pairs = [expectation_pair(sample, fold) for fold in fitted]
     return Estimate(
-        expectations,
+        _mean(sample, _scatter(sample, tests, pieces)),
         _shares(sample, masks, covariate, covariate[empty]),
-        _shares(sample, masks, outcome, denominator_piece(sample, shared)),
-        tuple(pair),
+        _shares(sample, masks, outcome, denominator),
+        tuple(_mean(sample, _scatter(sample, tests, parts)) for parts in zip(*pairs, strict=True)),
     )
 
 
@@ -106,14 +111,40 @@ def _mean(sample: Sample, rows: Rows) -> Mean:
     return Mean(mean(rows, sample.share), covariance(rows, sample.clusters, sample.share))
 
 
-def _shares(sample: Sample, masks: Masks, pieces: Sequence[Piece], denominator: Piece) -> Shares:
-    parts = [*pieces, denominator]
+class _Joined(NamedTuple):
+    rows: Rows
+    plug_in: Floats
+    missed: float
+
+
+def _join(sample: Sample, tests: Sequence[tuple[Codes, Codes]], pieces: Sequence[Piece]) -> _Joined:
+    plug_in = np.empty(sample.sizes[1])
+    for test, piece in zip(tests, pieces, strict=True):
+        plug_in[test[1]] = piece.plug_in
+    noisy = np.stack([piece.noisy for piece in pieces], axis=1)
+    weight = sample.weights(1, slice(None))
+    missed = float(sum(sign * curvature(part, weight) for sign, part in zip(pieces[0].signs, noisy, strict=True)))
+    return _Joined(_scatter(sample, tests, [piece.rows for piece in pieces]), plug_in, missed)
+
+
+def _scatter(sample: Sample, tests: Sequence[tuple[Codes, Codes]], parts: Sequence[Rows]) -> Rows:
+    """Values at the held-out rows of every fold, put back in the order of the rows."""
+    whole = Rows(*(np.empty((*part.shape[:-1], size)) for part, size in zip(parts[0], sample.sizes, strict=True)))
+    for test, part in zip(tests, parts, strict=True):
+        for domain in (0, 1):
+            whole[domain][..., test[domain]] = part[domain]
+    return whole
+
+
+def _shares(sample: Sample, masks: Masks, joined: Sequence[_Joined], denominator: _Joined) -> Shares:
+    parts = [*joined, denominator]
     rows = stack([part.rows for part in parts])
+    value = mean(rows, sample.share) + np.array([part.missed for part in parts])
     spread = covariance(rows, sample.clusters, sample.share)
-    # What was taken out is known no better than its size: second-order, but near 1 it is all that is left.
-    spread[np.diag_indices(len(pieces))] += np.array([part.noise for part in pieces]) ** 2
+    # What was corrected for is known no better than its size: second-order, but near 1 it is all that is left.
+    spread[np.diag_indices(len(joined))] += np.array([part.missed for part in joined]) ** 2
     plug_in = np.stack([part.plug_in for part in parts])
-    return make_shares(masks, mean(rows, sample.share), spread, plug_in, sample, 1)
+    return make_shares(masks, value, spread, plug_in, sample, 1)
 
 
 def make_shares(masks: Masks, value: Floats, spread: Floats, plug_in: Floats, sample: Sample, domain: int) -> Shares:
@@ -192,7 +223,9 @@ def combine_shares(
     """
     values = [1 - repeat.numerators / repeat.denominator for repeat in repeats]
     value = maps @ np.median(values, axis=0)
-    ratios = [ratio_terms(maps, repeat.numerators, repeat.denominator, repeat.spread) for repeat in repeats]
+    ratios: list[Ratios] = [
+        ratio_terms(maps, repeat.numerators, repeat.denominator, repeat.spread) for repeat in repeats
+    ]
     extra = np.zeros(len(maps)) if sampling is None else sampling
     variance = np.median([ratio.variance + (ratio.value - value) ** 2 for ratio in ratios], axis=0) + extra
     if interval == "wald":

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
 from explain.assemble import assemble, nothing_to_explain
+from explain.crossfit import domain_probability
 from explain.data import Codes, Columns, Sample, make_sample
 from explain.errors import ExplainError, check_options
 from explain.estimate import estimate
-from explain.folds import assign_folds, odd
+from explain.folds import assign_folds
 from explain.functional.density import Overlap, density_ratio, overlap
 from explain.functional.losses import FINITE_LOSSES
 from explain.functional.rows import Rows
 from explain.functional.shapley import sample_subsets, subsets
-from explain.nuisances import Families, Learners, candidates, choose_families
+from explain.nuisances import Families, candidates, choose_families
 from explain.outcomes import Losses, read_losses
 from explain.report import GapReport, Mode
 from explain.tables import DOMAINS, Frames, as_frame, resolve_groups
-from explain.windows import domain_probability
 from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Whole
 
 LOSSES = (*FINITE_LOSSES, "squared", "given")
@@ -55,8 +55,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         ordinal: Values of a column from the lowest to the highest, by column, where they are ordered texts.
         n_bins: Number of bins of the source risk in a shift of the outcome; at least 200 target rows for each are
             advisable.
-        folds: Number of folds of the cross-fitting, odd (one more is taken where it is even) and at least 3; a row is
-            predicted from two halves of the others.
+        folds: Number of folds of the cross-fitting, at least 2.
         repeats: How often the cross-fitting is repeated with other folds; estimates are medians over the repeats.
         learners: "linear", "hist_gb", "auto" (cross-validated choice of the two for each kind of nuisance), or a pair
             of a scikit-learn classifier and regressor.
@@ -83,7 +82,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         baseline: Sequence[Hashable] = (),
-        groups: Mapping[str, object] | None = None,
+        groups: Mapping[str, Any] | None = None,
         *,
         label: Hashable = "label",
         prediction: Hashable | list[Hashable] = "prediction",
@@ -97,7 +96,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         n_bins: Count = 20,
         folds: Annotated[int, Range(2)] = 5,
         repeats: Count = 1,
-        learners: Learners = "auto",
+        learners: Any = "auto",
         level: OpenShare = 0.9,
         interval: Literal["wald", "fieller"] = "wald",
         min_shift_z: NotNegative = 2.0,
@@ -115,7 +114,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         self.subset_draws, self.seed, self.n_jobs = subset_draws, seed, n_jobs
         check_options(self)
 
-    def fit(self, source: object, target: object) -> GapExplainer:
+    def fit(self, source: Any, target: Any) -> GapExplainer:
         """Estimate all terms of the gap.
 
         Args:
@@ -239,7 +238,7 @@ def _overlap(sample: Sample, probability: Rows, kept: float = 1.0) -> Overlap:
 
 
 def usable_folds(sample: Sample, folds: int, domains: int = 2) -> int:
-    """As many folds as asked for, or as there are clusters in the domain that has fewest; an odd number.
+    """As many folds as asked for, or as there are clusters in the domain that has fewest.
 
     Args:
         sample: The data.
@@ -247,17 +246,17 @@ def usable_folds(sample: Sample, folds: int, domains: int = 2) -> int:
         domains: 1 where there is no target.
 
     Raises:
-        ExplainError: If a domain has fewer than three clusters.
+        ExplainError: If a domain has a single cluster, whose error nothing would tell.
     """
     if sample.clusters is None:
-        return odd(folds)
+        return folds
     counts = [len(np.unique(part)) for part in sample.clusters[:domains]]
-    if min(counts) < 3:
+    if min(counts) < 2:
         raise ExplainError(
-            f"the {DOMAINS[counts.index(min(counts))]} has {min(counts)} cluster{'s' * (min(counts) > 1)}, but each "
-            "domain needs three, as a row is predicted from two others: name a finer cluster"
+            f"the {DOMAINS[counts.index(min(counts))]} has a single cluster, but an error needs at least two in each "
+            "domain: name a finer cluster"
         )
-    return odd(min(folds, min(counts) - 1 + min(counts) % 2))
+    return min(folds, *counts)
 
 
 def check_folds(sample: Sample, folds: tuple[Codes, Codes]) -> None:

@@ -52,13 +52,3 @@ def assign_folds(
         fold[order] = np.arange(size) % folds
         found.append(fold)
     return found[0], found[1]
-
-
-def odd(folds: int) -> int:
-    """The number of folds that cross-fitting in windows takes: odd, at least 3.
-
-    Example:
-        >>> odd(2), odd(4), odd(5)
-        (3, 5, 5)
-    """
-    return max(folds + 1 - folds % 2, 3)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import has_fit_parameter
 
-from explain.blocks import BlockLogistic, BlockRidge
-from explain.boosting import BoostedClassifier, BoostedRegressor
+from explain.boosting import ALPHAS, BoostedClassifier, BoostedRegressor
 from explain.data import Sample
-from explain.design import Plain
+from explain.design import Plain, Quadratic
 from explain.errors import ExplainError
 from explain.functional.rows import Floats
 
 Mask = NDArray[np.bool_]
 LEARNERS = ("auto", "linear", "hist_gb")
 _CHOICE_FOLDS = 3
-CURVES = (1.0, 0.1, 0.03)  # how freely regressions may bend
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,17 @@ class Family:
         regressor: Any scikit-learn regressor.
         native: Whether the estimators take missing values, and codes of categories (through `categorical_features`), as
             they are; else :class:`~explain.design.Plain` stands before them.
+        smooth: Whether a fit moves little when a row is left out, so that fits on different folds differ as the
+            jackknife assumes; trees do not.
     """
 
     name: str
     classifier: BaseEstimator
     regressor: BaseEstimator
     native: bool = False
+    smooth: bool = False
 
-    def fit_classifier(
-        self, X: Floats, y: NDArray[np.generic], categorical: Mask, weight: Floats | None = None
-    ) -> Fitted:
+    def fit_classifier(self, X: Floats, y: NDArray[Any], categorical: Mask, weight: Floats | None = None) -> Fitted:
         """A fitted classifier; `categorical` marks the columns of X that hold codes of categories."""
         return self._fit(self.classifier, X, y, categorical, weight)
 
@@ -54,7 +54,7 @@ class Family:
         return self._fit(self.regressor, X, y, categorical, weight)
 
     def _fit(
-        self, template: BaseEstimator, X: Floats, y: NDArray[np.generic], categorical: Mask, weight: Floats | None
+        self, template: BaseEstimator, X: Floats, y: NDArray[Any], categorical: Mask, weight: Floats | None
     ) -> Fitted:
         estimator, plain = clone(template), None
         if self.native:
@@ -91,7 +91,7 @@ class Fitted:
         return found
 
 
-def _weighted(estimator: object, weight: Floats | None) -> dict[str, Floats]:
+def _weighted(estimator: Any, weight: Floats | None) -> dict[str, Floats]:
     """The keyword arguments that carry the weights to every step of an estimator that takes them."""
     if weight is None:
         return {}
@@ -107,44 +107,33 @@ def _weighted(estimator: object, weight: Floats | None) -> dict[str, Floats]:
 
 @dataclass(frozen=True)
 class Families:
-    """One family for each kind of nuisance, so that errors of the same kind cancel.
-
-    Attributes:
-        outcome: For the labels.
-        density: For density ratios.
-        loss: For the loss; of two models that are compared, for the difference of their losses.
-        pair: For the loss of each of two models that are compared, as for that model by itself; empty where there is
-            one.
-    """
+    """One family for each kind of nuisance, so that errors of the same kind cancel."""
 
     outcome: Family
     density: Family
     loss: Family
-    pair: tuple[Family, ...] = ()
 
     def names(self) -> dict[str, str]:
         """Names of the families by kind."""
         return {"outcome": self.outcome.name, "density": self.density.name, "loss": self.loss.name}
 
 
-def linear(curve: float = 1.0) -> Family:
-    """Quadratic polynomials with bends for logistic and ridge regression, its penalty chosen by leave-one-out.
+def linear() -> Family:
+    """Quadratic polynomials with bends for logistic and ridge regression, its penalty chosen by leave-one-out."""
+    return Family(
+        "linear",
+        make_pipeline(Quadratic(), LogisticRegression(C=1.0, solver="newton-cholesky")),
+        make_pipeline(Quadratic(), RidgeCV(alphas=ALPHAS)),
+        smooth=True,
+    )
 
-    Args:
-        curve: Of :class:`~explain.design.Quadratic`.
-    """
-    return Family("linear", BlockLogistic(curve), BlockRidge(curve))
 
-
-def hist_gb(curve: float = 1.0) -> Family:
+def hist_gb() -> Family:
     """The same, then histogram gradient boosting of small trees on what it leaves."""
-    return Family("hist_gb", BoostedClassifier(curve), BoostedRegressor(curve), native=True)
+    return Family("hist_gb", BoostedClassifier(), BoostedRegressor(), native=True)
 
 
-Learners = str | tuple[BaseEstimator, BaseEstimator]
-
-
-def candidates(learners: Learners) -> list[Family]:
+def candidates(learners: str | tuple[BaseEstimator, BaseEstimator]) -> list[Family]:
     """Families to choose among.
 
     Args:
@@ -157,17 +146,13 @@ def candidates(learners: Learners) -> list[Family]:
         classifier, regressor = learners
         if hasattr(classifier, "predict_proba") and hasattr(regressor, "predict"):
             return [Family("given", classifier, regressor)]
-    families: dict[str, list[Callable[[float], Family]]] = {
-        "linear": [linear],
-        "hist_gb": [hist_gb],
-        "auto": [linear, hist_gb],
-    }
+    families = {"linear": [linear], "hist_gb": [hist_gb], "auto": [linear, hist_gb]}
     if not isinstance(learners, str) or learners not in families:
         raise ExplainError(
             f"learners are {learners!r}, but {', '.join(LEARNERS)} or a pair of a scikit-learn classifier (with "
             "predict_proba) and regressor are accepted"
         )
-    return [make(curve) for make in families[learners] for curve in CURVES]
+    return [make() for make in families[learners]]
 
 
 def choose_families(families: Sequence[Family], sample: Sample) -> Families:
@@ -187,9 +172,7 @@ def choose_families(families: Sequence[Family], sample: Sample) -> Families:
     )
     density = best_family(families, [both], sample.categorical, classify=True)
     if sample.labels is None:
-        each = [[problem(sample, 0, of.source)] for of in sample.pair or ()]
-        pair = tuple(best_family(families, of, sample.categorical, classify=False) for of in each)
-        return Families(outcome=loss, density=density, loss=loss, pair=pair)
+        return Families(outcome=loss, density=density, loss=loss)
     problems = [problem(sample, side, sample.labels[side]) for side in (0, 1)]
     outcome = best_family(families, problems, sample.categorical, classify=True)
     return Families(outcome=outcome, density=density, loss=loss)
@@ -199,12 +182,12 @@ class Problem(NamedTuple):
     """Features, outcomes, and weights and clusters where rows have them."""
 
     X: Floats
-    y: NDArray[np.generic]
+    y: NDArray[Any]
     weight: Floats | None = None
     clusters: NDArray[np.int64] | None = None
 
 
-def problem(sample: Sample, side: int, y: NDArray[np.generic]) -> Problem:
+def problem(sample: Sample, side: int, y: NDArray[Any]) -> Problem:
     """What is to be learnt from a domain."""
     clusters = None if sample.clusters is None else sample.clusters[side]
     return Problem(sample.features[side], y, sample.weights(side, slice(None)), clusters)

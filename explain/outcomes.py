@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ class Losses(NamedTuple):
     pair: tuple[list[Floats], list[Floats]] | None = None
 
 
-def read_losses(frames: Frames, kind: str, outcome: str, label: Hashable, prediction: object, given: object) -> Losses:
+def read_losses(frames: Frames, kind: str, outcome: str, label: Hashable, prediction: Any, given: Any) -> Losses:
     """Losses from labels and predictions, or from a column that holds them.
 
     Args:
@@ -83,7 +83,7 @@ def read_losses(frames: Frames, kind: str, outcome: str, label: Hashable, predic
     return Losses(loss, tables, labels) if outcome == "risk" else Losses(loss)
 
 
-def _one_column(column: pd.Series, classes: NDArray[np.generic], kind: str) -> Floats:
+def _one_column(column: pd.Series, classes: NDArray[Any], kind: str) -> Floats:
     """Probabilities from one column: those of the second of two classes, or predicted labels for the 0-1 loss."""
     values = column.to_numpy()
     number = column.dtype.kind in "fiub"

@@ -21,12 +21,12 @@ from explain.folds import assign_folds
 from explain.functional.intervals import covariance, critical
 from explain.functional.rows import Floats
 from explain.functional.shapley import sample_subsets, subsets
-from explain.nuisances import Family, Learners, best_family, candidates, problem
+from explain.functional.values import curvature
+from explain.nuisances import Family, best_family, candidates, problem
 from explain.outcomes import Losses, read_losses
 from explain.report import GapReport
 from explain.tables import as_frame, read_weights, resolve_groups
 from explain.trust import judge
-from explain.windows import twin_of, windows
 from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Whole
 
 Named = Hashable | list[Hashable]
@@ -74,7 +74,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        groups: Mapping[str, object] | None = None,
+        groups: Mapping[str, Any] | None = None,
         *,
         models: tuple[Named, Named] = ("first", "second"),
         label: Hashable = "label",
@@ -85,7 +85,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         ordinal: Mapping[Hashable, Sequence[Hashable]] | None = None,
         folds: Annotated[int, Range(2)] = 5,
         repeats: Count = 1,
-        learners: Learners = "auto",
+        learners: Any = "auto",
         level: OpenShare = 0.9,
         interval: Literal["wald", "fieller"] = "wald",
         min_shift_z: NotNegative = 2.0,
@@ -172,10 +172,10 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
 
 
 def gap_of_gaps(
-    source: object,
-    target: object,
+    source: Any,
+    target: Any,
     baseline: Sequence[Hashable],
-    groups: Mapping[str, object] | None = None,
+    groups: Mapping[str, Any] | None = None,
     *,
     models: tuple[Named, Named] = ("first", "second"),
     label: Hashable = "label",
@@ -233,21 +233,19 @@ def _taken(models: tuple[Named, Named], *others: Hashable | None) -> set[Hashabl
 
 
 def _estimate(sample: Sample, family: Family, masks: NDArray[np.bool_], fold: Codes, n_jobs: int | None) -> Shares:
-    """Numerators (d - m_s)^2 - (d - m_full)^2 and the denominator d^2 - (d - m_full)^2 of one cross-fit.
-
-    Squares are products of two fits on disjoint rows, so that the variance of the fits does not enter.
-    """
+    """Numerators (d - m_s)^2 - (d - m_full)^2 and the denominator d^2 - (d - m_full)^2 of one cross-fit."""
     d = sample.loss.source
     found = Parallel(n_jobs=n_jobs)(delayed(_predict)(sample, family, mask, fold) for mask in masks)
-    means = np.stack([(first + second) / 2 for first, second in found])
-    missed = np.stack([(d - first) * (d - second) for first, second in found])
+    held, noise = np.stack([part[0] for part in found]), np.array([part[1] for part in found])
     full = int(np.flatnonzero(masks.all(1))[0])
     partial = ~masks.all(1)
-    rows = np.concatenate([missed[partial], d[None] ** 2]) - missed[full]
-    plug_in = np.concatenate([(means[partial] - means[full]) ** 2, means[full][None] ** 2])
+    m_s, m_full = held[partial], held[full]
+    rows = np.concatenate([(d - m_s) ** 2, d[None] ** 2]) - (d - m_full) ** 2
+    missed = noise[full] - np.append(noise[partial], 0.0)
+    plug_in = np.concatenate([(m_s - m_full) ** 2, m_full[None] ** 2])
     clusters = None if sample.clusters is None else sample.clusters[:1]
     weight = sample.weights(0, slice(None))
-    value = np.average(rows, axis=1, weights=weight)
+    value = np.average(rows, axis=1, weights=weight) + missed
     spread = covariance([rows], clusters, None if weight is None else [weight])
     return make_shares(masks, value, spread, plug_in, sample, 0)
 
@@ -260,16 +258,18 @@ def _moved(sample: Sample, level: float, freedom: float) -> bool:
     return bool(abs(np.average(d[0], weights=weight)) > critical(level, freedom) * variance**0.5)
 
 
-def _predict(sample: Sample, family: Family, mask: NDArray[np.bool_], fold: Codes) -> tuple[Floats, Floats]:
-    """The difference expected from a subset of the players, held out at every row, from two disjoint halves."""
+def _predict(sample: Sample, family: Family, mask: NDArray[np.bool_], fold: Codes) -> tuple[Floats, float]:
+    """The difference expected from a subset of the players, held out at every row, and its own mean squared error."""
     X, d = sample.features.source, sample.loss.source
     columns = sample.columns(mask)
-    predicted = []
-    for train, _ in windows((fold, fold)):
-        weight = sample.weights(0, train)
+    predicted = np.empty((1 + int(fold.max()), len(d)))
+    for k, out in enumerate(predicted):
+        train = fold != k
         if len(columns):
-            model = family.fit_regressor(X[train][:, columns], d[train], sample.categorical[columns], weight)
-            predicted.append(model.predict(X[:, columns]))
+            model = family.fit_regressor(
+                X[train][:, columns], d[train], sample.categorical[columns], sample.weights(0, train)
+            )
+            out[:] = model.predict(X[:, columns])
         else:
-            predicted.append(np.full(len(d), np.average(d[train], weights=weight)))
-    return twin_of(fold, predicted)
+            out[:] = np.average(d[train], weights=sample.weights(0, train))
+    return predicted[fold, np.arange(len(d))], curvature(predicted, sample.weights(0, slice(None)))

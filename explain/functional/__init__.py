@@ -9,12 +9,12 @@ from explain.functional.rows import Rows, mean, quantile, stack
 from explain.functional.shapley import sample_subsets, sampling_variance, shapley_map, subsets
 from explain.functional.values import (
     covariate_rows,
+    curvature,
     loss_level_rows,
     outcome_denominator_rows,
     outcome_rows,
     risk_coefficient,
     risk_rows,
-    split_noise,
 )
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "aggregate_terms",
     "covariance",
     "covariate_rows",
+    "curvature",
     "density_ratio",
     "effective",
     "expectation_rows",
@@ -45,7 +46,6 @@ __all__ = [
     "sample_subsets",
     "sampling_variance",
     "shapley_map",
-    "split_noise",
     "squared_error",
     "stack",
     "statuses",

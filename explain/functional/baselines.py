@@ -6,7 +6,7 @@ variables of a covariate shift (:func:`mean_change`, :func:`oaxaca_blinder`, :fu
 values are more important. The list and the settings are those of Singh et al. (2024), arXiv 2402.14254, section 5.2.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ def wu_shift(
     source_loss: Floats,
     target_baseline: Floats,
     target: Floats,
-    regressor: object = None,
+    regressor: Any = None,
 ) -> Floats:
     r"""WuShift: Shapley values of the change in mean loss when the variables of a subset shift given the baseline.
 

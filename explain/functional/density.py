@@ -9,7 +9,6 @@ from explain.functional.rows import Floats, quantile
 
 MAX_RATIO = 50.0
 CAP_QUANTILE = 0.995
-CHANCE_BINS = 20
 
 
 class Overlap(NamedTuple):
@@ -22,8 +21,6 @@ class Overlap(NamedTuple):
         largest: The largest ratio, after the cap.
         auc: How well a classifier tells the domains apart, in [0.5, 1] up to noise: area under its ROC curve.
         kept: Fraction of all rows inside the common support (1 without trimming).
-        chances: Shares of the source and of the target by twentieth of P(target | features), which overlap as the
-            domains do.
     """
 
     effective: float
@@ -31,7 +28,6 @@ class Overlap(NamedTuple):
     largest: float
     auc: float
     kept: float
-    chances: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
 
 
 def density_ratio(probability: Floats, sizes: tuple[float, float], weights: Floats | None = None) -> Floats:
@@ -90,10 +86,4 @@ def overlap(
     here = np.bincount(codes[: len(source)], w_0, len(values))
     there = np.bincount(codes[len(source) :], w_1, len(values))
     auc = float((there * (np.cumsum(here) - here / 2)).sum() / (here.sum() * there.sum()))
-    chances = (_twentieths(source, w_0), _twentieths(target, w_1))
-    return Overlap(found, found / effective(w_0, clusters), float(ratio.max()), auc, kept, chances)
-
-
-def _twentieths(probability: Floats, weights: Floats) -> tuple[float, ...]:
-    mass, _ = np.histogram(probability, CHANCE_BINS, (0.0, 1.0), weights=weights)
-    return tuple((mass / mass.sum()).tolist())
+    return Overlap(found, found / effective(w_0, clusters), float(ratio.max()), auc, kept)

@@ -191,31 +191,23 @@ def loss_level_rows(loss: Floats, mu_1: Floats, mu_s: Floats) -> Floats:
     return (loss - mu_s) ** 2 - (loss - mu_1) ** 2
 
 
-def split_noise(first: Floats, second: Floats) -> Floats:
-    r"""What the variance of an estimated function adds to the mean of its square, row by row, without bias.
+def curvature(estimates: Floats, weights: Floats | None = None) -> float:
+    r"""Second-order bias of a debiased mean square: what it misses as the function that is squared is estimated.
 
-    A one-step estimate of :math:`E_1[d(X)^2]` with d replaced by an estimate has the bias :math:`-E_1[(\hat d - d)^2]`,
-    next to products with errors of density ratios. Where :math:`\hat d` is the mean of two fits
-    :math:`\hat d_a, \hat d_b` on disjoint rows, the part of it that is variance is
+    A one-step estimate of :math:`E_1[d(X)^2]` with d replaced by an estimate has the bias
+    :math:`-E_1[(\hat d - d)^2]`, next to products with errors of density ratios. Its variance part is estimated by the
+    delete-a-group jackknife, from the estimates of the K folds:
 
-    .. math:: E[(\hat d_a - \hat d_b)^2] / 4 = Var(\hat d)
-
-    for any learner, as the two are independent and alike: products :math:`\hat d_a \hat d_b` take the place of squares.
+    .. math:: E_1\Big[\sum_k (\hat d_k(X) - \bar d(X))^2\Big]
 
     Args:
-        first: Predictions of one fit, shape (n,).
-        second: Predictions of the other.
+        estimates: The estimate from the training rows of every fold, at all target rows, shape (K, n_1).
+        weights: Weights of the rows; equal when not given.
 
     Returns:
-        Shape (n,); 0 or more.
+        What to add to the mean square; 0 or more.
 
     Reference:
-        Not in the paper. Double sample splitting: Newey and Robins (2018), "Cross-fitting and fast remainder rates for
-        semiparametric estimation", arXiv 1801.09138.
-
-    Example:
-        >>> import numpy as np
-        >>> split_noise(np.array([1.0]), np.array([2.0]))
-        array([0.25])
+        Not in the paper. The jackknife: Shao and Wu (1989), "A general theory for jackknife variance estimation".
     """
-    return np.asarray((first - second) ** 2 / 4)
+    return float(np.average(((estimates - estimates.mean(0)) ** 2).sum(0), weights=weights))

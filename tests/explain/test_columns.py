@@ -275,7 +275,7 @@ def test_the_gap_of_gaps_is_exactly_the_difference():
         ({"seed": None}, None, "seed: expected a whole number >= 0, got None"),
         ({"groups": {"recalibration": "a"}}, None, "a group is called 'recalibration'"),
         ({"groups": {1: "a", "1": "b"}}, None, "two groups are called '1'"),
-        ({"cluster": "c"}, lambda f: f.assign(c=1), "the source has 1 cluster, but each domain needs three"),
+        ({"cluster": "c"}, lambda f: f.assign(c=1), "the source has a single cluster"),
         (
             {},
             lambda f: f.assign(label=np.where(np.arange(len(f)) % 2, f.label, f.label.astype(str))),

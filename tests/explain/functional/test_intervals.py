@@ -87,13 +87,6 @@ def test_density_ratio_is_finite_and_averages_one():
     assert weights @ weighted == pytest.approx(1)
 
 
-def test_overlap_has_the_shares_of_rows_by_chance():
-    source, target = np.array([0.01, 0.02, 0.51, 1.0]), np.array([0.99, 0.31])
-    found = overlap(np.ones(4), source, target, weights=(np.array([1.0, 2, 3, 4]), np.ones(2))).chances
-    assert found[0] == pytest.approx([0.3, *[0] * 9, 0.3, *[0] * 8, 0.4])
-    assert found[1] == pytest.approx([*[0] * 6, 0.5, *[0] * 12, 0.5])
-
-
 def test_overlap_has_the_area_under_the_curve():
     from sklearn.metrics import roc_auc_score
 

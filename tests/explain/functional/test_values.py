@@ -9,6 +9,7 @@ from explain.functional import (
     Rows,
     aggregate_terms,
     covariate_rows,
+    curvature,
     expectation_rows,
     loss_table,
     mean,
@@ -19,7 +20,6 @@ from explain.functional import (
     quantile_bins,
     risk_coefficient,
     risk_rows,
-    split_noise,
     squared_error,
 )
 
@@ -180,14 +180,17 @@ def test_a_few_rows_do_not_carry_the_risk_correction():
     assert rows.max() == 1.0
 
 
-@pytest.mark.parametrize("jumps", [False, True])
-def test_two_halves_tell_the_error_of_their_mean(jumps):
-    """A mean of normal values, and a learner that jumps: the variance of the mean of two halves, by simulation."""
+def test_curvature_estimates_the_error_of_a_mean():
+    """Estimates d + fold error, where leaving out one of K groups makes the error of a mean of n normal values."""
     rng = np.random.default_rng(5)
-    halves = (rng.normal(size=(2, 200_000, 25)) + 0.2).mean(2)
-    if jumps:
-        halves = np.sign(halves)
-    assert split_noise(*halves).mean() == pytest.approx(halves.mean(0).var(), rel=0.03)  # noise of 0.5 %
+    found, true = [], []
+    for _ in range(2000):
+        values = rng.normal(size=50)
+        fold = np.arange(50) % 5
+        left = np.array([values[fold != k].mean() for k in range(5)])
+        found.append(curvature(left[:, None]))
+        true.append(np.mean(left**2))
+    assert np.mean(found) == pytest.approx(np.mean(true), rel=0.05)
 
 
 def test_losses():
