@@ -68,7 +68,7 @@ class BoostedRegressor(RegressorMixin, _Boosted):  # type: ignore[misc]
 class BoostedClassifier(ClassifierMixin, _Boosted):  # type: ignore[misc]
     """Logistic regression on the quadratic basis, then trees on what it leaves of every label's indicator."""
 
-    def fit(self, X: Floats, y: NDArray[Any], sample_weight: Floats | None = None) -> BoostedClassifier:
+    def fit(self, X: Floats, y: NDArray[np.generic], sample_weight: Floats | None = None) -> BoostedClassifier:
         """Fit both."""
         basis = self._basis(X, sample_weight)
         self.base_ = LogisticRegression(C=1.0, solver="newton-cholesky").fit(basis, y, sample_weight=sample_weight)
@@ -87,6 +87,6 @@ class BoostedClassifier(ClassifierMixin, _Boosted):  # type: ignore[misc]
         chances = np.clip(chances + moves, _EDGE, None)
         return np.asarray(chances / chances.sum(1, keepdims=True))
 
-    def predict(self, X: Floats) -> NDArray[Any]:
+    def predict(self, X: Floats) -> NDArray[np.generic]:
         """The most probable labels, shape (n,)."""
         return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -67,7 +67,7 @@ class Sample:
     clusters: tuple[Codes, Codes] | None = None
     weight: Rows | None = None
     pair: tuple[Rows, Rows] | None = None
-    said: Mapping[str, Any] = field(default_factory=dict)
+    said: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -152,7 +152,7 @@ def make_sample(
     pairs = [] if losses.pair is None else list(losses.pair)
     sorted_rows, orders = [], []
     for side, matrix in enumerate(matrices):
-        ties: list[NDArray[Any]] = [] if weights is None else [weights[side]]
+        ties: list[NDArray[np.generic]] = [] if weights is None else [weights[side]]
         ties += [losses.loss[side]] if losses.labels is None else [losses.labels[side]]
         ties += [model[side] for model in pairs]
         ties += [] if losses.table is None else list(losses.table[side].T)
@@ -160,8 +160,12 @@ def make_sample(
         sorted_rows.append(rows)
         orders.append(rows[np.random.default_rng([seed, side]).permutation(len(rows))])
 
-    def ordered(parts: Sequence[NDArray[Any]] | None) -> Any:
-        return None if parts is None else Rows(*(part[rows] for part, rows in zip(parts, orders, strict=True)))
+    def ordered(parts: Sequence[NDArray[np.generic]] | None) -> Any:
+        return (
+            None
+            if parts is None
+            else Rows(*(cast(Floats, part[rows]) for part, rows in zip(parts, orders, strict=True)))
+        )
 
     players = {name: np.array(sorted(place[column] for column in part)) for name, part in groups.items()}
     ranked = sorted(players, key=lambda name: players[name].tolist())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
@@ -56,7 +54,7 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
     and ones are many where categories are: there is room for one term in 20 rows, and those that vary most stay.
     """
 
-    def fit(self, X: Floats, y: Any = None, sample_weight: Floats | None = None) -> Quadratic:
+    def fit(self, X: Floats, y: object = None, sample_weight: Floats | None = None) -> Quadratic:
         """Learn scales, and which products to take."""
         weight = np.full(len(X), 1 / len(X)) if sample_weight is None else sample_weight / sample_weight.sum()
         self.dummy_ = ((X == 0) | (X == 1)).all(0)

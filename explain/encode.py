@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,7 +40,7 @@ class Column(NamedTuple):
 
     parts: list[Floats]
     category: bool
-    said: dict[str, Any]
+    said: dict[str, object]
 
 
 class _Content(NamedTuple):
@@ -79,7 +79,7 @@ def encode(
             raise ExplainError(
                 f"column '{name}' of the {role} has {len(column)} missing values, all of its rows: leave it out"
             )
-    said: dict[str, Any] = {}
+    said: dict[str, object] = {}
     if any(part.any() for part in missing):
         said["missing"] = [int(part.sum()) for part in missing]
     if levels is None and all(getattr(column.dtype, "ordered", False) for column in columns):
@@ -173,7 +173,7 @@ def _category(
     columns: Sequence[pd.Series],
     content: _Content,
     kind: Kind,
-    said: dict[str, Any],
+    said: dict[str, object],
 ) -> Column:
     """Codes by frequency: missing values are a category, rare ones beyond the hundredth are one together."""
     name, missing = columns[0].name, content.missing

@@ -114,7 +114,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         self.subset_draws, self.seed, self.n_jobs = subset_draws, seed, n_jobs
         check_options(self)
 
-    def fit(self, source: Any, target: Any) -> GapExplainer:
+    def fit(self, source: object, target: object) -> GapExplainer:
         """Estimate all terms of the gap.
 
         Args:

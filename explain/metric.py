@@ -41,7 +41,7 @@ class _Collector(Metric):
             raise ExplainError(f"categorical names '{unknown[0]}', but the features are {', '.join(self.features)}")
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
-    def forward(self, *args: Any, **kwargs: Any) -> None:
+    def forward(self, *args: object, **kwargs: object) -> None:
         """Collect, as `update` does: one batch alone has no gap that could be explained."""
         self.update(*args, **kwargs)
 

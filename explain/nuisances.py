@@ -45,7 +45,9 @@ class Family:
     native: bool = False
     smooth: bool = False
 
-    def fit_classifier(self, X: Floats, y: NDArray[Any], categorical: Mask, weight: Floats | None = None) -> Fitted:
+    def fit_classifier(
+        self, X: Floats, y: NDArray[np.generic], categorical: Mask, weight: Floats | None = None
+    ) -> Fitted:
         """A fitted classifier; `categorical` marks the columns of X that hold codes of categories."""
         return self._fit(self.classifier, X, y, categorical, weight)
 
@@ -54,7 +56,7 @@ class Family:
         return self._fit(self.regressor, X, y, categorical, weight)
 
     def _fit(
-        self, template: BaseEstimator, X: Floats, y: NDArray[Any], categorical: Mask, weight: Floats | None
+        self, template: BaseEstimator, X: Floats, y: NDArray[np.generic], categorical: Mask, weight: Floats | None
     ) -> Fitted:
         estimator, plain = clone(template), None
         if self.native:
@@ -182,12 +184,12 @@ class Problem(NamedTuple):
     """Features, outcomes, and weights and clusters where rows have them."""
 
     X: Floats
-    y: NDArray[Any]
+    y: NDArray[np.generic]
     weight: Floats | None = None
     clusters: NDArray[np.int64] | None = None
 
 
-def problem(sample: Sample, side: int, y: NDArray[Any]) -> Problem:
+def problem(sample: Sample, side: int, y: NDArray[np.generic]) -> Problem:
     """What is to be learnt from a domain."""
     clusters = None if sample.clusters is None else sample.clusters[side]
     return Problem(sample.features[side], y, sample.weights(side, slice(None)), clusters)

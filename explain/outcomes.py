@@ -83,7 +83,7 @@ def read_losses(frames: Frames, kind: str, outcome: str, label: Hashable, predic
     return Losses(loss, tables, labels) if outcome == "risk" else Losses(loss)
 
 
-def _one_column(column: pd.Series, classes: NDArray[Any], kind: str) -> Floats:
+def _one_column(column: pd.Series, classes: NDArray[np.generic], kind: str) -> Floats:
     """Probabilities from one column: those of the second of two classes, or predicted labels for the 0-1 loss."""
     values = column.to_numpy()
     number = column.dtype.kind in "fiub"

@@ -100,7 +100,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         self.seed, self.n_jobs = seed, n_jobs
         check_options(self)
 
-    def fit(self, table: Any) -> ModelGapExplainer:
+    def fit(self, table: object) -> ModelGapExplainer:
         """Estimate how the difference is shared out.
 
         Args:
@@ -172,8 +172,8 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
 
 
 def gap_of_gaps(
-    source: Any,
-    target: Any,
+    source: object,
+    target: object,
     baseline: Sequence[Hashable],
     groups: Mapping[str, Any] | None = None,
     *,

@@ -7,7 +7,7 @@ import html
 import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from explain.report import STATUS_MEANING, GapReport, Term
 
@@ -141,7 +141,7 @@ def _shares(report: GapReport) -> list[tuple[str, tuple[Term, ...]]]:
     return [("covariate shift", report.covariate), ("difference" if between else "outcome shift", report.outcome)]
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def _table(rows: Sequence[dict[str, object]]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])

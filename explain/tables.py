@@ -18,7 +18,7 @@ DOMAINS = ("source", "target")
 RECALIBRATION = "recalibration"
 
 
-def as_frame(table: Any, role: str) -> pd.DataFrame:
+def as_frame(table: object, role: str) -> pd.DataFrame:
     """A pandas DataFrame from a DataFrame, a mapping of columns, a `datasets.Dataset` or a matrix.
 
     Args:
@@ -34,7 +34,7 @@ def as_frame(table: Any, role: str) -> pd.DataFrame:
         frame = pd.DataFrame({name: list(column) if np.ndim(column) > 1 else column for name, column in table.items()})
     elif hasattr(table, "to_pandas"):
         frame = table.to_pandas()
-    elif np.ndim(table) == 2:
+    elif np.ndim(np.asarray(table)) == 2:
         frame = pd.DataFrame(np.asarray(table))
     else:
         raise ExplainError(

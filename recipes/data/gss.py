@@ -11,18 +11,15 @@ import lzma
 import pickle
 from typing import TYPE_CHECKING, Literal
 
-
 from recipes.data.wheels import fetch
 from recipes.errors import RunError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    import numpy as np
-    from numpy.typing import NDArray
     from pathlib import Path
 
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 __all__ = ["GSS_COLUMNS", "read_frame", "read_gss"]
 
