@@ -6,15 +6,14 @@ import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError
 from recipes.front.schema import did_you_mean
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
     from sklearn.base import BaseEstimator
 
 __all__ = ["ExplainedModel", "check_model_options", "fit", "predicted"]
