@@ -52,7 +52,7 @@ def folder_row(kind: str, root: Path) -> dict[str, Any]:
         list(check(Recipe(base=str(base), experts={"given": str(folder), "beside": str(beside)})))
     except RecipeError as error:
         said = [p for p in error.problems if p.startswith(("experts.given: ", "experts: "))]
-        return row | {"outcome": "refused" if said else "silent", "reason": " ".join(error.problems)}
+        return row | {"outcome": "refused" if said else "silent", "reason": anywhere(" ".join(error.problems), root)}
     inputs = foreign.batch()
     with torch.no_grad():
         wanted = foreign.original(folder, base)(**inputs)[0]
@@ -69,7 +69,13 @@ def folder_row(kind: str, root: Path) -> dict[str, Any]:
         got = twin(**inputs, **own)[0] if expert.head is None else twin.classify(**inputs, head="given", **own).logits
     row["twin_error"] = error_of(got[..., : wanted.shape[-1]], wanted)
     exact = row["head_error"] <= 1e-5 and row["twin_error"] <= 1e-4
-    return row | {"outcome": "merged" if exact else "silent", "reason": expert.note.split(", ", 1)[-1]}
+    return row | {"outcome": "merged" if exact else "silent", "reason": anywhere(expert.note, root).split(", ", 1)[-1]}
+
+
+def anywhere(text: str, root: Path) -> str:
+    """What was said of a folder, without the place on this machine."""
+    folder = root / "folder"
+    return text.replace(f"{folder}/", "").replace(str(folder), "the folder").replace(f"{root}/", "")
 
 
 def size_row(kind: str, stored: str, root: Path) -> dict[str, Any]:
@@ -150,12 +156,8 @@ def page(tables: dict[str, Any]) -> str:
 
 
 def told(row: dict[str, Any]) -> str:
-    """How a folder is read, or the reason of its refusal without the places on this machine."""
-    reason = row["reason"].removeprefix("experts.given: ")
-    words = [
-        word if not word.startswith("/") else "the folder" + word[len(word.rstrip(":,;")) :] for word in reason.split()
-    ]
-    return " ".join(words).replace("|", "/")
+    """How a folder is read, or the reason of its refusal."""
+    return str(row["reason"]).removeprefix("experts.given: ").replace("|", "/")
 
 
 def main() -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from tests.recipes.data.conftest import offer_wheel
 from tests.reliability.compare import contents, differences
-from tests.reliability.programs import offer_wheel
+from tests.reliability.programs import FILES
 from tests.reliability.server import OFFLINE, ROOT, Hung, Server
 from tests.reliability.variants import Ground, Variant
 
@@ -183,7 +184,7 @@ class Breaker:
         home.mkdir(parents=True)
         if variant.fetches:
             if not (self.work / "index").is_dir():
-                offer_wheel(self.work / "index")
+                offer_wheel(self.work / "index", FILES)
         else:
             self._ground.write(variant, home)
         return home

@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 
+from tests.recipes.data.conftest import offer_wheel
 from tests.reliability.compare import differences
 from tests.reliability.mutations import Late, within
 
@@ -314,7 +315,7 @@ def _read_wheel(folder: Path) -> Any:
 
     index = folder.parent.parent / "reliability-index"
     if not index.is_dir():
-        programs.offer_wheel(index)
+        offer_wheel(index, programs.FILES)
     with mock.patch.dict(os.environ, {"GAPBRIDGE_CACHE": str(folder / "cache")}):
         if code := programs.fetch([str(index)]):
             raise Refused(f"the wheel is not fetched: code {code}")

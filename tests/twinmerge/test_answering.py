@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +44,6 @@ def twin_of(world: dict[str, Path], *tasks: str) -> Any:
     texts = {t: [f"word{i + 9 * n} word{i}" for i in range(6)] for n, t in enumerate(tasks)}
     folders = {task: world[task] for task in tasks}
     return merge_folders(world["base"], folders, rank={"density": 1.0}, router="knn", texts=texts)
-
-
-@pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Room for the code of folders, forgotten afterwards."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    for key in [k for k in sys.modules if k.startswith("transformers_modules")]:
-        del sys.modules[key]
 
 
 @pytest.mark.filterwarnings("ignore:.*module\\(s\\) in eval mode.*")

@@ -272,16 +272,6 @@ def test_label_names_survive_and_a_model_card_may_be_edited(folders: Callable[[s
         twinmerge.load(folder)
 
 
-@pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Room for the code of folders, forgotten afterwards."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    for key in [k for k in sys.modules if k.startswith("transformers_modules")]:
-        del sys.modules[key]
-
-
 def test_a_folder_answers_as_a_classifier(folders: Callable[[str], Path], tmp_path: Path, remote: None) -> None:
     folder = shutil.copytree(folders("bert"), tmp_path / "as_classifier")
     load = transformers.AutoModelForSequenceClassification.from_pretrained

@@ -33,6 +33,25 @@ def build_wheel(folder: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
+def offer_wheel(folder: Path, files: dict[str, bytes]) -> Wheel:
+    """Write the wheel into a folder that pip is told to look in, and return its pin."""
+    return pin_of(build_wheel(folder, files), files)
+
+
+def pin_of(path: Path, files: dict[str, bytes]) -> Wheel:
+    """The pin of such a wheel, read off the file."""
+    return Wheel(
+        name="toy-weights",
+        version="1.0",
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        size=path.stat().st_size,
+        unpacked=sum(map(len, files.values())),
+        licence="MIT",
+        root="toy_weights/model",
+        members=tuple(files),
+    )
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache folder."""
@@ -53,18 +72,8 @@ def offline(monkeypatch, tmp_path):
 @pytest.fixture
 def toy(tmp_path, monkeypatch, cache, offline) -> Wheel:
     """The wheel ``toy``, pinned and offered by a local folder that pip is told to look in."""
-    path = build_wheel(tmp_path / "index", FILES)
-    monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
-    wheel = Wheel(
-        name="toy-weights",
-        version="1.0",
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        size=path.stat().st_size,
-        unpacked=sum(map(len, FILES.values())),
-        licence="MIT",
-        root="toy_weights/model",
-        members=tuple(FILES),
-    )
+    wheel = offer_wheel(tmp_path / "index", FILES)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setitem(WHEELS, "toy", wheel)
     return wheel
 
