@@ -13,6 +13,7 @@ import torch
 CLOCK = {"seconds", "ms_per_input", "mean_s_per_step", "duration", "time", "simulator_seconds", "train_seconds"}
 UNLIKE = {"command.txt", "environment.json", "report.html", "traceback.txt"}  # they tell when, where and how it ran
 SEAL = "MetricsSeal"  # a digest of metrics.csv, which is compared itself, with times in it
+SEALED = ".json.sha256"  # digest of a JSON with times in it, which is compared itself
 UNREAD = ("tensorboard", "figures", "replays")  # drawn from what is compared
 
 
@@ -30,7 +31,8 @@ def contents(folder: Path) -> dict[str, Any]:
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
         hidden = any(part.startswith(".") for part in name.parts)
-        if file.is_file() and not hidden and name.parts[0] not in UNREAD and file.name not in UNLIKE:
+        sealed = file.name.endswith(SEALED)
+        if file.is_file() and not hidden and not sealed and name.parts[0] not in UNREAD and file.name not in UNLIKE:
             found[name.as_posix()] = _content(file)
     return found
 
