@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.data.language_rows import check_language
-from recipes.data.models import check_model
+from recipes.data.models import check_model, own_code
 from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
@@ -141,6 +141,8 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
     where = expert_folder(given)
     if where is None:
         return f"expert {name}: Hub model {given!r}, fetched and compared when the run starts"
+    if recipe.vocabulary == "union" and (fault := own_code(where)):  # its tokenizer is read only there
+        raise RecipeError(f"experts.{name}: {where} {fault}")
     try:
         line = inspect_expert(where, base, recipe.vocabulary)
         if base is None or is_own(where) or recipe.training.model == "causal":
@@ -164,7 +166,7 @@ def _model(where: Path) -> nn.Module:
     from transformers import AutoModel
 
     hush_libraries()
-    model: nn.Module = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
+    model: nn.Module = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
     return model
 
 

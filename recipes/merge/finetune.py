@@ -241,7 +241,7 @@ def save_expert(module: FinetuneModule, tokenizer: Path | str, card: dict[str, A
     from transformers import AutoTokenizer
 
     cast("PreTrainedModel", module.model).save_pretrained(out)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
+    AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).save_pretrained(out)
     if module.head is not None:
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in module.head.state_dict().items()}, out / "head.safetensors"
@@ -255,8 +255,8 @@ def _load_model(where: Path | str, training: Training, labels: tuple[str, ...]) 
 
     model: PreTrainedModel
     if training.model == "encoder":
-        return adapted(transformers.AutoModel.from_pretrained(where), training)
+        return adapted(transformers.AutoModel.from_pretrained(where, trust_remote_code=False), training)
     names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": 1}
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(where, **names)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(where, trust_remote_code=False, **names)
     # The head is new, so the adapter must carry it: PEFT saves it for this type of task only.
     return adapted(model, training, "SEQ_CLS")

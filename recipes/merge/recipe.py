@@ -77,7 +77,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         return
     hush_libraries()
     where = resolve_model(recipe.base)
-    model = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
     check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
     check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
     experts, tokenizer = _experts(recipe, folder, model)
@@ -150,7 +150,7 @@ def _write(
     target = save(
         twin,
         folder.path / "merged",
-        tokenizer=AutoTokenizer.from_pretrained(tokenizer),
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False),
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
         texts=texts,
         labels={task: expert.labels or [] for task, expert in experts.items()},

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import FULL, RecipeError, RunError
+from recipes.errors import ASKS, FULL, RecipeError, RunError, unforeseen
 from recipes.front import table
 from recipes.front.compare import check_resume
 from recipes.front.parse import Parsed
@@ -175,6 +175,8 @@ def _sentence(error: Exception, path: Path) -> str:
     """Return one sentence about an unforeseen failure; its traceback goes into the run folder."""
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full: {error.filename or path}; free some space and resume with --resume"
+    if ASKS in str(error):
+        return unforeseen(error)
     where = path / "traceback.txt"
     try:
         write_text(where, "".join(traceback.format_exception(error)))
