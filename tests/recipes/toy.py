@@ -102,6 +102,11 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield "the plan: nothing"
 
 
+def inputs(recipe: Recipe) -> list[Path]:
+    """The path only."""
+    return [] if recipe.path is None else [recipe.path]
+
+
 def run(recipe: Recipe, folder: Any) -> None:
     """Do what the recipe says."""
     folder.say(f"resume={folder.resume}")

@@ -101,6 +101,7 @@ def test_run_folder_holds_everything(front, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [
         "command.txt",
         "environment.json",
+        "inputs.json",
         "recipe.yaml",
         "report.html",
         "result.json",
@@ -119,15 +120,16 @@ def test_run_folder_holds_everything(front, tmp_path):
 
 def test_a_run_is_never_overwritten_without_force(front, tmp_path):
     assert front("r.yaml", "--out", "o", r=TOY).code == 0
-    (tmp_path / "o/extra").write_text("kept")
+    (tmp_path / "o/figures").mkdir()
+    (tmp_path / "o/figures/extra.png").write_text("kept")
     refused = front("r.yaml", "--out", "o")
     assert (refused.code, refused.out) == (2, "")
     assert refused.err == "--out o: a run is in it; add --resume to go on with it or --force to replace it\n"
-    assert (tmp_path / "o/extra").exists()
+    assert (tmp_path / "o/figures/extra.png").exists()
     assert front("r.yaml", "--out", "o", "--force", "path=none").code == 2
-    assert (tmp_path / "o/extra").exists()  # a refused recipe replaces nothing
+    assert (tmp_path / "o/figures/extra.png").exists()  # a refused recipe replaces nothing
     assert front("r.yaml", "--out", "o", "--force").code == 0
-    assert not (tmp_path / "o/extra").exists()
+    assert not (tmp_path / "o/figures/extra.png").exists()
 
 
 def test_force_does_not_delete_what_is_no_run(front, tmp_path):
