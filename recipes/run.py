@@ -132,11 +132,13 @@ def _dispatch(options: argparse.Namespace, command: Sequence[str]) -> int:
         print(show.to_yaml(parsed.recipe), end="", flush=True)
         return 0
     from recipes.running.execute import check, run
+    from recipes.running.output import outliving_readers
 
-    if options.check:
-        check(parsed, quiet=options.quiet)
-        return 0
-    return run(parsed, options, command)
+    with outliving_readers():
+        if options.check:
+            check(parsed, quiet=options.quiet)
+            return 0
+        return run(parsed, options, command)
 
 
 if __name__ == "__main__":

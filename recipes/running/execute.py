@@ -22,6 +22,7 @@ from recipes.running.files import write_text
 from recipes.running.folder import RunFolder
 from recipes.running.inputs import NAME as INPUTS, added, changed, note, read_noted
 from recipes.running.lock import locked
+from recipes.running.ranks import announced, wait_for_rank_zero
 from recipes.running.sources import named_paths, user_modules
 
 LENGTHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # how long a training is
@@ -48,6 +49,7 @@ def run(parsed: Parsed, options: argparse.Namespace, command: Sequence[str]) -> 
     with ExitStack() as hold:
         folder = RunFolder(Path(), f"{parsed.name}-{parsed.recipe.name}", quiet=options.quiet)
         folder.reads = partial(_reads, parsed)
+        ready = hold.enter_context(announced(options.out if process_rank() == 0 else None))
         if options.resume is not None:
             if not _reopen(parsed, options, folder, hold):
                 folder.say(f"{folder.path} is complete already; nothing to do")
@@ -55,6 +57,7 @@ def run(parsed: Parsed, options: argparse.Namespace, command: Sequence[str]) -> 
         else:
             _open(parsed, options, folder, hold)
         folder.start(to_yaml(parsed.recipe), {"seed": parsed.recipe.seed}, ["python", "-m", "recipes.run", *command])
+        ready()
         again = f"python -m recipes.run {options.words[0]} {' '.join(options.words[1:])} --resume".replace("  ", " ")
         return _guarded(parsed, folder, again + (f" --out {options.out}" if options.out else ""), debug=options.debug)
 
@@ -88,6 +91,8 @@ def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold
         hold.enter_context(locked(path))
     if (path / "result.json").is_file() and not accepted:
         return False
+    if process_rank() != 0 and options.out is not None and runfolder.FOLDER_KEY not in os.environ:
+        wait_for_rank_zero(path)
     parts = _finished(parsed, path)
     if altered := [key for key in LENGTHS if key in accepted and parts]:
         before, now = accepted[altered[0]]

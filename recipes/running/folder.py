@@ -5,7 +5,6 @@ import io
 import os
 import re
 import shlex
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from recipes.running.inputs import NAME as INPUTS, Noted, added, changed
 from recipes.running.lock import locked, refuse_live
 from recipes.running.page import Report, Row, render
 from recipes.running.progress import Progress, progress
+from recipes.running.ranks import wait_for_rank_zero
 from recipes.running.replace import check_replaceable, content, remove_run
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def new_folder(
         RunError: When a run is at work in it.
     """
     if process_rank() != 0:
-        return _wait_for_rank_zero(out)
+        return _made_by_rank_zero(out)
     if out is None:
         parent = RUNS / f"{recipe}-{name}"
         parent.mkdir(parents=True, exist_ok=True)
@@ -225,15 +225,11 @@ def run_numbers(parent: Path) -> list[int]:
     return [int(path.name) for path in parent.iterdir() if path.is_dir() and path.name.isdecimal()]
 
 
-def _wait_for_rank_zero(out: Path | None, patience: float = 60.0) -> Path:
-    """Return the folder that rank 0 made: named by the environment, or by the user and about to appear."""
+def _made_by_rank_zero(out: Path | None) -> Path:
+    """The folder that rank 0 made: named by the environment, or by the user and about to appear."""
     if FOLDER_KEY in os.environ:
         return Path(os.environ[FOLDER_KEY])
     if out is None:
         raise RecipeError("several processes run at once: give --out DIR, so that they share one run folder")
-    deadline = time.monotonic() + patience
-    while not (out / "command.txt").is_file() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if not out.is_dir():
-        raise RecipeError(f"--out {out}: rank 0 made no folder within {patience:.0f} seconds; see its message")
+    wait_for_rank_zero(out)
     return out
