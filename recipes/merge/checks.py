@@ -69,8 +69,8 @@ def check(recipe: Recipe) -> Iterator[str]:
             ),
         ]
     )
-    if any(task.name not in given for task in recipe.tasks):
-        check_length(recipe.trainer)
+    if trained := [task for task in recipe.tasks if task.name not in given]:
+        check_length(recipe.trainer, recipe.training, trained)
     missing = [t for t in recipe.tasks if t.name not in given and not _cached(recipe, t)]
     need = "" if base is None else f", about {(len(missing) + 2) * base.bytes / 1e9:.1f} GB needed"
     yield f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in the working folder{need}"

@@ -181,7 +181,7 @@ def _experts(recipe: Recipe, folder: RunFolder, model: PreTrainedModel) -> tuple
         if source.name not in given:
             given[source.name] = str(cached_at(recipe, source))
             card = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-            with alone_with(Path(given[source.name])):
+            with alone_with(Path(given[source.name]), folder.board):
                 train_expert(*card, Path(given[source.name]), folder)
     return read_all(recipe, folder, model, {source.name: given[source.name] for source in recipe.tasks})
 

@@ -22,7 +22,7 @@ from recipes.running.files import write_text
 from recipes.running.folder import RunFolder
 from recipes.running.inputs import NAME as INPUTS, added, changed, note, read_noted
 from recipes.running.lock import locked
-from recipes.running.ranks import announced, wait_for_rank_zero
+from recipes.running.ranks import READY, board
 from recipes.running.sources import named_paths, user_modules
 
 LENGTHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # how long a training is
@@ -49,7 +49,7 @@ def run(parsed: Parsed, options: argparse.Namespace, command: Sequence[str]) -> 
     with ExitStack() as hold:
         folder = RunFolder(Path(), f"{parsed.name}-{parsed.recipe.name}", quiet=options.quiet)
         folder.reads = partial(_reads, parsed)
-        ready = hold.enter_context(announced(options.out if process_rank() == 0 else None))
+        folder.board = hold.enter_context(board(None if runfolder.FOLDER_KEY in os.environ else options.out))
         if options.resume is not None:
             if not _reopen(parsed, options, folder, hold):
                 folder.say(f"{folder.path} is complete already; nothing to do")
@@ -57,7 +57,8 @@ def run(parsed: Parsed, options: argparse.Namespace, command: Sequence[str]) -> 
         else:
             _open(parsed, options, folder, hold)
         folder.start(to_yaml(parsed.recipe), {"seed": parsed.recipe.seed}, ["python", "-m", "recipes.run", *command])
-        ready()
+        if folder.board is not None:
+            folder.board.say(READY)
         again = f"python -m recipes.run {options.words[0]} {' '.join(options.words[1:])} --resume".replace("  ", " ")
         return _guarded(parsed, folder, again + (f" --out {options.out}" if options.out else ""), debug=options.debug)
 
@@ -91,8 +92,8 @@ def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold
         hold.enter_context(locked(path))
     if (path / "result.json").is_file() and not accepted:
         return False
-    if process_rank() != 0 and options.out is not None and runfolder.FOLDER_KEY not in os.environ:
-        wait_for_rank_zero(path)
+    if folder.board is not None:
+        folder.board.wait(READY)
     parts = _finished(parsed, path)
     if altered := [key for key in LENGTHS if key in accepted and parts]:
         before, now = accepted[altered[0]]
@@ -201,6 +202,11 @@ def _sentence(error: Exception, path: Path) -> str:
         return f"the disk is full: {error.filename or path}; free some space and resume with --resume"
     if ASKS in str(error):
         return unforeseen(error)
+    if "find_unused_parameters" in str(error):
+        return (
+            "the run failed: a parameter that is trained gets no gradient, for which several processes would wait for "
+            "ever; start it again with trainer.strategy=ddp_find_unused_parameters_true, or freeze that parameter"
+        )
     where = path / "traceback.txt"
     try:
         write_text(where, "".join(traceback.format_exception(error)))

@@ -17,7 +17,7 @@ from recipes.running.inputs import NAME as INPUTS, Noted, added, changed
 from recipes.running.lock import locked, refuse_live
 from recipes.running.page import Report, Row, render
 from recipes.running.progress import Progress, progress
-from recipes.running.ranks import wait_for_rank_zero
+from recipes.running.ranks import READY, Board
 from recipes.running.replace import check_replaceable, content, remove_run
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class RunFolder:
         self.resume = resume
         self.quiet = quiet
         self.inputs: Noted = {}
+        self.board: Board | None = None  # where a launcher has started this process and others
         self.reads: Callable[[], Iterable[Path]] = tuple  # the user's files and folders that the recipe names
 
     @property
@@ -231,5 +232,5 @@ def _made_by_rank_zero(out: Path | None) -> Path:
         return Path(os.environ[FOLDER_KEY])
     if out is None:
         raise RecipeError("several processes run at once: give --out DIR, so that they share one run folder")
-    wait_for_rank_zero(out)
+    Board(out).wait(READY)
     return out

@@ -1,53 +1,102 @@
-"""How the processes of a launcher come together in one run folder: rank 0 makes it, the others wait while it is alive."""
+"""How a launcher's processes meet in one run folder: rank 0 makes it, the others wait while it is alive."""
 
 from __future__ import annotations
 
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from recipes.errors import RecipeError
-from recipes.running.environment import PROCESS_KEYS
+from recipes.running.environment import PROCESS_KEYS, process_rank
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
-READY = b"ready"
+READY = "ready"  # the run folder is
 PATIENCE = 600.0  # seconds in which rank 0 must have begun: on a busy machine its imports alone take minutes
 
 
-def _sign(out: Path) -> Path:
+class Board:
+    """What rank 0 tells the other processes of a launcher, as long as they have no other way to talk.
+
+    A file beside the run folder, which rank 0 holds locked while it lives: what a dead one wrote counts as nothing.
+
+    Args:
+        out: The run folder, which need not exist yet.
+        handle: On rank 0, the descriptor of the file.
+    """
+
+    def __init__(self, out: Path, handle: int | None = None) -> None:
+        self._out = out
+        self._handle = handle
+
+    def say(self, word: str) -> None:
+        """On rank 0, tell the others; on them, do nothing."""
+        if self._handle is not None:
+            os.write(self._handle, f"{word}\n".encode())
+
+    def wait(self, word: str, patience: float = PATIENCE) -> None:
+        """On the others, return when rank 0 has said a word, however long it takes; on rank 0, do nothing.
+
+        Args:
+            word: What to wait for.
+            patience: Seconds in which rank 0 must have begun.
+
+        Raises:
+            RecipeError: When rank 0 has not begun by then, or ended before it said the word.
+        """
+        if self._handle is not None:
+            return
+        begun, deadline = False, time.monotonic() + patience
+        while True:
+            alive, words = _glance(_file(self._out))
+            if alive and word in words:
+                return
+            if begun and not alive:
+                raise RecipeError(f"--out {self._out}: rank 0 ended before this process could go on; see its message")
+            begun = begun or alive
+            if not begun and time.monotonic() > deadline:
+                raise RecipeError(
+                    f"--out {self._out}: rank 0 has not begun within {patience:.0f} seconds; see its message"
+                )
+            time.sleep(0.1)
+
+
+def _file(out: Path) -> Path:
     return out.parent / f".{out.name}.rank0"
 
 
 @contextmanager
-def announced(out: Path | None) -> Iterator[Callable[[], None]]:
-    """On rank 0, show the other processes of a launcher that this one is alive, for as long as the block lasts.
+def board(out: Path | None) -> Iterator[Board | None]:
+    """The board of the processes that a launcher such as torchrun has started; on rank 0 it lasts for the block.
 
     Args:
-        out: The run folder, which need not exist yet; None where there is nobody to tell.
+        out: The run folder that they share, which need not exist yet; None where there are no others.
 
     Yields:
-        What to call when the run folder is ready.
+        The board; None for a process that no launcher has started.
     """
     if out is None or fcntl is None or not any(os.environ.get(key) for key in PROCESS_KEYS):
-        yield lambda: None
+        yield None
         return
-    path = _sign(out)
+    if process_rank() != 0:
+        yield Board(out)
+        return
+    path = _file(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _held(handle):  # by another run, which is at work in the folder: that is refused elsewhere
-            yield lambda: None
+            yield None
             return
         os.ftruncate(handle, 0)
         try:
-            yield lambda: os.pwrite(handle, READY, 0) and None
+            yield Board(out, handle)
         finally:
             path.unlink(missing_ok=True)
     finally:
@@ -67,43 +116,17 @@ def _held(handle: int) -> bool:
     return False
 
 
-def wait_for_rank_zero(out: Path, patience: float = PATIENCE) -> None:
-    """Return when rank 0 says that the run folder is ready; its pre-flight may take as long as it likes.
-
-    Args:
-        out: The run folder.
-        patience: Seconds in which rank 0 must have begun.
-
-    Raises:
-        RecipeError: When rank 0 has not begun by then, or ended before it said so.
-    """
-    begun, deadline = False, time.monotonic() + patience
-    while True:
-        alive, content = _glance(_sign(out))
-        if alive and content == READY:
-            return
-        if begun and not alive:
-            raise RecipeError(f"--out {out}: rank 0 ended before the run folder was ready; see its message")
-        begun = begun or alive
-        if not begun and time.monotonic() > deadline:
-            raise RecipeError(f"--out {out}: rank 0 has not begun within {patience:.0f} seconds; see its message")
-        time.sleep(0.1)
-
-
-def _glance(path: Path) -> tuple[bool, bytes]:
-    """Whether a living process holds a file, and its content."""
+def _glance(path: Path) -> tuple[bool, list[str]]:
+    """Whether a living process holds a file, and its lines."""
     try:
         handle = os.open(path, os.O_RDWR)
     except OSError:
-        return False, b""
+        return False, []
     try:
-        content = os.pread(handle, len(READY), 0)
-        if fcntl is not None:
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True, content
-            return False, content
-        return True, content
+        fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True, path.read_text(encoding="utf-8").splitlines()
+    else:
+        return False, []
     finally:
         os.close(handle)

@@ -177,7 +177,7 @@ def _experts(recipe: Recipe, folder: RunFolder, where: Path | str) -> dict[str, 
             continue
         places[source.name] = cached_at(recipe, source)
         arguments = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-        with alone_with(places[source.name]):
+        with alone_with(places[source.name], folder.board):
             train_expert(*arguments, places[source.name], folder)
     return places
 

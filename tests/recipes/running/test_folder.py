@@ -149,9 +149,9 @@ def test_other_ranks_use_the_folder_of_rank_zero(tmp_path, monkeypatch):
     assert new_folder("toy", "x") == tmp_path / "made"
     monkeypatch.delenv(runfolder.FOLDER_KEY)
     waited = []
-    monkeypatch.setattr(runfolder, "wait_for_rank_zero", waited.append)
+    monkeypatch.setattr(runfolder.Board, "wait", lambda board, word: waited.append((vars(board)["_out"], word)))
     assert new_folder("toy", "x", out=Path("o")) == Path("o")
-    assert waited == [Path("o")]
+    assert waited == [(Path("o"), "ready")]
 
 
 def test_other_ranks_are_silent_and_write_nothing(folder, monkeypatch, capsys):

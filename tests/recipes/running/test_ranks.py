@@ -10,18 +10,20 @@ from pathlib import Path
 import pytest
 
 from recipes.errors import RecipeError
-from recipes.running.ranks import announced, wait_for_rank_zero
+from recipes.running.ranks import READY, Board, board
 
 ROOT = Path(__file__).parents[3]
 ZERO = """
 import sys
 from pathlib import Path
-from recipes.running.ranks import announced
+from recipes.running.ranks import READY, board
 
-with announced(Path(sys.argv[1])) as ready:
+with board(Path(sys.argv[1])) as told:
     print("begun", flush=True)
     sys.stdin.readline()
-    ready()
+    told.wait("anything")  # rank 0 waits for nobody
+    told.say("something")
+    told.say(READY)
     print("ready", flush=True)
     sys.stdin.readline()
 """
@@ -46,7 +48,7 @@ def zero(tmp_path):
 def test_a_long_preflight_is_waited_for(zero, tmp_path):
     (tmp_path / "o").mkdir()
     (tmp_path / "o/command.txt").write_text("of an earlier run, which says nothing")
-    waiting = threading.Thread(target=wait_for_rank_zero, args=(tmp_path / "o", 0.2), daemon=True)
+    waiting = threading.Thread(target=Board(tmp_path / "o").wait, args=(READY, 0.2), daemon=True)
     waiting.start()
     time.sleep(1.0)  # five times the patience for one that has not begun
     assert waiting.is_alive()
@@ -62,7 +64,7 @@ def test_the_end_of_rank_zero_is_noticed(zero, tmp_path):
 
     def wait():
         try:
-            wait_for_rank_zero(tmp_path / "o")
+            Board(tmp_path / "o").wait(READY)
         except RecipeError as error:
             said.append(str(error))
 
@@ -71,20 +73,21 @@ def test_the_end_of_rank_zero_is_noticed(zero, tmp_path):
     time.sleep(0.5)
     zero.kill()
     waiting.join(20)
-    assert said == [f"--out {tmp_path / 'o'}: rank 0 ended before the run folder was ready; see its message"]
+    assert said == [f"--out {tmp_path / 'o'}: rank 0 ended before this process could go on; see its message"]
 
 
 def test_a_rank_zero_that_never_begins_is_given_up(tmp_path):
-    (tmp_path / ".o.rank0").write_text("ready")  # of one that was killed
+    (tmp_path / ".o.rank0").write_text("ready\n")  # of one that was killed
     with pytest.raises(RecipeError, match=r"rank 0 has not begun within 0 seconds; see its message"):
-        wait_for_rank_zero(tmp_path / "o", 0.2)
+        Board(tmp_path / "o").wait(READY, 0.2)
 
 
 def test_a_run_of_one_process_leaves_nothing(tmp_path, monkeypatch):
-    with announced(tmp_path / "o"):
+    with board(tmp_path / "o") as told:
+        assert told is None
         assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("RANK", "0")
-    with announced(tmp_path / "o") as ready:
-        ready()
-        assert (tmp_path / ".o.rank0").read_bytes() == b"ready"
+    with board(tmp_path / "o") as told:
+        told.say(READY)
+        assert (tmp_path / ".o.rank0").read_text() == "ready\n"
     assert list(tmp_path.iterdir()) == []
