@@ -59,10 +59,12 @@ def check_task(source: TaskSource) -> str:
 
 
 def here(source: TaskSource) -> dict[str, int]:
-    """Rows of each split of a task whose files a pre-flight reads in full; empty for every other."""
-    if source.source in ("shipped", "hub") or source.language is not None:
+    """Rows of each split of a task that is here and small enough to be read by a pre-flight; empty for every other."""
+    if source.source == "hub" or source.language is not None:
         return {}
-    files = [file for group in tables.split_files(source).values() for file in group]
+    if source.source == "shipped" and not wheels.cached(source.known[source.shipped].wheel):
+        return {}
+    files = [] if source.source == "shipped" else tables.own_files(source)
     if sum(file.stat().st_size for file in files) > READ_IN_FULL:
         return {}
     task = load_task(source, 0)

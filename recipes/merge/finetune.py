@@ -32,7 +32,7 @@ from recipes.merge.causal.train import train_language
 from recipes.merge.experts import expert_damage
 from recipes.merge.schema import Training, check_tasks
 from recipes.running.environment import process_rank
-from recipes.running.lengths import check_batches, told
+from recipes.running.lengths import check_batches, in_parts, told
 from recipes.running.quiet import hush_libraries
 from recipes.running.seals import stamp
 from recipes.running.trainer import TrainerConfig, build_trainer, check_trainer
@@ -102,7 +102,7 @@ def check_length(config: TrainerConfig, training: Training, tasks: Sequence[Task
         RecipeError: With the field.
     """
     processes = check_trainer(config, scores=("validation", "test"))
-    if training.model != "causal":
+    if training.model != "causal" and in_parts(config):
         for task in tasks:
             if rows := here(task):
                 sizes = {"train": training.batch_size, "validation": 2 * training.batch_size}

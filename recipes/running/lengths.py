@@ -11,6 +11,13 @@ from recipes.running.trainer import TrainerConfig
 SPLITS = {"train": "train", "validation": "val", "test": "test"}  # as the keys of the block call them
 
 
+def in_parts(config: TrainerConfig) -> bool:
+    """Whether a trainer says anything that depends on the number of batches."""
+    keys = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
+    shares = [getattr(config, key) for key in keys]
+    return any(isinstance(share, float) and share for share in shares) or isinstance(config.val_check_interval, int)
+
+
 def check_batches(config: TrainerConfig, batches: Mapping[str, int]) -> int | None:
     """Refuse shares of batches that are less than one, and validations that never come.
 

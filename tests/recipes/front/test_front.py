@@ -228,6 +228,18 @@ def test_two_processes_share_one_run_folder(command, tmp_path):
     assert (tmp_path / "runs/toy-toy/1/model.pt").exists()
 
 
+@pytest.mark.slow
+def test_two_processes_that_fail_end(command, tmp_path):
+    (tmp_path / "r.yaml").write_text(TOY)
+    words = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=1")
+    done = command("r.yaml", "do=unread", *words, timeout=300)  # they waited for each other for ever
+    assert done.code == 1
+    assert "a parameter that is trained gets no gradient" in done.err
+    assert "trainer.strategy=ddp_find_unused_parameters_true" in done.err
+    done = command("r.yaml", "do=unread", *words[:2], f"{words[2]}_find_unused_parameters_true", words[3], timeout=300)
+    assert done.code == 0, done.err
+
+
 def test_a_checkpoint_of_another_folder_is_refused(front, tmp_path):
     words = ("r.yaml", "do=train", "trainer.accelerator=cpu", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
     assert front(*words, "--out", "one", r=TOY).code == 0
