@@ -18,7 +18,7 @@ from recipes.running.lock import locked, refuse_live
 from recipes.running.page import Report, Row, render
 from recipes.running.progress import Progress, progress
 from recipes.running.ranks import READY, Board
-from recipes.running.replace import check_replaceable, content, remove_run
+from recipes.running.replace import check_replaceable, holds_run, is_unused, remove_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -197,9 +197,9 @@ def check_out(out: Path, *, force: bool, needed: Sequence[Path] = (), named: Seq
     if not out.is_dir():
         raise RecipeError(f"--out {out}: a file has this name; give a folder")
     refuse_live(out)
-    if not content(out):
+    if is_unused(out):
         return
-    if not (out / "recipe.yaml").is_file() or not (out / "command.txt").is_file():
+    if not holds_run(out):
         raise RecipeError(f"--out {out}: the folder is not empty and holds no run; give another folder")
     if not force:
         raise RecipeError(f"--out {out}: a run is in it; add --resume to go on with it or --force to replace it")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from recipes.errors import RecipeError
-from recipes.running.files import PART
-from recipes.running.inputs import NAME as INPUTS
+from recipes.running.inputs import NAME as INPUTS, read_noted
 from recipes.running.lock import LOCK, refuse_live
 
 FILES = {
@@ -20,6 +20,7 @@ FOLDERS = {
     *("checkpoints", "tensorboard", "figures", "experts", "merged", "static", "tokenizer", "teacher", "students"),
     *("cache", "cells", "policies", "replays", "dense"),
 }
+LEFT = re.compile(r"\.(.+?)(\.\d+)?\.(part|old)")
 
 
 def content(folder: Path) -> list[Path]:
@@ -61,14 +62,27 @@ def _places(path: Path) -> set[Path]:
 
 
 def _made(item: Path) -> bool:
+    left = LEFT.fullmatch(item.name)  # of a process that was killed while it wrote
     if item.is_dir() and not item.is_symlink():
-        return item.name in FOLDERS
-    return item.name in FILES | FOLDERS or item.name.endswith(PART)
+        return item.name in FOLDERS or (left is not None and left[1] in FOLDERS)
+    return item.name in FILES | FOLDERS or (left is not None and left[1] in FILES)
+
+
+def holds_run(out: Path) -> bool:
+    """Whether a folder is that of a run, which may have been killed when it had hardly begun."""
+    return (out / "recipe.yaml").is_file() and ((out / "command.txt").is_file() or read_noted(out) is not None)
+
+
+def is_unused(out: Path) -> bool:
+    """Whether a folder holds nothing, or no more than what a run notes before it says that it is one."""
+    names = {item.name for item in content(out) if not LEFT.fullmatch(item.name)}
+    return not list(content(out)) or (names == {INPUTS} and read_noted(out) is not None)
 
 
 def remove_run(out: Path) -> None:
-    """Remove what a run made from its folder, after `check_replaceable`."""
-    for item in content(out):
+    """Remove what a run made from its folder, after `check_replaceable`; what says that it is a run goes last."""
+    last = ("recipe.yaml", "command.txt")
+    for item in sorted(content(out), key=lambda item: (item.name in last, item.name)):
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
         else:

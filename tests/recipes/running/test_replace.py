@@ -77,3 +77,20 @@ def test_a_run_of_the_folders_own_name_is_replaced(front, tmp_path):
     assert not (tmp_path / "o/figures").exists()
     assert not (tmp_path / "o/experts").is_symlink()
     assert (tmp_path / "elsewhere/kept").read_text() == "mine"
+
+
+def test_what_killed_runs_leave_is_replaced(front, tmp_path):
+    assert front("r.yaml", "do=interrupt", "--out", "o", r=TOY).code == 130
+    for name in (".merged.123.part", ".merged.old"):
+        (tmp_path / "o" / name).mkdir()
+    (tmp_path / "o/.metrics.csv.123.part").write_text("")
+    (tmp_path / "o/command.txt").unlink()
+    assert front("r.yaml", "--out", "o", "--force").code == 0
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/inputs.json").write_text("{}")
+    assert front("r.yaml", "--out", "p").code == 0
+    (tmp_path / "p/.mine.old").mkdir()
+    assert front("r.yaml", "--out", "p", "--force").code == 2
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/inputs.json").write_text("something of the user's")
+    assert front("r.yaml", "--out", "q").code == 2
