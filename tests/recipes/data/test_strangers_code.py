@@ -61,7 +61,8 @@ def foreign_model(base: Path) -> None:
     edit(base / "config.json", model_type="evil", auto_map={"AutoConfig": "own.Own", "AutoModel": "own.Net"})
 
 
-def foreign_words(base: Path) -> None:
+def foreign_words(base: Path) -> None:  # of a known architecture, transformers' own tokenizer would be read
+    edit(base / "config.json", model_type="evil")
     edit(base / "tokenizer_config.json", tokenizer_class="Words", auto_map={"AutoTokenizer": [None, "words.Words"]})
 
 
@@ -69,9 +70,10 @@ def foreign_words(base: Path) -> None:
 @pytest.mark.parametrize("kind", ["finetune", "merge"])
 def test_a_check_refuses_a_folder_that_needs_its_own_code(change, kind, evil, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    tiny.write_csv(tmp_path / "mood.csv", "mood")
+    tasks = [tiny.task_source(tmp_path, name) for name in ("mood", "topic")]
+    for name in ("mood", "topic"):
+        tiny.write_csv(tmp_path / f"{name}.csv", name)
     change(evil)
-    tasks = [tiny.task_source(tmp_path, "mood")]
     recipe = {"recipe": kind, "base": str(evil), "tasks": tasks, "trainer": {"max_epochs": 1, "accelerator": "cpu"}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["r.yaml", "--check"]) == 2
