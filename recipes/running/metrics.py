@@ -92,8 +92,8 @@ class CsvMetrics(Logger):
 class FreshValues(Callback):
     """Lets a row of a training step hold only what was logged at that step.
 
-    Lightning repeats the last value of whatever is logged more rarely, up to the end of the epoch; a run that is resumed
-    inside the epoch no longer has that value.
+    Lightning repeats the last value of whatever is logged more rarely, up to the end of the epoch; a run that is
+    resumed inside the epoch no longer has that value.
     """
 
     def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:

@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import math
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,10 @@ def contents(folder: Path) -> dict[str, Any]:
         hidden = any(part.startswith(".") for part in name.parts)
         sealed = file.name.endswith(SEALED)
         if file.is_file() and not hidden and not sealed and name.parts[0] not in UNREAD and file.name not in UNLIKE:
-            found[name.as_posix()] = _content(file)
+            try:
+                found[name.as_posix()] = _content(file)
+            except (ValueError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+                found[name.as_posix()] = f"damaged: {type(error).__name__}"
     return found
 
 
