@@ -43,6 +43,7 @@ class RunFolder:
         self.resume = resume
         self.quiet = quiet
         self.inputs: Noted = {}
+        self.finished = False
 
     @property
     def checkpoints(self) -> Path:
@@ -119,6 +120,7 @@ class RunFolder:
             figures: Names of the figures to show; all of the folder, oldest first, when None.
             summary: What was found, in a paragraph of plain text.
         """
+        self.finished = True
         if process_rank() != 0:
             return
         if fault := changed(self.inputs):
