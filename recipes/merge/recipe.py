@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recipes.data.models import resolve_model
 from recipes.data.sources import load_task
@@ -212,14 +212,9 @@ def _in_order(tasks: list[TextTask], experts: Mapping[str, Expert]) -> dict[str,
 
 def _merge(recipe: Recipe, model: PreTrainedModel, experts: Mapping[str, Expert]) -> tuple[TwinMixin, Exclusive]:
     """The twin without its router: LoRA experts in the product form where the shared expert allows it."""
-    from twinmerge.merging import merge, merge_lora
+    from twinmerge.one_call import merge_experts
 
-    shared, policy = recipe.shared, recipe.exclusive.policy()
-    terms = {task: expert.terms for task, expert in experts.items()}
-    if all(terms.values()) and shared.method in ("average", "task_arithmetic") and "rank" in policy:
-        scale = 1 / len(terms) if shared.method == "average" else shared.options.get("scale", 0.3)
-        return merge_lora(model, terms, scale, policy["rank"])
+    shared, exclusive = recipe.shared, recipe.exclusive
     options = seeded(shared.method, shared.options, recipe.seed)
-    states = {task: expert.state for task, expert in experts.items()}
-    dense = recipe.exclusive.dense
-    return merge(model, states, shared.method, rank={**policy, "seed": recipe.seed}, dense=dense, **options)
+    more: dict[str, Any] = {"dense": exclusive.dense, "seed": recipe.seed, **options}
+    return merge_experts(model, experts, shared.method, exclusive.policy(), **more)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from rl.csp.dataset import check_dataset, load_data
+from rl.csp.dataset import TargetData, check_dataset, load_data
 from rl.csp.pairs import Pairs
 from rl.envs.markov_game import BatchedGame
 from rl.loading import find, make, refuse_strangers
@@ -42,3 +42,37 @@ def load_pairs(path: str, game: BatchedGame) -> Pairs:
     data = load_data(path)
     check_dataset(data, game)
     return data.pairs()
+
+
+def pairs_for(data: Pairs | TargetData, game: BatchedGame) -> Pairs:
+    """Data in memory as training takes them, checked against their game.
+
+    Args:
+        data: The target's.
+        game: The game; the target is its second seat.
+
+    Raises:
+        ValueError: When the data are not the target's of this game, in one sentence.
+    """
+    if isinstance(data, TargetData):
+        check_dataset(data, game)
+        return data.pairs()
+    seat = game.seats[1]
+    if not len(data.actions):
+        raise ValueError("the data hold no step; record the target for at least one episode")
+    if data.observations.shape[1:] != (game.observation_dim[seat],):
+        raise ValueError(
+            f"observations of the data have shape {tuple(data.observations.shape)}, but {seat} sees "
+            f"{game.observation_dim[seat]} numbers"
+        )
+    wanted = () if game.n_actions[seat] else (game.action_dim[seat],)
+    outside = bool(game.n_actions[seat]) and not bool(
+        ((data.actions >= 0) & (data.actions < game.n_actions[seat])).all()
+    )
+    if tuple(data.actions.shape[1:]) != wanted or outside:
+        raise ValueError(
+            f"actions of the data have shape {tuple(data.actions.shape)} and go from {data.actions.min():g} to "
+            f"{data.actions.max():g}, but {seat} has {game.n_actions[seat] or 'no'} discrete actions and real ones of "
+            f"length {game.action_dim[seat]}"
+        )
+    return data
