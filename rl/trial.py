@@ -42,12 +42,12 @@ def _try(make: MakeOptimizer, groups: Sequence[Mapping[str, Any]]) -> None:
     except Exception as error:  # whatever a user's own code raises
         raise ValueError(
             f"optimizer fails on the {len(groups)} groups of parameters that it is given ({reason_of(error)}); give "
-            "what takes them as torch's do, such as torch.optim.SGD or functools.partial(torch.optim.SGD, momentum=0.9)."
+            "what takes them as torch.optim.SGD does, such as functools.partial(torch.optim.SGD, momentum=0.9)."
         ) from error
     if not isinstance(made, torch.optim.Optimizer):
         raise ValueError(
-            f"optimizer makes a {type(made).__name__} of its groups of parameters; it must return a torch optimizer, as "
-            "torch.optim.SGD does."
+            f"optimizer makes a {type(made).__name__} of its groups of parameters; it must return a torch optimizer, "
+            "as torch.optim.SGD does."
         )
     if [[id(value) for value in group["params"]] for group in made.param_groups] != wanted:
         raise ValueError(

@@ -41,8 +41,8 @@ def shared_expert(
         options: the method's own, such as `scale`.
 
     Raises:
-        ValueError: for an unknown method or option, mismatched experts, NaN weights, missing statistics, or fewer than two
-            experts.
+        ValueError: for an unknown method or option, mismatched experts, NaN weights, missing statistics, or fewer than
+            two experts.
     """
     if len(experts) < 2:
         raise ValueError(f"merging needs at least two experts and got {len(experts)}; add a task.")
@@ -180,8 +180,8 @@ def merge_lora(
         The twin, with `router` None, and its exclusive experts with their certificates.
 
     Raises:
-        ValueError: for fewer than two experts, a scale that is not finite, a rank below 1, or an adapter of a parameter that the model does not
-            have, or of only one use of a tied one.
+        ValueError: for fewer than two experts, a scale that is not finite, a rank below 1, or an adapter of a parameter
+            that the model does not have, or of only one use of a tied one.
     """
     check_arguments(merge_lora, {"scale": scale, "rank": rank})
     if len(experts) < 2:

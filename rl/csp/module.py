@@ -390,7 +390,11 @@ class CSPModule(GuardedModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: Iteration) -> None:
-        others = {"proxy": self.proxy, "model": self.models[0]} | {"pool": last for last in self.opponents()[-1:]}
+        others = {
+            "proxy": self.proxy,
+            "model": self.models[0],
+            **dict(zip(["pool"], self.opponents()[-1:], strict=False)),
+        }
         returns = {}
         for name, other in others.items():
             episodes = play(self.game, (self.agent, other), batch.episodes, batch.generator())

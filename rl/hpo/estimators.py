@@ -65,13 +65,13 @@ def check_options(options: Mapping[str, Any], *, differentiable: bool, decisions
         )
     if options["cross"] != "full" and not ESTIMATORS[estimator].scores:
         raise ValueError(
-            f"cross is {options['cross']!r}, but estimator {estimator} has no cross term; leave cross out, or give mixed."
+            f"cross is {options['cross']!r}, but estimator {estimator} has no cross term; leave it out, or give mixed."
         )
     if ESTIMATORS[estimator].gaussian and options["branch"]:
         raise ValueError("branch is on, but estimator score has no value of a mode without its action; give false.")
     if options["branch"] and not ESTIMATORS[estimator].scores:
         raise ValueError(
-            f"branch is on, but estimator {estimator} has no score of the modes that advantages could weigh; give false."
+            f"branch is on, but estimator {estimator} has no score of the modes for it to weigh; give false."
         )
     if ESTIMATORS[estimator].follows and not differentiable:
         raise ValueError(

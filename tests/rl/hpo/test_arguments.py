@@ -66,7 +66,7 @@ def test_an_optimizer_that_keeps_its_groups_is_taken_and_tried_on_copies():
 
 def test_more_minibatches_than_an_update_fills_are_refused():
     module = HPOModule(switched_lqr(2, 2), hidden=(4,), minibatches=500)
-    with pytest.raises(ValueError, match="minibatches is 500, but an update has 8 episodes of .* decisions"):
+    with pytest.raises(ValueError, match=r"minibatches is 500, but an update has 8 episodes of .* decisions"):
         module.check_minibatches(Seeds(group_seeds(0, "train", 0, range(2)), 4))
     HPOModule(switched_lqr(2, 2), hidden=(4,)).check_minibatches(Seeds(group_seeds(0, "train", 0, range(2)), 4))
 
