@@ -16,11 +16,12 @@ from typing import Any, Literal, NamedTuple, cast
 from torch import Tensor, nn
 
 from distill import functional as L
+from distill.arguments import check_names
 from distill.errors import DistillError
 from distill.gathering import gather
 from distill.hard import HardLoss
-from distill.terms import Function, LogitTerm, Outputs, Term, check_values, features_of
-from gapbridge.arguments import ArgumentError, NotNegative, Positive, Share, accepts, check_arguments
+from distill.terms import Function, LogitTerm, Outputs, Term, check_call, check_values, features_of
+from gapbridge.arguments import ArgumentError, NotNegative, Positive, Share, accepts, check_arguments, shown
 
 Terms = Mapping[str, Any]  # options by name, or a loss of one's own, see `DistillLoss`
 ENTRY_POINTS = "gapbridge.distill_losses"
@@ -347,7 +348,9 @@ def choose(name: str, given: object) -> Choice:
     if loss is None:
         raise DistillError(f"no loss is called {name!r}; accepted are hard, {', '.join(terms_by_name())}")
     if not callable(loss):
-        raise DistillError(f"the loss of {name} is {loss!r}, but it must be a class, an object or a function")
+        raise DistillError(f"the loss of {name} is {shown(loss)}, but it must be a class, an object or a function")
+    if not isinstance(loss, HardLoss) and loss is not HardLoss:
+        check_call(name, loss)
     return Choice(loss, options, float(weight), float(ramp))
 
 
@@ -357,8 +360,11 @@ def check_terms(terms: Terms) -> None:
     Raises:
         DistillError: With one sentence.
     """
+    if not isinstance(terms, Mapping):
+        raise DistillError(f"terms are {shown(terms)}, but must be losses by name, such as {{'kd': {{'weight': 1.0}}}}")
     if not terms:
         raise DistillError(f"no loss is given; accepted are hard, {', '.join(terms_by_name())}")
+    check_names(terms, "term")
     chosen = {name: choose(name, given) for name, given in terms.items()}
     for name, made in chosen.items():
         accepted = _options(made.loss) if isinstance(made.loss, type) else set[str]()
@@ -392,5 +398,10 @@ def _build(made: Choice, sizes: Mapping[str, object]) -> nn.Module:
                 f"{getattr(loss, 'name', '') or loss.__name__} needs {', '.join(absent)}, which the networks or the "
                 "data do not tell; give them as sizes or options, or use another term"
             )
-        loss = loss(**asked, **made.options)
+        try:
+            loss = loss(**asked, **made.options)
+        except TypeError as error:
+            raise DistillError(
+                f"the loss {loss.__name__} cannot be made: {error}; give its options, or an object"
+            ) from error
     return loss if isinstance(loss, nn.Module) else Function(loss)
