@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 from torch import Tensor, nn
 
 from distill import functional as L
-from distill.arguments import check_names
+from distill.arguments import check_given, check_names
 from distill.errors import DistillError
 from distill.gathering import gather
 from distill.hard import HardLoss
@@ -360,18 +360,18 @@ def check_terms(terms: Terms) -> None:
     Raises:
         DistillError: With one sentence.
     """
-    if not isinstance(terms, Mapping):
-        raise DistillError(f"terms are {shown(terms)}, but must be losses by name, such as {{'kd': {{'weight': 1.0}}}}")
+    check_given(check_terms, {"terms": terms})
     if not terms:
         raise DistillError(f"no loss is given; accepted are hard, {', '.join(terms_by_name())}")
     check_names(terms, "term")
     chosen = {name: choose(name, given) for name, given in terms.items()}
     for name, made in chosen.items():
-        accepted = _options(made.loss) if isinstance(made.loss, type) else set[str]()
+        named = isinstance(made.loss, type)
+        accepted = set(inspect.signature(made.loss.__init__).parameters) - {"self"} if named else set[str]()  # type: ignore[misc]
         if unknown := sorted(set(made.options) - accepted):
-            named = ", ".join(("weight", "ramp", *sorted(accepted - set(SIZES))))
-            raise DistillError(f"{name} has no option {unknown[0]!r}; accepted are {named}")
-        if isinstance(made.loss, type):
+            known = ", ".join(("weight", "ramp", *sorted(accepted - set(SIZES))))
+            raise DistillError(f"{name} has no option {unknown[0]!r}; accepted are {known}")
+        if named:
             try:
                 check_arguments(inspect.unwrap(made.loss.__init__), made.options)  # type: ignore[misc]
             except ArgumentError as error:
@@ -381,10 +381,6 @@ def check_terms(terms: Terms) -> None:
 
 
 SIZES = ("student_width", "teacher_width", "student_channels", "teacher_channels", "item_labels")
-
-
-def _options(kind: type) -> set[str]:
-    return set(inspect.signature(kind.__init__).parameters) - {"self"}  # type: ignore[misc]
 
 
 def _build(made: Choice, sizes: Mapping[str, object]) -> nn.Module:
