@@ -1,4 +1,4 @@
-"""What an explainer's options say of one another, looked at when it is made and, as they can be set, before it works."""
+"""What an explainer's options say of one another: looked at when it is made and again before it works."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_recorded_data_are_taken_as_they_are():
     data = recorded()
     held, other = (CSPModule(Dilemma(), given, hidden=[4]) for given in (data, data.pairs()))
     assert torch.equal(held.train_pairs.actions, other.train_pairs.actions)
-    with pytest.raises(ValueError, match="observations of the data have length"):
+    with pytest.raises(ValueError, match="row 0 of the data is of the seat 'them', but the target is 'guard'"):
         CSPModule(VaultMaze(), data, hidden=[4])
     wrong = data.pairs()._replace(actions=data.pairs().actions + 5)
     with pytest.raises(ValueError, match=r"actions of the data have shape .* but them has 2 discrete actions"):
