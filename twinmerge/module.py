@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import lightning
 import torch
@@ -20,12 +20,14 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 from transformers import PreTrainedModel
 
+from gapbridge.arguments import NotNegative, Positive, ProperShare, Seed, Whole, check_arguments
 from twinmerge.artefact import load
 from twinmerge.modeling_twin import Head, TwinMixin
 from twinmerge.routed_layers import ADDED
 from twinmerge.twin_parts import head_loss
 
-METRICS = ("accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman")
+Metric = Literal["accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman"]
+METRICS = get_args(Metric)
 
 
 def task_metric(name: str, labels: int) -> torchmetrics.MetricCollection:
@@ -107,23 +109,22 @@ class FinetuneModule(lightning.LightningModule):
     def __init__(
         self,
         model: nn.Module | str = "sentence-transformers/all-MiniLM-L6-v2",
-        labels: int = 0,
+        labels: Whole = 0,
         *,
-        heads: str = "trained",
-        pooling: str = "mean",
+        heads: Literal["trained", "fixed"] = "trained",
+        pooling: Literal["mean", "first", "last"] = "mean",
         question: str = "",
         parts: tuple[str, ...] = (),
-        metric: str = "accuracy",
-        learning_rate: float = 2e-4,
-        weight_decay: float = 0.01,
-        warmup: float = 0.1,
+        metric: Metric = "accuracy",
+        learning_rate: Positive = 2e-4,
+        weight_decay: NotNegative = 0.01,
+        warmup: ProperShare = 0.1,
         frozen: tuple[str, ...] = (),
-        lora_rank: int = 0,
-        seed: int = 0,
+        lora_rank: Whole = 0,
+        seed: Seed = 0,
     ) -> None:
+        check_arguments(FinetuneModule.__init__, locals())
         super().__init__()
-        if heads not in ("trained", "fixed"):
-            raise ValueError(f"heads '{heads}' is unknown; choose trained or fixed.")
         self.save_hyperparameters(ignore=[] if isinstance(model, str) else ["model"])
         if isinstance(model, str):
             model = _from_folder(model)
@@ -137,9 +138,14 @@ class FinetuneModule(lightning.LightningModule):
             if twin is None:
                 raise ValueError(f"parts are {', '.join(parts)}, but the model is no twin; use frozen for others.")
             twin.train_only(*parts)
-        for name, parameter in model.named_parameters():
-            if any(part in name for part in frozen):
-                parameter.requires_grad_(False)
+        held = [parameter for name, parameter in model.named_parameters() if any(part in name for part in frozen)]
+        if frozen and not held:
+            raise ValueError(
+                f"frozen is {', '.join(frozen)}, which is in no parameter's name of {type(model).__name__}; its first is "
+                f"'{next((name for name, _ in model.named_parameters()), 'none')}'."
+            )
+        for parameter in held:
+            parameter.requires_grad_(False)
         if lora_rank:
             from peft import LoraConfig, get_peft_model
 
@@ -147,6 +153,11 @@ class FinetuneModule(lightning.LightningModule):
             model = get_peft_model(cast("PreTrainedModel", model), config)
         self.model = model.train()
         self.head: Head | None = None
+        if labels and not question and not hasattr(getattr(model, "config", None), "hidden_size"):
+            raise ValueError(
+                f"labels is {labels}, but a {type(model).__name__} has no config.hidden_size to make a head for; give a "
+                "model of transformers, or 0 where the model has a loss of its own."
+            )
         if labels and not question:
             width = cast("PreTrainedModel", model).config.hidden_size
             if heads == "fixed":
