@@ -141,8 +141,8 @@ class FinetuneModule(lightning.LightningModule):
         held = [parameter for name, parameter in model.named_parameters() if any(part in name for part in frozen)]
         if frozen and not held:
             raise ValueError(
-                f"frozen is {', '.join(frozen)}, which is in no parameter's name of {type(model).__name__}; its first is "
-                f"'{next((name for name, _ in model.named_parameters()), 'none')}'."
+                f"frozen is {', '.join(frozen)}, which is in no parameter's name of {type(model).__name__}; name parts of "
+                "what named_parameters() gives."
             )
         for parameter in held:
             parameter.requires_grad_(False)
@@ -155,8 +155,8 @@ class FinetuneModule(lightning.LightningModule):
         self.head: Head | None = None
         if labels and not question and not hasattr(getattr(model, "config", None), "hidden_size"):
             raise ValueError(
-                f"labels is {labels}, but a {type(model).__name__} has no config.hidden_size to make a head for; give a "
-                "model of transformers, or 0 where the model has a loss of its own."
+                f"labels is {labels}, but a {type(model).__name__} has no config.hidden_size to make a head for; give "
+                "a model of transformers, or 0 where the model has a loss of its own."
             )
         if labels and not question:
             width = cast("PreTrainedModel", model).config.hidden_size

@@ -143,8 +143,8 @@ def check_features(features: Tensor, task: Tensor, name: str, tasks: int | None 
     """
     if features.dim() != 2 or task.shape != features.shape[:1] or not len(task):
         raise ValueError(
-            f"{name} has features {tuple(features.shape)} and task ids {tuple(task.shape)}; give features (items, width) "
-            "and one task id an item, at least one."
+            f"{name} has features {tuple(features.shape)} and task ids {tuple(task.shape)}; give features (items, "
+            "width) and one task id an item, at least one."
         )
     if not features.is_floating_point() or not bool(features.isfinite().all()):
         raise ValueError(f"{name} has features of {features.dtype} that are not all finite numbers; mend them.")

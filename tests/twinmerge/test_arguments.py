@@ -131,11 +131,9 @@ def test_the_training_of_an_expert_refuses_it(name: str, value: object) -> None:
 
 
 def test_an_expert_needs_a_body_and_frozen_parameters_that_exist() -> None:
-    with pytest.raises(ValueError, match="a Linear has no config.hidden_size to make a head for"):
+    with pytest.raises(ValueError, match=r"a Linear has no config\.hidden_size to make a head for"):
         FinetuneModule(nn.Linear(2, 2), labels=2)
-    with pytest.raises(
-        ValueError, match=r"frozen is zzz, which is in no parameter's name of BertModel; its first is '"
-    ):
+    with pytest.raises(ValueError, match=r"frozen is zzz, which is in no parameter's name of BertModel; name parts"):
         FinetuneModule(tiny.bert(), labels=2, frozen=("zzz",))
     held = FinetuneModule(tiny.bert(), labels=2, frozen=("embeddings.", "zzz")).model.embeddings
     assert not any(parameter.requires_grad for parameter in held.parameters())
