@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from distill.errors import DistillError
 from gapbridge.arguments import ArgumentError, check_arguments
 
 
-def check_given(function: Callable[..., Any], values: Mapping[str, Any], who: str = "") -> None:
+def check_given(function: Callable[..., object], values: Mapping[str, object], who: str = "") -> None:
     """Refuse what the annotations of a function do not accept.
 
     Args:

@@ -21,7 +21,7 @@ from distill.errors import DistillError
 from distill.gathering import gather
 from distill.hard import HardLoss
 from distill.terms import Function, LogitTerm, Outputs, Term, check_call, check_values, features_of
-from gapbridge.arguments import ArgumentError, NotNegative, Positive, Share, accepts, check_arguments, shown
+from gapbridge.arguments import NotNegative, Positive, Share, accepts, shown
 
 Terms = Mapping[str, Any]  # options by name, or a loss of one's own, see `DistillLoss`
 ENTRY_POINTS = "gapbridge.distill_losses"
@@ -349,7 +349,7 @@ def choose(name: str, given: object) -> Choice:
         raise DistillError(f"no loss is called {name!r}; accepted are hard, {', '.join(terms_by_name())}")
     if not callable(loss):
         raise DistillError(f"the loss of {name} is {shown(loss)}, but it must be a class, an object or a function")
-    if not isinstance(loss, HardLoss) and loss is not HardLoss:
+    if HardLoss not in (loss, type(loss)):
         check_call(name, loss)
     return Choice(loss, options, float(weight), float(ramp))
 
@@ -372,10 +372,7 @@ def check_terms(terms: Terms) -> None:
             known = ", ".join(("weight", "ramp", *sorted(accepted - set(SIZES))))
             raise DistillError(f"{name} has no option {unknown[0]!r}; accepted are {known}")
         if named:
-            try:
-                check_arguments(inspect.unwrap(made.loss.__init__), made.options)  # type: ignore[misc]
-            except ArgumentError as error:
-                raise DistillError(f"{name}: {error}") from error
+            check_given(inspect.unwrap(made.loss.__init__), made.options, name)  # type: ignore[misc]
     if not any(made.weight for made in chosen.values()):
         raise DistillError(f"every weight of {', '.join(terms)} is 0, so there is nothing to learn; raise one")
 

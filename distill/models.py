@@ -11,6 +11,7 @@ from distill.arguments import check_names
 from distill.batches import Task
 from distill.errors import DistillError
 from distill.language import LanguageNetwork
+from distill.losses import Terms
 from distill.networks import ImageNetwork, TextNetwork, image_model, statistics, with_lora
 from gapbridge.arguments import shown
 
@@ -77,11 +78,11 @@ def build(
 
 def terms_of(
     models: Mapping[str, object],
-    terms: Mapping[str, Any] | None,
-    published: Mapping[str, Any] | None,
+    terms: Terms | None,
+    published: Terms | None,
     student: object,
     method: str,
-) -> dict[str, Any]:
+) -> dict[str, Terms]:
     """The terms of every student.
 
     Args:
@@ -98,7 +99,7 @@ def terms_of(
         raise DistillError("no student is given; give a model, the name of one, or several by name")
     check_names(models, "student")
     if terms is None:
-        return dict.fromkeys(models, published)
+        return dict.fromkeys(models, published or {})
     if method != "kd":
         raise DistillError(f"the method {method!r} is given beside terms, which hold instead; give one of the two")
     if not isinstance(student, Mapping):
@@ -123,7 +124,7 @@ def check_outputs(students: nn.ModuleDict, classes: int) -> None:
         DistillError: For the first.
     """
     for name, network in students.items():
-        model = cast(Any, network).model
+        model = getattr(network, "model", None)
         config = getattr(model, "config", None)
         told = getattr(config, "num_labels", None) if config is not None else getattr(model, "num_classes", None)
         if isinstance(told, int) and told != classes:

@@ -109,17 +109,14 @@ class DistillModule(lightning.LightningModule):
         self.regime = named_regime(regime, changes)
         check_optimizer(self.regime)
         by_student = terms_of(models, terms, published(method, regime) if terms is None else None, student, method)
-        if item_labels is not None:
-            check_labels(torch.tensor(item_labels), classes)
+        check_labels(torch.tensor(item_labels or [0]), classes)
         self.task, self.classes, self.several = task, classes, len(models) > 1
         size = self.regime.image_size if task == "images" else 0
         drop = {"drop_path_rate": self.regime.drop_path, "drop_rate": self.regime.dropout}
         own = {k: v for k, v in drop.items() if v and task == "images"}
         shared = (task, classes, size, channels_last)
-        given = student_options or {}
-        self.students = nn.ModuleDict(
-            {name: build(model, *shared, lora_rank, given, own) for name, model in models.items()}
-        )
+        made = {name: build(m, *shared, lora_rank, student_options or {}, own) for name, m in models.items()}
+        self.students = nn.ModuleDict(made)
         self._teacher: Frozen | None = None
         if teacher is not None:
             network = build(teacher, *shared, 0, teacher_options or {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +125,7 @@ class Function(Term):
         return value
 
 
-def check_call(name: str, loss: Callable[..., Any]) -> None:
+def check_call(name: str, loss: Callable[..., object]) -> None:
     """Refuse a loss of one's own that cannot be called as a `Term` is; what cannot be read is tried in training.
 
     Args:

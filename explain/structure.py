@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
@@ -16,7 +16,7 @@ from explain.tables import check_roles, players_of
 class Explainer(BaseEstimator):  # type: ignore[misc]
     """Base of the explainers: an estimator whose `report_` is there after `fit`."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> NoReturn:
         """What is not there.
 
         Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -114,7 +113,7 @@ def read_weights(frames: Frames, name: Hashable) -> list[Floats]:
 def resolve_groups(
     columns: Sequence[Hashable],
     baseline: Sequence[Hashable],
-    groups: Mapping[Hashable, Any] | None,
+    groups: Mapping[Hashable, object] | None,
     taken: set[Hashable],
 ) -> dict[str, list[Hashable]]:
     """Players by name: as given, or every column that is neither baseline nor taken, on its own.
@@ -133,7 +132,7 @@ def resolve_groups(
     return players
 
 
-def players_of(groups: Mapping[Hashable, Any]) -> dict[str, list[Hashable]]:
+def players_of(groups: Mapping[Hashable, object]) -> dict[str, list[Hashable]]:
     """The columns of every player by the name that is written out.
 
     Raises:
@@ -145,10 +144,10 @@ def players_of(groups: Mapping[Hashable, Any]) -> dict[str, list[Hashable]]:
         if called.count(name) > 1:
             raise ExplainError(f"two groups are called '{name}' when written out: rename one")
     players: dict[str, list[Hashable]] = {}
-    for name, part in groups.items():
+    for key, part in groups.items():
         if not isinstance(part, str | int | list | tuple) or isinstance(part, bool):
-            raise ExplainError(f"group '{name}' is {part!r}, but it must be a column or a list of columns")
-        players[str(name)] = [part] if isinstance(part, str | int) else list(part)
+            raise ExplainError(f"group '{key}' is {part!r}, but it must be a column or a list of columns")
+        players[str(key)] = [part] if isinstance(part, str | int) else list(part)
     if RECALIBRATION in players:
         raise ExplainError(
             f"a group is called '{RECALIBRATION}', which names the share that needs no variable: rename the group"

@@ -120,7 +120,7 @@ def accepts(annotation: object, value: Any) -> bool:
     >>> accepts(Mapping[str, Count], {"rank": 8}), accepts(Callable[[str], int], 3), accepts(Range, Range)
     (True, False, False)
     """
-    if annotation in (Any, object):
+    if annotation in (typing.Any, object):
         return True
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in {Union, types.UnionType}:
@@ -150,7 +150,7 @@ def accepts(annotation: object, value: Any) -> bool:
     return not isinstance(annotation, type) or _is_one(annotation, value)
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: object) -> bool:
     unordered = isinstance(value, str | bytes | Mapping | set | frozenset)
     return not unordered and hasattr(value, "__iter__") and not hasattr(value, "__next__")
 
@@ -223,7 +223,7 @@ def describe(annotation: object) -> str:
         bool: "True or False",
         type(None): "None",
         Hashable: "a name",
-        Any: "any value",
+        typing.Any: "any value",
         object: "any value",
     }
     if isinstance(annotation, type) and annotation not in words:

@@ -51,7 +51,10 @@ def follow_trainer(trainer: Trainer) -> None:
             loader.follow(trainer)
 
 
-def group_of(rate: float, parameters: Iterable[nn.Parameter]) -> dict[str, Any]:
+Group = dict[str, Any]  # of parameters, as torch's optimizers take it: params, lr and what else is to be found there
+
+
+def group_of(rate: float, parameters: Iterable[nn.Parameter]) -> Group:
     """A group of parameters whose learning rate :func:`set_rates` moves.
 
     Args:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+from rl.progress import Group
+
+MakeOptimizer = Callable[[list[Group]], torch.optim.Optimizer]
 
 
 def reason_of(error: Exception) -> str:
@@ -16,7 +17,7 @@ def reason_of(error: Exception) -> str:
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
-def check_optimizer(make: MakeOptimizer | None, *sides: Sequence[Mapping[str, Any]]) -> None:
+def check_optimizer(make: MakeOptimizer | None, *sides: Sequence[Group]) -> None:
     """Make optimizers of copies of their parameters, and refuse what would not train them.
 
     Args:
@@ -32,7 +33,7 @@ def check_optimizer(make: MakeOptimizer | None, *sides: Sequence[Mapping[str, An
             _try(make, groups)
 
 
-def _try(make: MakeOptimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+def _try(make: MakeOptimizer, groups: Sequence[Group]) -> None:
     copies = [
         {**group, "params": [nn.Parameter(value.detach().clone()) for value in group["params"]]} for group in groups
     ]

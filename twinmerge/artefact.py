@@ -98,7 +98,8 @@ def save(
         The folder.
 
     Raises:
-        ValueError: for a model without routing, or the name of a task, head or text that is no plain file name.
+        ValueError: for a model without routing, the name of a task, head or text that is no plain file name, labels
+            that fit no head, or a tokenizer that is none.
         FileExistsError: when the folder exists and `overwrite` is false.
     """
     if not isinstance(twin, TwinMixin):
@@ -108,6 +109,7 @@ def save(
     if bad := [name for name in texts or () if Path(name).name != name or name in ("", MANIFEST, "twin.json")]:
         raise ValueError(f"text {bad[0]!r} is not a plain file name; give one such as recipe.yaml.")
     target, given = Path(folder), labels or {}
+    _check_labels(twin, given)
     with whole_folder(target, overwrite=overwrite) as out:
         stock = _save_shared(twin, out, max_shard_size)
         ranks = {task: write_expert(twin, i, out / "experts" / task) for i, task in enumerate(twin.tasks)}
@@ -170,6 +172,18 @@ def _save_module(module: nn.Module, file: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, file)
 
 
+def _check_labels(twin: TwinMixin, labels: Mapping[str, list[str]]) -> None:
+    """Refuse label names of no task, and another number of them than the head has outputs."""
+    for task, names in labels.items():
+        if task not in twin.tasks and task not in twin.heads:
+            raise ValueError(f"labels are given for {task!r}, which is no task; the tasks are {', '.join(twin.tasks)}.")
+        outputs = cast(Head, twin.heads[task]).out_proj.out_features if task in twin.heads else 0
+        if outputs > 1 and len(names) != outputs:
+            raise ValueError(
+                f"{len(names)} labels are given for {task!r}, whose head has {outputs} outputs; name each."
+            )
+
+
 def _save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     if isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
         for file in Path(tokenizer).glob("*"):
@@ -179,7 +193,13 @@ def _save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     if isinstance(tokenizer, str | Path):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise ValueError(f"tokenizer {str(tokenizer)!r} is no folder, and cannot be fetched ({reason}).") from error
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise ValueError(f"tokenizer is {tokenizer!r}; give a tokenizer or processor, a folder of one, or a Hub name.")
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
 

@@ -22,6 +22,7 @@ from twinmerge.mixture import Difference
 # A matrix is left to the shared expert when its squared change is below this share of the expert's and of its own.
 NEGLIGIBLE = 1e-9
 LoraTerms = Mapping[str, tuple[float, Tensor, Tensor]]
+RankPolicy = int | Mapping[str, Any]  # a rank, or the arguments of `exclusive_experts` that say it
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Exclusive:
 POLICY = ("rank", "density", "energy", "budget", "tolerance", "seed")
 
 
-def rank_policy(rank: int | Mapping[str, Any]) -> dict[str, Any]:
+def rank_policy(rank: RankPolicy) -> dict[str, Any]:
     """A rank policy by the names of `exclusive_experts`; a number alone is a fixed rank.
 
     Raises:

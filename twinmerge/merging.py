@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import UnionType
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gapbridge.arguments import Finite, check_arguments
 from twinmerge.attaching import statistics
-from twinmerge.exclusive import Exclusive, LoraTerms, exclusive_experts, exclusive_lora, rank_policy
+from twinmerge.exclusive import Exclusive, LoraTerms, RankPolicy, exclusive_experts, exclusive_lora, rank_policy
 from twinmerge.layouts import trace
 from twinmerge.methods import check_options, find
 from twinmerge.modeling_twin import attach
@@ -97,7 +97,7 @@ def merge(
     experts: Mapping[str, State],
     method: Method = "task_arithmetic",
     *,
-    rank: int | Mapping[str, Any],
+    rank: RankPolicy,
     dense: str | None = None,
     **options: object,
 ) -> tuple[TwinMixin, Exclusive]:

@@ -6,6 +6,7 @@ same module: ``Trainer.fit(FinetuneModule(twinmerge.load(folder), question="spam
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -81,6 +82,33 @@ def _from_folder(where: str) -> nn.Module:
     return cast(nn.Module, AutoModel.from_pretrained(where, dtype=torch.float32))
 
 
+def _freeze(model: nn.Module, frozen: tuple[str, ...]) -> None:
+    """Hold parameters whose name contains one of these; refuse words that are in none."""
+    held = [parameter for name, parameter in model.named_parameters() if any(part in name for part in frozen)]
+    if frozen and not held:
+        raise ValueError(
+            f"frozen is {', '.join(frozen)}, which is in no parameter's name of {type(model).__name__}; name parts of "
+            "what named_parameters() gives."
+        )
+    for parameter in held:
+        parameter.requires_grad_(False)
+
+
+def _new_head(model: nn.Module, labels: int, heads: str, pooling: str, seed: int) -> Head:
+    """A head for the hidden states of an encoder."""
+    width = getattr(getattr(model, "config", None), "hidden_size", None)
+    if width is None:
+        raise ValueError(
+            f"labels is {labels}, but a {type(model).__name__} has no config.hidden_size to make a head for; give a "
+            "model of transformers, or 0 where the model has a loss of its own."
+        )
+    if heads == "fixed":
+        return fixed_head(width, labels, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Head(width, labels, pooling)
+
+
 class FinetuneModule(lightning.LightningModule):
     """Fine-tune one model on one task, in full or by LoRA, with AdamW, linear warm-up and linear decay.
 
@@ -138,14 +166,11 @@ class FinetuneModule(lightning.LightningModule):
             if twin is None:
                 raise ValueError(f"parts are {', '.join(parts)}, but the model is no twin; use frozen for others.")
             twin.train_only(*parts)
-        held = [parameter for name, parameter in model.named_parameters() if any(part in name for part in frozen)]
-        if frozen and not held:
+        _freeze(model, frozen)
+        if not labels and twin is None and "labels" not in inspect.signature(model.forward).parameters:
             raise ValueError(
-                f"frozen is {', '.join(frozen)}, which is in no parameter's name of {type(model).__name__}; name parts of "
-                "what named_parameters() gives."
+                f"labels is 0, but a {type(model).__name__} computes no loss of its own from labels; give their number."
             )
-        for parameter in held:
-            parameter.requires_grad_(False)
         if lora_rank:
             from peft import LoraConfig, get_peft_model
 
@@ -153,19 +178,8 @@ class FinetuneModule(lightning.LightningModule):
             model = get_peft_model(cast("PreTrainedModel", model), config)
         self.model = model.train()
         self.head: Head | None = None
-        if labels and not question and not hasattr(getattr(model, "config", None), "hidden_size"):
-            raise ValueError(
-                f"labels is {labels}, but a {type(model).__name__} has no config.hidden_size to make a head for; give "
-                "a model of transformers, or 0 where the model has a loss of its own."
-            )
         if labels and not question:
-            width = cast("PreTrainedModel", model).config.hidden_size
-            if heads == "fixed":
-                self.head = fixed_head(width, labels, seed)
-            else:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
-                    self.head = Head(width, labels, pooling)
+            self.head = _new_head(model, labels, heads, pooling, seed)
         outputs = labels or int(getattr(cast("PreTrainedModel", model).config, "num_labels", 2))
         if twin is not None and question:
             outputs = cast(Head, twin.heads[question]).out_proj.out_features

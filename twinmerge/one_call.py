@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gapbridge.arguments import Seed, check_arguments
 from twinmerge.checkpoints import Checkpoint, inspect_checkpoint
 from twinmerge.errors import CheckpointError
-from twinmerge.exclusive import Exclusive, rank_policy
+from twinmerge.exclusive import Exclusive, RankPolicy, rank_policy
 from twinmerge.folders import Expert, read_folder
 from twinmerge.merging import Method, merge, merge_lora
 from twinmerge.methods import check_options, find, options_of
@@ -31,7 +31,7 @@ def merge_folders(
     folders: Mapping[str, str | Path],
     *,
     method: Method = "task_arithmetic",
-    rank: int | Mapping[str, Any] | None = None,
+    rank: RankPolicy | None = None,
     router: str | Router | None = None,
     texts: Mapping[str, Sequence[str]] | None = None,
     vocabulary: str = "strict",
@@ -169,11 +169,11 @@ def combine(
     model: PreTrainedModel,
     experts: Mapping[str, Expert],
     method: Method,
-    rank: int | Mapping[str, Any],
+    rank: RankPolicy,
     *,
     dense: str | None = None,
     seed: int = 0,
-    **options: Any,
+    **options: object,
 ) -> TwinMixin:
     """The twin of experts that were read, with their heads and without a router, see `merge_experts`."""
     twin, _ = merge_experts(model, experts, method, rank, dense=dense, seed=seed, **options)
@@ -187,11 +187,11 @@ def merge_experts(
     model: PreTrainedModel,
     experts: Mapping[str, Expert],
     method: Method,
-    rank: int | Mapping[str, Any],
+    rank: RankPolicy,
     *,
     dense: str | None = None,
     seed: int = 0,
-    **options: Any,
+    **options: object,
 ) -> tuple[TwinMixin, Exclusive]:
     """The twin of experts that were read, without heads and router; adapters as exact products where that is possible.
 
@@ -213,7 +213,7 @@ def merge_experts(
     terms = {task: expert.terms for task, expert in experts.items()}
     if all(terms.values()) and method in ("average", "task_arithmetic") and policy.keys() - {"seed"} == {"rank"}:
         scale = 1 / len(terms) if method == "average" else options.get("scale", known["scale"].default)
-        return merge_lora(model, terms, scale, policy["rank"], dense=dense)
+        return merge_lora(model, terms, cast(float, scale), policy["rank"], dense=dense)
     if "seed" in known:
         options = {"seed": seed, **options}
     states = {task: expert.state for task, expert in experts.items()}

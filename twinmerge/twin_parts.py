@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 
-def check_number(name: str, value: Any, low: float, *, whole: bool = True, above: bool = False) -> None:
+def check_number(name: str, value: object, low: float, *, whole: bool = True, above: bool = False) -> None:
     """Refuse what is no finite number from `low` on. Part of a twin's folder, which must need no other package of ours.
 
     Raises:
@@ -27,8 +27,9 @@ def check_number(name: str, value: Any, low: float, *, whole: bool = True, above
     Traceback (most recent call last):
     ValueError: tasks is 0; give a whole number of at least 1.
     """
-    fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or value < low or (above and value == low):
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    fits = math.isfinite(number) and (number > low if above else number >= low)
+    if not fits or (whole and not isinstance(value, numbers.Integral)):
         bound = f"above {low:g}" if above else f"of at least {low:g}"
         raise ValueError(f"{name} is {value!r}; give a {'whole ' if whole else ''}number {bound}.")
 

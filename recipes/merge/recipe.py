@@ -13,14 +13,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.data.models import resolve_model
 from recipes.data.sources import load_task
 from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
 from recipes.merge.alone import read_all, run_alone
-from recipes.merge.baselines import seeded
 from recipes.merge.causal.run import run_causal
 from recipes.merge.checks import cached_at, check, check_rank
 from recipes.merge.experts import stored_format_of
@@ -214,7 +213,6 @@ def _merge(recipe: Recipe, model: PreTrainedModel, experts: Mapping[str, Expert]
     """The twin without its router: LoRA experts in the product form where the shared expert allows it."""
     from twinmerge.one_call import merge_experts
 
-    shared, exclusive = recipe.shared, recipe.exclusive
-    options = seeded(shared.method, shared.options, recipe.seed)
-    more: dict[str, Any] = {"dense": exclusive.dense, "seed": recipe.seed, **options}
-    return merge_experts(model, experts, shared.method, exclusive.policy(), **more)
+    shared, exclusive, seed = recipe.shared, recipe.exclusive, recipe.seed
+    policy, dense = exclusive.policy(), exclusive.dense
+    return merge_experts(model, experts, shared.method, policy, dense=dense, seed=seed, **shared.options)

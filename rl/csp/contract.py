@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,22 +14,22 @@ from rl.trial import reason_of
 LAW = ("dimension", "log_prob", "entropy", "kl", "sample")
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_options(pool: int, constraint: str, floor: float, ceiling: float) -> None:
     """Refuse arguments of `CSPModule` that contradict each other.
 
     Args:
-        options: Arguments by name.
+        pool: Snapshots that are kept.
+        constraint: How the proxy is held to the data.
+        floor: Lowest C.
+        ceiling: Highest C.
 
     Raises:
         ValueError: For the first that cannot be used.
     """
-    pool, floor, ceiling = options["pool"], options["floor"], options["ceiling"]
-    if pool and options["constraint"] == "gate":
+    if pool and constraint == "gate":
         raise ValueError(f"pool is {pool}, but snapshots of a gate's free part are not consistent; give 0.")
     if floor > ceiling:
         raise ValueError(f"floor is {floor} and ceiling is {ceiling}, but C lies between them; raise ceiling.")
-    if options["game_args"] is not None and not isinstance(options["game"], str):
-        raise ValueError("game_args are given beside a game that is made already; give them to its class.")
 
 
 def check_policy(policy: nn.Module, another: nn.Module, game: BatchedGame, seat: str) -> None:

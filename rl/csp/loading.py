@@ -44,16 +44,35 @@ def load_pairs(path: str, game: BatchedGame) -> Pairs:
     return data.pairs()
 
 
-def pairs_for(data: Pairs | TargetData, game: BatchedGame) -> Pairs:
-    """Data in memory as training takes them, checked against their game.
+def game_of(game: str | BatchedGame, arguments: Mapping[str, object] | None = None) -> BatchedGame:
+    """A game as it is, or the one at an import path.
 
     Args:
-        data: The target's.
+        game: The game, or as of :func:`load_game`.
+        arguments: Of the constructor at that path.
+
+    Raises:
+        ValueError: As :func:`load_game`, and for arguments beside a game that is made already.
+    """
+    if isinstance(game, str):
+        return load_game(game, arguments)
+    if arguments is not None:
+        raise ValueError("game_args are given beside a game that is made already; give them to its class.")
+    return game
+
+
+def pairs_of(data: str | Pairs | TargetData, game: BatchedGame) -> Pairs:
+    """Data as training takes them, checked against their game.
+
+    Args:
+        data: The target's, or the path of a file as of :func:`load_pairs`.
         game: The game; the target is its second seat.
 
     Raises:
         ValueError: When the data are not the target's of this game, in one sentence.
     """
+    if isinstance(data, str):
+        return load_pairs(data, game)
     if isinstance(data, TargetData):
         check_dataset(data, game)
         return data.pairs()

@@ -26,7 +26,7 @@ from rl.csp.cloning import clone, likelihood
 from rl.csp.contract import check_fixed, check_options, check_policy, made_for
 from rl.csp.data import Iteration
 from rl.csp.dataset import TargetData
-from rl.csp.loading import load_game, load_pairs, pairs_for
+from rl.csp.loading import game_of, pairs_of
 from rl.csp.opponents import deal
 from rl.csp.pairs import Coverage, Pairs, PairSampler
 from rl.csp.policies import Critic, GatedPolicy, SeatPolicy
@@ -34,8 +34,8 @@ from rl.csp.rollout import join, play
 from rl.csp.update import Divergence, Law, Settings, data_term, next_coefficient, update_side
 from rl.envs.markov_game import BatchedGame
 from rl.processes import over_processes, processes
-from rl.progress import follow_trainer, group_of, set_rates, share_done
-from rl.trial import check_optimizer
+from rl.progress import Group, follow_trainer, group_of, set_rates, share_done
+from rl.trial import MakeOptimizer, check_optimizer
 
 
 class CSPModule(GuardedModule):
@@ -168,17 +168,16 @@ class CSPModule(GuardedModule):
         held_out: ProperShare = 0.2,
         seed: Seed = 0,
         policy: Callable[[str], nn.Module] | None = None,
-        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+        optimizer: MakeOptimizer | None = None,
     ) -> None:
-        check_arguments(CSPModule.__init__, given := dict(locals()))
+        check_arguments(CSPModule.__init__, locals())
         super().__init__()
         hidden = list(hidden)
         kept = [name for name, x in (("game", game), ("data", data)) if not isinstance(x, str)]
         self.save_hyperparameters(ignore=[*kept, "model", "policy", "optimizer"])
-        check_options(given)
-        self.game = load_game(game, game_args) if isinstance(game, str) else game
-        pairs = load_pairs(data, self.game) if isinstance(data, str) else pairs_for(data, self.game)
-        self.train_pairs, self.held_out_pairs = pairs.split(held_out, seed)
+        check_options(pool, constraint, floor, ceiling)
+        self.game = game_of(game, game_args)
+        self.train_pairs, self.held_out_pairs = pairs_of(data, self.game).split(held_out, seed)
         self.counts = Coverage(self.train_pairs.observations, radius)
         plain = partial(SeatPolicy.of, self.game, hidden=hidden, memory=memory, normalise=normalise, log_std=log_std)
         self._make_policy: Callable[[str], nn.Module] = plain if policy is None else partial(made_for, policy)
@@ -357,7 +356,7 @@ class CSPModule(GuardedModule):
         """Adam, or an optimizer of one's own, for the agent with its critic, and for the proxy with its own."""
         return [self._make_optimizer(groups) for groups in self._groups()]
 
-    def _groups(self) -> list[list[dict[str, Any]]]:
+    def _groups(self) -> list[list[Group]]:
         hp = self.hparams
         sides = ((hp["agent_rate"], self.agent, self.agent_critic), (hp["proxy_rate"], self.free, self.proxy_critic))
         return [[group_of(rate, [*one.parameters(), *other.parameters()])] for rate, one, other in sides]
@@ -390,13 +389,9 @@ class CSPModule(GuardedModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: Iteration) -> None:
-        others = {
-            "proxy": self.proxy,
-            "model": self.models[0],
-            **dict(zip(["pool"], self.opponents()[-1:], strict=False)),
-        }
+        others = [("proxy", self.proxy), ("model", self.models[0]), *(("pool", one) for one in self.opponents()[-1:])]
         returns = {}
-        for name, other in others.items():
+        for name, other in others:
             episodes = play(self.game, (self.agent, other), batch.episodes, batch.generator())
             returns[f"{stage}/return_{name}"] = over_processes(episodes.returns.mean())
         if self.learns_proxy:

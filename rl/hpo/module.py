@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -33,8 +33,8 @@ from rl.hpo.simulation import Simulation
 from rl.hpo.simulators import active_parts, load_simulator
 from rl.hpo.surrogate import Surrogate, entropy, mixed_surrogate, window_tails
 from rl.processes import mean_of, moments, over_processes, processes
-from rl.progress import follow_trainer, group_of, set_rates, share_done
-from rl.trial import check_optimizer
+from rl.progress import Group, follow_trainer, group_of, set_rates, share_done
+from rl.trial import MakeOptimizer, check_optimizer
 
 
 class HPOModule(Simulation):
@@ -143,7 +143,7 @@ class HPOModule(Simulation):
         compile_step: bool = False,
         seed: Seed = 0,
         networks: nn.Module | None = None,
-        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+        optimizer: MakeOptimizer | None = None,
     ) -> None:
         given = dict(locals())
         check_arguments(HPOModule.__init__, given)
@@ -300,7 +300,7 @@ class HPOModule(Simulation):
         groups = self._groups()
         return torch.optim.Adam(groups, eps=1e-5) if self._make_optimizer is None else self._make_optimizer(groups)
 
-    def _groups(self) -> list[dict[str, Any]]:
+    def _groups(self) -> list[Group]:
         hp, policy = self.hparams, self.policy
         return [
             group_of(hp["learning_rate"], [*policy.continuous.parameters(), policy.log_std]),

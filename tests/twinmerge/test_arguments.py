@@ -1,6 +1,7 @@
 """What the parts of merging refuse when they are made, each in one sentence."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,18 @@ import torch
 from torch import nn
 
 from tests.twinmerge import tiny
-from twinmerge import FeatureDataModule, FinetuneModule, Head, Router, RouterModule, check_routing, densify, knn_router
+from twinmerge import (
+    FeatureDataModule,
+    FinetuneModule,
+    Head,
+    Router,
+    RouterModule,
+    check_routing,
+    densify,
+    knn_router,
+    merge,
+    save,
+)
 
 X = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
 
@@ -137,6 +149,25 @@ def test_an_expert_needs_a_body_and_frozen_parameters_that_exist() -> None:
         FinetuneModule(tiny.bert(), labels=2, frozen=("zzz",))
     held = FinetuneModule(tiny.bert(), labels=2, frozen=("embeddings.", "zzz")).model.embeddings
     assert not any(parameter.requires_grad for parameter in held.parameters())
+
+
+def test_a_body_alone_needs_the_number_of_labels() -> None:
+    with pytest.raises(ValueError, match="labels is 0, but a BertModel computes no loss of its own from labels"):
+        FinetuneModule(tiny.bert())
+
+
+def test_labels_and_tokenizers_that_fit_no_twin_are_refused(tmp_path: Path) -> None:
+    names = {name: value.detach() + 0.01 for name, value in tiny.bert().named_parameters()}
+    twin, _ = merge(tiny.bert(), {"a": names, "b": names}, rank=2)
+    twin.heads["a"] = Head(32, 3)
+    for given, message in (
+        ({"labels": {"zz": ["x"]}}, "labels are given for 'zz', which is no task; the tasks are a, b"),
+        ({"labels": {"a": ["x"]}}, "1 labels are given for 'a', whose head has 3 outputs; name each"),
+        ({"tokenizer": 5}, "tokenizer is 5; give a tokenizer or processor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save(twin, tmp_path / "twin", **given)
+        assert not (tmp_path / "twin").exists()
 
 
 def test_a_mixture_of_no_numbers_and_no_batch_are_refused() -> None:
