@@ -107,9 +107,13 @@ def _fault(name: str, module: ModuleType) -> str:
         kinds = get_type_hints(module.Recipe)
     except Exception as error:  # an annotation is code of the package
         return f"has a Recipe whose annotations cannot be read ({type(error).__name__}: {error}); import what they name"
-    for key, kind in (("recipe", Literal[name]), ("name", str), ("seed", int)):  # type: ignore[valid-type]
+    wanted: list[tuple[str, object, str]] = [
+        ("recipe", Literal[name], f"Literal[{name!r}] = {name!r}"),
+        ("name", str, "str with a default"),
+        ("seed", int, "int with a default"),
+    ]
+    for key, kind, said in wanted:
         if kinds.get(key) != kind:
-            said = f"Literal[{name!r}] = {name!r}" if key == "recipe" else f"{kind.__name__} with a default"
             return f"has a Recipe without the field {key}: {said}; add it"
     for word, signature, count in (("check", "check(recipe)", 1), ("run", "run(recipe, folder)", 2)):
         try:
