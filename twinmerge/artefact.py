@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
@@ -104,8 +104,7 @@ def save(
     """
     if not isinstance(twin, TwinMixin):
         raise ValueError(f"a {type(twin).__name__} has no routing; make a twin with attach or load before saving.")
-    if bad := [name for name in (*twin.tasks, *twin.heads) if not _NAME.fullmatch(name)]:
-        raise ValueError(f"task name {bad[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
+    check_task_names([*twin.tasks, *twin.heads])
     if bad := [name for name in texts or () if Path(name).name != name or name in ("", MANIFEST, "twin.json")]:
         raise ValueError(f"text {bad[0]!r} is not a plain file name; give one such as recipe.yaml.")
     target, given = Path(folder), labels or {}
@@ -170,6 +169,16 @@ def _classes(auto: type[_BaseAutoModelClass], config: object) -> tuple[type, ...
 
 def _save_module(module: nn.Module, file: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, file)
+
+
+def check_task_names(names: Sequence[str]) -> None:
+    """Refuse names of tasks that no folder of an expert can have.
+
+    Raises:
+        ValueError: for the first.
+    """
+    if bad := [name for name in names if not _NAME.fullmatch(name)]:
+        raise ValueError(f"task name {bad[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
 
 
 def _check_labels(twin: TwinMixin, labels: Mapping[str, list[str]]) -> None:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from gapbridge.arguments import NotNegative, Positive, ProperShare, Seed, Whole, check_arguments
 from twinmerge.artefact import load
+from twinmerge.errors import CheckpointError
 from twinmerge.modeling_twin import Head, TwinMixin
 from twinmerge.routed_layers import ADDED
 from twinmerge.twin_parts import head_loss
@@ -79,7 +80,11 @@ def _from_folder(where: str) -> nn.Module:
         return cast(nn.Module, load(where, dtype=torch.float32))
     from transformers import AutoModel
 
-    return cast(nn.Module, AutoModel.from_pretrained(where, dtype=torch.float32))
+    try:
+        return cast(nn.Module, AutoModel.from_pretrained(where, dtype=torch.float32))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise CheckpointError(f"model {where!r} is no folder of a model, and cannot be fetched ({reason}).") from error
 
 
 def _freeze(model: nn.Module, frozen: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gapbridge.arguments import Seed, check_arguments
+from twinmerge.artefact import check_task_names
 from twinmerge.checkpoints import Checkpoint, inspect_checkpoint
 from twinmerge.errors import CheckpointError
 from twinmerge.exclusive import Exclusive, RankPolicy, rank_policy
@@ -70,6 +71,7 @@ def merge_folders(
     from transformers import AutoModel
 
     check_arguments(merge_folders, locals())
+    check_task_names(list(folders))
     check_options(find(method), options)
     rank = rank_policy({"density": 0.1} if rank is None else rank)
     _check_router(router, texts, folders)

@@ -45,6 +45,10 @@ def last(pretrained: dict[str, Tensor], experts: list[dict[str, Tensor]], *, sha
         ({"labels": {"a": "xy"}}, "labels: expected a mapping from text to a list"),
         ({"texts": TEXTS}, "texts are what a router is made from, and router is None; choose mlp, linear, knn"),
         ({"texts": TEXTS, "router": Router(4, 2)}, "router is made already"),
+        ({"folders": {"a/b": "one", "c": "two"}}, "task name 'a/b' is not a folder name"),
+        ({"folders": {"": "one", "c": "two"}}, "task name '' is not a folder name"),
+        ({"folders": ["one", "two"]}, "folders: expected a mapping from text to text or a Path"),
+        ({"folders": {1: "one", 2: "two"}}, "folders: expected a mapping from text to text or a Path"),
         ({"router": True}, "router: expected text or a Router or None, got True"),
         ({"router": "knn", "texts": {"a": "words", "b": "words"}}, "texts: expected a mapping from text to a list"),
         ({"router": "knn", "texts": TEXTS | {"c": ["x", "y"]}}, "texts are given for 'c', which is no task"),
@@ -53,7 +57,7 @@ def last(pretrained: dict[str, Tensor], experts: list[dict[str, Tensor]], *, sha
 )
 def test_a_wrong_argument_is_one_sentence_before_anything_is_read(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the sentence is compared whole
-        merge_folders("base", TWO, **given)
+        merge_folders(**({"base": "base", "folders": TWO} | given))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
