@@ -44,8 +44,8 @@ def shared_expert(
         ValueError: for an unknown method or option, mismatched experts, NaN weights, missing statistics, or fewer than
             two experts.
     """
-    if len(experts) < 2:
-        raise ValueError(f"merging needs at least two experts and got {len(experts)}; add a task.")
+    check_arguments(shared_expert, {"model": model, "experts": experts, "method": method})
+    _check_base(model, len(experts))
     combine = find(method)
     check_options(combine, options)
     pretrained = {name: value.detach() for name, value in model.named_parameters()}
@@ -55,7 +55,42 @@ def shared_expert(
     means = {
         name: torch.stack([s[name].to(value) for s in states]).mean(0) for name, value in running.items() if states
     }
-    return {**combine(pretrained, parameters, **options), **means}
+    merged = combine(pretrained, parameters, **options)
+    _check_merged(combine, merged, pretrained)
+    return {**merged, **means}
+
+
+def _check_base(model: nn.Module, count: int) -> None:
+    """Refuse fewer than two experts, and what has experts already."""
+    if count < 2:
+        raise ValueError(f"merging needs at least two experts and got {count}; add a task.")
+    if isinstance(model, TwinMixin):
+        raise ValueError(
+            f"the base is a {type(model).__name__}, which has experts already, as merging makes a twin of it in place; "
+            "load the base anew."
+        )
+
+
+def _check_merged(method: Callable[..., object], merged: object, pretrained: State) -> None:
+    """Refuse what a method returns and a model cannot have."""
+    name = getattr(method, "__name__", type(method).__name__)
+    if not isinstance(merged, Mapping) or not all(isinstance(value, Tensor) for value in merged.values()):
+        raise ValueError(
+            f"the merge method {name} gives a {type(merged).__name__}; it must give tensors by the base's names."
+        )
+    for key, base in pretrained.items():
+        if key not in merged:
+            raise ValueError(f"the merge method {name} gives no '{key}'; it must give every parameter of the base.")
+        if merged[key].shape != base.shape:
+            raise ValueError(
+                f"the merge method {name} gives '{key}' in shape {tuple(merged[key].shape)}; it must be "
+                f"{tuple(base.shape)}, as in the base."
+            )
+        if not bool(merged[key].isfinite().all()):
+            raise ValueError(
+                f"the merge method {name} gives NaN or infinite values for '{key}'; give smaller options, or a wider "
+                "number format."
+            )
 
 
 def _mergeable(model: nn.Module, task: str, state: State) -> dict[str, Tensor]:
@@ -184,8 +219,7 @@ def merge_lora(
             that the model does not have, or of only one use of a tied one.
     """
     check_arguments(merge_lora, {"scale": scale, "rank": rank})
-    if len(experts) < 2:
-        raise ValueError(f"merging needs at least two experts and got {len(experts)}; add a task.")
+    _check_base(model, len(experts))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in {name for terms in experts.values() for name in terms}:
         if name not in parameters:

@@ -82,6 +82,13 @@ def check_options(method: Callable[..., dict[str, Tensor]], options: Mapping[str
             hint = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(known) or 'none'}."
             raise ValueError(f"the merge method {name} has no option {key!r}; {hint}")
     try:
+        inspect.signature(method).bind({}, [], **options)
+    except TypeError as error:
+        raise ValueError(
+            f"the merge method {name} cannot be called with the base's parameters and the experts' ({error}); define it "
+            "as method(pretrained, experts, *, option=...)."
+        ) from error
+    try:
         check_arguments(method, options)
     except (NameError, TypeError, AttributeError):  # a function of one's own whose annotations cannot be read
         return

@@ -118,6 +118,43 @@ def test_a_method_of_ones_own_and_a_plain_rank_are_taken() -> None:
     assert isinstance(combine(tiny.bert(), experts, last, 3, share=0.5), torch.nn.Module)
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (lambda base, experts: None, "gives a NoneType; it must give tensors by the base's names"),
+        (lambda base, experts: {}, "gives no 'embeddings.word_embeddings.weight'; it must give every parameter"),
+        (lambda base, experts: {k: v * float("nan") for k, v in base.items()}, "gives NaN or infinite values for"),
+        (
+            lambda base, experts: {k: v[:1] for k, v in base.items()},
+            "gives 'embeddings.word_embeddings.weight' in shape",
+        ),
+        (lambda base: base, "cannot be called with the base's parameters and the experts'"),
+    ],
+)
+def test_what_a_method_of_ones_own_gives_is_looked_at(method: Any, message: str) -> None:
+    states = {task: expert.state for task, expert in adapters(MATRIX).items()}
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the sentence is compared whole
+        merge(tiny.bert(), states, method, rank=3)
+    assert message in str(caught.value)
+
+
+def test_a_base_that_is_a_twin_already_is_refused() -> None:
+    experts = adapters(MATRIX)
+    states = {task: expert.state for task, expert in experts.items()}
+    twin, _ = merge(tiny.bert(), states, rank=3)
+    with pytest.raises(ValueError, match="which has experts already, as merging makes a twin of it in place"):
+        merge(twin, states, rank=3)
+    with pytest.raises(ValueError, match="which has experts already"):
+        merge_lora(twin, {task: expert.terms for task, expert in experts.items()}, 0.3, 3)
+    for given, message in (
+        ({"experts": list(states.values())}, "experts: expected a mapping from text to a mapping"),
+        ({"experts": TWO}, "experts: expected a mapping from text to a mapping"),
+        ({"model": "base"}, "model: expected a Module, got 'base'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge(**({"model": tiny.bert(), "experts": states, "rank": 3} | given))
+
+
 def test_the_seed_reaches_a_method_that_draws() -> None:
     seen = []
 
