@@ -85,8 +85,8 @@ def check_options(method: Callable[..., dict[str, Tensor]], options: Mapping[str
         inspect.signature(method).bind({}, [], **options)
     except TypeError as error:
         raise ValueError(
-            f"the merge method {name} cannot be called with the base's parameters and the experts' ({error}); define it "
-            "as method(pretrained, experts, *, option=...)."
+            f"the merge method {name} cannot be called with the base's parameters and the experts' ({error}); define "
+            "it as method(pretrained, experts, *, option=...)."
         ) from error
     try:
         check_arguments(method, options)
