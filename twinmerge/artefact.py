@@ -203,7 +203,7 @@ def _save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:100]
             raise ValueError(f"tokenizer {str(tokenizer)!r} is no folder, and cannot be fetched ({reason}).") from error
@@ -367,7 +367,7 @@ def _stock_model(root: Path, options: Mapping[str, object]) -> PreTrainedModel:
     auto = next((c.auto for c in LOADERS if c.__name__ in named), None)
     if auto is None:
         raise CheckpointError(f"{root / 'config.json'} does not name a twin class; copy the twin folder again.")
-    model, report = with_report(auto, root, trust_remote_code=False, **options)
+    model, report = with_report(auto, root, **options)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             raise CheckpointError(

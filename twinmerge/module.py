@@ -81,7 +81,7 @@ def _from_folder(where: str) -> nn.Module:
     from transformers import AutoModel
 
     try:
-        return cast(nn.Module, AutoModel.from_pretrained(where, dtype=torch.float32))
+        return cast(nn.Module, AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
         raise CheckpointError(f"model {where!r} is no folder of a model, and cannot be fetched ({reason}).") from error
