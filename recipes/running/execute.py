@@ -179,7 +179,7 @@ def _guarded(parsed: Parsed, folder: RunFolder, again: str, *, debug: bool) -> i
             del os.environ[runfolder.FOLDER_KEY]
         else:
             os.environ[runfolder.FOLDER_KEY] = before
-    if not folder.finished:
+    if process_rank() == 0 and not folder.finished:
         raise RunError(
             f"recipe {parsed.name}: its run ended without folder.finish(result), so {folder.path} has no result and no "
             f"report; call folder.finish at the end of run in {table.entries()[parsed.name].module}"

@@ -121,9 +121,9 @@ class RunFolder:
             figures: Names of the figures to show; all of the folder, oldest first, when None.
             summary: What was found, in a paragraph of plain text.
         """
-        self.finished = True
         if process_rank() != 0:
             return
+        self.finished = True
         if fault := changed(self.inputs) or added(self.inputs, self.reads()):
             raise RunError(f"{fault} while the run read it, so that nothing is reported; start a new run")
         details = {
