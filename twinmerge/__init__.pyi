@@ -2,6 +2,7 @@ from .artefact import load as load, save as save, verify as verify
 from .classifiers import stock_classifier as stock_classifier
 from .dense import check_routing as check_routing, densify as densify
 from .errors import CheckpointError as CheckpointError
+from .exclusive import Exclusive as Exclusive
 from .language_module import LanguageModule as LanguageModule
 from .merging import merge as merge, merge_lora as merge_lora, shared_expert as shared_expert
 from .modeling_twin import Head as Head, Router as Router, as_classifier as as_classifier, attach as attach

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
@@ -98,16 +98,17 @@ def save(
         The folder.
 
     Raises:
-        ValueError: for a model without routing, or the name of a task, head or text that is no plain file name.
+        ValueError: for a model without routing, the name of a task, head or text that is no plain file name, labels
+            that fit no head, or a tokenizer that is none.
         FileExistsError: when the folder exists and `overwrite` is false.
     """
     if not isinstance(twin, TwinMixin):
         raise ValueError(f"a {type(twin).__name__} has no routing; make a twin with attach or load before saving.")
-    if bad := [name for name in (*twin.tasks, *twin.heads) if not _NAME.fullmatch(name)]:
-        raise ValueError(f"task name {bad[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
+    check_task_names([*twin.tasks, *twin.heads])
     if bad := [name for name in texts or () if Path(name).name != name or name in ("", MANIFEST, "twin.json")]:
         raise ValueError(f"text {bad[0]!r} is not a plain file name; give one such as recipe.yaml.")
     target, given = Path(folder), labels or {}
+    _check_labels(twin, given)
     with whole_folder(target, overwrite=overwrite) as out:
         stock = _save_shared(twin, out, max_shard_size)
         ranks = {task: write_expert(twin, i, out / "experts" / task) for i, task in enumerate(twin.tasks)}
@@ -170,6 +171,28 @@ def _save_module(module: nn.Module, file: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, file)
 
 
+def check_task_names(names: Sequence[str]) -> None:
+    """Refuse names of tasks that no folder of an expert can have.
+
+    Raises:
+        ValueError: for the first.
+    """
+    if bad := [name for name in names if not _NAME.fullmatch(name)]:
+        raise ValueError(f"task name {bad[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
+
+
+def _check_labels(twin: TwinMixin, labels: Mapping[str, list[str]]) -> None:
+    """Refuse label names of no task, and another number of them than the head has outputs."""
+    for task, names in labels.items():
+        if task not in twin.tasks and task not in twin.heads:
+            raise ValueError(f"labels are given for {task!r}, which is no task; the tasks are {', '.join(twin.tasks)}.")
+        outputs = cast(Head, twin.heads[task]).out_proj.out_features if task in twin.heads else 0
+        if outputs > 1 and len(names) != outputs:
+            raise ValueError(
+                f"{len(names)} labels are given for {task!r}, whose head has {outputs} outputs; name each."
+            )
+
+
 def _save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     if isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
         for file in Path(tokenizer).glob("*"):
@@ -179,7 +202,13 @@ def _save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     if isinstance(tokenizer, str | Path):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise ValueError(f"tokenizer {str(tokenizer)!r} is no folder, and cannot be fetched ({reason}).") from error
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise ValueError(f"tokenizer is {tokenizer!r}; give a tokenizer or processor, a folder of one, or a Hub name.")
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
 

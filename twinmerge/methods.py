@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
+
+from gapbridge.arguments import check_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,3 +53,42 @@ def find(method: str | Callable[..., dict[str, Tensor]]) -> Callable[..., dict[s
     module, _, name = known[method].partition(":")
     function: Callable[..., dict[str, Tensor]] = getattr(importlib.import_module(module), name)
     return function
+
+
+def options_of(method: Callable[..., dict[str, Tensor]]) -> Mapping[str, inspect.Parameter]:
+    """The options of a static merge by name: its parameters but for the base's and the experts'."""
+    return dict(list(inspect.signature(method).parameters.items())[2:])
+
+
+def check_options(method: Callable[..., dict[str, Tensor]], options: Mapping[str, object]) -> None:
+    """Refuse options that a static merge does not have or that its annotations do not accept.
+
+    Args:
+        method: The function.
+        options: By name.
+
+    Raises:
+        ValueError: For the first, in one sentence.
+
+    >>> check_options(find("ties"), {"dropp": 0.5})
+    Traceback (most recent call last):
+    ValueError: the merge method ties has no option 'dropp'; its options are scale, density.
+    """
+    name, known = getattr(method, "__name__", type(method).__name__), options_of(method)
+    open_ended = any(option.kind is option.VAR_KEYWORD for option in known.values())
+    for key in options:
+        if key not in known and not open_ended:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(known) or 'none'}."
+            raise ValueError(f"the merge method {name} has no option {key!r}; {hint}")
+    try:
+        inspect.signature(method).bind({}, [], **options)
+    except TypeError as error:
+        raise ValueError(
+            f"the merge method {name} cannot be called with the base's parameters and the experts' ({error}); define "
+            "it as method(pretrained, experts, *, option=...)."
+        ) from error
+    try:
+        check_arguments(method, options)
+    except (NameError, TypeError, AttributeError):  # a function of one's own whose annotations cannot be read
+        return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
@@ -85,9 +85,8 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
         target = folder.path / "static" / method
         set_parameters(copy.deepcopy(model), state).save_pretrained(target)
         words.save_pretrained(target)
-    options = seeded(recipe.shared.method, recipe.shared.options, recipe.seed)
-    more: dict[str, Any] = {"dense": recipe.exclusive.dense, "seed": recipe.seed, **options}
-    twin = combine(model, experts, recipe.shared.method, recipe.exclusive.policy(), **more)
+    shared, policy, dense = recipe.shared, recipe.exclusive.policy(), recipe.exclusive.dense
+    twin = combine(model, experts, shared.method, policy, dense=dense, seed=recipe.seed, **shared.options)
     twin.to(getattr(torch, stored_format_of(recipe, where)))
     twin.router_reads = recipe.router.features
     if recipe.texts:

@@ -76,9 +76,10 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in the working folder{need}"
     policy = ", ".join(f"{k} {v}" for k, v in recipe.exclusive.policy().items())
     options = "".join(f" {k} {v}" for k, v in recipe.shared.options.items())
+    tried = len(recipe.baselines.grid())
     yield (
         f"plan: shared expert by {recipe.shared.method}{options}, exclusive experts with {policy}, router "
-        f"{recipe.router.kind}, {len(recipe.baselines.grid())} static candidates tuned on validation"
+        f"{recipe.router.kind}, {tried} static candidate{'s' * (tried != 1)} tuned on validation"
     )
 
 

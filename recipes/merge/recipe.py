@@ -20,7 +20,6 @@ from recipes.data.sources import load_task
 from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
 from recipes.merge.alone import read_all, run_alone
-from recipes.merge.baselines import seeded
 from recipes.merge.causal.run import run_causal
 from recipes.merge.checks import cached_at, check, check_rank
 from recipes.merge.experts import stored_format_of
@@ -212,14 +211,8 @@ def _in_order(tasks: list[TextTask], experts: Mapping[str, Expert]) -> dict[str,
 
 def _merge(recipe: Recipe, model: PreTrainedModel, experts: Mapping[str, Expert]) -> tuple[TwinMixin, Exclusive]:
     """The twin without its router: LoRA experts in the product form where the shared expert allows it."""
-    from twinmerge.merging import merge, merge_lora
+    from twinmerge.one_call import merge_experts
 
-    shared, policy = recipe.shared, recipe.exclusive.policy()
-    terms = {task: expert.terms for task, expert in experts.items()}
-    if all(terms.values()) and shared.method in ("average", "task_arithmetic") and "rank" in policy:
-        scale = 1 / len(terms) if shared.method == "average" else shared.options.get("scale", 0.3)
-        return merge_lora(model, terms, scale, policy["rank"])
-    options = seeded(shared.method, shared.options, recipe.seed)
-    states = {task: expert.state for task, expert in experts.items()}
-    dense = recipe.exclusive.dense
-    return merge(model, states, shared.method, rank={**policy, "seed": recipe.seed}, dense=dense, **options)
+    shared, exclusive, seed = recipe.shared, recipe.exclusive, recipe.seed
+    policy, dense = exclusive.policy(), exclusive.dense
+    return merge_experts(model, experts, shared.method, policy, dense=dense, seed=seed, **shared.options)

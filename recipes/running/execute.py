@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,10 @@ LENGTHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # how
 
 def check(parsed: Parsed, *, quiet: bool = False) -> None:
     """Print the numbered pre-flight steps of a recipe; the first that fails raises and nothing is written."""
-    for number, line in enumerate(table.load(parsed.name).check(parsed.recipe), start=1):
+    steps: object = table.load(parsed.name).check(parsed.recipe)
+    if not isinstance(steps, Iterable):
+        raise RunError(f"recipe {parsed.name}: check(recipe) gives {steps!r}; yield one line of text for every step")
+    for number, line in enumerate(steps, start=1):
         if not quiet:
             print(f"{number:2}. {line}", flush=True)
 
@@ -176,6 +179,11 @@ def _guarded(parsed: Parsed, folder: RunFolder, again: str, *, debug: bool) -> i
             del os.environ[runfolder.FOLDER_KEY]
         else:
             os.environ[runfolder.FOLDER_KEY] = before
+    if process_rank() == 0 and not folder.finished:
+        raise RunError(
+            f"recipe {parsed.name}: its run ended without folder.finish(result), so {folder.path} has no result and no "
+            f"report; call folder.finish at the end of run in {table.entries()[parsed.name].module}"
+        )
     folder.say(f"done: {folder.path}")
     return 0
 

@@ -43,6 +43,7 @@ class RunFolder:
         self.resume = resume
         self.quiet = quiet
         self.inputs: Noted = {}
+        self.finished = False
         self.board: Board | None = None  # where a launcher has started this process and others
         self.reads: Callable[[], Iterable[Path]] = tuple  # the user's files and folders that the recipe names
 
@@ -122,6 +123,7 @@ class RunFolder:
         """
         if process_rank() != 0:
             return
+        self.finished = True
         if fault := changed(self.inputs) or added(self.inputs, self.reads()):
             raise RunError(f"{fault} while the run read it, so that nothing is reported; start a new run")
         details = {

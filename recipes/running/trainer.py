@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -226,7 +227,15 @@ def build_trainer(
 
 def _trainer(arguments: dict[str, Any]) -> Trainer:
     from lightning.pytorch import Trainer
+    from lightning.pytorch.strategies import StrategyRegistry
 
+    strategy, known = arguments["strategy"], ["auto", *StrategyRegistry.available_strategies()]
+    if isinstance(strategy, str) and strategy not in known:
+        near = difflib.get_close_matches(strategy, known, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise RecipeError(
+            f"trainer.strategy: expected one of {', '.join(known)}, got {strategy!r}; {guess}".rstrip("; ")
+        )
     try:
         return Trainer(**arguments)
     except Exception as error:  # Lightning and its plugins refuse values, devices and missing packages in many ways

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gapbridge.arguments import Finite, Seed
 from twinmerge.functional.state import State, check_states, merge_state
 from twinmerge.functional.task_arithmetic import task_arithmetic
 from twinmerge.functional.ties import ties
 
 
 def dare(
-    pretrained: State, experts: Sequence[State], *, drop: float = 0.9, scale: float = 0.3, seed: int = 0
+    pretrained: State, experts: Sequence[State], *, drop: float = 0.9, scale: Finite = 0.3, seed: Seed = 0
 ) -> dict[str, Tensor]:
     """Task arithmetic over task vectors that went through :func:`drop_and_rescale`.
 
@@ -46,9 +47,9 @@ def dare_ties(
     experts: Sequence[State],
     *,
     drop: float = 0.9,
-    scale: float = 1.0,
+    scale: Finite = 1.0,
     density: float = 0.2,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> dict[str, Tensor]:
     """TIES-Merging over task vectors that went through :func:`drop_and_rescale`.
 

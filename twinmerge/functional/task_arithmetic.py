@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from gapbridge.arguments import Finite
 from twinmerge.functional.state import State, merge_state
 
 
-def task_arithmetic(pretrained: State, experts: Sequence[State], *, scale: float = 0.3) -> dict[str, Tensor]:
+def task_arithmetic(pretrained: State, experts: Sequence[State], *, scale: Finite = 0.3) -> dict[str, Tensor]:
     r"""Base plus the scaled sum of task vectors, :math:`\theta = \theta_0 + \lambda \sum_t (\theta_t - \theta_0)`.
 
     Args:

@@ -5,10 +5,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from gapbridge.arguments import Finite
 from twinmerge.functional.state import State, check_states, merge_state, unchanged, working_dtype
 
 
-def ties(pretrained: State, experts: Sequence[State], *, scale: float = 1.0, density: float = 0.2) -> dict[str, Tensor]:
+def ties(
+    pretrained: State, experts: Sequence[State], *, scale: Finite = 1.0, density: float = 0.2
+) -> dict[str, Tensor]:
     r"""Base plus the scaled disjoint mean of trimmed task vectors.
 
     Trim: of every task vector, taken as a whole, the fraction ``density`` of largest magnitude stays. Elect: the sign

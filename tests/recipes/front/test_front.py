@@ -305,3 +305,16 @@ def test_a_check_that_breaks_is_a_sentence(front, monkeypatch):
         assert failed.err == "stopped: KeyError: 'inner\\nworkings' (add --debug for its traceback)\n"
         with pytest.raises(KeyError):
             front("r.yaml", *words, "--debug")
+
+
+def test_a_run_that_finishes_no_folder_is_not_done(front, monkeypatch):
+    from tests.recipes import toy
+
+    monkeypatch.setattr(toy, "run", lambda recipe, folder: None)
+    ended = front("r.yaml", r=TOY)
+    assert ended.code == 1
+    assert "done" not in ended.out
+    assert ended.err.strip() == (
+        "recipe toy: its run ended without folder.finish(result), so runs/toy-toy/1 has no result and no report; call "
+        "folder.finish at the end of run in tests.recipes.toy"
+    )
