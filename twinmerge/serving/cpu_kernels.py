@@ -1,8 +1,8 @@
 """The products of adapters on CPUs, a run of tokens at a time, in place of those of vLLM 0.32.
 
-vLLM's own copy both factors of its adapter for every token of a batch, and take a token that has no adapter (slot -1) for
-one of the adapter in the last slot: once all slots are filled, a request for the shared model is answered wrongly whenever
-a mixture is answered beside it. These leave such tokens alone, and multiply the tokens of one adapter together.
+vLLM's own copy both factors of its adapter for every token of a batch, and take a token that has no adapter (slot -1)
+for one of the adapter in the last slot: once all slots are filled, a request for the shared model is answered wrongly
+whenever a mixture is answered beside it. These leave such tokens alone, and multiply those of one adapter together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import logging
 
-import torch
 from torch import Tensor
 
 log = logging.getLogger("vllm.gapbridge")
@@ -37,7 +36,7 @@ def install(module: str = "vllm.lora.punica_wrapper.punica_cpu") -> bool:
 
 
 def shrink(x: Tensor, down: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | None, scaling: float) -> None:
-    """y = scaling x A^T, token by token with the A of its slot; tokens without an adapter are left alone.
+    """Write scaling x A^T into y, token by token with the A of its slot; tokens without an adapter are left alone.
 
     Args:
         x: shape (tokens, n).
@@ -51,7 +50,7 @@ def shrink(x: Tensor, down: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | 
 
 
 def expand(z: Tensor, up: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | None, add: bool) -> None:
-    """Y += z B^T (or =), token by token with the B of its slot; tokens without an adapter are left alone.
+    """Add z B^T to y, or write it, token by token with the B of its slot; tokens without an adapter are left alone.
 
     Args:
         z: shape (tokens, rank).

@@ -2,9 +2,9 @@
 
 Entry point of the group ``vllm.general_plugins``. A plug-in gets no arguments, so its settings come by environment:
 ``GAPBRIDGE_TWIN``, the twin folder (the plug-in does nothing without it); ``GAPBRIDGE_MIXTURES``, where adapters are
-written; ``GAPBRIDGE_MIXTURES_LIMIT``, how many at most (256). On CPUs it also puts `cpu_kernels` in the place of vLLM's own
-products, which are slow and take a request without an adapter for one of the last; ``GAPBRIDGE_CPU_KERNELS=0`` leaves
-vLLM's, for who wants to compare.
+written; ``GAPBRIDGE_MIXTURES_LIMIT``, how many at most (256). On CPUs it also puts `cpu_kernels` in the place of vLLM's
+own products, which are slow and take a request without an adapter for one of the last slot's;
+``GAPBRIDGE_CPU_KERNELS=0`` leaves vLLM's, for who wants to compare.
 """
 
 from __future__ import annotations
