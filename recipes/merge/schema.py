@@ -75,6 +75,8 @@ class Training:
         lora_targets: Names of the modules that are adapted; none at all adapts every linear layer but the output.
         packing: For causal models, put several rows into one sequence of max_length; none sees another.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
+        qlora: For adapters of causal models, hold the base in 4 bits (NF4) while they are trained; needs bitsandbytes
+            and a CUDA device.
     """
 
     model: Literal["encoder", "classifier", "causal"] = "encoder"
@@ -92,6 +94,7 @@ class Training:
     lora_targets: list[str] = field(default_factory=list)
     packing: bool = False
     gradient_checkpointing: bool = False
+    qlora: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no training could use."""
@@ -107,6 +110,8 @@ class Training:
         for key in ("lora_alpha", "lora_dropout", "lora_targets"):
             if getattr(self, key) and not self.lora_rank:
                 raise FieldError(key, f"expected none without lora_rank, got {getattr(self, key)}")
+        if self.qlora and (self.model != "causal" or not self.lora_rank):
+            raise FieldError("qlora", "expected false without model 'causal' and a lora_rank, got true")
         if self.packing and self.model != "causal":
             raise FieldError("packing", f"expected false for model {self.model!r}, got true")
         if self.heads == "fixed" and self.model != "encoder":
