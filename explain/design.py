@@ -10,7 +10,9 @@ from explain.functional.rows import Floats, quantile
 
 Mask = NDArray[np.bool_]
 _KNOTS = (0.2, 0.5, 0.8)  # quantiles of a number at which its slope may change
+_CROSSED_KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # where columns are crossed
 _ROWS_PER_TERM = 20  # of the basis, before products with columns of zeros and ones are left out
+_ROWS_PER_CROSSING = 10  # what is learnt from crossed columns is a regression, which hardly has noise
 
 
 class Plain(BaseEstimator):  # type: ignore[misc]
@@ -49,9 +51,10 @@ class Plain(BaseEstimator):  # type: ignore[misc]
 class Quadratic(BaseEstimator):  # type: ignore[misc]
     """Standardised columns, squares and bends of numbers, and products of all pairs, also with zeros and ones.
 
-    A number's slope may change at three of its quantiles, where there are 20 rows for each term. A column of zeros and
-    ones is its own square. Products that never vary (of two categories of one column) are left out. Products with zeros
-    and ones are many where categories are: there is room for one term in 20 rows, and those that vary most stay.
+    A number's slope may change at three of its quantiles, five where columns are crossed, where there are 20 rows for
+    each term. A column of zeros and ones is its own square. Products that never vary (of two categories of one
+    column) are left out. Products with zeros and ones are many where categories are: there is room for one term in 20
+    rows, and those that vary most stay.
 
     Args:
         crossed: Columns whose terms (themselves, squares and bends) are also multiplied with the whole basis of the
@@ -78,10 +81,11 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
             product = U[:, left[pair]] * U[:, right[pair]]
             varies[pair] = weight @ (product - weight @ product) ** 2
         room = len(X) // _ROWS_PER_TERM - X.shape[1] - len(self.squares_) - int((~mixed).sum())
+        knots = _CROSSED_KNOTS if self.crossed else _KNOTS
         self.knots_ = [
             (column, knot)
             for column in self.squares_
-            for knot in sorted({quantile(U[:, column], share, sample_weight) for share in _KNOTS})
+            for knot in sorted({quantile(U[:, column], share, sample_weight) for share in knots})
         ]
         if len(self.knots_) > room:  # few rows: no bends
             self.knots_ = []
@@ -93,7 +97,7 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         self.cross_: tuple[tuple[int, int], ...] = ()
         origin = self._origin(X.shape[1])
         first, others = (np.flatnonzero(origin == inside) for inside in (1, 0))
-        room = len(X) // _ROWS_PER_TERM - len(origin)
+        room = len(X) // _ROWS_PER_CROSSING - len(origin)
         for partners in (others, others[others < X.shape[1]]):
             if not self.cross_ and len(first) * len(partners) <= room:
                 self.cross_ = tuple((int(a), int(b)) for a in first for b in partners)
