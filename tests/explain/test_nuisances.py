@@ -71,8 +71,9 @@ def test_a_product_of_three_columns_that_the_basis_lacks_is_not_missed_in_a_cova
     """What two bits explain depends on w: a regression without that product found a value of 1 with every seed."""
     design = next(design for design in DESIGNS if design.name == "binary")
     rng = np.random.default_rng([9, 1])
-    tables = design.table(0, 2000, rng), design.table(1, 2000, rng)
-    report = GapExplainer(["w"], {"bits": ["z1", "z2"], "z3": "z3"}, learners="linear").fit(*tables).report_
+    tables = design.table(0, 8000, rng), design.table(1, 8000, rng)
+    groups = {"bits": ["z1", "z2"], "z3": "z3"}
+    report = GapExplainer(["w"], groups, learners="linear", folds=3).fit(*tables).report_
     value = next(value for value in report.values if (value.kind, value.subset) == ("covariate", ("bits",)))
     assert value.value < 0.97
     assert value.low <= 0.863 <= value.high
