@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from explain.data import Codes, Sample
 from explain.functional.aggregate import expectation_rows
-from explain.functional.bins import Bins, probability_bins, quantile_bins
 from explain.functional.density import density_ratio
 from explain.functional.rows import Floats, Rows
 from explain.functional.values import (
     covariate_rows,
-    loss_level_rows,
     outcome_denominator_rows,
-    outcome_rows,
-    risk_coefficient,
-    risk_rows,
 )
 from explain.nuisances import Families, Family
 
@@ -244,122 +239,6 @@ def contrasts(folds: Sequence[Fold]) -> list[Floats]:
     count = len(known)
     scale = ((count - 1) / 2) ** 0.5
     return [scale * (known[(k + 1) % count] - known[(k + 2) % count]) for k in range(count)]
-
-
-def outcome_piece(
-    sample: Sample, families: Families, fold: Fold, member: Member, contrast: Floats, n_bins: int
-) -> Piece:
-    r"""Numerator of v_Y for a subset of players.
-
-    What the subset knows, :math:`p_s = E_1[p_1(X) \mid A]` with A = (w, z_s, binned source risk), is a regression of
-    :math:`\hat p_1` and not of the labels: it hardly has noise, so that it can bend as the risk makes it bend, and the
-    part of the error of :math:`\hat p_1` that A knows is in both and cancels. The mean misses the variance of the rest,
-    :math:`E_1[(\hat e - E[\hat e \mid A])^2]` with the contrasts of :func:`contrasts` for the error :math:`\hat e`.
-    """
-    columns = sample.columns(member)
-    bins = _bins(sample, fold, n_bins)
-    width = fold.risk.target.shape[1]
-    family = families.loss if fold.p_1 is None else families.outcome
-    categorical = np.concatenate([sample.categorical[columns], np.zeros(width, dtype=bool)])
-
-    def given(domain: int, rows: Codes, shifted: int = 0, by: int = 0) -> Floats:
-        """A, with one of the risks moved by some bins."""
-        risk = fold.risk[domain][rows]
-        parts = [bins(risk[:, k], by if k == shifted else 0) for k in range(width)]
-        return np.column_stack([sample.features[domain][rows][:, columns], *parts])
-
-    seen, (test_0, test_1) = fold.train[1], fold.test
-    weight, held = sample.weights(1, seen), sample.weights(0, test_0)
-    here, there, known = given(0, test_0), given(1, test_1), given(1, seen)
-
-    def learnt(of: Family, outcomes: Floats) -> Callable[[Floats], Floats]:
-        return _several(of, known, outcomes[seen], categorical, weight, width)
-
-    ratio = fold.ratio_x[test_0]
-    if sample.table is None or sample.labels is None or fold.p_1 is None:
-        mean_s = learnt(family, fold.mu_1.target[:, None])
-        mu_s = mean_s(there)[:, 0]
-        target = loss_level_rows(sample.loss.target[test_1], fold.mu_1.target[test_1], mu_s)
-        slope = _slope(bins, fold, mean_s, given, 0)[:, 0]
-        coefficient = -2 * (fold.mu_1.source[test_0] - mean_s(here)[:, 0]) * slope
-        source = risk_rows(ratio, coefficient, (sample.loss.source - fold.mu_0.source)[test_0], held)
-        left = (contrast[test_1] - learnt(family.smooth, contrast)(there))[:, 0]
-        return Piece(Rows(source, target), (fold.mu_1.target[test_1] - mu_s) ** 2, None, left**2)
-
-    labels, table, p_1 = sample.labels, sample.table, fold.p_1
-    others = learnt(family, p_1.target[:, 1:])
-
-    def chances(A: Floats) -> Floats:
-        return _with_first(others(A))
-
-    p_s = chances(there)
-    mu_s = (table.target[test_1] * p_s).sum(1)
-    gains = None
-    if not _constant_difference(table):
-        at_seen = np.empty(sample.sizes[1])
-        at_seen[seen] = (table.target[seen] * (p_1.target[seen] - chances(known))).sum(1)
-        with_first = learnt(families.loss, at_seen[:, None] * (table.target[:, 1:] - table.target[:, :1]))
-
-        def gains(A: Floats) -> Floats:
-            found = with_first(A)
-            return np.column_stack([np.zeros(len(found)), found])
-
-    gain = None if gains is None else gains(there)
-    target = outcome_rows(table.target[test_1], labels[1][test_1], fold.mu_1.target[test_1], p_s, gain)
-
-    at_source = chances(here)
-    gain = None if gains is None else gains(here)
-    source = np.zeros(len(test_0))
-    for k in range(width):
-        coefficient = risk_coefficient(
-            table.source[test_0],
-            fold.mu_1.source[test_0],
-            p_1.source[test_0],
-            at_source,
-            _slope(bins, fold, chances, given, k),
-            gain,
-            None if gains is None else _slope(bins, fold, gains, given, k),
-        )
-        residual = (labels[0][test_0] == k + 1) - fold.risk.source[test_0, k]
-        source += risk_rows(ratio, coefficient, residual, held)
-    left = contrast[test_1, 1:] - learnt(family.smooth, contrast[:, 1:])(there)
-    missed = ((table.target[test_1, 1:] - table.target[test_1, :1]) * left).sum(1) ** 2
-    return Piece(Rows(source, target), (fold.mu_1.target[test_1] - mu_s) ** 2, None, missed)
-
-
-def _with_first(others: Floats) -> Floats:
-    """Probabilities of all labels from regressions of all but the first, shape (n, C)."""
-    found = np.clip(np.column_stack([1 - others.sum(1), others]), 0.0, 1.0)
-    return np.asarray(found / found.sum(1, keepdims=True))
-
-
-def _several(
-    family: Family, X: Floats, outcomes: Floats, categorical: Member, weight: Floats | None, risks: int
-) -> Callable[[Floats], Floats]:
-    """Regressions of several outcomes on A; the prediction has their columns."""
-    models = [family.fit_regressor(X, outcome, categorical, weight, risks) for outcome in outcomes.T]
-    return lambda rows: np.column_stack([model.predict(rows) for model in models])
-
-
-def _bins(sample: Sample, fold: Fold, n_bins: int) -> Bins:
-    if sample.table is None:
-        rows = fold.train[1]
-        return quantile_bins(fold.risk.target[rows, 0], n_bins, sample.weights(1, rows))
-    return probability_bins(n_bins)
-
-
-def _slope(bins: Bins, fold: Fold, predict: Callable[[Floats], Floats], given: Any, k: int) -> Floats:
-    """Derivative of a prediction by the k-th source risk, at the held-out source rows."""
-    rows = fold.test[0]
-    return bins.slope(fold.risk.source[rows, k], predict(given(0, rows, k, -1)), predict(given(0, rows, k, 1)))
-
-
-def _constant_difference(table: Rows) -> bool:
-    """Whether two labels differ in loss by the same amount everywhere, as for the 0-1 loss: then g is constant."""
-    if table.target.shape[1] != 2:
-        return False
-    squares = (table.target[:, 1] - table.target[:, 0]) ** 2
-    return bool(np.ptp(squares) < 1e-12)
 
 
 def _regress(

@@ -19,7 +19,6 @@ from explain.crossfit import (
     expectation_pair,
     expectation_piece,
     fit_fold,
-    outcome_piece,
     splits,
 )
 from explain.data import Codes, Sample
@@ -27,6 +26,7 @@ from explain.functional.intervals import Ratios, covariance, critical, fieller, 
 from explain.functional.rows import Floats, Rows, mean, stack
 from explain.functional.values import curvature
 from explain.nuisances import Families
+from explain.outcome_shift import outcome_piece
 
 Masks = NDArray[np.bool_]
 
