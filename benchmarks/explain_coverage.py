@@ -14,8 +14,8 @@ with its means three times as far apart), and where each domain has twelve clust
 
 Every replicate is kept under runs/explain_coverage/, so that an interrupted run goes on where it stopped; replicates go
 round the cells, so that all of them are always equally far. ``python -m benchmarks.explain_coverage 10`` does ten of
-each and prints the figures without writing results; ``10 write`` writes them too, and how many they are. ``ok_rate`` is the share of terms and shares that are ``ok`` in the cells of
-4 000 rows; of fewer, no share is.
+each and prints the figures without writing results; ``10 write`` writes them too, and how many they are. ``ok_rate`` is
+the share of terms and shares that are ``ok`` in the cells of 4 000 rows; of fewer, no share is.
 """
 
 import json
