@@ -50,7 +50,7 @@ class _Known:
 
     @property
     def risks(self) -> int:
-        return self.fold.risk.target.shape[1]
+        return int(self.fold.risk.target.shape[1])
 
     def at(self, domain: int, rows: Codes, shifted: int = 0, by: int = 0) -> Floats:
         """A at some rows, with one of the risks moved by some bins."""
