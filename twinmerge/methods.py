@@ -18,6 +18,7 @@ OURS = {
     "ties": "twinmerge.functional.ties:ties",
     "dare": "twinmerge.functional.dare:dare",
     "dare_ties": "twinmerge.functional.dare:dare_ties",
+    "tsv_m": "twinmerge.functional.tsv_m:tsv_m",
 }
 
 

@@ -22,7 +22,7 @@ from recipes.running.trainer import TrainerConfig
 from tests.recipes import tiny
 from twinmerge.functional.methods import METHODS
 
-ROWS = ["experts", "pretrained", "average", "task_arithmetic", "ties", "dare", "dare_ties"]
+ROWS = ["experts", "pretrained", "average", "task_arithmetic", "ties", "dare", "dare_ties", "tsv_m"]
 ROWS += ["routed", "routed, head routed too", "oracle", "linear probe"]
 NUMBERS = {"mean", "normalised", "gap_recovered", "gap_recovered_tasks", "ms_per_input", "bytes", "tasks"}
 
