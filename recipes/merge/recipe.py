@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 
     from recipes.data.splits import TextTask
     from recipes.data.text_module import MixedTextDataModule
+    from recipes.merge.compared import Beside
     from recipes.merge.evaluation import Scores
     from recipes.merge.routing import Routing
+    from recipes.merge.rows import Judge
     from recipes.running.folder import RunFolder
     from twinmerge.exclusive import Exclusive
     from twinmerge.folders import Expert
@@ -68,6 +70,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     from transformers import AutoModel
 
     from recipes.merge import rows as table
+    from recipes.merge.compared import compared
 
     if not recipe.tasks:
         run_alone(recipe, folder)
@@ -94,7 +97,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     judge = table.Judge.of(recipe, folder, tasks, data, experts)
     model.to(judge.device)
     states = {task: expert.state for task, expert in experts.items()}
-    held, rows = table.experts(judge, model, states)
+    whole = table.whole(judge, model, states)
+    judge = judge.settled(whole)
+    held, rows = table.experts(judge, whole)
+    own = table.base(judge, model, labelled, seen if recipe.baselines.probe else None)
+    rows["pretrained"] = own.pop("pretrained")
     static, merged = table.static(judge, model, states, held)
     rows |= merged
 
@@ -113,23 +120,23 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     routing = train_router(recipe.router, features, len(tasks), recipe.seed, folder)
     twin.router = routing.router.to(judge.device)
     rows |= table.routed(judge, twin, read["test"]) | table.oracle(judge, twin)
-    if recipe.baselines.probe:
-        rows |= table.probe(judge, model, labelled, seen)
+    beside = compared(judge, model, states, twin, features, read["test"])
+    rows |= {**beside.rows, **own}
 
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored)  # type: ignore[arg-type]
     twin.router = routing.router.cpu()
-    _write(recipe, folder, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled))
+    _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
 
 
 def _write(
-    recipe: Recipe,
-    folder: RunFolder,
+    judge: Judge,
     model: PreTrainedModel,
     tokenizer: Path | str,
     experts: Mapping[str, Expert],
     made: tuple[TwinMixin, Exclusive, Routing],
     found: tuple[dict[str, Scores], dict[str, tuple[float, dict[str, float]]], list[TextTask]],
+    beside: Beside,
 ) -> None:
     """The twin folder, and the report of the run."""
     from transformers import AutoTokenizer
@@ -137,6 +144,7 @@ def _write(
     from recipes.merge import report
     from twinmerge.artefact import model_card, save
 
+    recipe, folder = judge.recipe, judge.folder
     (twin, exclusive, routing), (rows, static, labelled) = made, found
     source = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
     about = {"tasks": list(experts), "base": recipe.base, "base_class": type(model).__name__}
@@ -156,8 +164,10 @@ def _write(
         labels={task: expert.labels or [] for task, expert in experts.items()},
         overwrite=True,
     )
-    size = report.sizes(sum(p.nbytes for p in model.parameters()), experts, target)
-    outcome = {**report.result(rows, static, routing.numbers, size, labelled), "twin_bytes": report.places(target)}
+    base, places = sum(p.nbytes for p in model.parameters()), report.places(target)
+    size = {**report.sizes(base, experts, target), **beside.sizes(base, places)}
+    outcome = report.result(rows, static, routing.numbers, size, labelled)
+    outcome |= {"twin_bytes": places, "scored_in": judge.scored_in}
     report.finish(folder, outcome, exclusive.residuals, routing.mixture)
 
 

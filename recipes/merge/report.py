@@ -25,6 +25,8 @@ EXPLAINED = {
     **dict.fromkeys(methods(), "static"),
     "routed": "head named, mixture from the input alone",
     "routed, head routed too": "nothing named; a wrong head counts as wrong",
+    "routed by knn": "head named, mixture by votes of the nearest training inputs",
+    "emr": "EMR-Merging, head named, told the router's first choice",
     "oracle": "mixture told the true task",
 }
 
@@ -150,6 +152,8 @@ def finish(
         f"({outcome['best_static']}): {outcome['best_static_normalised']:.1%}. The router names the task of "
         f"{outcome['router']['accuracy']:.1%} of the test inputs."
     )
+    if scored := outcome.get("scored_in"):
+        summary += f" Scored in {scored}."
     tuned = [{"method": m, **o} for m, o in outcome["tuned"].items()]
     tables = {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned, **(more or {})}
     if parts := outcome.get("twin_bytes"):

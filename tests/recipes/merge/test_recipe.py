@@ -200,7 +200,7 @@ def test_the_probe_learns_from_the_rows_of_the_experts_alone(world, monkeypatch)
     for task in recipe["tasks"]:
         task["max_train"] = 40
     assert world.run(recipe, "probe").code == 0
-    _, features, tasks = seen[0]
+    features, tasks = seen[0]
     for index, source in enumerate(recipe["tasks"]):
         assert tasks[index].train == load_task(TaskSource(**source), 0).train
         assert (features["train"][1] == index).sum() == 40

@@ -13,7 +13,9 @@ SHAPES = {"tall": (9, 6), "wide": (5, 12), "bias": (6,), "kernel": (3, 2, 2)}
 def states(seed, experts=3, size=0.1):
     draw = np.random.default_rng(seed)
     base = {name: draw.normal(size=shape) for name, shape in SHAPES.items()}
-    tuned = [{name: value + size * draw.normal(size=value.shape) for name, value in base.items()} for _ in range(experts)]
+    tuned = [
+        {name: value + size * draw.normal(size=value.shape) for name, value in base.items()} for _ in range(experts)
+    ]
     tensors = lambda state: {name: torch.tensor(value).float() for name, value in state.items()}  # noqa: E731
     return tensors(base), [tensors(state) for state in tuned]
 
@@ -21,8 +23,8 @@ def states(seed, experts=3, size=0.1):
 def numpy_tsv(base, experts, scale):
     """Algorithm 1 by full decompositions: the nearest orthogonal matrix of U = P D Q' is P Q'."""
     merged = {}
-    for name, origin in base.items():
-        origin = origin.double().numpy()
+    for name, value in base.items():
+        origin = value.double().numpy()
         changes = [expert[name].double().numpy() - origin for expert in experts]
         if origin.ndim != 2:
             merged[name] = origin + scale * np.mean(changes, 0)
