@@ -124,7 +124,7 @@ def _picked(
     """Every input by the model that was picked for it, and the head of the question asked."""
     chosen = next(picked)
     hidden: Tensor | None = None
-    for index in chosen.unique().tolist():
+    for index in sorted(set(chosen.tolist())):
         mine = chosen == index
         states = models[index](**{name: value[mine] for name, value in inputs.items()})[0]
         if hidden is None:

@@ -77,4 +77,5 @@ def _orthogonal(vectors: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns; columns in one direction share it."""
     squares, turned = torch.linalg.eigh(vectors.T @ vectors)
     real = squares > _DEPENDENT * squares.max() if len(squares) else squares > 0
-    return vectors @ (turned[:, real] * squares[real].rsqrt()) @ turned[:, real].T
+    root: Tensor = (turned[:, real] * squares[real].rsqrt()) @ turned[:, real].T
+    return vectors @ root

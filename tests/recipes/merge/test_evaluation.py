@@ -299,7 +299,7 @@ def test_candidates_that_differ_in_scale_share_their_direction():
             made, wanted = candidates(method, options), find(method)(base, experts, **seeded(method, options, 3))
             assert torch.equal(made["frozen"], base["frozen"])
             assert torch.allclose(made["w"], wanted["w"], atol=1e-5)
-    assert len(calls) == 4 + 2  # one direction of each method with a scale, and the average as often as it was asked
+    assert len(calls) == 5 + 2  # one direction of each method with a scale, and the average as often as it was asked
 
 
 def test_what_was_counted_before_counts(three):
