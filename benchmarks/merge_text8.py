@@ -3,8 +3,8 @@
 The experts are made by plain transformers (`benchmarks/text8_experts.py`) and merged as the folders that they are by
 ``merge_text8.yaml``, once per regime and seed, through the real command; beside the twin stand every static merge (TIES
 and TSV-Merge among them), EMR-Merging and a kNN router with the twin's own inputs, and a linear probe. Finished experts
-and cells are kept, so that an interrupted run goes on where it stopped. About two hours of one core; the regimes that
-are named as arguments are run first, and cells can be run side by side.
+and cells are kept, so that an interrupted run goes on where it stopped. Some hours of one core; a regime that is named
+as an argument is run first.
 """
 
 import json
@@ -20,7 +20,7 @@ from scipy.stats import t as student
 from benchmarks.common import Figure, write_results
 from benchmarks.text8_experts import REGIMES, SEEDS, TASKS, expert, make
 
-CELLS = Path("runs") / "merge_text8"
+CELLS = Path("runs") / "text8"
 
 
 def main() -> None:

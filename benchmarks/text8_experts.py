@@ -4,7 +4,7 @@
 any script would: cross-entropy, AdamW, a rate that rises and falls, embeddings as they are. In the regime `fixed` the
 pooler and one random orthonormal classifier are never trained either, so that all task knowledge is in the encoder; in
 `trained` both are. Folders hold what `save_pretrained` writes and nothing else; finished ones are kept, so that an
-interrupted run goes on where it stopped. About a minute of one core an expert.
+interrupted run goes on where it stopped.
 """
 
 import shutil
@@ -31,7 +31,7 @@ from recipes.data.task_source import TaskSource
 REGIMES = ("trained", "fixed")
 SEEDS = (0, 1, 2)
 TASKS = ("newsgroups", "reuters8", "election", "spam", "trec", "movie", "amazon", "nyt")
-ROOT = Path("runs") / "merge_text8" / "experts"
+ROOT = Path("runs") / "text8" / "experts"
 ROWS, EPOCHS, BATCH, LENGTH, RATE, WARMUP = 960, 3, 16, 48, 2e-4, 0.1
 
 
