@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from recipes.data.text_module import MixedTextDataModule
     from recipes.merge.compared import Beside
     from recipes.merge.evaluation import Scores
-    from recipes.merge.routing import Routing
-    from recipes.merge.rows import Judge
+    from recipes.merge.routing import Features, Routing
+    from recipes.merge.rows import Judge, Read
     from recipes.running.folder import RunFolder
     from twinmerge.exclusive import Exclusive
     from twinmerge.folders import Expert
@@ -113,20 +113,28 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.to(judge.device, stored)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
     twin.float().eval()  # what is scored has the precision of what is saved
     twin.router_reads = recipe.router.features
-    encode = judge.precise(twin.features)
-    features = {"train": task_features(encode, data, "train", folder, device=judge.device)}
-    read = {split: batch_features(encode, given, split, folder, judge.device) for split, given in judge.batches.items()}
-    features |= {split: (torch.cat(found), ids) for split, (found, ids, _) in read.items()}
+    features, read = _features(judge, twin)
     routing = train_router(recipe.router, features, len(tasks), recipe.seed, folder)
     twin.router = routing.router.to(judge.device)
-    rows |= table.routed(judge, twin, read["test"]) | table.oracle(judge, twin)
-    beside = compared(judge, model, states, twin, features, read["test"])
+    rows |= table.routed(judge, twin, read) | table.oracle(judge, twin)
+    beside = compared(judge, model, states, twin, features, read)
     rows |= {**beside.rows, **own}
 
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored)  # type: ignore[arg-type]
     twin.router = routing.router.cpu()
     _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
+
+
+def _features(judge: Judge, twin: TwinMixin) -> tuple[dict[str, Features], Read]:
+    """Router features and task ids by split, and those of the test batches one by one, which are scored with them."""
+    import torch
+
+    encode, device = judge.precise(twin.features), judge.device
+    features = {"train": task_features(encode, judge.data, "train", judge.folder, device=device)}
+    read = {split: batch_features(encode, given, split, judge.folder, device) for split, given in judge.batches.items()}
+    features |= {split: (torch.cat(found), ids) for split, (found, ids, _) in read.items()}
+    return features, read["test"]
 
 
 def _write(
