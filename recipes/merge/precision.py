@@ -18,6 +18,7 @@ NAMED: dict[Format, str] = {"32": "32 bits", "bf16": "bfloat16"}
 ROUNDS = 3  # of the whole batch in each format, one after the other
 WORTH = 0.8  # bf16 is taken when it needs at most this share of the time
 HOPELESS = 2.0  # and given up on a few rows when it needs this many times as much, as where it is emulated
+SLOW = "bf16 is not faster on this processor"
 NEAR = 0.01  # relative difference of two numbers that agree
 
 
@@ -44,14 +45,14 @@ def settled(
     timed(answer, few, "32", device)  # warm
     timed(answer, few, "bf16", device)
     if timed(answer, few, "bf16", device)[1] > HOPELESS * timed(answer, few, "32", device)[1]:
-        return "32", "bf16 is slower on this processor"
+        return "32", SLOW
     whole = {name: value.to(device) for name, value in batch.items()}
     rounds = [[timed(answer, whole, kind, device) for kind in ("32", "bf16")] for _ in range(ROUNDS)]
     if not agree(rounds[0][0][0], rounds[0][1][0]):
         return "32", "bf16 gives other answers on a trial batch"
     plain, half = (min(pair[place][1] for pair in rounds) for place in (0, 1))
     if half > WORTH * plain:
-        return "32", "bf16 is not faster on this processor"
+        return "32", SLOW
     return "bf16", "its answers on a trial batch are those of 32 bits, and it is faster on this processor"
 
 

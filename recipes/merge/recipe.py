@@ -150,6 +150,7 @@ def _write(
     from transformers import AutoTokenizer
 
     from recipes.merge import report
+    from recipes.merge.precision import NAMED
     from twinmerge.artefact import model_card, save
 
     recipe, folder = judge.recipe, judge.folder
@@ -175,8 +176,9 @@ def _write(
     base, places = sum(p.nbytes for p in model.parameters()), report.places(target)
     size = {**report.sizes(base, experts, target), **beside.sizes(base, places)}
     outcome = report.result(rows, static, routing.numbers, size, labelled)
-    outcome |= {"twin_bytes": places, "scored_in": judge.scored_in}
-    report.finish(folder, outcome, exclusive.residuals, routing.mixture)
+    outcome |= {"twin_bytes": places, "scored_in": NAMED[judge.precision]}
+    why = [{"scored in": NAMED[judge.precision], "why": judge.why}]
+    report.finish(folder, outcome, exclusive.residuals, routing.mixture, more={"Number format": why})
 
 
 def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> MixedTextDataModule:

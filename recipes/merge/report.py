@@ -152,8 +152,6 @@ def finish(
         f"({outcome['best_static']}): {outcome['best_static_normalised']:.1%}. The router names the task of "
         f"{outcome['router']['accuracy']:.1%} of the test inputs."
     )
-    if scored := outcome.get("scored_in"):
-        summary += f" Scored in {scored}."
     tuned = [{"method": m, **o} for m, o in outcome["tuned"].items()]
     tables = {"Summary": table, "Raw scores by task": raw, "Tuned on validation": tuned, **(more or {})}
     if parts := outcome.get("twin_bytes"):

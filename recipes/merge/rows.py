@@ -71,11 +71,6 @@ class Judge:
     precision: Format = "32"
     why: str = ""
 
-    @property
-    def scored_in(self) -> str:
-        """The number format and why, as a clause."""
-        return f"{NAMED[self.precision]}: {self.why}"
-
     @classmethod
     def of(
         cls,
@@ -103,9 +98,8 @@ class Judge:
             lambda batch: answer(batch, asked[: len(next(iter(batch.values())))]),
             inputs,
         )
-        judge = replace(self, precision=chosen, why=why)
-        self.folder.say(f"scored in {judge.scored_in}")
-        return judge
+        self.folder.say(f"scored in {NAMED[chosen]}: {why}")
+        return replace(self, precision=chosen, why=why)
 
     def precise(self, forward: Callable[..., Answer]) -> Callable[..., Answer]:
         """The same forward in the precision of all."""

@@ -325,6 +325,7 @@ def _finish(
 ) -> None:
     """Write the twin folder and the report."""
     from recipes.merge import report
+    from recipes.merge.precision import NAMED
     from twinmerge.artefact import model_card, save
 
     recipe, folder = bench.recipe, bench.folder
@@ -348,7 +349,7 @@ def _finish(
     )
     base = sum(f.stat().st_size for f in target.glob("model*.safetensors"))
     outcome = report.result(main, static, routing.numbers, report.sizes(base, experts, target))
-    outcome["twin_bytes"] = report.places(target)
+    outcome |= {"twin_bytes": report.places(target), "scored_in": NAMED[bench.precision]}
     outcome["metrics"] = {task.name: task.metric for task in bench.tasks}
     more = {}
     if recipe.unseen:
