@@ -181,6 +181,7 @@ class Recipe:
         check_name(self.name, "name")
         check_seed(self.seed)
         check_positive(self.eval_batch_size, "eval_batch_size")
+        self.router = self.router.settled(self.training.model == "causal")
         if self.tasks:
             check_tasks(self.tasks, self.training.model)
             if len(self.tasks) < 2:

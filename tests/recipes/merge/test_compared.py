@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel
 from recipes.merge import precision
 from recipes.merge.compared import EMR, KNN, Beside, _picked, elected
 from recipes.merge.precision import agree, settled
+from recipes.merge.routing import RouterTraining
 from tests.recipes.tiny import World
 from twinmerge.functional import emr
 from twinmerge.modeling_twin import Head
@@ -125,3 +126,21 @@ def test_a_merge_has_the_rows_that_it_is_asked_for(tmp_path):
     assert (tmp_path / "out" / "merged" / "router").is_dir()
     assert result["scored_in"] in ("32 bits", "bfloat16")
     assert "Number format" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "encoder", "causal"),
+    [
+        ({}, ("linear", "all"), ("mlp", "last")),
+        ({"kind": "mlp"}, ("mlp", "last"), ("mlp", "last")),
+        ({"kind": "knn"}, ("knn", "last"), ("knn", "last")),
+        ({"kind": "linear"}, ("linear", "all"), ("linear", "last")),
+        ({"features": "last"}, ("linear", "last"), ("mlp", "last")),
+        ({"kind": "mlp", "features": "all"}, ("mlp", "all"), ("mlp", "all")),
+    ],
+)
+def test_an_encoder_is_routed_by_a_linear_router_over_all_layers(given, encoder, causal):
+    for wanted, is_causal in ((encoder, False), (causal, True)):
+        made = RouterTraining(**given).settled(is_causal)
+        assert (made.kind, made.features) == wanted
+        assert made.settled(is_causal) == made

@@ -133,8 +133,8 @@ def test_every_shared_expert_rank_policy_and_router(world, request, shared, excl
     outcome = merge(world, out, shared=shared, exclusive=exclusive, router=router, baselines={"scales": []})
     assert set(outcome["tuned"]) == {"average"}
     twin = twinmerge.load(world.folder / out / "merged")
-    assert twin.router.kind == router.get("kind", "mlp")
-    assert twin.router_reads == router.get("features", "last")
+    assert twin.router.kind == router.get("kind", "linear")
+    assert twin.router_reads == ("last" if router.get("kind") == "knn" else "all")
     assert twin.router.top_k == router.get("top_k", 0)
     assert twin.router.temperature == router.get("temperature", twin.router.temperature)
     base = dict(AutoModel.from_pretrained(world.base).named_parameters())
