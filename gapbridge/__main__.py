@@ -16,9 +16,9 @@ def main() -> int:
         from twinmerge.serving.command import main as serve
 
         return serve(sys.argv[2:])
-    from recipes.run import main as run
+    from recipes.run import abandoned, main as run
 
-    return run()
+    return abandoned(run())
 
 
 if __name__ == "__main__":
