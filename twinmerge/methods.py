@@ -22,6 +22,7 @@ OURS = {
     "ties": "twinmerge.functional.ties:ties",
     "dare": "twinmerge.functional.dare:dare",
     "dare_ties": "twinmerge.functional.dare:dare_ties",
+    "tsv_m": "twinmerge.functional.tsv_m:tsv_m",
 }
 
 

@@ -46,7 +46,7 @@ class Shared:
     """The shared expert: an ordinary static merge.
 
     Attributes:
-        method: average, task_arithmetic, ties, dare, dare_ties, or one that an installed package registers.
+        method: average, task_arithmetic, ties, dare, dare_ties, tsv_m, or one that an installed package registers.
         options: Options of the method: scale, density, drop; those left out have the method's defaults.
     """
 
@@ -69,16 +69,20 @@ class Baselines:
     """Static merges to compare with, each tuned on validation over its grid.
 
     Attributes:
-        scales: Coefficients tried for task arithmetic, TIES and DARE.
+        scales: Coefficients tried for task arithmetic, TIES, DARE and TSV-Merge.
         densities: Densities tried for TIES.
         drops: Drop rates tried for DARE.
         probe: Also fit a linear probe on the frozen base.
+        emr: Also EMR-Merging, told the router's first choice for every input.
+        knn: Also the twin with a kNN router on the same features.
     """
 
     scales: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0])
     densities: list[float] = field(default_factory=lambda: [0.2])
     drops: list[float] = field(default_factory=lambda: [0.7])
     probe: bool = True
+    emr: bool = False
+    knn: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no method takes."""

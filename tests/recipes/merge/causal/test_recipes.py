@@ -15,7 +15,7 @@ from recipes.merge.causal.encode import Encoder
 from recipes.merge.causal.scores import Speaker, score
 from tests.recipes.merge.causal import tiny_lm
 
-ROWS = ["experts", "pretrained", "average", "task_arithmetic", "ties", "dare", "dare_ties", "routed", "oracle"]
+ROWS = ["experts", "pretrained", "average", "task_arithmetic", "ties", "dare", "dare_ties", "tsv_m", "routed", "oracle"]
 
 
 @pytest.fixture(scope="module")
