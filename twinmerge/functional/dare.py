@@ -145,8 +145,13 @@ def _sparse(tensors: Tensors, block: Block, drop: float, seed: int) -> list[Tens
 
 
 def _masked(label: str, base: Tensor, tensor: Tensor, drop: float) -> Tensor:
+    kept = uniform(label, tensor).to(base.device) >= drop
+    return (tensor - base) * kept / (1 - drop)
+
+
+def uniform(label: str, tensor: Tensor) -> Tensor:
+    """Random numbers in [0, 1) of a tensor's shape, float32, whose seed is a digest of a label and its values."""
     digest = hashlib.blake2b(label.encode(), digest_size=8)
     digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()) >> 1)
-    kept = torch.rand(tensor.shape, generator=generator).to(base.device) >= drop
-    return (tensor - base) * kept / (1 - drop)
+    return torch.rand(tensor.shape, generator=generator)
