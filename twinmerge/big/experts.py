@@ -154,12 +154,12 @@ def _tied(checkpoint: Checkpoint, places: dict[str, Place], name: str) -> Place 
 def _refuse_untied(checkpoint: Checkpoint, base: Checkpoint) -> None:
     """Refuse an output layer of its own where the base has none: the merged model would lose it."""
     own = [name for name in checkpoint.tensors if name.endswith("lm_head.weight")]
-    if own and not any(name.endswith("lm_head.weight") for name in base.tensors):
-        if not checkpoint.config.get("tie_word_embeddings", True):
-            raise CheckpointError(
-                f"{checkpoint.folder} has '{own[0]}' of its own and the base {base.folder} ties it to its embedding; "
-                "save the base with tie_word_embeddings false and an output layer."
-            )
+    lacking = not any(name.endswith("lm_head.weight") for name in base.tensors)
+    if own and lacking and not checkpoint.config.get("tie_word_embeddings", True):
+        raise CheckpointError(
+            f"{checkpoint.folder} has '{own[0]}' of its own and the base {base.folder} ties it to its embedding; "
+            "save the base with tie_word_embeddings false and an output layer."
+        )
 
 
 def floats_of(base: Checkpoint) -> list[str]:

@@ -1,4 +1,4 @@
-"""Merge checkpoints in files with any static method, tensor by tensor, in memory that the model's size does not change."""
+"""Merge checkpoints in files with any static method, in memory that the model's size does not change."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def job_of(base: str | Path, experts: Mapping[str, str | Path], dtype: str = "st
     Raises:
         CheckpointError: For an expert that is no fine-tune of the base, or no expert at all.
     """
-    from twinmerge.one_call import local_folder
+    from twinmerge.local import local_folder
 
     if not experts:
         raise CheckpointError("there is no expert to merge; give at least one folder.")
@@ -210,7 +210,7 @@ def size_in_bytes(text: str) -> int:
 
 def fingerprint(base: str | Path, experts: Mapping[str, str | Path]) -> object:
     """Which files are merged: names, sizes and times of all that the folders hold."""
-    from twinmerge.one_call import local_folder
+    from twinmerge.local import local_folder
 
     return [
         [task, sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in local_folder(where).glob("*.*"))]
@@ -235,5 +235,3 @@ def _fills(job: Job) -> bool:
     info = Path("/proc/meminfo")
     free = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.exists() else None
     return free is not None and job.read > 512 * int(free[1])
-
-

@@ -11,8 +11,8 @@ from twinmerge.headers import size_of
 BLOCK = 2**18  # values of a block, as in twinmerge.functional.blocks; this module is read without torch
 Entry = tuple[str, tuple[int, ...]]
 
-# What a method holds of one tensor beside its blocks. A Gram matrix of the shorter side, in float64; or the whole tensor
-# of base and experts, and as much again for its factors.
+# What a method holds of one tensor beside its blocks: Gram matrices of the shorter side, in float64; or the whole
+# tensor of base and experts, and as much again for its factors.
 GRAM = frozenset(("iso_c", "knots", "wudi", "regmean"))
 WHOLE = frozenset(("iso_cts", "tsv_m"))
 # Passes over the checkpoints, the last of which writes; nanoseconds a value and expert, on one core.
@@ -55,9 +55,7 @@ class Plan:
         ]
 
 
-def plan_of(
-    tensors: Mapping[str, Entry], method: str, experts: int, read: int, written: int, *, rank: int = 0
-) -> Plan:
+def plan_of(tensors: Mapping[str, Entry], method: str, experts: int, read: int, written: int, *, rank: int = 0) -> Plan:
     """Plan a merge.
 
     Args:
@@ -108,6 +106,10 @@ def _peak(entry: Entry, method: str, experts: int, rank: int) -> int:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes" if seconds < 7200 else (
-        f"{seconds / 3600:.1f} hours"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} minutes"
+        if seconds < 7200
+        else (f"{seconds / 3600:.1f} hours")
     )

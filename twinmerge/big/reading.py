@@ -1,4 +1,4 @@
-"""Rows of tensors in safetensors files, read into memory of their own, so that no page of a file stays with the process.
+"""Rows of tensors in safetensors files, read into memory of their own: no page of a file stays with the process.
 
 A mapped file counts as the process's memory for every page that was touched; a read into a small buffer does not.
 """
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ class Files:
         self.release = release
         self._open: dict[Path, int] = {}
 
-    def __enter__(self) -> Files:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -169,7 +169,9 @@ def resumable_folder(target: Path, task: object, *, overwrite: bool = False) -> 
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise CheckpointError(f"another process is writing {target}; wait for it or give another folder.") from error
+            raise CheckpointError(
+                f"another process is writing {target}; wait for it or give another folder."
+            ) from error
         first = _fingerprint(task)
         if _first_line(working / JOURNAL) != first:
             shutil.rmtree(working, ignore_errors=True)
@@ -190,4 +192,3 @@ def _fingerprint(task: object) -> str:
 
 def _first_line(file: Path) -> str:
     return file.read_text(encoding="utf-8").split("\n")[0] if file.is_file() else ""
-

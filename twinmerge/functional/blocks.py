@@ -136,9 +136,7 @@ def depths(names: Iterable[str]) -> dict[str, float]:
     last: dict[str, int] = {}
     for prefix, index in filter(None, found.values()):
         last[prefix] = max(index, last.get(prefix, 0))
-    return {
-        name: 0.0 if at is None else at[1] / last[at[0]] if last[at[0]] else 1.0 for name, at in found.items()
-    }
+    return {name: 0.0 if at is None else at[1] / last[at[0]] if last[at[0]] else 1.0 for name, at in found.items()}
 
 
 def _layer(name: str) -> tuple[str, int] | None:

@@ -75,7 +75,7 @@ def della(
 
 def _pruned(expert: Tensor, vector: Tensor, drop: float, spread: float, label: str) -> Tensor:
     rows = vector.reshape(1, -1) if vector.dim() < 2 else vector.flatten(1)
-    order = rows.abs().argsort(1, descending=True, stable=True)
+    order = rows.abs().argsort(dim=1, descending=True, stable=True)
     ranks = torch.empty_like(rows).scatter_(
         1, order, torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype).expand_as(rows).contiguous()
     )

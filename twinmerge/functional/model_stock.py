@@ -54,7 +54,7 @@ def model_stock(pretrained: State, experts: Sequence[State], *, rows: bool = Fal
 
 
 def _share(products: Tensor) -> Tensor:
-    """t of each row from its inner products, shape (rows, N, N)."""
+    """T of each row from its inner products, shape (rows, N, N)."""
     count = products.shape[-1]
     size = products.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
     cosines = products / (size[:, :, None] * size[:, None, :]).clamp(min=1e-6)

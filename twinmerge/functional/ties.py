@@ -129,9 +129,7 @@ def _numbers(setting: object) -> Iterator[float]:
         yield float(setting)  # type: ignore[arg-type]  # what is left of a setting
 
 
-def _thresholds(
-    model: Iterable[Tensors], vectors_of: Vectors, density: Setting | Sequence[Setting]
-) -> list[float]:
+def _thresholds(model: Iterable[Tensors], vectors_of: Vectors, density: Setting | Sequence[Setting]) -> list[float]:
     """Smallest magnitude that is kept of each expert: the round(density * size)-th largest of its task vector."""
     tensors = list(model)
     shares = list(density) if isinstance(density, Sequence) else [density] * tensors[0].experts
