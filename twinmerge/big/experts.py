@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -89,9 +90,17 @@ class LoraExpert:
         self._shapes = {name: shape for name, (_, shape) in base.tensors.items()}
         self._turned = bool(checkpoint.config.get("fan_in_fan_out"))
         self._held: tuple[str, Tensor, Tensor] | None = None  # factors of the tensor at hand
+        self._base: Mapping[str, Place] | None = None
+
+    def over(self, base: Mapping[str, Place]) -> None:
+        """Take the base's rows from here, where those that `rows` is given are of another model."""
+        self._base = base
 
     def rows(self, files: Files, name: str, base: Tensor, start: int, dtype: torch.dtype) -> Tensor:
         """The base's rows plus those of the product."""
+        if self._base is not None:
+            own = files.read(self._base[name], start, base.numel())
+            base = own.to(base.device, dtype).view(base.shape)
         if name not in self.terms:
             return base
         if self._held is None or self._held[0] != name or self._held[1].dtype != dtype:

@@ -25,7 +25,7 @@ from twinmerge.errors import CheckpointError
 from twinmerge.whole_folder import restore_interrupted, settle
 
 Entry = tuple[str, tuple[int, ...]]  # number format as safetensors writes it, and shape
-JOURNAL = "journal"
+JOURNAL = ".journal"  # no part of the folder: manifests pass over names with a dot
 
 
 class Shard(NamedTuple):

@@ -22,6 +22,7 @@ def breadcrumbs(
     gamma: float = 0.01,
     weights: Setting | Sequence[Setting] = 1.0,
     elect: bool = False,
+    normalize: bool = True,
 ) -> dict[str, Tensor]:
     """Base plus the scaled sum of task vectors without outliers and without small entries, tensor by tensor.
 
@@ -33,6 +34,7 @@ def breadcrumbs(
         gamma: Share of the largest entries that is left out; less where the density needs them.
         weights: Of the experts; one for all, or a list with one each, which may differ by layer and by name.
         elect: Merge what is left as TIES does, by an election of signs, instead of by a sum.
+        normalize: Of an election, divide by the weights of the entries that agree; else their sum is taken.
 
     Returns:
         Merged weights by name, in the types of the base.
@@ -55,7 +57,7 @@ def breadcrumbs(
         def step(block: Block) -> Tensor:
             vectors = [_kept(v, *mask) if mask else v for v, mask in zip(block.vectors, masks, strict=True)]
             if elect:
-                return block.base + factor * elected(vectors, shares, undecided_up=True)
+                return block.base + factor * elected(vectors, shares, normalize=normalize, undecided_up=True)
             total = torch.zeros_like(block.base)
             for vector, share in zip(vectors, shares, strict=True):
                 total.add_(vector, alpha=share)
