@@ -79,7 +79,7 @@ LLAMA_70B = Llama(8192, 28672, 80, 64, 8, 32000)
 
 
 def write_family(folder: Path, model: Llama, experts: int, dtype: str = "BF16", shard: int = 10**9) -> list[Path]:
-    """A random base and fine-tunes of it whose differences are a fiftieth of its size; the base's folder comes first."""
+    """A random base and fine-tunes of it, whose differences are a fiftieth of its size; the base comes first."""
     generator = torch.Generator().manual_seed(0)
     noise = 0.02 * torch.randn(_POOL, generator=generator)
     made = []

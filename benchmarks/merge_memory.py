@@ -29,13 +29,15 @@ MERGE = """
 import sys
 from twinmerge.big.merge import merge_files
 folder, out, method = sys.argv[1:4]
-merge_files(f"{folder}/base", {f"e{i}": f"{folder}/expert{i}" for i in range(1, 5)}, out, method=method)
+experts = {f"e{i}": f"{folder}/expert{i}" for i in range(1, 5)}
+merge_files(f"{folder}/base", experts, out, method=method)
 """
 TWIN = """
 import sys
 from twinmerge.big.twin import twin_files
-folder, out, method = sys.argv[1:4]
-twin_files(f"{folder}/base", {f"e{i}": f"{folder}/expert{i}" for i in range(1, 5)}, out, rank=8, options={"scale": 0.25})
+folder, out = sys.argv[1:3]
+experts = {f"e{i}": f"{folder}/expert{i}" for i in range(1, 5)}
+twin_files(f"{folder}/base", experts, out, rank=8, options={"scale": 0.25})
 """
 FLOOR = {
     MERGE: "import twinmerge.big.merge, twinmerge.methods; [twinmerge.methods.find(m) for m in twinmerge.methods.OURS]",

@@ -239,7 +239,7 @@ output layer twice: where experts also changed norms or biases, or to merge tied
 
 
 def digest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The content of a manifest: bytes and sha256 of every file, names that begin with a dot and the manifest left out."""
+    """Bytes and sha256 of every file, as a manifest has them; names that begin with a dot are left out."""
     found = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from twinmerge.errors import CheckpointError
 from twinmerge.functional.factorize import spectrum, truncated_svd
 from twinmerge.functional.ranks import choose_ranks
 
-Stored: TypeAlias = Literal["float32", "float16", "bfloat16"]
+Stored = Literal["float32", "float16", "bfloat16"]
 _EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared)$")  # modules that look rows up
 _CONV1D = re.compile(r".*\.(c_attn|c_proj|c_fc|q_attn)\.weight")  # GPT-2 stores these weights as (in, out)
 _UNLIMITED = 2**62
@@ -95,7 +95,9 @@ def extract_lora(
     task = [fingerprint(base, {"tuned": tuned}), asdict(policy), tolerance, seed, dtype]
     with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
         source = Differences(job.base.config, job.places, job.merged, job.experts["tuned"], files, device)
-        told = source.write(out, journal, policy, tolerance=tolerance, seed=seed, dtype=dtype, base=str(job.base.folder))
+        told = source.write(
+            out, journal, policy, tolerance=tolerance, seed=seed, dtype=dtype, base=str(job.base.folder)
+        )
         (out / "certificate.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return told
 
@@ -132,7 +134,7 @@ class Differences:
         Raises:
             CheckpointError: When nothing differs.
         """
-        label, where = out.name, out / "adapter_model.safetensors"
+        label = out.name
         squares = self._squares(journal, label)
         matrices = [name for name, square in squares.items() if square and self._is_matrix(name)]
         if not matrices:
@@ -150,7 +152,6 @@ class Differences:
                 journal.note(note)
             residuals[name] = float(note.rpartition(" ")[2])
         writer.close()
-        assert where.exists()
         (out / "adapter_config.json").write_text(json.dumps(self._settings(chosen, base), indent=2) + "\n", "utf-8")
         total, kept = sum(squares.values()), sum(squares[name] for name in matrices)
         rest = sum(residuals.get(name, 1.0) ** 2 * squares[name] for name in matrices)
@@ -224,7 +225,9 @@ class Differences:
         found: dict[str, Entry] = {}
         for name, rank in ranks.items():
             m, n = self._shape(name)
-            for key, factor in self._named(name, torch.empty(m, rank, device="meta"), torch.empty(rank, n, device="meta")):
+            for key, factor in self._named(
+                name, torch.empty(m, rank, device="meta"), torch.empty(rank, n, device="meta")
+            ):
                 found[key] = (kind, tuple(factor.shape))
         return found
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from gapbridge.arguments import check_arguments
 from twinmerge.big.experts import Expert, expert_of, floats_of
@@ -21,7 +21,7 @@ from twinmerge.errors import CheckpointError
 from twinmerge.headers import Checkpoint, inspect_checkpoint
 from twinmerge.methods import find
 
-Dtype: TypeAlias = Literal["stored", "float32", "float16", "bfloat16"]
+Dtype = Literal["stored", "float32", "float16", "bfloat16"]
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BESIDE = re.compile(
     r"(config|generation_config|tokenizer.*|vocab.*|merges|special_tokens_map|added_tokens|spiece|sentencepiece.*|"

@@ -16,7 +16,17 @@ from twinmerge.local import local_folder
 
 Table = Mapping[str, Any]
 _KEYS = frozenset(
-    ("models", "slices", "merge_method", "base_model", "dtype", "out_dtype", "parameters", "tokenizer_source", "tokenizer")
+    (
+        "models",
+        "slices",
+        "merge_method",
+        "base_model",
+        "dtype",
+        "out_dtype",
+        "parameters",
+        "tokenizer_source",
+        "tokenizer",
+    )
 )
 _DRAWN = "draws masks of its own, so that single values differ from those of a run of mergekit"
 

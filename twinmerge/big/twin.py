@@ -91,7 +91,13 @@ def twin_files(
                 if isinstance(expert, LoraExpert):
                     expert.over(job.places)
                 told[name] = source.write(
-                    out / "experts" / name, journal, ranks, tolerance=tolerance, seed=seed, dtype="float32", base="../.."
+                    out / "experts" / name,
+                    journal,
+                    ranks,
+                    tolerance=tolerance,
+                    seed=seed,
+                    dtype="float32",
+                    base="../..",
                 )
                 modules[name] = source.modules({n: r for n, r in told[name]["ranks"].items() if r})
         _describe(out, architecture, told, modules, str(base))

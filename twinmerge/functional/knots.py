@@ -20,9 +20,9 @@ def knots(
 ) -> dict[str, Tensor]:
     r"""Base plus :math:`\lambda U\, \mathrm{merge}(\Sigma V_1^T, \dots, \Sigma V_T^T)` for every matrix.
 
-    The SVD of all task matrices side by side, :math:`[\tau_1 \dots \tau_T] = U\Sigma[V_1^T \dots V_T^T]`, writes each
-    in the same few directions U, in which TIES (KnOTS-TIES) or the mean merges them. Of LoRA fine-tunes these are as many
-    as their ranks together. Tensors that are no matrices get the mean of their task vectors.
+    The SVD of all task matrices side by side, :math:`[\tau_1 \dots \tau_T] = U\Sigma[V_1^T \dots V_T^T]`, writes
+    each in the same few directions U, in which TIES (KnOTS-TIES) or the mean merges them. Of LoRA fine-tunes these are
+    as many as their ranks together. Tensors that are no matrices get the mean of their task vectors.
 
     Args:
         pretrained: Base weights by name.

@@ -303,7 +303,7 @@ def test_numbers_by_layer_and_by_name():
     merged = find("task_arithmetic")(base, experts, scale=scale)
     assert [float(v) for v in merged.values()] == [0.5, 1.0, 2.0, 3.0, 7.0]
     assert depths(["a.0.x"]) == {"a.0.x": 1.0}
-    with pytest.raises(ValueError, match="no entry of .* fits the tensor 'embed'"):
+    with pytest.raises(ValueError, match=r"no entry of .* fits the tensor 'embed'"):
         find("task_arithmetic")(base, experts, scale={"mlp": 1.0})
     with pytest.raises(ValueError, match="2 values are given for 1 experts"):
         find("linear")(base, experts, weights=[1.0, 2.0])
