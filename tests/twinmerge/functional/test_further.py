@@ -8,6 +8,8 @@ import torch
 
 from twinmerge.functional import blocks
 from twinmerge.functional.blocks import depths
+from twinmerge.functional.fisher import fisher
+from twinmerge.functional.regmean import regmean
 from twinmerge.functional.thresholds import Largest, Smallest, kth_largest
 from twinmerge.functional.ties import ties
 from twinmerge.methods import FURTHER, find
@@ -326,3 +328,26 @@ def test_thresholds_are_those_of_sorting(wide):
         chosen = Smallest(low, count, 1000)
         mask = torch.cat([chosen.of(part) for part in values.split(300)])
         assert torch.equal(mask.nonzero().flatten(), values.argsort(stable=True)[:count].sort().values)
+
+
+def test_fisher_and_regmean_against_numpy():
+    base, *experts = states(4)
+    generator = torch.Generator().manual_seed(0)
+    information = [{n: torch.rand(v.shape, generator=generator) for n, v in base.items()} for _ in experts]
+    merged = fisher(base, experts, information=information, weights=[1.0, 2.0, 1.0], floor=1e-3)
+    for name in base:
+        known = np.stack([w * (f[name].numpy() + 1e-3) for w, f in zip((1, 2, 1), information, strict=True)])
+        tuned = np.stack([expert[name].numpy() for expert in experts])
+        np.testing.assert_allclose(merged[name], (known * tuned).sum(0) / known.sum(0), rtol=1e-4, atol=1e-6)
+    rows = [torch.randn(50, 6, generator=generator, dtype=torch.float64) for _ in experts]
+    layer = "layers.0.up.weight"
+    merged = regmean(base, experts, inputs=[{layer: x.T @ x} for x in rows], shrink=1e-9)
+    stacked = np.concatenate([x.numpy() for x in rows])
+    outputs = np.concatenate([(x @ e[layer].double().T).numpy() for x, e in zip(rows, experts, strict=True)])
+    np.testing.assert_allclose(merged[layer], np.linalg.lstsq(stacked, outputs, rcond=None)[0].T, atol=1e-5)
+    mean = torch.stack([expert["layers.1.norm"] for expert in experts]).mean(0)
+    torch.testing.assert_close(merged["layers.1.norm"], mean)
+    with pytest.raises(ValueError, match="must have shape"):
+        fisher(base, experts, information=[{}] * 3)
+    with pytest.raises(ValueError, match="have no inverse"):
+        regmean(base, experts, inputs=[{layer: torch.zeros(6, 6)}] * 3)
