@@ -246,8 +246,8 @@ def digest(folder: Path) -> dict[str, dict[str, Any]]:
         # What version control and download tools keep beside the files (.git, .cache) is none of the folder's.
         if file.is_file() and name.as_posix() != MANIFEST and not any(p.startswith(".") for p in name.parts):
             with file.open("rb") as stream:
-                digest = hashlib.filedigest(stream, "sha256").hexdigest()
-            found[name.as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[name.as_posix()] = {"bytes": file.stat().st_size, "sha256": content}
     return found
 
 

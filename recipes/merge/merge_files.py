@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError, check_name, check_seed
@@ -45,7 +45,7 @@ class Recipe(FedBlock):
     experts: dict[str, str]
     recipe: Literal["merge_files"] = "merge_files"
     name: str = "files"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
     seed: int = 0
     dtype: Literal["stored", "float32", "float16", "bfloat16"] = "stored"
 
@@ -55,24 +55,22 @@ class Recipe(FedBlock):
         check_seed(self.seed)
         for name in self.experts:
             check_name(name, "experts")
-        given: Any = self
-        if given.method not in (known := list(methods())):
-            raise FieldError("method", f"unknown merge method {given.method!r}; {did_you_mean(given.method, known)}")
+        method = self.arguments()["method"]
+        if method not in (known := list(methods())):
+            raise FieldError("method", f"unknown merge method {method!r}; {did_you_mean(method, known)}")
         for name in self.options:
-            if name not in (known := arguments_of(given.method)):
-                raise FieldError(f"options.{name}", f"{given.method} has no such option; {did_you_mean(name, known)}")
+            if name not in (known := arguments_of(method)):
+                raise FieldError(f"options.{name}", f"{method} has no such option; {did_you_mean(name, known)}")
         kept = [name for name in RANKS if getattr(self, name) is not None]
         if len(kept) > 1:
             raise FieldError(kept[1], f"expected one of {', '.join(RANKS)} at most, got {' and '.join(kept)}")
         if kept and self.dtype != "stored":
             raise FieldError("dtype", f"expected stored for a twin, got {self.dtype!r}")
 
-    def said(self) -> dict[str, Any]:
-        """Arguments that static merges and twins have in common; a method that draws has the recipe's seed."""
-        given: Any = self
-        drawn = {"seed": self.seed} if "seed" in arguments_of(given.method) else {}
-        options = {**drawn, **self.options}
-        return {"base": self.base, "experts": self.experts, "method": given.method, "options": options}
+    def drawn(self) -> dict[str, object]:
+        """The options of the method; one that draws masks has the recipe's seed."""
+        draws = "seed" in arguments_of(self.arguments()["method"])
+        return {**({"seed": self.seed} if draws else {}), **self.options}
 
 
 def check(recipe: Recipe) -> Iterator[str]:
@@ -90,17 +88,17 @@ def _plan(recipe: Recipe) -> Plan:
     from twinmerge.big.merge import bound_method, job_of, size_in_bytes
     from twinmerge.big.plan import plan_of
 
-    said: Any = recipe
+    given = recipe.arguments()
     try:
         job = job_of(recipe.base, recipe.experts, recipe.dtype)
-        bound_method(said.method, recipe.said()["options"], list(recipe.experts))
-        size_in_bytes(said.shard)
+        bound_method(given["method"], recipe.drawn(), list(recipe.experts))
+        size_in_bytes(given["shard"])
     except ValueError as error:  # of which CheckpointError is one
         raise RecipeError(str(error).rstrip(".")) from error
-    kept = said.rank or (
+    kept = given["rank"] or (
         max((min(s) for _, s in job.out.values() if len(s) == 2), default=0) // 10 if _twin(recipe) else 0
     )
-    return plan_of(job.out, said.method, len(recipe.experts), job.read, job.written, rank=kept)
+    return plan_of(job.out, given["method"], len(recipe.experts), job.read, job.written, rank=kept)
 
 
 def _twin(recipe: Recipe) -> bool:
@@ -117,21 +115,20 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     from twinmerge.big.merge import merge_files
     from twinmerge.big.twin import twin_files
 
-    given: Any = recipe
+    given = {**recipe.arguments(), "options": recipe.drawn()}
     plan, target = _plan(recipe), folder.path / "merged"
     try:
         if not target.exists():
-            beside: dict[str, Any] = {"device": given.device, "shard": given.shard}
             if _twin(recipe):
-                kept = {name: getattr(recipe, name) for name in (*RANKS, "tolerance", "seed")}
-                twin_files(folder=target, **recipe.said(), **beside, **kept)
+                twin_files(folder=target, **given)
             else:
-                merge_files(folder=target, **recipe.said(), **beside, dtype=recipe.dtype)
+                static = {name: given[name] for name in given if name not in (*RANKS, "tolerance", "seed")}
+                merge_files(folder=target, **static, dtype=recipe.dtype)
     except ValueError as error:
         raise RunError(str(error).rstrip(".")) from error
-    outcome: dict[str, Any] = {"merged": "merged", "method": given.method, "experts": list(recipe.experts)}
+    outcome = {"merged": "merged", "method": given["method"], "experts": list(recipe.experts)}
     if _twin(recipe):
         outcome["left_out"] = json.loads((target / "twin.json").read_text(encoding="utf-8"))["left_out"]
     kind = "A twin folder" if _twin(recipe) else "A model"
-    summary = f"{kind} merged by {given.method} from {len(recipe.experts)} experts, {plan.written / 1e9:.2f} GB."
+    summary = f"{kind} merged by {given['method']} from {len(recipe.experts)} experts, {plan.written / 1e9:.2f} GB."
     folder.finish(outcome, summary=summary)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -46,6 +46,22 @@ class Ranks:
     budget: int | None = None
 
 
+class Certificate(TypedDict):
+    """What factors keep of the differences.
+
+    Attributes:
+        ranks: Of every matrix; 0 for one that is left out.
+        residuals: Relative Frobenius residual of every matrix.
+        residual: The same of all matrices together.
+        left_out: Share of the squared difference that is in no matrix.
+    """
+
+    ranks: dict[str, int]
+    residuals: dict[str, float]
+    residual: float
+    left_out: float
+
+
 def extract_lora(
     base: str | Path,
     tuned: str | Path,
@@ -60,7 +76,7 @@ def extract_lora(
     dtype: Stored = "float32",
     device: str = "cpu",
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Certificate:
     """Write a full fine-tune as a LoRA adapter of PEFT, with the certificate of every matrix.
 
     The difference of one matrix is held at a time, and factorised by `truncated_svd`. What has no LoRA form, such as
@@ -116,7 +132,7 @@ class Differences:
 
     def __init__(
         self,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         places: Mapping[str, Place],
         merged: Sequence[str],
         expert: Expert,
@@ -128,7 +144,7 @@ class Differences:
 
     def write(
         self, out: Path, journal: Journal, ranks: Ranks, *, tolerance: float, seed: int, dtype: str, base: str
-    ) -> dict[str, Any]:
+    ) -> Certificate:
         """Write the adapter into a folder; what the journal has is passed over.
 
         Raises:
@@ -231,7 +247,7 @@ class Differences:
                 found[key] = (kind, tuple(factor.shape))
         return found
 
-    def _settings(self, ranks: Mapping[str, int], base: str) -> dict[str, Any]:
+    def _settings(self, ranks: Mapping[str, int], base: str) -> dict[str, object]:
         of_module = {module: rank for name, rank in ranks.items() for module, _ in self._modules(name)}
         most = max(of_module.values())
         pattern = {f"^{re.escape(module)}": rank for module, rank in of_module.items() if rank != most}

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gapbridge.arguments import check_arguments
 from twinmerge.big.experts import Expert, expert_of, floats_of
@@ -65,7 +65,7 @@ def merge_files(
     folder: str | Path,
     *,
     method: str = "task_arithmetic",
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     dtype: Dtype = "stored",
     device: str = "cpu",
     shard: str = "5GB",
@@ -119,7 +119,7 @@ def plan_files(
     experts: Mapping[str, str | Path],
     *,
     method: str = "task_arithmetic",
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     dtype: Dtype = "stored",
     shard: str = "5GB",
 ) -> Plan:
@@ -166,7 +166,7 @@ def job_of(base: str | Path, experts: Mapping[str, str | Path], dtype: str = "st
     return Job(found, read, places, merged, out)
 
 
-def bound_method(method: str, options: Mapping[str, Any], tasks: Sequence[str]) -> Callable[..., object]:
+def bound_method(method: str, options: Mapping[str, object], tasks: Sequence[str]) -> Callable[..., object]:
     """A method with its options, those by the experts' names brought into their order.
 
     Raises:

@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from gapbridge.arguments import Count, PositiveShare, check_arguments
 from twinmerge.big.experts import LoraExpert
-from twinmerge.big.factors import Ranks, differences_of
+from twinmerge.big.factors import Certificate, Ranks, differences_of
 from twinmerge.big.merge import bound_method, copy_beside, fingerprint, job_of, size_in_bytes
 from twinmerge.big.reading import Files
 from twinmerge.big.streams import FileModel
@@ -24,7 +23,7 @@ def twin_files(
     folder: str | Path,
     *,
     method: str = "task_arithmetic",
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     rank: Count | None = None,
     density: PositiveShare | None = None,
     energy: PositiveShare | None = None,
@@ -82,7 +81,7 @@ def twin_files(
         run(model, model.states)
         writer.close()
         copy_beside(job.base.folder, out, "stored")
-        told: dict[str, dict[str, Any]] = {}
+        told: dict[str, Certificate] = {}
         modules: dict[str, dict[str, int]] = {}
         with Files() as written:
             for name, expert in job.experts.items():
@@ -105,7 +104,7 @@ def twin_files(
 
 
 def _describe(
-    out: Path, architecture: str, told: Mapping[str, Any], modules: Mapping[str, Mapping[str, int]], base: str
+    out: Path, architecture: str, told: Mapping[str, Certificate], modules: Mapping[str, Mapping[str, int]], base: str
 ) -> None:
     """Card, code and manifest of a twin folder."""
     from twinmerge.artefact import MANIFEST, bundle, digest, model_card

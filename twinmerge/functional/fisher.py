@@ -65,6 +65,6 @@ def _information(state: State, tensors: Tensors) -> Tensor:
     if found is None or tuple(found.shape) != tensors.shape or bool((found < 0).any()):
         said = "none" if found is None else f"shape {tuple(found.shape)}, smallest {float(found.min()):g}"
         raise ValueError(
-            f"the Fisher information of '{tensors.name}' must have shape {tensors.shape} and no value below 0: got {said}"
+            f"the Fisher information of '{tensors.name}' must be of shape {tensors.shape} and not negative: got {said}"
         )
     return found.reshape(-1)

@@ -1,4 +1,4 @@
-"""RegMean: for every linear layer, the weights whose outputs are nearest to those of all experts on their own inputs."""
+"""RegMean: for every linear layer, the weights whose outputs are nearest to the experts' on their own inputs."""
 
 from collections.abc import Mapping, Sequence
 
