@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,8 @@ from twinmerge.big.reading import Files
 from twinmerge.big.streams import FileModel
 from twinmerge.big.writing import Writer, resumable_folder, shards_of
 from twinmerge.errors import CheckpointError
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def twin_files(
@@ -73,6 +76,8 @@ def twin_files(
             f"{job.base.folder} is a {architecture or 'model without architecture'} with {len(experts)} experts, and "
             "twins in files are made of at least two causal language models; use twinmerge.merge_folders."
         )
+    if odd := [name for name in experts if not _NAME.fullmatch(name)]:
+        raise ValueError(f"expert name {odd[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
     run = bound_method(method, options or {}, list(experts))
     task = [fingerprint(base, experts), method, options, asdict(ranks), tolerance, seed, shard, "twin"]
     with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:

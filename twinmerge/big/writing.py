@@ -177,7 +177,12 @@ def resumable_folder(target: Path, task: object, *, overwrite: bool = False) -> 
             shutil.rmtree(working, ignore_errors=True)
             working.mkdir()
             (working / JOURNAL).write_text(f"{first}\n", encoding="utf-8")
-        yield working, Journal(working / JOURNAL)
+        try:
+            yield working, Journal(working / JOURNAL)
+        except ValueError:  # of what is merged: it would end the same way again
+            shutil.rmtree(working, ignore_errors=True)
+            lock.unlink()
+            raise
         (working / JOURNAL).unlink()
         settle(working, target)
         lock.unlink()

@@ -41,7 +41,7 @@ def merge_blocks(pretrained: State, experts: Sequence[State], prepare: Prepare) 
     check_states(pretrained, experts)
     model = in_memory(pretrained, experts)
     rule = prepare(model)
-    merged = {name: base.detach().clone() for name, base in pretrained.items()}
+    merged = {n: base.detach().clone(memory_format=torch.contiguous_format) for n, base in pretrained.items()}
     for tensors in model:
         flat, place = merged[tensors.name].view(-1), 0
         for block in merged_blocks(tensors, rule):

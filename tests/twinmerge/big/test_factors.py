@@ -94,6 +94,8 @@ def test_a_twin_is_the_merge_and_the_differences_to_it(family, tmp_path):
             assert float(rest) == pytest.approx(residual, rel=1e-3)
     with pytest.raises(ValueError, match="give exactly one of rank"):
         twin_files(base, experts, tmp_path / "other")
+    with pytest.raises(ValueError, match="is not a folder name"):
+        twin_files(base, {"../e0": experts["e0"], "e1": experts["e1"]}, tmp_path / "other", rank=2)
     with pytest.raises(CheckpointError, match="with 1 experts"):
         twin_files(base, {"e0": experts["e0"]}, tmp_path / "other", rank=2)
 

@@ -7,6 +7,7 @@ import torch
 
 from tests.twinmerge.big.small import read, write_family
 from twinmerge.big.merge import merge_files, plan_files, size_in_bytes
+from twinmerge.big.plan import BLOCK as planned_block
 from twinmerge.errors import CheckpointError
 from twinmerge.functional import blocks
 from twinmerge.methods import find
@@ -142,6 +143,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match=r"'model.layers.1.mlp.up_proj.weight' of expert 'e0' contains NaN"):
         merge_files(base, experts, tmp_path / "out")
+    assert not list(tmp_path.glob(".*"))
     assert not (tmp_path / "out").exists()
 
 
@@ -154,3 +156,4 @@ def test_a_plan_comes_from_headers(family):
     size = sum(tensor.nbytes for tensor in tensors.values())
     assert (plan.read, plan.written, plan.passes) == (4 * size, size, 3)
     assert len(plan.lines()) == 4
+    assert planned_block == blocks.BLOCK

@@ -351,3 +351,9 @@ def test_fisher_and_regmean_against_numpy():
         fisher(base, experts, information=[{}] * 3)
     with pytest.raises(ValueError, match="have no inverse"):
         regmean(base, experts, inputs=[{layer: torch.zeros(6, 6)}] * 3)
+
+
+def test_a_base_that_is_stored_turned_is_merged():
+    base = {"w": torch.arange(6.0).view(2, 3).t()}
+    expert = {"w": base["w"] + torch.tensor([1.0, 2.0])}
+    assert torch.equal(find("task_arithmetic")(base, [expert], scale=1.0)["w"], expert["w"])
