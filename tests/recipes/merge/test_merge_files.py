@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from recipes.fields import FieldError
+from recipes.merge.baselines import Baselines, Shared
 from recipes.run import main
 from tests.twinmerge.big.small import read, write_family
 
@@ -47,3 +49,13 @@ def test_a_rank_makes_a_twin_and_mistakes_are_one_sentence(models, capsys):
         assert said in capsys.readouterr().err
     assert main(["merge_files_tiny.yaml", "rank=3", "density=0.1", "--check"]) == 2
     assert "expected one of rank, density, energy, budget at most" in capsys.readouterr().err
+
+
+def test_further_methods_are_tuned_when_they_are_named():
+    plain = Baselines(scales=[0.5], drops=[0.7])
+    assert {method for method, _ in plain.grid()} == {"average", "task_arithmetic", "ties", "dare", "dare_ties"}
+    named = Baselines(scales=[0.5, 1.0], further=["sce", "karcher"])
+    assert named.grid()[-3:] == [("sce", {"scale": 0.5}), ("sce", {"scale": 1.0}), ("karcher", {})]
+    with pytest.raises(FieldError, match="unknown merge method 'sca'; did you mean 'sce'"):
+        Baselines(further=["sca"])
+    assert Shared("breadcrumbs", {"density": 0.8, "gamma": 0.02}).method == "breadcrumbs"
