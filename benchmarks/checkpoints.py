@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -73,6 +73,7 @@ class Llama:
 
 SMOLLM2 = Llama(576, 1536, 30, 9, 3, 49152, tied=True)  # 135M parameters
 GB_1_2 = Llama(2048, 5632, 11, 32, 4, 32000)  # 1.2 GB in bfloat16
+SHALLOW = Llama(2048, 5632, 2, 32, 4, 32000)  # the tensors of the two below, in two layers
 GB_3 = Llama(2048, 5632, 31, 32, 4, 32000)  # 3 GB in bfloat16
 LLAMA_7B = Llama(4096, 11008, 32, 32, 32, 32000)
 LLAMA_70B = Llama(8192, 28672, 80, 64, 8, 32000)
@@ -123,6 +124,16 @@ class Used:
     peak: int
 
 
+# A process begins with the memory of the one that started it, as far as the system counts: so a small one starts it.
+_STARTER = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=2)
+_, status, usage = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+"""
+
+
 def measured(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Used:
     """Run a program to its end on one thread.
 
@@ -130,11 +141,9 @@ def measured(command: Sequence[str], environment: Mapping[str, str] | None = Non
         RuntimeError: When it fails, with the end of what it said.
     """
     given = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **(environment or {})}
-    start = time.perf_counter()
-    process = subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    said = process.stdout.read() if process.stdout else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)[:200]} failed: {said[-2000:]}")
-    return Used(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    words = [sys.executable, "-S", "-c", _STARTER, *command]
+    done = subprocess.run(words, env=given, capture_output=True, text=True, check=True)
+    code, seconds, processor, peak = done.stdout.split()[-4:]
+    if int(code):
+        raise RuntimeError(f"{' '.join(command)[:200]} failed: {done.stderr[-2000:]}")
+    return Used(float(seconds), float(processor), int(peak) * 1024)

@@ -18,13 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.checkpoints import GB_1_2, GB_3, LLAMA_7B, LLAMA_70B, SMOLLM2, Llama, measured, write_family
+from benchmarks.checkpoints import GB_1_2, GB_3, LLAMA_7B, LLAMA_70B, SHALLOW, SMOLLM2, Llama, measured, write_family
 from benchmarks.common import write_results
 from twinmerge.big.plan import bound, plan_of
 from twinmerge.big.writing import size_of
 
 EXPERTS = 4
-SIZES = {"small": SMOLLM2, "medium": GB_1_2, "full": GB_3}
+SIZES = {"small": SMOLLM2, "shallow": SHALLOW, "medium": GB_1_2, "full": GB_3}
 MERGE = """
 import sys
 from twinmerge.big.merge import merge_files

@@ -116,7 +116,7 @@ class Files:
         """
         kind = DTYPES[place.dtype]
         buffer = torch.empty(count * kind.itemsize, dtype=torch.uint8)
-        view, offset, got = memoryview(buffer.numpy()), place.offset + start * kind.itemsize, 0
+        view, offset, got = memoryview(buffer.numpy().data), place.offset + start * kind.itemsize, 0
         descriptor = self._descriptor(place.file)
         while got < len(view):
             step = os.preadv(descriptor, [view[got:]], offset + got)

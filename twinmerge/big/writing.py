@@ -107,7 +107,7 @@ class Writer:
         place = self.places[name]
         kind = DTYPES[place.dtype]
         raw = values.detach().to("cpu", kind).contiguous().view(-1)
-        view = memoryview(raw.view(torch.uint8).numpy()) if raw.numel() else memoryview(b"")
+        view = raw.view(torch.uint8).numpy().data if raw.numel() else memoryview(b"")
         offset, done = place.offset + start * kind.itemsize, 0
         if place.file not in self._open:
             self._open[place.file] = os.open(place.file, os.O_WRONLY)

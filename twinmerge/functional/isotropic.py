@@ -44,7 +44,7 @@ def iso_c(pretrained: State, experts: Sequence[State], *, scale: float = 1.0) ->
         sigma = values.clamp(min=0).sqrt()
         used = sigma > _NOISE * sigma[-1]
         mean = sigma.sum() / min(tensors.shape[0], tensors.columns)
-        inner = (vectors[:, used] / sigma[used]) @ vectors[:, used].T * mean * scale
+        inner: Tensor = (vectors[:, used] / sigma[used]) @ vectors[:, used].T * mean * scale
         if wide:  # U V^T = (D D^T)^(-1/2) D: rows of the result are sums of all rows of D
             return _rows_of_all(tensors, inner)
 
@@ -118,4 +118,5 @@ def iso_cts(
 def _orthonormal(matrix: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns."""
     U, _, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    return U @ Vh
+    nearest: Tensor = U @ Vh
+    return nearest

@@ -71,7 +71,7 @@ def _aligned(tensors: Tensors) -> tuple[Callable[[Block], Tensor], list[Tensor]]
     )
     values, vectors = torch.linalg.eigh(gram)
     sigma = values.clamp(min=0).sqrt()
-    left = vectors[:, sigma > _NOISE * sigma[-1]].to(tensors.dtype)
+    left: Tensor = vectors[:, sigma > _NOISE * sigma[-1]].to(tensors.dtype)
 
     def rows_of(block: Block) -> Tensor:
         first = block.start // columns
