@@ -8,6 +8,7 @@ from typing import cast
 from twinmerge.big.mergekit_reader import Reader
 
 _DRAWN = "draws masks of its own, so that single values differ from those of a run of mergekit"
+_EQUAL = "keeps the first of the entries that are equal at its threshold, where mergekit keeps any of them"
 Said = tuple[str, dict[str, object], list[str]]  # our method, its options with the models, and remarks
 
 
@@ -54,7 +55,7 @@ def _ties(reader: Reader) -> Said:
     _only(reader, "rescale", default=False)
     density = reader.each("density", reader.experts, 1.0)
     normalize = bool(reader.plain("normalize", True))
-    return "ties", {**options, "density": density, "trim": "tensor", "normalize": normalize}, []
+    return "ties", {**options, "density": density, "trim": "tensor", "normalize": normalize}, [_EQUAL]
 
 
 def _breadcrumbs(elect: bool) -> Callable[[Reader], Said]:
@@ -69,7 +70,7 @@ def _breadcrumbs(elect: bool) -> Callable[[Reader], Said]:
             "gamma": reader.plain("gamma", 0.01, reader.experts),
             "elect": elect,
         }
-        return "breadcrumbs", options | ({"normalize": normalize} if elect else {}), []
+        return "breadcrumbs", options | ({"normalize": normalize} if elect else {}), [_EQUAL]
 
     return said
 
@@ -137,7 +138,7 @@ def _model_stock(reader: Reader) -> Said:
 def _sce(reader: Reader) -> Said:
     if reader.base is None:
         reader.problems.append("base_model is missing")
-    return "sce", {"models": reader.experts, "select": reader.plain("select_topk", 1.0), "floor": 1e-6}, []
+    return "sce", {"models": reader.experts, "select": reader.plain("select_topk", 1.0), "floor": 1e-6}, [_EQUAL]
 
 
 METHODS: Mapping[str, Callable[[Reader], Said]] = {

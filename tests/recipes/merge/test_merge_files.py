@@ -42,7 +42,7 @@ def test_a_rank_makes_a_twin_and_mistakes_are_one_sentence(models, capsys):
     for override, said in (
         ("options.scala=1.0", "options.scala: task_arithmetic has no such option"),
         ("method=tie", "method: unknown merge method 'tie'; did you mean 'ties'"),
-        ("experts.math=models/none", "models/none is not a folder"),
+        ("experts.math=./none", "none is not a folder"),
         ("shard=big", "the size is 'big'"),
     ):
         assert main(["merge_files_tiny.yaml", override, "--check"]) == 2
