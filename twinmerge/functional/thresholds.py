@@ -38,9 +38,10 @@ class _Search:
         self.counters = torch.zeros(2**_WIDTH, dtype=torch.int64)
 
     def look(self, bits: Tensor, shift: int, width: int, first: bool) -> None:
-        if not first:
-            bits = bits[bits >> (shift + width) == self.known]
-        digits = (bits >> shift) & (2**width - 1)
+        if first:
+            digits = bits >> shift
+        else:
+            digits = (bits[bits >> (shift + width) == self.known] >> shift) & (2**width - 1)
         self.counters += torch.bincount(digits.view(-1), minlength=2**_WIDTH).cpu()
 
     def narrow(self, width: int) -> None:
