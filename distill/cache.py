@@ -175,8 +175,7 @@ class TeacherCache:
         found = _read(folder)
         _refuse_other(folder, found, {**found, "format": FORMAT, "identity": _plain(identity)})
         cache = cls(folder, found)
-        absent = [shard for shard in cache._shards() if shard.name not in found["shards"]]
-        if absent:
+        if absent := [shard for shard in cache._shards() if shard.name not in found["shards"]]:
             raise DistillError(
                 f"the cache {folder} is unfinished: {len(absent)} of {len(cache._shards())} shards are missing, first "
                 f"{absent[0].name}; write them with `fill_cache`"
@@ -206,16 +205,20 @@ class TeacherCache:
         _write(self._path(shard), data)
 
     def finish(self) -> None:
-        """Put the checksums of all shards into the manifest, which makes the cache whole.
+        """Put the checksums of new shards into the manifest, which makes the cache whole; a whole one stays as it is.
 
         Raises:
             DistillError: If shards are missing.
         """
         if absent := self.missing():
             raise DistillError(f"{len(absent)} shards of {self.folder} are missing, first {absent[0].name}")
-        hashes = {s.name: self._path(s).with_suffix(".sha256").read_text() for s in self._shards()}
-        self._manifest = {**self._manifest, "shards": hashes}
-        _write(self.folder / MANIFEST, _json(self._manifest))
+        beside = {shard.name: self._path(shard).with_suffix(".sha256") for shard in self._shards()}
+        new = {name: file.read_text() for name, file in beside.items() if file.exists()}
+        if new:
+            self._manifest = {**self._manifest, "shards": {**self._manifest["shards"], **new}}
+            _write(self.folder / MANIFEST, _json(self._manifest))
+        for name in new:
+            beside[name].unlink(missing_ok=True)  # the manifest has it now
 
     def read(self, view: int, indices: Sequence[int], images: Tensor | None = None) -> dict[str, Tensor]:
         """Stored rows.

@@ -105,8 +105,7 @@ class CachedImageData(ImageData):
             rows = torch.zeros(len(images), dtype=torch.long, device=device)
             return teacher({"images": images.to(device), "labels": rows}).logits
 
-        if cache.missing():
-            fill_cache(cache, views, answer, batch_size=self.batch_size, workers=self.workers)
+        fill_cache(cache, views, answer, batch_size=self.batch_size, workers=self.workers)
         self.cache = TeacherCache.open(self.folder, identity)
 
     def train_dataloader(self) -> ViewLoader:

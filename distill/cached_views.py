@@ -46,9 +46,10 @@ def fill_cache(
             f"the cache is of {cache.images} images with seed {cache._manifest['identity']['seed']}, the views are of "
             f"{len(views)} with seed {views.seed}"
         )
+    own = torch.Generator()  # a cache that is there already must leave the global one where a new cache leaves it
     for shard in cache.missing()[part[0] :: part[1]]:
         parts: list[dict[str, Tensor]] = []
-        for batch in DataLoader(_Items(views, shard), batch_size, num_workers=workers):
+        for batch in DataLoader(_Items(views, shard), batch_size, num_workers=workers, generator=own):
             places = [Draws(views.seed, _TAIL, shard.view, index).uniform() for index in batch["index"].tolist()]
             with torch.no_grad():
                 outputs = teacher(batch["images"]).cpu()

@@ -243,8 +243,13 @@ class DistillModule(lightning.LightningModule):
             squares = [part.float().square().sum() for part in parts if part is not None]
             self.log(self._key("gradient", name, term), torch.stack(squares).sum().sqrt(), batch_size=1)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was warned of, which a training that goes on does not find again."""
+        checkpoint["doubts"] = dict(self.doubts)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the place in the data until training starts."""
+        self.doubts |= checkpoint.get("doubts", {})
         loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         self._places = loop.get("combined_loader", [])
 

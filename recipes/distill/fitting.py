@@ -28,6 +28,7 @@ def image_network(recipe: Recipe, role: str, network: Network) -> Any:
     Raises:
         RecipeError: When there is no such network, or it takes other options.
     """
+    import timm  # noqa: F401  # not first under a device: torch 2.8 cannot load its compiler there
     import torch
 
     from distill.networks import image_model

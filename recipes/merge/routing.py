@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -87,8 +86,8 @@ def train_router(
     """
     import lightning
     import torch
-    from lightning.pytorch.callbacks import ModelCheckpoint
 
+    from recipes.running.callbacks import BestWeights
     from twinmerge.router import FeatureDataModule, RouterModule, fit_temperature, knn_router
 
     lightning.seed_everything(seed, workers=True, verbose=False)
@@ -98,13 +97,12 @@ def train_router(
         width = features["train"][0].shape[1]
         module = RouterModule(width, tasks, kind=options.kind, learning_rate=options.learning_rate)
         module.router.standardise(features["train"][0])
-        checkpoints = folder.checkpoints / "router"
-        best = ModelCheckpoint(checkpoints, "best", monitor="validation/loss", enable_version_counter=False)
+        best = BestWeights("validation/loss")
         config = TrainerConfig(max_epochs=options.epochs, accelerator="cpu", devices=1, enable_model_summary=False)
         pairs = FeatureDataModule(features["train"], features["validation"], options.batch_size, seed)
-        build_trainer(config, folder, "router", callbacks=[best]).fit(module, datamodule=pairs)
-        module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
-        shutil.rmtree(checkpoints)  # the twin folder holds the router now
+        trainer = build_trainer(config, folder, "router", callbacks=[best])
+        trainer.fit(module, datamodule=pairs, ckpt_path=folder.checkpoint_of("router"))
+        module.load_state_dict(best.weights)
         router = module.router.eval()
     router.top_k = options.top_k
     router.temperature = options.temperature or fit_temperature(router, *features["validation"])

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from torch import Tensor
 
 from recipes.running.folder import RunFolder
 from recipes.running.progress import Progress
@@ -37,6 +38,52 @@ class NewestCheckpoint(ModelCheckpoint):
         path = Path(self.dirpath or ".")
         moved = {key: str(path / Path(state_dict[key]).name) for key in ("best_model_path",) if state_dict[key]}
         super().load_state_dict(state_dict | moved | {"dirpath": self.dirpath})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what a run left that was killed between writing the newest checkpoint and removing the one before."""
+        self._remove_older(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, and remove also the checkpoint that training went on from, which Lightning would keep."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._remove_older(trainer)
+
+    def _remove_older(self, trainer: Trainer) -> None:
+        newest = Path(self.best_model_path)
+        if trainer.is_global_zero and self.best_model_path and newest.exists():
+            for path in newest.parent.glob("epoch=*.ckpt"):
+                if path.stat().st_mtime_ns < newest.stat().st_mtime_ns:
+                    trainer.strategy.remove_checkpoint(path)
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the lowest validation value so far, in memory and in every checkpoint.
+
+    Args:
+        monitor: Name of the value.
+
+    Attributes:
+        weights: The module's state dict at the lowest value; empty before the first validation.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor, self.lowest = monitor, float("inf")
+        self.weights: dict[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare, and keep a copy of better ones."""
+        value = float(trainer.callback_metrics[self.monitor])
+        if not trainer.sanity_checking and (value < self.lowest or not self.weights):
+            self.lowest = value
+            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in pl_module.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lowest value and its weights."""
+        return {"lowest": self.lowest, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from them."""
+        self.lowest, self.weights = state_dict["lowest"], state_dict["weights"]
 
 
 class SaveOnInterrupt(Callback):

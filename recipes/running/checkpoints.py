@@ -16,7 +16,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes beside the target, flushes to disk and renames: a killed run or a full disk leaves the old or the new."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write one checkpoint.
+        """Write one checkpoint; of weights alone, nobody goes on, so it says nothing of how far the training was.
 
         Args:
             checkpoint: Its content.
@@ -29,6 +29,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         if "://" in str(path) or storage_options is not None:  # a bucket: it has no renaming, and Lightning knows it
             super().save_checkpoint(checkpoint, path, storage_options)
             return
+        if "optimizer_states" not in checkpoint:  # where a training was broken shows in the progress of its loops
+            checkpoint = {key: value for key, value in checkpoint.items() if key != "loops"}
         target = Path(path)
         if target.parent.is_dir():
             remove_parts(target.parent)

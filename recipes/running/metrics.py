@@ -89,6 +89,19 @@ class CsvMetrics(Logger):
         write_text(self._path, text.getvalue())
 
 
+class FreshValues(Callback):
+    """Lets a row of a training step hold only what was logged at that step.
+
+    Lightning repeats the last value of whatever is logged more rarely, up to the end of the epoch; a run that is
+    resumed inside the epoch no longer has that value.
+    """
+
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+        """Forget the values of the step before; what is reduced over the epoch is kept elsewhere."""
+        for metric in trainer.fit_loop.epoch_loop._results.values():
+            metric._forward_cache = None
+
+
 class MetricsSeal(Callback):
     """Keeps the digest of the rows so far in every checkpoint, and tells when a resumed run finds others.
 

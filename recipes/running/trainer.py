@@ -197,7 +197,7 @@ def build_trainer(
 
     from recipes.running.callbacks import NewestCheckpoint, PhaseProgress, SaveOnInterrupt
     from recipes.running.checkpoints import WholeCheckpoints
-    from recipes.running.metrics import CsvMetrics, MetricsSeal
+    from recipes.running.metrics import CsvMetrics, FreshValues, MetricsSeal
     from recipes.running.resume import RandomStates
 
     arguments = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -216,7 +216,7 @@ def build_trainer(
         given = _listed(arguments["logger"]) if isinstance(config.logger, dict | list) else []
         board = TensorBoardLogger(folder.path, name="tensorboard", version=name)
         arguments["logger"] = [CsvMetrics(folder.path / "metrics.csv", name), board, *loggers, *given]
-        arguments["callbacks"].append(MetricsSeal(folder.path / "metrics.csv", name))
+        arguments["callbacks"] += [MetricsSeal(folder.path / "metrics.csv", name), FreshValues()]
     arguments["default_root_dir"] = config.default_root_dir or folder.path
     trainer = _trainer(arguments)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # neither the user's own nor a strategy's

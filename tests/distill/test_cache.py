@@ -59,6 +59,30 @@ def filled(folder, form=None, model=None, shard=12, batch_size=BATCH):
     return TeacherCache.open(folder, identity(model))
 
 
+def test_a_cache_that_was_killed_before_its_last_line_is_finished_by_the_next_filling(tmp_path):
+    model = network()
+    cache = filled(tmp_path, model=model)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "shards": {}}))
+    for name, digest in manifest["shards"].items():
+        (tmp_path / name).with_suffix(".sha256").write_text(digest)
+    with pytest.raises(DistillError, match="unfinished"):
+        TeacherCache.open(tmp_path, identity(model))
+    again = filled(tmp_path, model=model)
+    assert json.loads((tmp_path / MANIFEST).read_text()) == manifest
+    assert torch.equal(again.logits(1, [0, 21]), cache.logits(1, [0, 21]))
+    assert not list(tmp_path.rglob("*.sha256"))  # the manifest holds them
+
+
+def test_a_cache_leaves_the_global_generator_where_it_was_whether_it_is_new_or_there(tmp_path):
+    torch.manual_seed(3)
+    model, before = network(), torch.get_rng_state()
+    filled(tmp_path, model=model)
+    assert torch.equal(torch.get_rng_state(), before)
+    filled(tmp_path, model=model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def train(data, teacher, epochs=4, workers=0):
     student = network(seed=1)
     optimizer = torch.optim.AdamW(student.parameters(), 3e-3)

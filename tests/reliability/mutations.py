@@ -66,12 +66,12 @@ def mutated(number: int) -> tuple[str, list[str]]:
 
 
 def _tree(text: str, draw: random.Random) -> str:
-    """Change one place of the parsed recipe; a text that is no mapping any more is left to the other kind."""
+    """Change one place of the parsed recipe; a text that is no mapping, or that holds itself, is left to the other."""
     try:
         tree = yaml.load(text, Loader=SAFE)  # noqa: S506 (it is a safe one)
+        places = list(_places(tree))
     except (yaml.YAMLError, ValueError, RecursionError):
         return _text(text, draw)
-    places = list(_places(tree))
     if not places:
         return _text(text, draw)
     parent, key = draw.choice(places)

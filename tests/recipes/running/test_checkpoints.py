@@ -14,12 +14,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from recipes.errors import RunError, unforeseen
+from recipes.running.callbacks import BestWeights
 from recipes.running.checkpoints import WholeCheckpoints
 from recipes.running.execute import _interrupted
 from recipes.running.files import PART, remove_parts, write_text
 from recipes.running.folder import RunFolder
 from recipes.running.trainer import TrainerConfig, build_trainer
 from tests.recipes.conftest import ROOT
+from tests.reliability.compare import differences
 
 
 @pytest.fixture
@@ -46,6 +48,57 @@ def test_a_recipes_checkpoints_do_not_pass_through_another_folder(tmp_path, monk
     trainer.fit(BoringModel())
     [written] = (tmp_path / "checkpoints").iterdir()
     assert torch.load(written, weights_only=True)["global_step"] == 2
+
+
+def short(folder, epochs):
+    config = TrainerConfig(accelerator="cpu", devices=1, max_epochs=epochs, limit_train_batches=2, limit_val_batches=1)
+    config.enable_progress_bar = config.logger = config.enable_model_summary = False
+    return build_trainer(config, RunFolder(folder, "toy", quiet=True))
+
+
+def test_weights_alone_do_not_tell_where_the_training_was_broken(tmp_path):
+    trainer = short(tmp_path, 2)
+    trainer.fit(BoringModel())
+    trainer.save_checkpoint(tmp_path / "unbroken.ckpt", weights_only=True)
+    [last] = (tmp_path / "checkpoints").iterdir()
+    resumed = short(tmp_path, 2)
+    resumed.fit(BoringModel(), ckpt_path=last)
+    resumed.save_checkpoint(tmp_path / "resumed.ckpt", weights_only=True)
+    one, two = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("unbroken", "resumed"))
+    assert differences(one, two) == []
+
+
+def test_the_checkpoint_before_the_newest_goes_when_a_run_was_killed_before_it_could_remove_it(tmp_path):
+    short(tmp_path, 1).fit(BoringModel())
+    [first] = (tmp_path / "checkpoints").iterdir()
+    kept = first.read_bytes()
+    trainer = short(tmp_path, 2)
+    trainer.fit(BoringModel(), ckpt_path=first)
+    [newest] = (tmp_path / "checkpoints").iterdir()
+    first.write_bytes(kept)
+    os.utime(first, ns=(0, 0))
+    short(tmp_path, 2).fit(BoringModel(), ckpt_path=newest)
+    assert list((tmp_path / "checkpoints").iterdir()) == [newest]
+
+
+def test_the_best_weights_survive_a_resumption(tmp_path):
+    class Waving(BoringModel):
+        def validation_step(self, batch, batch_idx):
+            self.log("validation/loss", [0.5, 0.1, 0.4][self.current_epoch])
+
+    def train(folder, epochs, **options):
+        torch.manual_seed(0)
+        best, trainer = BestWeights("validation/loss"), short(folder, epochs)
+        trainer.callbacks.insert(0, best)
+        trainer.fit(Waving(), **options)
+        return best
+
+    unbroken = train(tmp_path / "one", 3)
+    train(tmp_path / "two", 2)
+    [second] = (tmp_path / "two" / "checkpoints").iterdir()
+    resumed = train(tmp_path / "two", 3, ckpt_path=second)
+    assert resumed.lowest == unbroken.lowest == pytest.approx(0.1)
+    assert differences(dict(unbroken.weights), dict(resumed.weights)) == []
 
 
 def test_a_plugin_of_ones_own_is_kept(tmp_path):

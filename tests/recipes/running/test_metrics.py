@@ -1,8 +1,12 @@
 """metrics.csv goes on after a kill in the middle of a line, and after a test alone."""
 
 import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 
+from recipes.running.folder import RunFolder
 from recipes.running.metrics import CsvMetrics, read_metrics
+from recipes.running.trainer import TrainerConfig, build_trainer
 
 
 def write(path, phase="", steps=3):
@@ -57,3 +61,23 @@ def test_a_row_of_a_test_stays_before_those_of_the_next_phase(tmp_path):
     before = path.read_text()
     CsvMetrics(path, "teacher").log_metrics({"test/accuracy": 0.5, "epoch": 0}, 0)  # resumed: a new trainer stands at 0
     assert path.read_text() == before
+
+
+class Rarely(BoringModel):
+    def training_step(self, batch, batch_idx):
+        found = super().training_step(batch, batch_idx)
+        self.log("train/loss", found["loss"])
+        self.log("train/summed", torch.ones(()), reduce_fx="sum", on_epoch=True)
+        if batch_idx == 1:
+            self.log("train/rare", found["loss"])
+        return found
+
+
+def test_a_row_holds_what_was_logged_at_its_step_and_no_older_value(tmp_path):
+    config = TrainerConfig(accelerator="cpu", devices=1, max_epochs=1, limit_train_batches=4, limit_val_batches=0)
+    config.log_every_n_steps, config.enable_progress_bar, config.enable_checkpointing = 1, False, False
+    build_trainer(config, RunFolder(tmp_path, "toy", quiet=True), "toy").fit(Rarely())
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [bool(row.get("train/loss")) for row in rows] == [True, True, True, True, False]
+    assert [bool(row.get("train/rare")) for row in rows] == [False, True, False, False, False]
+    assert float(rows[-1]["train/summed_epoch"]) == 4
