@@ -38,10 +38,9 @@ class _Search:
         self.counters = torch.zeros(2**_WIDTH, dtype=torch.int64)
 
     def look(self, bits: Tensor, shift: int, width: int, first: bool) -> None:
-        if first:
-            digits = bits >> shift
-        else:
-            digits = (bits[bits >> (shift + width) == self.known] >> shift) & (2**width - 1)
+        if not first:
+            bits = bits[bits >> (shift + width) == self.known] & (2 ** (shift + width) - 1)
+        digits = bits >> shift
         self.counters += torch.bincount(digits.view(-1), minlength=2**_WIDTH).cpu()
 
     def narrow(self, width: int) -> None:

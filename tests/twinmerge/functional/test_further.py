@@ -347,7 +347,7 @@ def test_fisher_and_regmean_against_numpy():
     np.testing.assert_allclose(merged[layer], np.linalg.lstsq(stacked, outputs, rcond=None)[0].T, atol=1e-5)
     mean = torch.stack([expert["layers.1.norm"] for expert in experts]).mean(0)
     torch.testing.assert_close(merged["layers.1.norm"], mean)
-    with pytest.raises(ValueError, match="must have shape"):
+    with pytest.raises(ValueError, match="must be of shape"):
         fisher(base, experts, information=[{}] * 3)
     with pytest.raises(ValueError, match="have no inverse"):
         regmean(base, experts, inputs=[{layer: torch.zeros(6, 6)}] * 3)
