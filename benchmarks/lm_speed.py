@@ -21,8 +21,8 @@ def main() -> None:
     """Measure both batches and write the results."""
     torch.manual_seed(0)
     folder = smollm2()
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     matrices = {name: p for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name}
     experts = [
         {

@@ -100,13 +100,13 @@ def make_twin(place: Path) -> Path:
     fast = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))  # noqa: S106 - a word
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="w0", bos_token="w1", eos_token="w2").save_pretrained(base)  # noqa: S106
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
     parameters = [name for name, _ in model.named_parameters()]
     terms = {}
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     for seed, task in enumerate(TASKS):
         torch.manual_seed(seed + 1)
-        copy = AutoModelForCausalLM.from_pretrained(base)
+        copy = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
         adapter = get_peft_model(copy, LoraConfig(r=8, lora_alpha=16, target_modules=layers, task_type="CAUSAL_LM"))
         for name, value in adapter.named_parameters():
             if ".lora_B." in name:
@@ -194,10 +194,11 @@ def generated(model: Any, ids: Sequence[int], **options: Any) -> list[int]:
 
 def compare(folder: Path, twin: Any, server: str, front: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Shares of prompts with equal tokens: shared and experts against PEFT, routed against the twin's own generate."""
-    shared = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    shared = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     experts = {
         task: PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder / "experts" / task
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False),
+            folder / "experts" / task,
         ).eval()
         for task in TASKS
     }

@@ -53,10 +53,12 @@ def build(
         import transformers
 
         kinds = {"texts": "AutoModelForSequenceClassification", "language": "AutoModelForCausalLM"}
+        trusted = bool(rest.pop("trust_remote_code", False))  # said here, or transformers asks at the terminal
         if task == "texts":
             rest.setdefault("num_labels", classes)
         try:
-            model = cast(nn.Module, getattr(transformers, kinds[task]).from_pretrained(model, **rest))
+            made = getattr(transformers, kinds[task]).from_pretrained(model, trust_remote_code=trusted, **rest)
+            model = cast(nn.Module, made)
         except (OSError, ValueError, RuntimeError) as error:  # the last where its head has other classes
             raise DistillError(f"{model!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     if lora_rank:

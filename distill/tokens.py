@@ -80,7 +80,7 @@ class TokenData(lightning.LightningDataModule):
             return
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
         order = np.random.default_rng(0).permutation(len(self.files))
         tenth = max(1, len(self.files) // 10)
         parts = {"validation": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :]}

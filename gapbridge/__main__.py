@@ -22,9 +22,9 @@ def main() -> int:
         from twinmerge.big.command import main as merge
 
         return merge(sys.argv[2:])
-    from recipes.run import main as run
+    from recipes.run import abandoned, main as run
 
-    return run()
+    return abandoned(run())
 
 
 if __name__ == "__main__":

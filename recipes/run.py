@@ -1,6 +1,7 @@
 """The command `python -m recipes.run FILE.yaml`: read, check, run; it imports neither torch nor lightning by itself."""
 
 import argparse
+import contextlib
 import io
 import os
 import re
@@ -132,12 +133,25 @@ def _dispatch(options: argparse.Namespace, command: Sequence[str]) -> int:
         print(show.to_yaml(parsed.recipe), end="", flush=True)
         return 0
     from recipes.running.execute import check, run
+    from recipes.running.output import outliving_readers
 
-    if options.check:
-        check(parsed, quiet=options.quiet)
-        return 0
-    return run(parsed, options, command)
+    with outliving_readers():
+        if options.check:
+            check(parsed, quiet=options.quiet)
+            return 0
+        return run(parsed, options, command)
+
+
+def abandoned(code: int) -> int:
+    """Return an exit code, or end here where one of several processes failed: its ending would wait for the others."""
+    torch = sys.modules.get("torch")
+    if code and torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(abandoned(main()))

@@ -179,7 +179,7 @@ def _save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     if isinstance(tokenizer, str | Path):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
 
@@ -339,7 +339,7 @@ def _stock_model(root: Path, options: Mapping[str, object]) -> PreTrainedModel:
     auto = next((c.auto for c in LOADERS if c.__name__ in named), None)
     if auto is None:
         raise CheckpointError(f"{root / 'config.json'} does not name a twin class; copy the twin folder again.")
-    model, report = with_report(auto, root, trust_remote_code=False, **options)
+    model, report = with_report(auto, root, **options)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             raise CheckpointError(

@@ -185,7 +185,7 @@ def with_report(
 ) -> tuple[PreTrainedModel, Mapping[str, Collection[object]]]:
     """A model, and which of its tensors its folder lacked or had beside them, as transformers reports."""
     load = cast("Callable[..., tuple[PreTrainedModel, Mapping[str, Collection[object]]]]", kind.from_pretrained)
-    return load(folder, output_loading_info=True, **options)
+    return load(folder, output_loading_info=True, trust_remote_code=False, **options)
 
 
 def _architecture(checkpoint: Checkpoint) -> type[PreTrainedModel]:

@@ -76,7 +76,7 @@ def _from_folder(where: str) -> nn.Module:
         return cast(nn.Module, load(where, dtype=torch.float32))
     from transformers import AutoModel
 
-    return cast(nn.Module, AutoModel.from_pretrained(where, dtype=torch.float32))
+    return cast(nn.Module, AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False))
 
 
 class FinetuneModule(lightning.LightningModule):

@@ -73,7 +73,7 @@ def merge_folders(
         raise ValueError(f"router '{router}' needs texts of every task, at least two each; give texts={{task: [...]}}.")
     places = {task: local_folder(where) for task, where in folders.items()}
     where = local_folder(base)
-    model = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
     headers = inspect_checkpoint(where)
     experts = {
         t: named(read_folder(f, where, model, headers=headers, vocabulary=vocabulary), (labels or {}).get(t))
@@ -86,7 +86,7 @@ def merge_folders(
     if isinstance(router, str):
         from transformers import AutoTokenizer
 
-        words = tokenizer or AutoTokenizer.from_pretrained(where)
+        words = tokenizer or AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         router = router_from_texts(twin, router, words, {task: list((texts or {})[task]) for task in folders}, seed)
     twin.router = router
     twin.tokenizer_of_union = tokenizer

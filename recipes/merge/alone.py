@@ -75,9 +75,9 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
 
     hush_libraries()
     where = resolve_model(recipe.base)
-    model = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
     experts, tokenizer = read_all(recipe, folder, model, recipe.given())
-    words = AutoTokenizer.from_pretrained(tokenizer)
+    words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     states = {task: expert.state for task, expert in experts.items()}
     for method in dict.fromkeys([*compared(), recipe.shared.method]):
         options = recipe.shared.options if method == recipe.shared.method else {}

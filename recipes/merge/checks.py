@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.data.language_rows import check_language
-from recipes.data.models import check_model
+from recipes.data.models import check_model, own_code
 from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
@@ -69,8 +69,8 @@ def check(recipe: Recipe) -> Iterator[str]:
             ),
         ]
     )
-    if any(task.name not in given for task in recipe.tasks):
-        check_length(recipe.trainer)
+    if trained := [task for task in recipe.tasks if task.name not in given]:
+        check_length(recipe.trainer, recipe.training, trained)
     missing = [t for t in recipe.tasks if t.name not in given and not _cached(recipe, t)]
     need = "" if base is None else f", about {(len(missing) + 2) * base.bytes / 1e9:.1f} GB needed"
     yield f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in the working folder{need}"
@@ -141,6 +141,8 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
     where = expert_folder(given)
     if where is None:
         return f"expert {name}: Hub model {given!r}, fetched and compared when the run starts"
+    if recipe.vocabulary == "union" and (fault := own_code(where)):  # its tokenizer is read only there
+        raise RecipeError(f"experts.{name}: {where} {fault}")
     try:
         line = inspect_expert(where, base, recipe.vocabulary)
         if base is None or is_own(where) or recipe.training.model == "causal":
@@ -164,7 +166,7 @@ def _model(where: Path) -> nn.Module:
     from transformers import AutoModel
 
     hush_libraries()
-    model: nn.Module = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
+    model: nn.Module = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
     return model
 
 

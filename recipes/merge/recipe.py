@@ -77,7 +77,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         return
     hush_libraries()
     where = resolve_model(recipe.base)
-    model = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
     check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
     check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
     experts, tokenizer = _experts(recipe, folder, model)
@@ -150,7 +150,7 @@ def _write(
     target = save(
         twin,
         folder.path / "merged",
-        tokenizer=AutoTokenizer.from_pretrained(tokenizer),
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False),
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
         texts=texts,
         labels={task: expert.labels or [] for task, expert in experts.items()},
@@ -181,7 +181,7 @@ def _experts(recipe: Recipe, folder: RunFolder, model: PreTrainedModel) -> tuple
         if source.name not in given:
             given[source.name] = str(cached_at(recipe, source))
             card = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-            with alone_with(Path(given[source.name])):
+            with alone_with(Path(given[source.name]), folder.board):
                 train_expert(*card, Path(given[source.name]), folder)
     return read_all(recipe, folder, model, {source.name: given[source.name] for source in recipe.tasks})
 

@@ -134,7 +134,7 @@ def run_causal(
     check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
     if not goes_on_alone():
         return
-    tokenizer = AutoTokenizer.from_pretrained(where)
+    tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     bench = _bench(recipe, folder, tokenizer, evaluation_device(recipe.trainer.accelerator))
     read, pad = _read(recipe, folder, where, model, experts), _padding(tokenizer)
     model.to(bench.device)
@@ -177,7 +177,7 @@ def _experts(recipe: Recipe, folder: RunFolder, where: Path | str) -> dict[str, 
             continue
         places[source.name] = cached_at(recipe, source)
         arguments = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-        with alone_with(places[source.name]):
+        with alone_with(places[source.name], folder.board):
             train_expert(*arguments, places[source.name], folder)
     return places
 

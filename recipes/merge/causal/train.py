@@ -30,7 +30,7 @@ def language_model(where: Path | str, precision: Any = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     kind = getattr(torch, HALF.get(str(precision), "float32"))
-    return AutoModelForCausalLM.from_pretrained(where, dtype=kind)
+    return AutoModelForCausalLM.from_pretrained(where, dtype=kind, trust_remote_code=False)
 
 
 def train_language(
