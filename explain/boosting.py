@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.linear_model import LogisticRegression
 
 from explain.design import Mask, Plain, Quadratic
 from explain.functional.rows import Floats
+from explain.ridge import MomentRidge
 
-ALPHAS = np.logspace(-1, 4, 6)
 _EDGE = 1e-4  # of a probability
 _TREES: dict[str, Any] = {
     "max_iter": 40,
@@ -30,16 +30,18 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
 
     Args:
         categorical_features: Which columns hold codes of categories, shape (m,); none when not given.
+        crossed: Of :class:`~explain.design.Quadratic`.
     """
 
-    def __init__(self, categorical_features: Mask | None = None) -> None:
+    def __init__(self, categorical_features: Mask | None = None, crossed: tuple[int, ...] = ()) -> None:
         self.categorical_features = categorical_features
+        self.crossed = crossed
 
     def _basis(self, X: Floats, weight: Floats | None) -> Floats:
         mask = np.zeros(X.shape[1], bool) if self.categorical_features is None else self.categorical_features
         self.plain_ = Plain(mask).fit(X, weight)
         plain = self.plain_.transform(X)
-        self.quadratic_ = Quadratic().fit(plain, sample_weight=weight)
+        self.quadratic_ = Quadratic(self.crossed).fit(plain, sample_weight=weight)
         return self.quadratic_.transform(plain)
 
     def _seen(self, X: Floats) -> Floats:
@@ -56,7 +58,7 @@ class BoostedRegressor(RegressorMixin, _Boosted):  # type: ignore[misc]
     def fit(self, X: Floats, y: Floats, sample_weight: Floats | None = None) -> BoostedRegressor:
         """Fit both."""
         basis = self._basis(X, sample_weight)
-        self.base_ = RidgeCV(alphas=ALPHAS).fit(basis, y, sample_weight=sample_weight)
+        self.base_ = MomentRidge().fit(basis, y, sample_weight=sample_weight)
         self.trees_ = self._trees(X, y - self.base_.predict(basis), sample_weight)
         return self
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from explain.data import Codes, Sample
 from explain.functional.aggregate import expectation_rows
-from explain.functional.bins import Bins, probability_bins, quantile_bins
 from explain.functional.density import density_ratio
 from explain.functional.rows import Floats, Rows
 from explain.functional.values import (
     covariate_rows,
-    loss_level_rows,
     outcome_denominator_rows,
-    outcome_rows,
-    risk_coefficient,
-    risk_rows,
 )
 from explain.nuisances import Families, Family
 
@@ -42,8 +37,10 @@ class Fold:
         mu_1: Expected loss given all features, in the target.
         mu_w: Expected loss given the baseline, in the source.
         mu_xw: Mean of mu_0 given the baseline, in the target.
-        ratio_x: Density ratio of all features at the held-out source rows.
-        ratio_w: Density ratio of the baseline there.
+        settled_w: mu_w rid of what the regressions missed, see :func:`_settled`.
+        settled_xw: mu_xw, likewise.
+        ratio_x: Density ratio of all features at the source rows, with a mean of 1 held out and elsewhere.
+        ratio_w: Density ratio of the baseline, likewise.
         pair: mu_0 and mu_w of each of two models whose losses are compared; empty where there is one.
     """
 
@@ -55,6 +52,8 @@ class Fold:
     mu_1: Rows
     mu_w: Rows
     mu_xw: Rows
+    settled_w: Rows
+    settled_xw: Rows
     ratio_x: Floats
     ratio_w: Floats
     pair: tuple[tuple[Rows, Rows], ...] = ()
@@ -70,16 +69,15 @@ class Piece(NamedTuple):
     Attributes:
         rows: Influence values at the held-out rows.
         plug_in: What an uncorrected estimate would average at the held-out target rows.
-        noisy: Estimated functions at all target rows whose own variance the mean misses, shape (m, n_1).
-        signs: Whether it is to be added, 1, or was counted, -1, for each of them: a one-step mean square misses the
-            variance of the function that is squared; a difference of two held-out squared errors has counted that of
-            the first regression and misses that of the second.
+        noisy: The estimated function at all target rows whose own variance the mean misses, shape (n_1,); None where
+            `missed` has it.
+        missed: What the mean misses at the held-out target rows; 0 where `noisy` tells it.
     """
 
     rows: Rows
     plug_in: Floats
-    noisy: Floats
-    signs: tuple[int, ...] = (1,)
+    noisy: Floats | None
+    missed: Floats
 
 
 def fit_fold(sample: Sample, families: Families, train: tuple[Codes, Codes], test: tuple[Codes, Codes]) -> Fold:
@@ -101,6 +99,7 @@ def fit_fold(sample: Sample, families: Families, train: tuple[Codes, Codes], tes
         means = [*both, *_given_baseline(sample, families.loss, train, both[0])]
         risk = Rows(p_0.source[:, 1:], p_0.target[:, 1:])
     mu_0, mu_1, mu_w, mu_xw = means
+    ratio_x, ratio_w = (_ratio(sample, families.density, train, test, of) for of in (everything, sample.baseline))
     return Fold(
         train=train,
         test=test,
@@ -110,8 +109,10 @@ def fit_fold(sample: Sample, families: Families, train: tuple[Codes, Codes], tes
         mu_1=mu_1,
         mu_w=mu_w,
         mu_xw=mu_xw,
-        ratio_x=_ratio(sample, families.density, train, test, everything),
-        ratio_w=_ratio(sample, families.density, train, test, sample.baseline),
+        settled_w=_settled(sample, families.loss, train, mu_w, mu_w, np.ones(sample.sizes[0])),
+        settled_xw=_settled(sample, families.loss, train, mu_0, mu_xw, ratio_x / ratio_w),
+        ratio_x=ratio_x,
+        ratio_w=ratio_w,
         pair=pair,
     )
 
@@ -126,6 +127,32 @@ def _expected(sample: Sample, family: Family, train: tuple[Codes, Codes], loss: 
 def _given_baseline(sample: Sample, family: Family, train: tuple[Codes, Codes], mu_0: Rows) -> list[Rows]:
     """mu_w and mu_xw."""
     return [_regress(sample, family, side, train, sample.baseline, mu_0[side]) for side in (0, 1)]
+
+
+def _settled(sample: Sample, family: Family, train: tuple[Codes, Codes], mu: Rows, mu_w: Rows, ratio: Floats) -> Rows:
+    r"""The mean of a regression over the target given the baseline, rid of what both regressions missed.
+
+    What a regression misses, for its penalty or its form, would be squared in a value. The mean over the target misses
+    :math:`E_1[\mu - \mu_w \mid w]` and the regression itself :math:`E_0[(\ell - \mu)\,\pi_s/\pi_w \mid w]`, both again
+    regressions, and smooth ones, as most of what they see is noise. What is left is a product of the errors of the
+    regression and of the density ratio, as it is for the influence values.
+
+    Args:
+        sample: The data.
+        family: Learner.
+        train: Rows to learn from.
+        mu: Regression of the loss in the source.
+        mu_w: Its mean given the baseline.
+        ratio: Density ratio of the further features given the baseline, at the source rows.
+
+    Reference:
+        Kennedy (2023), "Towards optimal doubly robust estimation of heterogeneous causal effects", arXiv 2004.14497.
+    """
+    left = (sample.loss.source - mu.source) * ratio
+    parts = [mu_w, _regress(sample, family.smooth, 0, train, sample.baseline, left)]
+    if mu is not mu_w:
+        parts.append(_regress(sample, family.smooth, 1, train, sample.baseline, mu.target - mu_w.target))
+    return Rows(*(np.sum(sides, axis=0) for sides in zip(*parts, strict=True)))
 
 
 def domain_probability(sample: Sample, family: Family, folds: tuple[Codes, Codes]) -> Rows:
@@ -152,16 +179,15 @@ def splits(folds: tuple[Codes, Codes]) -> list[tuple[tuple[Codes, Codes], tuple[
 
 def expectation_piece(sample: Sample, fold: Fold) -> Rows:
     """Influence values of the four expected losses at the held-out rows."""
-    return expectation_rows(
-        fold.held_out(sample.loss), fold.held_out(fold.mu_0), fold.held_out(fold.mu_w), fold.ratio_x, fold.ratio_w
-    )
+    held, rows = fold.held_out, fold.test[0]
+    return expectation_rows(held(sample.loss), held(fold.mu_0), held(fold.mu_w), fold.ratio_x[rows], fold.ratio_w[rows])
 
 
 def expectation_pair(sample: Sample, fold: Fold) -> list[Rows]:
     """The same for each of two models whose difference is explained; none where there is one model."""
-    held, losses = fold.held_out, sample.pair or ()
+    held, losses, rows = fold.held_out, sample.pair or (), fold.test[0]
     return [
-        expectation_rows(held(loss), held(mu_0), held(mu_w), fold.ratio_x, fold.ratio_w)
+        expectation_rows(held(loss), held(mu_0), held(mu_w), fold.ratio_x[rows], fold.ratio_w[rows])
         for loss, (mu_0, mu_w) in zip(losses, fold.pair, strict=True)
     ]
 
@@ -171,123 +197,48 @@ def covariate_piece(sample: Sample, families: Families, fold: Fold, member: Memb
     if member.any():
         columns = sample.columns(member)
         mu_s = _regress(sample, families.loss, 0, fold.train, columns, fold.mu_0.source)
-        mu_sw = _regress(sample, families.loss, 1, fold.train, sample.baseline, mu_s.target)
+        mean_s = _regress(sample, families.loss, 1, fold.train, sample.baseline, mu_s.target)
         ratio_s = _ratio(sample, families.density, fold.train, fold.test, columns)
+        mu_sw = _settled(sample, families.loss, fold.train, mu_s, mean_s, ratio_s / fold.ratio_w)
     else:
-        mu_s, mu_sw, ratio_s = fold.mu_w, fold.mu_w, fold.ratio_w
-    held = fold.held_out
+        mu_s, mu_sw, ratio_s = fold.mu_w, fold.settled_w, fold.ratio_w
+    held, (test_0, test_1) = fold.held_out, fold.test
     rows = covariate_rows(
-        held(sample.loss), held(mu_s), held(mu_sw), ratio_s, held(fold.mu_0), held(fold.mu_xw), fold.ratio_x
+        held(sample.loss),
+        held(mu_s),
+        held(mu_sw),
+        ratio_s[test_0],
+        held(fold.mu_0),
+        held(fold.settled_xw),
+        fold.ratio_x[test_0],
     )
-    left = mu_sw.target - fold.mu_xw.target
-    return Piece(rows, left[fold.test[1]] ** 2, left[None])
+    left = mu_sw.target - fold.settled_xw.target
+    return Piece(rows, left[test_1] ** 2, left, np.zeros(len(test_1)))
 
 
 def denominator_piece(sample: Sample, fold: Fold) -> Piece:
     """Denominator of v_Y."""
-    held = fold.held_out
-    rows = outcome_denominator_rows(held(sample.loss), held(fold.mu_0), held(fold.mu_1), fold.ratio_x)
+    held, (test_0, test_1) = fold.held_out, fold.test
+    rows = outcome_denominator_rows(held(sample.loss), held(fold.mu_0), held(fold.mu_1), fold.ratio_x[test_0])
     shift = fold.mu_1.target - fold.mu_0.target
-    return Piece(rows, shift[fold.test[1]] ** 2, shift[None])
+    return Piece(rows, shift[test_1] ** 2, shift, np.zeros(len(test_1)))
 
 
-def outcome_piece(sample: Sample, families: Families, fold: Fold, member: Member, n_bins: int) -> Piece:
-    """Numerator of v_Y for a subset of players."""
-    columns = sample.columns(member)
-    bins = _bins(sample, fold, n_bins)
-    width = fold.risk.target.shape[1]
-    categorical = np.concatenate([sample.categorical[columns], np.zeros(width, dtype=bool)])
+def contrasts(folds: Sequence[Fold]) -> list[Floats]:
+    r"""For every fold one difference of the others' regressions whose square estimates the variance of a regression.
 
-    def given(domain: int, rows: Codes | slice, shifted: int = 0, by: int = 0) -> Floats:
-        """A = (w, z_s, binned source risk), with one of the risks moved by some bins."""
-        risk = fold.risk[domain][rows]
-        parts = [bins(risk[:, k], by if k == shifted else 0) for k in range(width)]
-        return np.column_stack([sample.features[domain][rows][:, columns], *parts])
+    With K folds the delete-a-group jackknife estimates the variance of :math:`\hat\mu` by
+    :math:`\sum_k (\hat\mu_k - \bar\mu)^2`, which on average is K - 1 times the square of any contrast of norm 1, as
+    :math:`(\hat\mu_a - \hat\mu_b) / \sqrt 2`. Different folds have different ones.
 
-    seen, (test_0, test_1) = fold.train[1], fold.test
-    weight, held = sample.weights(1, seen), sample.weights(0, test_0)
-    if sample.table is None or sample.labels is None or fold.p_1 is None:
-        model = families.loss.fit_regressor(given(1, seen), sample.loss.target[seen], categorical, weight)
-        mu_s = model.predict(given(1, slice(None)))
-        left = fold.mu_1.target - mu_s
-        target = loss_level_rows(sample.loss.target[test_1], fold.mu_1.target[test_1], mu_s[test_1])
-        slope = _slope(bins, fold, model.predict, given, 0)
-        coefficient = -2 * (fold.mu_1.source[test_0] - model.predict(given(0, test_0))) * slope
-        source = risk_rows(fold.ratio_x, coefficient, (sample.loss.source - fold.mu_0.source)[test_0], held)
-        return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.loss, fold.mu_1.target, mu_s, width))
-
-    labels, table = sample.labels, sample.table
-    model = families.outcome.fit_classifier(given(1, seen), labels[1][seen], categorical, weight)
-
-    def chances(A: Floats) -> Floats:
-        return model.chances(A, width + 1)
-
-    p_s = chances(given(1, slice(None)))
-    mu_s = (table.target * p_s).sum(1)
-    left = fold.mu_1.target - mu_s
-    gains = None
-    if not _constant_difference(table):
-        outcomes = left[:, None] * (table.target[:, 1:] - table.target[:, :1])
-        gains = _several(families.loss, given(1, seen), outcomes[seen], categorical, weight)
-    gain = None if gains is None else gains(given(1, test_1))
-    target = outcome_rows(table.target[test_1], labels[1][test_1], fold.mu_1.target[test_1], p_s[test_1], gain)
-
-    at_source = chances(given(0, test_0))
-    gain = None if gains is None else gains(given(0, test_0))
-    source = np.zeros(len(test_0))
-    for k in range(width):
-        coefficient = risk_coefficient(
-            table.source[test_0],
-            fold.mu_1.source[test_0],
-            fold.p_1.source[test_0],
-            at_source,
-            _slope(bins, fold, chances, given, k),
-            gain,
-            None if gains is None else _slope(bins, fold, gains, given, k),
-        )
-        residual = (labels[0][test_0] == k + 1) - fold.risk.source[test_0, k]
-        source += risk_rows(fold.ratio_x, coefficient, residual, held)
-    return Piece(Rows(source, target), left[test_1] ** 2, *_noise(families.outcome, fold.mu_1.target, mu_s, width))
-
-
-def _noise(family: Family, mu_1: Floats, mu_s: Floats, risks: int) -> tuple[Floats, tuple[int, ...]]:
-    """Noisy functions of a numerator of v_Y and their signs, where the variance of the family can be told at all.
-
-    With more than two labels the regressions on several source risks vary so much that the correction adds more noise
-    than it takes bias away.
+    Returns:
+        Of the probabilities of the labels in the target, or of the expected loss, at the target rows; shape (n_1, C) or
+        (n_1, 1) each.
     """
-    if not family.smooth or risks > 1:
-        return np.empty((0, len(mu_1))), ()
-    return np.stack([mu_1, mu_s]), (1, -1)
-
-
-def _several(
-    family: Family, X: Floats, outcomes: Floats, categorical: Member, weight: Floats | None
-) -> Callable[[Floats], Floats]:
-    """Regressions of C - 1 outcomes; the prediction has C columns, the first of them 0."""
-    models = [family.fit_regressor(X, outcome, categorical, weight) for outcome in outcomes.T]
-    return lambda rows: np.column_stack([np.zeros(len(rows)), *(model.predict(rows) for model in models)])
-
-
-def _bins(sample: Sample, fold: Fold, n_bins: int) -> Bins:
-    if sample.table is None:
-        rows = fold.train[1]
-        return quantile_bins(fold.risk.target[rows, 0], n_bins, sample.weights(1, rows))
-    return probability_bins(n_bins)
-
-
-def _slope(bins: Bins, fold: Fold, predict: Any, given: Any, k: int) -> Floats:
-    """Derivative of a prediction by the k-th source risk, at the held-out source rows."""
-    rows = fold.test[0]
-    return bins.slope(fold.risk.source[rows, k], predict(given(0, rows, k, -1)), predict(given(0, rows, k, 1)))
-
-
-def _constant_difference(table: Rows) -> bool:
-    """Whether two labels differ in loss by the same amount everywhere, as for the 0-1 loss: then g is constant."""
-    if table.target.shape[1] != 2:
-        return False
-    squares = (table.target[:, 1] - table.target[:, 0]) ** 2
-    return bool(np.ptp(squares) < 1e-12)
+    known = [fold.mu_1.target[:, None] if fold.p_1 is None else fold.p_1.target for fold in folds]
+    count = len(known)
+    scale = ((count - 1) / 2) ** 0.5
+    return [scale * (known[(k + 1) % count] - known[(k + 2) % count]) for k in range(count)]
 
 
 def _regress(
@@ -324,6 +275,8 @@ def _tell_apart(sample: Sample, family: Family, train: tuple[Codes, Codes], colu
 def _ratio(
     sample: Sample, family: Family, train: tuple[Codes, Codes], test: tuple[Codes, Codes], columns: Codes
 ) -> Floats:
-    """Density ratio of columns at the held-out source rows."""
-    target = _tell_apart(sample, family, train, columns)
-    return density_ratio(target(0, test[0]), sample.mass(train), sample.weights(0, test[0]))
+    """Density ratio of columns at the source rows, with a mean of 1 over those held out and over the others."""
+    target, found = _tell_apart(sample, family, train, columns), np.empty(sample.sizes[0])
+    for rows in (train[0], test[0]):
+        found[rows] = density_ratio(target(0, rows), sample.mass(train), sample.weights(0, rows))
+    return found

@@ -10,7 +10,9 @@ from explain.functional.rows import Floats, quantile
 
 Mask = NDArray[np.bool_]
 _KNOTS = (0.2, 0.5, 0.8)  # quantiles of a number at which its slope may change
+_CROSSED_KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # where columns are crossed
 _ROWS_PER_TERM = 20  # of the basis, before products with columns of zeros and ones are left out
+_ROWS_PER_CROSSING = 10  # what is learnt from crossed columns is a regression, which hardly has noise
 
 
 class Plain(BaseEstimator):  # type: ignore[misc]
@@ -49,10 +51,19 @@ class Plain(BaseEstimator):  # type: ignore[misc]
 class Quadratic(BaseEstimator):  # type: ignore[misc]
     """Standardised columns, squares and bends of numbers, and products of all pairs, also with zeros and ones.
 
-    A number's slope may change at three of its quantiles, where there are 20 rows for each term. A column of zeros and
-    ones is its own square. Products that never vary (of two categories of one column) are left out. Products with zeros
-    and ones are many where categories are: there is room for one term in 20 rows, and those that vary most stay.
+    A number's slope may change at three of its quantiles, five where columns are crossed, where there are 20 rows for
+    each term. A column of zeros and ones is its own square. Products that never vary (of two categories of one
+    column) are left out. Products with zeros and ones are many where categories are: there is room for one term in 20
+    rows, and those that vary most stay.
+
+    Args:
+        crossed: Columns whose terms (themselves, squares and bends) are also multiplied with the whole basis of the
+            others, or with the other columns alone where rows are few, or not at all: what a source risk says about
+            a label is another thing at every value of the variables that it was learnt from.
     """
+
+    def __init__(self, crossed: tuple[int, ...] = ()) -> None:
+        self.crossed = crossed
 
     def fit(self, X: Floats, y: object = None, sample_weight: Floats | None = None) -> Quadratic:
         """Learn scales, and which products to take."""
@@ -70,10 +81,11 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
             product = U[:, left[pair]] * U[:, right[pair]]
             varies[pair] = weight @ (product - weight @ product) ** 2
         room = len(X) // _ROWS_PER_TERM - X.shape[1] - len(self.squares_) - int((~mixed).sum())
+        knots = _CROSSED_KNOTS if self.crossed else _KNOTS
         self.knots_ = [
             (column, knot)
             for column in self.squares_
-            for knot in sorted({quantile(U[:, column], share, sample_weight) for share in _KNOTS})
+            for knot in sorted({quantile(U[:, column], share, sample_weight) for share in knots})
         ]
         if len(self.knots_) > room:  # few rows: no bends
             self.knots_ = []
@@ -82,6 +94,13 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         ranked = ranked[mixed[ranked] & (varies[ranked] > 1e-12)][: max(room, 0)]
         chosen = np.sort(np.concatenate([np.flatnonzero(~mixed), ranked]))
         self.left_, self.right_ = left[chosen], right[chosen]
+        self.cross_: tuple[tuple[int, int], ...] = ()
+        origin = self._origin(X.shape[1])
+        first, others = (np.flatnonzero(origin == inside) for inside in (1, 0))
+        room = len(X) // _ROWS_PER_CROSSING - len(origin)
+        for partners in (others, others[others < X.shape[1]]):
+            if not self.cross_ and len(first) * len(partners) <= room:
+                self.cross_ = tuple((int(a), int(b)) for a in first for b in partners)
         basis = self._basis(X)
         self.mean_ = weight @ basis
         self.spread_ = np.sqrt(weight @ (basis - self.mean_) ** 2)
@@ -92,7 +111,19 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         U = (X - self.centre_) / self.scale_
         hinges = [np.maximum(U[:, column] - knot, 0.0) for column, knot in self.knots_]
         bent = np.stack(hinges, axis=1) if hinges else np.empty((len(U), 0))
-        return np.hstack([U, U[:, self.squares_] ** 2, bent, U[:, self.left_] * U[:, self.right_]])
+        plain = np.hstack([U, U[:, self.squares_] ** 2, bent, U[:, self.left_] * U[:, self.right_]])
+        if not self.cross_:
+            return plain
+        first, second = np.array(self.cross_).T
+        return np.hstack([plain, plain[:, first] * plain[:, second]])
+
+    def _origin(self, columns: int) -> NDArray[np.int64]:
+        """For every term 1 if it is of crossed columns alone, 0 if of others alone, -1 if of both."""
+        inside = np.isin(np.arange(columns), self.crossed).astype(np.int64)
+        knots = np.array([column for column, _ in self.knots_], dtype=np.int64)
+        left, right = inside[self.left_], inside[self.right_]
+        pairs = np.where(left == right, left, -1)
+        return np.concatenate([inside, inside[self.squares_], inside[knots], pairs])
 
     def transform(self, X: Floats) -> Floats:
         """The basis at the rows of X, standardised."""

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from explain.crossfit import (
     Fold,
     Piece,
+    contrasts,
     covariate_piece,
     denominator_piece,
     expectation_pair,
     expectation_piece,
     fit_fold,
-    outcome_piece,
     splits,
 )
 from explain.data import Codes, Sample
@@ -26,6 +26,7 @@ from explain.functional.intervals import Ratios, covariance, critical, fieller, 
 from explain.functional.rows import Floats, Rows, mean, stack
 from explain.functional.values import curvature
 from explain.nuisances import Families
+from explain.outcome_shift import outcome_piece
 
 Masks = NDArray[np.bool_]
 
@@ -88,9 +89,12 @@ def estimate(
     partial = np.flatnonzero(~masks.all(1))
     with Parallel(n_jobs=n_jobs) as parallel:
         fitted: list[Fold] = parallel(delayed(fit_fold)(sample, families, *part) for part in parts)
-        jobs = [(fold, masks[index]) for index in partial for fold in fitted]
-        left = parallel(delayed(covariate_piece)(sample, families, *job) for job in jobs)
-        right = parallel(delayed(outcome_piece)(sample, families, *job, n_bins) for job in jobs)
+        jobs = [(k, masks[index]) for index in partial for k in range(count)]
+        apart = contrasts(fitted)
+        left = parallel(delayed(covariate_piece)(sample, families, fitted[k], mask) for k, mask in jobs)
+        right = parallel(
+            delayed(outcome_piece)(sample, families, fitted[k], mask, apart[k], n_bins) for k, mask in jobs
+        )
 
     tests = [fold.test for fold in fitted]
     covariate = [_join(sample, tests, left[i : i + count]) for i in range(0, len(left), count)]
@@ -118,13 +122,13 @@ class _Joined(NamedTuple):
 
 
 def _join(sample: Sample, tests: Sequence[tuple[Codes, Codes]], pieces: Sequence[Piece]) -> _Joined:
-    plug_in = np.empty(sample.sizes[1])
+    plug_in, missed = np.empty(sample.sizes[1]), np.empty(sample.sizes[1])
     for test, piece in zip(tests, pieces, strict=True):
-        plug_in[test[1]] = piece.plug_in
-    noisy = np.stack([piece.noisy for piece in pieces], axis=1)
+        plug_in[test[1]], missed[test[1]] = piece.plug_in, piece.missed
+    noisy = [piece.noisy for piece in pieces if piece.noisy is not None]
     weight = sample.weights(1, slice(None))
-    missed = float(sum(sign * curvature(part, weight) for sign, part in zip(pieces[0].signs, noisy, strict=True)))
-    return _Joined(_scatter(sample, tests, [piece.rows for piece in pieces]), plug_in, missed)
+    known = float(np.average(missed, weights=weight)) + (curvature(np.stack(noisy), weight) if noisy else 0.0)
+    return _Joined(_scatter(sample, tests, [piece.rows for piece in pieces]), plug_in, known)
 
 
 def _scatter(sample: Sample, tests: Sequence[tuple[Codes, Codes]], parts: Sequence[Rows]) -> Rows:

@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import has_fit_parameter
 
-from explain.boosting import ALPHAS, BoostedClassifier, BoostedRegressor
+from explain.boosting import BoostedClassifier, BoostedRegressor
 from explain.data import Sample
 from explain.design import Plain, Quadratic
 from explain.errors import ExplainError
 from explain.functional.rows import Floats
+from explain.ridge import MomentRidge
 
 Mask = NDArray[np.bool_]
 LEARNERS = ("auto", "linear", "hist_gb")
@@ -35,15 +36,14 @@ class Family:
         regressor: Any scikit-learn regressor.
         native: Whether the estimators take missing values, and codes of categories (through `categorical_features`), as
             they are; else :class:`~explain.design.Plain` stands before them.
-        smooth: Whether a fit moves little when a row is left out, so that fits on different folds differ as the
-            jackknife assumes; trees do not.
+        base: A smoother family for what is noise for the most part; the family itself when not given.
     """
 
     name: str
     classifier: BaseEstimator
     regressor: BaseEstimator
     native: bool = False
-    smooth: bool = False
+    base: Family | None = None
 
     def fit_classifier(
         self, X: Floats, y: NDArray[np.generic], categorical: Mask, weight: Floats | None = None
@@ -51,14 +51,32 @@ class Family:
         """A fitted classifier; `categorical` marks the columns of X that hold codes of categories."""
         return self._fit(self.classifier, X, y, categorical, weight)
 
-    def fit_regressor(self, X: Floats, y: Floats, categorical: Mask, weight: Floats | None = None) -> Fitted:
-        """A fitted regressor, likewise."""
-        return self._fit(self.regressor, X, y, categorical, weight)
+    def fit_regressor(
+        self, X: Floats, y: Floats, categorical: Mask, weight: Floats | None = None, risks: int = 0
+    ) -> Fitted:
+        """A fitted regressor, likewise; the last `risks` numbers are crossed with all others by families that can."""
+        return self._fit(self.regressor, X, y, categorical, weight, risks)
+
+    @property
+    def smooth(self) -> Family:
+        """The family for what is noise for the most part."""
+        return self if self.base is None else self.base
 
     def _fit(
-        self, template: BaseEstimator, X: Floats, y: NDArray[np.generic], categorical: Mask, weight: Floats | None
+        self,
+        template: BaseEstimator,
+        X: Floats,
+        y: NDArray[np.generic],
+        categorical: Mask,
+        weight: Floats | None,
+        risks: int = 0,
     ) -> Fitted:
         estimator, plain = clone(template), None
+        if risks:
+            numbers = int((~categorical).sum())
+            crossed = tuple(range(numbers - risks, numbers))  # numbers come first, see Plain
+            keys = [key for key in estimator.get_params() if key.rpartition("__")[2] == "crossed"]
+            estimator.set_params(**dict.fromkeys(keys, crossed))
         if self.native:
             keys = [key for key in estimator.get_params() if key.endswith("categorical_features")]
             estimator.set_params(**dict.fromkeys(keys, categorical))
@@ -125,14 +143,13 @@ def linear() -> Family:
     return Family(
         "linear",
         make_pipeline(Quadratic(), LogisticRegression(C=1.0, solver="newton-cholesky")),
-        make_pipeline(Quadratic(), RidgeCV(alphas=ALPHAS)),
-        smooth=True,
+        make_pipeline(Quadratic(), MomentRidge()),
     )
 
 
 def hist_gb() -> Family:
     """The same, then histogram gradient boosting of small trees on what it leaves."""
-    return Family("hist_gb", BoostedClassifier(), BoostedRegressor(), native=True)
+    return Family("hist_gb", BoostedClassifier(), BoostedRegressor(), native=True, base=linear())
 
 
 def candidates(learners: str | tuple[BaseEstimator, BaseEstimator]) -> list[Family]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from recipes.errors import RecipeError, RunError, unforeseen
+from recipes.running.output import outliving_readers
 
 USAGE = """\
 python -m recipes.run FILE.yaml [key.sub=value ...] [--check] [--print-config] [--resume [CKPT]]
@@ -87,9 +88,13 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 wrong recipe, 130 interrupted."""
-    command = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows no Unicode shows escapes, as for errors
         sys.stdout.reconfigure(errors="backslashreplace")
+    with outliving_readers():
+        return _guarded(list(sys.argv[1:] if argv is None else argv))
+
+
+def _guarded(command: list[str]) -> int:
     debug = "--debug" in command
     try:
         return _dispatch(_arguments(command), command)
@@ -101,9 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `--list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:  # whatever nobody foresaw: a sentence, not our frames
         if debug:
             raise
@@ -133,13 +135,11 @@ def _dispatch(options: argparse.Namespace, command: Sequence[str]) -> int:
         print(show.to_yaml(parsed.recipe), end="", flush=True)
         return 0
     from recipes.running.execute import check, run
-    from recipes.running.output import outliving_readers
 
-    with outliving_readers():
-        if options.check:
-            check(parsed, quiet=options.quiet)
-            return 0
-        return run(parsed, options, command)
+    if options.check:
+        check(parsed, quiet=options.quiet)
+        return 0
+    return run(parsed, options, command)
 
 
 def abandoned(code: int) -> int:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-__all__ = ["MANIFEST", "bundle", "densify", "load", "model_card", "save", "verify", "whole_folder"]
+__all__ = ["MANIFEST", "bundle", "densify", "digest", "load", "model_card", "save", "verify", "whole_folder"]
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -137,7 +137,7 @@ def save(
         (out / "twin.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name, text in {"README.md": model_card(description, target.name), **(texts or {})}.items():
             (out / name).write_text(text, encoding="utf-8")
-        (out / MANIFEST).write_text(json.dumps(_digest(out), indent=2) + "\n", encoding="utf-8")
+        (out / MANIFEST).write_text(json.dumps(digest(out), indent=2) + "\n", encoding="utf-8")
     return target
 
 
@@ -267,15 +267,16 @@ output layer twice: where experts also changed norms or biases, or to merge tied
 {told}{made}"""
 
 
-def _digest(folder: Path) -> dict[str, dict[str, Any]]:
+def digest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Bytes and sha256 of every file, as a manifest has them; names that begin with a dot are left out."""
     found = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
         # What version control and download tools keep beside the files (.git, .cache) is none of the folder's.
         if file.is_file() and name.as_posix() != MANIFEST and not any(p.startswith(".") for p in name.parts):
             with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            found[name.as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[name.as_posix()] = {"bytes": file.stat().st_size, "sha256": content}
     return found
 
 
@@ -291,7 +292,7 @@ def verify(folder: str | Path) -> None:
         raise CheckpointError(f"{root} has no {MANIFEST}; it is not a twin folder, or it was not saved whole.")
     manifest = read_json(root / MANIFEST)
     try:
-        found = _digest(root)
+        found = digest(root)
     except OSError as error:
         raise CheckpointError(f"{root} cannot be verified ({error}); copy it again.") from error
     if not isinstance(manifest, dict):

@@ -22,6 +22,24 @@ OURS = {
     "ties": "twinmerge.functional.ties:ties",
     "dare": "twinmerge.functional.dare:dare",
     "dare_ties": "twinmerge.functional.dare:dare_ties",
+    "tsv_m": "twinmerge.functional.tsv_m:tsv_m",
+}
+# Of the same kind; a recipe compares those that it names.
+FURTHER = {
+    "linear": "twinmerge.functional.average:linear",
+    "della": "twinmerge.functional.della:della",
+    "breadcrumbs": "twinmerge.functional.breadcrumbs:breadcrumbs",
+    "slerp": "twinmerge.functional.slerp:slerp",
+    "multi_slerp": "twinmerge.functional.multi_slerp:multi_slerp",
+    "karcher": "twinmerge.functional.karcher:karcher",
+    "model_stock": "twinmerge.functional.model_stock:model_stock",
+    "sce": "twinmerge.functional.sce:sce",
+    "iso_c": "twinmerge.functional.isotropic:iso_c",
+    "iso_cts": "twinmerge.functional.isotropic:iso_cts",
+    "knots": "twinmerge.functional.knots:knots",
+    "consensus": "twinmerge.functional.consensus:consensus",
+    "pcb": "twinmerge.functional.pcb:pcb",
+    "wudi": "twinmerge.functional.wudi:wudi",
 }
 
 
@@ -31,12 +49,17 @@ def methods() -> dict[str, str]:
     Raises:
         ValueError: When an installed package registers a name that is taken.
     """
-    found = dict(OURS)
+    found = {**OURS, **FURTHER}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         if point.name in found:
             raise ValueError(f"the merge method {point.name} is registered as {point.value} and {found[point.name]}.")
         found[point.name] = point.value
     return found
+
+
+def compared() -> list[str]:
+    """Names of the static merges that a recipe compares unasked: the classic ones, and those of installed packages."""
+    return [name for name in methods() if name not in FURTHER]
 
 
 def find(method: str | Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:

@@ -17,12 +17,15 @@ from twinmerge.checkpoints import Checkpoint, inspect_checkpoint
 from twinmerge.errors import CheckpointError
 from twinmerge.exclusive import Exclusive, RankPolicy, rank_policy
 from twinmerge.folders import Expert, read_folder
+from twinmerge.local import local_folder
 from twinmerge.merging import Method, merge, merge_lora
 from twinmerge.methods import check_options, find, options_of
 from twinmerge.modeling_twin import Router
 from twinmerge.routable import check_routable
 from twinmerge.twin_mixin import TwinMixin
 from twinmerge.vocabulary import fit_vocabulary
+
+__all__ = ["ROUTERS", "combine", "local_folder", "merge_folders", "named", "router_from_texts", "stored_format"]
 
 ROUTERS = ("mlp", "linear", "knn")
 
@@ -119,26 +122,6 @@ def _check_router(
         raise ValueError(f"router '{router}' needs texts of every task, at least two each; give texts={{task: [...]}}.")
     if odd := next((task for task in texts if task not in folders), None):
         raise ValueError(f"texts are given for '{odd}', which is no task; the tasks are {', '.join(folders)}.")
-
-
-def local_folder(where: str | Path) -> Path:
-    """A folder as it is, or that of a Hub name, fetched where it is not here yet.
-
-    Raises:
-        CheckpointError: when it is neither.
-    """
-    path = Path(where).expanduser()
-    if path.is_dir():
-        return path
-    if isinstance(where, Path) or where.count("/") > 1 or where.startswith((".", "/", "~")):
-        raise CheckpointError(f"{where} is not a folder; give a Hugging Face or PEFT folder, or a Hub name.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(where, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]))
-    except Exception as error:  # the transports raise what they like
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise CheckpointError(f"{where} is no folder here and cannot be fetched from the Hub ({reason}).") from error
 
 
 def named(expert: Expert, labels: Sequence[str] | None) -> Expert:

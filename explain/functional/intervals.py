@@ -208,8 +208,8 @@ def statuses(value: Floats, variance: Floats, worst: Status = "ok") -> Sequence[
         worst: What the data as a whole deserve, such as "low-overlap"; it stands above everything.
 
     Returns:
-        For each term what the data deserve; if that is "ok", "near-one" within two standard errors of 1 or above 0.85,
-        where influence values vanish and what is left of the error is no longer normal (a value that is 1 by
+        For each term what the data deserve; if that is "ok", "near-one" within three standard errors of 1 or above
+        0.85, where influence values vanish and what is left of the error is no longer normal (a value that is 1 by
         definition has the variance 0 and is not meant).
 
     Example:
@@ -219,5 +219,5 @@ def statuses(value: Floats, variance: Floats, worst: Status = "ok") -> Sequence[
     """
     if worst != "ok":
         return [worst] * len(value)
-    near = (value > np.minimum(1 - 2 * np.sqrt(variance), NEAR_ONE)) & (variance > 0)
+    near = (value > np.minimum(1 - 3 * np.sqrt(variance), NEAR_ONE)) & (variance > 0)
     return ["near-one" if flag else "ok" for flag in near]

@@ -52,6 +52,9 @@ TABLE: dict[str, Entry] = {
         "recipes.merge.finetune", "fine-tune one expert a task from a pretrained model, in full or with LoRA"
     ),
     "merge": Entry("recipes.merge.recipe", "merge experts: a shared expert, compressed exclusive ones, a router"),
+    "merge_files": Entry(
+        "recipes.merge.merge_files", "merge checkpoints larger than the memory, block by block, or into a twin"
+    ),
     "distill": Entry(
         "recipes.distill.recipe", "distil teachers into students: vanilla KD's stronger recipe and its rivals"
     ),

@@ -12,7 +12,7 @@ from recipes.errors import RunError
 from recipes.merge.baselines import seeded
 from recipes.merge.experts import base_checkpoint, expert_folder, read_expert, stored_format_of
 from recipes.running.quiet import hush_libraries
-from twinmerge.methods import methods
+from twinmerge.methods import compared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,7 +79,7 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
     experts, tokenizer = read_all(recipe, folder, model, recipe.given())
     words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     states = {task: expert.state for task, expert in experts.items()}
-    for method in methods():
+    for method in dict.fromkeys([*compared(), recipe.shared.method]):
         options = recipe.shared.options if method == recipe.shared.method else {}
         state = shared_expert(model, states, method, **seeded(method, options, recipe.seed))
         target = folder.path / "static" / method

@@ -25,7 +25,7 @@ from recipes.merge.experts import (
     is_own,
     read_expert,
 )
-from recipes.merge.finetune import check_length
+from recipes.merge.finetune import check_training
 from recipes.merge.routable import check_routable
 from recipes.merge.schema import Recipe
 from recipes.running.quiet import hush_libraries
@@ -70,7 +70,7 @@ def check(recipe: Recipe) -> Iterator[str]:
         ]
     )
     if trained := [task for task in recipe.tasks if task.name not in given]:
-        check_length(recipe.trainer, recipe.training, trained)
+        check_training(recipe.training, recipe.trainer, trained)
     missing = [t for t in recipe.tasks if t.name not in given and not _cached(recipe, t)]
     need = "" if base is None else f", about {(len(missing) + 2) * base.bytes / 1e9:.1f} GB needed"
     yield f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in the working folder{need}"

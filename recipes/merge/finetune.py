@@ -27,10 +27,11 @@ from recipes.errors import RecipeError
 from recipes.fields import check_name, check_seed
 from recipes.front.preflight import check_all
 from recipes.front.schema import show
-from recipes.merge.adapters import adapted
+from recipes.merge.adapters import adapted, check_quantised
 from recipes.merge.causal.train import train_language
 from recipes.merge.experts import expert_damage
 from recipes.merge.schema import Training, check_tasks
+from recipes.merge.sharding import check_sharding
 from recipes.running.environment import process_rank
 from recipes.running.lengths import check_batches, in_parts, told
 from recipes.running.quiet import hush_libraries
@@ -86,8 +87,19 @@ def check(recipe: Recipe) -> Iterator[str]:
             *(partial(check_language if task.language else check_task, task) for task in recipe.tasks),
         ]
     )
-    check_length(recipe.trainer, recipe.training, recipe.tasks)
+    check_training(recipe.training, recipe.trainer, recipe.tasks)
     yield f"plan: {len(recipe.tasks)} experts, {told(recipe.trainer)} each, saved under experts/<task>"
+
+
+def check_training(training: Training, config: TrainerConfig, tasks: Sequence[TaskSource]) -> None:
+    """Refuse what cannot train experts here: a strategy, a quantised base, a training without an end.
+
+    Raises:
+        RecipeError: With the field.
+    """
+    check_sharding(config, training.model)
+    check_quantised(training)
+    check_length(config, training, tasks)
 
 
 def check_length(config: TrainerConfig, training: Training, tasks: Sequence[TaskSource]) -> None:

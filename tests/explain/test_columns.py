@@ -246,7 +246,9 @@ def test_values_are_never_above_one_and_those_near_it_are_flagged():
     assert values[("a",)].status != "ok"
     assert sum(term.value for term in report.covariate) == pytest.approx(1)
     assert list(statuses(np.array([0.84, 0.86]), np.full(2, 1e-4))) == ["ok", "near-one"]
-    assert list(statuses(np.array([0.5]), np.array([0.1]))) == ["near-one"]  # two standard errors reach 1
+    assert list(statuses(np.array([0.5]), np.array([0.1]))) == ["near-one"]  # three standard errors reach 1
+    # An estimate of .949 that came out low, whose interval ends at .900.
+    assert list(statuses(np.array([0.755]), np.array([0.088**2]))) == ["near-one"]
 
 
 def test_the_gap_of_gaps_is_exactly_the_difference():

@@ -45,6 +45,11 @@ def test_a_refusal_and_a_failure_keep_their_exit_codes(tmp_path, words):
     assert ("path: none does not exist" if "path=none" in words else "it cannot be done") in done.stderr
 
 
+def test_a_refusal_that_nobody_reads_keeps_its_exit_code(tmp_path):
+    (tmp_path / "r.yaml").write_text("recipe: toy\nrnk: 3\n")
+    assert unread(tmp_path, "r.yaml", "--out", "o", stderr_too=True).returncode == 2
+
+
 def test_a_list_ends_when_nobody_reads_it(tmp_path):
     done = unread(tmp_path, "--list")
     assert (done.returncode, done.stderr) == (0, "")
