@@ -367,12 +367,12 @@ def check_terms(terms: Terms) -> None:
     chosen = {name: choose(name, given) for name, given in terms.items()}
     for name, made in chosen.items():
         named = isinstance(made.loss, type)
-        accepted = set(inspect.signature(made.loss.__init__).parameters) - {"self"} if named else set[str]()  # type: ignore[misc]
+        accepted = set(inspect.signature(made.loss.__init__).parameters) - {"self"} if named else set[str]()
         if unknown := sorted(set(made.options) - accepted):
             known = ", ".join(("weight", "ramp", *sorted(accepted - set(SIZES))))
             raise DistillError(f"{name} has no option {unknown[0]!r}; accepted are {known}")
         if named:
-            check_given(inspect.unwrap(made.loss.__init__), made.options, name)  # type: ignore[misc]
+            check_given(inspect.unwrap(made.loss.__init__), made.options, name)
     if not any(made.weight for made in chosen.values()):
         raise DistillError(f"every weight of {', '.join(terms)} is 0, so there is nothing to learn; raise one")
 

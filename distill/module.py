@@ -19,7 +19,7 @@ from distill.functional.vocabulary import Vocabulary
 from distill.gathering import Window
 from distill.labels import follow, given_names
 from distill.language import LanguageLoss, next_tokens
-from distill.losses import DistillLoss
+from distill.losses import DistillLoss, Terms
 from distill.models import Model, Network, build, check_outputs, terms_of
 from distill.networks import Frozen, TextNetwork
 from distill.optimizers import check_optimizer, make_optimizer, make_schedule, own_stream
@@ -159,7 +159,7 @@ class DistillModule(lightning.LightningModule):
         for network in teacher if names else ():
             follow(cast(TextNetwork, network), names or [], "the teacher", learns=False)
 
-    def _loss(self, terms: dict[str, Any], name: str, item_labels: list[int] | None) -> Losses:
+    def _loss(self, terms: Terms, name: str, item_labels: list[int] | None) -> Losses:
         """The losses of a student, with the regime's hard loss where the terms do not say another."""
         if self.task == "language" and self.hparams["chunk"]:
             return LanguageLoss(terms, self.hparams["vocabulary"], self.hparams["chunk"])

@@ -82,7 +82,7 @@ class GapExplainer(Explainer):
     def __init__(
         self,
         baseline: Sequence[Hashable] = (),
-        groups: Mapping[Hashable, Any] | None = None,
+        groups: Mapping[Hashable, object] | None = None,
         *,
         label: Hashable = "label",
         prediction: Hashable | list[Hashable] = "prediction",

@@ -74,7 +74,7 @@ class ModelGapExplainer(Explainer):
 
     def __init__(
         self,
-        groups: Mapping[Hashable, Any] | None = None,
+        groups: Mapping[Hashable, object] | None = None,
         *,
         models: tuple[Named, Named] = ("first", "second"),
         label: Hashable = "label",
@@ -175,7 +175,7 @@ def gap_of_gaps(
     source: object,
     target: object,
     baseline: Sequence[Hashable],
-    groups: Mapping[Hashable, Any] | None = None,
+    groups: Mapping[Hashable, object] | None = None,
     *,
     models: tuple[Named, Named] = ("first", "second"),
     label: Hashable = "label",

@@ -12,6 +12,8 @@ from explain.errors import ExplainError, check_options as check_values
 from explain.nuisances import candidates
 from explain.tables import check_roles, players_of
 
+Options = Mapping[str, Any]  # of an explainer, by name
+
 
 class Explainer(BaseEstimator):  # type: ignore[misc]
     """Base of the explainers: an estimator whose `report_` is there after `fit`."""
@@ -35,7 +37,7 @@ def check_options(explainer: BaseEstimator) -> None:
         ExplainError: For the first that is not accepted.
     """
     check_values(explainer)
-    given: dict[str, Any] = explainer.get_params(deep=False)
+    given: Options = explainer.get_params(deep=False)
     candidates(given["learners"])
     for column, levels in (given["ordinal"] or {}).items():
         _check_levels(column, list(levels))
@@ -51,7 +53,7 @@ def check_options(explainer: BaseEstimator) -> None:
     check_roles(baseline, {} if given["groups"] is None else players_of(given["groups"]), roles(given))
 
 
-def roles(given: Mapping[str, Any]) -> set[Hashable]:
+def roles(given: Options) -> set[Hashable]:
     """Columns that are no features: labels, predictions, losses, clusters and weights.
 
     Args:

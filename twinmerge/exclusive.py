@@ -22,7 +22,8 @@ from twinmerge.mixture import Difference
 # A matrix is left to the shared expert when its squared change is below this share of the expert's and of its own.
 NEGLIGIBLE = 1e-9
 LoraTerms = Mapping[str, tuple[float, Tensor, Tensor]]
-RankPolicy = int | Mapping[str, Any]  # a rank, or the arguments of `exclusive_experts` that say it
+Policy = Mapping[str, Any]  # arguments of `exclusive_experts` that say which ranks
+RankPolicy = int | Policy
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Exclusive:
 POLICY = ("rank", "density", "energy", "budget", "tolerance", "seed")
 
 
-def rank_policy(rank: RankPolicy) -> dict[str, Any]:
+def rank_policy(rank: RankPolicy) -> Policy:
     """A rank policy by the names of `exclusive_experts`; a number alone is a fixed rank.
 
     Raises:

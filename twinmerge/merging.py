@@ -256,7 +256,7 @@ def _leave_out(exclusive: Exclusive, dropped: frozenset[str]) -> None:
         exclusive.left_out[task] = left / total if total else 0.0
         for name in squares.keys() & dropped:
             for known in (kept, exclusive.ranks[task], residuals):
-                known.pop(name, None)  # type: ignore[attr-defined]
+                known.pop(name, None)
 
 
 def _weights_of(model: nn.Module, kind: type[nn.Module] | UnionType) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -229,7 +229,7 @@ def router_from_texts(
         router = knn_router(x, y, len(twin.tasks))
     else:
         torch.manual_seed(seed)
-        module = RouterModule(x.shape[1], len(twin.tasks), kind=kind)
+        module = RouterModule(x.shape[1], len(twin.tasks), kind=cast(Literal["mlp", "linear"], kind))
         module.router.standardise(x)
         trainer = lightning.Trainer(
             max_epochs=30,

@@ -42,11 +42,12 @@ def check(recipe: Recipe) -> Iterator[str]:
     from rl.hpo.estimators import check_options
 
     updates = _check_devices(recipe)
-    estimators = {}
+    estimators, arguments = {}, {}
     for method, changes in recipe.methods.items():
         training = dataclasses.replace(recipe.training, **changes)
+        arguments[method] = training.arguments()
         try:
-            check_options(training.arguments())
+            check_options(arguments[method])
         except ValueError as error:
             raise RecipeError(f"training (method {method}): {error}") from error
         if method != SB3:  # it takes no gradient of the simulator
@@ -62,6 +63,11 @@ def check(recipe: Recipe) -> Iterator[str]:
             notes = check_simulator(simulator, estimator=cast(Any, asked[1]))
         except ValueError as error:
             raise RecipeError(f"simulator: {error}" + (f" (method {asked[0]})" if asked[0] else "")) from error
+        for method, given in arguments.items():
+            try:
+                check_options(given, decisions=int(simulator.horizon - simulator.buffer))
+            except ValueError as error:
+                raise RecipeError(f"training (method {method}): {error}") from error
         where = "" if value is None else f" at {recipe.grid.argument} {value}"
         yield (
             f"simulator {recipe.simulator.class_path}{where}: {simulator.n_modes} modes, {simulator.action_dim} "

@@ -42,13 +42,13 @@ ESTIMATORS = {
 }
 
 
-def check_options(options: Mapping[str, Any], *, differentiable: bool, decisions: int) -> None:
+def check_options(options: Mapping[str, Any], *, differentiable: bool = True, decisions: int | None = None) -> None:
     """Refuse arguments of `HPOModule` that contradict each other.
 
     Args:
-        options: Arguments by name.
+        options: Arguments by name, with or without those of the simulator.
         differentiable: Whether the simulator is.
-        decisions: How many of an episode are trained.
+        decisions: How many of an episode are trained, where it is known.
 
     Raises:
         ValueError: For the first that cannot be used.
@@ -56,9 +56,11 @@ def check_options(options: Mapping[str, Any], *, differentiable: bool, decisions
     estimator = options["estimator"]
     if options["cross"] == "auto" and not options["diagnose_every"]:
         raise ValueError("cross is auto, but diagnose_every is 0: nothing would be measured; give 50 or so.")
-    if options["simulator_args"] is not None and not isinstance(options["simulator"], str):
+    if options.get("simulator_args") is not None and not isinstance(options["simulator"], str):
         raise ValueError("simulator_args are given beside a simulator that is made already; give them to its class.")
-    if options["window"] > max(0, decisions):  # a horizon that is no horizon is refused in its own words
+    if decisions is not None and options["window"] > max(
+        0, decisions
+    ):  # a horizon that is no horizon is refused in its own words
         raise ValueError(
             f"window is {options['window']}, but an episode has {decisions} decisions; give fewer, or 0 for whole "
             "episodes."

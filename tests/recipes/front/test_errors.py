@@ -23,8 +23,8 @@ MISTAKES = {
     "number for a text or null": ("note: 3", "r.yaml:2: note: expected text or null, got 3; write it in quotes"),
     "not a choice": (
         "do: fial",
-        "r.yaml:2: do: expected one of 'nothing', 'fail', 'crash', 'interrupt', 'sleep', 'train', got 'fial'; "
-        "did you mean 'fail'? Accepted: nothing, fail, crash, interrupt, sleep, train",
+        "r.yaml:2: do: expected one of 'nothing', 'fail', 'crash', 'interrupt', 'sleep', 'train', 'unread', got 'fial'"
+        "; did you mean 'fail'? Accepted: nothing, fail, crash, interrupt, sleep, train, unread",
     ),
     "list for a mapping": (
         "method: [1]",
