@@ -56,7 +56,7 @@ def folder_row(kind: str, root: Path) -> dict[str, Any]:
     inputs = foreign.batch()
     with torch.no_grad():
         wanted = foreign.original(folder, base)(**inputs)[0]
-        body = transformers.AutoModel.from_pretrained(base, dtype=torch.float32).eval()
+        body = transformers.AutoModel.from_pretrained(base, dtype=torch.float32, trust_remote_code=False).eval()
         expert = read_folder(folder, base, body)
         body.load_state_dict(dict(expert.state), strict=False)
         hidden = body(**inputs)[0]
@@ -83,7 +83,9 @@ def size_row(kind: str, stored: str, root: Path) -> dict[str, Any]:
     sizes = {**foreign.OTHER_SIZES.get(kind, foreign.SIZES), "vocab_size": 4000}
     base = root / "base"
     torch.manual_seed(0)
-    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **sizes))
+    model = transformers.AutoModel.from_config(
+        transformers.AutoConfig.for_model(kind, **sizes), trust_remote_code=False
+    )
     model.to(getattr(torch, stored if stored != "LoRA" else "float32")).save_pretrained(base)
     foreign.tokenizer().save_pretrained(base)
     for seed, task in enumerate("ab"):

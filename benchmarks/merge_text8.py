@@ -1,8 +1,10 @@
-"""Eight text tasks merged in both regimes over three seeds: the routed twin against every static merge.
+"""Eight text tasks merged in both regimes over three seeds: the routed twin against all that serves eight experts.
 
-Runs ``merge_text8.yaml`` once per regime and seed through the real command, each into its own folder; finished cells
-are kept, so that an interrupted run goes on where it stopped. About two hours of one core; cells can be run side by
-side.
+The experts are made by plain transformers (`benchmarks/text8_experts.py`) and merged as the folders that they are by
+``merge_text8.yaml``, once per regime and seed, through the real command; beside the twin stand every static merge (TIES
+and TSV-Merge among them), EMR-Merging and a kNN router with the twin's own inputs, and a linear probe. Finished experts
+and cells are kept, so that an interrupted run goes on where it stopped. Some hours of one core; a regime that is named
+as an argument is run first.
 """
 
 import json
@@ -16,47 +18,29 @@ from typing import Any
 from scipy.stats import t as student
 
 from benchmarks.common import Figure, write_results
+from benchmarks.text8_experts import REGIMES, SEEDS, TASKS, expert, make
 
-REGIMES = ("fixed", "trained")
-SEEDS = (0, 1, 2)
-CELLS = Path("runs") / "merge_text8"
+CELLS = Path("runs") / "text8"
 
 
 def main() -> None:
     """Run the missing cells, then write the results."""
-    for seed in SEEDS:
-        for regime in REGIMES:
+    for regime in sorted(REGIMES, key=lambda one: one not in sys.argv[1:]):
+        for seed in SEEDS:
             out = cell(regime, seed)
-            if not (out / "result.json").exists():
-                command = [sys.executable, "-m", "recipes.run", "merge_text8.yaml", f"seed={seed}"]
-                command += [f"training.heads={regime}", "--out", str(out), "--force"]
-                subprocess.run(command, check=True)
+            if (out / "result.json").exists():
+                continue
+            for task in TASKS:
+                make(regime, seed, task)
+            given = [f"experts.{task}={expert(regime, seed, task)}" for task in TASKS]
+            command = [sys.executable, "-m", "recipes.run", "merge_text8.yaml", f"seed={seed}", *given]
+            subprocess.run([*command, "--out", str(out), "--force"], check=True)
     figures: dict[str, Figure] = {}
     tables: dict[str, list[dict[str, Any]]] = {}
     for regime in REGIMES:
         runs = [json.loads((cell(regime, seed) / "result.json").read_text()) for seed in SEEDS]
-        for name in runs[0]["rows"]:
-            mine = [run["rows"][name] for run in runs]
-            slug = name.replace(", ", " ").replace(" ", "_")
-            figures[f"{slug}_normalised_{regime}"] = interval([m["normalised"] for m in mine])
-            figures[f"{slug}_gap_recovered_{regime}"] = interval([m["gap_recovered"] for m in mine])
-        figures[f"best_static_normalised_{regime}"] = interval([r["best_static_normalised"] for r in runs])
-        figures[f"advantage_over_best_static_{regime}"] = interval(
-            [r["rows"]["routed"]["normalised"] - r["best_static_normalised"] for r in runs]
-        )
-        figures[f"routed_gap_over_probe_{regime}"] = interval([over_probe(r["rows"]) for r in runs])
-        figures[f"router_accuracy_{regime}"] = interval([r["router"]["accuracy"] for r in runs])
-        tables[f"rows_{regime}"] = [row(name, runs) for name in runs[0]["rows"]]
-        tables[f"tasks_{regime}"] = [
-            {"seed": seed, "row": name, **values["tasks"]}
-            for seed, run in zip(SEEDS, runs, strict=True)
-            for name, values in run["rows"].items()
-        ]
-        tables[f"tuned_{regime}"] = [
-            {"seed": seed, "method": method, "best": method == run["best_static"], **options}
-            for seed, run in zip(SEEDS, runs, strict=True)
-            for method, options in run["tuned"].items()
-        ]
+        figures |= figures_of(regime, runs)
+        tables |= tables_of(regime, runs)
     figures["router_accuracy"] = figures["router_accuracy_fixed"]
     write_results("merge_text8", figures, tables, seeds=len(SEEDS))
 
@@ -64,6 +48,43 @@ def main() -> None:
 def cell(regime: str, seed: int) -> Path:
     """Run folder of one cell."""
     return CELLS / f"{regime}-{seed}"
+
+
+def figures_of(regime: str, runs: list[dict[str, Any]]) -> dict[str, Figure]:
+    """Means over seeds with intervals of every row, and the worst seed of the routed one."""
+    figures: dict[str, Figure] = {}
+    for name in runs[0]["rows"]:
+        mine = [run["rows"][name] for run in runs]
+        slug = name.replace(", ", " ").replace(" ", "_")
+        figures[f"{slug}_normalised_{regime}"] = interval([m["normalised"] for m in mine])
+        figures[f"{slug}_gap_recovered_{regime}"] = interval([m["gap_recovered"] for m in mine])
+    routed = [run["rows"]["routed"] for run in runs]
+    for column in ("normalised", "gap_recovered"):
+        figures[f"routed_{column}_{regime}_min_seed"] = min(row[column] for row in routed)
+    static = [run["best_static_normalised"] for run in runs]
+    figures[f"best_static_normalised_{regime}"] = interval(static)
+    over = [row["normalised"] - best for row, best in zip(routed, static, strict=True)]
+    figures[f"advantage_over_best_static_{regime}"] = interval(over)
+    figures[f"routed_gap_over_probe_{regime}"] = interval([over_probe(run["rows"]) for run in runs])
+    figures[f"router_accuracy_{regime}"] = interval([run["router"]["accuracy"] for run in runs])
+    return figures
+
+
+def tables_of(regime: str, runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows over seeds, scores by task and seed, and what was tuned."""
+    return {
+        f"rows_{regime}": [row(name, runs) for name in runs[0]["rows"]],
+        f"tasks_{regime}": [
+            {"seed": seed, "row": name, **values["tasks"]}
+            for seed, run in zip(SEEDS, runs, strict=True)
+            for name, values in run["rows"].items()
+        ],
+        f"tuned_{regime}": [
+            {"seed": seed, "method": method, "best": method == run["best_static"], **options}
+            for seed, run in zip(SEEDS, runs, strict=True)
+            for method, options in run["tuned"].items()
+        ],
+    }
 
 
 def over_probe(rows: dict[str, Any]) -> float:

@@ -5,18 +5,21 @@ are equal does not depend on what they mean. Its three experts are adapters that
 float32. The environment of vLLM is made by ``benchmarks/vllm_cpu/make.sh`` where ``VLLM_ENVIRONMENT`` (by default
 ``~/.cache/gapbridge/vllm-0.32``) is none yet. The throughput is that of eight clients, in rounds that alternate between
 the routed front and a vLLM server without adapters that serves the shared model; prompts are new in every round, so
-that mixtures are made and loaded in the time that is measured. A third side, the experts' own adapters asked for by
-name and without the front, tells what of the difference is vLLM's own price of adapters.
+that mixtures are made and loaded in the time that is measured. Further sides tell the shares of the price: the experts'
+own adapters on a vLLM without the plug-in (`stock`) and on the one with it, which has our products of adapters on CPUs
+(`adapters`), both without the front; and mixtures asked for by name from the front, which are loaded already and not
+routed (`named`). Requests for the shared model beside others for adapters are compared too, on both servers.
 """
 
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +33,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import twinmerge
-from benchmarks.common import median_ratio, write_results
+from benchmarks.common import interleaved_times, median_ratio, write_results
 from twinmerge.checkpoints import inspect_checkpoint, read_lora
 from twinmerge.serving.asking import Limits
 from twinmerge.serving.command import load
@@ -53,20 +56,42 @@ def main() -> None:
         folder = make_twin(Path(place))
         loras = [f"{task}={folder / 'experts' / task}" for task in TASKS]
         more = [*OPTIONS, "--lora-modules", *loras]
-        with plain_server(folder, python) as plain, running(folder, python=python, extra=more) as server:
-            twin, tokenizer = load(folder, "float32", "cpu")
-            app = create_app(VllmEngine(server.address, server.cache), twin, tokenizer, Limits(CONTEXT))
-            with listening(app) as front:
-                figures, rows = compare(folder, twin, server.address, front)
-                print(figures)
-                plain.ready()
-                times = throughput(front, server.address, plain.address)
-    figures["routed_over_plain_throughput"] = median_ratio(times["plain"], times["routed"])
-    figures["routed_over_adapters_throughput"] = median_ratio(times["adapters"], times["routed"])
-    figures["adapters_over_plain_throughput"] = median_ratio(times["plain"], times["adapters"])
+        with plain_server(folder, python) as plain:
+            with running(folder, python=python, extra=more) as server:
+                twin, tokenizer = load(folder, "float32", "cpu")
+                app = create_app(VllmEngine(server.address, server.cache), twin, tokenizer, Limits(CONTEXT))
+                with listening(app) as front:
+                    figures, rows = compare(folder, twin, server.address, front)
+                    print(figures)
+                    plain.ready()
+                    sides = {
+                        "routed": (front, ["twin"]),
+                        "named": (front, ["twin@32,16,16", "twin@16,32,16", "twin@16,16,32"]),
+                        "adapters": (server.address, list(TASKS)),
+                        "plain": (plain.address, ["shared"]),
+                    }
+                    times = throughput(sides)
+                    routing = interleaved_times({"routing": lambda: PromptRouter(twin).weigh(prompts(8, 0))}, repeats=9)
+            slots = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", str(len(TASKS))]
+            with plain_server(folder, python, [*slots, "--lora-modules", *loras]) as stock:
+                stock.ready()
+                figures["stock_shared_beside_adapters_equal"] = beside(stock.address, TASKS)
+                later = throughput({"stock": (stock.address, list(TASKS)), "plain": (plain.address, ["shared"])})
+    for slower, faster in (
+        ("routed", "plain"),
+        ("routed", "named"),
+        ("routed", "adapters"),
+        ("adapters", "plain"),
+    ):
+        figures[f"{slower}_over_{faster}_throughput"] = median_ratio(times[faster], times[slower])
+    figures["stock_over_plain_throughput"] = median_ratio(later["plain"], later["stock"])
+    figures["routing_of_eight_prompts_s"] = statistics.median(routing["routing"])
     names = [{"package": "vllm-cpu", "version": "0.32.0", "clients": CLIENTS, "new_tokens": NEW}]
-    rounds = [{f"{name}_s": times[name][turn] for name in times} for turn in range(ROUNDS)]
-    print(write_results("vllm", figures, {"prompts": rows, "rounds": rounds, "server": names}, seeds=1))
+    tables = {
+        title: [{f"{name}_s": seconds[turn] for name, seconds in sides.items()} for turn in range(ROUNDS)]
+        for title, sides in (("rounds", times), ("stock_rounds", later))
+    }
+    print(write_results("vllm", figures, {"prompts": rows, **tables, "server": names}, seeds=1))
     print(figures)
 
 
@@ -100,13 +125,13 @@ def make_twin(place: Path) -> Path:
     fast = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))  # noqa: S106 - a word
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="w0", bos_token="w1", eos_token="w2").save_pretrained(base)  # noqa: S106
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
     parameters = [name for name, _ in model.named_parameters()]
     terms = {}
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     for seed, task in enumerate(TASKS):
         torch.manual_seed(seed + 1)
-        copy = AutoModelForCausalLM.from_pretrained(base)
+        copy = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
         adapter = get_peft_model(copy, LoraConfig(r=8, lora_alpha=16, target_modules=layers, task_type="CAUSAL_LM"))
         for name, value in adapter.named_parameters():
             if ".lora_B." in name:
@@ -149,12 +174,12 @@ class Plain:
 
 
 @contextlib.contextmanager
-def plain_server(folder: Path, python: str) -> Iterator[Plain]:
-    """A plain server that is starting, ended with the block."""
+def plain_server(folder: Path, python: str, extra: Sequence[str] = ()) -> Iterator[Plain]:
+    """A server without the plug-in that is starting, ended with the block."""
     port = free_port()
     words = ["--model", str(folder), "--served-model-name", "shared", "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(
-        [python, "-m", "vllm.entrypoints.openai.api_server", *words, "--generation-config", "vllm", *OPTIONS],
+        [python, "-m", "vllm.entrypoints.openai.api_server", *words, "--generation-config", "vllm", *OPTIONS, *extra],
         cwd=folder,
         stdout=sys.stderr,
         start_new_session=True,
@@ -194,10 +219,11 @@ def generated(model: Any, ids: Sequence[int], **options: Any) -> list[int]:
 
 def compare(folder: Path, twin: Any, server: str, front: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Shares of prompts with equal tokens: shared and experts against PEFT, routed against the twin's own generate."""
-    shared = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    shared = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     experts = {
         task: PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder / "experts" / task
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False),
+            folder / "experts" / task,
         ).eval()
         for task in TASKS
     }
@@ -221,16 +247,28 @@ def compare(folder: Path, twin: Any, server: str, front: str) -> tuple[dict[str,
                 "routed_differs_from_shared": tokens != plain,
             }
         )
-    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0] if key != "mixture"}, rows
+    figures = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0] if key != "mixture"}
+    return figures | {"shared_beside_mixtures_equal": beside(front, ["twin"])}, rows
 
 
-def throughput(front: str, server: str, plain: str) -> dict[str, list[float]]:
-    """Seconds in which eight clients get their answers, in rounds that alternate."""
-    sides = {
-        "routed": (front, ["twin"]),
-        "adapters": (server, list(TASKS)),
-        "plain": (plain, ["shared"]),
-    }
+def beside(address: str, models: Sequence[str]) -> float:
+    """Share of prompts whose answer by the shared model is the same alone and beside requests for other models."""
+    asked = prompts(CLIENTS // 2, 1)
+    with httpx.Client(base_url=address, timeout=600, trust_env=False) as client, ThreadPoolExecutor(CLIENTS) as pool:
+        for name in models:  # the slots are filled
+            ask(client, name, asked[0])
+        alone = [ask(client, "shared", ids)[0] for ids in asked]
+        both = [(name, ids) for i, ids in enumerate(asked) for name in ("shared", models[i % len(models)])]
+        answers = list(pool.map(lambda pair: ask(client, *pair)[0], both))
+    return sum(a == b for a, b in zip(alone, answers[::2], strict=True)) / len(asked)
+
+
+def throughput(sides: Mapping[str, tuple[str, list[str]]]) -> dict[str, list[float]]:
+    """Seconds in which eight clients get their answers, in rounds that alternate between sides.
+
+    Args:
+        sides: address, and the models asked for by turns.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(ROUNDS + 1):
         asked = prompts(CLIENTS * EACH, 100 + turn)

@@ -24,6 +24,6 @@ from .losses import (
 from .module import DistillModule as DistillModule
 from .networks import Frozen as Frozen, ImageNetwork as ImageNetwork, TextNetwork as TextNetwork
 from .regimes import REGIMES as REGIMES, Regime as Regime, method as method, regime as regime
-from .terms import Outputs as Outputs
+from .terms import LogitTerm as LogitTerm, Outputs as Outputs, Term as Term
 from .tokens import TokenData as TokenData
 from .views import Augmentation as Augmentation, ViewDataset as ViewDataset

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from distill.arguments import check_given
 from distill.cache import Identity, TeacherCache
 from distill.cached_views import CachedViews, fill_cache, weights_digest
 from distill.data import ImageData, Images, Rows, Source
@@ -19,6 +20,7 @@ from distill.networks import Frozen, ImageNetwork
 from distill.order import ViewLoader, ViewOrder
 from distill.regimes import Regime
 from distill.views import Augmentation, ViewDataset
+from gapbridge.arguments import Count
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,11 +55,12 @@ class CachedImageData(ImageData):
         source: Source = "folder",
         path: str = "",
         *,
-        views: int = 8,
+        views: Count = 8,
         folder: str = "",
         form: Form | None = None,
         **options: Any,
     ) -> None:
+        check_given(CachedImageData.__init__, locals())
         super().__init__(source, path, **options)
         self.views, self.folder, self.form = views, folder, form or Form()
         if self.form.kind == "hidden":

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from distill.arguments import check_given
 from distill.batches import check_labels
 from distill.errors import DistillError
 from distill.gathering import own_batch
@@ -26,6 +27,7 @@ from distill.pictures import eight_bits, open_image, upright
 from distill.regimes import Regime, regime as named_regime
 from distill.transforms import evaluation_transform, mixup, train_transform
 from distill.views import Labelled
+from gapbridge.arguments import Count, Seed, Whole
 
 if TYPE_CHECKING:
     from datasets import Dataset as HubSet
@@ -143,14 +145,15 @@ class ImageData(lightning.LightningDataModule):
         *,
         regime: str = "A2",
         changes: dict[str, object] | None = None,
-        classes: int = 1000,
+        classes: Count = 1000,
         grey: bool = False,
-        rows: int = 0,
-        test_rows: int = 0,
-        seed: int = 0,
-        workers: int = 0,
-        evaluation_batch: int = 0,
+        rows: Whole = 0,
+        test_rows: Whole = 0,
+        seed: Seed = 0,
+        workers: Whole = 0,
+        evaluation_batch: Whole = 0,
     ) -> None:
+        check_given(ImageData.__init__, locals())
         super().__init__()
         self.source, self.path, self.classes, self.grey = source, path, classes, grey
         self.regime: Regime = named_regime(regime, changes)

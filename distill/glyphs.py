@@ -18,8 +18,10 @@ from scipy.special import ndtri
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from distill.arguments import check_given
 from distill.draws import Draws
 from distill.errors import DistillError
+from gapbridge.arguments import Finite, Seed
 
 CHARACTERS = (
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789" + "αβγδεζηθικλμνξπρστυφχψω" + "БДЖЗИЛПЦЧШЩЭЮЯ"
@@ -62,7 +64,8 @@ class Glyphs(Dataset[tuple[Tensor, int]]):
         (torch.Size([1, 16, 16]), torch.uint8, 99)
     """
 
-    def __init__(self, items: int, seed: int = 0, *, noise: float = 0.22) -> None:
+    def __init__(self, items: int, seed: Seed = 0, *, noise: Finite = 0.22) -> None:
+        check_given(Glyphs.__init__, locals())
         if items < 1 or not noise >= 0:
             raise DistillError(f"a glyph set needs at least 1 item and noise of at least 0, got {items} and {noise}")
         self.items, self.seed, self.noise = items, seed, noise

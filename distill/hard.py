@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.arguments import checked
 from distill.functional.checks import NOTHING, check_rows
-from distill.terms import checked
 from gapbridge.arguments import ProperShare
 
 

@@ -12,7 +12,7 @@ from distill import functional as L
 from distill.errors import DistillError
 from distill.gathering import GlobalBatchNorm2d, gather, world
 from distill.terms import LogitTerm, Outputs, Term, features_of
-from gapbridge.arguments import Count, NotNegative, Positive, ProperShare, Whole
+from gapbridge.arguments import Count, NotNegative, Positive, ProperShare, Seed, Whole
 
 
 class FitNetHint(Term):
@@ -30,7 +30,9 @@ class FitNetHint(Term):
     name = "fitnet"
     needs = "maps"
 
-    def __init__(self, student_channels: tuple[int, ...], teacher_channels: tuple[int, ...], level: int = 2) -> None:
+    def __init__(
+        self, student_channels: tuple[Count, ...], teacher_channels: tuple[Count, ...], level: Whole = 2
+    ) -> None:
         super().__init__()
         if not 0 <= level < min(len(student_channels), len(teacher_channels)):
             raise DistillError(
@@ -78,6 +80,21 @@ class CorrelationHint(Term):
         return L.correlation(gather(s), gather(t), weight=self.factor)
 
 
+def check_classes(item_labels: Tensor) -> None:
+    """Refuse what are no classes of items.
+
+    Raises:
+        DistillError: If there are none, or they are no whole numbers of at least 0 in one row.
+    """
+    whole = item_labels.ndim == 1 and not item_labels.is_floating_point() and item_labels.dtype != torch.bool
+    if not whole or not len(item_labels) or int(item_labels.min()) < 0:
+        least = f" from {float(item_labels.min()):g}" if item_labels.numel() else ""
+        raise DistillError(
+            f"item_labels is {item_labels.dtype} {tuple(item_labels.shape)}{least}, but it must be the class of every "
+            "item, whole numbers of at least 0, shape (items,)"
+        )
+
+
 class CRDHint(Term):
     """Contrastive distillation with a memory of both networks' embeddings, see `functional.crd`.
 
@@ -118,9 +135,10 @@ class CRDHint(Term):
         negatives: Count = 16384,
         temperature: Positive = 0.07,
         momentum: ProperShare = 0.5,
-        seed: Whole = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
+        check_classes(item_labels)
         counts = item_labels.bincount()
         if int(counts.max()) == len(item_labels):
             raise DistillError(
@@ -205,7 +223,7 @@ class ReviewHint(Term):
     needs = "maps"
 
     def __init__(
-        self, student_channels: tuple[int, ...], teacher_channels: tuple[int, ...], width: Count = 256
+        self, student_channels: tuple[Count, ...], teacher_channels: tuple[Count, ...], width: Count = 256
     ) -> None:
         super().__init__()
         if len(student_channels) != len(teacher_channels):

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from distill.arguments import check_given
 from distill.batches import Batch
 from distill.errors import DistillError
 from distill.functional.chunked import ChunkedLoss, LanguageHead, chunked_kd
 from distill.functional.vocabulary import Vocabulary
 from distill.losses import Terms, check_terms
 from distill.terms import Outputs
+from gapbridge.arguments import Count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,7 +100,8 @@ class LanguageLoss(nn.Module):
 
     needs = frozenset({"states"})
 
-    def __init__(self, terms: Terms, vocabulary: Vocabulary = "mask", chunk: int = 256) -> None:
+    def __init__(self, terms: Terms, vocabulary: Vocabulary = "mask", chunk: Count = 256) -> None:
+        check_given(LanguageLoss.__init__, locals())
         super().__init__()
         check_terms(terms)
         soft = [name for name in terms if name != "hard"]

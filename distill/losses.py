@@ -16,11 +16,12 @@ from typing import Any, Literal, NamedTuple, cast
 from torch import Tensor, nn
 
 from distill import functional as L
+from distill.arguments import check_given, check_names
 from distill.errors import DistillError
 from distill.gathering import gather
 from distill.hard import HardLoss
-from distill.terms import Function, LogitTerm, Outputs, Term, check_values, features_of
-from gapbridge.arguments import ArgumentError, NotNegative, Positive, Share, accepts, check_arguments
+from distill.terms import Function, LogitTerm, Outputs, Term, check_call, check_values, features_of
+from gapbridge.arguments import NotNegative, Positive, Share, accepts, shown
 
 Terms = Mapping[str, Any]  # options by name, or a loss of one's own, see `DistillLoss`
 ENTRY_POINTS = "gapbridge.distill_losses"
@@ -347,7 +348,9 @@ def choose(name: str, given: object) -> Choice:
     if loss is None:
         raise DistillError(f"no loss is called {name!r}; accepted are hard, {', '.join(terms_by_name())}")
     if not callable(loss):
-        raise DistillError(f"the loss of {name} is {loss!r}, but it must be a class, an object or a function")
+        raise DistillError(f"the loss of {name} is {shown(loss)}, but it must be a class, an object or a function")
+    if HardLoss not in (loss, type(loss)):
+        check_call(name, loss)
     return Choice(loss, options, float(weight), float(ramp))
 
 
@@ -357,28 +360,24 @@ def check_terms(terms: Terms) -> None:
     Raises:
         DistillError: With one sentence.
     """
+    check_given(check_terms, {"terms": terms})
     if not terms:
         raise DistillError(f"no loss is given; accepted are hard, {', '.join(terms_by_name())}")
+    check_names(terms, "term")
     chosen = {name: choose(name, given) for name, given in terms.items()}
     for name, made in chosen.items():
-        accepted = _options(made.loss) if isinstance(made.loss, type) else set[str]()
+        named = isinstance(made.loss, type)
+        accepted = set(inspect.signature(made.loss.__init__).parameters) - {"self"} if named else set[str]()  # type: ignore[misc]
         if unknown := sorted(set(made.options) - accepted):
-            named = ", ".join(("weight", "ramp", *sorted(accepted - set(SIZES))))
-            raise DistillError(f"{name} has no option {unknown[0]!r}; accepted are {named}")
-        if isinstance(made.loss, type):
-            try:
-                check_arguments(inspect.unwrap(made.loss.__init__), made.options)  # type: ignore[misc]
-            except ArgumentError as error:
-                raise DistillError(f"{name}: {error}") from error
+            known = ", ".join(("weight", "ramp", *sorted(accepted - set(SIZES))))
+            raise DistillError(f"{name} has no option {unknown[0]!r}; accepted are {known}")
+        if named:
+            check_given(inspect.unwrap(made.loss.__init__), made.options, name)  # type: ignore[misc]
     if not any(made.weight for made in chosen.values()):
         raise DistillError(f"every weight of {', '.join(terms)} is 0, so there is nothing to learn; raise one")
 
 
 SIZES = ("student_width", "teacher_width", "student_channels", "teacher_channels", "item_labels")
-
-
-def _options(kind: type) -> set[str]:
-    return set(inspect.signature(kind.__init__).parameters) - {"self"}  # type: ignore[misc]
 
 
 def _build(made: Choice, sizes: Mapping[str, object]) -> nn.Module:
@@ -392,5 +391,10 @@ def _build(made: Choice, sizes: Mapping[str, object]) -> nn.Module:
                 f"{getattr(loss, 'name', '') or loss.__name__} needs {', '.join(absent)}, which the networks or the "
                 "data do not tell; give them as sizes or options, or use another term"
             )
-        loss = loss(**asked, **made.options)
+        try:
+            loss = loss(**asked, **made.options)
+        except TypeError as error:
+            raise DistillError(
+                f"the loss {loss.__name__} cannot be made: {error}; give its options, or an object"
+            ) from error
     return loss if isinstance(loss, nn.Module) else Function(loss)

@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from distill.arguments import check_given
 from distill.batches import INPUTS, Batch, Task, as_batch, check_labels, device_of, read_labels
 from distill.compact import stored_classes
-from distill.errors import DistillError
 from distill.functional.vocabulary import Vocabulary
 from distill.gathering import Window
 from distill.labels import follow, given_names
 from distill.language import LanguageLoss, next_tokens
 from distill.losses import DistillLoss
-from distill.models import Model, Network, build
+from distill.models import Model, Network, build, check_outputs, terms_of
 from distill.networks import Frozen, TextNetwork
-from distill.optimizers import make_optimizer, make_schedule, own_stream
+from distill.optimizers import check_optimizer, make_optimizer, make_schedule, own_stream
 from distill.order import ViewLoader
 from distill.regimes import method as published, regime as named_regime
 from distill.scores import Scores, classes_of, score_rows, warn_of
 from distill.terms import Outputs
-from gapbridge.arguments import Count, Whole, check_arguments
+from gapbridge.arguments import Count, Whole
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
@@ -100,30 +100,32 @@ class DistillModule(lightning.LightningModule):
         vocabulary: Vocabulary = "mask",
         labels: list[str] | None = None,
     ) -> None:
-        check_arguments(type(self).__init__, locals())
+        check_given(DistillModule.__init__, locals())
         super().__init__()
         models = student if isinstance(student, Mapping) else {"student": student}
         held = [k for k, v in (("student", list(models.values())), ("teacher", [teacher])) if _modules(v)]
         held += ["terms"] if terms is not None and not _plain(terms) else []
         self.save_hyperparameters(ignore=held)
         self.regime = named_regime(regime, changes)
-        wanted = terms or published(method, regime)
-        by_student: dict[str, Any] = wanted if isinstance(student, Mapping) and terms else dict.fromkeys(models, wanted)
-        _check_names(by_student, models)
+        check_optimizer(self.regime)
+        by_student = terms_of(models, terms, published(method, regime) if terms is None else None, student, method)
+        check_labels(torch.tensor(item_labels or [0]), classes)
         self.task, self.classes, self.several = task, classes, len(models) > 1
         size = self.regime.image_size if task == "images" else 0
         drop = {"drop_path_rate": self.regime.drop_path, "drop_rate": self.regime.dropout}
-        given = {k: v for k, v in drop.items() if v and task == "images"} | (student_options or {})
-        self.students = nn.ModuleDict(
-            {name: build(model, task, classes, size, channels_last, lora_rank, given) for name, model in models.items()}
-        )
+        own = {k: v for k, v in drop.items() if v and task == "images"}
+        shared = (task, classes, size, channels_last)
+        made = {name: build(m, *shared, lora_rank, student_options or {}, own) for name, m in models.items()}
+        self.students = nn.ModuleDict(made)
         self._teacher: Frozen | None = None
         if teacher is not None:
-            network = build(teacher, task, classes, size, channels_last, 0, teacher_options or {})
+            network = build(teacher, *shared, 0, teacher_options or {})
             self._teacher = Frozen(network, getattr(torch, teacher_dtype))
         if task == "texts":
             self._follow(labels)
         self.losses = nn.ModuleDict({name: self._loss(by_student[name], name, item_labels) for name in models})
+        if task != "language":
+            check_outputs(self.students, classes)
         if compiled:
             for network in (*self.students.values(), *((self._teacher.network,) if self._teacher else ())):
                 network.compile()
@@ -362,13 +364,6 @@ class DistillModule(lightning.LightningModule):
             return
         for name in self.students:
             nn.utils.clip_grad_norm_([*self.students[name].parameters(), *self.losses[name].parameters()], limit)
-
-
-def _check_names(terms: Mapping[str, object], students: Mapping[str, object]) -> None:
-    if set(terms) != set(students):
-        raise DistillError(
-            f"terms are given for {', '.join(terms)}, but the students are {', '.join(students)}; name each"
-        )
 
 
 def _plain(terms: object) -> bool:

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.arguments import check_given
 from distill.batches import Batch, device_of
 from distill.errors import DistillError
 from distill.small import NAMES, small_model
 from distill.terms import Outputs
+from gapbridge.arguments import Finite, Positive, Whole
 
 MAPS = 4  # feature maps that hints compare
 
@@ -36,11 +38,14 @@ class ImageNetwork(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        mean: tuple[float, ...] = (0.0,),
-        std: tuple[float, ...] = (1.0,),
-        size: int = 0,
+        mean: tuple[Finite, ...] = (0.0,),
+        std: tuple[Positive, ...] = (1.0,),
+        size: Whole = 0,
         channels_last: bool = False,
     ) -> None:
+        check_given(ImageNetwork.__init__, locals())
+        if len({1, len(mean), len(std)}) > 2:
+            raise DistillError(f"mean has {len(mean)} channels and std {len(std)}; give as many, or one number each")
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.size, self.channels_last = size, channels_last
@@ -159,6 +164,7 @@ class TextNetwork(nn.Module):
     order: Tensor | None
 
     def __init__(self, model: nn.Module) -> None:
+        check_given(TextNetwork.__init__, locals())
         super().__init__()
         self.model = model
         self.register_buffer("order", None, persistent=False)
@@ -200,13 +206,16 @@ class Frozen:
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        check_given(Frozen.__init__, locals())
+        if not dtype.is_floating_point:
+            raise DistillError(f"dtype is {dtype}, but weights are floating; give torch.float32 or torch.bfloat16")
         self.network = network.eval().requires_grad_(False).to(dtype)
         self.dtype = dtype
 
     def __call__(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs:
         """What it says about a batch, in float32; a training's autocast does not apply."""
         device = device_of(batch)
-        if next(self.network.parameters()).device != device:
+        if any(parameter.device != device for parameter in self.network.parameters()):
             self.network.to(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             made: Outputs = self.network(batch, needs)

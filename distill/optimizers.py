@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from distill.errors import DistillError
 from distill.regimes import Regime
 
 if TYPE_CHECKING:
@@ -60,6 +62,24 @@ class SeparateOptimizers(Optimizer):
             part.state.clear()
             for group in part.param_groups:
                 part.state.update({p: self.state[p] for p in group["params"] if p in self.state})
+
+
+def check_optimizer(regime: Regime) -> None:
+    """Try the optimizer of a regime on one parameter.
+
+    Raises:
+        DistillError: If timm has none of this name, or it does not take the regime's values.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    values = (regime.learning_rate, regime.weight_decay, regime.momentum)
+    try:
+        create_optimizer_v2([nn.Parameter(torch.zeros(1))], regime.optimizer, *values)
+    except Exception as error:  # what timm and the optimizers of others raise
+        near = difflib.get_close_matches(regime.optimizer, list_optimizers(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "timm.optim.list_optimizers() names them"
+        reason = " ".join(str(error).split())[:100]
+        raise DistillError(f"optimizer {regime.optimizer!r} cannot be made ({reason}); {hint}") from error
 
 
 def make_optimizer(regime: Regime, students: Mapping[str, nn.Module]) -> Optimizer:

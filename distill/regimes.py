@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from distill.arguments import check_given
 from distill.errors import DistillError
+from gapbridge.arguments import Count, NotNegative, Positive, PositiveShare, ProperShare, Share, Whole
 
 Terms = dict[str, dict[str, Any]]
 
@@ -65,73 +66,63 @@ class Regime:
         source: Where the values were read.
     """
 
-    epochs: int = 300
-    batch_size: int = 2048
-    image_size: int = 224
+    epochs: Count = 300
+    batch_size: Count = 2048
+    image_size: Count = 224
     optimizer: str = "lamb"
-    learning_rate: float = 5e-3
-    momentum: float = 0.9
-    weight_decay: float = 0.02
+    learning_rate: Positive = 5e-3
+    momentum: ProperShare = 0.9
+    weight_decay: NotNegative = 0.02
     decay: Literal["matrices", "all"] = "matrices"
     schedule: Literal["cosine", "multistep"] = "cosine"
     schedule_on: Literal["epoch", "update"] = "epoch"
-    min_lr: float = 1e-6
+    min_lr: NotNegative = 1e-6
     milestones: tuple[int, ...] = ()
-    decay_rate: float = 0.1
-    warmup_epochs: float = 5
-    warmup_lr: float = 1e-6
+    decay_rate: Positive = 0.1
+    warmup_epochs: NotNegative = 5
+    warmup_lr: NotNegative = 1e-6
     hard: Literal["bce", "ce"] = "bce"
     hard_reduction: Literal["mean", "sum_classes"] = "mean"
-    smoothing: float = 0.0
-    drop_path: float = 0.05
-    dropout: float = 0.0
-    repeats: int = 3
+    smoothing: ProperShare = 0.0
+    drop_path: ProperShare = 0.05
+    dropout: ProperShare = 0.0
+    repeats: Count = 3
     auto_augment: str = "rand-m7-mstd0.5"
-    mixup: float = 0.1
-    cutmix: float = 1.0
-    mix_probability: float = 1.0
-    switch_probability: float = 0.5
-    color_jitter: float = 0.0
-    erase: float = 0.0
+    mixup: NotNegative = 0.1
+    cutmix: NotNegative = 1.0
+    mix_probability: Share = 1.0
+    switch_probability: Share = 0.5
+    color_jitter: NotNegative = 0.0
+    erase: Share = 0.0
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
-    padding: int = 4
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    padding: Whole = 4
+    scale: tuple[Positive, Positive] = (0.08, 1.0)
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     interpolation: str = "random"
-    flip: float = 0.5
-    test_crop: float = 0.95
-    ema: float = 0.0
-    clip: float = 0.0
+    flip: Share = 0.5
+    test_crop: PositiveShare = 0.95
+    ema: ProperShare = 0.0
+    clip: NotNegative = 0.0
     source: str = ""
 
     def __post_init__(self) -> None:
         """Refuse values that no training could use."""
-        for name in ("epochs", "batch_size", "image_size", "learning_rate", "repeats"):
-            _check(name, getattr(self, name), "above 0", getattr(self, name) > 0)
-        for name in ("weight_decay", "min_lr", "warmup_epochs", "warmup_lr", "mixup", "cutmix", "clip", "padding"):
-            _check(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
-        for name in ("smoothing", "drop_path", "dropout", "ema"):
-            _check(name, getattr(self, name), "from 0 to below 1", 0 <= getattr(self, name) < 1)
-        for name in ("mix_probability", "switch_probability", "erase", "flip"):
-            _check(name, getattr(self, name), "from 0 to 1", 0 <= getattr(self, name) <= 1)
-        _check("warmup_epochs", self.warmup_epochs, f"below the {self.epochs} epochs", self.warmup_epochs < self.epochs)
-        _check("test_crop", self.test_crop, "above 0 and up to 1", 0 < self.test_crop <= 1)
-        for name, hint in get_type_hints(Regime).items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal:
-                _check(name, value, f"one of {', '.join(get_args(hint))}", value in get_args(hint))
-            elif get_origin(hint) is tuple:
-                object.__setattr__(self, name, tuple(value))  # YAML gives lists
+        check_given(Regime.__init__, vars(self))
+        if self.warmup_epochs >= self.epochs:
+            raise DistillError(f"warmup_epochs is {self.warmup_epochs}, but it must be below the {self.epochs} epochs")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise DistillError(f"{name} is {(low, high)}, but it must rise")
+        if odd := [epoch for epoch in self.milestones if epoch < 1]:
+            raise DistillError(f"milestones holds {odd[0]}, but the rate changes at an epoch, 1 or later")
+        for name in ("milestones", "scale", "ratio"):  # YAML gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def mixes(self) -> bool:
         """Whether labels become distributions."""
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
-
-
-def _check(name: str, value: object, accepted: str, fits: bool) -> None:
-    if not fits or (isinstance(value, float) and not math.isfinite(value)):
-        raise DistillError(f"{name} is {value}, but it must be {accepted}")
 
 
 A2 = Regime(source="README of the official code, strategy A2")
@@ -294,6 +285,7 @@ def regime(name: str, changes: Mapping[str, Any] | None = None) -> Regime:
         >>> regime("A1", {"epochs": 1200}).smoothing
         0.1
     """
+    check_given(regime, {"name": name, "changes": changes})
     if name not in REGIMES:
         raise DistillError(f"no regime is called {name!r}; {_meant(name, REGIMES)}")
     names = [field.name for field in dataclasses.fields(Regime)]
@@ -317,6 +309,7 @@ def method(name: str, regime_name: str) -> Terms:
         >>> method("kd", "previous_cifar")["kd"]
         {'weight': 0.9, 'temperature': 4.0}
     """
+    check_given(method, {"name": name, "regime_name": regime_name})
     known = {"previous_cifar": _CIFAR, "previous_imagenet": _PREVIOUS_IMAGENET}.get(regime_name, _STRONGER)
     if name not in known:
         raise DistillError(f"no method is called {name!r} for {regime_name}; {_meant(name, known)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal, NamedTuple
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from distill import functional as L
+from distill.arguments import checked
 from distill.errors import DistillError
 from distill.functional.chunked import LanguageHead
-from gapbridge.arguments import ArgumentError, check_arguments
 
 
 class Compact(NamedTuple):
@@ -46,22 +45,6 @@ class Outputs(NamedTuple):
     rows: Tensor | None = None
     head: LanguageHead | None = None
     compact: Compact | None = None
-
-
-def checked(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that refuses what its annotations do not accept, with a `DistillError`."""
-    signature = inspect.signature(init)
-
-    @functools.wraps(init)
-    def construct(self: object, *arguments: object, **named: object) -> None:
-        given = signature.bind(self, *arguments, **named).arguments
-        try:
-            check_arguments(init, {key: value for key, value in given.items() if key != "self"})
-        except ArgumentError as error:
-            raise DistillError(f"{getattr(type(self), 'name', '') or type(self).__name__}: {error}") from error
-        init(self, *arguments, **named)
-
-    return construct
 
 
 class Term(nn.Module):
@@ -140,6 +123,33 @@ class Function(Term):
         """What the function says."""
         value: Tensor = self.function(student, teacher, labels)
         return value
+
+
+def check_call(name: str, loss: Callable[..., object]) -> None:
+    """Refuse a loss of one's own that cannot be called as a `Term` is; what cannot be read is tried in training.
+
+    Args:
+        name: Its name.
+        loss: A class, an object or a function.
+
+    Raises:
+        DistillError: If it takes other arguments.
+    """
+    of_module = (isinstance(loss, type) and issubclass(loss, nn.Module)) or isinstance(loss, nn.Module)
+    if isinstance(loss, type) and not of_module:
+        return
+    forward = getattr(loss, "forward", loss) if of_module else loss
+    try:
+        signature = inspect.signature(forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*[None] * (3 + isinstance(loss, type)))
+    except TypeError as error:
+        raise DistillError(
+            f"the loss of {name} takes {signature}, but it is called with the student's outputs, the teacher's and the "
+            "labels; see distill.Term"
+        ) from error
 
 
 def check_values(losses: Mapping[str, Tensor]) -> None:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from distill.arguments import check_given
 from distill.errors import DistillError
 from distill.gathering import own_batch
 from distill.order import ViewLoader, ViewOrder, view_of
+from gapbridge.arguments import Count, Seed, Whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,11 +59,12 @@ class TokenData(lightning.LightningDataModule):
         tokenizer: str,
         *,
         length: int = 128,
-        batch_size: int = 4,
-        blocks: int = 0,
-        evaluation_blocks: int = 0,
-        seed: int = 0,
+        batch_size: Count = 4,
+        blocks: Whole = 0,
+        evaluation_blocks: Whole = 0,
+        seed: Seed = 0,
     ) -> None:
+        check_given(TokenData.__init__, locals())
         super().__init__()
         if len(files) < 3:
             raise DistillError(
@@ -80,7 +83,7 @@ class TokenData(lightning.LightningDataModule):
             return
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
         order = np.random.default_rng(0).permutation(len(self.files))
         tenth = max(1, len(self.files) // 10)
         parts = {"validation": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :]}

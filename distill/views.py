@@ -21,9 +21,11 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from distill.arguments import check_given
 from distill.draws import Draws
 from distill.errors import DistillError
 from distill.operations import Operation, apply, parse
+from gapbridge.arguments import Count, NotNegative, Positive, ProperShare, Seed, Share, Whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,38 +54,27 @@ class Augmentation:
         switch_probability: Share of these that take CutMix where both are on.
     """
 
-    size: int = 224
+    size: Count = 224
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    padding: int = 4
+    scale: tuple[Positive, Positive] = (0.08, 1.0)
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    padding: Whole = 4
     interpolation: Literal["bilinear", "bicubic", "random"] = "random"
-    flip: float = 0.5
+    flip: Share = 0.5
     auto_augment: str = ""
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_probability: float = 1.0
-    switch_probability: float = 0.5
+    erase: Share = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    mix_probability: Share = 1.0
+    switch_probability: Share = 0.5
 
     def __post_init__(self) -> None:
         """Refuse what no view can be drawn from."""
-        choices = {"crop": ("random_resized", "pad", "none"), "interpolation": ("bilinear", "bicubic", "random")}
-        for name, accepted in choices.items():
-            if getattr(self, name) not in accepted:
-                raise DistillError(f"{name} is {getattr(self, name)!r}; accepted are {', '.join(accepted)}")
-        for name in ("flip", "erase", "mix_probability", "switch_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DistillError(f"{name} is {getattr(self, name)}, but a probability must be from 0 to 1")
-        for name in ("mixup", "cutmix", "padding"):
-            if not getattr(self, name) >= 0:
-                raise DistillError(f"{name} is {getattr(self, name)}, but it must be at least 0")
-        if self.size < 1:
-            raise DistillError(f"size is {self.size}, but a view has at least 1 pixel on a side")
+        check_given(Augmentation.__init__, vars(self))
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise DistillError(f"{name} is {(low, high)}, but it must rise from above 0")
+            if low > high:
+                raise DistillError(f"{name} is {(low, high)}, but it must rise")
         if self.auto_augment:
             parse(self.auto_augment)
 
@@ -288,12 +279,13 @@ class ViewDataset(Dataset[ViewItem]):
         self,
         images: Labelled,
         augmentation: Augmentation,
-        classes: int,
+        classes: Count,
         *,
-        seed: int = 0,
-        views: int = 0,
-        smoothing: float = 0.0,
+        seed: Seed = 0,
+        views: Whole = 0,
+        smoothing: ProperShare = 0.0,
     ) -> None:
+        check_given(ViewDataset.__init__, locals())
         self.images, self.augmentation, self.classes = images, augmentation, classes
         self.seed, self.views, self.smoothing = seed, views, smoothing
 

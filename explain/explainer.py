@@ -6,12 +6,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from sklearn.base import BaseEstimator
 
 from explain.assemble import assemble, nothing_to_explain
 from explain.crossfit import domain_probability
 from explain.data import Codes, Columns, Sample, make_sample
-from explain.errors import ExplainError, check_options
+from explain.errors import ExplainError
 from explain.estimate import estimate
 from explain.folds import assign_folds
 from explain.functional.density import Overlap, density_ratio, overlap
@@ -21,8 +20,9 @@ from explain.functional.shapley import sample_subsets, subsets
 from explain.nuisances import Families, candidates, choose_families
 from explain.outcomes import Losses, read_losses
 from explain.report import GapReport, Mode
+from explain.structure import Explainer, check_options
 from explain.tables import DOMAINS, Frames, as_frame, resolve_groups
-from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Whole
+from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Seed
 
 LOSSES = (*FINITE_LOSSES, "squared", "given")
 EXACT_PLAYERS = 10
@@ -30,7 +30,7 @@ SEPARABLE_AUC = 0.99
 MIN_ROWS = 10  # of a domain, for each fold
 
 
-class GapExplainer(BaseEstimator):  # type: ignore[misc]
+class GapExplainer(Explainer):
     r"""Hierarchical decomposition of a performance gap between two domains, with intervals.
 
     The gap is split into what the baseline variables W, the other features given them, and the outcome given all
@@ -82,7 +82,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         baseline: Sequence[Hashable] = (),
-        groups: Mapping[str, Any] | None = None,
+        groups: Mapping[Hashable, Any] | None = None,
         *,
         label: Hashable = "label",
         prediction: Hashable | list[Hashable] = "prediction",
@@ -102,7 +102,7 @@ class GapExplainer(BaseEstimator):  # type: ignore[misc]
         min_shift_z: NotNegative = 2.0,
         trim: Annotated[float, Range(0, 0.5, below=True)] = 0.0,
         subset_draws: Count = 200,
-        seed: Whole = 0,
+        seed: Seed = 0,
         n_jobs: Processes | None = None,
     ) -> None:
         self.baseline, self.groups = baseline, groups

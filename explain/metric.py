@@ -16,6 +16,7 @@ from explain.errors import ExplainError
 from explain.explainer import GapExplainer
 from explain.paired import ModelGapExplainer
 from explain.report import GapReport
+from gapbridge.arguments import accepts
 
 # Names in the collected table that no feature can be mistaken for.
 DOMAIN, LABEL, LOSS, LOSS_A, LOSS_B = "(domain)", "(label)", "(loss)", "(loss a)", "(loss b)"
@@ -36,7 +37,12 @@ class _Collector(Metric):
 
     def __init__(self, features: Sequence[str], categorical: Sequence[str]) -> None:
         super().__init__()
+        for option, names in (("features", features), ("categorical", categorical)):
+            if not accepts(Sequence[str], names) or len(set(names)) < len(names):
+                raise ExplainError(f"{option} is {names!r}, but it must be a list of names, each once")
         self.features, self.categorical = list(features), list(categorical)
+        if not self.features:
+            raise ExplainError("features is empty, but a gap is shared out among at least one: name the columns")
         if unknown := sorted(set(self.categorical) - set(self.features)):
             raise ExplainError(f"categorical names '{unknown[0]}', but the features are {', '.join(self.features)}")
         self.add_state("rows", default=[], dist_reduce_fx="cat")
@@ -106,7 +112,7 @@ class PerformanceGap(_Collector):
     def __init__(self, features: Sequence[str], *, categorical: Sequence[str] = (), **options: Any) -> None:
         super().__init__(features, categorical)
         given = options.get("loss") == "given"
-        self.explainer = GapExplainer(label=LABEL, loss_column=LOSS, **options)
+        self.explainer = GapExplainer(label=LABEL, loss_column=LOSS, **{"prediction": "(column 0)", **options})
         self.given = given
 
     def update(

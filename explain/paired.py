@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 
 from explain.assemble import Detail
 from explain.data import Codes, Columns, Sample, make_sample
-from explain.errors import ExplainError, check_options
+from explain.errors import ExplainError
 from explain.estimate import Shares, make_shares
 from explain.explainer import EXACT_PLAYERS, GapExplainer, check_counts, usable_folds
 from explain.folds import assign_folds
@@ -25,14 +24,15 @@ from explain.functional.values import curvature
 from explain.nuisances import Family, best_family, candidates, problem
 from explain.outcomes import Losses, read_losses
 from explain.report import GapReport
+from explain.structure import Explainer, check_options
 from explain.tables import as_frame, read_weights, resolve_groups
 from explain.trust import judge
-from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Whole
+from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Seed
 
 Named = Hashable | list[Hashable]
 
 
-class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
+class ModelGapExplainer(Explainer):
     r"""Why a second model does worse than a first one on the same rows, with intervals.
 
     With d the second model's loss minus the first one's and :math:`\Delta(x) = E[d|x]`,
@@ -74,7 +74,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        groups: Mapping[str, Any] | None = None,
+        groups: Mapping[Hashable, Any] | None = None,
         *,
         models: tuple[Named, Named] = ("first", "second"),
         label: Hashable = "label",
@@ -90,7 +90,7 @@ class ModelGapExplainer(BaseEstimator):  # type: ignore[misc]
         interval: Literal["wald", "fieller"] = "wald",
         min_shift_z: NotNegative = 2.0,
         subset_draws: Count = 200,
-        seed: Whole = 0,
+        seed: Seed = 0,
         n_jobs: Processes | None = None,
     ) -> None:
         self.groups, self.models, self.label, self.loss, self.cluster = groups, models, label, loss, cluster
@@ -175,7 +175,7 @@ def gap_of_gaps(
     source: object,
     target: object,
     baseline: Sequence[Hashable],
-    groups: Mapping[str, Any] | None = None,
+    groups: Mapping[Hashable, Any] | None = None,
     *,
     models: tuple[Named, Named] = ("first", "second"),
     label: Hashable = "label",

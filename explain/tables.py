@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -112,37 +111,63 @@ def read_weights(frames: Frames, name: Hashable) -> list[Floats]:
 
 
 def resolve_groups(
-    columns: Sequence[Hashable], baseline: Sequence[Hashable], groups: Mapping[str, Any] | None, taken: set[Hashable]
+    columns: Sequence[Hashable],
+    baseline: Sequence[Hashable],
+    groups: Mapping[Hashable, object] | None,
+    taken: set[Hashable],
 ) -> dict[str, list[Hashable]]:
     """Players by name: as given, or every column that is neither baseline nor taken, on its own.
 
     Raises:
         ExplainError: If there is no player, a column plays twice, or two players could be taken for each other.
     """
-    if groups is not None:
-        called = list(map(str, groups))
-        for name in called:
-            if called.count(name) > 1:
-                raise ExplainError(f"two groups are called '{name}' when written out: rename one")
     if groups is None:
         alone = [name for name in columns if name not in {*baseline, *taken}]
         if len(set(map(str, alone))) < len(alone):
             twice = next(str(name) for name in alone if list(map(str, alone)).count(str(name)) > 1)
             raise ExplainError(f"two columns are called '{twice}' when written out: rename one")
         groups = {str(name): [name] for name in alone}
-    players: dict[str, list[Hashable]] = {
-        str(name): [part] if isinstance(part, str | int) else list(part) for name, part in groups.items()
-    }
+    players = players_of(groups)
+    check_roles(baseline, players, taken)
+    return players
+
+
+def players_of(groups: Mapping[Hashable, object]) -> dict[str, list[Hashable]]:
+    """The columns of every player by the name that is written out.
+
+    Raises:
+        ExplainError: If there is no player or one without columns, what stands for its columns is no column or list of
+            columns, or two players could be taken for each other.
+    """
+    called = list(map(str, groups))
+    for name in called:
+        if called.count(name) > 1:
+            raise ExplainError(f"two groups are called '{name}' when written out: rename one")
+    players: dict[str, list[Hashable]] = {}
+    for key, part in groups.items():
+        if not isinstance(part, str | int | list | tuple) or isinstance(part, bool):
+            raise ExplainError(f"group '{key}' is {part!r}, but it must be a column or a list of columns")
+        players[str(key)] = [part] if isinstance(part, str | int) else list(part)
     if RECALIBRATION in players:
         raise ExplainError(
             f"a group is called '{RECALIBRATION}', which names the share that needs no variable: rename the group"
         )
     if not players or not all(players.values()):
         raise ExplainError("there is no variable to attribute the gap to: give groups, each of at least one column")
+    return players
+
+
+def check_roles(baseline: Sequence[Hashable], players: Mapping[str, Sequence[Hashable]], taken: set[Hashable]) -> None:
+    """Refuse a column that is listed twice, or that is a feature and something else.
+
+    Raises:
+        ExplainError: For the first.
+    """
     every = [*baseline, *(column for part in players.values() for column in part)]
     for column in every:
+        if not isinstance(column, Hashable):
+            raise ExplainError(f"{column!r} is listed as a column, but it is no name of one")
         if every.count(column) > 1:
             raise ExplainError(f"column '{column}' is listed twice: every column belongs to the baseline or one group")
         if column in taken:
             raise ExplainError(f"column '{column}' is a label, prediction, loss or cluster and cannot be a feature too")
-    return players

@@ -1,5 +1,7 @@
 """The command `gapbridge`: `gapbridge FILE.yaml` is `python -m recipes.run`, `gapbridge serve FOLDER` serves a twin.
 
+`gapbridge import FILE.yml` merges the models of a mergekit configuration.
+
 `recipes` is a common name: torchtune installs a package of this name, and a project may have a folder of it. The
 command therefore puts the folder that it was installed in first on the path before it imports the front.
 """
@@ -16,9 +18,13 @@ def main() -> int:
         from twinmerge.serving.command import main as serve
 
         return serve(sys.argv[2:])
-    from recipes.run import main as run
+    if sys.argv[1:2] == ["import"]:
+        from twinmerge.big.command import main as merge
 
-    return run()
+        return merge(sys.argv[2:])
+    from recipes.run import abandoned, main as run
+
+    return abandoned(run())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -58,9 +58,13 @@ class Range:
         return (self.infinite or math.isfinite(value)) and over and under
 
     def __str__(self) -> str:
-        bounds = [f"{'>' if self.above else '>='} {self.low:g}"] if self.low > -math.inf else []
-        bounds += [f"{'<' if self.below else '<='} {self.high:g}"] if self.high < math.inf else []
+        bounds = [f"{'>' if self.above else '>='} {_digits(self.low)}"] if self.low > -math.inf else []
+        bounds += [f"{'<' if self.below else '<='} {_digits(self.high)}"] if self.high < math.inf else []
         return " and ".join(bounds)
+
+
+def _digits(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 Count = Annotated[int, Range(1)]
@@ -74,6 +78,7 @@ PositiveShare = Annotated[float, Range(0, 1, above=True)]
 ProperShare = Annotated[float, Range(0, 1, below=True)]
 Processes = Annotated[int, Range(high=-1)] | Count  # as joblib counts: -1 is one a core
 OpenShare = Annotated[float, Range(0, 1, above=True, below=True)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]  # what the generators of numpy, torch and Lightning all take
 
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
@@ -106,11 +111,17 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def accepts(annotation: object, value: Any) -> bool:
-    """Say whether a value fits an annotation; a class that is no plain type accepts what it always did.
+    """Say whether a value fits an annotation; one that says nothing of values, as a protocol, accepts everything.
+
+    A list is anything with an order that can be read twice: no text, no mapping, no set and no generator.
 
     >>> accepts(Sequence[Count], [64, 0]), accepts(Share | None, None), accepts(float, float("nan"))
     (False, True, False)
+    >>> accepts(Mapping[str, Count], {"rank": 8}), accepts(Callable[[str], int], 3), accepts(Range, Range)
+    (True, False, False)
     """
+    if annotation in (typing.Any, object):
+        return True
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in {Union, types.UnionType}:
         return any(accepts(member, value) for member in arguments)
@@ -129,8 +140,26 @@ def accepts(annotation: object, value: Any) -> bool:
     if annotation is str:
         return isinstance(value, str)
     if origin in {list, tuple, Sequence} and arguments:
-        return not isinstance(value, str) and hasattr(value, "__iter__") and _each(arguments, origin, list(value))
-    return True
+        return _is_list(value) and _each(arguments, origin, list(value))
+    if origin in {dict, Mapping} and arguments:
+        return isinstance(value, Mapping) and all(
+            accepts(arguments[0], key) and accepts(arguments[1], item) for key, item in value.items()
+        )
+    if Callable in (annotation, origin):
+        return callable(value)
+    return not isinstance(annotation, type) or _is_one(annotation, value)
+
+
+def _is_list(value: object) -> bool:
+    unordered = isinstance(value, str | bytes | Mapping | set | frozenset)
+    return not unordered and hasattr(value, "__iter__") and not hasattr(value, "__next__")
+
+
+def _is_one(kind: type, value: object) -> bool:
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # a protocol that cannot be looked for, or a mapping of typed keys
+        return True
 
 
 def _each(arguments: tuple[Any, ...], origin: Any, values: list[Any]) -> bool:
@@ -145,7 +174,22 @@ def refusal(annotation: object, value: object) -> str:
     members = get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else (annotation,)
     choices = [str(choice) for member in members if get_origin(member) is Literal for choice in get_args(member)]
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-    return f"expected {describe(annotation)}, got {value!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    if isinstance(value, type) and any(isinstance(kind, type) and issubclass(value, kind) for kind in members):
+        hint = f"; make one of it, as {value.__name__}(...)"
+    return f"expected {describe(annotation)}, got {shown(value)}{hint}"
+
+
+def shown(value: object) -> str:
+    """Return a value as one line of a message, cut where it is long.
+
+    >>> shown([1, 2]), shown("a" * 200)[-6:]
+    ('[1, 2]', 'aaa...')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def describe(annotation: object) -> str:
@@ -168,11 +212,20 @@ def describe(annotation: object) -> str:
         return f"a list of {len(arguments)} values"
     if origin in {list, tuple, Sequence} and arguments:
         return f"a list{' of at least one' * (get_origin(arguments[0]) is Annotated)}, each {describe(arguments[0])}"
+    if origin in {dict, Mapping} and arguments:
+        return f"a mapping from {describe(arguments[0])} to {describe(arguments[1])}"
+    if Callable in (annotation, origin):
+        return "a function"
     words: dict[Any, str] = {
         int: "a whole number",
         float: "a number",
         str: "text",
         bool: "True or False",
         type(None): "None",
+        Hashable: "a name",
+        typing.Any: "any value",
+        object: "any value",
     }
+    if isinstance(annotation, type) and annotation not in words:
+        return f"{'an' if annotation.__name__[0] in 'AEIOU' else 'a'} {annotation.__name__}"
     return words.get(annotation) or str(getattr(annotation, "__name__", annotation))

@@ -1,8 +1,12 @@
 """The two errors a user may see: a wrong recipe (exit code 2) and a failed run (exit code 1)."""
 
 import errno
+import re
 
 LONGEST = 300  # characters of somebody else's message that are shown
+ASKS = "trust_remote_code=True"  # what transformers' refusal of a stranger's code asks for
+UNRUN = "needs code that it brings along, which is never run"
+UNRUN_ADVICE = "give one of an architecture and a tokenizer that transformers has"
 
 
 class RecipeError(Exception):
@@ -35,6 +39,12 @@ class RunError(Exception):
 FULL = {errno.ENOSPC, errno.EDQUOT}  # a full disk, or a used-up share of it
 
 
+def _asking(text: str) -> str:
+    """Which repository a refusal of transformers is about."""
+    found = re.search(r"The repository (\S+)", text)
+    return found[1] if found else "a model"
+
+
 def unforeseen(error: Exception) -> str:
     """One sentence about an error that nobody foresaw; `--debug` shows where it comes from.
 
@@ -50,5 +60,7 @@ def unforeseen(error: Exception) -> str:
             return f"{where}: the name is too long for this file system; give a shorter one"
         return f"{where}: {error.strerror}; give a folder that can be written with --out, or free this one"
     text = " ".join(str(error).split())
+    if ASKS in text:
+        return f"{_asking(text)} {UNRUN}; {UNRUN_ADVICE}"
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return f"stopped: {type(error).__name__}{f': {text}' if text else ''} (add --debug for its traceback)"

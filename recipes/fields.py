@@ -65,7 +65,8 @@ def check_range(
     if not (inside and (isinstance(value, int) or math.isfinite(value))):
         bounds = [f"{'>' if low_open else '>='} {low:g}"] if low > -math.inf else []
         bounds += [f"<= {high:g}"] if high < math.inf else []
-        accepted = " ".join(["a finite number" if not bounds else "a number", " and ".join(bounds)]).strip()
+        finite = bounds and math.isfinite(value)
+        accepted = " ".join(["a number" if finite else "a finite number", " and ".join(bounds)]).strip()
         raise FieldError(where, f"expected {accepted}, got {_short(value)}")
     return value
 

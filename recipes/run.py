@@ -1,6 +1,7 @@
 """The command `python -m recipes.run FILE.yaml`: read, check, run; it imports neither torch nor lightning by itself."""
 
 import argparse
+import contextlib
 import io
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from recipes.errors import RecipeError, RunError, unforeseen
+from recipes.running.output import outliving_readers
 
 USAGE = """\
 python -m recipes.run FILE.yaml [key.sub=value ...] [--check] [--print-config] [--resume [CKPT]]
@@ -86,9 +88,13 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 wrong recipe, 130 interrupted."""
-    command = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows no Unicode shows escapes, as for errors
         sys.stdout.reconfigure(errors="backslashreplace")
+    with outliving_readers():
+        return _guarded(list(sys.argv[1:] if argv is None else argv))
+
+
+def _guarded(command: list[str]) -> int:
     debug = "--debug" in command
     try:
         return _dispatch(_arguments(command), command)
@@ -100,9 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `--list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:  # whatever nobody foresaw: a sentence, not our frames
         if debug:
             raise
@@ -139,5 +142,16 @@ def _dispatch(options: argparse.Namespace, command: Sequence[str]) -> int:
     return run(parsed, options, command)
 
 
+def abandoned(code: int) -> int:
+    """Return an exit code, or end here where one of several processes failed: its ending would wait for the others."""
+    torch = sys.modules.get("torch")
+    if code and torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(abandoned(main()))

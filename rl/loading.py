@@ -70,6 +70,8 @@ def find(what: str, path: str) -> object:
         ValueError: If there is none.
     """
     module, _, name = path.rpartition(".")
+    if not module or not name:
+        raise ValueError(f"{what} {path!r} is no import path; give that of a class, such as package.module.Class.")
     try:
         return getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:  # a module of the user's may fail in any way while it is imported

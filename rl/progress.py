@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
+from torch import nn
 
 
 def batches_done(trainer: Trainer) -> tuple[int, int]:
@@ -47,6 +49,19 @@ def follow_trainer(trainer: Trainer) -> None:
     for loader in CombinedLoader(trainer.train_dataloader).flattened:
         if hasattr(loader, "follow"):
             loader.follow(trainer)
+
+
+Group = dict[str, Any]  # of parameters, as torch's optimizers take it: params, lr and what else is to be found there
+
+
+def group_of(rate: float, parameters: Iterable[nn.Parameter]) -> Group:
+    """A group of parameters whose learning rate :func:`set_rates` moves.
+
+    Args:
+        rate: At the start.
+        parameters: Of the group.
+    """
+    return {"params": list(parameters), "lr": rate, "initial": rate}
 
 
 def set_rates(optimizers: Iterable[torch.optim.Optimizer], final_rate: float, share: float) -> None:

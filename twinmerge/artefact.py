@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-__all__ = ["MANIFEST", "bundle", "densify", "load", "model_card", "save", "verify", "whole_folder"]
+__all__ = ["MANIFEST", "bundle", "densify", "digest", "load", "model_card", "save", "verify", "whole_folder"]
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -98,16 +98,17 @@ def save(
         The folder.
 
     Raises:
-        ValueError: for a model without routing, or the name of a task, head or text that is no plain file name.
+        ValueError: for a model without routing, the name of a task, head or text that is no plain file name, labels
+            that fit no head, or a tokenizer that is none.
         FileExistsError: when the folder exists and `overwrite` is false.
     """
     if not isinstance(twin, TwinMixin):
         raise ValueError(f"a {type(twin).__name__} has no routing; make a twin with attach or load before saving.")
-    if bad := [name for name in (*twin.tasks, *twin.heads) if not _NAME.fullmatch(name)]:
-        raise ValueError(f"task name {bad[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
+    check_task_names([*twin.tasks, *twin.heads])
     if bad := [name for name in texts or () if Path(name).name != name or name in ("", MANIFEST, "twin.json")]:
         raise ValueError(f"text {bad[0]!r} is not a plain file name; give one such as recipe.yaml.")
     target, given = Path(folder), labels or {}
+    _check_labels(twin, given)
     with whole_folder(target, overwrite=overwrite) as out:
         stock = _save_shared(twin, out, max_shard_size)
         ranks = {task: write_expert(twin, i, out / "experts" / task) for i, task in enumerate(twin.tasks)}
@@ -136,7 +137,7 @@ def save(
         (out / "twin.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name, text in {"README.md": model_card(description, target.name), **(texts or {})}.items():
             (out / name).write_text(text, encoding="utf-8")
-        (out / MANIFEST).write_text(json.dumps(_digest(out), indent=2) + "\n", encoding="utf-8")
+        (out / MANIFEST).write_text(json.dumps(digest(out), indent=2) + "\n", encoding="utf-8")
     return target
 
 
@@ -170,6 +171,28 @@ def _save_module(module: nn.Module, file: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, file)
 
 
+def check_task_names(names: Sequence[str]) -> None:
+    """Refuse names of tasks that no folder of an expert can have.
+
+    Raises:
+        ValueError: for the first.
+    """
+    if bad := [name for name in names if not _NAME.fullmatch(name)]:
+        raise ValueError(f"task name {bad[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
+
+
+def _check_labels(twin: TwinMixin, labels: Mapping[str, list[str]]) -> None:
+    """Refuse label names of no task, and another number of them than the head has outputs."""
+    for task, names in labels.items():
+        if task not in twin.tasks and task not in twin.heads:
+            raise ValueError(f"labels are given for {task!r}, which is no task; the tasks are {', '.join(twin.tasks)}.")
+        outputs = cast(Head, twin.heads[task]).out_proj.out_features if task in twin.heads else 0
+        if outputs > 1 and len(names) != outputs:
+            raise ValueError(
+                f"{len(names)} labels are given for {task!r}, whose head has {outputs} outputs; name each."
+            )
+
+
 def _save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     if isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
         for file in Path(tokenizer).glob("*"):
@@ -179,7 +202,13 @@ def _save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     if isinstance(tokenizer, str | Path):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise ValueError(f"tokenizer {str(tokenizer)!r} is no folder, and cannot be fetched ({reason}).") from error
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise ValueError(f"tokenizer is {tokenizer!r}; give a tokenizer or processor, a folder of one, or a Hub name.")
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
 
@@ -238,15 +267,16 @@ output layer twice: where experts also changed norms or biases, or to merge tied
 {told}{made}"""
 
 
-def _digest(folder: Path) -> dict[str, dict[str, Any]]:
+def digest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Bytes and sha256 of every file, as a manifest has them; names that begin with a dot are left out."""
     found = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
         # What version control and download tools keep beside the files (.git, .cache) is none of the folder's.
         if file.is_file() and name.as_posix() != MANIFEST and not any(p.startswith(".") for p in name.parts):
             with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            found[name.as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[name.as_posix()] = {"bytes": file.stat().st_size, "sha256": content}
     return found
 
 
@@ -262,7 +292,7 @@ def verify(folder: str | Path) -> None:
         raise CheckpointError(f"{root} has no {MANIFEST}; it is not a twin folder, or it was not saved whole.")
     manifest = read_json(root / MANIFEST)
     try:
-        found = _digest(root)
+        found = digest(root)
     except OSError as error:
         raise CheckpointError(f"{root} cannot be verified ({error}); copy it again.") from error
     if not isinstance(manifest, dict):
@@ -338,7 +368,7 @@ def _stock_model(root: Path, options: Mapping[str, object]) -> PreTrainedModel:
     auto = next((c.auto for c in LOADERS if c.__name__ in named), None)
     if auto is None:
         raise CheckpointError(f"{root / 'config.json'} does not name a twin class; copy the twin folder again.")
-    model, report = with_report(auto, root, trust_remote_code=False, **options)
+    model, report = with_report(auto, root, **options)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             raise CheckpointError(

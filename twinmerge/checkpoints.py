@@ -25,11 +25,15 @@ __all__ = [
     "align",
     "check_compatible",
     "inspect_checkpoint",
+    "is_head",
+    "lora_factors",
     "lora_obstacle",
+    "lora_terms",
     "read_header",
     "read_json",
     "read_lora",
     "read_state",
+    "refuse_more_than_factors",
     "same_tokenizer",
 ]
 
@@ -103,7 +107,7 @@ def check_compatible(base: Checkpoint, expert: Checkpoint, vocabulary: str = "st
     bare = any(str(name).endswith("Model") for name in expert.config.get("architectures") or ("Model",))
     for name, (dtype, shape) in base.tensors.items():
         if name not in names:
-            if _is_head(name) or dtype.startswith("I"):  # integer buffers come and go between library versions
+            if is_head(name) or dtype.startswith("I"):  # integer buffers come and go between library versions
                 continue
             if not bare and "pooler" in name.split(".")[:2]:  # a classifier of tokens, or with a pooler of its own
                 continue
@@ -181,7 +185,7 @@ def with_report(
 ) -> tuple[PreTrainedModel, Mapping[str, Collection[object]]]:
     """A model, and which of its tensors its folder lacked or had beside them, as transformers reports."""
     load = cast("Callable[..., tuple[PreTrainedModel, Mapping[str, Collection[object]]]]", kind.from_pretrained)
-    return load(folder, output_loading_info=True, **options)
+    return load(folder, output_loading_info=True, trust_remote_code=False, **options)
 
 
 def _architecture(checkpoint: Checkpoint) -> type[PreTrainedModel]:
@@ -220,23 +224,32 @@ def read_lora(
     from safetensors.torch import load_file
 
     if not beside:
-        _refuse_more_than_factors(checkpoint)
+        refuse_more_than_factors(checkpoint)
     file = next(iter(checkpoint.files.values()))
     tensors = read_pickled(file) if file.suffix == ".bin" else load_file(file)
-    config = checkpoint.config
     terms: dict[str, tuple[float, Tensor, Tensor]] = {}
-    for name, (module, first, second) in _adapted(checkpoint, base).items():
-        A, B = tensors[first], tensors[second]
-        if not (A.isfinite().all() and B.isfinite().all()):
+    for name, (scale, first, second) in lora_terms(checkpoint, base).items():
+        terms[name] = (scale, *lora_factors(tensors[first], tensors[second], first))
+        if not all(factor.isfinite().all() for factor in terms[name][1:]):
             raise CheckpointError(
                 f"{checkpoint.folder}: LoRA of '{name}' holds NaN or infinite values; train it again."
             )
-        rank = A.shape[0]
-        alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-        scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-        embedding = first.endswith("embedding_A")
-        terms[name] = (scale, A.t(), B.t()) if embedding else (scale, B.flatten(1), A.flatten(1))
     return terms
+
+
+def lora_terms(checkpoint: Checkpoint, base: Iterable[str]) -> dict[str, tuple[float, str, str]]:
+    """What a LoRA folder adds, from its headers: base parameter -> (scale, key of A, key of B)."""
+    config, found = checkpoint.config, {}
+    for name, (module, first, second) in _adapted(checkpoint, base).items():
+        rank = checkpoint.tensors[first][1][0]
+        alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+        found[name] = (alpha / (rank**0.5 if config.get("use_rslora") else rank), first, second)
+    return found
+
+
+def lora_factors(A: Tensor, B: Tensor, key: str) -> tuple[Tensor, Tensor]:
+    """The factors (B, A) of the weight as the layer multiplies it, out x in; those of an embedding are turned."""
+    return (A.t(), B.t()) if key.endswith("embedding_A") else (B.flatten(1), A.flatten(1))
 
 
 def _adapted(checkpoint: Checkpoint, base: Iterable[str]) -> dict[str, tuple[str, str, str]]:
@@ -276,8 +289,12 @@ def lora_obstacle(checkpoint: Checkpoint) -> str:
     return f"it was initialised by {start}, which changes the base" if start.startswith(_CHANGES_BASE) else ""
 
 
-def _refuse_more_than_factors(checkpoint: Checkpoint) -> None:
-    """Refuse an adapter whose factors alone are another model."""
+def refuse_more_than_factors(checkpoint: Checkpoint) -> None:
+    """Refuse an adapter whose factors alone are another model.
+
+    Raises:
+        CheckpointError: Saying what it holds beside them.
+    """
     odd = [key for key in checkpoint.tensors if key.partition(".lora_")[2] not in _FACTORS]
     reasons = [f"'{odd[0]}' is not a LoRA factor of a weight"] if odd else []
     if reasons := [*reasons, *filter(None, [lora_obstacle(checkpoint)])]:
@@ -333,7 +350,8 @@ def _pattern(pattern: Mapping[str, float] | None, module: str, default: float) -
     return next((v for k, v in (pattern or {}).items() if re.fullmatch(rf"(.*\.)?({k})", module)), default)
 
 
-def _is_head(name: str) -> bool:
+def is_head(name: str) -> bool:
+    """Whether a tensor is of a task's head, by its name; the base's head takes no part in a merge."""
     return name.split(".", 1)[0] in {"classifier", "score", "cls", "lm_head", "qa_outputs", "pre_classifier"}
 
 

@@ -38,7 +38,7 @@ def stock_classifier(body: PreTrainedModel, head: Head) -> PreTrainedModel:
     for config in _configurations(body.config, head):
         try:
             with torch.random.fork_rng(devices=[]):
-                model = auto.from_config(config)
+                model = auto.from_config(config, trust_remote_code=False)
         except ValueError:  # the architecture has no such class
             break
         if type(model.base_model) is not type(body):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from gapbridge.arguments import Finite, Positive, check_arguments
 from twinmerge.routed_layers import (
     ADDED,
     FactoredLayer,
@@ -102,7 +103,7 @@ def is_routing(name: str) -> bool:
     return parts[0] in ("router", "heads") or not ADDED.isdisjoint(parts)
 
 
-def densify(twin: TwinMixin, weights: Mapping[str, float]) -> PreTrainedModel:
+def densify(twin: TwinMixin, weights: Mapping[str, Finite]) -> PreTrainedModel:
     """A stock model whose weights are the shared expert plus a fixed mixture of the exclusive experts.
 
     Args:
@@ -113,8 +114,9 @@ def densify(twin: TwinMixin, weights: Mapping[str, float]) -> PreTrainedModel:
         A model in eval mode, on the twin's device and in its type, with parameters of its own.
 
     Raises:
-        ValueError: for a task that the twin does not have.
+        ValueError: for a task that the twin does not have, or a coefficient that is no finite number.
     """
+    check_arguments(densify, {"weights": weights})
     if unknown := sorted(set(weights) - set(twin.tasks)):
         raise ValueError(f"no expert named {unknown[0]!r}; this twin has {', '.join(twin.tasks)}.")
     differences = mixed_differences(twin, torch.tensor([float(weights.get(t, 0.0)) for t in twin.tasks]))
@@ -133,7 +135,7 @@ def _outputs(output: object) -> list[Tensor]:
     return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
 
 
-def check_routing(twin: TwinMixin, tolerance: float = 1e-3, **inputs: object) -> float:
+def check_routing(twin: TwinMixin, tolerance: Positive = 1e-3, **inputs: object) -> float:
     """Compare the routed forward of a batch with a dense merge per input: the proof that no module escapes routing.
 
     A model whose code reads a weight past the module that holds it would not see its experts; this finds out.
@@ -147,9 +149,12 @@ def check_routing(twin: TwinMixin, tolerance: float = 1e-3, **inputs: object) ->
         The largest relative difference.
 
     Raises:
-        ValueError: when it is above the tolerance.
+        ValueError: when it is above the tolerance, which must be above 0, or there is no input.
     """
-    count = next(v.shape[0] for v in inputs.values() if isinstance(v, Tensor))
+    check_arguments(check_routing, {"tolerance": tolerance})
+    count = next((v.shape[0] for v in inputs.values() if isinstance(v, Tensor) and v.dim()), 0)
+    if not count:
+        raise ValueError("no batch is given to compare on; give the forward's inputs, as input_ids=... of two rows.")
     ranks = torch.arange(1.0, count * len(twin.tasks) + 1).reshape(count, -1)  # a mixture of its own for every input
     weights = (ranks % 7 + ranks % 3).softmax(-1)
     with torch.no_grad():

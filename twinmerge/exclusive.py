@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gapbridge.arguments import ArgumentError, NotNegative, Seed, check_arguments, shown
 from twinmerge.functional.factorize import spectrum, truncated_svd
 from twinmerge.functional.lora import lora_low_rank
 from twinmerge.functional.ranks import choose_ranks, stored_dense
@@ -20,6 +22,7 @@ from twinmerge.mixture import Difference
 # A matrix is left to the shared expert when its squared change is below this share of the expert's and of its own.
 NEGLIGIBLE = 1e-9
 LoraTerms = Mapping[str, tuple[float, Tensor, Tensor]]
+RankPolicy = int | Mapping[str, Any]  # a rank, or the arguments of `exclusive_experts` that say it
 
 
 @dataclass
@@ -40,6 +43,36 @@ class Exclusive:
     left_out: dict[str, float] = field(default_factory=dict)
 
 
+POLICY = ("rank", "density", "energy", "budget", "tolerance", "seed")
+
+
+def rank_policy(rank: RankPolicy) -> dict[str, Any]:
+    """A rank policy by the names of `exclusive_experts`; a number alone is a fixed rank.
+
+    Raises:
+        ArgumentError: for another key, or a value of another kind.
+
+    >>> rank_policy(8)
+    {'rank': 8}
+    >>> rank_policy({"rnk": 8})
+    Traceback (most recent call last):
+    gapbridge.arguments.ArgumentError: rank: no rank policy is called 'rnk'; choose one of rank, density, energy, \
+budget, and tolerance and seed beside it.
+    """
+    policy = dict(rank) if isinstance(rank, Mapping) else {"rank": rank}
+    if odd := next((key for key in policy if key not in POLICY), None):
+        raise ArgumentError(
+            "rank",
+            f"no rank policy is called {shown(odd)}; choose one of {', '.join(POLICY[:4])}, and tolerance and seed "
+            "beside it.",
+        )
+    try:
+        check_arguments(exclusive_experts, policy)
+    except ArgumentError as error:
+        raise ArgumentError(f"rank.{error.name}" if isinstance(rank, Mapping) else "rank", error.message) from error
+    return policy
+
+
 def exclusive_experts(
     shared: Mapping[str, Tensor],
     experts: Mapping[str, Mapping[str, Tensor]],
@@ -48,8 +81,8 @@ def exclusive_experts(
     density: float | None = None,
     energy: float | None = None,
     budget: int | None = None,
-    tolerance: float = 0.01,
-    seed: int = 0,
+    tolerance: NotNegative = 0.01,
+    seed: Seed = 0,
     transposed: frozenset[str] = frozenset(),
     kernels: frozenset[str] = frozenset(),
     dropped: frozenset[str] = frozenset(),

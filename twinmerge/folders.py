@@ -116,7 +116,7 @@ def _original(
 def _beside(folder: Path) -> PretrainedConfig | None:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False) if (folder / "config.json").is_file() else None
 
 
 def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:

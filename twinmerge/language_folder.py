@@ -87,7 +87,7 @@ def _original(found: Checkpoint, base: Path | str) -> Any:
 
     place = found.folder if found.kind == "full" else base
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, trust_remote_code=False)
         whole: Any = model if found.kind == "full" else PeftModel.from_pretrained(model, str(found.folder))
     except (ValueError, RuntimeError, OSError, TypeError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")

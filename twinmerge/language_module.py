@@ -22,6 +22,9 @@ class LanguageModule(FinetuneModule):
     `validation/perplexity`, its exponential; `validation/token_accuracy`, the share of learned tokens that are the
     likeliest given those before them; and the two of `test/`.
 
+    Under Lightning's `ModelParallelStrategy` every process holds a part of each parameter (FSDP2 over the strategy's
+    data-parallel processes); `whole_state` gathers them again.
+
     Args:
         model: a causal language model; what requires gradients is trained.
         learning_rate: peak, above 0.
@@ -45,6 +48,7 @@ class LanguageModule(FinetuneModule):
         if isinstance(model, TwinMixin):
             raise ValueError("a twin would route on the answers it is to learn; train its experts, and merge again.")
         super().__init__(model, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup, frozen=frozen)
+        self._sharded = False
         adapted: Any = model
         stock = adapted.get_base_model() if hasattr(model, "get_base_model") else model
         self._keeps = "logits_to_keep" in inspect.signature(stock.forward).parameters
@@ -54,6 +58,47 @@ class LanguageModule(FinetuneModule):
                 for stage in ("validation", "test")
             }
         )
+
+    def configure_model(self) -> None:
+        """Deal the parameters out to the processes of a `ModelParallelStrategy`; nothing under any other strategy.
+
+        Raises:
+            ValueError: for a strategy that also splits single matrices, which needs a plan of the model's own.
+        """
+        mesh = self.device_mesh
+        if mesh is None or self._sharded:
+            return
+        if mesh["tensor_parallel"].size() > 1:
+            raise ValueError(
+                f"tensor_parallel_size is {mesh['tensor_parallel'].size()}, and matrices are not split; give "
+                "ModelParallelStrategy tensor_parallel_size 1 and data_parallel_size the number of processes."
+            )
+        from torch.distributed.fsdp import fully_shard
+
+        # The blocks that transformers keeps in one piece are gathered one at a time, the rest with the whole model.
+        blocks = {name for module in self.model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+        for module in [m for m in self.model.modules() if type(m).__name__ in blocks]:
+            fully_shard(module, mesh=mesh["data_parallel"])
+        fully_shard(self.model, mesh=mesh["data_parallel"])
+        self._sharded = True
+
+    def whole_state(self) -> dict[str, Tensor] | None:
+        """The model's parameters gathered on the first process, empty on others; None when none is dealt out.
+
+        All processes call it together.
+        """
+        if not self._sharded:
+            return None
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        state: dict[str, Tensor] = get_model_state_dict(
+            self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
+        first: dict[int, str] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):  # what is tied is saved once
+            if name in state:
+                state[name] = state[first.setdefault(id(parameter), name)]
+        return state
 
     def forward(self, batch: Mapping[str, Tensor], **kwargs: Any) -> Tensor:
         """Logits of a batch: shape (batch, tokens, vocabulary)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import UnionType
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from gapbridge.arguments import Finite, check_arguments
 from twinmerge.attaching import statistics
-from twinmerge.exclusive import Exclusive, LoraTerms, exclusive_experts, exclusive_lora
+from twinmerge.exclusive import Exclusive, LoraTerms, RankPolicy, exclusive_experts, exclusive_lora, rank_policy
 from twinmerge.layouts import trace
-from twinmerge.methods import find
+from twinmerge.methods import check_options, find
 from twinmerge.modeling_twin import attach
 from twinmerge.proving import probe_of
 from twinmerge.twin_mixin import TwinMixin
@@ -40,12 +41,13 @@ def shared_expert(
         options: the method's own, such as `scale`.
 
     Raises:
-        ValueError: for an unknown method, mismatched experts, NaN weights, missing statistics, or fewer than two
-            experts.
+        ValueError: for an unknown method or option, mismatched experts, NaN weights, missing statistics, or fewer than
+            two experts.
     """
-    if len(experts) < 2:
-        raise ValueError(f"merging needs at least two experts and got {len(experts)}; add a task.")
+    check_arguments(shared_expert, {"model": model, "experts": experts, "method": method})
+    _check_base(model, len(experts))
     combine = find(method)
+    check_options(combine, options)
     pretrained = {name: value.detach() for name, value in model.named_parameters()}
     states = [_mergeable(model, task, state) for task, state in experts.items()]
     running = statistics(model)
@@ -53,7 +55,42 @@ def shared_expert(
     means = {
         name: torch.stack([s[name].to(value) for s in states]).mean(0) for name, value in running.items() if states
     }
-    return {**combine(pretrained, parameters, **options), **means}
+    merged = combine(pretrained, parameters, **options)
+    _check_merged(combine, merged, pretrained)
+    return {**merged, **means}
+
+
+def _check_base(model: nn.Module, count: int) -> None:
+    """Refuse fewer than two experts, and what has experts already."""
+    if count < 2:
+        raise ValueError(f"merging needs at least two experts and got {count}; add a task.")
+    if isinstance(model, TwinMixin):
+        raise ValueError(
+            f"the base is a {type(model).__name__}, which has experts already, as merging makes a twin of it in place; "
+            "load the base anew."
+        )
+
+
+def _check_merged(method: Callable[..., object], merged: object, pretrained: State) -> None:
+    """Refuse what a method returns and a model cannot have."""
+    name = getattr(method, "__name__", type(method).__name__)
+    if not isinstance(merged, Mapping) or not all(isinstance(value, Tensor) for value in merged.values()):
+        raise ValueError(
+            f"the merge method {name} gives a {type(merged).__name__}; it must give tensors by the base's names."
+        )
+    for key, base in pretrained.items():
+        if key not in merged:
+            raise ValueError(f"the merge method {name} gives no '{key}'; it must give every parameter of the base.")
+        if merged[key].shape != base.shape:
+            raise ValueError(
+                f"the merge method {name} gives '{key}' in shape {tuple(merged[key].shape)}; it must be "
+                f"{tuple(base.shape)}, as in the base."
+            )
+        if not bool(merged[key].isfinite().all()):
+            raise ValueError(
+                f"the merge method {name} gives NaN or infinite values for '{key}'; give smaller options, or a wider "
+                "number format."
+            )
 
 
 def _mergeable(model: nn.Module, task: str, state: State) -> dict[str, Tensor]:
@@ -95,7 +132,7 @@ def merge(
     experts: Mapping[str, State],
     method: Method = "task_arithmetic",
     *,
-    rank: Mapping[str, Any],
+    rank: RankPolicy,
     dense: str | None = None,
     **options: object,
 ) -> tuple[TwinMixin, Exclusive]:
@@ -105,7 +142,8 @@ def merge(
         model: the pretrained base; becomes the twin, in place.
         experts: task -> parameters.
         method: of the shared expert.
-        rank: exactly one rank policy of `exclusive_experts`, such as {"rank": 8}, and its `tolerance` and `seed`.
+        rank: the rank of every exclusive expert, such as 8; or exactly one rank policy of `exclusive_experts`, such as
+            {"density": 0.1}, and its `tolerance` and `seed`.
         dense: which vectors the exclusive experts keep: `all`, `norms` (with their biases), `biases` (of other layers)
             or `none`, which leaves them to the shared expert, with the positions that all inputs share, and makes
             expert folders that PEFT can mix in one batch and vLLM can serve. None: `none` for causal language models,
@@ -114,12 +152,16 @@ def merge(
 
     Returns:
         The twin, with `router` None, and its exclusive experts with their certificates.
+
+    Raises:
+        ValueError: as `shared_expert`, and for a rank policy or `dense` that is none.
     """
+    policy = rank_policy(rank)
     shared = shared_expert(model, experts, method, **options)
     transposed, kernels = _weights_of(model, Conv1D), _weights_of(model, nn.Conv1d | nn.ConvTranspose1d)
     states = {task: _mergeable(model, task, state) for task, state in experts.items()}
     dropped = _dropped(model, dense)
-    exclusive = exclusive_experts(shared, states, transposed=transposed, kernels=kernels, dropped=dropped, **rank)
+    exclusive = exclusive_experts(shared, states, transposed=transposed, kernels=kernels, dropped=dropped, **policy)
     set_parameters(model, shared)
     twin = attach(model, list(experts), [exclusive.experts[t] for t in experts])
     twin.left_out = exclusive.left_out
@@ -157,7 +199,7 @@ def _is_norm(model: nn.Module, name: str) -> bool:
 
 
 def merge_lora(
-    model: PreTrainedModel, experts: Mapping[str, LoraTerms], scale: float, rank: int
+    model: PreTrainedModel, experts: Mapping[str, LoraTerms], scale: Finite, rank: int, *, dense: str | None = None
 ) -> tuple[TwinMixin, Exclusive]:
     """Twin-Merging of LoRA fine-tunes in the exact product form, shared expert by task arithmetic.
 
@@ -166,16 +208,18 @@ def merge_lora(
         experts: task -> parameter name -> (scale, B, A), of the weight as the layer multiplies it.
         scale: coefficient of the sum of all adapters; 1 / len(experts) is the average.
         rank: kept per exclusive expert.
+        dense: as of `merge`; adapters change no vectors, so that only `none` differs: it leaves adapters of layers that
+            all inputs share to the shared expert.
 
     Returns:
         The twin, with `router` None, and its exclusive experts with their certificates.
 
     Raises:
-        ValueError: for fewer than two experts, a rank below 1, or an adapter of a parameter that the model does not
-            have, or of only one use of a tied one.
+        ValueError: for fewer than two experts, a scale that is not finite, a rank below 1, or an adapter of a parameter
+            that the model does not have, or of only one use of a tied one.
     """
-    if len(experts) < 2:
-        raise ValueError(f"merging needs at least two experts and got {len(experts)}; add a task.")
+    check_arguments(merge_lora, {"scale": scale, "rank": rank})
+    _check_base(model, len(experts))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in {name for terms in experts.values() for name in terms}:
         if name not in parameters:
@@ -184,14 +228,35 @@ def merge_lora(
             raise ValueError(
                 f"an adapter changes '{name}' but not '{uses[0]}', which is tied to it; untie the base or drop it."
             )
+    dropped = _dropped(model, dense)
     exclusive = exclusive_lora(experts, scale, rank)
+    if any(name in dropped for terms in experts.values() for name in terms):
+        _leave_out(exclusive, dropped)
     transposed = _weights_of(model, Conv1D)
     for terms in experts.values():
         for name, (factor, B, A) in terms.items():
             delta = (scale * factor) * (B.double() @ A.double())
             weight = parameters[name]
             weight.data += (delta.t() if name in transposed else delta).reshape(weight.shape).to(weight.dtype)
-    return attach(model, list(experts), [exclusive.experts[t] for t in experts]), exclusive
+    twin = attach(model, list(experts), [exclusive.experts[t] for t in experts])
+    twin.left_out = exclusive.left_out
+    return twin, exclusive
+
+
+def _leave_out(exclusive: Exclusive, dropped: frozenset[str]) -> None:
+    """Leave factors to the shared expert, and note the share of each expert's squared difference that they were."""
+    for task, kept in exclusive.experts.items():
+        residuals = exclusive.residuals[task]
+        squares = {
+            name: float(torch.trace((up.t() @ up).double() @ (down @ down.t()).double()))
+            / max(1 - residuals[name] ** 2, 1e-12)
+            for name, (up, down) in ((name, cast("tuple[Tensor, Tensor]", kept[name])) for name in kept)
+        }
+        total, left = sum(squares.values()), sum(squares[name] for name in squares.keys() & dropped)
+        exclusive.left_out[task] = left / total if total else 0.0
+        for name in squares.keys() & dropped:
+            for known in (kept, exclusive.ranks[task], residuals):
+                known.pop(name, None)  # type: ignore[attr-defined]
 
 
 def _weights_of(model: nn.Module, kind: type[nn.Module] | UnionType) -> frozenset[str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
+
+from gapbridge.arguments import check_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +22,24 @@ OURS = {
     "ties": "twinmerge.functional.ties:ties",
     "dare": "twinmerge.functional.dare:dare",
     "dare_ties": "twinmerge.functional.dare:dare_ties",
+    "tsv_m": "twinmerge.functional.tsv_m:tsv_m",
+}
+# Of the same kind; a recipe compares those that it names.
+FURTHER = {
+    "linear": "twinmerge.functional.average:linear",
+    "della": "twinmerge.functional.della:della",
+    "breadcrumbs": "twinmerge.functional.breadcrumbs:breadcrumbs",
+    "slerp": "twinmerge.functional.slerp:slerp",
+    "multi_slerp": "twinmerge.functional.multi_slerp:multi_slerp",
+    "karcher": "twinmerge.functional.karcher:karcher",
+    "model_stock": "twinmerge.functional.model_stock:model_stock",
+    "sce": "twinmerge.functional.sce:sce",
+    "iso_c": "twinmerge.functional.isotropic:iso_c",
+    "iso_cts": "twinmerge.functional.isotropic:iso_cts",
+    "knots": "twinmerge.functional.knots:knots",
+    "consensus": "twinmerge.functional.consensus:consensus",
+    "pcb": "twinmerge.functional.pcb:pcb",
+    "wudi": "twinmerge.functional.wudi:wudi",
 }
 
 
@@ -27,12 +49,17 @@ def methods() -> dict[str, str]:
     Raises:
         ValueError: When an installed package registers a name that is taken.
     """
-    found = dict(OURS)
+    found = {**OURS, **FURTHER}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         if point.name in found:
             raise ValueError(f"the merge method {point.name} is registered as {point.value} and {found[point.name]}.")
         found[point.name] = point.value
     return found
+
+
+def compared() -> list[str]:
+    """Names of the static merges that a recipe compares unasked: the classic ones, and those of installed packages."""
+    return [name for name in methods() if name not in FURTHER]
 
 
 def find(method: str | Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
@@ -49,3 +76,42 @@ def find(method: str | Callable[..., dict[str, Tensor]]) -> Callable[..., dict[s
     module, _, name = known[method].partition(":")
     function: Callable[..., dict[str, Tensor]] = getattr(importlib.import_module(module), name)
     return function
+
+
+def options_of(method: Callable[..., dict[str, Tensor]]) -> Mapping[str, inspect.Parameter]:
+    """The options of a static merge by name: its parameters but for the base's and the experts'."""
+    return dict(list(inspect.signature(method).parameters.items())[2:])
+
+
+def check_options(method: Callable[..., dict[str, Tensor]], options: Mapping[str, object]) -> None:
+    """Refuse options that a static merge does not have or that its annotations do not accept.
+
+    Args:
+        method: The function.
+        options: By name.
+
+    Raises:
+        ValueError: For the first, in one sentence.
+
+    >>> check_options(find("ties"), {"dropp": 0.5})
+    Traceback (most recent call last):
+    ValueError: the merge method ties has no option 'dropp'; its options are scale, density.
+    """
+    name, known = getattr(method, "__name__", type(method).__name__), options_of(method)
+    open_ended = any(option.kind is option.VAR_KEYWORD for option in known.values())
+    for key in options:
+        if key not in known and not open_ended:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(known) or 'none'}."
+            raise ValueError(f"the merge method {name} has no option {key!r}; {hint}")
+    try:
+        inspect.signature(method).bind({}, [], **options)
+    except TypeError as error:
+        raise ValueError(
+            f"the merge method {name} cannot be called with the base's parameters and the experts' ({error}); define "
+            "it as method(pretrained, experts, *, option=...)."
+        ) from error
+    try:
+        check_arguments(method, options)
+    except (NameError, TypeError, AttributeError):  # a function of one's own whose annotations cannot be read
+        return

@@ -51,6 +51,11 @@ class Mixture:
         """What layers keep for each other while the weights in use last; it may hold nothing that wants a gradient."""
         return _IN_USE.get()[id(self)].kept
 
+    def found(self, key: object) -> Any:
+        """What is kept under a key; None where nothing is, or no weights are in use."""
+        use = _IN_USE.get().get(id(self))
+        return None if use is None else use.kept.get(key)
+
     @contextmanager
     def use(self, weights: Tensor | None) -> Iterator[None]:
         """Run the enclosed forwards with these weights (None: with the shared expert alone)."""

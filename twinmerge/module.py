@@ -6,9 +6,10 @@ same module: ``Trainer.fit(FinetuneModule(twinmerge.load(folder), question="spam
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import lightning
 import torch
@@ -20,12 +21,15 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 from transformers import PreTrainedModel
 
+from gapbridge.arguments import NotNegative, Positive, ProperShare, Seed, Whole, check_arguments
 from twinmerge.artefact import load
+from twinmerge.errors import CheckpointError
 from twinmerge.modeling_twin import Head, TwinMixin
 from twinmerge.routed_layers import ADDED
 from twinmerge.twin_parts import head_loss
 
-METRICS = ("accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman")
+Metric = Literal["accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman"]
+METRICS = get_args(Metric)
 
 
 def task_metric(name: str, labels: int) -> torchmetrics.MetricCollection:
@@ -76,7 +80,38 @@ def _from_folder(where: str) -> nn.Module:
         return cast(nn.Module, load(where, dtype=torch.float32))
     from transformers import AutoModel
 
-    return cast(nn.Module, AutoModel.from_pretrained(where, dtype=torch.float32))
+    try:
+        return cast(nn.Module, AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise CheckpointError(f"model {where!r} is no folder of a model, and cannot be fetched ({reason}).") from error
+
+
+def _freeze(model: nn.Module, frozen: tuple[str, ...]) -> None:
+    """Hold parameters whose name contains one of these; refuse words that are in none."""
+    held = [parameter for name, parameter in model.named_parameters() if any(part in name for part in frozen)]
+    if frozen and not held:
+        raise ValueError(
+            f"frozen is {', '.join(frozen)}, which is in no parameter's name of {type(model).__name__}; name parts of "
+            "what named_parameters() gives."
+        )
+    for parameter in held:
+        parameter.requires_grad_(False)
+
+
+def _new_head(model: nn.Module, labels: int, heads: str, pooling: str, seed: int) -> Head:
+    """A head for the hidden states of an encoder."""
+    width = getattr(getattr(model, "config", None), "hidden_size", None)
+    if width is None:
+        raise ValueError(
+            f"labels is {labels}, but a {type(model).__name__} has no config.hidden_size to make a head for; give a "
+            "model of transformers, or 0 where the model has a loss of its own."
+        )
+    if heads == "fixed":
+        return fixed_head(width, labels, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Head(width, labels, pooling)
 
 
 class FinetuneModule(lightning.LightningModule):
@@ -107,23 +142,22 @@ class FinetuneModule(lightning.LightningModule):
     def __init__(
         self,
         model: nn.Module | str = "sentence-transformers/all-MiniLM-L6-v2",
-        labels: int = 0,
+        labels: Whole = 0,
         *,
-        heads: str = "trained",
-        pooling: str = "mean",
+        heads: Literal["trained", "fixed"] = "trained",
+        pooling: Literal["mean", "first", "last"] = "mean",
         question: str = "",
         parts: tuple[str, ...] = (),
-        metric: str = "accuracy",
-        learning_rate: float = 2e-4,
-        weight_decay: float = 0.01,
-        warmup: float = 0.1,
+        metric: Metric = "accuracy",
+        learning_rate: Positive = 2e-4,
+        weight_decay: NotNegative = 0.01,
+        warmup: ProperShare = 0.1,
         frozen: tuple[str, ...] = (),
-        lora_rank: int = 0,
-        seed: int = 0,
+        lora_rank: Whole = 0,
+        seed: Seed = 0,
     ) -> None:
+        check_arguments(FinetuneModule.__init__, locals())
         super().__init__()
-        if heads not in ("trained", "fixed"):
-            raise ValueError(f"heads '{heads}' is unknown; choose trained or fixed.")
         self.save_hyperparameters(ignore=[] if isinstance(model, str) else ["model"])
         if isinstance(model, str):
             model = _from_folder(model)
@@ -137,9 +171,11 @@ class FinetuneModule(lightning.LightningModule):
             if twin is None:
                 raise ValueError(f"parts are {', '.join(parts)}, but the model is no twin; use frozen for others.")
             twin.train_only(*parts)
-        for name, parameter in model.named_parameters():
-            if any(part in name for part in frozen):
-                parameter.requires_grad_(False)
+        _freeze(model, frozen)
+        if not labels and twin is None and "labels" not in inspect.signature(model.forward).parameters:
+            raise ValueError(
+                f"labels is 0, but a {type(model).__name__} computes no loss of its own from labels; give their number."
+            )
         if lora_rank:
             from peft import LoraConfig, get_peft_model
 
@@ -148,13 +184,7 @@ class FinetuneModule(lightning.LightningModule):
         self.model = model.train()
         self.head: Head | None = None
         if labels and not question:
-            width = cast("PreTrainedModel", model).config.hidden_size
-            if heads == "fixed":
-                self.head = fixed_head(width, labels, seed)
-            else:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
-                    self.head = Head(width, labels, pooling)
+            self.head = _new_head(model, labels, heads, pooling, seed)
         outputs = labels or int(getattr(cast("PreTrainedModel", model).config, "num_labels", 2))
         if twin is not None and question:
             outputs = cast(Head, twin.heads[question]).out_proj.out_features

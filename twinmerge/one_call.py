@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gapbridge.arguments import Seed, check_arguments
+from twinmerge.artefact import check_task_names
 from twinmerge.checkpoints import Checkpoint, inspect_checkpoint
 from twinmerge.errors import CheckpointError
+from twinmerge.exclusive import Exclusive, RankPolicy, rank_policy
 from twinmerge.folders import Expert, read_folder
-from twinmerge.merging import merge, merge_lora
+from twinmerge.local import local_folder
+from twinmerge.merging import Method, merge, merge_lora
+from twinmerge.methods import check_options, find, options_of
 from twinmerge.modeling_twin import Router
 from twinmerge.routable import check_routable
 from twinmerge.twin_mixin import TwinMixin
 from twinmerge.vocabulary import fit_vocabulary
+
+__all__ = ["ROUTERS", "combine", "local_folder", "merge_folders", "named", "router_from_texts", "stored_format"]
 
 ROUTERS = ("mlp", "linear", "knn")
 
@@ -27,14 +34,14 @@ def merge_folders(
     base: str | Path,
     folders: Mapping[str, str | Path],
     *,
-    method: str = "task_arithmetic",
-    rank: Mapping[str, object] | None = None,
+    method: Method = "task_arithmetic",
+    rank: RankPolicy | None = None,
     router: str | Router | None = None,
     texts: Mapping[str, Sequence[str]] | None = None,
     vocabulary: str = "strict",
     labels: Mapping[str, Sequence[str]] | None = None,
     dense: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     **options: object,
 ) -> TwinMixin:
     """Merge folders that plain transformers or PEFT wrote into a routed twin.
@@ -42,16 +49,17 @@ def merge_folders(
     Args:
         base: the experts' common base, a folder or a Hub name.
         folders: task -> an expert's folder or Hub name; at least two.
-        method: of the shared expert.
-        rank: exactly one rank policy of `exclusive_experts`, such as {"rank": 8}; density 0.1 when not given. With a
-            fixed rank, adapters are merged as exact products of their factors.
+        method: of the shared expert: a name that `twinmerge.methods.methods` lists, or a function, see `merge`.
+        rank: the rank of every exclusive expert, such as 8, or exactly one rank policy of `exclusive_experts`, such as
+            {"energy": 0.9}; density 0.1 when not given. With a fixed rank, adapters are merged as exact products of
+            their factors by `average` and `task_arithmetic`.
         router: a trained `Router`; or `knn` (no training), `linear` or `mlp`, made from `texts`; None leaves the twin
             without, so that a forward takes `router_weights`.
         texts: task -> unlabelled texts, at least two each, for a router that is made here.
         vocabulary: `strict`, `pad` or `union` (see `twinmerge.vocabulary`).
-        labels: task -> label names in the order of the head's outputs, where a folder does not name them.
+        labels: task -> label names in the order of the head's outputs, of tasks whose folder does not name them.
         dense: which vectors the exclusive experts keep, see `merge`.
-        seed: of the sketches and of the router's training.
+        seed: of the sketches, of the router's training, and of a method that draws at random, such as `dare`.
         options: of the method, such as `scale`.
 
     Returns:
@@ -60,30 +68,36 @@ def merge_folders(
 
     Raises:
         CheckpointError: for a folder that cannot be read exactly.
-        ValueError: for a router without texts, or texts that fit no folder.
+        ValueError: for an argument of another kind, an unknown option, a router without texts, or texts or labels of a
+            task that has no folder.
     """
     from transformers import AutoModel
 
-    if isinstance(router, str) and router not in ROUTERS:
-        raise ValueError(f"router '{router}' is unknown; choose {', '.join(ROUTERS)}, a Router, or None.")
-    if isinstance(router, str) and (not texts or set(texts) != set(folders) or min(map(len, texts.values())) < 2):
-        raise ValueError(f"router '{router}' needs texts of every task, at least two each; give texts={{task: [...]}}.")
+    check_arguments(merge_folders, locals())
+    check_task_names(list(folders))
+    check_options(find(method), options)
+    rank = rank_policy({"density": 0.1} if rank is None else rank)
+    _check_router(router, texts, folders)
+    if odd := next((task for task in labels or {} if task not in folders), None):
+        raise ValueError(f"labels are given for '{odd}', which is no task; the tasks are {', '.join(folders)}.")
     places = {task: local_folder(where) for task, where in folders.items()}
     where = local_folder(base)
-    model = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
     headers = inspect_checkpoint(where)
     experts = {
         t: named(read_folder(f, where, model, headers=headers, vocabulary=vocabulary), (labels or {}).get(t))
         for t, f in places.items()
     }
+    if odd := next((task for task in labels or {} if experts[task].head is None), None):
+        raise CheckpointError(f"labels are given for '{odd}', whose folder has no head to name; leave them out.")
     experts, tokenizer = fit_vocabulary(model, experts, vocabulary, where, places)
     check_routable(model.config)
-    twin = combine(model, experts, method, rank or {"density": 0.1}, dense=dense, seed=seed, **options)
+    twin = combine(model, experts, method, rank, dense=dense, seed=seed, **options)
     twin.to(getattr(torch, stored_format(headers, [inspect_checkpoint(place) for place in places.values()])))
     if isinstance(router, str):
         from transformers import AutoTokenizer
 
-        words = tokenizer or AutoTokenizer.from_pretrained(where)
+        words = tokenizer or AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         router = router_from_texts(twin, router, words, {task: list((texts or {})[task]) for task in folders}, seed)
     twin.router = router
     twin.tokenizer_of_union = tokenizer
@@ -91,24 +105,23 @@ def merge_folders(
     return twin
 
 
-def local_folder(where: str | Path) -> Path:
-    """A folder as it is, or that of a Hub name, fetched where it is not here yet.
-
-    Raises:
-        CheckpointError: when it is neither.
-    """
-    path = Path(where).expanduser()
-    if path.is_dir():
-        return path
-    if isinstance(where, Path) or where.count("/") > 1 or where.startswith((".", "/", "~")):
-        raise CheckpointError(f"{where} is not a folder; give a Hugging Face or PEFT folder, or a Hub name.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(where, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]))
-    except Exception as error:  # the transports raise what they like
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise CheckpointError(f"{where} is no folder here and cannot be fetched from the Hub ({reason}).") from error
+def _check_router(
+    router: str | Router | None, texts: Mapping[str, Sequence[str]] | None, folders: Mapping[str, str | Path]
+) -> None:
+    """Refuse a router that cannot be made, and texts that no router is made from."""
+    if not isinstance(router, str):
+        if texts is not None:
+            raise ValueError(
+                f"texts are what a router is made from, and router is {'None' if router is None else 'made already'}; "
+                f"choose {', '.join(ROUTERS)}, or leave texts out."
+            )
+        return
+    if router not in ROUTERS:
+        raise ValueError(f"router '{router}' is unknown; choose {', '.join(ROUTERS)}, a Router, or None.")
+    if not texts or set(folders) - set(texts) or min(map(len, texts.values())) < 2:
+        raise ValueError(f"router '{router}' needs texts of every task, at least two each; give texts={{task: [...]}}.")
+    if odd := next((task for task in texts if task not in folders), None):
+        raise ValueError(f"texts are given for '{odd}', which is no task; the tasks are {', '.join(folders)}.")
 
 
 def named(expert: Expert, labels: Sequence[str] | None) -> Expert:
@@ -140,25 +153,56 @@ def stored_format(base: Checkpoint, experts: Sequence[Checkpoint]) -> str:
 def combine(
     model: PreTrainedModel,
     experts: Mapping[str, Expert],
-    method: str,
-    rank: Mapping[str, Any],
+    method: Method,
+    rank: RankPolicy,
     *,
     dense: str | None = None,
     seed: int = 0,
-    **options: Any,
+    **options: object,
 ) -> TwinMixin:
-    """The twin of experts that were read, with their heads and without a router; products of factors where exact."""
-    terms = {task: expert.terms for task, expert in experts.items()}
-    if all(terms.values()) and method in ("average", "task_arithmetic") and set(rank) == {"rank"}:
-        scale = 1 / len(terms) if method == "average" else options.get("scale", 0.3)
-        twin, _ = merge_lora(model, terms, scale, rank["rank"])
-    else:
-        states = {task: expert.state for task, expert in experts.items()}
-        twin, _ = merge(model, states, method, rank={"seed": seed, **rank}, dense=dense, **options)
+    """The twin of experts that were read, with their heads and without a router, see `merge_experts`."""
+    twin, _ = merge_experts(model, experts, method, rank, dense=dense, seed=seed, **options)
     for task, expert in experts.items():
         if expert.head is not None:
             twin.heads[task] = expert.head
     return twin
+
+
+def merge_experts(
+    model: PreTrainedModel,
+    experts: Mapping[str, Expert],
+    method: Method,
+    rank: RankPolicy,
+    *,
+    dense: str | None = None,
+    seed: int = 0,
+    **options: object,
+) -> tuple[TwinMixin, Exclusive]:
+    """The twin of experts that were read, without heads and router; adapters as exact products where that is possible.
+
+    Args:
+        model: the pretrained base; becomes the twin, in place.
+        experts: task -> expert.
+        method: of the shared expert, as of `merge`.
+        rank: as of `merge`.
+        dense: as of `merge`.
+        seed: of the sketches, and of a method that has one.
+        options: of the method.
+
+    Returns:
+        The twin, and its exclusive experts with their certificates.
+    """
+    function, policy = find(method), rank_policy(rank)
+    known = options_of(function)
+    check_options(function, options)
+    terms = {task: expert.terms for task, expert in experts.items()}
+    if all(terms.values()) and method in ("average", "task_arithmetic") and policy.keys() - {"seed"} == {"rank"}:
+        scale = 1 / len(terms) if method == "average" else options.get("scale", known["scale"].default)
+        return merge_lora(model, terms, cast(float, scale), policy["rank"], dense=dense)
+    if "seed" in known:
+        options = {"seed": seed, **options}
+    states = {task: expert.state for task, expert in experts.items()}
+    return merge(model, states, method, rank={"seed": seed, **policy}, dense=dense, **options)
 
 
 def router_from_texts(

@@ -48,7 +48,7 @@ def check_routable(config: PretrainedConfig, frozen: tuple[str, ...] = ()) -> tu
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModel.from_config(small_config(config), dtype=torch.float32)
+        model = AutoModel.from_config(small_config(config), dtype=torch.float32, trust_remote_code=False)
     return type(model).__name__, preflight(model, frozen)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import KeyPath, keystr, tree_flatten_with_path, tree_map_with_path, tree_unflatten
 
 from .mixture import UNTRACED, Layout, Mixture
-from .shrinking import Siblings, is_quick, quick_linear
+from .shrinking import Siblings, is_quick, planned, quick_linear
 
 # What attach adds to a module; everything else is the stock module's own.
 ADDED = frozenset(
@@ -103,6 +103,12 @@ class RoutedLinear(FactoredLayer):
     """y = x W^T + b + ((x down^T) * w) up^T + w delta_b, exact for any mixture and any batch."""
 
     transposed = False  # Conv1D of GPT-2 keeps its weight as (in, out)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As any routed layer; what a call found out serves all further ones like it."""
+        if len(args) == 1 and (plan := planned(self, args[0])) is not None:
+            return plan.add(args[0], super(RoutedLayer, self).forward(args[0]))
+        return super().forward(*args, **kwargs)
 
     def routed(self, x: Tensor) -> Tensor:
         """Factored, or materialised per weight vector when its tokens pay for that: tokens > mn / (m + n)."""

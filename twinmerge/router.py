@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import lightning
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
+from gapbridge.arguments import Count, NotNegative, Positive, Seed, Whole, check_arguments
 from twinmerge.modeling_twin import Router
 
 
@@ -34,15 +37,16 @@ class RouterModule(lightning.LightningModule):
 
     def __init__(
         self,
-        width: int = 384,
-        tasks: int = 2,
+        width: Count = 384,
+        tasks: Count = 2,
         *,
-        kind: str = "mlp",
-        learning_rate: float = 5e-4,
-        weight_decay: float = 0.01,
-        temperature: float = 1.0,
-        top_k: int = 0,
+        kind: Literal["mlp", "linear", "knn"] = "mlp",
+        learning_rate: Positive = 5e-4,
+        weight_decay: NotNegative = 0.01,
+        temperature: Positive = 1.0,
+        top_k: Whole = 0,
     ) -> None:
+        check_arguments(RouterModule.__init__, locals())
         super().__init__()
         self.save_hyperparameters()
         if kind == "knn":
@@ -99,9 +103,12 @@ class FeatureDataModule(lightning.LightningDataModule):
         self,
         train: tuple[Tensor, Tensor],
         validation: tuple[Tensor, Tensor],
-        batch_size: int = 256,
-        seed: int = 0,
+        batch_size: Count = 256,
+        seed: Seed = 0,
     ) -> None:
+        check_arguments(FeatureDataModule.__init__, locals())
+        for name, given in (("train", train), ("validation", validation)):
+            check_features(*given, name)
         super().__init__()
         self.sets = {"train": TensorDataset(*train), "validation": TensorDataset(*validation)}
         self.batch_size, self.seed = batch_size, seed
@@ -122,6 +129,32 @@ class FeatureDataModule(lightning.LightningDataModule):
         return DataLoader(self.sets["validation"], self.batch_size)
 
 
+def check_features(features: Tensor, task: Tensor, name: str, tasks: int | None = None) -> None:
+    """Refuse what no router can be made from.
+
+    Args:
+        features: shape (items, width).
+        task: shape (items,).
+        name: what they are called in messages.
+        tasks: how many there are, where it is known.
+
+    Raises:
+        ValueError: for other shapes, features that are not finite, or task ids out of range.
+    """
+    if features.dim() != 2 or task.shape != features.shape[:1] or not len(task):
+        raise ValueError(
+            f"{name} has features {tuple(features.shape)} and task ids {tuple(task.shape)}; give features (items, "
+            "width) and one task id an item, at least one."
+        )
+    if not features.is_floating_point() or not bool(features.isfinite().all()):
+        raise ValueError(f"{name} has features of {features.dtype} that are not all finite numbers; mend them.")
+    if task.is_floating_point() or int(task.min()) < 0 or (tasks is not None and int(task.max()) >= tasks):
+        raise ValueError(
+            f"{name} has task ids of {task.dtype} from {float(task.min()):g} to {float(task.max()):g}; give whole "
+            f"numbers from 0 to {'tasks' if tasks is None else tasks} - 1."
+        )
+
+
 def fit_temperature(router: Router, features: Tensor, task: Tensor) -> float:
     """Set and return the temperature of the lowest held-out cross-entropy (Guo et al. 2017, arXiv 1706.04599).
 
@@ -138,15 +171,20 @@ def fit_temperature(router: Router, features: Tensor, task: Tensor) -> float:
     return router.temperature
 
 
-def knn_router(features: Tensor, task: Tensor, tasks: int, neighbours: int = 10) -> Router:
+def knn_router(features: Tensor, task: Tensor, tasks: Count, neighbours: Count = 10) -> Router:
     """A training-free router: votes of the nearest training features by cosine (a deviation from the paper).
 
     Args:
         features: stored bank, shape (items, width).
         task: shape (items,), values below `tasks`.
         tasks: experts.
-        neighbours: votes counted.
+        neighbours: votes counted; all items where there are fewer.
+
+    Raises:
+        ValueError: for features or task ids that are none, or numbers below 1.
     """
+    check_arguments(knn_router, locals())
+    check_features(features, task, "the bank", tasks)
     router = Router(features.shape[1], tasks, "knn", neighbours=neighbours, bank=features.shape[0])
     router.standardise(features)
     router.bank.copy_((features - router.mean) / router.std)

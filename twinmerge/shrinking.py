@@ -69,58 +69,116 @@ def is_quick(module: Any, x: Tensor) -> bool:
     )
 
 
+class Plan:
+    """A quick call of one layer under the mixture in use, with all that does not change from one token to the next.
+
+    Generation calls a layer once a token with inputs of one shape: what its first call found out is kept as long as the
+    mixture is in use. The factors are views of the layer's own memory, so that changes of their numbers are seen.
+
+    Args:
+        module: a routed linear layer.
+        x: shape (inputs, ..., n), as many inputs as the mixture has rows or a multiple, or one row for all; a call that
+            `is_quick`.
+    """
+
+    def __init__(self, module: Any, x: Tensor) -> None:
+        mixture = module.mixture
+        group = cast("Siblings | None", module.siblings)
+        index = next((i for i, m in enumerate(group.modules) if m is module), None) if group is not None else None
+        stacked = None if group is None or index is None else group.stacked()
+        if group is None or index is None or stacked is None:  # a copy that only passes through, or offloaded siblings
+            group, index, stacked = None, 0, module.experts_down
+        self.module, self.group, self.kept = module, group, mixture.kept
+        self.modules = (module,) if group is None else group.modules
+        self.last = index == len(self.modules) - 1
+        self.shape, self.dtype, self.inference = x.shape, x.dtype, torch.is_inference_mode_enabled()
+        self.down, self.turned = cast(Tensor, stacked), module.experts_up.t()
+        self.start, self.end = (0, self.down.shape[0]) if group is None else group.columns[index]
+        self.spread = _spread(x, mixture, self.modules, module if group is None else group)
+        self.places = self._places()
+
+    def _places(self) -> list[int]:
+        """Where the factors lie in memory: a model that was moved, copied over or loaded anew is planned anew."""
+        return [self.module.experts_up.data_ptr(), *[m.experts_down.data_ptr() for m in self.modules]]
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether a call is like the one that was planned."""
+        return (
+            x.shape == self.shape
+            and x.dtype is self.dtype
+            and torch.is_inference_mode_enabled() is self.inference
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled(x.device.type)
+            and self._places() == self.places
+        )
+
+    def add(self, x: Tensor, base: Tensor) -> Tensor:
+        """The mixture is added to what the stock layer gave, in place.
+
+        Args:
+            x: shape (inputs, ..., n).
+            base: what the stock layer makes of it, shape (inputs, ..., m).
+        """
+        base = base.contiguous()
+        rank, width = self.turned.shape
+        base.view(-1, width).addmm_(self._shrunk(x).reshape(-1, rank), self.turned)
+        return base
+
+    def _shrunk(self, x: Tensor) -> Tensor:
+        """The input times A^T, scaled by the mixture: shape (inputs, ..., ranks of this module).
+
+        The first of the siblings that sees a tensor computes it for all of them.
+        """
+        group = self.group
+        if group is None:
+            return self._scaled(x)
+        version = None if x.is_inference() else x._version
+        found = self.kept.get("shrunk")
+        if found is not None and found[0] is group and found[1] is x and found[2] == version:
+            z: Tensor = found[3]
+        else:
+            z = self._scaled(x)
+            self.kept["shrunk"] = (group, x, version, z)
+        if self.last:
+            self.kept.pop("shrunk", None)
+        return z[..., self.start : self.end]
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.down).mul_(self.spread)
+
+
 def quick_linear(module: Any, x: Tensor, base: Tensor) -> Tensor:
-    """The routed linear layer where `is_quick`: the mixture is added to what the stock layer gave, in place.
+    """The routed linear layer where `is_quick`, by a plan that later calls use too, see `planned`.
 
     Args:
         module: a routed linear layer.
         x: shape (inputs, ..., n).
         base: what the stock layer makes of it, shape (inputs, ..., m).
     """
-    base, up = base.contiguous(), module.experts_up
-    base.view(-1, up.shape[0]).addmm_(_shrunk(module, x).reshape(-1, up.shape[1]), up.t())
-    return base
+    plan, layout = Plan(module, x), module.layout
+    if layout is None or not next(iter(layout.inputs.values()), 0):  # else it was given another tensor than x
+        module.mixture.kept[id(module)] = plan
+    return plan.add(x, base)
 
 
-def _shrunk(module: Any, x: Tensor) -> Tensor:
-    """The input times A^T, scaled by the mixture: shape (inputs, ..., ranks of this module).
-
-    The first of the siblings that sees a tensor computes it for all of them.
-
-    Args:
-        module: a routed linear layer.
-        x: shape (inputs, ..., n), as many inputs as the mixture has rows or a multiple, or one row for all.
-    """
-    group, mixture = cast("Siblings | None", module.siblings), module.mixture
-    index = next((i for i, m in enumerate(group.modules) if m is module), None) if group is not None else None
-    if group is None or index is None:  # a copy that only passes through
-        return _scaled(F.linear(x, module.experts_down), x, mixture, (module,), module)
-    kept, version = mixture.kept, None if x.is_inference() else x._version
-    found = kept.get("shrunk")
-    z: Tensor
-    if found is not None and found[0] is group and found[1] is x and found[2] == version:
-        z = found[3]
-    elif (stacked := group.stacked()) is None:
-        return _scaled(F.linear(x, module.experts_down), x, mixture, (module,), module)
-    else:
-        z = _scaled(F.linear(x, stacked), x, mixture, group.modules, group)
-        kept["shrunk"] = (group, x, version, z)
-    if index == len(group.modules) - 1:
-        kept.pop("shrunk", None)
-    start, end = group.columns[index]
-    return z[..., start:end]
+def planned(module: Any, x: Tensor) -> Plan | None:
+    """The plan of a layer for a call like its last one under the mixture in use."""
+    plan = cast("Plan | None", module.mixture.found(id(module)))
+    return plan if plan is not None and plan.module is module and plan.serves(x) else None
 
 
-def _scaled(z: Tensor, x: Tensor, mixture: Any, modules: Sequence[Any], owner: Any) -> Tensor:
+def _spread(x: Tensor, mixture: Any, modules: Sequence[Any], owner: Any) -> Tensor:
+    """The weight of every rank for every input, once for layers that share them: shape (inputs or 1, 1, ..., ranks)."""
     kept = mixture.kept
-    key = (id(owner), x.shape[0], x.dim(), z.dtype, torch.is_inference_mode_enabled())
+    key = (id(owner), x.shape[0], x.dim(), x.dtype, torch.is_inference_mode_enabled())
     spread = kept.get(key)
     if spread is None:
         row = mixture.row()
         share = 1 if row.shape[0] == 1 else mixture.share(x.shape[0])
-        spread = row[:, torch.cat([module.experts_owner for module in modules])].to(z.dtype).repeat_interleave(share, 0)
+        spread = row[:, torch.cat([module.experts_owner for module in modules])].to(x.dtype).repeat_interleave(share, 0)
         spread = kept[key] = spread.reshape(-1, *[1] * (x.dim() - 2), spread.shape[-1])
-    return z.mul_(spread) if z.shape[0] == x.shape[0] else z * spread
+    return cast(Tensor, spread)
 
 
 def find_siblings(model: nn.Module, kind: type, run: Any, inputs: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ Part of a twin folder's ``modeling_twin.py``.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,6 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+
+
+def check_number(name: str, value: object, low: float, *, whole: bool = True, above: bool = False) -> None:
+    """Refuse what is no finite number from `low` on. Part of a twin's folder, which must need no other package of ours.
+
+    Raises:
+        ValueError: in one sentence.
+
+    >>> check_number("tasks", 0, 1)
+    Traceback (most recent call last):
+    ValueError: tasks is 0; give a whole number of at least 1.
+    """
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    fits = math.isfinite(number) and (number > low if above else number >= low)
+    if not fits or (whole and not isinstance(value, numbers.Integral)):
+        bound = f"above {low:g}" if above else f"of at least {low:g}"
+        raise ValueError(f"{name} is {value!r}; give a {'whole ' if whole else ''}number {bound}.")
 
 
 def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -121,8 +140,13 @@ class Router(nn.Module):
         bank: int = 0,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"the router's temperature is {temperature}; give a number above 0.")
+        check_number("the router's temperature", temperature, 0, whole=False, above=True)
+        for name, value, low in (("width", width, 1), ("tasks", tasks, 1), ("top_k", top_k, 0)):
+            check_number(f"the router's {name}", value, low)
+        check_number("the router's neighbours", neighbours, 1)
+        check_number("the router's bank", bank, 0)
+        if top_k > tasks:
+            raise ValueError(f"the router's top_k is {top_k}, but there are {tasks} tasks; give at most that, or 0.")
         self.kind, self.tasks, self.temperature = kind, tasks, temperature
         self.top_k, self.neighbours = top_k, neighbours
         self.register_buffer("mean", torch.zeros(width))
@@ -214,6 +238,13 @@ class Head(nn.Module):
         norm: float | None = None,
     ) -> None:
         super().__init__()
+        check_number("the head's width", width, 1)
+        check_number("the head's labels", labels, 1)
+        if norm is not None:
+            check_number("the head's norm", norm, 0, whole=False)
+        for name, value in (("layer_norm", layer_norm), ("dense", dense)):
+            if not isinstance(value, bool):
+                raise ValueError(f"the head's {name} is {value!r}; give True or False.")
         if pooling not in ("mean", "first", "last", "tokens"):
             raise ValueError(f"pooling '{pooling}' is unknown; choose mean, first, last or tokens.")
         if activation not in ACT2FN:

@@ -89,7 +89,7 @@ def _united(
     """The base's tokenizer with all added tokens, and where each row of each expert's embedding goes."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     known: dict[str, int] = dict(tokenizer.get_vocab())
     theirs: dict[str, PreTrainedTokenizerBase] = {}
     for task, folder in folders.items():
@@ -98,7 +98,13 @@ def _united(
                 raise CheckpointError(f"{folder} has no tokenizer, so that its {len(places[task])} tokens are unknown.")
             continue
         _only_added(folder, base)
-        theirs[task] = AutoTokenizer.from_pretrained(folder)
+        try:
+            theirs[task] = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:120]}); code that a folder "
+                "brings along is not run: save it with a tokenizer that transformers has."
+            ) from error
         added = sorted(theirs[task].added_tokens_decoder.items())
         tokenizer.add_tokens([token for _, token in added if token.content not in known])
         known = dict(tokenizer.get_vocab())

@@ -36,17 +36,22 @@ def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     working.mkdir()
     try:
         yield working
-        for path in (*working.rglob("*"), working):
-            _flush(path)
-        previous = _previous(target)
-        if target.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            target.rename(previous)
-        working.rename(target)
-        _flush(target.parent)
-        shutil.rmtree(previous, ignore_errors=True)
+        settle(working, target)
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+def settle(working: Path, target: Path) -> None:
+    """Bring a finished folder to the disk and rename it into its place, over what is there."""
+    for path in (*working.rglob("*"), working):
+        _flush(path)
+    previous = _previous(target)
+    if target.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        target.rename(previous)
+    working.rename(target)
+    _flush(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def restore_interrupted(target: Path) -> None:

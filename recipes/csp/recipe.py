@@ -20,6 +20,7 @@ from recipes.csp.schema import Recipe
 from recipes.errors import RecipeError, RunError
 from recipes.running.environment import process_rank
 from recipes.running.files import write_json
+from recipes.running.lengths import check_batches
 from recipes.running.quiet import hush_libraries
 from recipes.running.seals import seal, sealed
 from recipes.running.trainer import build_trainer, check_trainer
@@ -65,12 +66,17 @@ def check(recipe: Recipe) -> Iterator[str]:
     else:
         yield f"data: {recipe.data.episodes} episodes of the shipped target, to be recorded"
     rows = plan(recipe)
-    _check_training(recipe, scenario, rows)
-    yield f"plan: {len(rows)} trainings of {recipe.adaptation.iterations} iterations: {', '.join(rows)}"
+    updates = _check_training(recipe, scenario, rows)
+    length = "as many iterations as trainer.max_time allows" if updates is None else f"{updates} iterations"
+    yield f"plan: {len(rows)} trainings of {length}: {', '.join(rows)}"
 
 
-def _check_training(recipe: Recipe, scenario: Scenario, rows: dict[str, dict[str, Any]]) -> None:
-    """Make every module that would be trained, on the data or on two recorded episodes, and the trainer."""
+def _check_training(recipe: Recipe, scenario: Scenario, rows: dict[str, dict[str, Any]]) -> int | None:
+    """Make every module that would be trained, on the data or on two recorded episodes, and the trainer.
+
+    Returns:
+        The iterations of a training; None where its end is a time.
+    """
     import torch
 
     from rl.csp.dataset import record_target
@@ -108,6 +114,7 @@ def _check_training(recipe: Recipe, scenario: Scenario, rows: dict[str, dict[str
             CSPModule(scenario.game, pairs, model=model, seed=recipe.seed, **arguments)
         except ValueError as error:
             raise RecipeError(f"adaptation ({row}): {error}") from error
+    return check_batches(recipe.trainer, {"train": per_epoch, "validation": 1})
 
 
 def _scenario(recipe: Recipe, error: type[Exception]) -> Scenario:

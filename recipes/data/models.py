@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 from recipes.data import wheels
 from recipes.data.smollm2 import converted, describe_smollm2, smollm2
-from recipes.errors import RecipeError
+from recipes.errors import ASKS, UNRUN, UNRUN_ADVICE, RecipeError
 
-__all__ = ["HUB_ID", "SHIPPED", "check_model", "is_here", "resolve_model"]
+__all__ = ["HUB_ID", "SHIPPED", "check_model", "is_here", "own_code", "resolve_model"]
 
 # Name after "shipped:" -> key of the wheel; `from_pretrained` reads its folder, or the one that is made from it once.
 SHIPPED = {"minilm": "minilm", "smollm2": "smollm2"}
@@ -33,12 +34,42 @@ def _folder(name: str) -> Path | None:
     if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise RecipeError(f"model folder {path} has no config.json; give a folder written by save_pretrained")
+        if fault := own_code(path):
+            raise RecipeError(f"model folder {path} {fault}")
         return path
     if name and path.exists():
         raise RecipeError(f"model {name!r} is a file; give the folder that holds its config.json")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise RecipeError(f"model {name!r} is neither an existing folder nor a Hub id such as 'roberta-base'")
     return None
+
+
+def own_code(folder: Path) -> str:
+    """Why a folder cannot be read without running code that it brings along; empty where transformers' own code does.
+
+    Args:
+        folder: Of a model or a tokenizer.
+
+    Returns:
+        Words that go on after the folder's name.
+    """
+    for name, kind in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
+        try:
+            named = "auto_map" in json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, RecursionError):
+            continue  # absent or damaged, which its reader says better
+        if not named:
+            continue
+        import transformers
+
+        try:
+            getattr(transformers, kind).from_pretrained(folder, trust_remote_code=False)
+        except ValueError as error:
+            if ASKS in str(error):
+                return f"{UNRUN}, see auto_map in its {name}; {UNRUN_ADVICE}"
+        except Exception:  # noqa: S110 (it is damaged, which its reader says better)
+            pass
+    return ""
 
 
 def resolve_model(name: str) -> Path | str:

@@ -61,8 +61,8 @@ def smollm2() -> Path:
             made = folder.with_name(f".{folder.name}-new")
             shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
-                model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
-                tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+                model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False)
             model.hf_quantizer = None  # the weights are plain numbers by now, and so is what is saved
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config

@@ -10,7 +10,7 @@ from recipes.data.splits import Split, Text, TextTask, stratified_order, text_ke
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
 
-__all__ = ["TaskSource", "apart", "check_task", "cut", "load_task", "ordered"]
+__all__ = ["TaskSource", "apart", "check_task", "cut", "here", "load_task", "ordered"]
 
 
 # Cut rows are the same for every seed: an expert trained under one seed must not have seen another run's test rows.
@@ -56,6 +56,19 @@ def check_task(source: TaskSource) -> str:
         raise RecipeError(str(error)) from error
     parts = f"{len(task.train)} rows to train, {len(task.validation)} to validate, {len(task.test)} to test"
     return "; ".join((f"{line}: {parts}", *task.notes))
+
+
+def here(source: TaskSource) -> dict[str, int]:
+    """Rows of each split of a task that is here and small enough to be read by a pre-flight; empty for every other."""
+    if source.source == "hub" or source.language is not None:
+        return {}
+    if source.source == "shipped" and not wheels.cached(source.known[source.shipped].wheel):
+        return {}
+    files = [] if source.source == "shipped" else tables.own_files(source)
+    if sum(file.stat().st_size for file in files) > READ_IN_FULL:
+        return {}
+    task = load_task(source, 0)
+    return {split: len(getattr(task, split)) for split in ("train", "validation", "test")}
 
 
 def load_task(source: TaskSource, seed: int) -> TextTask:

@@ -132,7 +132,7 @@ class MixedTextDataModule(LightningDataModule):
         missing = [split for split in wanted if split not in self._rows]
         if not missing:
             return
-        tokenizer = AutoTokenizer.from_pretrained(self._tokenizer_path())
+        tokenizer = AutoTokenizer.from_pretrained(self._tokenizer_path(), trust_remote_code=False)
         if not 4 <= self.max_length <= tokenizer.model_max_length:
             raise RunError(
                 f"max_length is {self.max_length}; the tokenizer {self.tokenizer_name} accepts 4 to "

@@ -52,7 +52,7 @@ def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> LightningDataM
 
     places = network_places(recipe)
     if len(places) > 1:
-        check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places))
+        check_tokenizers(*(AutoTokenizer.from_pretrained(place, trust_remote_code=False) for place in places))
 
     class Texts(TextDataModule):
         """A text task whose batch is that of an update, on all processes and accumulated batches together."""
@@ -74,7 +74,9 @@ def _files(recipe: Recipe, training: Regime) -> LightningDataModule:
 
     places = network_places(recipe)
     if len(places) > 1:
-        check_tokenizers(*(AutoTokenizer.from_pretrained(place) for place in places), special=False)
+        check_tokenizers(
+            *(AutoTokenizer.from_pretrained(place, trust_remote_code=False) for place in places), special=False
+        )
     data = recipe.data
     return TokenData(
         text_files(recipe),

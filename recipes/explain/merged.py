@@ -112,7 +112,7 @@ def _models(
     from twinmerge.one_call import local_folder
 
     where = resolve_model(recipe.base)
-    model = AutoModel.from_pretrained(where).eval()
+    model = AutoModel.from_pretrained(where, trust_remote_code=False).eval()
     base = base_checkpoint(recipe.base)
     experts: dict[str, nn.Module] = {}
     heads: dict[str, Head] = {}

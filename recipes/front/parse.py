@@ -153,7 +153,8 @@ def _override(data: Any, schema: object, keys: Key, value: object) -> str | None
         last = depth == len(keys) - 1
         if isinstance(data, list):
             if not isinstance(key, int) or key > len(data):
-                return f"{dotted(keys[:depth])}: expected an index from 0 to {len(data)}, got {key}"
+                there = f"from 0 to {len(data) - 1}, or {len(data)} to add one" if data else "0, to add one"
+                return f"{dotted(keys[:depth])}: expected an index {there}, got {key}"
             if key == len(data):
                 data.append({})
             slot: Any = key

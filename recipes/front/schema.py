@@ -80,8 +80,11 @@ def describe(kind: object) -> str:
 
     >>> describe(list[int] | Literal["auto"] | None)
     "a list of whole numbers, 'auto' or null"
+    >>> describe(int | float | None)
+    'a number or null'
     """
-    words = [_word(member) for member in members(kind)]
+    kinds = members(kind)
+    words = [_word(member) for member in kinds if not (member is int and float in kinds)]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 

@@ -133,8 +133,15 @@ def names_of(target: str) -> list[str]:
     return [item.arg for item, _ in _Source(module).written(name)]
 
 
-def _file(module: str) -> Path:
-    """The source of a module; of its packages only the outermost is looked up, as the search imports those around."""
+def source_of(module: str) -> Path:
+    """The source of a module; of its packages only the outermost is looked up, as the search imports those around.
+
+    Args:
+        module: As in `package.module`.
+
+    Raises:
+        ValueError: When there is none.
+    """
     package, *parts = module.split(".")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
@@ -149,7 +156,7 @@ class _Source:
     """The text of a module: its definitions and what its names stand for."""
 
     def __init__(self, module: str) -> None:
-        self.tree = ast.parse(_file(module).read_text(encoding="utf-8"))
+        self.tree = ast.parse(source_of(module).read_text(encoding="utf-8"))
         self.module = module
 
     def parameters(self, name: str) -> list[Parameter]:

@@ -1,17 +1,22 @@
 """The table of recipes: a YAML names one of ours or of an installed package; nothing else is ever imported for it."""
 
+import ast
+import dataclasses
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_type_hints
 
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
 
 from recipes.errors import RecipeError
+from recipes.front.signature import source_of
 
 SHIPPED = Path(__file__).parents[1]
 GROUP = "gapbridge.recipes"  # entry points of installed packages: the recipe's name and its module
@@ -47,6 +52,9 @@ TABLE: dict[str, Entry] = {
         "recipes.merge.finetune", "fine-tune one expert a task from a pretrained model, in full or with LoRA"
     ),
     "merge": Entry("recipes.merge.recipe", "merge experts: a shared expert, compressed exclusive ones, a router"),
+    "merge_files": Entry(
+        "recipes.merge.merge_files", "merge checkpoints larger than the memory, block by block, or into a twin"
+    ),
     "distill": Entry(
         "recipes.distill.recipe", "distil teachers into students: vanilla KD's stronger recipe and its rivals"
     ),
@@ -87,9 +95,35 @@ def load(name: str) -> RecipeModule:
         imported = importlib.import_module(module)
     except Exception as error:
         raise RecipeError(f"recipe {name}: {module} cannot be imported: {type(error).__name__}: {error}") from error
-    if missing := [word for word in ("Recipe", "check", "run") if not hasattr(imported, word)]:
-        raise RecipeError(f"recipe {name}: {module} defines no {missing[0]}; a recipe has Recipe, check and run")
+    if fault := _fault(name, imported):
+        raise RecipeError(f"recipe {name}: {module} {fault}")
     return cast("RecipeModule", imported)
+
+
+def _fault(name: str, module: ModuleType) -> str:
+    """What keeps a module of an installed package from being a recipe; empty where nothing does."""
+    if missing := [word for word in ("Recipe", "check", "run") if not hasattr(module, word)]:
+        return f"defines no {missing[0]}; a recipe has Recipe, check and run"
+    if not (isinstance(module.Recipe, type) and dataclasses.is_dataclass(module.Recipe)):
+        return "has a Recipe that is no dataclass; decorate the class with dataclasses.dataclass"
+    try:
+        kinds = get_type_hints(module.Recipe)
+    except Exception as error:  # an annotation is code of the package
+        return f"has a Recipe whose annotations cannot be read ({type(error).__name__}: {error}); import what they name"
+    wanted: list[tuple[str, object, str]] = [
+        ("recipe", Literal[name], f"Literal[{name!r}] = {name!r}"),
+        ("name", str, "str with a default"),
+        ("seed", int, "int with a default"),
+    ]
+    for key, kind, said in wanted:
+        if kinds.get(key) != kind:
+            return f"has a Recipe without the field {key}: {said}; add it"
+    for word, signature, count in (("check", "check(recipe)", 1), ("run", "run(recipe, folder)", 2)):
+        try:
+            inspect.signature(getattr(module, word)).bind(*[None] * count)
+        except (TypeError, ValueError):
+            return f"has a {word} that cannot be called as {signature}; give it these arguments"
+    return ""
 
 
 def shipped() -> dict[str, Path]:
@@ -115,4 +149,12 @@ def _origin(point: EntryPoint) -> str:
 
 
 def _summary(point: EntryPoint) -> str:
-    return (point.dist.metadata["Summary"] if point.dist else None) or "no description"
+    """What a recipe does: its package's summary or, without one, the first line of its `Recipe`, not imported."""
+    if given := point.dist.metadata["Summary"] if point.dist else None:
+        return given
+    try:
+        tree = ast.parse(source_of(point.value).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError, ImportError):
+        return "no description"
+    texts = [ast.get_docstring(n) for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Recipe"]
+    return next((text.splitlines()[0].rstrip(".") for text in texts if text), "no description")

@@ -20,6 +20,7 @@ from recipes.front.schema import show
 from recipes.hpo.schema import SB3, Cell, Recipe, cells, make_simulator
 from recipes.running.environment import process_rank
 from recipes.running.files import write_json
+from recipes.running.lengths import check_batches
 from recipes.running.quiet import hush_libraries
 from recipes.running.seals import seal, sealed
 from recipes.running.trainer import TrainerConfig, build_trainer, check_trainer
@@ -40,7 +41,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     from rl.envs.check import check_simulator
     from rl.hpo.estimators import check_options
 
-    _check_devices(recipe)
+    updates = _check_devices(recipe)
     estimators = {}
     for method, changes in recipe.methods.items():
         training = dataclasses.replace(recipe.training, **changes)
@@ -71,13 +72,16 @@ def check(recipe: Recipe) -> Iterator[str]:
 
         if importlib.util.find_spec("stable_baselines3") is None:
             raise RecipeError(f"methods.{SB3}: Stable-Baselines3 is not installed; pip install 'gapbridge[peers]'")
-    updates = (recipe.trainer.max_epochs or 0) * recipe.episodes.updates_per_epoch
+    count = len(cells(recipe))
+    if updates is None:
+        yield f"plan: {count} trainings until trainer.max_time"
+        return
     steps = updates * recipe.episodes.batch_size * simulator.horizon
-    yield f"plan: {len(cells(recipe))} trainings of {updates} updates, {steps:,} simulator steps each"
+    yield f"plan: {count} trainings of {updates} updates, {steps:,} simulator steps each"
 
 
-def _check_devices(recipe: Recipe) -> None:
-    """Refuse a trainer that cannot be, or a batch that cannot be dealt out to it, before anything is simulated."""
+def _check_devices(recipe: Recipe) -> int | None:
+    """Refuse a trainer that cannot be, or a batch that cannot be dealt out to it; returns the updates of a training."""
     config = _config(recipe)
     count = check_trainer(config, scores=("test",))
     if config.endless:
@@ -98,6 +102,7 @@ def _check_devices(recipe: Recipe) -> None:
                 f"devices evenly; give a batch_size that is a multiple of group_size times devices, or a smaller "
                 "group_size".replace("batch_size", name)
             )
+    return check_batches(config, {"train": updates, "validation": 1, "test": 1})
 
 
 def _config(recipe: Recipe) -> TrainerConfig:

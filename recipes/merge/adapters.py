@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, cast
 
-from recipes.errors import RunError
+from recipes.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
     from recipes.merge.schema import Training
+
+
+def check_quantised(training: Training) -> None:
+    """Refuse a base in 4 bits on a machine that cannot hold one.
+
+    Raises:
+        RecipeError: With the field.
+    """
+    if not training.qlora:
+        return
+    import torch
+
+    missing = [] if importlib.util.find_spec("bitsandbytes") else ["bitsandbytes (pip install bitsandbytes)"]
+    missing += [] if torch.cuda.is_available() else ["a CUDA device"]
+    if missing:
+        raise RecipeError(
+            f"training.qlora: expected false on a machine without {' and '.join(missing)}, got true; adapters over the "
+            "base in bfloat16 take trainer.precision bf16-true"
+        )
 
 
 def adapted(model: PreTrainedModel, training: Training, task_type: str | None = None) -> PreTrainedModel | PeftModel:
@@ -24,7 +44,12 @@ def adapted(model: PreTrainedModel, training: Training, task_type: str | None = 
     Raises:
         RunError: When no module has one of the names under ``lora_targets``.
     """
-    if training.gradient_checkpointing:
+    if training.qlora:
+        from peft import prepare_model_for_kbit_training
+
+        settings = {"use_reentrant": False}
+        model = prepare_model_for_kbit_training(model, training.gradient_checkpointing, settings)
+    elif training.gradient_checkpointing:
         # Renamed in transformers 5; the positional argument is the same.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
 from recipes.merge.baselines import seeded
 from recipes.merge.experts import base_checkpoint, expert_folder, read_expert, stored_format_of
 from recipes.running.quiet import hush_libraries
-from twinmerge.methods import methods
+from twinmerge.methods import compared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,19 +75,18 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
 
     hush_libraries()
     where = resolve_model(recipe.base)
-    model = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
     experts, tokenizer = read_all(recipe, folder, model, recipe.given())
-    words = AutoTokenizer.from_pretrained(tokenizer)
+    words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     states = {task: expert.state for task, expert in experts.items()}
-    for method in methods():
+    for method in dict.fromkeys([*compared(), recipe.shared.method]):
         options = recipe.shared.options if method == recipe.shared.method else {}
         state = shared_expert(model, states, method, **seeded(method, options, recipe.seed))
         target = folder.path / "static" / method
         set_parameters(copy.deepcopy(model), state).save_pretrained(target)
         words.save_pretrained(target)
-    options = seeded(recipe.shared.method, recipe.shared.options, recipe.seed)
-    more: dict[str, Any] = {"dense": recipe.exclusive.dense, "seed": recipe.seed, **options}
-    twin = combine(model, experts, recipe.shared.method, recipe.exclusive.policy(), **more)
+    shared, policy, dense = recipe.shared, recipe.exclusive.policy(), recipe.exclusive.dense
+    twin = combine(model, experts, shared.method, policy, dense=dense, seed=recipe.seed, **shared.options)
     twin.to(getattr(torch, stored_format_of(recipe, where)))
     twin.router_reads = recipe.router.features
     if recipe.texts:

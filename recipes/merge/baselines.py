@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.fields import FieldError, check_range
 from recipes.front.schema import did_you_mean
 from recipes.front.signature import names_of
-from twinmerge.methods import OURS, methods
+from twinmerge.methods import FURTHER, OURS, compared, methods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +46,8 @@ class Shared:
     """The shared expert: an ordinary static merge.
 
     Attributes:
-        method: average, task_arithmetic, ties, dare, dare_ties, or one that an installed package registers.
+        method: average, task_arithmetic, ties, dare, dare_ties, tsv_m, a further one such as breadcrumbs, sce or iso_c
+            (twinmerge.methods lists them), or one that an installed package registers.
         options: Options of the method: scale, density, drop; those left out have the method's defaults.
     """
 
@@ -69,19 +70,30 @@ class Baselines:
     """Static merges to compare with, each tuned on validation over its grid.
 
     Attributes:
-        scales: Coefficients tried for task arithmetic, TIES and DARE.
+        scales: Coefficients tried for task arithmetic, TIES, DARE and TSV-Merge.
         densities: Densities tried for TIES.
         drops: Drop rates tried for DARE.
         probe: Also fit a linear probe on the frozen base.
+        emr: Also EMR-Merging, told the router's first choice for every input.
+        knn: Also the twin with a kNN router on the same features.
+        further: Static merges that are compared beside the classic ones, such as breadcrumbs, sce or iso_c.
     """
 
     scales: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0])
     densities: list[float] = field(default_factory=lambda: [0.2])
     drops: list[float] = field(default_factory=lambda: [0.7])
     probe: bool = True
+    emr: bool = False
+    knn: bool = False
+    further: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse values that no method takes."""
+        """Refuse values that no method takes, and methods that are none of ours."""
+        for index, name in enumerate(self.further):
+            if name not in FURTHER:
+                raise FieldError(
+                    f"further.{index}", f"unknown merge method {name!r}; {did_you_mean(name, list(FURTHER))}"
+                )
         for name, key in (("scales", "scale"), ("densities", "density"), ("drops", "drop")):
             for index, value in enumerate(getattr(self, name)):
                 check_option(key, value, f"{name}.{index}")
@@ -89,7 +101,7 @@ class Baselines:
     def grid(self) -> list[tuple[str, dict[str, float]]]:
         """Every candidate: method and options."""
         made: list[tuple[str, dict[str, float]]] = []
-        for method in methods():
+        for method in [*compared(), *self.further]:
             tuned = [name for name in TRIED if name in options_of(method)]
             values = itertools.product(*(getattr(self, TRIED[name]) for name in tuned))
             made += [(method, dict(zip(tuned, chosen, strict=True))) for chosen in values]
@@ -121,7 +133,7 @@ class Candidates:
 
     def __call__(self, method: str, options: Mapping[str, float]) -> dict[str, Tensor]:
         """All parameters of one candidate."""
-        if method not in OURS or "scale" not in options:
+        if method not in (*OURS, *FURTHER) or "scale" not in options:
             return self.merge(method, seeded(method, options, self.seed))
         rest = {name: value for name, value in options.items() if name != "scale"}
         key = (method, tuple(sorted(rest.items())))

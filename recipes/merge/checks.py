@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.data.language_rows import check_language
-from recipes.data.models import check_model
+from recipes.data.models import check_model, own_code
 from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
@@ -25,7 +25,7 @@ from recipes.merge.experts import (
     is_own,
     read_expert,
 )
-from recipes.merge.finetune import check_length
+from recipes.merge.finetune import check_training
 from recipes.merge.routable import check_routable
 from recipes.merge.schema import Recipe
 from recipes.running.quiet import hush_libraries
@@ -69,16 +69,17 @@ def check(recipe: Recipe) -> Iterator[str]:
             ),
         ]
     )
-    if any(task.name not in given for task in recipe.tasks):
-        check_length(recipe.trainer)
+    if trained := [task for task in recipe.tasks if task.name not in given]:
+        check_training(recipe.training, recipe.trainer, trained)
     missing = [t for t in recipe.tasks if t.name not in given and not _cached(recipe, t)]
     need = "" if base is None else f", about {(len(missing) + 2) * base.bytes / 1e9:.1f} GB needed"
     yield f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in the working folder{need}"
     policy = ", ".join(f"{k} {v}" for k, v in recipe.exclusive.policy().items())
     options = "".join(f" {k} {v}" for k, v in recipe.shared.options.items())
+    tried = len(recipe.baselines.grid())
     yield (
         f"plan: shared expert by {recipe.shared.method}{options}, exclusive experts with {policy}, router "
-        f"{recipe.router.kind}, {len(recipe.baselines.grid())} static candidates tuned on validation"
+        f"{recipe.router.kind}, {tried} static candidate{'s' * (tried != 1)} tuned on validation"
     )
 
 
@@ -141,6 +142,8 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
     where = expert_folder(given)
     if where is None:
         return f"expert {name}: Hub model {given!r}, fetched and compared when the run starts"
+    if recipe.vocabulary == "union" and (fault := own_code(where)):  # its tokenizer is read only there
+        raise RecipeError(f"experts.{name}: {where} {fault}")
     try:
         line = inspect_expert(where, base, recipe.vocabulary)
         if base is None or is_own(where) or recipe.training.model == "causal":
@@ -164,7 +167,7 @@ def _model(where: Path) -> nn.Module:
     from transformers import AutoModel
 
     hush_libraries()
-    model: nn.Module = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
+    model: nn.Module = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
     return model
 
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from twinmerge.modeling_twin import masked_mean
 from twinmerge.module import task_metric
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 Batch = Mapping[str, Tensor]
 Counted = dict[str, list["MetricCollection"]]  # row name -> the metrics of every task, fed so far
+Probe = Callable[[Tensor, list[str]], Tensor]  # features of a batch and the question asked of each row -> logits
 Model = Callable[[dict[str, Tensor], list[str]], Tensor]  # inputs and the question asked of each row -> logits
 
 
@@ -199,13 +199,15 @@ def apply_heads(hidden: Tensor, mask: Tensor | None, questions: Sequence[str], h
     return logits
 
 
-def linear_probe(encoder: nn.Module, features: Mapping[str, tuple[Tensor, Tensor]], tasks: Sequence[TextTask]) -> Model:
+def linear_probe(features: Mapping[str, tuple[Tensor, Tensor]], tasks: Sequence[TextTask]) -> Probe:
     """Logistic (or ridge) regression a task on the frozen base's features, its strength chosen on validation.
 
     Args:
-        encoder: the frozen base.
         features: `train` and `validation` -> masked mean features (rows, width) and task ids, in the tasks' row order.
         tasks: in the order of the ids, with the labelled rows that their experts had, and no more.
+
+    Returns:
+        Features of a batch (rows, width) and the question asked of each row to logits (rows, most labels).
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
@@ -221,8 +223,8 @@ def linear_probe(encoder: nn.Module, features: Mapping[str, tuple[Tensor, Tensor
         ]
         probes[task.name] = max((c.fit(x, y) for c in candidates), key=lambda p: p.score(held_x, held_y))
 
-    def answer(inputs: dict[str, Tensor], questions: list[str]) -> Tensor:
-        pooled = masked_mean(encoder(**inputs)[0], inputs.get("attention_mask")).cpu().numpy()
+    def answer(states: Tensor, questions: list[str]) -> Tensor:
+        pooled = states.float().cpu().numpy()
         logits = torch.full((len(questions), max(len(t.labels) or 1 for t in tasks)), float("-inf"))
         for name in dict.fromkeys(questions):
             rows = torch.tensor([q == name for q in questions])

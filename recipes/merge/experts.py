@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SILENT = ("enable_progress_bar", "logger", "default_root_dir")  # arguments of the Trainer that change no weight
 # What came later is not part of a name at its default, so that experts keep their names.
 READING = ("delimiter", "encoding", "drop_missing", "overlap", "language")
-LATER = ("lora_alpha", "lora_dropout", "lora_targets", "packing", "gradient_checkpointing")
+LATER = ("lora_alpha", "lora_dropout", "lora_targets", "packing", "gradient_checkpointing", "qlora")
 WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from recipes.data.models import own_code
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError, check_name, check_seed
 from recipes.front.schema import did_you_mean
@@ -72,6 +73,8 @@ def check(recipe: Recipe) -> Iterator[str]:
         raise RecipeError(
             f"source: {recipe.source!r} has no twin.json; give a twin folder such as runs/merge-text4/1/merged"
         )
+    if fault := own_code(_source(recipe)):
+        raise RecipeError(f"source: {recipe.source} {fault}")
     try:
         card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         tasks, heads = list(map(str, card["tasks"])), list(map(str, card["heads"]))
@@ -131,7 +134,7 @@ def _dense(recipe: Recipe, twin: TwinMixin, folder: RunFolder) -> None:
     with whole_folder(folder.path / "dense") as out:
         told = _save_answering(model, twin.heads[question], question, out) if question else _save_body(model, out)
         if (_source(recipe) / "tokenizer_config.json").exists():
-            AutoTokenizer.from_pretrained(_source(recipe)).save_pretrained(out)
+            AutoTokenizer.from_pretrained(_source(recipe), trust_remote_code=False).save_pretrained(out)
     mixture = ", ".join(f"{weight:g} {task}" for task, weight in recipe.weights.items()) or "the shared expert alone"
     outcome = {"dense": "dense", "weights": recipe.weights, "question": question or None}
     folder.finish(outcome, summary=f"Dense checkpoint: {mixture}; {told}.")

@@ -11,27 +11,29 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from recipes.data.language_rows import check_language
 from recipes.data.models import check_model, resolve_model
-from recipes.data.sources import check_task, load_task
+from recipes.data.sources import check_task, here, load_task
 from recipes.data.tables import own_files
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError
 from recipes.fields import check_name, check_seed
 from recipes.front.preflight import check_all
 from recipes.front.schema import show
-from recipes.merge.adapters import adapted
+from recipes.merge.adapters import adapted, check_quantised
 from recipes.merge.causal.train import train_language
 from recipes.merge.experts import expert_damage
 from recipes.merge.schema import Training, check_tasks
+from recipes.merge.sharding import check_sharding
 from recipes.running.environment import process_rank
+from recipes.running.lengths import check_batches, in_parts, told
 from recipes.running.quiet import hush_libraries
 from recipes.running.seals import stamp
 from recipes.running.trainer import TrainerConfig, build_trainer, check_trainer
@@ -41,7 +43,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from recipes.running.folder import RunFolder
+    from recipes.running.ranks import Board
     from twinmerge.module import FinetuneModule
+
+
+TURN = 60.0  # seconds that rank 0 waits for another run before it tells the others that it still does
 
 
 @dataclass
@@ -81,17 +87,39 @@ def check(recipe: Recipe) -> Iterator[str]:
             *(partial(check_language if task.language else check_task, task) for task in recipe.tasks),
         ]
     )
-    check_length(recipe.trainer)
-    yield f"plan: {len(recipe.tasks)} experts, {recipe.trainer.max_epochs} epochs each, saved under experts/<task>"
+    check_training(recipe.training, recipe.trainer, recipe.tasks)
+    yield f"plan: {len(recipe.tasks)} experts, {told(recipe.trainer)} each, saved under experts/<task>"
 
 
-def check_length(config: TrainerConfig) -> None:
-    """Refuse a trainer that cannot train experts: their rate falls to the end of the training, which must be known.
+def check_training(training: Training, config: TrainerConfig, tasks: Sequence[TaskSource]) -> None:
+    """Refuse what cannot train experts here: a strategy, a quantised base, a training without an end.
 
     Raises:
         RecipeError: With the field.
     """
-    check_trainer(config, scores=("validation", "test"))
+    check_sharding(config, training.model)
+    check_quantised(training)
+    check_length(config, training, tasks)
+
+
+def check_length(config: TrainerConfig, training: Training, tasks: Sequence[TaskSource]) -> None:
+    """Refuse a trainer that cannot train experts: their rate falls to the end of the training, which must be known.
+
+    Args:
+        config: The `trainer:` block.
+        training: How each expert is trained.
+        tasks: The tasks of the experts to be trained.
+
+    Raises:
+        RecipeError: With the field.
+    """
+    processes = check_trainer(config, scores=("validation", "test"))
+    if training.model != "causal" and in_parts(config):
+        for task in tasks:
+            if rows := here(task):
+                sizes = {"train": training.batch_size, "validation": 2 * training.batch_size}
+                sizes["test"] = sizes["validation"]
+                check_batches(config, {split: -(-rows[split] // (processes * size)) for split, size in sizes.items()})
     if config.max_epochs in (None, -1) and config.max_steps == -1 and not config.fast_dev_run:
         raise RecipeError(
             f"trainer.max_epochs: expected a number of epochs, or trainer.max_steps, since the learning rate falls to "
@@ -127,14 +155,38 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     folder.finish({"mean_test_score": mean, "experts": rows}, {"Experts": rows}, summary=f"Mean test score {mean:.3f}.")
 
 
-def alone_with(entry: Path) -> AbstractContextManager[object]:
-    """Of the runs that want one expert in the cache, one trains it and the others wait; one that is there is free."""
-    if process_rank() != 0 or not expert_damage(entry):
-        return nullcontext()
-    from filelock import FileLock
+@contextmanager
+def alone_with(entry: Path, board: Board | None = None) -> Iterator[None]:
+    """Of the runs that want one expert in the cache, one trains it and the others wait; one that is there is free.
 
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(entry.with_name(f".{entry.name}.lock"))
+    Of the processes of one run, rank 0 waits for other runs and the others wait for it: until then they would not all
+    see the same, and some would enter a training that the others never join.
+
+    Args:
+        entry: Folder of the expert.
+        board: Of the run folder: how rank 0 tells the others before they train together for the first time.
+    """
+    from filelock import FileLock, Timeout
+    from torch import distributed
+
+    together = distributed.is_available() and distributed.is_initialized()
+    word = f"alone with {entry.name}"
+    with ExitStack() as held:
+        free = [False]
+        while not free[0]:
+            if process_rank() == 0 and expert_damage(entry):
+                entry.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(Timeout):
+                    held.enter_context(FileLock(entry.with_name(f".{entry.name}.lock")).acquire(timeout=TURN))
+                    free = [True]
+            else:
+                free = [True]
+            if together:  # in turns, since a process that is waited for longer than half an hour counts as lost
+                distributed.broadcast_object_list(free)
+        if board is not None and not together:
+            board.say(word)
+            board.wait(word)
+        yield
 
 
 def train_expert(
@@ -184,7 +236,7 @@ def train_expert(
         seed=seed,
     )
     module = _module(source, task.labels, where, training, seed)
-    trainer = build_trainer(trainer_config, folder, source.name)
+    trainer = build_trainer(_for_unread(trainer_config, module), folder, source.name)
     folder.say(f"expert {source.name}: {len(task.train.texts)} training rows, {len(task.labels) or 1} labels")
     trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(source.name))
     # Asked for, and not read off the last epoch: a training that is resumed when it was complete has no last epoch.
@@ -209,6 +261,15 @@ def train_expert(
     trainer.strategy.barrier()  # no process reads the expert before it is there
     folder.say(f"expert {source.name}: test score {test:.3f}")
     return card
+
+
+def _for_unread(config: TrainerConfig, module: FinetuneModule) -> TrainerConfig:
+    """The trainer of a module whose head may not read its encoder's pooler, for whose gradients DDP must not wait."""
+    name = "ddp" if config.strategy == "auto" else config.strategy
+    unread = module.head is not None and any("pooler" in n and p.requires_grad for n, p in module.named_parameters())
+    if not unread or name not in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook") or check_trainer(config) < 2:
+        return config
+    return replace(config, strategy=f"{name}_find_unused_parameters_true")
 
 
 def _module(
@@ -241,7 +302,7 @@ def save_expert(module: FinetuneModule, tokenizer: Path | str, card: dict[str, A
     from transformers import AutoTokenizer
 
     cast("PreTrainedModel", module.model).save_pretrained(out)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
+    AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).save_pretrained(out)
     if module.head is not None:
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in module.head.state_dict().items()}, out / "head.safetensors"
@@ -255,8 +316,8 @@ def _load_model(where: Path | str, training: Training, labels: tuple[str, ...]) 
 
     model: PreTrainedModel
     if training.model == "encoder":
-        return adapted(transformers.AutoModel.from_pretrained(where), training)
+        return adapted(transformers.AutoModel.from_pretrained(where, trust_remote_code=False), training)
     names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": 1}
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(where, **names)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(where, trust_remote_code=False, **names)
     # The head is new, so the adapter must carry it: PEFT saves it for this type of task only.
     return adapted(model, training, "SEQ_CLS")

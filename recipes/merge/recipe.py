@@ -20,7 +20,6 @@ from recipes.data.sources import load_task
 from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
 from recipes.merge.alone import read_all, run_alone
-from recipes.merge.baselines import seeded
 from recipes.merge.causal.run import run_causal
 from recipes.merge.checks import cached_at, check, check_rank
 from recipes.merge.experts import stored_format_of
@@ -37,8 +36,10 @@ if TYPE_CHECKING:
 
     from recipes.data.splits import TextTask
     from recipes.data.text_module import MixedTextDataModule
+    from recipes.merge.compared import Beside
     from recipes.merge.evaluation import Scores
-    from recipes.merge.routing import Routing
+    from recipes.merge.routing import Features, Routing
+    from recipes.merge.rows import Judge, Read
     from recipes.running.folder import RunFolder
     from twinmerge.exclusive import Exclusive
     from twinmerge.folders import Expert
@@ -68,6 +69,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     from transformers import AutoModel
 
     from recipes.merge import rows as table
+    from recipes.merge.compared import compared
 
     if not recipe.tasks:
         run_alone(recipe, folder)
@@ -77,7 +79,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         return
     hush_libraries()
     where = resolve_model(recipe.base)
-    model = AutoModel.from_pretrained(where, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
     check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
     check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
     experts, tokenizer = _experts(recipe, folder, model)
@@ -94,7 +96,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     judge = table.Judge.of(recipe, folder, tasks, data, experts)
     model.to(judge.device)
     states = {task: expert.state for task, expert in experts.items()}
-    held, rows = table.experts(judge, model, states)
+    whole = table.whole(judge, model, states)
+    judge = judge.settled(whole)
+    held, rows = table.experts(judge, whole)
+    own = table.base(judge, model, labelled, seen if recipe.baselines.probe else None)
+    rows["pretrained"] = own.pop("pretrained")
     static, merged = table.static(judge, model, states, held)
     rows |= merged
 
@@ -106,37 +112,47 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.to(judge.device, stored)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
     twin.float().eval()  # what is scored has the precision of what is saved
     twin.router_reads = recipe.router.features
-    encode = judge.precise(twin.features)
-    features = {"train": task_features(encode, data, "train", folder, device=judge.device)}
-    read = {split: batch_features(encode, given, split, folder, judge.device) for split, given in judge.batches.items()}
-    features |= {split: (torch.cat(found), ids) for split, (found, ids, _) in read.items()}
+    features, read = _features(judge, twin)
     routing = train_router(recipe.router, features, len(tasks), recipe.seed, folder)
     twin.router = routing.router.to(judge.device)
-    rows |= table.routed(judge, twin, read["test"]) | table.oracle(judge, twin)
-    if recipe.baselines.probe:
-        rows |= table.probe(judge, model, labelled, seen)
+    rows |= table.routed(judge, twin, read) | table.oracle(judge, twin)
+    beside = compared(judge, model, states, twin, features, read)
+    rows |= {**beside.rows, **own}
 
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored)  # type: ignore[arg-type]
     twin.router = routing.router.cpu()
-    _write(recipe, folder, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled))
+    _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
+
+
+def _features(judge: Judge, twin: TwinMixin) -> tuple[dict[str, Features], Read]:
+    """Router features and task ids by split, and those of the test batches one by one, which are scored with them."""
+    import torch
+
+    encode, device = judge.precise(twin.features), judge.device
+    features = {"train": task_features(encode, judge.data, "train", judge.folder, device=device)}
+    read = {split: batch_features(encode, given, split, judge.folder, device) for split, given in judge.batches.items()}
+    features |= {split: (torch.cat(found), ids) for split, (found, ids, _) in read.items()}
+    return features, read["test"]
 
 
 def _write(
-    recipe: Recipe,
-    folder: RunFolder,
+    judge: Judge,
     model: PreTrainedModel,
     tokenizer: Path | str,
     experts: Mapping[str, Expert],
     made: tuple[TwinMixin, Exclusive, Routing],
     found: tuple[dict[str, Scores], dict[str, tuple[float, dict[str, float]]], list[TextTask]],
+    beside: Beside,
 ) -> None:
     """The twin folder, and the report of the run."""
     from transformers import AutoTokenizer
 
     from recipes.merge import report
+    from recipes.merge.precision import NAMED
     from twinmerge.artefact import model_card, save
 
+    recipe, folder = judge.recipe, judge.folder
     (twin, exclusive, routing), (rows, static, labelled) = made, found
     source = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
     about = {"tasks": list(experts), "base": recipe.base, "base_class": type(model).__name__}
@@ -150,15 +166,18 @@ def _write(
     target = save(
         twin,
         folder.path / "merged",
-        tokenizer=AutoTokenizer.from_pretrained(tokenizer),
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False),
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
         texts=texts,
         labels={task: expert.labels or [] for task, expert in experts.items()},
         overwrite=True,
     )
-    size = report.sizes(sum(p.nbytes for p in model.parameters()), experts, target)
-    outcome = {**report.result(rows, static, routing.numbers, size, labelled), "twin_bytes": report.places(target)}
-    report.finish(folder, outcome, exclusive.residuals, routing.mixture)
+    base, places = sum(p.nbytes for p in model.parameters()), report.places(target)
+    size = {**report.sizes(base, experts, target), **beside.sizes(base, places)}
+    outcome = report.result(rows, static, routing.numbers, size, labelled)
+    outcome |= {"twin_bytes": places, "scored_in": NAMED[judge.precision]}
+    why = [{"scored in": NAMED[judge.precision], "why": judge.why}]
+    report.finish(folder, outcome, exclusive.residuals, routing.mixture, more={"Number format": why})
 
 
 def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> MixedTextDataModule:
@@ -181,7 +200,7 @@ def _experts(recipe: Recipe, folder: RunFolder, model: PreTrainedModel) -> tuple
         if source.name not in given:
             given[source.name] = str(cached_at(recipe, source))
             card = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-            with alone_with(Path(given[source.name])):
+            with alone_with(Path(given[source.name]), folder.board):
                 train_expert(*card, Path(given[source.name]), folder)
     return read_all(recipe, folder, model, {source.name: given[source.name] for source in recipe.tasks})
 
@@ -212,14 +231,8 @@ def _in_order(tasks: list[TextTask], experts: Mapping[str, Expert]) -> dict[str,
 
 def _merge(recipe: Recipe, model: PreTrainedModel, experts: Mapping[str, Expert]) -> tuple[TwinMixin, Exclusive]:
     """The twin without its router: LoRA experts in the product form where the shared expert allows it."""
-    from twinmerge.merging import merge, merge_lora
+    from twinmerge.one_call import merge_experts
 
-    shared, policy = recipe.shared, recipe.exclusive.policy()
-    terms = {task: expert.terms for task, expert in experts.items()}
-    if all(terms.values()) and shared.method in ("average", "task_arithmetic") and "rank" in policy:
-        scale = 1 / len(terms) if shared.method == "average" else shared.options.get("scale", 0.3)
-        return merge_lora(model, terms, scale, policy["rank"])
-    options = seeded(shared.method, shared.options, recipe.seed)
-    states = {task: expert.state for task, expert in experts.items()}
-    dense = recipe.exclusive.dense
-    return merge(model, states, shared.method, rank={**policy, "seed": recipe.seed}, dense=dense, **options)
+    shared, exclusive, seed = recipe.shared, recipe.exclusive, recipe.seed
+    policy, dense = exclusive.policy(), exclusive.dense
+    return merge_experts(model, experts, shared.method, policy, dense=dense, seed=seed, **shared.options)

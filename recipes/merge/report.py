@@ -25,6 +25,8 @@ EXPLAINED = {
     **dict.fromkeys(methods(), "static"),
     "routed": "head named, mixture from the input alone",
     "routed, head routed too": "nothing named; a wrong head counts as wrong",
+    "routed by knn": "head named, mixture by votes of the nearest training inputs",
+    "emr": "EMR-Merging, head named, told the router's first choice",
     "oracle": "mixture told the true task",
 }
 

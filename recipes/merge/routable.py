@@ -28,7 +28,7 @@ def check_routable(base: str, frozen: tuple[str, ...], error: type[Exception]) -
 
     hush_libraries()
     try:
-        name, worst = routable.check_routable(AutoConfig.from_pretrained(where), frozen)
+        name, worst = routable.check_routable(AutoConfig.from_pretrained(where, trust_remote_code=False), frozen)
     except ValueError as refused:
         raise error(f"base: {str(refused).rstrip('.')}") from refused
     return f"routing: a two-layer {name} differs from dense merges by {worst:.0e}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from recipes.fields import FieldError, check_positive
@@ -27,10 +27,12 @@ class RouterTraining:
     """The router: which network, on how much data.
 
     Attributes:
-        kind: mlp (the paper's network), linear, or knn (training-free, a deviation).
+        kind: mlp (the paper's network), linear, or knn (training-free, a deviation); auto is linear for encoders and
+            mlp for causal models.
         features: Hidden states whose masked means the router reads: last (the paper's), or all layers side by side (a
             deviation that costs no further forward). For causal models also generated: the state of the last of up to
-            16 tokens that the shared expert adds to a prompt, as the paper's code has it.
+            16 tokens that the shared expert adds to a prompt, as the paper's code has it. Auto is all for a linear
+            router of an encoder, since words and style stand in the lower layers, and last otherwise.
         items: Training inputs a task; only their task is used, not their labels.
         epochs: Passes over them; the epoch with the lowest validation loss is kept.
         batch_size: Features a step.
@@ -39,8 +41,8 @@ class RouterTraining:
         temperature: Of the softmax; 0 fits it on validation.
     """
 
-    kind: Literal["mlp", "linear", "knn"] = "mlp"
-    features: Literal["last", "all", "generated"] = "last"
+    kind: Literal["auto", "mlp", "linear", "knn"] = "auto"
+    features: Literal["auto", "last", "all", "generated"] = "auto"
     items: int = 3000
     epochs: int = 30
     batch_size: int = 256
@@ -55,6 +57,12 @@ class RouterTraining:
         for key in ("top_k", "temperature"):
             if getattr(self, key) < 0:
                 raise FieldError(key, f"expected 0 or more, got {getattr(self, key)}")
+
+    def settled(self, causal: bool) -> RouterTraining:
+        """The router of an encoder or a causal model, with what was left to `auto` in place."""
+        kind = ("mlp" if causal else "linear") if self.kind == "auto" else self.kind
+        reads: Literal["last", "all"] = "all" if kind == "linear" and not causal else "last"
+        return replace(self, kind=kind, features=reads if self.features == "auto" else self.features)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 
 from recipes.merge.baselines import Candidates, trials, tune
 from recipes.merge.evaluation import (
+    apply_heads,
     evaluate,
     evaluate_rows,
     evaluation_device,
@@ -20,6 +21,7 @@ from recipes.merge.evaluation import (
     with_experts,
     with_heads,
 )
+from recipes.merge.precision import NAMED, settled
 from recipes.merge.routing import task_features
 from twinmerge.merging import set_parameters, shared_expert
 from twinmerge.modeling_twin import masked_mean
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
 
     from recipes.data.splits import TextTask
     from recipes.data.text_module import MixedTextDataModule
-    from recipes.merge.evaluation import Batch, Counted, Model, Scores
+    from recipes.merge.evaluation import Batch, Counted, Model, Probe, Scores
+    from recipes.merge.precision import Format
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
     from twinmerge.folders import Expert
     from twinmerge.modeling_twin import Head
     from twinmerge.twin_mixin import TwinMixin
+
+    Read = tuple[Sequence[Tensor], Tensor, float]  # router features of batches, task ids, milliseconds an input
 
 Answer = TypeVar("Answer")
 
@@ -52,6 +57,8 @@ class Judge:
         data: All tasks' inputs.
         batches: Split (`validation`, `test`) -> its batches.
         device: Where models are run.
+        precision: Number format of all forwards, `32` or `bf16`.
+        why: Why it is this one.
     """
 
     recipe: Recipe
@@ -61,6 +68,8 @@ class Judge:
     data: MixedTextDataModule
     batches: dict[str, list[Batch]]
     device: torch.device
+    precision: Format = "32"
+    why: str = ""
 
     @classmethod
     def of(
@@ -78,29 +87,55 @@ class Judge:
         batches = {"validation": list(data.val_dataloader()), "test": list(data.test_dataloader())}
         return cls(recipe, folder, tasks, heads, data, cast("dict[str, list[Batch]]", batches), device)
 
+    def settled(self, answer: Model) -> Judge:
+        """The judge with its number format: as the recipe says, or found on the middle validation batch."""
+        given = self.batches["validation"][len(self.batches["validation"]) // 2]
+        asked = [self.tasks[i].name for i in given["task"].tolist()]
+        inputs = {name: value for name, value in given.items() if name not in ("labels", "task")}
+        chosen, why = settled(
+            self.recipe.eval_precision,
+            self.device,
+            lambda batch: answer(batch, asked[: len(next(iter(batch.values())))]),
+            inputs,
+        )
+        self.folder.say(f"scored in {NAMED[chosen]}: {why}")
+        return replace(self, precision=chosen, why=why)
+
     def precise(self, forward: Callable[..., Answer]) -> Callable[..., Answer]:
-        """The same forward in the recipe's precision."""
-        return in_precision(self.recipe.eval_precision, self.device, forward)
+        """The same forward in the precision of all."""
+        return in_precision(self.precision, self.device, forward)
 
     def score(self, name: str, answer: Model, split: str = "test") -> Scores:
         """The row of a model on a split."""
+        return self.score_rows(name, lambda inputs, asked: {name: answer(inputs, asked)}, split)[name]
+
+    def score_rows(
+        self, name: str, answer: Callable[[dict[str, Tensor], list[str]], Mapping[str, Tensor]], split: str = "test"
+    ) -> dict[str, Scores]:
+        """All rows that one forward answers."""
         with self.folder.phase(f"{split}: {name}", len(self.batches[split])) as progress:
-            return evaluate(self.precise(answer), self.tasks, self.batches[split], progress.advance, self.device)
+            return evaluate_rows(self.precise(answer), self.tasks, self.batches[split], progress.advance, self.device)
 
 
-def experts(
-    judge: Judge, model: nn.Module, states: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[Scores, dict[str, Scores]]:
-    """The experts on validation, and the rows of the experts and of the base with their heads.
+def whole(judge: Judge, model: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> Model:
+    """The experts as one model that is told the task.
 
     Args:
         judge: What the rows are measured by.
-        model: The base.
+        model: The base; left as it is.
         states: Task -> the expert's parameters.
     """
-    whole = with_experts({t: set_parameters(copy.deepcopy(model), state) for t, state in states.items()}, judge.heads)
-    held, rows = judge.score("experts", whole, "validation"), {"experts": judge.score("experts", whole)}
-    return held, {**rows, "pretrained": judge.score("pretrained", with_heads(model, judge.heads))}
+    return with_experts({t: set_parameters(copy.deepcopy(model), state) for t, state in states.items()}, judge.heads)
+
+
+def experts(judge: Judge, answer: Model) -> tuple[Scores, dict[str, Scores]]:
+    """The experts on validation, and their row.
+
+    Args:
+        judge: What the rows are measured by.
+        answer: Of `whole`.
+    """
+    return judge.score("experts", answer, "validation"), {"experts": judge.score("experts", answer)}
 
 
 def static(
@@ -151,21 +186,20 @@ def _called(
     return shared_expert(model, states, method, **options)
 
 
-def routed(judge: Judge, twin: TwinMixin, read: tuple[Sequence[Tensor], Tensor, float]) -> dict[str, Scores]:
+def routed(judge: Judge, twin: TwinMixin, read: Read, name: str = "routed") -> dict[str, Scores]:
     """The rows of the twin that routes by itself.
 
     Args:
         judge: What the rows are measured by.
         twin: With its router.
         read: Router features of the test batches, whose tasks they are of, and the milliseconds an input took.
+        name: Of the phase.
     """
     found, _, milliseconds = read
-    with judge.folder.phase("test: routed", len(judge.batches["test"])) as progress:
-        with torch.no_grad():  # the features are those of this very batch: one forward serves both
-            router = cast("Router", twin.router)
-            weights = iter([router.weights(part.to(judge.device)) for part in found])
-        answers = judge.precise(partial(_routed, twin, weights))
-        rows = evaluate_rows(answers, judge.tasks, judge.batches["test"], progress.advance, judge.device)
+    with torch.no_grad():  # the features are those of this very batch: one forward serves both
+        router = cast("Router", twin.router)
+        weights = iter([router.weights(part.to(judge.device)) for part in found])
+    rows = judge.score_rows(name, partial(_routed, twin, weights))
     return {name: replace(row, milliseconds=row.milliseconds + milliseconds) for name, row in rows.items()}
 
 
@@ -174,26 +208,33 @@ def oracle(judge: Judge, twin: TwinMixin) -> dict[str, Scores]:
     return {"oracle": judge.score("oracle", partial(_oracle, twin))}
 
 
-def probe(judge: Judge, model: nn.Module, labelled: Sequence[TextTask], seen: MixedTextDataModule) -> dict[str, Scores]:
-    """The row of a linear probe on the base's own features.
+def base(
+    judge: Judge, model: nn.Module, labelled: Sequence[TextTask], seen: MixedTextDataModule | None
+) -> dict[str, Scores]:
+    """The rows of the base itself, by one forward: with the experts' heads, and with a linear probe a task.
 
     Args:
         judge: What the rows are measured by.
         model: The base.
         labelled: What the experts learned from.
-        seen: The same as data; it is set up here.
+        seen: The same as data, set up here; None for no probe.
     """
-    seen.setup("fit")
+    probe: Probe | None = None
+    if seen is not None:
+        seen.setup("fit")
+        read = judge.precise(lambda **inputs: masked_mean(model(**inputs)[0], inputs.get("attention_mask")))
+        features = {
+            split: task_features(read, seen, split, judge.folder, "base features", judge.device)
+            for split in ("train", "validation")
+        }
+        probe = linear_probe(features, labelled)
 
-    def pooled(**inputs: Tensor) -> Tensor:
-        return masked_mean(model(**inputs)[0], inputs.get("attention_mask"))
+    def answer(inputs: dict[str, Tensor], asked: list[str]) -> dict[str, Tensor]:
+        hidden, mask = model(**inputs)[0], inputs.get("attention_mask")
+        rows = {"pretrained": apply_heads(hidden, mask, asked, judge.heads)}
+        return rows if probe is None else {**rows, "linear probe": probe(masked_mean(hidden, mask), asked)}
 
-    base = judge.precise(pooled)
-    features = {
-        split: task_features(base, seen, split, judge.folder, "base features", judge.device)
-        for split in ("train", "validation")
-    }
-    return {"linear probe": judge.score("linear probe", linear_probe(model, features, labelled))}
+    return judge.score_rows("pretrained", answer)
 
 
 def _routed(

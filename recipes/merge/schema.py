@@ -75,6 +75,8 @@ class Training:
         lora_targets: Names of the modules that are adapted; none at all adapts every linear layer but the output.
         packing: For causal models, put several rows into one sequence of max_length; none sees another.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
+        qlora: For adapters of causal models, hold the base in 4 bits (NF4) while they are trained; needs bitsandbytes
+            and a CUDA device.
     """
 
     model: Literal["encoder", "classifier", "causal"] = "encoder"
@@ -92,6 +94,7 @@ class Training:
     lora_targets: list[str] = field(default_factory=list)
     packing: bool = False
     gradient_checkpointing: bool = False
+    qlora: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no training could use."""
@@ -107,6 +110,8 @@ class Training:
         for key in ("lora_alpha", "lora_dropout", "lora_targets"):
             if getattr(self, key) and not self.lora_rank:
                 raise FieldError(key, f"expected none without lora_rank, got {getattr(self, key)}")
+        if self.qlora and (self.model != "causal" or not self.lora_rank):
+            raise FieldError("qlora", "expected false without model 'causal' and a lora_rank, got true")
         if self.packing and self.model != "causal":
             raise FieldError("packing", f"expected false for model {self.model!r}, got true")
         if self.heads == "fixed" and self.model != "encoder":
@@ -152,7 +157,8 @@ class Recipe:
         router: The router.
         baselines: Static merges to compare with.
         eval_batch_size: Inputs an evaluation batch.
-        eval_precision: Number format of the forwards that score and route, all rows alike: 32, or bf16 by autocast.
+        eval_precision: Number format of the forwards that score and route, all rows alike: 32, bf16 by autocast, or
+            auto, which takes bf16 where a trial batch gets the same answers in it and is done faster.
         unseen: Of a causal merge, tasks whose experts stay out of it and are only compared with.
     """
 
@@ -172,7 +178,7 @@ class Recipe:
     router: RouterTraining = field(default_factory=RouterTraining)
     baselines: Baselines = field(default_factory=Baselines)
     eval_batch_size: int = 64
-    eval_precision: Literal["32", "bf16"] = "32"
+    eval_precision: Literal["auto", "32", "bf16"] = "auto"
     unseen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -180,6 +186,7 @@ class Recipe:
         check_name(self.name, "name")
         check_seed(self.seed)
         check_positive(self.eval_batch_size, "eval_batch_size")
+        self.router = self.router.settled(self.training.model == "causal")
         if self.tasks:
             check_tasks(self.tasks, self.training.model)
             if len(self.tasks) < 2:

@@ -4,12 +4,13 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import FULL, RecipeError, RunError
+from recipes.errors import ASKS, FULL, RecipeError, RunError, unforeseen
 from recipes.front import table
 from recipes.front.compare import check_resume
 from recipes.front.parse import Parsed
@@ -19,15 +20,20 @@ from recipes.running import folder as runfolder
 from recipes.running.environment import process_rank
 from recipes.running.files import write_text
 from recipes.running.folder import RunFolder
-from recipes.running.inputs import Noted, changed, note, read_noted
+from recipes.running.inputs import NAME as INPUTS, added, changed, note, read_noted
 from recipes.running.lock import locked
+from recipes.running.ranks import READY, board
+from recipes.running.sources import named_paths, user_modules
 
 LENGTHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # how long a training is
 
 
 def check(parsed: Parsed, *, quiet: bool = False) -> None:
     """Print the numbered pre-flight steps of a recipe; the first that fails raises and nothing is written."""
-    for number, line in enumerate(table.load(parsed.name).check(parsed.recipe), start=1):
+    steps: object = table.load(parsed.name).check(parsed.recipe)
+    if not isinstance(steps, Iterable):
+        raise RunError(f"recipe {parsed.name}: check(recipe) gives {steps!r}; yield one line of text for every step")
+    for number, line in enumerate(steps, start=1):
         if not quiet:
             print(f"{number:2}. {line}", flush=True)
 
@@ -45,6 +51,8 @@ def run(parsed: Parsed, options: argparse.Namespace, command: Sequence[str]) -> 
     """
     with ExitStack() as hold:
         folder = RunFolder(Path(), f"{parsed.name}-{parsed.recipe.name}", quiet=options.quiet)
+        folder.reads = partial(_reads, parsed)
+        folder.board = hold.enter_context(board(None if runfolder.FOLDER_KEY in os.environ else options.out))
         if options.resume is not None:
             if not _reopen(parsed, options, folder, hold):
                 folder.say(f"{folder.path} is complete already; nothing to do")
@@ -52,19 +60,31 @@ def run(parsed: Parsed, options: argparse.Namespace, command: Sequence[str]) -> 
         else:
             _open(parsed, options, folder, hold)
         folder.start(to_yaml(parsed.recipe), {"seed": parsed.recipe.seed}, ["python", "-m", "recipes.run", *command])
+        if folder.board is not None:
+            folder.board.say(READY)
         again = f"python -m recipes.run {options.words[0]} {' '.join(options.words[1:])} --resume".replace("  ", " ")
         return _guarded(parsed, folder, again + (f" --out {options.out}" if options.out else ""), debug=options.debug)
 
 
 def _open(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold: ExitStack) -> None:
     """Check the recipe, then make the folder of a new run."""
+    # What `--force` must leave alone.
+    needed = [Path(options.words[0]), *_reads(parsed)] if options.force else []
+    named = list(named_paths(parsed.plain)) if options.force else []
     if process_rank() == 0:
         if options.out is not None:
-            runfolder.check_out(options.out, force=options.force)
-        folder.inputs = _noted(parsed)
+            runfolder.check_out(options.out, force=options.force, needed=needed, named=named)
+        folder.inputs = note(folder.reads())
         check(parsed, quiet=options.quiet)
-    name = parsed.recipe.name
-    folder.path = runfolder.new_folder(parsed.name, name, out=options.out, force=options.force, hold=hold)
+    folder.path = runfolder.new_folder(
+        parsed.name,
+        parsed.recipe.name,
+        out=options.out,
+        force=options.force,
+        hold=hold,
+        needed=needed,
+        named=named,
+    )
 
 
 def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold: ExitStack) -> bool:
@@ -75,6 +95,8 @@ def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold
         hold.enter_context(locked(path))
     if (path / "result.json").is_file() and not accepted:
         return False
+    if folder.board is not None:
+        folder.board.wait(READY)
     parts = _finished(parsed, path)
     if altered := [key for key in LENGTHS if key in accepted and parts]:
         before, now = accepted[altered[0]]
@@ -85,8 +107,14 @@ def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold
     for key, (before, now) in accepted.items():
         folder.say(f"resuming with {key} {show(now)} instead of {show(before)}")
     if process_rank() == 0:
-        folder.inputs = read_noted(path) or _noted(parsed)
-        if fault := changed(folder.inputs):
+        noted = read_noted(path)
+        if noted is None and note(folder.reads()):
+            raise RecipeError(
+                f"--resume: {path / INPUTS}, which says what files the run began with, is missing or damaged; put it "
+                "back, or start a new run"
+            )
+        folder.inputs = noted or {}
+        if fault := changed(folder.inputs) or added(folder.inputs, folder.reads()):
             raise RecipeError(f"--resume: {fault} since the run was started; put it back, or start a new run")
         check(parsed, quiet=options.quiet)
     folder.resume = _checkpoint(path, options.resume, parts)
@@ -94,10 +122,10 @@ def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold
     return True
 
 
-def _noted(parsed: Parsed) -> Noted:
-    """The user's own files that a recipe says it reads."""
+def _reads(parsed: Parsed) -> list[Path]:
+    """The user's own files that a recipe says it reads, and the modules of the user's that it imports."""
     named: Callable[[Any], list[Path]] = getattr(table.load(parsed.name), "inputs", lambda _: [])
-    return note(path.expanduser() for path in named(parsed.recipe))
+    return [*(path.expanduser() for path in named(parsed.recipe)), *user_modules(parsed.plain)]
 
 
 def _finished(parsed: Parsed, path: Path) -> list[str]:
@@ -151,6 +179,11 @@ def _guarded(parsed: Parsed, folder: RunFolder, again: str, *, debug: bool) -> i
             del os.environ[runfolder.FOLDER_KEY]
         else:
             os.environ[runfolder.FOLDER_KEY] = before
+    if process_rank() == 0 and not folder.finished:
+        raise RunError(
+            f"recipe {parsed.name}: its run ended without folder.finish(result), so {folder.path} has no result and no "
+            f"report; call folder.finish at the end of run in {table.entries()[parsed.name].module}"
+        )
     folder.say(f"done: {folder.path}")
     return 0
 
@@ -175,6 +208,13 @@ def _sentence(error: Exception, path: Path) -> str:
     """Return one sentence about an unforeseen failure; its traceback goes into the run folder."""
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full: {error.filename or path}; free some space and resume with --resume"
+    if ASKS in str(error):
+        return unforeseen(error)
+    if "find_unused_parameters" in str(error):
+        return (
+            "the run failed: a parameter that is trained gets no gradient, for which several processes would wait for "
+            "ever; start it again with trainer.strategy=ddp_find_unused_parameters_true, or freeze that parameter"
+        )
     where = path / "traceback.txt"
     try:
         write_text(where, "".join(traceback.format_exception(error)))

@@ -5,9 +5,7 @@ import io
 import os
 import re
 import shlex
-import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from recipes.errors import RecipeError, RunError
 from recipes.running.environment import describe_environment, process_rank
 from recipes.running.files import plain_json, write_bytes, write_json, write_text
-from recipes.running.inputs import NAME as INPUTS, Noted, changed
-from recipes.running.lock import LOCK, locked, refuse_live
+from recipes.running.inputs import NAME as INPUTS, Noted, added, changed
+from recipes.running.lock import locked, refuse_live
 from recipes.running.page import Report, Row, render
 from recipes.running.progress import Progress, progress
+from recipes.running.ranks import READY, Board
+from recipes.running.replace import check_replaceable, holds_run, is_unused, remove_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +43,9 @@ class RunFolder:
         self.resume = resume
         self.quiet = quiet
         self.inputs: Noted = {}
+        self.finished = False
+        self.board: Board | None = None  # where a launcher has started this process and others
+        self.reads: Callable[[], Iterable[Path]] = tuple  # the user's files and folders that the recipe names
 
     @property
     def checkpoints(self) -> Path:
@@ -54,16 +57,15 @@ class RunFolder:
         return self.resume if self.resume and self.resume.parent == self.checkpoints / name else None
 
     def start(self, recipe_yaml: str, seeds: dict[str, int], command: Sequence[str]) -> None:
-        """Write `recipe.yaml`, `command.txt` and `environment.json`; a resumed run adds its command."""
+        """Write `inputs.json`, `recipe.yaml`, `command.txt` and `environment.json`; a resumed run adds its command."""
         if process_rank() != 0:
             return
         before = self.path / "command.txt"
         earlier = before.read_text(encoding="utf-8") if self.resume and before.is_file() else ""
+        write_json(self.path / INPUTS, self.inputs)  # first: a folder with a recipe knows what its run began with
         write_text(self.path / "recipe.yaml", recipe_yaml)
         write_text(before, f"{earlier}{shlex.join(command)}\n")
         write_json(self.path / "environment.json", describe_environment(seeds))
-        if self.inputs:
-            write_json(self.path / INPUTS, self.inputs)
 
     def say(self, text: str) -> None:
         """Print one line on rank 0, unless the run is quiet."""
@@ -121,7 +123,8 @@ class RunFolder:
         """
         if process_rank() != 0:
             return
-        if fault := changed(self.inputs):
+        self.finished = True
+        if fault := changed(self.inputs) or added(self.inputs, self.reads()):
             raise RunError(f"{fault} while the run read it, so that nothing is reported; start a new run")
         details = {
             name: (self.path / name).read_text(encoding="utf-8")
@@ -138,7 +141,14 @@ class RunFolder:
 
 
 def new_folder(
-    recipe: str, name: str, *, out: Path | None = None, force: bool = False, hold: ExitStack | None = None
+    recipe: str,
+    name: str,
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    hold: ExitStack | None = None,
+    needed: Sequence[Path] = (),
+    named: Sequence[Path] = (),
 ) -> Path:
     """Make the folder of a new run: the next number under `runs/<recipe>-<name>/`, or the folder named by the user.
 
@@ -148,16 +158,18 @@ def new_folder(
         out: Folder to use instead.
         force: Replace `out` when an earlier run is in it.
         hold: Where the folder's lock is held; not locked when None.
+        needed: As of `check_replaceable`.
+        named: As of `check_replaceable`.
 
     Returns:
         The folder, empty; for the processes started by rank 0, the folder that rank 0 made.
 
     Raises:
-        RecipeError: When something is in the folder, or the processes cannot agree on one.
+        RecipeError: When something is in the folder that is not to be replaced, or the processes cannot agree on one.
         RunError: When a run is at work in it.
     """
     if process_rank() != 0:
-        return _wait_for_rank_zero(out)
+        return _made_by_rank_zero(out)
     if out is None:
         parent = RUNS / f"{recipe}-{name}"
         parent.mkdir(parents=True, exist_ok=True)
@@ -170,25 +182,16 @@ def new_folder(
             if hold is not None:
                 hold.enter_context(locked(path))
             return path
-    check_out(out, force=force)
+    check_out(out, force=force, needed=needed, named=named)
     out.mkdir(parents=True, exist_ok=True)
     if hold is not None:
         hold.enter_context(locked(out))
-    for item in _content(out):
-        if item.is_dir() and not item.is_symlink():
-            shutil.rmtree(item)
-        else:
-            item.unlink()
+    remove_run(out)
     return out
 
 
-def _content(folder: Path) -> list[Path]:
-    """What is in a folder besides its lock."""
-    return [item for item in folder.iterdir() if item.name != LOCK]
-
-
-def check_out(out: Path, *, force: bool) -> None:
-    """Refuse a folder that holds something already, unless it is a run folder, not at work, and `force` is given."""
+def check_out(out: Path, *, force: bool, needed: Sequence[Path] = (), named: Sequence[Path] = ()) -> None:
+    """Refuse a folder that holds something already, unless it is a run that `force` may replace, see `replace`."""
     if out.is_symlink() and not out.exists():
         raise RecipeError(f"--out {out}: this is a link to nothing; give a folder")
     if not out.exists():
@@ -196,12 +199,13 @@ def check_out(out: Path, *, force: bool) -> None:
     if not out.is_dir():
         raise RecipeError(f"--out {out}: a file has this name; give a folder")
     refuse_live(out)
-    if not _content(out):
+    if is_unused(out):
         return
-    if not (out / "recipe.yaml").is_file() or not (out / "command.txt").is_file():
+    if not holds_run(out):
         raise RecipeError(f"--out {out}: the folder is not empty and holds no run; give another folder")
     if not force:
         raise RecipeError(f"--out {out}: a run is in it; add --resume to go on with it or --force to replace it")
+    check_replaceable(out, needed, named)
 
 
 def newest_folder(recipe: str, name: str) -> Path:
@@ -224,15 +228,11 @@ def run_numbers(parent: Path) -> list[int]:
     return [int(path.name) for path in parent.iterdir() if path.is_dir() and path.name.isdecimal()]
 
 
-def _wait_for_rank_zero(out: Path | None, patience: float = 60.0) -> Path:
-    """Return the folder that rank 0 made: named by the environment, or by the user and about to appear."""
+def _made_by_rank_zero(out: Path | None) -> Path:
+    """The folder that rank 0 made: named by the environment, or by the user and about to appear."""
     if FOLDER_KEY in os.environ:
         return Path(os.environ[FOLDER_KEY])
     if out is None:
         raise RecipeError("several processes run at once: give --out DIR, so that they share one run folder")
-    deadline = time.monotonic() + patience
-    while not (out / "command.txt").is_file() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if not out.is_dir():
-        raise RecipeError(f"--out {out}: rank 0 made no folder within {patience:.0f} seconds; see its message")
+    Board(out).wait(READY)
     return out

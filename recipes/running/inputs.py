@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from recipes.running.seals import STAMP, digest, times
@@ -20,13 +20,25 @@ def note(paths: Iterable[Path]) -> Noted:
     Args:
         paths: Files and folders.
     """
-    noted: dict[str, list[int | str]] = {}
+    return {str(file): [*times(file), digest(file)] for file in _read(paths)}
+
+
+def _read(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for file in inside:
             if file.is_file() and file.name != STAMP and (file == path or file.suffix in READ):
-                noted[str(file)] = [*times(file), digest(file)]
-    return noted
+                yield file
+
+
+def added(noted: Noted, paths: Iterable[Path]) -> str:
+    """The first file among those that are read now which was not noted, in words; empty when there is none.
+
+    Args:
+        noted: What was there before.
+        paths: Files and folders, as they are named now: a pattern may match more than it did.
+    """
+    return next((f"{file} was added" for file in _read(paths) if str(file) not in noted), "")
 
 
 def changed(noted: Noted) -> str:
@@ -40,10 +52,10 @@ def changed(noted: Noted) -> str:
     return ""
 
 
-def read_noted(path: Path) -> Noted:
-    """What a run folder has noted; nothing where it has not, or where that cannot be read."""
+def read_noted(path: Path) -> Noted | None:
+    """What a run folder has noted; None where that is missing or cannot be read."""
     try:
         found = json.loads((path / NAME).read_text(encoding="utf-8"))
         return {str(name): [*map(int, entry[:3]), str(entry[3])] for name, entry in found.items()}
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return {}
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -226,7 +227,15 @@ def build_trainer(
 
 def _trainer(arguments: dict[str, Any]) -> Trainer:
     from lightning.pytorch import Trainer
+    from lightning.pytorch.strategies import StrategyRegistry
 
+    strategy, known = arguments["strategy"], ["auto", *StrategyRegistry.available_strategies()]
+    if isinstance(strategy, str) and strategy not in known:
+        near = difflib.get_close_matches(strategy, known, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise RecipeError(
+            f"trainer.strategy: expected one of {', '.join(known)}, got {strategy!r}; {guess}".rstrip("; ")
+        )
     try:
         return Trainer(**arguments)
     except Exception as error:  # Lightning and its plugins refuse values, devices and missing packages in many ways
@@ -247,7 +256,7 @@ def check_trainer(config: TrainerConfig, *, scores: Sequence[str] = ()) -> int:
         Number of processes that train together.
 
     Raises:
-        RecipeError: As :func:`build_trainer`, and when the scores would be missing.
+        RecipeError: As :func:`build_trainer`, when the scores would be missing, and when nothing would be trained.
     """
     import warnings
 
@@ -256,6 +265,7 @@ def check_trainer(config: TrainerConfig, *, scores: Sequence[str] = ()) -> int:
 
     from recipes.running.quiet import hush_libraries
 
+    _refuse_nothing(config)
     needed = {"limit_test_batches": "test", "limit_val_batches": "validation"}
     for name, split in needed.items():
         if split in scores and getattr(config, name) == 0:
@@ -277,6 +287,23 @@ def check_trainer(config: TrainerConfig, *, scores: Sequence[str] = ()) -> int:
             for key in set(os.environ) - set(before):
                 del os.environ[key]
             os.environ.update(before)
+
+
+def _refuse_nothing(config: TrainerConfig) -> None:
+    """Refuse a trainer that would train nothing by a setting for something else.
+
+    Raises:
+        RecipeError: When no update would be made, and `max_epochs` is not 0, which says so.
+    """
+    if config.max_epochs == 0 or config.fast_dev_run:
+        return
+    nothing = [key for key in ("limit_train_batches", "max_steps") if getattr(config, key) == 0]
+    if config.overfit_batches:  # stands in for the limit
+        nothing = [key for key in nothing if key != "limit_train_batches"]
+    if nothing:
+        raise RecipeError(
+            f"trainer.{nothing[0]}: 0 would train nothing; give more than 0, or say so with trainer.max_epochs: 0"
+        )
 
 
 def _flags(torch: Any) -> tuple[bool, bool, bool, bool]:

@@ -1,5 +1,6 @@
 from .baselines import baseline as baseline, imitate as imitate
 from .cloning import clone as clone
+from .contract import check_policy as check_policy
 from .data import RolloutDataModule as RolloutDataModule
 from .dataset import (
     TargetData as TargetData,
@@ -10,6 +11,11 @@ from .dataset import (
 )
 from .module import CSPModule as CSPModule
 from .pairs import Pairs as Pairs
-from .policies import ScriptedPolicy as ScriptedPolicy, SeatPolicy as SeatPolicy
+from .policies import (
+    CategoricalLaw as CategoricalLaw,
+    GaussianLaw as GaussianLaw,
+    ScriptedPolicy as ScriptedPolicy,
+    SeatPolicy as SeatPolicy,
+)
 from .rollout import pairs_of as pairs_of, play as play
 from .worst_case import WorstCase as WorstCase, estimate_worst_case as estimate_worst_case

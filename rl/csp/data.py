@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
 from torch.utils.data import IterableDataset
 
+from gapbridge.arguments import Count, Seed, check_arguments
 from rl.progress import batches_done
 
 SPLITS = {"train": 0, "validation": 1, "test": 2}
@@ -107,22 +108,23 @@ class RolloutDataModule(lightning.LightningDataModule):
         validation_episodes: Against each opponent, the same each time.
         test_episodes: Likewise.
         seed: Of the streams.
+
+    Raises:
+        ValueError: If a number is below 1, or the seed is none.
     """
 
     def __init__(
         self,
-        iterations_per_epoch: int = 50,
-        episodes: int = 256,
+        iterations_per_epoch: Count = 50,
+        episodes: Count = 256,
         *,
-        validation_episodes: int = 1024,
-        test_episodes: int = 4096,
-        seed: int = 0,
+        validation_episodes: Count = 1024,
+        test_episodes: Count = 4096,
+        seed: Seed = 0,
     ) -> None:
+        check_arguments(RolloutDataModule.__init__, locals())
         super().__init__()
         self.save_hyperparameters()
-        for name in ("iterations_per_epoch", "episodes", "validation_episodes", "test_episodes"):
-            if self.hparams[name] < 1:
-                raise ValueError(f"{name} is {self.hparams[name]}, but it must be at least 1.")
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """New episodes at every iteration."""

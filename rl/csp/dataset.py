@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gapbridge.arguments import Count, check_arguments
+from rl.csp.contract import check_actions
 from rl.csp.pairs import Pairs
 from rl.envs.markov_game import BatchedGame
 
@@ -183,7 +185,7 @@ def check_dataset(data: TargetData, game: BatchedGame) -> list[str]:
 
 
 def record_target(
-    game: BatchedGame, ours: Policy, target: Policy, episodes: int, generator: torch.Generator
+    game: BatchedGame, ours: Policy, target: Policy, episodes: Count, generator: torch.Generator
 ) -> TargetData:
     """Play episodes and write down what the target sees and does.
 
@@ -197,7 +199,11 @@ def record_target(
 
     Returns:
         The data, one row a step and player of the target.
+
+    Raises:
+        ValueError: If there is no episode, or a policy gives other actions than its seat has.
     """
+    check_arguments(record_target, {"ours": ours, "target": target, "episodes": episodes})
     state, seat = game.reset(episodes, generator), game.seats[1]
     rows: dict[str, list[Tensor]] = {name: [] for name in TargetData._fields}
     for t in range(game.horizon):
@@ -206,7 +212,7 @@ def record_target(
             break
         observations, masks, active = game.observe(state), game.action_mask(state) or {}, game.active(state) or {}
         actions = {
-            name: policy(observations[name], masks.get(name), generator)
+            name: _acted(game, name, policy, observations[name], masks.get(name), generator)
             for name, policy in zip(game.seats, (ours, target), strict=True)
         }
         state, _, done = game.step(state, actions, generator)
@@ -228,6 +234,14 @@ def record_target(
             rows[name].append(tensor[live].flatten(0, 1))
     columns = {name: torch.cat(parts).numpy() for name, parts in rows.items() if parts}
     return TargetData(**columns, seat=np.full(len(columns["t"]), seat))
+
+
+def _acted(
+    game: BatchedGame, seat: str, policy: Policy, seen: Tensor, legal: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    actions = policy(seen, legal, generator)
+    check_actions(actions, f"the policy of {seat}", seen, game, seat)
+    return actions
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:

@@ -16,15 +16,17 @@ from gapbridge.arguments import (
     Positive,
     PositiveShare,
     ProperShare,
+    Seed,
     Share,
     Whole,
     check_arguments,
 )
 from rl.checkpoints import GuardedModule
 from rl.csp.cloning import clone, likelihood
-from rl.csp.contract import check_policy
+from rl.csp.contract import check_fixed, check_options, check_policy, made_for
 from rl.csp.data import Iteration
-from rl.csp.loading import load_game, load_pairs
+from rl.csp.dataset import TargetData
+from rl.csp.loading import game_of, pairs_of
 from rl.csp.opponents import deal
 from rl.csp.pairs import Coverage, Pairs, PairSampler
 from rl.csp.policies import Critic, GatedPolicy, SeatPolicy
@@ -32,7 +34,8 @@ from rl.csp.rollout import join, play
 from rl.csp.update import Divergence, Law, Settings, data_term, next_coefficient, update_side
 from rl.envs.markov_game import BatchedGame
 from rl.processes import over_processes, processes
-from rl.progress import follow_trainer, set_rates, share_done
+from rl.progress import Group, follow_trainer, group_of, set_rates, share_done
+from rl.trial import MakeOptimizer, check_optimizer
 
 
 class CSPModule(GuardedModule):
@@ -60,7 +63,7 @@ class CSPModule(GuardedModule):
     Args:
         game: A game, or the import path of a subclass of `BatchedGame`; only a path is kept in checkpoints, so with an
             object pass it to `load_from_checkpoint` again, and with a path pass ``trust=True``.
-        data: The target's data: `Pairs`, or the path of a data file; checkpoints keep only a path here too.
+        data: The target's data: `TargetData`, `Pairs` or the path of a data file; checkpoints keep only a path too.
         game_args: Arguments of the class at that path.
         model: A fixed policy in place of the one fitted to the data: with the true target, the oracle.
         hidden: Widths of the hidden layers of every network, one number a layer.
@@ -121,7 +124,7 @@ class CSPModule(GuardedModule):
     def __init__(
         self,
         game: str | BatchedGame,
-        data: str | Pairs,
+        data: str | Pairs | TargetData,
         game_args: dict[str, Any] | None = None,
         *,
         model: nn.Module | None = None,
@@ -163,28 +166,26 @@ class CSPModule(GuardedModule):
         minibatches: Count = 1,
         max_norm: Positive = 10.0,
         held_out: ProperShare = 0.2,
-        seed: int = 0,
+        seed: Seed = 0,
         policy: Callable[[str], nn.Module] | None = None,
-        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+        optimizer: MakeOptimizer | None = None,
     ) -> None:
         check_arguments(CSPModule.__init__, locals())
         super().__init__()
         hidden = list(hidden)
         kept = [name for name, x in (("game", game), ("data", data)) if not isinstance(x, str)]
         self.save_hyperparameters(ignore=[*kept, "model", "policy", "optimizer"])
-        if pool and constraint == "gate":
-            raise ValueError(f"pool is {pool}, but snapshots of a gate's free part are not consistent; give 0.")
-        self.game = load_game(game, game_args) if isinstance(game, str) else game
-        pairs = load_pairs(data, self.game) if isinstance(data, str) else data
-        self.train_pairs, self.held_out_pairs = pairs.split(held_out, seed)
+        check_options(pool, constraint, floor, ceiling)
+        self.game = game_of(game, game_args)
+        self.train_pairs, self.held_out_pairs = pairs_of(data, self.game).split(held_out, seed)
         self.counts = Coverage(self.train_pairs.observations, radius)
-        kind: dict[str, Any] = {"memory": memory, "normalise": normalise, "log_std": log_std}
-        plain: Callable[[str], nn.Module] = partial(SeatPolicy.of, self.game, hidden=hidden, **kind)
-        self._make_policy = policy or plain
+        plain = partial(SeatPolicy.of, self.game, hidden=hidden, memory=memory, normalise=normalise, log_std=log_std)
+        self._make_policy: Callable[[str], nn.Module] = plain if policy is None else partial(made_for, policy)
         self._make_optimizer = optimizer or partial(torch.optim.Adam, eps=1e-5)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._build(model, is_own=policy is not None)
+        check_optimizer(optimizer, *self._groups())
         self.sampler = PairSampler(
             self.train_pairs, power=count_power, radius=radius, batch=data_batch, sequences=self.recurrent
         )
@@ -209,6 +210,8 @@ class CSPModule(GuardedModule):
         if is_own:
             check_policy(self.agent, self.new_policy(ours), self.game, ours)
             check_policy(self.free, self.new_policy(theirs), self.game, theirs)
+        if model is not None:
+            check_fixed(model, self.game, theirs)
         self.agent_critic, self.proxy_critic = self.new_critic(), self.new_critic()
         # Fitted in the run itself, so they belong into its checkpoints, unlike a teacher that comes from elsewhere.
         models = [self.new_policy(theirs) for _ in range(hp["models"])] if model is None else [model]
@@ -351,14 +354,12 @@ class CSPModule(GuardedModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam, or an optimizer of one's own, for the agent with its critic, and for the proxy with its own."""
+        return [self._make_optimizer(groups) for groups in self._groups()]
+
+    def _groups(self) -> list[list[Group]]:
         hp = self.hparams
-        sides = ((self.agent, self.agent_critic, hp["agent_rate"]), (self.free, self.proxy_critic, hp["proxy_rate"]))
-        return [
-            self._make_optimizer(
-                [{"params": [*policy.parameters(), *critic.parameters()], "lr": rate, "initial": rate}]
-            )
-            for policy, critic, rate in sides
-        ]
+        sides = ((hp["agent_rate"], self.agent, self.agent_critic), (hp["proxy_rate"], self.free, self.proxy_critic))
+        return [[group_of(rate, [*one.parameters(), *other.parameters()])] for rate, one, other in sides]
 
     @property
     def progress(self) -> float:
@@ -388,11 +389,9 @@ class CSPModule(GuardedModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: Iteration) -> None:
-        others = {"proxy": self.proxy, "model": self.models[0]}
-        if pool := self.opponents():
-            others["pool"] = pool[-1]
+        others = [("proxy", self.proxy), ("model", self.models[0]), *(("pool", one) for one in self.opponents()[-1:])]
         returns = {}
-        for name, other in others.items():
+        for name, other in others:
             episodes = play(self.game, (self.agent, other), batch.episodes, batch.generator())
             returns[f"{stage}/return_{name}"] = over_processes(episodes.returns.mean())
         if self.learns_proxy:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from scipy.stats import t as student
 from torch import nn
 
+from gapbridge.arguments import Count, NotNegative, Positive, Range, Seed, check_arguments
 from rl.csp.cloning import likelihood
 from rl.csp.module import CSPModule
 from rl.csp.rollout import play
@@ -75,12 +76,12 @@ def estimate_worst_case(
     agent: nn.Module | None = None,
     *,
     count: int = 4,
-    iterations: int = 100,
-    episodes: int = 256,
-    test_episodes: int = 4096,
-    coefficient: float = 30.0,
-    slack: float = 0.05,
-    seed: int = 0,
+    iterations: Count = 100,
+    episodes: Count = 256,
+    test_episodes: Annotated[int, Range(2)] = 4096,
+    coefficient: NotNegative = 30.0,
+    slack: Positive = 0.05,
+    seed: Seed = 0,
 ) -> WorstCase:
     """Search the worst consistent target of a policy: f̂ = min over adversaries that pass the check on held-out data.
 
@@ -94,7 +95,7 @@ def estimate_worst_case(
         count: Adversaries to train, at least 4.
         iterations: Updates of each.
         episodes: Of each update.
-        test_episodes: For the values.
+        test_episodes: For the values, at least 2.
         coefficient: C at the start, and its floor.
         slack: Accepted excess on held-out data, in nats a dimension.
         seed: Of everything random.
@@ -103,8 +104,9 @@ def estimate_worst_case(
         The lowest value and every adversary.
 
     Raises:
-        ValueError: If fewer than 4 adversaries are asked for.
+        ValueError: If fewer than 4 adversaries are asked for, or another number is out of range.
     """
+    check_arguments(estimate_worst_case, locals())
     if count < len(STARTS):
         raise ValueError(
             f"{count} adversaries are asked for, but the search has {len(STARTS)} starts; give as many or more"

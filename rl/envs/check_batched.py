@@ -42,11 +42,13 @@ def _episode(game: BatchedGame, seed: int) -> tuple[Tensor, State]:
     """Rewards (horizon, batch) of random episodes and their last state."""
     source, choices = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     state, rewards = game.reset(BATCH, source), []
+    _check_state(state, "reset")
     for t in range(game.horizon):
         _check_looks(game, state)
         actions = _random_actions(game, state, choices)
         before = {name: value.clone() for name, value in state.items()}
         following, reward, done = game.step(state, actions, source)
+        _check_state(following, f"step {t}")
         if any(not torch.equal(before[name], state[name]) for name in before):
             raise ValueError(f"step {t} writes into the state that it is given; return new tensors")
         if reward.shape != (BATCH,) or reward.dtype != torch.float32 or not reward.isfinite().all():
@@ -60,6 +62,24 @@ def _episode(game: BatchedGame, seed: int) -> tuple[Tensor, State]:
     if not state["done"].all():
         raise ValueError(f"an episode is not done after the horizon of {game.horizon} steps")
     return torch.stack(rewards), state
+
+
+def _check_state(state: State, source: str) -> None:
+    """A mapping of tensors (batch, ...), with ``done`` among them."""
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"the state of {source} must be a dict of tensors, but is a {type(state).__name__}")
+    done = state.get("done")
+    if done is None or done.shape != (BATCH,) or done.dtype != torch.bool:
+        raise ValueError(
+            f"the state of {source} must hold done, boolean ({BATCH},), but holds {_described(done)} under that name "
+            f"among {', '.join(state) or 'nothing'}"
+        )
+    for name, value in state.items():
+        if value.shape[:1] != (BATCH,):
+            raise ValueError(
+                f"{name} in the state of {source} has shape {tuple(value.shape)}, but its first axis must be the "
+                f"episodes, {BATCH}"
+            )
 
 
 def _check_looks(game: BatchedGame, state: State) -> None:

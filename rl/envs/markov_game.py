@@ -25,8 +25,8 @@ class BatchedGame(ABC):
     generator state and the same actions give the same episode, bit by bit. An episode that is done stays in the batch:
     its state does not change, its reward is 0 and it stays done. After ``horizon`` steps every episode is done.
 
-    A subclass sets the attributes and defines the four abstract methods; :meth:`action_mask`, :meth:`active`,
-    :meth:`impossible` and :meth:`frame` may be overridden.
+    A subclass sets the attributes and defines the three abstract methods :meth:`reset`, :meth:`observe` and
+    :meth:`step`; :meth:`action_mask`, :meth:`active`, :meth:`impossible` and :meth:`frame` may be overridden.
 
     Attributes:
         seats: Names of our seat and of the target's.

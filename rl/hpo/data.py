@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADER
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from gapbridge.arguments import Count, Seed, check_arguments
 from rl.progress import batches_done
 
 SPLITS = {"train": 0, "validation": 1, "test": 2}
@@ -131,18 +132,22 @@ class SeedDataModule(lightning.LightningDataModule):
         validation_episodes: Episodes of validation, the same each time.
         test_episodes: Episodes of the test.
         seed: Of the streams.
+
+    Raises:
+        ValueError: If a number is below 1 or no multiple of ``group_size``, or the seed is none.
     """
 
     def __init__(
         self,
-        updates_per_epoch: int = 50,
-        batch_size: int = 128,
+        updates_per_epoch: Count = 50,
+        batch_size: Count = 128,
         *,
-        group_size: int = 64,
-        validation_episodes: int = 1024,
-        test_episodes: int = 4096,
-        seed: int = 0,
+        group_size: Count = 64,
+        validation_episodes: Count = 1024,
+        test_episodes: Count = 4096,
+        seed: Seed = 0,
     ) -> None:
+        check_arguments(SeedDataModule.__init__, locals())
         super().__init__()
         self.save_hyperparameters()
         for name, value in (
@@ -150,7 +155,7 @@ class SeedDataModule(lightning.LightningDataModule):
             ("validation_episodes", validation_episodes),
             ("test_episodes", test_episodes),
         ):
-            if value < 1 or value % group_size:
+            if value % group_size:
                 raise ValueError(f"{name} is {value}, but it must be a multiple of group_size, {group_size}.")
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:

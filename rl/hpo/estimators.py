@@ -42,12 +42,13 @@ ESTIMATORS = {
 }
 
 
-def check_options(options: Mapping[str, Any], *, differentiable: bool = True) -> None:
+def check_options(options: Mapping[str, Any], *, differentiable: bool, decisions: int) -> None:
     """Refuse arguments of `HPOModule` that contradict each other.
 
     Args:
         options: Arguments by name.
         differentiable: Whether the simulator is.
+        decisions: How many of an episode are trained.
 
     Raises:
         ValueError: For the first that cannot be used.
@@ -55,8 +56,23 @@ def check_options(options: Mapping[str, Any], *, differentiable: bool = True) ->
     estimator = options["estimator"]
     if options["cross"] == "auto" and not options["diagnose_every"]:
         raise ValueError("cross is auto, but diagnose_every is 0: nothing would be measured; give 50 or so.")
+    if options["simulator_args"] is not None and not isinstance(options["simulator"], str):
+        raise ValueError("simulator_args are given beside a simulator that is made already; give them to its class.")
+    if options["window"] > max(0, decisions):  # a horizon that is no horizon is refused in its own words
+        raise ValueError(
+            f"window is {options['window']}, but an episode has {decisions} decisions; give fewer, or 0 for whole "
+            "episodes."
+        )
+    if options["cross"] != "full" and not ESTIMATORS[estimator].scores:
+        raise ValueError(
+            f"cross is {options['cross']!r}, but estimator {estimator} has no cross term; leave it out, or give mixed."
+        )
     if ESTIMATORS[estimator].gaussian and options["branch"]:
         raise ValueError("branch is on, but estimator score has no value of a mode without its action; give false.")
+    if options["branch"] and not ESTIMATORS[estimator].scores:
+        raise ValueError(
+            f"branch is on, but estimator {estimator} has no score of the modes for it to weigh; give false."
+        )
     if ESTIMATORS[estimator].follows and not differentiable:
         raise ValueError(
             f"estimator is {estimator!r}, but the simulator is declared not differentiable: there is no gradient to "

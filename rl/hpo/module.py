@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, cast
 
@@ -17,6 +17,7 @@ from gapbridge.arguments import (
     NotNegative,
     Positive,
     PositiveShare,
+    Seed,
     Share,
     Whole,
     check_arguments,
@@ -31,8 +32,9 @@ from rl.hpo.rollout import Rollout
 from rl.hpo.simulation import Simulation
 from rl.hpo.simulators import active_parts, load_simulator
 from rl.hpo.surrogate import Surrogate, entropy, mixed_surrogate, window_tails
-from rl.processes import mean_of, moments, over_processes
-from rl.progress import follow_trainer, set_rates, share_done
+from rl.processes import mean_of, moments, over_processes, processes
+from rl.progress import Group, follow_trainer, group_of, set_rates, share_done
+from rl.trial import MakeOptimizer, check_optimizer
 
 
 class HPOModule(Simulation):
@@ -139,15 +141,15 @@ class HPOModule(Simulation):
         reference: Finite | None = None,
         diagnose_every: Whole = 50,
         compile_step: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
         networks: nn.Module | None = None,
-        optimizer: Callable[[list[dict[str, object]]], torch.optim.Optimizer] | None = None,
+        optimizer: MakeOptimizer | None = None,
     ) -> None:
         given = dict(locals())
         check_arguments(HPOModule.__init__, given)
         super().__init__()
         self.simulator = load_simulator(simulator, simulator_args) if isinstance(simulator, str) else simulator
-        check_options(given, differentiable=self.simulator.differentiable)
+        check_options(given, differentiable=self.simulator.differentiable, decisions=self.decisions)
         hidden = list(hidden)
         ignored = ["networks", "optimizer", *([] if isinstance(simulator, str) else ["simulator"])]
         self.save_hyperparameters(ignore=ignored)
@@ -162,6 +164,7 @@ class HPOModule(Simulation):
         self.register_buffer("cross_is_on", torch.tensor(cross != "off"))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("active", active_parts(self.simulator), persistent=False)
+        check_optimizer(optimizer, self._groups())
         self.references = {} if reference is None else {"validation": reference, "test": reference}
         self.automatic_optimization = reuse == 0
         self._step = torch.compile(self._simulator_step) if compile_step else self._simulator_step
@@ -172,11 +175,7 @@ class HPOModule(Simulation):
         """Simulate and update."""
         hp = self.hparams
         last = self.decisions
-        if hp["reuse"] and self.trainer.world_size > 1 and batch.episodes % hp["minibatches"]:
-            raise ValueError(
-                f"group_size is {batch.episodes} and minibatches is {hp['minibatches']}, but on several processes "
-                "group_size must be a multiple of minibatches, to train as one process does."
-            )
+        self.check_minibatches(batch)
         diagnose = self._diagnoses()
         roll = self._rollout(batch, cross=bool(self.cross_is_on) or diagnose)
         values, advantages, targets, scale = self._advantages(roll)
@@ -213,6 +212,22 @@ class HPOModule(Simulation):
         optimizer.step()
         self._reuse(data.in_one_row(), optimizer, roll.modes[:, :last].shape)
         return None
+
+    def check_minibatches(self, batch: Seeds) -> None:
+        """Refuse parts that a pass over a batch would leave empty, or would make otherwise on several processes."""
+        parts, episodes = self.hparams["minibatches"], batch.seeds.numel() * batch.episodes
+        if self.hparams["reuse"] == 0:
+            return
+        if parts >= episodes + self.decisions:
+            raise ValueError(
+                f"minibatches is {parts}, but an update has {episodes} episodes of {self.decisions} decisions, which "
+                "do not fill so many; give fewer, or more episodes."
+            )
+        if processes() > 1 and batch.episodes % parts:
+            raise ValueError(
+                f"group_size is {batch.episodes} and minibatches is {parts}, but on several processes group_size must "
+                "be a multiple of minibatches, to train as one process does."
+            )
 
     def _surrogate(self, roll: Rollout, advantages: Tensor, scale: Tensor) -> Surrogate:
         """The mixed surrogate in standardised units, averaged over decisions."""
@@ -281,15 +296,17 @@ class HPOModule(Simulation):
     # ------------------------------------------------------------------ optimisation
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam with one group of parameters for each network."""
-        hp, policy = self.hparams, self.policy
-        groups = [
-            {"params": [*policy.continuous.parameters(), policy.log_std], "lr": hp["learning_rate"]},
-            {"params": list(policy.discrete.parameters()), "lr": hp["discrete_rate"]},
-            {"params": list(policy.critic.parameters()), "lr": hp["critic_rate"]},
-        ]
-        groups = [{**group, "initial": group["lr"]} for group in groups]
+        """Adam, or an optimizer of one's own, with one group of parameters for each network."""
+        groups = self._groups()
         return torch.optim.Adam(groups, eps=1e-5) if self._make_optimizer is None else self._make_optimizer(groups)
+
+    def _groups(self) -> list[Group]:
+        hp, policy = self.hparams, self.policy
+        return [
+            group_of(hp["learning_rate"], [*policy.continuous.parameters(), policy.log_std]),
+            group_of(hp["discrete_rate"], policy.discrete.parameters()),
+            group_of(hp["critic_rate"], policy.critic.parameters()),
+        ]
 
     @property
     def progress(self) -> float:

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gapbridge.arguments import Count, Finite, check_arguments
 from rl.envs.hybrid import HybridSimulator, State
 from rl.hpo.acting import Actor, drawn
 from rl.hpo.simulators import place
@@ -57,7 +58,7 @@ class HybridPolicy(nn.Module, Actor):
         networks: Your own in place of those of ``hidden``.
 
     Raises:
-        ValueError: If networks of your own break their contract.
+        ValueError: If a size is below 1, ``log_std`` is not finite, or networks of your own break their contract.
 
     Example:
         >>> from rl.envs.newsvendor import Newsvendor
@@ -70,13 +71,14 @@ class HybridPolicy(nn.Module, Actor):
 
     def __init__(
         self,
-        observation_dim: int,
-        n_modes: int,
-        action_dim: int,
-        hidden: Sequence[int] = (64, 64),
-        log_std: float = -0.5,
+        observation_dim: Count,
+        n_modes: Count,
+        action_dim: Count,
+        hidden: Sequence[Count] = (64, 64),
+        log_std: Finite = -0.5,
         networks: nn.Module | None = None,
     ) -> None:
+        check_arguments(HybridPolicy.__init__, locals())
         super().__init__()
         self.observation_dim, self.shape = observation_dim, (n_modes, action_dim)
         if networks is None:

@@ -257,7 +257,7 @@ def test_each_network_gets_its_own_normalisation_and_size():
         ({"terms": {"kd": {"weight": 0.0}}}, "every weight of kd is 0"),
         ({"regime": "A3"}, "no regime is called 'A3'; accepted are A2, A1, previous_imagenet"),
         ({"changes": {"epoch": 3}}, "a regime has no 'epoch'; did you mean 'epochs'?"),
-        ({"changes": {"mixup": -0.1}}, "mixup is -0.1, but it must be at least 0"),
+        ({"changes": {"mixup": -0.1}}, "mixup: expected a finite number >= 0, got -0.1"),
     ],
 )
 def test_refusals_are_one_sentence(change, sentence):

@@ -108,10 +108,16 @@ def test_every_published_method_builds():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"epochs": 0}, "epochs is 0, but it must be above 0"),
-        ({"hard": "mse"}, "hard is mse, but it must be one of bce, ce"),
+        ({"epochs": 0}, "epochs: expected a whole number >= 1, got 0"),
+        ({"hard": "mse"}, "hard: expected one of 'bce', 'ce', got 'mse'"),
         ({"epochs": 4}, "warmup_epochs is 5, but it must be below the 4 epochs"),
-        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"learning_rate": float("inf")}, "learning_rate: expected a finite number > 0, got inf"),
+        ({"epochs": True}, "epochs: expected a whole number >= 1, got True"),
+        ({"momentum": -1}, "momentum: expected a finite number >= 0 and < 1, got -1"),
+        ({"scale": (0.5, 0.1)}, r"scale is \(0.5, 0.1\), but it must rise"),
+        ({"milestones": [0]}, "milestones holds 0"),
+        ([1], r"changes: expected a mapping from text to any value or None, got \[1\]"),
+        (5, "changes: expected a mapping from text to any value or None, got 5"),
     ],
 )
 def test_wrong_values_are_refused(changes, sentence):

@@ -163,11 +163,13 @@ def test_the_digest_tells_augmentations_apart():
 
 
 REFUSALS = [
-    ({"crop": "center"}, "crop is 'center'; accepted are random_resized, pad, none"),
-    ({"interpolation": "lanczos"}, "accepted are bilinear, bicubic, random"),
-    ({"flip": 1.5}, "flip is 1.5"),
-    ({"mixup": -1.0}, "mixup is -1.0"),
-    ({"size": 0}, "at least 1 pixel"),
+    ({"crop": "center"}, "crop: expected one of 'random_resized', 'pad', 'none', got 'center'"),
+    ({"interpolation": "lanczos"}, "interpolation: expected one of 'bilinear', 'bicubic', 'random', got 'lanczos'"),
+    ({"flip": 1.5}, "flip: expected a finite number >= 0 and <= 1, got 1.5"),
+    ({"mixup": -1.0}, "mixup: expected a finite number >= 0, got -1.0"),
+    ({"cutmix": float("inf")}, "cutmix: expected a finite number >= 0, got inf"),
+    ({"size": True}, "size: expected a whole number >= 1, got True"),
+    ({"size": 0}, "size: expected a whole number >= 1, got 0"),
     ({"scale": (0.5, 0.1)}, "scale is"),
     ({"auto_augment": "rand-q"}, "as in rand-m7-mstd0.5"),
 ]

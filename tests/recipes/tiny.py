@@ -164,15 +164,17 @@ class World:
             code = main([self._written(recipe, out), "--out", out, *words])
         return Outcome(code, said.getvalue(), complained.getvalue())
 
-    def spawn(self, recipe: dict[str, object], out: str, *words: str, cache: str = "cache") -> Outcome:
-        """Run the command in a process of its own."""
+    def spawn(
+        self, recipe: dict[str, object], out: str, *words: str, cache: str = "cache", patience: float = 250
+    ) -> Outcome:
+        """Run the command in a process of its own, which has some seconds to end."""
         done = subprocess.run(
             [sys.executable, "-m", "recipes.run", self._written(recipe, out), "--out", out, *words],
             cwd=self.folder,
             env=os.environ | {"PYTHONPATH": str(ROOT), "GAPBRIDGE_CACHE": str(self.folder / cache)},
             capture_output=True,
             text=True,
-            timeout=250,
+            timeout=patience,
             check=False,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)

@@ -76,7 +76,7 @@ class Recipe:
     recipe: Literal["toy"] = "toy"
     name: str = "toy"
     seed: int = 0
-    do: Literal["nothing", "fail", "crash", "interrupt", "sleep", "train"] = "nothing"
+    do: Literal["nothing", "fail", "crash", "interrupt", "sleep", "train", "unread"] = "nothing"
     method: Method = field(default_factory=lambda: Method(rank=8))
     tasks: list[Task] = field(default_factory=lambda: [Task("a"), Task("b", 3)])
     weights: dict[str, float] = field(default_factory=dict)
@@ -102,6 +102,11 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield "the plan: nothing"
 
 
+def inputs(recipe: Recipe) -> list[Path]:
+    """The path only."""
+    return [] if recipe.path is None else [recipe.path]
+
+
 def run(recipe: Recipe, folder: Any) -> None:
     """Do what the recipe says."""
     folder.say(f"resume={folder.resume}")
@@ -115,7 +120,7 @@ def run(recipe: Recipe, folder: Any) -> None:
         with folder.phase("sleep", 600) as phase:
             for _ in phase.track(range(600)):
                 time.sleep(0.1)
-    if recipe.do == "train":
+    if recipe.do in ("train", "unread"):
         _train(recipe, folder)
     folder.finish(
         {"score": 1.0, "bad": float("nan")}, {"scores": [{"task": "<a>", "score": 0.5}]}, summary="all & well"
@@ -132,6 +137,8 @@ def _train(recipe: Recipe, folder: Any) -> None:
 
     class Model(BoringModel):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if recipe.do == "unread":  # one layer only: the other's parameters get no gradient
+                return super().training_step(batch, batch_idx)
             loss = self.layer(torch.nn.functional.dropout(batch, 0.2)).square().mean()
             self.log("loss", loss)
             return loss
@@ -144,6 +151,8 @@ def _train(recipe: Recipe, folder: Any) -> None:
 
     seed_everything(recipe.seed, verbose=False)
     model = Model()
+    if recipe.do == "unread":
+        model.other = torch.nn.Linear(2, 2)
     loader = ResumableLoader(RandomDataset(32, 16), 2, seed=recipe.seed)
     trainer = build_trainer(recipe.trainer, folder)
     ckpt = folder.resume if folder.resume != folder.path else None

@@ -3,9 +3,9 @@
 import sys
 
 from recipes.front import table
-from recipes.run import main
+from recipes.run import abandoned, main
 
 table.TABLE["toy"] = table.Entry("tests.recipes.toy", "a recipe for tests")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(abandoned(main()))

@@ -242,7 +242,7 @@ def old_format(folder: Path) -> Path:
     (folder / "twin.json").write_text(json.dumps(card | {"format_version": 1}))
     (folder / "router/router.safetensors").rename(folder / "router.safetensors")
     (folder / "router").rmdir()
-    (folder / "MANIFEST.json").write_text(json.dumps(artefact._digest(folder)))
+    (folder / "MANIFEST.json").write_text(json.dumps(artefact.digest(folder)))
     return folder
 
 

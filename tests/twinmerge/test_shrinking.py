@@ -107,3 +107,43 @@ def test_a_layer_called_by_hand_out_of_turn_is_exact() -> None:
             x.mul_(2)  # the same tensor with other numbers
             torch.testing.assert_close(attention.k_proj(x), 2 * want[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(got, want)
+
+
+def test_one_mixture_held_over_changes_of_shape_setting_and_factors_stays_exact() -> None:
+    twin, weights = twin_of(), tiny.mixtures(4)
+    ids = tiny.text(4, padding="none")["input_ids"]
+
+    def close(got: Any, ids: Any) -> None:
+        torch.testing.assert_close(got, wanted(twin, ids, weights), rtol=1e-4, atol=1e-4)
+
+    with twin.mixture.use(weights):
+        for _ in range(2):  # the second time by what the first found out
+            with torch.inference_mode():
+                close(twin(ids[:, :2]).logits.clone(), ids[:, :2])
+                close(twin(ids[:, :1]).logits.clone(), ids[:, :1])
+            with torch.no_grad():
+                close(twin(ids[:, :1]).logits, ids[:, :1])
+        assert twin(ids[:, :1]).logits.requires_grad
+        close(twin(ids[:, :1]).logits.detach(), ids[:, :1])
+        for change in (
+            lambda m: m.experts_down.data.mul_(1.5),
+            lambda m: setattr(m.experts_down, "data", m.experts_down.data * 0.5),
+            lambda m: setattr(m, "experts_up", torch.nn.Parameter(m.experts_up.data * 0.5)),
+            lambda m: setattr(m.experts_up, "data", m.experts_up.data * 3),
+        ):
+            for module in twin.modules():
+                if isinstance(module, RoutedLinear):
+                    change(module)
+            with torch.no_grad():
+                close(twin(ids[:, :1]).logits, ids[:, :1])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            rough = twin(ids[:, :1]).logits.float()
+        torch.testing.assert_close(rough, wanted(twin, ids[:, :1], weights), rtol=0.1, atol=0.1)
+        with torch.no_grad():
+            close(twin(ids[:, :1]).logits, ids[:, :1])
+            with twin.mixture.use(weights.flip(0)):
+                other = twin(ids[:, :1]).logits
+            torch.testing.assert_close(other, wanted(twin, ids[:, :1], weights.flip(0)), rtol=1e-4, atol=1e-4)
+            with twin.mixture.use(None):
+                assert (twin.stock_forward(input_ids=ids[:, :1]).logits - other).abs().max() > 1e-2
+            close(twin(ids[:, :1]).logits, ids[:, :1])

@@ -6,13 +6,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from twinmerge.functional.state import State, check_states, merge_state
-from twinmerge.functional.task_arithmetic import task_arithmetic
-from twinmerge.functional.ties import ties
+from gapbridge.arguments import Seed
+from twinmerge.functional.blocks import Block, State, Step, Tensors
+from twinmerge.functional.state import check_states, each, merge_blocks
+from twinmerge.functional.ties import check_densities, trimmed_model
+from twinmerge.functional.weights import Setting, setting_at, settings_at
 
 
 def dare(
-    pretrained: State, experts: Sequence[State], *, drop: float = 0.9, scale: float = 0.3, seed: int = 0
+    pretrained: State,
+    experts: Sequence[State],
+    *,
+    drop: float = 0.9,
+    scale: Setting = 0.3,
+    weights: Setting | Sequence[Setting] = 1.0,
+    seed: Seed = 0,
 ) -> dict[str, Tensor]:
     """Task arithmetic over task vectors that went through :func:`drop_and_rescale`.
 
@@ -20,7 +28,9 @@ def dare(
         pretrained: Base weights by name.
         experts: At least one state dict of the same names and shapes.
         drop: Fraction p of every task vector that is dropped, in [0, 1).
-        scale: Coefficient of the sum of task vectors.
+        scale: Coefficient of the sum of task vectors. It may differ by layer and by name, see
+            :mod:`twinmerge.functional.weights`.
+        weights: Of the experts in the sum; one for all, or a list with one each.
         seed: Seed of the masks; neither the order of the experts nor that of the tensors changes them.
 
     Returns:
@@ -38,7 +48,20 @@ def dare(
     Reference:
         Yu et al. (2024), "Language models are Super Mario", arXiv 2311.03099, section 3.2.
     """
-    return task_arithmetic(pretrained, drop_and_rescale(pretrained, experts, drop=drop, seed=seed), scale=scale)
+    _check_drop(drop)
+
+    def rule(tensors: Tensors) -> Step:
+        factor, shares = setting_at(scale, tensors), settings_at(weights, tensors)
+
+        def step(block: Block) -> Tensor:
+            total = torch.zeros_like(block.base)
+            for vector, share in zip(_sparse(tensors, block, drop, seed), shares, strict=True):
+                total.add_(vector, alpha=share)
+            return block.base + factor * total
+
+        return step
+
+    return merge_blocks(pretrained, experts, each(rule))
 
 
 def dare_ties(
@@ -46,9 +69,10 @@ def dare_ties(
     experts: Sequence[State],
     *,
     drop: float = 0.9,
-    scale: float = 1.0,
+    scale: Setting = 1.0,
     density: float = 0.2,
-    seed: int = 0,
+    weights: Setting | Sequence[Setting] = 1.0,
+    seed: Seed = 0,
 ) -> dict[str, Tensor]:
     """TIES-Merging over task vectors that went through :func:`drop_and_rescale`.
 
@@ -59,6 +83,7 @@ def dare_ties(
         scale: Coefficient of the merged task vector.
         density: Fraction of every task vector that the trimming of TIES keeps, in (0, 1]; it has no effect where the
             drop leaves less than that.
+        weights: Of the experts in the sum and the mean; one for all, or a list with one each.
         seed: Seed of the masks; neither the order of the experts nor that of the tensors changes them.
 
     Returns:
@@ -70,8 +95,10 @@ def dare_ties(
     Reference:
         Yu et al. (2024), arXiv 2311.03099, section 4.1 (DARE as a plug-in for TIES-Merging).
     """
-    sparse = drop_and_rescale(pretrained, experts, drop=drop, seed=seed)
-    return ties(pretrained, sparse, scale=scale, density=density)
+    _check_drop(drop)
+    check_densities(density)
+    vectors = lambda tensors, block: _sparse(tensors, block, drop, seed)  # noqa: E731
+    return merge_blocks(pretrained, experts, trimmed_model(vectors, scale, density, weights))
 
 
 def drop_and_rescale(pretrained: State, experts: Sequence[State], *, drop: float, seed: int) -> list[dict[str, Tensor]]:
@@ -83,8 +110,8 @@ def drop_and_rescale(pretrained: State, experts: Sequence[State], *, drop: float
         pretrained: Base weights by name.
         experts: At least one state dict of the same names and shapes.
         drop: p, in [0, 1).
-        seed: Seed of the masks. Each mask's own seed is a digest of it, the tensor's name and the expert's values, so
-            the mask follows the expert wherever it stands in the list.
+        seed: Seed of the masks. The seed of each block's mask is a digest of it, the tensor's name, the block's place
+            and the expert's values, so the mask follows the expert wherever it stands in the list.
 
     Returns:
         The experts, in order, in float32 (float64 where base or expert is).
@@ -92,27 +119,40 @@ def drop_and_rescale(pretrained: State, experts: Sequence[State], *, drop: float
     Raises:
         ValueError: If p is out of range, there is no expert, names or shapes differ, or a weight is NaN or infinite.
     """
-    if not 0 <= drop < 1:
-        raise ValueError(f"the drop rate is {drop}, but it must be at least 0 and below 1, as in 0.9")
+    _check_drop(drop)
     check_states(pretrained, experts)
-    # Promoted first, because merge_state hands results back in the type of its base.
+    # Promoted first, because merge_blocks hands results back in the type of its base.
     base_state = {name: _promoted(tensor) for name, tensor in pretrained.items()}
 
-    def sparse(expert: State) -> dict[str, Tensor]:
-        return merge_state(
-            base_state, [expert], lambda name, base, tensors: _masked(name, base, next(tensors), drop, seed)
-        )
+    def rule(tensors: Tensors) -> Step:
+        return lambda block: block.base + _sparse(tensors, block, drop, seed)[0]
 
-    return [sparse(expert) for expert in experts]
+    return [merge_blocks(base_state, [expert], each(rule)) for expert in experts]
+
+
+def _check_drop(drop: float) -> None:
+    if not 0 <= drop < 1:
+        raise ValueError(f"the drop rate is {drop}, but it must be at least 0 and below 1, as in 0.9")
 
 
 def _promoted(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
 
 
-def _masked(name: str, base: Tensor, tensor: Tensor, drop: float, seed: int) -> Tensor:
-    digest = hashlib.blake2b(f"{seed}:{name}:".encode(), digest_size=8)
+def _sparse(tensors: Tensors, block: Block, drop: float, seed: int) -> list[Tensor]:
+    """The task vectors of a block, each with its mask, rescaled."""
+    place = f"{block.start}:" if block.start else ""
+    return [_masked(f"{seed}:{tensors.name}:{place}", block.base, expert, drop) for expert in block.experts]
+
+
+def _masked(label: str, base: Tensor, tensor: Tensor, drop: float) -> Tensor:
+    kept = uniform(label, tensor).to(base.device) >= drop
+    return (tensor - base) * kept / (1 - drop)
+
+
+def uniform(label: str, tensor: Tensor) -> Tensor:
+    """Random numbers in [0, 1) of a tensor's shape, float32, whose seed is a digest of a label and its values."""
+    digest = hashlib.blake2b(label.encode(), digest_size=8)
     digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()) >> 1)
-    kept = torch.rand(tensor.shape, generator=generator).to(base.device) >= drop
-    return base + (tensor - base) * kept / (1 - drop)
+    return torch.rand(tensor.shape, generator=generator)

@@ -1,17 +1,59 @@
 """The frame every static merge method shares: checks, working precision and one loop over the tensors."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-State = Mapping[str, Tensor]
+from twinmerge.functional.blocks import (
+    Block,
+    OutOfCore,
+    Prepare,
+    Rule,
+    State,
+    Step,
+    Tensors,
+    in_memory,
+    merged_blocks,
+    working_dtype,
+)
+
+__all__ = ["State", "check_states", "merge_blocks", "merge_state", "unchanged", "working_dtype"]
+
+
+def merge_blocks(pretrained: State, experts: Sequence[State], prepare: Prepare) -> dict[str, Tensor]:
+    """Apply a rule to every floating point tensor of a model and its experts, block by block.
+
+    Args:
+        pretrained: Base weights by name; one that lies in files is merged into files.
+        experts: At least one state dict of the same names and shapes.
+        prepare: Called once with all tensors; returns the rule, see :mod:`twinmerge.functional.blocks`.
+
+    Returns:
+        Merged weights by name, each in the type of the base tensor; integer and boolean buffers are the base's, and so
+        is what no expert changed, which costs nothing.
+
+    Raises:
+        ValueError: If there is no expert, names or shapes differ, or a weight is NaN or infinite.
+    """
+    if isinstance(pretrained, OutOfCore):
+        return pretrained.merge(experts, prepare)
+    check_states(pretrained, experts)
+    model = in_memory(pretrained, experts)
+    rule = prepare(model)
+    merged = {n: base.detach().clone(memory_format=torch.contiguous_format) for n, base in pretrained.items()}
+    for tensors in model:
+        flat, place = merged[tensors.name].view(-1), 0
+        for block in merged_blocks(tensors, rule):
+            flat[place : place + block.numel()] = block.reshape(-1)
+            place += block.numel()
+    return merged
 
 
 def merge_state(
     pretrained: State, experts: Sequence[State], combine: Callable[[str, Tensor, Iterator[Tensor]], Tensor]
 ) -> dict[str, Tensor]:
-    """Apply one formula to every floating point tensor of a model and its experts.
+    """Apply one formula to every floating point tensor of a model and its experts, a whole tensor at a time.
 
     Args:
         pretrained: Base weights by name.
@@ -26,27 +68,33 @@ def merge_state(
     Raises:
         ValueError: If there is no expert, names or shapes differ, or a weight is NaN or infinite.
     """
-    check_states(pretrained, experts)
-    merged = {}
-    for name, base in pretrained.items():
-        if not base.is_floating_point() or all(unchanged(base, expert[name]) for expert in experts):
-            merged[name] = base.detach().clone()
-            continue
-        dtype = working_dtype(base, *(expert[name] for expert in experts))
-        tensors = (expert[name].detach().to(base.device, dtype) for expert in experts)
-        merged[name] = combine(name, base.detach().to(dtype), tensors).to(base.dtype)
-    return merged
+
+    def rule(tensors: Tensors) -> Step:
+        name, whole = tensors.name, tensors.whole()
+        return slices_of(combine(name, whole.base, iter(whole.experts)))
+
+    return merge_blocks(pretrained, experts, each(rule))
+
+
+def each(rule: Rule) -> Prepare:
+    """A rule that needs nothing of the whole model."""
+    return lambda _: rule
+
+
+def slices_of(result: Tensor) -> Step:
+    """The blocks of a tensor that was made as a whole."""
+    flat = result.reshape(-1)
+
+    def step(block: Block) -> Tensor:
+        return flat[block.start : block.start + block.base.numel()].view(block.base.shape)
+
+    return step
 
 
 def unchanged(base: Tensor, tensor: Tensor) -> bool:
     """Whether an expert's tensor is the base's, value by value."""
     kind = torch.promote_types(base.dtype, tensor.dtype)
     return torch.equal(base.detach().to(kind), tensor.detach().to(base.device, kind))
-
-
-def working_dtype(*tensors: Tensor) -> torch.dtype:
-    """Float64 where one of the tensors is, float32 otherwise."""
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
 def check_states(pretrained: State, experts: Sequence[State]) -> None:

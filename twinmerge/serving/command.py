@@ -120,7 +120,7 @@ def load(folder: Path, dtype: str, device: str) -> tuple[TwinMixin, PreTrainedTo
             f"{folder} holds a {twin.__class__.__name__}, which generates no text; serve a causal twin."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no tokenizer; save the twin with tokenizer=<the base>.") from error
     twin.to(device)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost

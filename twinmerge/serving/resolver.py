@@ -2,7 +2,9 @@
 
 Entry point of the group ``vllm.general_plugins``. A plug-in gets no arguments, so its settings come by environment:
 ``GAPBRIDGE_TWIN``, the twin folder (the plug-in does nothing without it); ``GAPBRIDGE_MIXTURES``, where adapters are
-written; ``GAPBRIDGE_MIXTURES_LIMIT``, how many at most (256).
+written; ``GAPBRIDGE_MIXTURES_LIMIT``, how many at most (256). On CPUs it also puts `cpu_kernels` in the place of vLLM's
+own products, which are slow and take a request without an adapter for one of the last slot's;
+``GAPBRIDGE_CPU_KERNELS=0`` leaves vLLM's, for who wants to compare.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import logging
 import os
 
 FOLDER, CACHE, LIMIT = "GAPBRIDGE_TWIN", "GAPBRIDGE_MIXTURES", "GAPBRIDGE_MIXTURES_LIMIT"
+KERNELS = "GAPBRIDGE_CPU_KERNELS"
 log = logging.getLogger("vllm.gapbridge")
 
 
@@ -28,10 +31,14 @@ def register() -> None:
         raise ValueError(f"{FOLDER} is set and {CACHE} is not; name the folder that mixtures are written to.")
     from vllm.lora.request import LoRARequest
     from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
+    from vllm.platforms import current_platform
 
     from twinmerge.errors import CheckpointError
+    from twinmerge.serving import cpu_kernels
     from twinmerge.serving.mixtures import MixtureCache
 
+    if current_platform.is_cpu() and os.environ.get(KERNELS, "1") != "0":
+        cpu_kernels.install()
     cache: list[MixtureCache] = []
 
     def resolve(name: str) -> str | None:

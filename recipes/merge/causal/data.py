@@ -65,7 +65,7 @@ class LanguageData(LightningDataModule):
         """Tokenise the three splits, once."""
         if self.rows:
             return
-        self.tokenizer = AutoTokenizer.from_pretrained(self.where)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.where, trust_remote_code=False)
         encoder = Encoder(self.tokenizer, self.max_length)
         self.rows = {split: encoder.rows(self.task, split) for split in ("train", "validation", "test")}
         self.cut = encoder.cut

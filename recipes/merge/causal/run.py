@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from recipes.merge.causal.encode import Row
     from recipes.merge.causal.scores import Speaker
     from recipes.merge.causal.table import LanguageScores
+    from recipes.merge.precision import Format
     from recipes.merge.routing import Routing
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
@@ -60,6 +61,7 @@ class Bench:
         tasks: All tasks, those that are not merged among them.
         rows: By split and task.
         device: Where models are scored.
+        precision: Number format of all forwards, `32` or `bf16`.
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class Bench:
     tasks: list[LanguageTask]
     rows: dict[str, dict[str, list[Row]]]
     device: torch.device
+    precision: Format = "32"
 
     @property
     def merged(self) -> list[LanguageTask]:
@@ -94,7 +97,7 @@ class Bench:
         from recipes.merge.evaluation import in_precision
 
         chosen, size = self.tasks if tasks is None else tasks, self.recipe.eval_batch_size
-        precise = in_precision(self.recipe.eval_precision, self.device, score)
+        precise = in_precision(self.precision, self.device, score)
         found: dict[str, float] = {}
         spent = 0.0
         total = sum(batches(len(self.rows[split][task.name]), size) for task in chosen)
@@ -134,10 +137,11 @@ def run_causal(
     check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
     if not goes_on_alone():
         return
-    tokenizer = AutoTokenizer.from_pretrained(where)
+    tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     bench = _bench(recipe, folder, tokenizer, evaluation_device(recipe.trainer.accelerator))
     read, pad = _read(recipe, folder, where, model, experts), _padding(tokenizer)
     model.to(bench.device)
+    bench = _settled(bench, Speaker(model, pad))
     work = copy.deepcopy(model)
 
     def expert(task: str) -> Speaker:
@@ -177,7 +181,7 @@ def _experts(recipe: Recipe, folder: RunFolder, where: Path | str) -> dict[str, 
             continue
         places[source.name] = cached_at(recipe, source)
         arguments = (recipe.base, source, recipe.training, recipe.trainer, recipe.seed)
-        with alone_with(places[source.name]):
+        with alone_with(places[source.name], folder.board):
             train_expert(*arguments, places[source.name], folder)
     return places
 
@@ -214,6 +218,22 @@ def _bench(recipe: Recipe, folder: RunFolder, tokenizer: PreTrainedTokenizerBase
     if encoder.cut:
         folder.say(f"{encoder.cut} of all rows are longer than {recipe.training.max_length} tokens and were cut")
     return Bench(recipe, folder, tokenizer, tasks, rows, device)
+
+
+def _settled(bench: Bench, speaker: Speaker) -> Bench:
+    """The bench with its number format: as the recipe says, or found on what follows some validation prompts."""
+    from recipes.merge.precision import NAMED, settled
+
+    prompts = [r.tokens[: r.prompt] for task in bench.merged for r in bench.rows["validation"][task.name][:4]]
+    ids, mask = speaker.batch(prompts[:16])
+    chosen, why = settled(
+        bench.recipe.eval_precision,
+        bench.device,
+        lambda batch: speaker.model(**batch, use_cache=False).logits[:, -1],
+        {"input_ids": ids, "attention_mask": mask},
+    )
+    bench.folder.say(f"scored in {NAMED[chosen]}: {why}")
+    return replace(bench, precision=chosen)
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -268,7 +288,7 @@ def _router(bench: Bench, twin: TwinMixin, pad: int) -> Routing:
     from recipes.merge.evaluation import in_precision
 
     speaker, size = Speaker(twin, pad), bench.recipe.eval_batch_size
-    read = in_precision(bench.recipe.eval_precision, bench.device, twin.features)
+    read = in_precision(bench.precision, bench.device, twin.features)
     features = {}
     for split in ("train", "validation", "test"):
         prompts = [r.tokens[: r.prompt] for task in bench.merged for r in bench.rows[split][task.name]]
@@ -305,6 +325,7 @@ def _finish(
 ) -> None:
     """Write the twin folder and the report."""
     from recipes.merge import report
+    from recipes.merge.precision import NAMED
     from twinmerge.artefact import model_card, save
 
     recipe, folder = bench.recipe, bench.folder
@@ -328,7 +349,7 @@ def _finish(
     )
     base = sum(f.stat().st_size for f in target.glob("model*.safetensors"))
     outcome = report.result(main, static, routing.numbers, report.sizes(base, experts, target))
-    outcome["twin_bytes"] = report.places(target)
+    outcome |= {"twin_bytes": report.places(target), "scored_in": NAMED[bench.precision]}
     outcome["metrics"] = {task.name: task.metric for task in bench.tasks}
     more = {}
     if recipe.unseen:

@@ -24,13 +24,28 @@ if TYPE_CHECKING:
 HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # precisions in which the weights themselves are kept
 
 
-def language_model(where: Path | str, precision: Any = None) -> Any:
-    """A base in float32, or in the format in which a Trainer keeps the weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def language_model(where: Path | str, precision: Any = None, four_bits_on: Any = None) -> Any:
+    """A base in float32, or in the format in which a Trainer keeps the weights.
 
+    Args:
+        where: Folder or Hub name.
+        precision: Of the Trainer.
+        four_bits_on: The device that holds the base in 4 bits (NF4, computed in bfloat16); None for a plain base.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    if four_bits_on is not None:
+        quantised = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        options: dict[str, Any] = {"quantization_config": quantised, "device_map": {"": four_bits_on}}
+        return AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfloat16, **options)
     kind = getattr(torch, HALF.get(str(precision), "float32"))
-    return AutoModelForCausalLM.from_pretrained(where, dtype=kind)
+    return AutoModelForCausalLM.from_pretrained(where, dtype=kind, trust_remote_code=False)
 
 
 def train_language(
@@ -67,12 +82,13 @@ def train_language(
     sizes = {"batch_size": training.batch_size, "max_length": training.max_length}
     data = LanguageData(task, where, **sizes, seed=seed, packing=training.packing)
     data.setup()
-    model = language_model(where, trainer_config.precision)
+    trainer = build_trainer(trainer_config, folder, source.name)
+    four_bits_on = trainer.strategy.root_device if training.qlora else None
+    model = language_model(where, trainer_config.precision, four_bits_on)
     if training.packing:
         check_packing(model)
     rates = {key: getattr(training, key) for key in ("learning_rate", "weight_decay", "warmup")}
     module = LanguageModule(adapted(model, training, "CAUSAL_LM"), **rates, frozen=tuple(training.frozen))
-    trainer = build_trainer(trainer_config, folder, source.name)
     cut = f", {data.cut} of all rows cut to {training.max_length} tokens" if data.cut else ""
     told = (f"{len(data.rows['train'])} training rows{cut}", *task.notes)
     folder.say(f"expert {source.name}: {'; '.join(told)}")
@@ -94,10 +110,11 @@ def train_language(
         **scores,
         "per_token": {split: {key.partition("/")[2]: float(v) for key, v in found[split].items()} for split in found},
     }
+    state = module.whole_state()
     if trainer.is_global_zero:
         made: Any = module.model
         with whole_folder(target, overwrite=True) as out:
-            made.save_pretrained(out)
+            made.save_pretrained(out, **({} if state is None else {"state_dict": state}))
             data.tokenizer.save_pretrained(out)
             (out / "expert.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
             stamp(out)

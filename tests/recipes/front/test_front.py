@@ -101,6 +101,7 @@ def test_run_folder_holds_everything(front, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [
         "command.txt",
         "environment.json",
+        "inputs.json",
         "recipe.yaml",
         "report.html",
         "result.json",
@@ -119,15 +120,16 @@ def test_run_folder_holds_everything(front, tmp_path):
 
 def test_a_run_is_never_overwritten_without_force(front, tmp_path):
     assert front("r.yaml", "--out", "o", r=TOY).code == 0
-    (tmp_path / "o/extra").write_text("kept")
+    (tmp_path / "o/figures").mkdir()
+    (tmp_path / "o/figures/extra.png").write_text("kept")
     refused = front("r.yaml", "--out", "o")
     assert (refused.code, refused.out) == (2, "")
     assert refused.err == "--out o: a run is in it; add --resume to go on with it or --force to replace it\n"
-    assert (tmp_path / "o/extra").exists()
+    assert (tmp_path / "o/figures/extra.png").exists()
     assert front("r.yaml", "--out", "o", "--force", "path=none").code == 2
-    assert (tmp_path / "o/extra").exists()  # a refused recipe replaces nothing
+    assert (tmp_path / "o/figures/extra.png").exists()  # a refused recipe replaces nothing
     assert front("r.yaml", "--out", "o", "--force").code == 0
-    assert not (tmp_path / "o/extra").exists()
+    assert not (tmp_path / "o/figures/extra.png").exists()
 
 
 def test_force_does_not_delete_what_is_no_run(front, tmp_path):
@@ -226,6 +228,18 @@ def test_two_processes_share_one_run_folder(command, tmp_path):
     assert (tmp_path / "runs/toy-toy/1/model.pt").exists()
 
 
+@pytest.mark.slow
+def test_two_processes_that_fail_end(command, tmp_path):
+    (tmp_path / "r.yaml").write_text(TOY)
+    words = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=1")
+    done = command("r.yaml", "do=unread", *words, timeout=300)  # they waited for each other for ever
+    assert done.code == 1
+    assert "a parameter that is trained gets no gradient" in done.err
+    assert "trainer.strategy=ddp_find_unused_parameters_true" in done.err
+    done = command("r.yaml", "do=unread", *words[:2], f"{words[2]}_find_unused_parameters_true", words[3], timeout=300)
+    assert done.code == 0, done.err
+
+
 def test_a_checkpoint_of_another_folder_is_refused(front, tmp_path):
     words = ("r.yaml", "do=train", "trainer.accelerator=cpu", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
     assert front(*words, "--out", "one", r=TOY).code == 0
@@ -291,3 +305,16 @@ def test_a_check_that_breaks_is_a_sentence(front, monkeypatch):
         assert failed.err == "stopped: KeyError: 'inner\\nworkings' (add --debug for its traceback)\n"
         with pytest.raises(KeyError):
             front("r.yaml", *words, "--debug")
+
+
+def test_a_run_that_finishes_no_folder_is_not_done(front, monkeypatch):
+    from tests.recipes import toy
+
+    monkeypatch.setattr(toy, "run", lambda recipe, folder: None)
+    ended = front("r.yaml", r=TOY)
+    assert ended.code == 1
+    assert "done" not in ended.out
+    assert ended.err.strip() == (
+        "recipe toy: its run ended without folder.finish(result), so runs/toy-toy/1 has no result and no report; call "
+        "folder.finish at the end of run in tests.recipes.toy"
+    )

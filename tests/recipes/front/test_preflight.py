@@ -6,6 +6,7 @@ import pytest
 from recipes.data.sources import check_task
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError
+from recipes.fields import FieldError
 from recipes.running.trainer import TrainerConfig, check_trainer
 
 HPO, CSP, DISTILL = "hpo_tiny.yaml", "csp_tiny.yaml", "distill_tiny.yaml"
@@ -21,7 +22,7 @@ REFUSED = [
     ("explain_tiny.yaml", "seed=-1", "seed: expected a number >= 0"),
     ("finetune_tiny.yaml", "seed=-1", "seed: expected a number >= 0"),
     (HPO, "seeds=4294967297", "seeds: expected seed + seeds to stay below"),
-    (HPO, "trainer.strategy=dpp", "trainer: You selected an invalid strategy name: `strategy='dpp'`"),
+    (HPO, "trainer.strategy=dpp", "trainer.strategy: expected one of auto, ddp, "),
     (HPO, "trainer.accelerator=gpuu", "trainer: You selected an invalid accelerator name: `accelerator='gpuu'`"),
     (HPO, "trainer.precision=transformer-engine", "trainer: Requirement 'transformer_engine"),
     (HPO, "trainer.devices=0", "trainer: `Trainer(devices=0)` value is not a valid input"),
@@ -35,11 +36,22 @@ REFUSED = [
     (HPO, "trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches: expected a number >= 1, got 0"),
     (HPO, "trainer.val_check_interval=0", "trainer.val_check_interval: expected a number > 0, got 0"),
     (HPO, "trainer.val_check_interval=999", "trainer.val_check_interval: expected at most episodes.updates_per_epoch"),
+    (HPO, "trainer.limit_train_batches=0.01", "trainer.limit_train_batches: 0.01 of the "),
+    (HPO, "trainer.limit_val_batches=0.5", "trainer.limit_val_batches: 0.5 of the 1 validation batches is less than"),
+    (HPO, "trainer.limit_test_batches=0.5", "trainer.limit_test_batches: 0.5 of the 1 test batches is less than one"),
+    (HPO, "trainer.overfit_batches=0.01", "trainer.overfit_batches: 0.01 of the "),
+    (HPO, "trainer.limit_train_batches=0", "trainer.limit_train_batches: 0 would train nothing; give more than 0"),
+    (HPO, "trainer.max_steps=0", "trainer.max_steps: 0 would train nothing; give more than 0"),
+    (CSP, "trainer.limit_train_batches=0.01", "trainer.limit_train_batches: 0.01 of the 4 train batches is less"),
+    (CSP, "trainer.limit_val_batches=0.5", "trainer.limit_val_batches: 0.5 of the 1 validation batches is less than"),
+    (DISTILL, "trainer.limit_train_batches=0.001", "trainer.limit_train_batches: 0.001 of the "),
+    (DISTILL, "trainer.limit_test_batches=0.0001", "trainer.limit_test_batches: 0.0001 of the "),
+    (DISTILL, "trainer.val_check_interval=9999", "trainer.val_check_interval: expected at most "),
     (HPO, "trainer.min_epochs=9", "trainer.min_epochs: expected at most max_epochs, 2, got 9"),
     (HPO, "trainer.max_epochs=null", "trainer.max_epochs: expected a number of epochs, trainer.max_steps or"),
     (HPO, "trainer.devices='7'", "episodes in groups of group_size"),
     (HPO, "trainer.num_nodes=7", "episodes in groups of group_size"),
-    (CSP, "trainer.strategy=dpp", "trainer: You selected an invalid strategy name"),
+    (CSP, "trainer.strategy=dpp", "got 'dpp'; did you mean 'ddp'?"),
     (CSP, "trainer.max_epochs=3", "trainer.max_epochs: expected a number that divides adaptation.iterations, 4,"),
     (CSP, "trainer.max_epochs=-1", "trainer.max_epochs: expected a number that divides adaptation.iterations"),
     (CSP, "trainer.gradient_clip_val=1.0", "trainer.gradient_clip_val: expected none"),
@@ -73,7 +85,7 @@ REFUSED = [
         RISK,
         "estimation.outcome: expected loss for a loss that is not of a finite label, got 'risk'",
     ),
-    ("finetune_tiny.yaml", "trainer.strategy=dpp", "trainer: You selected an invalid strategy name"),
+    ("finetune_tiny.yaml", "trainer.strategy=dpp", "got 'dpp'; did you mean 'ddp'?"),
     ("finetune_tiny.yaml", "trainer.max_epochs=null", "trainer.max_epochs: expected a number of epochs, or"),
     ("finetune_tiny.yaml", "trainer.limit_val_batches=0", "trainer.limit_val_batches: expected more than 0"),
     ("merge_tiny.yaml", "trainer.devices=0", "trainer: `Trainer(devices=0)` value is not a valid input"),
@@ -107,6 +119,19 @@ def test_tables_are_read_by_header_and_first_rows(tmp_path, name, text, sentence
     with pytest.raises(RecipeError, match=sentence) as caught:
         check_task(source)
     assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_strategy_is_refused_without_lightnings_own_words():
+    with pytest.raises(
+        RecipeError, match=r"^trainer\.strategy: expected one of auto, .*, got 'ddpp'; did you mean 'ddp'\?$"
+    ):
+        check_trainer(TrainerConfig(strategy="ddpp"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_clipping_that_is_no_number_is_told_what_is_one(value):
+    with pytest.raises(FieldError, match=f"gradient_clip_val: expected a finite number >= 0, got {value}"):
+        TrainerConfig(gradient_clip_val=value)
 
 
 def test_building_the_trainer_leaves_no_trace(tmp_path, monkeypatch):

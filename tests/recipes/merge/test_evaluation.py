@@ -246,8 +246,7 @@ def test_every_question_gets_its_own_head_and_expert(inputs):
         torch.testing.assert_close(shared, apply_heads(bert(0)(**inputs)[0], inputs["attention_mask"], asked, heads))
 
 
-def test_the_probe_fits_the_rows_it_is_given_and_chooses_on_validation(inputs):
-    encoder = bert(0)
+def test_the_probe_fits_the_rows_it_is_given_and_chooses_on_validation():
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 3, 60)
     tasks = [task("three", 3, labels), task("number", 0, draw.normal(size=40), "pearson_spearman")]
@@ -255,12 +254,11 @@ def test_the_probe_fits_the_rows_it_is_given_and_chooses_on_validation(inputs):
     x[torch.arange(60), torch.tensor(labels)] += 4.0
     x[60:, 3] = torch.tensor(tasks[1].train.labels).float()
     ids = torch.tensor([0] * 60 + [1] * 40)
-    model = linear_probe(encoder, {"train": (x, ids), "validation": (x, ids)}, tasks)
-    with torch.no_grad():
-        asked = ["three", "number"] * 3
-        got = model(inputs, asked)
-        swapped = model(inputs, asked[::-1])
+    probe = linear_probe({"train": (x, ids), "validation": (x, ids)}, tasks)
+    asked, states = ["three", "number"] * 3, x[[0, 60, 1, 61, 2, 62]]
+    got, swapped = probe(states, asked), probe(states, asked[::-1])
     assert got.shape == (6, 3)
+    assert got[::2].argmax(1).tolist() == labels[:3].tolist()
     assert got[::2].sum(1).tolist() == [1.0] * 3  # one-hot classes
     assert torch.equal(got[1::2, 0], got[1::2, 1])  # a number
     assert not torch.equal(got, swapped)
@@ -301,7 +299,7 @@ def test_candidates_that_differ_in_scale_share_their_direction():
             made, wanted = candidates(method, options), find(method)(base, experts, **seeded(method, options, 3))
             assert torch.equal(made["frozen"], base["frozen"])
             assert torch.allclose(made["w"], wanted["w"], atol=1e-5)
-    assert len(calls) == 4 + 2  # one direction of each method with a scale, and the average as often as it was asked
+    assert len(calls) == 5 + 2  # one direction of each method with a scale, and the average as often as it was asked
 
 
 def test_what_was_counted_before_counts(three):

@@ -206,3 +206,45 @@ def test_fixed_heads_differ_between_tasks_and_seeds_and_trained_heads_start_alik
     assert len({head_seed(task, "fixed", seed) for task in ("movie", "amazon", "nyt") for seed in (0, 1)}) == 6
     assert head_seed("movie", "fixed", 0) == head_seed("movie", "fixed", 0)
     assert head_seed("movie", "trained", 3) == head_seed("nyt", "trained", 3) == 3
+
+
+@pytest.mark.parametrize(
+    ("trainer", "sentence"),
+    [
+        ({"limit_train_batches": 0.01}, "trainer.limit_train_batches: 0.01 of the 14 train batches is less than one"),
+        ({"limit_val_batches": 0.5}, "trainer.limit_val_batches: 0.5 of the 1 validation batches is less than one"),
+        ({"limit_test_batches": 0.25}, "trainer.limit_test_batches: 0.25 of the 2 test batches is less than one"),
+        ({"overfit_batches": 0.05}, "trainer.overfit_batches: 0.05 of the 14 train batches is less than one"),
+        (
+            {"val_check_interval": 15},
+            "trainer.val_check_interval: expected at most 14, the batches of an epoch, got 15",
+        ),
+        ({"max_steps": 0}, "trainer.max_steps: 0 would train nothing"),
+    ],
+)
+def test_a_length_that_the_trainer_would_refuse_is_refused_by_the_check(world, trainer, sentence):
+    checked = world.run(world.recipe("finetune", ("mood",), trainer=trainer), "lengths", "--check")
+    assert (checked.code, checked.err.count("\n")) == (2, 1)
+    assert checked.err.startswith(sentence)
+
+
+def test_the_check_says_how_long_the_trainings_are(world):
+    recipe = world.recipe("finetune", ("mood",), trainer={"max_steps": 5})
+    assert "plan: 1 experts, 2 epochs or 5 updates each" in world.run(recipe, "lengths", "--check").out
+
+
+@pytest.mark.slow  # two processes that import everything anew
+def test_two_processes_do_not_wait_for_the_pooler_that_no_head_reads(world):
+    cards = []
+    for devices, size, strategy in ((1, 8, "auto"), (2, 4, "ddp"), (2, 4, "auto")):
+        recipe = world.recipe(
+            "finetune",
+            ("mood",),
+            training={"batch_size": size},
+            trainer={"max_epochs": 1, "devices": devices, "strategy": strategy},
+        )
+        done = world.spawn(recipe, f"on{devices}{strategy}")
+        assert done.code == 0, done.err
+        cards.append(json.loads((world.folder / f"on{devices}{strategy}/experts/mood/expert.json").read_text()))
+    assert cards[1] == cards[2]
+    assert {card["kind"] for card in cards} == {"encoder"}

@@ -148,9 +148,10 @@ def test_other_ranks_use_the_folder_of_rank_zero(tmp_path, monkeypatch):
     monkeypatch.setenv(runfolder.FOLDER_KEY, str(tmp_path / "made"))
     assert new_folder("toy", "x") == tmp_path / "made"
     monkeypatch.delenv(runfolder.FOLDER_KEY)
-    (tmp_path / "o").mkdir()
-    (tmp_path / "o/command.txt").write_text("x")
+    waited = []
+    monkeypatch.setattr(runfolder.Board, "wait", lambda board, word: waited.append((vars(board)["_out"], word)))
     assert new_folder("toy", "x", out=Path("o")) == Path("o")
+    assert waited == [(Path("o"), "ready")]
 
 
 def test_other_ranks_are_silent_and_write_nothing(folder, monkeypatch, capsys):

@@ -77,7 +77,7 @@ def test_a_dead_lock_is_free(live):
 @pytest.mark.parametrize("words", [("--force",), ("--resume",), ()])
 def test_a_live_run_is_neither_replaced_nor_resumed(front, tmp_path, words):
     assert front("r.yaml", "do=interrupt", "--out", "o", r=TOY).code == 130
-    (tmp_path / "o/kept").write_text("mine")
+    (tmp_path / "o/traceback.txt").write_text("mine")
     process = holder(tmp_path / "o")
     try:
         refused = front("r.yaml", "do=interrupt", "--out", "o", *words)
@@ -85,13 +85,13 @@ def test_a_live_run_is_neither_replaced_nor_resumed(front, tmp_path, words):
         assert refused.out == ""
         assert refused.err.startswith(f"o: a run is at work in this folder, process {process.pid} on ")
         assert refused.err.count("\n") == 1
-        assert (tmp_path / "o/kept").read_text() == "mine"
+        assert (tmp_path / "o/traceback.txt").read_text() == "mine"
     finally:
         process.kill()
         process.communicate()
     assert front("r.yaml", "do=interrupt", "--out", "o", "--resume").code == 130  # and its death is enough
     assert front("r.yaml", "--out", "o", "--force").code == 0
-    assert not (tmp_path / "o/kept").exists()
+    assert not (tmp_path / "o/traceback.txt").exists()
     assert not (tmp_path / "o" / LOCK).exists()
 
 

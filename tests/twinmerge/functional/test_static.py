@@ -57,11 +57,12 @@ WHOLE = {
     "ties": {"scale": 1.0, "density": 1.0},
     "dare": {"scale": 1.0, "drop": 0.0},
     "dare_ties": {"scale": 1.0, "drop": 0.0, "density": 1.0},
+    "tsv_m": {"scale": 1.0},
 }
 
 
 def test_the_table_is_fixed():
-    assert list(METHODS) == ["average", "task_arithmetic", "ties", "dare", "dare_ties"]
+    assert list(METHODS) == ["average", "task_arithmetic", "ties", "dare", "dare_ties", "tsv_m"]
     for method in METHODS.values():
         kinds = [parameter.kind for parameter in inspect.signature(method).parameters.values()][2:]
         assert all(kind is inspect.Parameter.KEYWORD_ONLY for kind in kinds)

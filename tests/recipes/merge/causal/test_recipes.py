@@ -15,7 +15,7 @@ from recipes.merge.causal.encode import Encoder
 from recipes.merge.causal.scores import Speaker, score
 from tests.recipes.merge.causal import tiny_lm
 
-ROWS = ["experts", "pretrained", "average", "task_arithmetic", "ties", "dare", "dare_ties", "routed", "oracle"]
+ROWS = ["experts", "pretrained", "average", "task_arithmetic", "ties", "dare", "dare_ties", "tsv_m", "routed", "oracle"]
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,7 @@ def test_full_training_packed_under_checkpoints_learns_plain_text(world):
 
 
 @pytest.mark.slow  # two processes that import everything anew
+@pytest.mark.timeout(2700)
 def test_two_processes_train_the_expert_that_one_does(world):
     training = {"learning_rate": 1.0e-2}
     cards = []
@@ -97,7 +98,7 @@ def test_two_processes_train_the_expert_that_one_does(world):
             training=training | {"batch_size": size},
             trainer={"max_epochs": 1, "devices": devices, **({"strategy": "ddp"} if devices > 1 else {})},
         )
-        done = world.spawn(recipe, f"on{devices}")
+        done = world.spawn(recipe, f"on{devices}", patience=1200)
         assert done.code == 0, done.err
         cards.append(json.loads((world.folder / f"on{devices}/experts/mood/expert.json").read_text()))
     # Every row has as many learned tokens, so that the mean of two halves is that of the batch.

@@ -1,0 +1,162 @@
+"""Merging files beside mergekit: time, memory and tensors, linear, task arithmetic and TIES; and LoRA extraction.
+
+Both sides merge three experts of the same random checkpoint from the same mergekit configuration, each run in a process
+of its own on one thread, in rounds in which each runs once. `time_ratio_*` is processor time of ours over mergekit's
+and `peak_ratio_*` the largest resident memory likewise, Python and torch included; the worst over the sizes is the
+figure. Mapped pages of files count as memory. `max_difference_fp32` is over all values of a float32 checkpoint.
+`extraction_speedup` is the full SVD that extraction by mergekit makes of a matrix of the larger size against ours, at
+rank 16, `extraction_residual_ratio` what ours leaves over what the SVD leaves. mergekit lies in an environment of its
+own: `bash benchmarks/mergekit_cpu/make.sh FOLDER` and `GAPBRIDGE_MERGEKIT=FOLDER`. Takes hours for all sizes and
+rounds on a busy core; `--sizes 135M --rounds 1` is quick.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import safe_open
+
+from benchmarks.checkpoints import GB_1_2, SMOLLM2, Llama, Used, measured, write_family
+from benchmarks.common import interleaved_times, median_ratio, write_results
+from benchmarks.mergekit_cpu import RUN_ALL
+from twinmerge.functional import truncated_svd
+
+ENVIRONMENT = Path(os.environ.get("GAPBRIDGE_MERGEKIT", "/root/mergekit-env"))
+EXPERTS = 3
+SIZES = {"135M": SMOLLM2, "615M": GB_1_2}
+PARAMETERS = {
+    "linear": {"weight": 1.0},
+    "task_arithmetic": {"weight": 0.3},
+    "ties": {"weight": 1.0, "density": 0.2},
+}
+RANK = 16
+MATRIX = (2048, 5632)
+SMALL = Llama(256, 704, 4, 8, 4, 8000)  # for the comparison of all values in float32
+OURS = "import sys; from twinmerge.big.command import main; sys.exit(main(sys.argv[1:]))"
+
+
+def configuration(models: Sequence[Path], method: str, folder: Path, dtype: str) -> Path:
+    """Write a mergekit configuration into a folder of its own."""
+    base, *experts = models
+    content = {
+        "merge_method": method,
+        "models": [{"model": str(where)} for where in experts],
+        "parameters": PARAMETERS[method],
+        "dtype": dtype,
+        **({} if method == "linear" else {"base_model": str(base)}),
+    }
+    file = folder / method / "theirs.yml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return file
+
+
+def both(file: Path) -> dict[str, Used]:
+    """Run mergekit and ours once each; leaves the folders `theirs` and `ours` beside the configuration."""
+    ours = file.with_name("ours")
+    for out in (ours, file.with_name("theirs")):
+        shutil.rmtree(out, ignore_errors=True)
+    return {
+        "theirs": measured([str(ENVIRONMENT / "bin/python"), str(RUN_ALL), str(file.parent)], {"PYTHONPATH": ""}),
+        "ours": measured([sys.executable, "-c", OURS, str(file), "--out", str(ours)]),
+    }
+
+
+def difference(ours: Path, theirs: Path) -> float:
+    """Largest difference of any value of two merged models, whose tensors must be the same."""
+    found: dict[Path, dict[str, torch.Tensor]] = {}
+    for folder in (ours, theirs):
+        found[folder] = {}
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, framework="pt") as opened:
+                found[folder].update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+    if found[ours].keys() != found[theirs].keys():
+        raise ValueError("the two merged models have other tensors")
+    return max(float((found[ours][n].double() - value.double()).abs().max()) for n, value in found[theirs].items())
+
+
+def rounds_of(name: str, rounds: int, folder: Path) -> list[dict[str, object]]:
+    """Time and memory of every method on one size."""
+    models = write_family(folder, SIZES[name], EXPERTS)
+    rows: list[dict[str, object]] = []
+    for turn in range(rounds):
+        for method in PARAMETERS:
+            used = both(configuration(models, method, folder, "bfloat16"))
+            rows.append({"size": name, "method": method, "round": turn} | {
+                f"{side}_{what}": value
+                for side, one in used.items()
+                for what, value in (("processor_seconds", one.processor), ("seconds", one.seconds),
+                                    ("peak_mb", one.peak / 1e6))
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+            shutil.rmtree(folder / method)
+    return rows
+
+
+def ratios(rows: Sequence[Mapping[str, object]]) -> dict[str, Mapping[str, float]]:
+    """The worst of the sizes, each the median over the rounds."""
+    found: dict[str, Mapping[str, float]] = {}
+    for method in PARAMETERS:
+        for figure, what in (("time_ratio", "processor_seconds"), ("peak_ratio", "peak_mb")):
+            by_size = []
+            for size in {row["size"] for row in rows}:
+                mine = [row for row in rows if (row["size"], row["method"]) == (size, method)]
+                pair = [[float(str(row[f"{side}_{what}"])) for row in mine] for side in ("ours", "theirs")]
+                by_size.append(median_ratio(*pair))
+            found[f"{figure}_{method}"] = max(by_size, key=lambda ratio: ratio["value"])
+    return found
+
+
+def extraction(repeats: int) -> dict[str, float | Mapping[str, float]]:
+    """One matrix factorised by ours and by the full SVD."""
+    matrix = torch.randn(MATRIX, generator=torch.Generator().manual_seed(0))
+    matrix *= torch.arange(1.0, MATRIX[0] + 1)[:, None] ** -0.5
+    torch.set_num_threads(1)
+    ours = partial(truncated_svd, matrix, RANK, tolerance=1e-3)
+    times = interleaved_times(
+        {"full": partial(torch.linalg.svd, matrix, full_matrices=False), "ours": ours},
+        repeats=repeats,
+        warm_up=0,
+    )
+    best = torch.linalg.norm(torch.linalg.svdvals(matrix)[RANK:])
+    left = torch.linalg.norm(matrix - ours().dense())
+    return {
+        "extraction_speedup": median_ratio(times["full"], times["ours"]),
+        "extraction_residual_ratio": float(left / best),
+    }
+
+
+def main() -> None:
+    """Measure, print and write the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to put the checkpoints, a temporary folder by default")
+    options = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    worst = 0.0
+    figures = extraction(options.rounds)
+    print(figures, flush=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        models = write_family(Path(folder), SMALL, EXPERTS, dtype="F32")
+        for method in PARAMETERS:
+            file = configuration(models, method, Path(folder), "float32")
+            both(file)
+            worst = max(worst, difference(file.with_name("ours"), file.with_name("theirs")))
+    print(f"largest difference in float32: {worst:.1e}", flush=True)
+    for size in options.sizes:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            rows += rounds_of(size, options.rounds, Path(folder))
+    named = {**ratios(rows), **figures, "max_difference_fp32": worst}
+    print(write_results("merge_vs_mergekit", named, {"runs": rows}, options.rounds))
+
+
+if __name__ == "__main__":
+    main()

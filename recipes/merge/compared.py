@@ -1,0 +1,133 @@
+"""Rows of the merge table for other ways to serve every expert: EMR-Merging, and the twin with a kNN router.
+
+Both see what the twin sees, the input alone: EMR-Merging needs to know the task, and is told the first choice of the
+twin's own router; the kNN router reads the features that the twin's router reads, of the same training inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from recipes.merge import rows
+from recipes.merge.evaluation import apply_heads
+from recipes.merge.routing import train_router
+from twinmerge.functional.emr import Elected, emr
+from twinmerge.merging import set_parameters, shared_expert
+from twinmerge.twin_parts import Router
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from recipes.merge.evaluation import Scores
+    from recipes.merge.routing import Features
+    from recipes.merge.rows import Judge, Read
+    from twinmerge.modeling_twin import Head
+    from twinmerge.twin_mixin import TwinMixin
+
+EMR, KNN = "emr", "routed by knn"
+
+
+@dataclass
+class Beside:
+    """Rows, and the bytes that each of them needs.
+
+    Attributes:
+        rows: By row name.
+        stored: By row name, bytes of the elected vector with masks and rescalers, or of the router.
+    """
+
+    rows: dict[str, Scores] = field(default_factory=dict)
+    stored: dict[str, int] = field(default_factory=dict)
+
+    def sizes(self, base: int, places: Mapping[str, int]) -> dict[str, int]:
+        """Bytes of each row.
+
+        EMR-Merging needs the base, what it elected, the heads and the router (the shared expert that the router reads
+        is not counted); the kNN router takes the place of the twin's own.
+
+        Args:
+            base: Bytes of the base.
+            places: Bytes of the twin folder by part.
+        """
+        found = {}
+        if EMR in self.stored:
+            found[EMR] = base + self.stored[EMR] + places["heads"] + places["router"]
+        if KNN in self.stored:
+            found[KNN] = sum(places.values()) - places["router"] + self.stored[KNN]
+        return found
+
+
+def compared(
+    judge: Judge,
+    model: nn.Module,
+    states: Mapping[str, Mapping[str, Tensor]],
+    twin: TwinMixin,
+    features: Mapping[str, Features],
+    read: Read,
+) -> Beside:
+    """The rows that the recipe asks for.
+
+    Args:
+        judge: What the rows are measured by.
+        model: The base; left as it is.
+        states: Task -> the expert's parameters.
+        twin: With its router; it is given back.
+        features: `train`, `validation` and `test` -> the router's features and task ids.
+        read: Router features of the test batches.
+    """
+    found, router = Beside(), cast("Router", twin.router)
+    if judge.recipe.baselines.emr:
+        made, models = elected(model, states)
+        with torch.no_grad():
+            picked = iter([router(part.to(judge.device)).argmax(-1) for part in read[0]])
+        row = judge.score(EMR, partial(_picked, models, judge.heads, picked))
+        found.rows[EMR] = replace(row, milliseconds=row.milliseconds + read[2])
+        found.stored[EMR] = made.bytes
+    if judge.recipe.baselines.knn and router.kind != "knn":
+        options = replace(judge.recipe.router, kind="knn")
+        voting = train_router(options, features, len(states), judge.recipe.seed, judge.folder).router
+        twin.router = voting.to(judge.device)
+        found.rows[KNN] = rows.routed(judge, twin, read, KNN)["routed"]
+        twin.router = router
+        found.stored[KNN] = sum(value.nbytes for value in voting.state_dict().values())
+    return found
+
+
+def elected(model: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> tuple[Elected, list[nn.Module]]:
+    """What EMR-Merging stores, and its model of every task."""
+    kept: list[Elected] = []
+    base = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def first(pretrained: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        kept.append(emr(pretrained, experts))
+        return kept[0].expert(pretrained, 0)
+
+    whole = shared_expert(model, states, first)  # means of batch norms' statistics too, as for every static merge
+    return kept[0], [
+        set_parameters(copy.deepcopy(model), {**whole, **kept[0].expert(base, index)}) for index in range(len(states))
+    ]
+
+
+def _picked(
+    models: Sequence[nn.Module],
+    heads: Mapping[str, Head],
+    picked: Iterator[Tensor],
+    inputs: dict[str, Tensor],
+    asked: list[str],
+) -> Tensor:
+    """Every input by the model that was picked for it, and the head of the question asked."""
+    chosen = next(picked)
+    hidden: Tensor | None = None
+    for index in sorted(set(chosen.tolist())):
+        mine = chosen == index
+        states = models[index](**{name: value[mine] for name, value in inputs.items()})[0]
+        if hidden is None:
+            hidden = states.new_zeros((len(asked), *states.shape[1:]))
+        hidden[mine] = states
+    return apply_heads(cast("Tensor", hidden), inputs.get("attention_mask"), asked, heads)

@@ -1,0 +1,176 @@
+"""Experts in files: whole checkpoints, read in parts, and LoRA adapters, of which only the factors are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from twinmerge.big.reading import FLOATS, Files, Place, places_of
+from twinmerge.checkpoints import (
+    Checkpoint,
+    align,
+    check_compatible,
+    is_head,
+    lora_factors,
+    lora_terms,
+    refuse_more_than_factors,
+)
+from twinmerge.errors import CheckpointError
+
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "embeddings.weight")
+
+
+class Expert(Protocol):
+    """An expert of a merge.
+
+    Attributes:
+        kept: Tensors of the base that it has not, which stay the base's.
+        bytes: What it takes to read it once.
+    """
+
+    kept: list[str]
+    bytes: int
+
+    def rows(self, files: Files, name: str, base: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+        """Its rows of a tensor, from the flat place `start` on, in the shape (rows, columns) of those of the base."""
+
+    def dtype_of(self, name: str) -> str:
+        """Number format of a tensor, as safetensors writes it."""
+
+    def expect(self, files: Files, name: str) -> None:
+        """Have the system read a tensor ahead."""
+
+
+class FullExpert:
+    """A whole checkpoint; tied weights that it does not store are found at the tensor that they are tied to."""
+
+    def __init__(self, checkpoint: Checkpoint, base: Checkpoint) -> None:
+        places = places_of(checkpoint)
+        self.places: dict[str, Place] = {ours: places[theirs] for ours, theirs in align(base.tensors, places).items()}
+        self.kept = []
+        for name in base.tensors:
+            if name not in self.places:
+                tied = _tied(checkpoint, places, name)
+                if tied is None:
+                    self.kept.append(name)
+                else:
+                    self.places[name] = tied
+        self.bytes = sum(place.bytes for place in self.places.values())
+        _refuse_untied(checkpoint, base)
+
+    def rows(self, files: Files, name: str, base: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+        """Read them."""
+        if name not in self.places:
+            return base
+        values = files.read(self.places[name], start, base.numel())
+        return values.to(base.device, dtype).view(base.shape)
+
+    def dtype_of(self, name: str) -> str:
+        """As it is stored."""
+        return self.places[name].dtype if name in self.places else "F32"
+
+    def expect(self, files: Files, name: str) -> None:
+        """Have the system read a tensor ahead."""
+        if name in self.places:
+            files.expect(self.places[name])
+
+
+class LoraExpert:
+    """The base plus scale * B @ A, of which B and A are read and the product is made for the rows at hand alone."""
+
+    def __init__(self, checkpoint: Checkpoint, base: Checkpoint) -> None:
+        refuse_more_than_factors(checkpoint)
+        self.places = places_of(checkpoint)
+        self.terms = lora_terms(checkpoint, base.tensors)
+        self.kept: list[str] = []
+        self.bytes = checkpoint.bytes
+        self._shapes = {name: shape for name, (_, shape) in base.tensors.items()}
+        self._turned = bool(checkpoint.config.get("fan_in_fan_out"))
+        self._held: tuple[str, Tensor, Tensor] | None = None  # factors of the tensor at hand
+        self._base: Mapping[str, Place] | None = None
+
+    def over(self, base: Mapping[str, Place]) -> None:
+        """Take the base's rows from here, where those that `rows` is given are of another model."""
+        self._base = base
+
+    def rows(self, files: Files, name: str, base: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+        """The base's rows plus those of the product."""
+        if self._base is not None:
+            own = files.read(self._base[name], start, base.numel())
+            base = own.to(base.device, dtype).view(base.shape)
+        if name not in self.terms:
+            return base
+        if self._held is None or self._held[0] != name or self._held[1].dtype != dtype:
+            self._held = (name, *self._factors(files, name, dtype))
+        _, left, right = self._held
+        first = start // base.shape[1]
+        return base + left[first : first + base.shape[0]].to(base.device) @ right.to(base.device)
+
+    def _factors(self, files: Files, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        scale, *keys = self.terms[name]
+        first, second = (
+            files.read(place, 0, place.bytes // _itemsize(place)).view(place.shape).to(dtype)
+            for place in (self.places[key] for key in keys)
+        )
+        for factor in (first, second):
+            if not factor.isfinite().all():
+                raise CheckpointError(f"LoRA of '{name}' holds NaN or infinite values; train it again.")
+        B, A = lora_factors(first, second, keys[0])
+        rows = self._shapes[name][0]
+        turned = rows != B.shape[0] or (self._turned and rows == A.shape[1])
+        return (A.t() * scale, B.t()) if turned else (B * scale, A)
+
+    def dtype_of(self, name: str) -> str:
+        """The factors are multiplied in float32."""
+        return "F32"
+
+    def expect(self, files: Files, name: str) -> None:
+        """Have the system read the factors ahead."""
+        for key in self.terms.get(name, ("", ""))[1:]:
+            if key in self.places:
+                files.expect(self.places[str(key)])
+
+
+def expert_of(checkpoint: Checkpoint, base: Checkpoint) -> Expert:
+    """An expert that fits its base by the headers of both.
+
+    Raises:
+        CheckpointError: For one that does not, or that is more than its weights.
+    """
+    check_compatible(base, checkpoint)
+    return LoraExpert(checkpoint, base) if checkpoint.kind == "lora" else FullExpert(checkpoint, base)
+
+
+def _itemsize(place: Place) -> int:
+    return max(1, place.bytes // max(1, torch.Size(place.shape).numel()))
+
+
+def _tied(checkpoint: Checkpoint, places: dict[str, Place], name: str) -> Place | None:
+    """Where an output layer that is tied to the embedding, and so not stored, lies; None for what stays the base's."""
+    if not name.endswith("lm_head.weight"):
+        return None
+    found = [place for key, place in places.items() if key.endswith(_EMBEDDINGS)]
+    if not checkpoint.config.get("tie_word_embeddings", True) or len(found) != 1:
+        raise CheckpointError(
+            f"{checkpoint.folder} lacks the tensor '{name}' of the base and is not tied; is it a fine-tune of it?"
+        )
+    return found[0]
+
+
+def _refuse_untied(checkpoint: Checkpoint, base: Checkpoint) -> None:
+    """Refuse an output layer of its own where the base has none: the merged model would lose it."""
+    own = [name for name in checkpoint.tensors if name.endswith("lm_head.weight")]
+    lacking = not any(name.endswith("lm_head.weight") for name in base.tensors)
+    if own and lacking and not checkpoint.config.get("tie_word_embeddings", True):
+        raise CheckpointError(
+            f"{checkpoint.folder} has '{own[0]}' of its own and the base {base.folder} ties it to its embedding; "
+            "save the base with tie_word_embeddings false and an output layer."
+        )
+
+
+def floats_of(base: Checkpoint) -> list[str]:
+    """Names of the tensors that are merged: floating point, and no head of a task."""
+    return [n for n, (dtype, _) in base.tensors.items() if dtype in FLOATS and not (is_head(n) and "lm_head" not in n)]

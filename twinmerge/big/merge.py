@@ -1,0 +1,237 @@
+"""Merge checkpoints in files with any static method, in memory that the model's size does not change."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gapbridge.arguments import check_arguments
+from twinmerge.big.experts import Expert, expert_of, floats_of
+from twinmerge.big.plan import Plan, plan_of
+from twinmerge.big.reading import FLOATS, Files, Place, places_of
+from twinmerge.big.streams import FileModel
+from twinmerge.big.writing import Entry, Writer, resumable_folder, shards_of, size_of
+from twinmerge.errors import CheckpointError
+from twinmerge.headers import Checkpoint, inspect_checkpoint
+from twinmerge.methods import find
+
+Dtype = Literal["stored", "float32", "float16", "bfloat16"]
+STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_BESIDE = re.compile(
+    r"(config|generation_config|tokenizer.*|vocab.*|merges|special_tokens_map|added_tokens|spiece|sentencepiece.*|"
+    r"chat_template|preprocessor_config|processor_config)\.(json|txt|model|jinja)"
+)
+_UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+@dataclass
+class Job:
+    """A base and its experts, read by their headers.
+
+    Attributes:
+        base: The base.
+        experts: By name.
+        places: Of the base's tensors, in the order in which they lie in its files.
+        merged: Names of those that are merged; the others are copied from the base.
+        out: What is written: number format and shape by name.
+    """
+
+    base: Checkpoint
+    experts: Mapping[str, Expert]
+    places: Mapping[str, Place]
+    merged: Sequence[str]
+    out: Mapping[str, Entry]
+
+    @property
+    def read(self) -> int:
+        """Bytes of all models."""
+        return sum(place.bytes for place in self.places.values()) + sum(e.bytes for e in self.experts.values())
+
+    @property
+    def written(self) -> int:
+        """Bytes of the merged model."""
+        return sum(map(size_of, self.out.values()))
+
+
+def merge_files(
+    base: str | Path,
+    experts: Mapping[str, str | Path],
+    folder: str | Path,
+    *,
+    method: str = "task_arithmetic",
+    options: Mapping[str, object] | None = None,
+    dtype: Dtype = "stored",
+    device: str = "cpu",
+    shard: str = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Merge checkpoints in files into one, without ever holding a model.
+
+    Base and experts are read block by block and the merged model is written into files whose headers come first, so
+    that the memory is at most 2.5 times the largest tensor and 400 MB beside what importing takes. No model is built;
+    LoRA adapters are read by their factors. A merge that was killed goes on where it was when it is called again, and
+    ends in the same bytes.
+
+    Args:
+        base: The experts' common base: a folder, or a Hub name.
+        experts: By name, folders or Hub names: whole checkpoints in safetensors, or plain LoRA adapters of PEFT.
+        folder: The model to make: weights, configuration and tokenizer of an ordinary Hugging Face folder. Written
+            beside its place and renamed when whole.
+        method: A static merge that `twinmerge.methods.methods` lists.
+        options: Of the method. What it takes one of for each expert, such as `weights`, may be by the experts' names; a
+            number may be a list over the layers, or differ by parts of the tensors' names
+            (`twinmerge.functional.weights`).
+        dtype: Number format of the merged weights; the work itself is done in float32. `stored` is the base's.
+        device: Where the tensor at hand is merged, such as `cuda`.
+        shard: Largest file, such as `5GB`.
+        overwrite: Replace an existing folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: For an expert that is no fine-tune of the base, weights that are not finite, and pickles.
+        ValueError: For an unknown method or option.
+        FileExistsError: When the folder exists and is not to be replaced.
+    """
+    check_arguments(merge_files, locals())
+    target = Path(folder).expanduser()
+    job = job_of(base, experts, dtype)
+    run = bound_method(method, options or {}, list(experts))
+    task = [fingerprint(base, experts), method, options, dtype, shard]
+    with resumable_folder(target, task, overwrite=overwrite) as (out, journal), Files(release=_fills(job)) as files:
+        writer = Writer(out, shards_of(job.out, size_in_bytes(shard)))
+        model = FileModel(job.places, job.merged, job.experts, files, writer, journal, device)
+        run(model, model.states)
+        writer.close()
+        copy_beside(job.base.folder, out, dtype)
+    return target
+
+
+def plan_files(
+    base: str | Path,
+    experts: Mapping[str, str | Path],
+    *,
+    method: str = "task_arithmetic",
+    options: Mapping[str, object] | None = None,
+    dtype: Dtype = "stored",
+    shard: str = "5GB",
+) -> Plan:
+    """What `merge_files` would take, from the headers alone; it refuses what that would refuse.
+
+    Args:
+        base: As for `merge_files`.
+        experts: As for `merge_files`.
+        method: As for `merge_files`.
+        options: As for `merge_files`.
+        dtype: As for `merge_files`.
+        shard: As for `merge_files`.
+
+    Returns:
+        Bytes, memory and time.
+
+    Raises:
+        CheckpointError: For an expert that is no fine-tune of the base, and pickles.
+        ValueError: For an unknown method or option.
+    """
+    job = job_of(base, experts, dtype)
+    bound_method(method, options or {}, list(experts))
+    size_in_bytes(shard)
+    return plan_of(job.out, method, len(experts), job.read, job.written)
+
+
+def job_of(base: str | Path, experts: Mapping[str, str | Path], dtype: str = "stored") -> Job:
+    """Read the headers of a base and its experts, and compare them.
+
+    Raises:
+        CheckpointError: For an expert that is no fine-tune of the base, or no expert at all.
+    """
+    from twinmerge.local import local_folder
+
+    if not experts:
+        raise CheckpointError("there is no expert to merge; give at least one folder.")
+    found = inspect_checkpoint(local_folder(base))
+    if found.kind == "lora":
+        raise CheckpointError(f"{found.folder} is an adapter; give the whole model that it was trained on as the base.")
+    places = dict(sorted(places_of(found).items(), key=lambda item: (item[1].file.name, item[1].offset)))
+    read = {task: expert_of(inspect_checkpoint(local_folder(where)), found) for task, where in experts.items()}
+    merged = floats_of(found)
+    out = {n: (STORED.get(dtype, p.dtype) if p.dtype in FLOATS else p.dtype, p.shape) for n, p in places.items()}
+    return Job(found, read, places, merged, out)
+
+
+def bound_method(method: str, options: Mapping[str, object], tasks: Sequence[str]) -> Callable[..., object]:
+    """A method with its options, those by the experts' names brought into their order.
+
+    Raises:
+        ValueError: For an unknown method, an option that it does not have, or names of no expert.
+    """
+    function = find(method)
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if odd := sorted(set(options) - set(known)):
+        raise ValueError(f"{method} has no option '{odd[0]}'; it has {', '.join(known) or 'none'}.")
+    given = {name: _ordered(name, value, tasks) for name, value in options.items()}
+
+    def run(pretrained: object, experts: object) -> object:
+        return function(pretrained, experts, **given)
+
+    return run
+
+
+def _ordered(name: str, value: object, tasks: Sequence[str]) -> object:
+    """A value for each expert, in order, where it is given by their names."""
+    if not isinstance(value, Mapping) or not value.keys() & set(tasks):
+        return value
+    if odd := sorted(map(str, value.keys() ^ set(tasks))):
+        raise ValueError(f"option '{name}' is given by expert, but '{odd[0]}' is missing or no expert's name.")
+    return [value[task] for task in tasks]
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes of a size such as `5GB`.
+
+    Raises:
+        ValueError: For anything else.
+
+    >>> size_in_bytes("1.5MB")
+    1500000
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B)", text.strip().upper())
+    if found is None or float(found[1]) == 0:
+        raise ValueError(f"the size is {text!r}; give a number above 0 with B, KB, MB or GB, such as 5GB.")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def fingerprint(base: str | Path, experts: Mapping[str, str | Path]) -> object:
+    """Which files are merged: names, sizes and times of all that the folders hold."""
+    from twinmerge.local import local_folder
+
+    return [
+        [task, sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in local_folder(where).glob("*.*"))]
+        for task, where in [("", base), *experts.items()]
+    ]
+
+
+def copy_beside(base: Path, out: Path, dtype: str) -> None:
+    """Copy configuration and tokenizer of the base; the configuration names the number format of the weights."""
+    for file in sorted(base.iterdir()):
+        if _BESIDE.fullmatch(file.name):
+            shutil.copyfile(file, out / file.name)
+    if dtype != "stored":
+        config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        config.pop("torch_dtype", None)
+        config["dtype"] = dtype
+        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _fills(job: Job) -> bool:
+    """Whether the checkpoints would take the larger part of the memory that is free for the page cache."""
+    info = Path("/proc/meminfo")
+    free = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.exists() else None
+    return free is not None and job.read > 512 * int(free[1])

@@ -1,0 +1,149 @@
+"""A base and its experts in files as tensors of blocks, and the merge that writes what it makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from twinmerge.big.experts import Expert
+from twinmerge.big.reading import DTYPES, FLOATS, Files, Place
+from twinmerge.big.writing import Journal, Writer
+from twinmerge.errors import CheckpointError
+from twinmerge.functional.blocks import Block, OutOfCore, Prepare, State, Tensors, depths, merged_blocks
+
+_COPIED = 2**24  # bytes that are copied at once
+
+
+class FileTensors(Tensors):
+    """One tensor of a base and its experts in files; every block is read, and checked the first time."""
+
+    def __init__(
+        self, name: str, place: Place, depth: float, experts: Mapping[str, Expert], files: Files, device: str
+    ) -> None:
+        kinds = {place.dtype, *(expert.dtype_of(name) for expert in experts.values())}
+        dtype = torch.float64 if "F64" in kinds else torch.float32
+        super().__init__(name, place.shape, depth, len(experts), dtype)
+        self.place, self.held, self.files, self.device = place, experts, files, device
+        self._checked: set[int] = set()
+
+    def rows(self, start: int, stop: int) -> Block:
+        """Read the rows of all models."""
+        first, count = start * self.columns, (stop - start) * self.columns
+        shape = (stop - start, *self.shape[1:]) if len(self.shape) > 1 else self.shape
+        base = self.files.read(self.place, first, count).to(self.device, self.dtype).view(-1, self.columns)
+        found = {
+            task: expert.rows(self.files, self.name, base, first, self.dtype) for task, expert in self.held.items()
+        }
+        if first not in self._checked:
+            for task, values in (("", base), *found.items()):
+                _check_finite(values, self.name, f"expert '{task}'" if task else "the base")
+            self._checked.add(first)
+        return Block(base.view(shape), [values.reshape(shape) for values in found.values()], first)
+
+
+def _check_finite(values: Tensor, name: str, owner: str) -> None:
+    # The sum costs a fraction of looking at each value, and is finite only where they are.
+    if not values.sum().isfinite() and not values.isfinite().all():
+        raise CheckpointError(
+            f"the tensor '{name}' of {owner} contains NaN or infinite values; only finite weights can be merged."
+        )
+
+
+class FileModel(OutOfCore):
+    """A base in files whose merge with its experts goes into files, tensor by tensor.
+
+    Args:
+        places: Of the base's tensors, in the order in which they are written.
+        merged: Names of those that are merged; the others are copied.
+        experts: By name.
+        files: What reads.
+        writer: What writes; None where tensors are only read.
+        journal: What is done; tensors in it are passed over.
+        device: Where a block is worked on.
+    """
+
+    def __init__(
+        self,
+        places: Mapping[str, Place],
+        merged: Sequence[str],
+        experts: Mapping[str, Expert],
+        files: Files,
+        writer: Writer,
+        journal: Journal,
+        device: str = "cpu",
+    ) -> None:
+        self.places, self.names, self.held = places, frozenset(merged), experts
+        self.files, self.writer, self.journal, self.device = files, writer, journal, device
+        self.states: list[State] = [_Elsewhere(places) for _ in experts]
+        self._depths = depths(places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Refuse: a method that takes whole tensors of a model out of a state cannot be run out of core."""
+        return _Elsewhere(self.places)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the tensors."""
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        """How many tensors there are."""
+        return len(self.places)
+
+    def tensors(self, name: str) -> FileTensors:
+        """One tensor of all models."""
+        return FileTensors(name, self.places[name], self._depths[name], self.held, self.files, self.device)
+
+    def merge(self, experts: Sequence[State], prepare: Prepare) -> dict[str, Tensor]:
+        """Merge what the journal does not have; what is not merged is copied."""
+        rule = prepare([self.tensors(name) for name in self.places if name in self.names])
+        order = [name for name in self.places if f"tensor {name}" not in self.journal.done]
+        for name, following in zip(order, [*order[1:], ""], strict=True):
+            if following:
+                self._expect(following)
+            if name in self.names:
+                at = 0
+                for block in merged_blocks(self.tensors(name), rule):
+                    self.writer.write(name, at, block)
+                    at += block.numel()
+            else:
+                copy_tensor(self.files, self.places[name], self.writer, name)
+            self.journal.note(f"tensor {name}")
+        return {}
+
+    def _expect(self, name: str) -> None:
+        self.files.expect(self.places[name])
+        if name in self.names:
+            for expert in self.held.values():
+                expert.expect(self.files, name)
+
+
+def copy_tensor(files: Files, place: Place, writer: Writer, name: str) -> None:
+    """Copy a tensor as it is, or rounded where the header of the new file says so."""
+    step = max(1, _COPIED // DTYPES[place.dtype].itemsize)
+    total = place.bytes // DTYPES[place.dtype].itemsize
+    for start in range(0, total, step):
+        values = files.read(place, start, min(step, total - start))
+        if place.dtype in FLOATS:
+            _check_finite(values.float() if values.dtype == torch.float16 else values, name, "the base")
+        writer.write(name, start, values)
+
+
+class _Elsewhere(Mapping[str, Tensor]):
+    """A state whose tensors are in files."""
+
+    def __init__(self, names: Mapping[str, object]) -> None:
+        self._names = names
+
+    def __getitem__(self, name: str) -> Tensor:
+        raise ValueError(
+            f"the method asks for the whole tensor '{name}', so that it cannot merge files block by block: build it on "
+            "twinmerge.functional.state.merge_blocks, or merge in memory with twinmerge.merge"
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,137 @@
+"""Twin-Merging of checkpoints in files: the shared expert, and every exclusive expert as LoRA factors over it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from gapbridge.arguments import Count, PositiveShare, check_arguments
+from twinmerge.big.experts import LoraExpert
+from twinmerge.big.factors import Certificate, Ranks, differences_of
+from twinmerge.big.merge import bound_method, copy_beside, fingerprint, job_of, size_in_bytes
+from twinmerge.big.reading import Files
+from twinmerge.big.streams import FileModel
+from twinmerge.big.writing import Writer, resumable_folder, shards_of
+from twinmerge.errors import CheckpointError
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def twin_files(
+    base: str | Path,
+    experts: Mapping[str, str | Path],
+    folder: str | Path,
+    *,
+    method: str = "task_arithmetic",
+    options: Mapping[str, object] | None = None,
+    rank: Count | None = None,
+    density: PositiveShare | None = None,
+    energy: PositiveShare | None = None,
+    budget: Count | None = None,
+    tolerance: float = 0.01,
+    seed: int = 0,
+    device: str = "cpu",
+    shard: str = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Merge causal language models in files into a twin folder, without ever holding a model.
+
+    The folder is what `twinmerge.load` reads, without a router: give `router_weights`, or make one from texts. Every
+    exclusive expert is a plain adapter of PEFT; vectors such as norms are left to the shared expert.
+
+    Args:
+        base: The experts' common base: a folder, or a Hub name.
+        experts: By name, whole checkpoints in safetensors or plain LoRA adapters; at least two.
+        folder: The twin to make; a merge that was killed goes on when it is called again.
+        method: Of the shared expert, as for `merge_files`.
+        options: Of the method, as for `merge_files`.
+        rank: Singular directions of every exclusive matrix; exactly one of the four.
+        density: Share of min(rows, columns).
+        energy: Share of every difference's squared norm.
+        budget: Bytes of the factors of each expert.
+        tolerance: Accepted excess of a residual over the best one of its rank.
+        seed: Of the sketches.
+        device: Where the tensor at hand is worked on.
+        shard: Largest file of the shared expert.
+        overwrite: Replace an existing folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: For models that are no causal language models, and as `merge_files`.
+        ValueError: When not exactly one of rank, density, energy and budget is given.
+    """
+    check_arguments(twin_files, locals())
+    ranks = Ranks(rank, density, energy, budget)
+    if sum(value is not None for value in asdict(ranks).values()) != 1:
+        raise ValueError(f"the rank policy is {asdict(ranks)}; give exactly one of rank, density, energy and budget.")
+    job = job_of(base, experts)
+    architecture = str(next(iter(job.base.config.get("architectures") or ()), ""))
+    if not architecture.endswith("ForCausalLM") or len(experts) < 2:
+        raise CheckpointError(
+            f"{job.base.folder} is a {architecture or 'model without architecture'} with {len(experts)} experts, and "
+            "twins in files are made of at least two causal language models; use twinmerge.merge_folders."
+        )
+    if odd := [name for name in experts if not _NAME.fullmatch(name)]:
+        raise ValueError(f"expert name {odd[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
+    run = bound_method(method, options or {}, list(experts))
+    task = [fingerprint(base, experts), method, options, asdict(ranks), tolerance, seed, shard, "twin"]
+    with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
+        writer = Writer(out, shards_of(job.out, size_in_bytes(shard)))
+        model = FileModel(job.places, job.merged, job.experts, files, writer, journal, device)
+        run(model, model.states)
+        writer.close()
+        copy_beside(job.base.folder, out, "stored")
+        told: dict[str, Certificate] = {}
+        modules: dict[str, dict[str, int]] = {}
+        with Files() as written:
+            for name, expert in job.experts.items():
+                (out / "experts" / name).mkdir(parents=True, exist_ok=True)
+                source = differences_of(job, name, writer.places, written, device)
+                if isinstance(expert, LoraExpert):
+                    expert.over(job.places)
+                told[name] = source.write(
+                    out / "experts" / name,
+                    journal,
+                    ranks,
+                    tolerance=tolerance,
+                    seed=seed,
+                    dtype="float32",
+                    base="../..",
+                )
+                modules[name] = source.modules({n: r for n, r in told[name]["ranks"].items() if r})
+        _describe(out, architecture, told, modules, str(base))
+    return Path(folder).expanduser()
+
+
+def _describe(
+    out: Path, architecture: str, told: Mapping[str, Certificate], modules: Mapping[str, Mapping[str, int]], base: str
+) -> None:
+    """Card, code and manifest of a twin folder."""
+    from twinmerge.artefact import MANIFEST, bundle, digest, model_card
+    from twinmerge.modeling_twin import FORMAT_VERSION
+
+    (out / "heads").mkdir(exist_ok=True)
+    (out / "modeling_twin.py").write_text(bundle(), encoding="utf-8")
+    card = {
+        "base": base,
+        "residuals": {task: row["residuals"] for task, row in told.items()},
+        "format_version": FORMAT_VERSION,
+        "tasks": list(told),
+        "base_class": architecture,
+        "router_reads": "last",
+        "router": None,
+        "heads": {},
+        "ranks": modules,
+        "left_out": {task: row["left_out"] for task, row in told.items()},
+    }
+    (out / "twin.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_twin.TwinForCausalLM"}
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(model_card(card, out.name), encoding="utf-8")
+    (out / MANIFEST).write_text(json.dumps(digest(out), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,160 @@
+"""The products of adapters on CPUs, a run of tokens at a time, in place of those of vLLM 0.32.
+
+vLLM's own copy both factors of its adapter for every token of a batch, and take a token that has no adapter (slot -1)
+for one of the adapter in the last slot: once all slots are filled, a request for the shared model is answered wrongly
+whenever a mixture is answered beside it. These leave such tokens alone, and multiply those of one adapter together.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+
+from torch import Tensor
+
+log = logging.getLogger("vllm.gapbridge")
+
+
+def install(module: str = "vllm.lora.punica_wrapper.punica_cpu") -> bool:
+    """Put these in the place of vLLM's own; False, and a warning, where that vLLM has none of these names.
+
+    Args:
+        module: that multiplies adapters on CPUs.
+    """
+    mine = {f.__name__: f for f in (sgmv_shrink, sgmv_expand, sgmv_expand_slice)}
+    mine |= {f.__name__: f for f in (bgmv_shrink, bgmv_expand, bgmv_expand_slice)}
+    try:
+        theirs = importlib.import_module(module)
+    except ImportError:
+        theirs = None
+    if theirs is None or any(not hasattr(theirs, name) for name in mine):
+        log.warning("this vLLM multiplies adapters on CPUs in a way that gapbridge does not know; its own is used.")
+        return False
+    for name, function in mine.items():
+        setattr(theirs, name, function)
+    return True
+
+
+def shrink(x: Tensor, down: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | None, scaling: float) -> None:
+    """Write scaling x A^T into y, token by token with the A of its slot; tokens without an adapter are left alone.
+
+    Args:
+        x: shape (tokens, n).
+        down: shape (slots, 1, rank, n) or (slots, rank, n).
+        y: shape (tokens, at least rank), written in place.
+        slots: the slot of every run of tokens, -1 for none.
+        lengths: tokens of every run; None: 1 each.
+        scaling: of the products.
+    """
+    _multiply(x, down, y[:, : down.shape[-2]], slots, lengths, scaling, add=False)
+
+
+def expand(z: Tensor, up: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | None, add: bool) -> None:
+    """Add z B^T to y, or write it, token by token with the B of its slot; tokens without an adapter are left alone.
+
+    Args:
+        z: shape (tokens, rank).
+        up: shape (slots, 1, m, rank) or (slots, m, rank).
+        y: shape (tokens, m), written in place; fewer columns take the first of B.
+        slots: the slot of every run of tokens, -1 for none.
+        lengths: tokens of every run; None: 1 each.
+        add: to what stands in y.
+    """
+    width = min(y.shape[1], up.shape[-2])
+    _multiply(z, up[..., :width, :], y[:, :width], slots, lengths, 1.0, add)
+
+
+def _multiply(
+    x: Tensor, stacked: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | None, scaling: float, add: bool
+) -> None:
+    matrices, x, start = stacked.flatten(0, -3), x.to(y.dtype), 0
+    known = slots.tolist()
+    counts = [1] * len(known) if lengths is None else lengths.tolist()
+    for slot, count in zip(known, counts, strict=True):
+        if slot >= 0:
+            place = slice(start, start + count)
+            y[place].addmm_(x[place], matrices[slot].t().to(y.dtype), beta=float(add), alpha=scaling)
+        start += count
+
+
+def sgmv_shrink(
+    inputs: Tensor,
+    lora_a_weights: Tensor,
+    output_tensor: Tensor,
+    b_seq_start_loc: Tensor,
+    seq_len_tensor: Tensor,
+    lora_indices_tensor: Tensor,
+    batches: int,
+    max_seq_length: int,
+    token_nums: int,
+    scaling: float,
+) -> None:
+    """As vLLM calls `shrink` for runs of tokens."""
+    shrink(inputs, lora_a_weights, output_tensor, lora_indices_tensor, seq_len_tensor, scaling)
+
+
+def sgmv_expand(
+    inputs: Tensor,
+    lora_b_weights: Tensor,
+    output_tensor: Tensor,
+    b_seq_start_loc: Tensor,
+    seq_len_tensor: Tensor,
+    lora_indices_tensor: Tensor,
+    batches: int,
+    max_seq_length: int,
+    token_nums: int,
+    add_inputs: bool = False,
+) -> None:
+    """As vLLM calls `expand` for runs of tokens."""
+    expand(inputs, lora_b_weights, output_tensor, lora_indices_tensor, seq_len_tensor, add_inputs)
+
+
+def sgmv_expand_slice(
+    inputs: Tensor,
+    lora_b_weights: Tensor,
+    output_tensor: Tensor,
+    b_seq_start_loc: Tensor,
+    seq_len_tensor: Tensor,
+    lora_indices_tensor: Tensor,
+    batches: int,
+    max_seq_length: int,
+    token_nums: int,
+    slice_offset: int,
+    slice_size: int,
+    add_inputs: bool = False,
+) -> None:
+    """As vLLM calls `expand` for runs of tokens and some of the columns."""
+    part = output_tensor[:, slice_offset : slice_offset + slice_size]
+    expand(inputs, lora_b_weights, part, lora_indices_tensor, seq_len_tensor, add_inputs)
+
+
+def bgmv_shrink(
+    inputs: Tensor, lora_b_weights: Tensor, output_tensor: Tensor, lora_indices_tensor: Tensor, scaling: float = 1.0
+) -> None:
+    """As vLLM calls `shrink` for single tokens."""
+    shrink(inputs, lora_b_weights, output_tensor, lora_indices_tensor, None, scaling)
+
+
+def bgmv_expand(
+    inputs: Tensor,
+    lora_b_weights: Tensor,
+    output_tensor: Tensor,
+    lora_indices_tensor: Tensor,
+    add_inputs: bool = True,
+) -> None:
+    """As vLLM calls `expand` for single tokens."""
+    expand(inputs, lora_b_weights, output_tensor, lora_indices_tensor, None, add_inputs)
+
+
+def bgmv_expand_slice(
+    inputs: Tensor,
+    lora_b_weights: Tensor,
+    output_tensor: Tensor,
+    lora_indices_tensor: Tensor,
+    slice_offset: int,
+    slice_size: int,
+    add_inputs: bool = True,
+) -> None:
+    """As vLLM calls `expand` for single tokens and some of the columns."""
+    part = output_tensor[:, slice_offset : slice_offset + slice_size]
+    expand(inputs, lora_b_weights, part, lora_indices_tensor, None, add_inputs)
