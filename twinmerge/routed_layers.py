@@ -20,8 +20,7 @@ from .shrinking import Siblings, is_quick, planned, quick_linear
 
 # What attach adds to a module; everything else is the stock module's own.
 ADDED = frozenset(
-    {"experts_up", "experts_down", "experts_owner", "experts_bias", "experts_weight", "experts_epsilon"}
-    | {"siblings"}
+    {"experts_up", "experts_down", "experts_owner", "experts_bias", "experts_weight", "experts_epsilon", "siblings"}
     | {"experts_dense", "experts_ups", "experts_downs", "experts_mean", "experts_var", "mixture", "layout"}
 )
 

@@ -9,12 +9,15 @@ import math
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from recipes.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import datasets
+    import pandas as pd
 
     from recipes.data.splits import Text
     from recipes.data.task_source import TaskSource
@@ -23,8 +26,6 @@ __all__ = ["Rows", "absent", "first_rows", "own_files", "read_columns", "read_sp
 
 MISSING = frozenset({"", "<NA>", "nan", "NaN", "NaT", "#N/A"})  # how the usual tools write a value that is not there
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
-
-
 FIRST = 100  # rows of a file that a pre-flight reads
 
 
@@ -116,13 +117,13 @@ def first_rows(source: TaskSource) -> None:
             _take(source, str(file), _read_file(source, file, FIRST), Rows())
 
 
-def _take(source: TaskSource, where: str, frame: Any, into: Rows) -> None:
+def _take(source: TaskSource, where: str, frame: pd.DataFrame, into: Rows) -> None:
     _need_columns(source, where, list(map(str, frame.columns)), [*source.text, source.label])
     columns = {name: frame[name].tolist() for name in [*source.text, source.label]}
     _rows(source, where, columns, into)
 
 
-def _read_file(source: TaskSource, file: Path, limit: int | None = None) -> Any:
+def _read_file(source: TaskSource, file: Path, limit: int | None = None) -> pd.DataFrame:
     import pandas as pd
 
     form = SUFFIXES.get(file.suffix, "csv") if source.source == "folder" else source.source
@@ -148,7 +149,7 @@ def _read_file(source: TaskSource, file: Path, limit: int | None = None) -> Any:
         raise RunError(f"task {source.name!r}: {file} cannot be read as {form} ({reason}){hint}") from fault
 
 
-def _objects(stream: Any) -> Iterable[dict[str, Any]]:
+def _objects(stream: TextIO) -> Iterable[dict[str, object]]:
     """The objects of a file with one a line, or of one JSON array.
 
     Raises:
@@ -165,7 +166,7 @@ def _objects(stream: Any) -> Iterable[dict[str, Any]]:
         yield row
 
 
-def _lines(start: str, stream: Any) -> Iterable[Any]:
+def _lines(start: str, stream: TextIO) -> Iterable[object]:
     first = start + stream.readline()
     for number, line in enumerate(chain([first], stream), start=1):
         if line.strip():
@@ -192,7 +193,7 @@ def _read_hub(source: TaskSource) -> tuple[dict[str, Rows], tuple[str, ...]]:
     return rows, names
 
 
-def _hub_split(source: TaskSource, name: str) -> tuple[str, Any]:
+def _hub_split(source: TaskSource, name: str) -> tuple[str, datasets.Dataset]:
     """What a split of a Hub data set is called in messages, and the split."""
     import datasets
 

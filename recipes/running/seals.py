@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.running.files import write_json, write_text
+from recipes.running.files import remove_parts, write_json, write_text
 
 STAMP = "gapbridge-stamp.json"
 SMALL = 4 * 2**20  # bytes up to which a file is hashed on every use: it costs milliseconds
@@ -52,6 +52,7 @@ def stamp(folder: Path, **about: Any) -> None:
         folder: Whole, and nobody writes to it.
         about: Further entries of the stamp.
     """
+    remove_parts(folder)  # of a process that was killed while it stamped this folder
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != STAMP)
     files = {path.relative_to(folder).as_posix(): [path.stat().st_size, _sha256(path)] for path in found}
     write_json(folder / STAMP, {**about, "files": files})

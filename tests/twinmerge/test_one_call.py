@@ -25,10 +25,10 @@ def last(pretrained: dict[str, Tensor], experts: list[dict[str, Tensor]], *, sha
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"scale": float("inf")}, "scale: expected a finite number, got inf"),
-        ({"scale": float("nan")}, "scale: expected a finite number, got nan"),
-        ({"scale": True}, "scale: expected a finite number, got True"),
-        ({"scale": "a"}, "scale: expected a finite number, got 'a'"),
+        ({"scale": float("inf")}, "each a finite number, got inf"),
+        ({"scale": float("nan")}, "each a finite number, got nan"),
+        ({"scale": True}, "each a finite number, got True"),
+        ({"scale": "a"}, "each a finite number, got 'a'"),
         ({"scal": 0.3}, "the merge method task_arithmetic has no option 'scal'; did you mean 'scale'"),
         ({"scale": 0.3, "method": "average"}, "the merge method average has no option 'scale'; its options are none"),
         ({"scale": 0.3, "method": last}, "the merge method last has no option 'scale'; did you mean 'share'"),

@@ -81,5 +81,5 @@ def _balances(block: Block, limits: Sequence[tuple[float, float]]) -> list[Tenso
     for vector, (low, high) in zip(cut, limits, strict=True):
         inside = (vector.abs() - low) / (high - low) if high > low else torch.zeros_like(vector)
         balance = (len(cut) * inside.square()).exp_() * (vector * together).tanh_()
-        found.append(balance.clamp_(min=0))
+        found.append(balance.clamp_(min=0).abs_())  # no zero keeps the sign that its bits would count
     return found

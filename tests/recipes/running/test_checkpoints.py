@@ -1,6 +1,7 @@
 """Checkpoints and files are written beside their place, whole, under the user's umask, and a full disk is named."""
 
 import errno
+import json
 import os
 import signal
 import stat
@@ -19,6 +20,7 @@ from recipes.running.checkpoints import WholeCheckpoints
 from recipes.running.execute import _interrupted
 from recipes.running.files import PART, remove_parts, write_text
 from recipes.running.folder import RunFolder
+from recipes.running.seals import STAMP, damage, stamp
 from recipes.running.trainer import TrainerConfig, build_trainer
 from tests.recipes.conftest import ROOT
 from tests.reliability.compare import differences
@@ -177,3 +179,13 @@ def test_the_trainer_of_plain_lightning_is_left_alone():
     io = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu").strategy.checkpoint_io
     assert not isinstance(io, WholeCheckpoints)
     assert Path("checkpoints").exists() is False
+
+
+def test_a_stamp_does_not_list_what_a_killed_stamping_left(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    (tmp_path / "a.bin").write_bytes(b"a")
+    (tmp_path / f".{STAMP}.{child.pid}{PART}").touch()
+    stamp(tmp_path)
+    assert list(json.loads((tmp_path / STAMP).read_text())["files"]) == ["a.bin"]
+    assert damage(tmp_path) == ""
