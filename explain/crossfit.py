@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from explain.data import Codes, Sample
 from explain.functional.aggregate import expectation_rows
 from explain.functional.density import density_ratio
-from explain.functional.rows import Floats, Rows
+from explain.functional.rows import Floats, Rows, quantile
 from explain.functional.values import (
     covariate_rows,
     outcome_denominator_rows,
@@ -20,6 +20,7 @@ from explain.functional.values import (
 from explain.nuisances import Families, Family
 
 Member = NDArray[np.bool_]
+_SETTLED_QUANTILE = 0.95  # of the density ratios that settle a mean, and of what is settled
 
 
 @dataclass(frozen=True)
@@ -143,16 +144,24 @@ def _settled(sample: Sample, family: Family, train: tuple[Codes, Codes], mu: Row
         train: Rows to learn from.
         mu: Regression of the loss in the source.
         mu_w: Its mean given the baseline.
-        ratio: Density ratio of the further features given the baseline, at the source rows.
+        ratio: Density ratio of the further features given the baseline, at the source rows; cut off at its
+            95 % quantile.
 
     Reference:
         Kennedy (2023), "Towards optimal doubly robust estimation of heterogeneous causal effects", arXiv 2004.14497.
     """
-    left = (sample.loss.source - mu.source) * ratio
-    parts = [mu_w, _regress(sample, family.smooth, 0, train, sample.baseline, left)]
+    rows = train[0]
+    cap = quantile(ratio[rows], _SETTLED_QUANTILE, sample.weights(0, rows))
+    left = (sample.loss.source - mu.source) * np.minimum(ratio, cap)  # a few rows must not carry the regression
+    parts = [(0, _regress(sample, family.smooth, 0, train, sample.baseline, left))]
     if mu is not mu_w:
-        parts.append(_regress(sample, family.smooth, 1, train, sample.baseline, mu.target - mu_w.target))
-    return Rows(*(np.sum(sides, axis=0) for sides in zip(*parts, strict=True)))
+        parts.append((1, _regress(sample, family.smooth, 1, train, sample.baseline, mu.target - mu_w.target)))
+    found = mu_w
+    for side, part in parts:  # noise that is extrapolated would be squared: no further than in the middle of the rows
+        inside, weight = part[side][train[side]], sample.weights(side, train[side])
+        low, high = (quantile(inside, share, weight) for share in (1 - _SETTLED_QUANTILE, _SETTLED_QUANTILE))
+        found = Rows(*(before + np.clip(more, low, high) for before, more in zip(found, part, strict=True)))
+    return found
 
 
 def domain_probability(sample: Sample, family: Family, folds: tuple[Codes, Codes]) -> Rows:
