@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,9 +91,8 @@ class LanguageModule(FinetuneModule):
             return None
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        state: dict[str, Tensor] = get_model_state_dict(
-            self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = cast("dict[str, Tensor]", get_model_state_dict(self.model, options=whole))
         first: dict[int, str] = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):  # what is tied is saved once
             if name in state:

@@ -93,7 +93,8 @@ class Plan:
         self.last = index == len(self.modules) - 1
         self.shape, self.dtype, self.inference = x.shape, x.dtype, torch.is_inference_mode_enabled()
         self.down, self.turned = cast(Tensor, stacked), module.experts_up.t()
-        self.start, self.end = (0, self.down.shape[0]) if group is None else group.columns[index]
+        columns: tuple[int, int] = (0, self.down.shape[0]) if group is None else group.columns[index]
+        self.start, self.end = columns
         self.spread = _spread(x, mixture, self.modules, module if group is None else group)
         self.places = self._places()
 

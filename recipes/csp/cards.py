@@ -70,7 +70,7 @@ def _contaminated(highest: float, full_at: int, model: NDArray[np.float64], visi
 
 
 def methods(
-    game: SequenceGame, counts: Mapping[Hashable, NDArray[np.float64]]
+    game: SequenceGame, counts: Mapping[Any, NDArray[np.float64]]
 ) -> Iterator[tuple[str, str, ExtensiveSolution]]:
     """Family, setting and solution of every method on one data set."""
     model = {key: row / row.sum() for key, row in counts.items()}
@@ -97,7 +97,7 @@ def methods(
 
 
 def score(
-    game: SequenceGame, target: Mapping[Hashable, NDArray[np.float64]], counts: Mapping[Hashable, NDArray[np.float64]]
+    game: SequenceGame, target: Mapping[Hashable, NDArray[np.float64]], counts: Mapping[Any, NDArray[np.float64]]
 ) -> list[dict[str, Any]]:
     """Rows of all methods on one data set.
 

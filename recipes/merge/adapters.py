@@ -48,7 +48,7 @@ def adapted(model: PreTrainedModel, training: Training, task_type: str | None = 
         from peft import prepare_model_for_kbit_training
 
         settings = {"use_reentrant": False}
-        model = prepare_model_for_kbit_training(model, training.gradient_checkpointing, settings)
+        model = prepare_model_for_kbit_training(model, training.gradient_checkpointing, settings)  # type: ignore[no-untyped-call]
     elif training.gradient_checkpointing:
         # Renamed in transformers 5; the positional argument is the same.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

@@ -103,7 +103,8 @@ def train_router(
         router = knn_router(*features["train"], tasks)
     else:
         width = features["train"][0].shape[1]
-        module = RouterModule(width, tasks, kind=options.kind, learning_rate=options.learning_rate)
+        kind: Literal["mlp", "linear"] = "linear" if options.kind == "linear" else "mlp"
+        module = RouterModule(width, tasks, kind=kind, learning_rate=options.learning_rate)
         module.router.standardise(features["train"][0])
         best = BestWeights("validation/loss")
         config = TrainerConfig(max_epochs=options.epochs, accelerator="cpu", devices=1, enable_model_summary=False)

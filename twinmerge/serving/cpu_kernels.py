@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -21,8 +22,9 @@ def install(module: str = "vllm.lora.punica_wrapper.punica_cpu") -> bool:
     Args:
         module: that multiplies adapters on CPUs.
     """
-    mine = {f.__name__: f for f in (sgmv_shrink, sgmv_expand, sgmv_expand_slice)}
-    mine |= {f.__name__: f for f in (bgmv_shrink, bgmv_expand, bgmv_expand_slice)}
+    own: tuple[Callable[..., None], ...] = (sgmv_shrink, sgmv_expand, sgmv_expand_slice)
+    own += (bgmv_shrink, bgmv_expand, bgmv_expand_slice)
+    mine = {f.__name__: f for f in own}
     try:
         theirs = importlib.import_module(module)
     except ImportError:
