@@ -41,7 +41,7 @@ def features(seed: int) -> dict[str, Features]:
         tasks = [load_task(source, seed) for source in sources]
         data = MixedTextDataModule(tasks, where, batch_size=16, max_length=LENGTH, eval_batch_size=64)
         data.setup(None)
-        model, made = AutoModel.from_pretrained(where).eval(), {}
+        model, made = AutoModel.from_pretrained(where, trust_remote_code=False).eval(), {}
         for split in ("train", "validation"):
             parts, ids = [], []
             with torch.inference_mode():
@@ -97,7 +97,7 @@ def trained(kind: str, train: Features, validation: Features, seed: int) -> Rout
 
 def row(kind: str, reads: str, seed: int, found: Mapping[str, Features]) -> dict[str, Any]:
     """One router: its size, and how it does on validation and on what was held out."""
-    width = AutoModel.from_pretrained(resolve_model("shipped:minilm")).config.hidden_size
+    width = AutoModel.from_pretrained(resolve_model("shipped:minilm"), trust_remote_code=False).config.hidden_size
     cut = {split: (x if reads == "all" else x[:, -width:], y) for split, (x, y) in found.items()}
     router = trained(kind, cut["train"], cut["validation"], seed)
     made: dict[str, Any] = {"seed": seed, "router": kind, "reads": reads}

@@ -43,7 +43,7 @@ def language_model(where: Path | str, precision: Any = None, four_bits_on: Any =
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
         options: dict[str, Any] = {"quantization_config": quantised, "device_map": {"": four_bits_on}}
-        return AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfloat16, **options)
+        return AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfloat16, trust_remote_code=False, **options)
     kind = getattr(torch, HALF.get(str(precision), "float32"))
     return AutoModelForCausalLM.from_pretrained(where, dtype=kind, trust_remote_code=False)
 
