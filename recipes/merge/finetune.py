@@ -215,6 +215,8 @@ def train_expert(
     if (target / "expert.json").exists():
         if not (fault := expert_damage(target)):
             card: dict[str, Any] = json.loads((target / "expert.json").read_text(encoding="utf-8"))
+            if process_rank() == 0:  # of a run that was killed between the expert and what its training had left
+                shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)
             folder.say(f"expert {source.name}: found, test {card['metric']} {card['test']:.3f}")
             return card
         folder.say(f"expert {source.name}: {target} {fault}; it is made again")

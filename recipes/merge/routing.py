@@ -94,9 +94,11 @@ def train_router(
     """
     import lightning
     import torch
+    from torch.utils.data import DataLoader, TensorDataset
 
     from recipes.running.callbacks import BestWeights
-    from twinmerge.router import FeatureDataModule, RouterModule, fit_temperature, knn_router
+    from recipes.running.resume import ResumableLoader
+    from twinmerge.router import RouterModule, fit_temperature, knn_router
 
     lightning.seed_everything(seed, workers=True, verbose=False)
     if options.kind == "knn":
@@ -108,9 +110,10 @@ def train_router(
         module.router.standardise(features["train"][0])
         best = BestWeights("validation/loss")
         config = TrainerConfig(max_epochs=options.epochs, accelerator="cpu", devices=1, enable_model_summary=False)
-        pairs = FeatureDataModule(features["train"], features["validation"], options.batch_size, seed)
+        sets = [TensorDataset(*features[split]) for split in ("train", "validation")]
+        pairs = ResumableLoader(sets[0], options.batch_size, seed=seed), DataLoader(sets[1], options.batch_size)
         trainer = build_trainer(config, folder, "router", callbacks=[best])
-        trainer.fit(module, datamodule=pairs, ckpt_path=folder.checkpoint_of("router"))
+        trainer.fit(module, *pairs, ckpt_path=folder.checkpoint_of("router"))
         module.load_state_dict(best.weights)
         router = module.router.eval()
     router.top_k = options.top_k
