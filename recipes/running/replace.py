@@ -75,8 +75,8 @@ def holds_run(out: Path) -> bool:
 
 def is_unused(out: Path) -> bool:
     """Whether a folder holds nothing, or no more than what a run notes before it says that it is one."""
-    names = {item.name for item in content(out) if not LEFT.fullmatch(item.name)}
-    return not list(content(out)) or (names == {INPUTS} and read_noted(out) is not None)
+    whole = {item.name for item in content(out) if not (_made(item) and LEFT.fullmatch(item.name))}
+    return not whole or (whole == {INPUTS} and read_noted(out) is not None)
 
 
 def remove_run(out: Path) -> None:

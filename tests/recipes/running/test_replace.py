@@ -94,3 +94,10 @@ def test_what_killed_runs_leave_is_replaced(front, tmp_path):
     (tmp_path / "q").mkdir()
     (tmp_path / "q/inputs.json").write_text("something of the user's")
     assert front("r.yaml", "--out", "q").code == 2
+
+
+def test_a_run_that_was_killed_at_its_first_file_leaves_its_folder_free(front, tmp_path):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o/.inputs.json.123.part").write_text("{")
+    assert front("r.yaml", "--out", "o", r=TOY).code == 0
+    assert not (tmp_path / "o/.inputs.json.123.part").exists()
