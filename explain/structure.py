@@ -43,11 +43,9 @@ def check_options(explainer: BaseEstimator) -> None:
         _check_levels(column, list(levels))
     sides = [("prediction", given["prediction"])] if "prediction" in given else []
     if "models" in given:
-        if given["models"][0] == given["models"][1]:
-            raise ExplainError(f"models is {given['models']!r}, but they must be the columns of two different models")
         sides = [("models", side) for side in given["models"]]
     for name, side in sides:
-        if isinstance(side, list) and not (side and len(set(side)) == len(side)):
+        if isinstance(side, list) and len(set(side)) < len(side):
             raise ExplainError(f"{name} has the columns {side!r}, but a column for each class is needed, none twice")
     baseline = list(given.get("baseline", ()))
     check_roles(baseline, {} if given["groups"] is None else players_of(given["groups"]), roles(given))

@@ -95,7 +95,7 @@ def check_options(method: Callable[..., dict[str, Tensor]], options: Mapping[str
 
     >>> check_options(find("ties"), {"dropp": 0.5})
     Traceback (most recent call last):
-    ValueError: the merge method ties has no option 'dropp'; its options are scale, density.
+    ValueError: the merge method ties has no option 'dropp'; its options are scale, density, weights, trim, normalize.
     """
     name, known = getattr(method, "__name__", type(method).__name__), options_of(method)
     open_ended = any(option.kind is option.VAR_KEYWORD for option in known.values())

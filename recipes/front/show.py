@@ -21,8 +21,8 @@ def list_recipes() -> str:
     """Return the table of recipes and the YAML files that ship with each."""
     lines = []
     for name, entry in table.entries().items():
-        lines.append(f"{name:10}{entry.about}")
-        lines += [f"{'':10}  {file}" for file, path in table.shipped().items() if _recipe_of(path) == name]
+        lines.append(f"{name:12}{entry.about}")
+        lines += [f"{'':12}  {file}" for file, path in table.shipped().items() if _recipe_of(path) == name]
     return "\n".join(lines)
 
 

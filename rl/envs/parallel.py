@@ -127,7 +127,7 @@ class ParallelGame(BatchedGame):
 
     def step(self, state: State, actions: Actions, generator: torch.Generator) -> tuple[State, Tensor, Tensor]:
         """Step every copy whose episode is not done."""
-        if (stamp := state["stamp"].tolist()) != [self._run, self._tick]:
+        if (stamp := state["stamp"][0].tolist()) != [self._run, self._tick]:
             raise ValueError(
                 f"this state is number {stamp}, but the environments are at {[self._run, self._tick]}; a PettingZoo "
                 "environment can only go on from its last state, so play one batch at a time"
@@ -166,7 +166,7 @@ class ParallelGame(BatchedGame):
 
     def _state(self, seen: Sequence[Mapping[str, object]], done: Tensor, time: Tensor) -> State:
         """Observations and masks of all agents of all copies as tensors."""
-        state: State = {"done": done, "time": time, "stamp": torch.tensor([self._run, self._tick])}
+        state: State = {"done": done, "time": time, "stamp": torch.tensor([self._run, self._tick]).expand(len(done), 2)}
         for seat, names in self.agents.items():
             looks = np.zeros((len(seen), len(names), self.observation_dim[seat]), dtype=np.float32)
             masks = np.ones((len(seen), len(names), max(self.n_actions[seat], 1)), dtype=bool)

@@ -56,11 +56,8 @@ def check_options(options: Mapping[str, Any], *, differentiable: bool = True, de
     estimator = options["estimator"]
     if options["cross"] == "auto" and not options["diagnose_every"]:
         raise ValueError("cross is auto, but diagnose_every is 0: nothing would be measured; give 50 or so.")
-    if options.get("simulator_args") is not None and not isinstance(options["simulator"], str):
-        raise ValueError("simulator_args are given beside a simulator that is made already; give them to its class.")
-    if decisions is not None and options["window"] > max(
-        0, decisions
-    ):  # a horizon that is no horizon is refused in its own words
+    # A horizon that is no horizon is refused in its own words.
+    if decisions is not None and options["window"] > max(0, decisions):
         raise ValueError(
             f"window is {options['window']}, but an episode has {decisions} decisions; give fewer, or 0 for whole "
             "episodes."

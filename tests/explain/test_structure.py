@@ -51,7 +51,6 @@ def test_a_wrong_option_is_refused_when_the_explainer_is_made(given: dict[str, A
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"models": ("a", "a")}, r"models is \('a', 'a'\), but they must be the columns of two different models"),
         ({"models": ("a",)}, "models: expected a list of 2 values"),
         ({"models": (["a", "a"], "b")}, r"models has the columns \['a', 'a'\]"),
         ({"cluster": ["a"]}, r"cluster: expected a name or None, got \['a'\]"),

@@ -223,9 +223,9 @@ trainer:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": "best"}, "choose trained or fixed"),
-        ({"pooling": "max", "labels": 2}, "choose mean, first, last or tokens"),
-        ({"metric": "bleu"}, "choose one of accuracy"),
+        ({"heads": "best"}, "heads: expected one of 'trained', 'fixed', got 'best'"),
+        ({"pooling": "max", "labels": 2}, "pooling: expected one of 'mean', 'first', 'last', got 'max'"),
+        ({"metric": "bleu"}, "metric: expected one of 'accuracy', .*, got 'bleu'"),
         ({"labels": 1}, "choose pearson_spearman"),
         ({"question": "ham"}, r"question 'ham' is no head of the model \(spam, topic, mood\)"),
         ({"lora_rank": 2}, "a twin has low-rank experts of its own"),

@@ -61,7 +61,7 @@ def emr(pretrained: State, experts: Sequence[State]) -> Elected:
         >>> import torch
         >>> made = emr({"w": torch.zeros(2)}, [{"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([3.0, -2.0])}])
         >>> made.vector["w"], made.expert({"w": torch.zeros(2)}, 0)["w"]
-        (tensor([ 3., -2.]), tensor([2., -0.]))
+        (tensor([ 3., -2.]), tensor([2., 0.]))
 
     Reference:
         Huang et al. (2024), "EMR-Merging: tuning-free high-performance model merging", arXiv 2405.17461, algorithm 1.

@@ -40,7 +40,7 @@ def test_a_full_disk_at_the_start(front, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    told(front("r.yaml", "--out", "o", r=TOY), 1, "the disk is full: o/recipe.yaml; free some space")
+    told(front("r.yaml", "--out", "o", r=TOY), 1, "the disk is full: o/inputs.json; free some space")
 
 
 def test_a_user_without_a_home(monkeypatch):

@@ -53,7 +53,14 @@ def test_a_rank_makes_a_twin_and_mistakes_are_one_sentence(models, capsys):
 
 def test_further_methods_are_tuned_when_they_are_named():
     plain = Baselines(scales=[0.5], drops=[0.7])
-    assert {method for method, _ in plain.grid()} == {"average", "task_arithmetic", "ties", "dare", "dare_ties"}
+    assert {method for method, _ in plain.grid()} == {
+        "average",
+        "task_arithmetic",
+        "ties",
+        "dare",
+        "dare_ties",
+        "tsv_m",
+    }
     named = Baselines(scales=[0.5, 1.0], further=["sce", "karcher"])
     assert named.grid()[-3:] == [("sce", {"scale": 0.5}), ("sce", {"scale": 1.0}), ("karcher", {})]
     with pytest.raises(FieldError, match="unknown merge method 'sca'; did you mean 'sce'"):

@@ -78,7 +78,7 @@ def test_classes_are_built_and_checked(folder):
         ({"callbacks": {"class_path": "lightning.pytorch.loggers.CSVLogger"}}, "trainer.callbacks: .*subclass"),
         ({"callbacks": [EARLY | {"init_args": {"monitr": "loss"}}]}, "trainer.callbacks: .*monitr"),
         ({"logger": {"class_path": "no.such.Thing"}}, "trainer.logger: .*no.such.Thing"),
-        ({"strategy": "dpp"}, "trainer: .*dpp"),
+        ({"strategy": "dpp"}, "trainer.strategy: .*dpp"),
         ({"accelerator": "gpuu"}, "trainer: .*gpuu"),
         ({"max_steps": -5}, "trainer: .*max_steps"),
         ({"devices": 0, "accelerator": "cpu"}, "trainer: .*devices"),

@@ -37,7 +37,6 @@ def without_initial(groups):
         ({"simulator": None}, "simulator: expected text or a HybridSimulator, got None"),
         ({"simulator": Newsvendor}, r"got the class Newsvendor; make one of it, as Newsvendor\(...\)"),
         ({"simulator": "foo"}, "simulator 'foo' is no import path; give that of a class, such as package.module.Class"),
-        ({"simulator_args": {"fixed_cost": 1.0}}, "simulator_args are given beside a simulator that is made already"),
         ({"window": 99}, "window is 99, but an episode has 1 decisions"),
         ({"estimator": "pathwise", "branch": True}, "branch is on, but estimator pathwise has no score"),
         ({"estimator": "score", "cross": "off"}, "cross is 'off', but estimator score has no cross term"),

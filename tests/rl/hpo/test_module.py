@@ -235,7 +235,7 @@ def test_inert_parts_are_found() -> None:
     ("path", "arguments", "message"),
     [
         ("rl.envs.nothing.at_all", {}, "cannot be imported"),
-        ("nothing", {}, "cannot be imported"),
+        ("nothing", {}, "is no import path"),
         ("torch.nn.Linear", {}, "neither a subclass"),
         ("os.system", {"command": "true"}, "neither a subclass"),
         ("rl.envs.switched_lqr.switched_lqr", {"dimensions": 2}, "does not take"),
