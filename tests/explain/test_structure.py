@@ -35,7 +35,6 @@ from explain import ExplainError, GapExplainer, ModelGap, ModelGapExplainer, Per
         ({"label": ["y"]}, r"label: expected a name, got \['y'\]"),
         ({"label": "age"}, "column 'age' is a label, prediction, loss or cluster and cannot be a feature too"),
         ({"cluster": ["a"]}, r"cluster: expected a name or None, got \['a'\]"),
-        ({"prediction": []}, r"prediction has the columns \[\], but a column for each class is needed"),
         ({"prediction": ["p", "p"]}, r"prediction has the columns \['p', 'p'\], but a column for each class is needed"),
         ({"baseline": ["age", "age"]}, "column 'age' is listed twice"),
         ({"baseline": [["age"]]}, r"baseline: expected a list, each a name, got \[\['age'\]\]"),
