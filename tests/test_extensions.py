@@ -42,7 +42,7 @@ def outside(installed, tmp_path):
 
 def test_a_recipe_from_outside_gets_the_same_front(outside, tmp_path):
     listed = outside("-m", "gapbridge", "--list")
-    assert "count     count what a file holds (from gapbridge-example)\n            count.yaml" in listed.stdout
+    assert "count       count what a file holds (from gapbridge-example)\n              count.yaml" in listed.stdout
     (tmp_path / "three.txt").write_text("a\nb\nc\n")
     assert json.loads(outside("-m", "gapbridge", "--schema", "count").stdout)["required"] == ["path"]
     assert outside("-m", "gapbridge", "--new", "count").stdout.startswith("# Count the lines")
