@@ -290,17 +290,18 @@ def newest_valid_checkpoint(folder: Path, report: Callable[[str], object] = prin
 
     Args:
         folder: Searched with everything below it.
-        report: Called with one sentence for each newer checkpoint that is skipped.
+        report: Called with one sentence for each checkpoint that is damaged, of a finished training too.
 
     Returns:
         Its path, or None when there is none.
     """
     found = sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    newest: Path | None = None
     for path in found:
         try:
             verify_checkpoint(path)
         except RunError as error:
             report(f"skipped: {error}")
-            continue
-        return path
-    return None
+        else:
+            newest = newest or path
+    return newest

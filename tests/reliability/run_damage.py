@@ -49,6 +49,7 @@ def corrupt_run(breaker: Breaker, variant: Variant, number: int) -> dict[str, st
         added = what.removeprefix("add ").removeprefix("./") if what.startswith("add ") else None
         unlike = [d for d in differences(unbroken.contents, contents_of(home)) if added is None or added not in d]
         told = "metrics.csv is not what it was" in error and all("/run/metrics.csv" in d for d in unlike)
+        told |= any(f"skipped: checkpoint {p} " in error and all(f"/{p}" in d for d in unlike) for p in _saved(home))
         row |= {"outcome": "harmless" if not unlike else "refused" if told else "undetected"}
         row["said"] = "; ".join(unlike[:2])[:400]
     elif "Traceback" in error or code not in (1, 2) or last.startswith(("the run failed: ", "stopped: ")) or not last:
@@ -58,6 +59,10 @@ def corrupt_run(breaker: Breaker, variant: Variant, number: int) -> dict[str, st
     if row["outcome"] in ("harmless", "refused"):
         shutil.rmtree(home)
     return row
+
+
+def _saved(home: Path) -> list[str]:
+    return [str(path.relative_to(home)) for path in (home / "run" / "checkpoints").rglob("*.ckpt")]
 
 
 def _unread(name: Path) -> bool:

@@ -325,3 +325,16 @@ class Hostile:
 
     def __reduce__(self):
         return (setattr, (Hostile, "ran", True))
+
+
+def test_a_damaged_checkpoint_of_a_finished_training_is_told_too(tmp_path):
+    fit(tmp_path / "run")
+    [newest] = (tmp_path / "run" / "checkpoints").glob("*.ckpt")
+    older = tmp_path / "run" / "checkpoints" / "first" / "old.ckpt"
+    older.parent.mkdir()
+    older.write_bytes(newest.read_bytes()[:-100])
+    os.utime(older, ns=(0, 0))
+    told = []
+    assert newest_valid_checkpoint(tmp_path / "run" / "checkpoints", told.append) == newest
+    assert len(told) == 1
+    assert told[0].startswith(f"skipped: checkpoint {older}")
