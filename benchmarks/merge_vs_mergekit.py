@@ -11,7 +11,6 @@ rounds on a busy core; `--sizes 135M --rounds 1` is quick.
 """
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -25,10 +24,9 @@ from safetensors import safe_open
 
 from benchmarks.checkpoints import GB_1_2, SMOLLM2, Llama, Used, measured, write_family
 from benchmarks.common import interleaved_times, median_ratio, write_results
-from benchmarks.mergekit_cpu import RUN_ALL
+from benchmarks.mergekit_cpu import ENVIRONMENT, RUN_ALL
 from twinmerge.functional import truncated_svd
 
-ENVIRONMENT = Path(os.environ.get("GAPBRIDGE_MERGEKIT", "/root/mergekit-env"))
 EXPERTS = 3
 SIZES = {"135M": SMOLLM2, "615M": GB_1_2}
 PARAMETERS = {

@@ -13,7 +13,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from gapbridge.arguments import Count, PositiveShare, check_arguments
+from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
 from twinmerge.big.experts import Expert
 from twinmerge.big.merge import STORED, Job, fingerprint, job_of
 from twinmerge.big.reading import Files, Place
@@ -72,7 +72,7 @@ def extract_lora(
     energy: PositiveShare | None = None,
     budget: Count | None = None,
     tolerance: float = 0.01,
-    seed: int = 0,
+    seed: Seed = 0,
     dtype: Stored = "float32",
     device: str = "cpu",
     overwrite: bool = False,

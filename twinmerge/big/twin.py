@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from gapbridge.arguments import Count, PositiveShare, check_arguments
+from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
 from twinmerge.big.experts import LoraExpert
 from twinmerge.big.factors import Certificate, Ranks, differences_of
 from twinmerge.big.merge import bound_method, copy_beside, fingerprint, job_of, size_in_bytes
@@ -32,7 +32,7 @@ def twin_files(
     energy: PositiveShare | None = None,
     budget: Count | None = None,
     tolerance: float = 0.01,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
     shard: str = "5GB",
     overwrite: bool = False,

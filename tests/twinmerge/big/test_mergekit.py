@@ -1,21 +1,18 @@
 """Configurations of mergekit give the tensors that mergekit gives, and what cannot be done is said."""
 
-import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from benchmarks.mergekit_cpu import RUN_ALL
+from benchmarks.mergekit_cpu import ENVIRONMENT, RUN_ALL
 from tests.twinmerge.big.small import read, write_family
 from twinmerge.big.command import main
 from twinmerge.big.merge import merge_files
 from twinmerge.big.mergekit import read_mergekit
 from twinmerge.errors import CheckpointError
 
-ENVIRONMENT = Path(os.environ.get("GAPBRIDGE_MERGEKIT", "/root/mergekit-env"))
 GRADIENT = [0.2, 0.9, 0.4]
 BY_NAME = [{"filter": "mlp", "value": 0.8}, {"filter": "self_attn", "value": GRADIENT}, {"value": 0.5}]
 # Method, parameters of the whole, parameters of every model, whether the base is named, models that are merged.
