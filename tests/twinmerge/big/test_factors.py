@@ -100,7 +100,8 @@ def test_a_twin_is_the_merge_and_the_differences_to_it(family, tmp_path):
         twin_files(base, {"e0": experts["e0"]}, tmp_path / "other", rank=2)
 
 
-@pytest.mark.slow  # transformers and PEFT
+@pytest.mark.slow  # transformers and PEFT, which notes that each use of a tied weight has an adapter of its own
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings=True.*")
 def test_a_twin_and_an_adapter_are_loaded_by_stock_code(family, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
