@@ -25,7 +25,7 @@ from twinmerge.routable import check_routable
 from twinmerge.twin_mixin import TwinMixin
 from twinmerge.vocabulary import fit_vocabulary
 
-__all__ = ["ROUTERS", "combine", "local_folder", "merge_folders", "named", "router_from_texts", "stored_format"]
+__all__ = ["ROUTERS", "combine", "merge_folders", "named", "router_from_texts", "stored_format"]
 
 ROUTERS = ("mlp", "linear", "knn")
 

@@ -108,8 +108,8 @@ def _models(
     import twinmerge
     from twinmerge.errors import CheckpointError
     from twinmerge.folders import mapped
+    from twinmerge.local import local_folder
     from twinmerge.merging import set_parameters
-    from twinmerge.one_call import local_folder
 
     where = resolve_model(recipe.base)
     model = AutoModel.from_pretrained(where, trust_remote_code=False).eval()

@@ -40,7 +40,7 @@ def read_all(
         RunError: For one that cannot be read exactly.
     """
     from twinmerge.errors import CheckpointError
-    from twinmerge.one_call import local_folder
+    from twinmerge.local import local_folder
     from twinmerge.vocabulary import fit_vocabulary
 
     where = resolve_model(recipe.base)

@@ -169,7 +169,7 @@ def run_causal(
 def _experts(recipe: Recipe, folder: RunFolder, where: Path | str) -> dict[str, Path]:
     """Where every task's expert is, trained where it is missing."""
     from twinmerge.errors import CheckpointError
-    from twinmerge.one_call import local_folder
+    from twinmerge.local import local_folder
 
     given, places = recipe.given(), {}
     for source in recipe.tasks:
