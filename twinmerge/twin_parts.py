@@ -16,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from .states import States
+
+POOLINGS = ("mean", "first", "last", "patches", "pooled", "tokens")
+
 
 def check_number(name: str, value: object, low: float, *, whole: bool = True, above: bool = False) -> None:
     """Refuse what is no finite number from `low` on. Part of a twin's folder, which must need no other package of ours.
@@ -215,7 +219,8 @@ class Head(nn.Module):
     Args:
         width: hidden size of the encoder.
         labels: outputs; 1 for regression.
-        pooling: `mean` over real tokens, `first` token, `last` real token, or `tokens`: an answer for every token.
+        pooling: `mean` over real tokens, `first` token, `last` real token, `patches` (the mean of all but the first
+            token), `pooled` (what the body pools to itself), or `tokens`: an answer for every token.
         layer_norm: normalise the pooled feature, without parameters.
         dense: a layer before the output, as in RoBERTa's classification head or BERT's pooler.
         activation: after the dense layer, a name of transformers' `ACT2FN` (`linear` is none).
@@ -245,8 +250,8 @@ class Head(nn.Module):
         for name, value in (("layer_norm", layer_norm), ("dense", dense)):
             if not isinstance(value, bool):
                 raise ValueError(f"the head's {name} is {value!r}; give True or False.")
-        if pooling not in ("mean", "first", "last", "tokens"):
-            raise ValueError(f"pooling '{pooling}' is unknown; choose mean, first, last or tokens.")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling '{pooling}' is unknown; choose one of {', '.join(POOLINGS)}.")
         if activation not in ACT2FN:
             raise ValueError(f"activation '{activation}' is unknown; choose one of {', '.join(ACT2FN)}.")
         self.pooling, self.layer_norm, self.activation = pooling, layer_norm, activation
@@ -279,9 +284,25 @@ class Head(nn.Module):
         head.problem = spec.get("problem")
         return head
 
-    def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Token states of shape (batch, tokens, width) to one feature each, (batch, width); `tokens` keeps them all."""
-        if self.pooling == "mean":
+    def pool(self, states: States | Tensor, mask: Tensor | None) -> Tensor:
+        """States of the body to one feature each, shape (batch, width); `tokens` keeps them all.
+
+        Args:
+            states: of the body, or token states alone, shape (batch, tokens, width).
+            mask: shape (batch, tokens), 1 for real tokens; None counts all.
+
+        Raises:
+            ValueError: where the head reads what the body pools to, and there is none.
+        """
+        states = states if isinstance(states, States) else States(states)
+        hidden = states.tokens
+        if self.pooling == "pooled":
+            if states.pooled is None:
+                raise ValueError("the head reads what the body pools to, and this body pools nothing.")
+            pooled = states.pooled
+        elif self.pooling == "patches":
+            pooled = masked_mean(hidden[:, 1:], None if mask is None else mask[:, 1:]).to(hidden.dtype)
+        elif self.pooling == "mean":
             pooled = masked_mean(hidden, mask).to(hidden.dtype)
         elif self.pooling == "first":
             pooled = hidden[:, 0]
@@ -293,9 +314,9 @@ class Head(nn.Module):
             pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
         return F.layer_norm(pooled, pooled.shape[-1:]) if self.layer_norm else pooled
 
-    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, states: States | Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits of shape (batch, labels), or (batch, tokens, labels) of a head on `tokens`."""
-        pooled = self.pool(hidden, mask)
+        pooled = self.pool(states, mask)
         if self.dense is not None:
             pooled = ACT2FN[self.activation](self.dense(pooled))
         if self.norm is not None:
