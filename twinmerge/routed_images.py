@@ -44,7 +44,10 @@ class RoutedGroupedConv(RoutedAny):
         along = next(iter(self.layout.inputs.values()), 0) if self.layout is not None else 0
         if rows.shape[0] == 1 or not plain or along:
             return super().routed(*args, **kwargs)
-        conv, x = cast(nn.Conv2d, self), self.mixture.grouped(cast(Tensor, args[0]))  # (rows or 1, share, channels, ...)
+        conv, x = (
+            cast(nn.Conv2d, self),
+            self.mixture.grouped(cast(Tensor, args[0])),
+        )  # (rows or 1, share, channels, ...)
         count, share = rows.shape[0], x.shape[1]
         found = self.all_differences(rows)
         kernel = conv.weight

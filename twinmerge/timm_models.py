@@ -159,7 +159,9 @@ class RoutedPositions(RoutedAny):
         """Any call on one tensor whose first dimension are the inputs."""
         rows = self.mixture.row()
         names = [name.replace("/", ".") for part in (self.experts_dense, self.experts_ups) for name in part]
-        laid = all("." not in name and stored(self, name).dim() > 1 and stored(self, name).shape[0] == 1 for name in names)
+        laid = all(
+            "." not in name and stored(self, name).dim() > 1 and stored(self, name).shape[0] == 1 for name in names
+        )
         if rows.shape[0] == 1 or not laid or kwargs or len(args) != 1:
             return super().routed(*args, **kwargs)
         share = self.mixture.share(cast(Tensor, args[0]).shape[0])

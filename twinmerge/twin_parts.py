@@ -18,7 +18,7 @@ from transformers.activations import ACT2FN
 
 from .states import States
 
-POOLINGS = ("mean", "first", "last", "patches", "pooled", "tokens")
+POOLINGS = ("first", "last", "mean", "patches", "first_patches", "pooled", "tokens")
 
 
 def check_number(name: str, value: object, low: float, *, whole: bool = True, above: bool = False) -> None:
@@ -213,14 +213,49 @@ class Router(nn.Module):
         return weights
 
 
+def pool(pooling: str, states: States | Tensor, mask: Tensor | None) -> Tensor:
+    """States of a body to one feature each.
+
+    Args:
+        pooling: `mean` over real tokens, `first` token, `last` real token, `patches` (the mean of all but the first
+            token), `first_patches` (both side by side, as in DINOv2), `pooled` (what the body pools to itself), or
+            `tokens`, which keeps them all.
+        states: of the body, or token states alone, shape (batch, tokens, width).
+        mask: shape (batch, tokens), 1 for real tokens; None counts all.
+
+    Returns:
+        Shape (batch, width), or (batch, tokens, width).
+
+    Raises:
+        ValueError: where what the body pools to is read, and there is none.
+    """
+    states = states if isinstance(states, States) else States(states)
+    hidden = states.tokens
+    if pooling == "pooled":
+        if states.pooled is None:
+            raise ValueError("the head reads what the body pools to, and this body pools nothing.")
+        return states.pooled
+    if pooling == "mean":
+        return masked_mean(hidden, mask).to(hidden.dtype)
+    if pooling == "first":
+        return hidden[:, 0]
+    if pooling == "tokens":
+        return hidden
+    if pooling in ("patches", "first_patches"):
+        rest = masked_mean(hidden[:, 1:], None if mask is None else mask[:, 1:]).to(hidden.dtype)
+        return rest if pooling == "patches" else torch.cat([hidden[:, 0], rest], -1)
+    tokens = torch.arange(hidden.shape[1], device=hidden.device)
+    last = tokens[-1:] if mask is None else (tokens * mask).argmax(1)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+
 class Head(nn.Module):
     """A task's own head on the token states: pool -> [layer norm] -> [dense -> activation] -> [norm] -> linear.
 
     Args:
         width: hidden size of the encoder.
         labels: outputs; 1 for regression.
-        pooling: `mean` over real tokens, `first` token, `last` real token, `patches` (the mean of all but the first
-            token), `pooled` (what the body pools to itself), or `tokens`: an answer for every token.
+        pooling: one of `POOLINGS`, see `pool`; `tokens` is an answer for every token.
         layer_norm: normalise the pooled feature, without parameters.
         dense: a layer before the output, as in RoBERTa's classification head or BERT's pooler.
         activation: after the dense layer, a name of transformers' `ACT2FN` (`linear` is none).
@@ -284,39 +319,10 @@ class Head(nn.Module):
         head.problem = spec.get("problem")
         return head
 
-    def pool(self, states: States | Tensor, mask: Tensor | None) -> Tensor:
-        """States of the body to one feature each, shape (batch, width); `tokens` keeps them all.
-
-        Args:
-            states: of the body, or token states alone, shape (batch, tokens, width).
-            mask: shape (batch, tokens), 1 for real tokens; None counts all.
-
-        Raises:
-            ValueError: where the head reads what the body pools to, and there is none.
-        """
-        states = states if isinstance(states, States) else States(states)
-        hidden = states.tokens
-        if self.pooling == "pooled":
-            if states.pooled is None:
-                raise ValueError("the head reads what the body pools to, and this body pools nothing.")
-            pooled = states.pooled
-        elif self.pooling == "patches":
-            pooled = masked_mean(hidden[:, 1:], None if mask is None else mask[:, 1:]).to(hidden.dtype)
-        elif self.pooling == "mean":
-            pooled = masked_mean(hidden, mask).to(hidden.dtype)
-        elif self.pooling == "first":
-            pooled = hidden[:, 0]
-        elif self.pooling == "tokens":
-            pooled = hidden
-        else:
-            tokens = torch.arange(hidden.shape[1], device=hidden.device)
-            last = tokens[-1:] if mask is None else (tokens * mask).argmax(1)
-            pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
-        return F.layer_norm(pooled, pooled.shape[-1:]) if self.layer_norm else pooled
-
     def forward(self, states: States | Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits of shape (batch, labels), or (batch, tokens, labels) of a head on `tokens`."""
-        pooled = self.pool(states, mask)
+        pooled = pool(self.pooling, states, mask)
+        pooled = F.layer_norm(pooled, pooled.shape[-1:]) if self.layer_norm else pooled
         if self.dense is not None:
             pooled = ACT2FN[self.activation](self.dense(pooled))
         if self.norm is not None:
