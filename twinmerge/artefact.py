@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
+import transformers
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,6 +30,7 @@ from twinmerge.modeling_twin import (
     TwinClassifier,
     TwinMixin,
     TwinModel,
+    TwinOfItsClass,
     TwinTokenClassifier,
     assemble,
 )
@@ -148,12 +150,14 @@ def _save_shared(twin: TwinMixin, out: Path, max_shard_size: str) -> str:
     """The shared expert as its stock class writes it, and the entry of config.json that finds the routed class."""
     model = stock_view(twin)
     model.save_pretrained(out, max_shard_size=max_shard_size)
-    loader = next((c for c in LOADERS if type(model) in _classes(c.auto, model.config)), None)
+    loader: Any = next((c for c in LOADERS if type(model) in _classes(c.auto, model.config)), None)
+    if loader is None and getattr(transformers, type(model).__name__, None) is type(model):
+        loader = TwinOfItsClass
     if loader is None:
         names = ", ".join(c.auto.__name__ for c in LOADERS)
         raise ValueError(f"a {type(model).__name__} is loaded by none of {names}; make the twin of a class that is.")
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-    config["auto_map"] = {loader.auto.__name__: f"modeling_twin.{loader.__name__}"}
+    config["auto_map"] = {(loader.auto or transformers.AutoModel).__name__: f"modeling_twin.{loader.__name__}"}
     if loader is TwinModel:
         text = "Sequence" if model.main_input_name != "pixel_values" else "Image"
         for head in twin.heads.values():
@@ -368,10 +372,10 @@ def _stock_model(root: Path, options: Mapping[str, object]) -> PreTrainedModel:
     inspect_checkpoint(root)  # headers first: they say best what is wrong
     named = read_json(root / "config.json").get("auto_map", {})
     named = {entry.rpartition(".")[2] for entry in named.values()}
-    auto = next((c.auto for c in LOADERS if c.__name__ in named), None)
-    if auto is None:
+    loader = next((c for c in (*LOADERS, TwinOfItsClass) if c.__name__ in named), None)
+    if loader is None:
         raise CheckpointError(f"{root / 'config.json'} does not name a twin class; copy the twin folder again.")
-    model, report = with_report(auto, root, **options)
+    model, report = with_report(loader.stock(root), root, **options)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             raise CheckpointError(
