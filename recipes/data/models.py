@@ -7,13 +7,15 @@ import re
 from pathlib import Path
 
 from recipes.data import wheels
+from recipes.data.lite0 import converted as lite0_there, describe_lite0, lite0
 from recipes.data.smollm2 import converted, describe_smollm2, smollm2
 from recipes.errors import ASKS, UNRUN, UNRUN_ADVICE, RecipeError
 
 __all__ = ["HUB_ID", "SHIPPED", "check_model", "is_here", "own_code", "resolve_model"]
 
 # Name after "shipped:" -> key of the wheel; `from_pretrained` reads its folder, or the one that is made from it once.
-SHIPPED = {"minilm": "minilm", "smollm2": "smollm2"}
+SHIPPED = {"minilm": "minilm", "smollm2": "smollm2", "efficientnet-lite0": "efficientnet-lite0"}
+_MADE = {"smollm2": (smollm2, converted, describe_smollm2), "efficientnet-lite0": (lite0, lite0_there, describe_lite0)}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -76,7 +78,7 @@ def resolve_model(name: str) -> Path | str:
     """What to give to ``from_pretrained``.
 
     Args:
-        name: ``shipped:minilm``, ``shipped:smollm2``, a folder with a ``config.json``, or a Hub id.
+        name: ``shipped:minilm``, ``shipped:smollm2``, ``shipped:efficientnet-lite0``, a folder with a ``config.json``, or a Hub id.
 
     Returns:
         The folder (a shipped model is fetched on first use), or the Hub id unchanged.
@@ -86,16 +88,16 @@ def resolve_model(name: str) -> Path | str:
         RunError: When the model cannot be fetched.
     """
     key = _shipped_key(name)
-    if key == "smollm2":
-        return smollm2()
+    if key in _MADE:
+        return _MADE[key][0]()
     return wheels.fetch(key) if key else _folder(name) or name
 
 
 def is_here(name: str) -> bool:
     """Whether a model is on this machine, as a folder that `resolve_model` returns without fetching or making it."""
     key = _shipped_key(name)
-    if key == "smollm2":
-        return converted()
+    if key in _MADE:
+        return _MADE[key][1]()
     return wheels.cached(key) if key else _folder(name) is not None
 
 
@@ -110,6 +112,6 @@ def check_model(name: str) -> str:
     """
     key = _shipped_key(name)
     if key:
-        return f"model {name}: {describe_smollm2() if key == 'smollm2' else wheels.describe(key)}"
+        return f"model {name}: {_MADE[key][2]() if key in _MADE else wheels.describe(key)}"
     folder = _folder(name)
     return f"model folder {folder}" if folder else f"Hub model {name!r}, fetched on first use"

@@ -6,6 +6,7 @@ import functools
 import shutil
 from collections.abc import Iterator
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,7 +108,7 @@ def _check_base(recipe: Recipe) -> str:
 
 def check_rank(recipe: Recipe, shapes: list[tuple[int, ...]], error: type[Exception]) -> None:
     """Refuse a rank that is larger than any matrix of the base has."""
-    widest = max(min(shape) for shape in shapes if len(shape) == 2)
+    widest = max(min(shape[0], prod(shape[1:])) for shape in shapes if len(shape) > 1)
     if recipe.exclusive.rank is not None and recipe.exclusive.rank > widest:
         raise error(f"exclusive.rank: expected 1 to {widest}, the base's largest, got {recipe.exclusive.rank}")
 

@@ -27,6 +27,7 @@ SILENT = ("enable_progress_bar", "logger", "default_root_dir")  # arguments of t
 # What came later is not part of a name at its default, so that experts keep their names.
 READING = ("delimiter", "encoding", "drop_missing", "overlap", "language")
 LATER = ("lora_alpha", "lora_dropout", "lora_targets", "packing", "gradient_checkpointing", "qlora")
+LATER += ("image_size", "augmentation", "statistics")
 WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -36,12 +37,13 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
     A local base or table counts by the content of its files and not by their place; versions of libraries do not count.
     """
     task, where = {k: v for k, v in asdict(source).items() if k not in READING or v != getattr(TaskSource, k)}, base
-    settings = {k: v for k, v in asdict(training).items() if k not in LATER or v}
+    plain = type(training)  # its attributes are the defaults
+    settings = {k: v for k, v in asdict(training).items() if k not in LATER or (v and v != getattr(plain, k, None))}
     contents = []
     if (folder := Path(base).expanduser()).is_dir():
         contents += [f for f in sorted(folder.iterdir()) if f.suffix in WEIGHTS]
         where = ""
-    if source.source in ("csv", "jsonl", "parquet", "folder"):
+    if source.source in ("csv", "jsonl", "parquet", "folder", "idx"):
         contents += [file for files in split_files(source).values() for file in files]
         task["path"] = ""
     arguments = {key: value for key, value in asdict(trainer).items() if key not in SILENT}

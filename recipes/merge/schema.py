@@ -62,9 +62,14 @@ class Training:
         model: encoder (AutoModel with a head of ours), classifier (AutoModelForSequenceClassification), or causal
             (AutoModelForCausalLM, whose tasks have a language block).
         heads: trained, or fixed (one random orthonormal head a task that is never trained).
-        pooling: Which token states the head of an encoder sees: mean, first or last.
+        pooling: Which states the head of an encoder sees: mean, first or last token; of images also patches (the mean of
+            all but the first token), first_patches (both), or pooled (what the body pools to).
         batch_size: Rows a training step.
         max_length: Longest sequence in tokens.
+        image_size: Side of images in pixels; 0 takes that of the base's processor.
+        augmentation: Of training images: none, crop (shifts), flip (shifts and mirrors) or trivial (TrivialAugment).
+        statistics: Of batch norms: frozen at the base's, as short trainings need them, or trained; static merges of
+            trained ones take them anew from validation images.
         learning_rate: Peak of AdamW's rate.
         weight_decay: Of AdamW, on matrices.
         warmup: Share of the steps with a rising rate.
@@ -81,9 +86,12 @@ class Training:
 
     model: Literal["encoder", "classifier", "causal"] = "encoder"
     heads: Literal["trained", "fixed"] = "trained"
-    pooling: Literal["mean", "first", "last"] = "mean"
+    pooling: Literal["mean", "first", "last", "patches", "first_patches", "pooled"] = "mean"
     batch_size: int = 16
     max_length: int = 64
+    image_size: int = 0
+    augmentation: Literal["none", "crop", "flip", "trivial"] = "none"
+    statistics: Literal["frozen", "trained"] = "frozen"
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
     warmup: float = 0.1
@@ -102,7 +110,7 @@ class Training:
             check_positive(getattr(self, key), key)
         if not 0 <= self.warmup < 1:
             raise FieldError("warmup", f"expected a share from 0 to below 1, got {self.warmup}")
-        for key in ("weight_decay", "lora_rank", "lora_alpha"):
+        for key in ("weight_decay", "lora_rank", "lora_alpha", "image_size"):
             if getattr(self, key) < 0:
                 raise FieldError(key, f"expected 0 or more, got {getattr(self, key)}")
         if not 0 <= self.lora_dropout < 1:
@@ -132,6 +140,10 @@ def check_tasks(tasks: list[TaskSource], model: str) -> None:
             raise FieldError(f"tasks.{index}.language", "expected how the model is asked, for model 'causal'; got none")
         if model != "causal" and task.language is not None:
             raise FieldError(f"tasks.{index}.language", f"expected none for model {model!r}, got some")
+        if (task.kind == "images") != (tasks[0].kind == "images"):
+            raise FieldError(f"tasks.{index}.kind", "expected all tasks of images or none, got both")
+        if task.kind == "images" and model != "encoder":
+            raise FieldError("training.model", f"expected encoder for tasks of images, got {model!r}")
 
 
 @dataclass
@@ -142,7 +154,7 @@ class Recipe:
         recipe: Always merge.
         name: Name of the run.
         seed: Seed of the data's subsamples, the experts, the sketches and the router.
-        base: The experts' common base: shipped:minilm, a folder or a Hub name.
+        base: The experts' common base: shipped:minilm, shipped:efficientnet-lite0 (images), a folder or a Hub name.
         tasks: The tasks, one expert each; at least two. None at all merges the given experts without any data.
         experts: Folders (or Hub names) of experts that exist already, by task name, as transformers, PEFT or the
             finetune recipe wrote them, or the folder of a finetune run; the others are trained and cached.
