@@ -62,8 +62,8 @@ class Training:
         model: encoder (AutoModel with a head of ours), classifier (AutoModelForSequenceClassification), or causal
             (AutoModelForCausalLM, whose tasks have a language block).
         heads: trained, or fixed (one random orthonormal head a task that is never trained).
-        pooling: Which states the head of an encoder sees: mean, first or last token; of images also patches (the mean of
-            all but the first token), first_patches (both), or pooled (what the body pools to).
+        pooling: Which states the head of an encoder sees: mean, first or last token; of images also patches (the mean
+            of all but the first token), first_patches (both), or pooled (what the body pools to).
         batch_size: Rows a training step.
         max_length: Longest sequence in tokens.
         image_size: Side of images in pixels; 0 takes that of the base's processor.

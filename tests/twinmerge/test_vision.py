@@ -166,7 +166,9 @@ def classifiers() -> dict[str, tuple[Any, str]]:
     for family, pooling in (known | {"dinov2": "first_patches"}).items():
         config = families.build(family).config
         config.num_labels = 5
-        made[family] = (transformers.AutoModelForImageClassification.from_config(config).eval(), pooling)
+        kind = families.auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[family]
+        kind = kind if isinstance(kind, str) else kind[0]
+        made[family] = (getattr(transformers, kind)(config).eval(), pooling)
     made["clip"] = (vision.tower("clip classifier"), "patches")
     made["siglip"] = (vision.tower("siglip classifier"), "mean")
     for name, pooling in (("vit_tiny_patch16_224", "first"), ("resnet18", "pooled")):
