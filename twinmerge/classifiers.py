@@ -63,7 +63,8 @@ def stock_classifier(body: PreTrainedModel, head: Head) -> PreTrainedModel:
 def _configurations(given: PretrainedConfig, head: Head) -> Iterator[PretrainedConfig]:
     """The body's configuration with the head's labels, in each form that changes how a stock head is used."""
     config = copy.deepcopy(given)
-    vars(config).pop("auto_map", None)
+    for stale in ("auto_map", "label_names", "num_classes"):  # timm's are written anew from id2label
+        vars(config).pop(stale, None)
     outputs = head.out_proj.out_features
     names = head.label_names or [f"LABEL_{i}" for i in range(outputs)]
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}

@@ -60,7 +60,7 @@ def parts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[nn.Module]]:
     """The body of a classifier, and the modules outside of it, which are its head."""
     inner: Any = getattr(model, "timm_model", None)
     if isinstance(inner, nn.Module):  # timm's own classifier stands inside its model
-        if not type(model).__name__.endswith("ForImageClassification"):
+        if not inner.num_classes:
             return model, []
         return wrap_timm(inner, model.config.model_args).eval(), [inner.get_classifier()]
     body = body_of(model)

@@ -73,8 +73,9 @@ def body_of(model: PreTrainedModel) -> PreTrainedModel:
     """
     if model.config.is_encoder_decoder:
         return cast(PreTrainedModel, model.get_encoder())
-    if isinstance(getattr(model, "timm_model", None), nn.Module):  # a model of timm is no body of transformers
-        if type(model).__name__.endswith("ForImageClassification"):
+    inner = getattr(model, "timm_model", None)
+    if isinstance(inner, nn.Module):  # a model of timm is no body of transformers
+        if getattr(inner, "num_classes", 0):
             raise ValueError(
                 "a TimmWrapperForImageClassification has its head inside the model of timm; load the folder by "
                 "AutoModel, and give its classifier as a Head."

@@ -14,10 +14,12 @@ import twinmerge
 from benchmarks import families, vision
 from tests.twinmerge import tiny
 from twinmerge import FinetuneModule, Head, attach, densify, merge, recalibrate, wrap_timm
+from twinmerge.classifiers import stock_classifier
 from twinmerge.heads import parts, read_head, states_and_logits
 from twinmerge.layouts import probe_inputs
 from twinmerge.routed_images import RoutedBatchNorm, RoutedChannelNorm, RoutedConv, RoutedGroupedConv, image_kind
 from twinmerge.routed_layers import RoutedAny, RoutedLayer, RoutedNorm
+from twinmerge.states import states_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 QUICK = [f"transformers {name}" for name in (*vision.TOWERS, "vit", "deit", "beit", "dinov2", "convnext")]
@@ -107,7 +109,14 @@ def test_folders_of_image_twins_are_read_back(name: str, tmp_path: Path) -> None
     }[name]
     twin, experts, inputs = twin_of(build())
     twin.router = tiny.router(twin.features(**inputs).shape[1]).eval()
-    folder = twinmerge.save(twin, tmp_path / "twin")
+    twin.heads["t0"] = Head(twin.features(**inputs).shape[1], 3, "mean")
+    folder = twinmerge.save(twin.eval(), tmp_path / "twin")
+    if name != "projection":  # no stock class with labels has it
+        kind = transformers.AutoModelForImageClassification
+        made = kind.from_pretrained(folder, trust_remote_code=True, head="t0")
+        with torch.no_grad():
+            asked = twin.classify(**inputs, head="t0").logits
+            torch.testing.assert_close(made(**inputs).logits, asked, rtol=1e-4, atol=1e-4)
     weights = torch.eye(3)[[0, 1, 2, 0]]
     own = copy.deepcopy(build())
     own.load_state_dict(experts["t1"], strict=False)
@@ -274,3 +283,21 @@ def test_heads_on_what_a_body_pools_to_answer_routed() -> None:
     text, _ = merge(tiny.bert(), {t: dict(tiny.bert().named_parameters()) for t in "ab"}, rank=1)
     text.heads["a"] = Head(32, 3, "pooled")
     assert text.classify(**tiny.text(), head="a", router_weights=torch.ones(1, 2) / 2).logits.shape == (4, 3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_a_dense_classifier_of_timm_has_the_heads_answers_and_labels(name: str, tmp_path: Path) -> None:
+    body = vision.of_timm(name)
+    body.save_pretrained(tmp_path / "body")
+    body = transformers.AutoModel.from_pretrained(tmp_path / "body").eval()
+    inputs = probe_inputs(body, 2)
+    assert inputs is not None
+    width = body(**inputs).pooler_output.shape[1]
+    head = Head(width, 3, "first" if name.startswith("vit") else "mean")
+    head.label_names = ["a", "b", "c"]
+    stock_classifier(body, head.eval()).save_pretrained(tmp_path / "dense")
+    again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "dense").eval()
+    with torch.no_grad():
+        wanted = head(states_of(body, body(**inputs)))
+        torch.testing.assert_close(again(**inputs).logits, wanted, rtol=1e-4, atol=1e-5)
+    assert again.config.id2label == {0: "a", 1: "b", 2: "c"}
