@@ -20,3 +20,4 @@ from .router import (
     knn_router as knn_router,
 )
 from .timm_models import wrap_timm as wrap_timm
+from .zero_shot import zero_shot_head as zero_shot_head

@@ -260,6 +260,8 @@ class Head(nn.Module):
         dense: a layer before the output, as in RoBERTa's classification head or BERT's pooler.
         activation: after the dense layer, a name of transformers' `ACT2FN` (`linear` is none).
         norm: epsilon of a trained layer norm before the output, as in ModernBERT's head; None has none.
+        inner: outputs of the dense layer, such as CLIP's projection; 0 has as many as the width.
+        unit: bring what the output layer reads to length 1, as CLIP and SigLIP compare images with texts.
 
     Attributes:
         label_names: what the outputs stand for, in order; empty for a regression, None where nobody said.
@@ -276,13 +278,16 @@ class Head(nn.Module):
         dense: bool = False,
         activation: str = "tanh",
         norm: float | None = None,
+        inner: int = 0,
+        unit: bool = False,
     ) -> None:
         super().__init__()
         check_number("the head's width", width, 1)
+        check_number("the head's inner", inner, 0)
         check_number("the head's labels", labels, 1)
         if norm is not None:
             check_number("the head's norm", norm, 0, whole=False)
-        for name, value in (("layer_norm", layer_norm), ("dense", dense)):
+        for name, value in (("layer_norm", layer_norm), ("dense", dense), ("unit", unit)):
             if not isinstance(value, bool):
                 raise ValueError(f"the head's {name} is {value!r}; give True or False.")
         if pooling not in POOLINGS:
@@ -292,9 +297,11 @@ class Head(nn.Module):
         self.pooling, self.layer_norm, self.activation = pooling, layer_norm, activation
         self.label_names: list[str] | None = None
         self.problem: str | None = None
-        self.dense = nn.Linear(width, width) if dense else None
-        self.norm = None if norm is None else nn.LayerNorm(width, norm)
-        self.out_proj = nn.Linear(width, labels)
+        read = inner or width if dense else width
+        self.unit = unit
+        self.dense = nn.Linear(width, read) if dense else None
+        self.norm = None if norm is None else nn.LayerNorm(read, norm)
+        self.out_proj = nn.Linear(read, labels)
 
     def spec(self) -> dict[str, object]:
         """What `from_tensors` needs to make this head again beside its tensors, as plain values."""
@@ -305,14 +312,17 @@ class Head(nn.Module):
             "norm": None if self.norm is None else self.norm.eps,
             "labels": self.label_names,
             "problem": self.problem,
+            **({"unit": True} if self.unit else {}),
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Head:
         """The head of a specification (`spec`; absent entries have the defaults of `Head`) with its tensors."""
-        outputs, width = tensors["out_proj.weight"].shape
-        options = {key: spec[key] for key in ("pooling", "layer_norm", "activation", "norm") if key in spec}
-        head = cls(width, outputs, dense="dense.weight" in tensors, **options)
+        outputs, read = tensors["out_proj.weight"].shape
+        dense = tensors.get("dense.weight")
+        width, inner = (read, 0) if dense is None else (dense.shape[1], dense.shape[0])
+        options = {key: spec[key] for key in ("pooling", "layer_norm", "activation", "norm", "unit") if key in spec}
+        head = cls(width, outputs, dense=dense is not None, inner=inner, **options)
         head.load_state_dict(dict(tensors))
         labels = spec.get("labels")
         head.label_names = None if labels is None else list(labels)
@@ -327,6 +337,8 @@ class Head(nn.Module):
             pooled = ACT2FN[self.activation](self.dense(pooled))
         if self.norm is not None:
             pooled = self.norm(pooled)
+        if self.unit:
+            pooled = F.normalize(pooled, dim=-1)
         return cast(Tensor, self.out_proj(pooled))
 
 

@@ -27,7 +27,7 @@ SILENT = ("enable_progress_bar", "logger", "default_root_dir")  # arguments of t
 # What came later is not part of a name at its default, so that experts keep their names.
 READING = ("delimiter", "encoding", "drop_missing", "overlap", "language")
 LATER = ("lora_alpha", "lora_dropout", "lora_targets", "packing", "gradient_checkpointing", "qlora")
-LATER += ("image_size", "augmentation", "statistics")
+LATER += ("image_size", "augmentation", "statistics", "templates")
 WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -37,8 +37,8 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
     A local base or table counts by the content of its files and not by their place; versions of libraries do not count.
     """
     task, where = {k: v for k, v in asdict(source).items() if k not in READING or v != getattr(TaskSource, k)}, base
-    plain = type(training)  # its attributes are the defaults
-    settings = {k: v for k, v in asdict(training).items() if k not in LATER or (v and v != getattr(plain, k, None))}
+    plain = asdict(type(training)())
+    settings = {k: v for k, v in asdict(training).items() if k not in LATER or v != plain[k]}
     contents = []
     if (folder := Path(base).expanduser()).is_dir():
         contents += [f for f in sorted(folder.iterdir()) if f.suffix in WEIGHTS]

@@ -91,6 +91,10 @@ def check(recipe: Recipe) -> Iterator[str]:
         ]
     )
     check_base_kind(recipe.base, recipe.tasks)
+    if recipe.training.heads == "zeroshot":
+        raise RecipeError(
+            "training.heads: expected trained or fixed, got 'zeroshot'; merge.yaml gives such heads to experts"
+        )
     check_training(recipe.training, recipe.trainer, recipe.tasks)
     yield f"plan: {len(recipe.tasks)} experts, {told(recipe.trainer)} each, saved under experts/<task>"
 

@@ -27,6 +27,7 @@ from recipes.merge.finetune import alone_with, train_expert
 from recipes.merge.routable import check_routable
 from recipes.merge.routing import batch_features, task_features, train_router
 from recipes.merge.schema import Recipe
+from recipes.merge.zero_shot import with_zero_shot
 from recipes.running.environment import process_rank
 from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
@@ -91,6 +92,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     for task in labelled:
         for note in task.notes:
             folder.say(f"task {task.name}: {note}")
+    if recipe.training.heads == "zeroshot":
+        experts = with_zero_shot(recipe, labelled, experts)
     experts = _in_order(labelled, experts)
     data, seen = _mixed(recipe, tasks, tokenizer), _mixed(recipe, labelled, tokenizer)
     judge = table.Judge.of(recipe, folder, tasks, data, experts)
