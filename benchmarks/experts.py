@@ -10,6 +10,7 @@ format, and twins of two adapters. The routed row of the eight text tasks is rea
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -182,11 +183,38 @@ def told(row: dict[str, Any]) -> str:
     return str(row["reason"]).removeprefix("experts.given: ").replace("|", "/")
 
 
+def of_vision() -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Figures and tables of the image models."""
+    rows, left = vision.rows_of()
+    count = {kind: sum(r["outcome"] == kind for r in rows) for kind in ("exact", "refused", "silent")}
+    figures: dict[str, Figure] = {
+        "vision_families": len(rows),
+        "vision_exact_share": count["exact"] / len(rows),
+        "vision_refused": count["refused"],
+        "vision_silent": count["silent"],
+        "vision_max_exact_error": max(r["error"] for r in rows if r["outcome"] == "exact"),
+    }
+    return figures, {"vision": rows, "vision_not_built": left}
+
+
+def only_vision() -> None:
+    """Try the image models anew, and leave the rest of the results as it is."""
+    before = json.loads((RESULTS / "experts.json").read_text())
+    figures, tables = of_vision()
+    figures, tables = before["figures"] | figures, before["tables"] | tables
+    write_results("experts", figures, tables, seeds=1)
+    PAGE.write_text(page(tables), encoding="utf-8")
+    print(figures)
+
+
 def main() -> None:
-    """Try every folder, family and size, and write the results."""
+    """Try every folder, family and size, and write the results; the word `vision` asks for image models alone."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if "vision" in sys.argv[1:]:
+        only_vision()
+        return
     folders, sizes = [], []
     with tempfile.TemporaryDirectory() as place:
         for number, kind in enumerate(foreign.KINDS):
@@ -199,8 +227,6 @@ def main() -> None:
                 sizes.append(size_row(kind, stored, Path(own)))
             print(sizes[-1], flush=True)
     rows, left = families.sweep()
-    seen, unseen = vision.rows_of()
-    vision_count = {kind: sum(r["outcome"] == kind for r in seen) for kind in ("exact", "refused", "silent")}
     merged = [row for row in folders if row["outcome"] == "merged"]
     count = {kind: sum(r["outcome"] == kind for r in rows) for kind in ("exact", "refused", "silent")}
     figures: dict[str, Figure] = {
@@ -214,18 +240,15 @@ def main() -> None:
         "refused": count["refused"],
         "silent": count["silent"],
         "max_exact_error": max(r["error"] for r in rows if r["outcome"] == "exact"),
-        "vision_families": len(seen),
-        "vision_exact_share": vision_count["exact"] / len(seen),
-        "vision_refused": vision_count["refused"],
-        "vision_silent": vision_count["silent"],
-        "vision_max_exact_error": max(r["error"] for r in seen if r["outcome"] == "exact"),
         "twin_over_experts_bytes": max(row["ratio"] for row in sizes if row["experts"] != "LoRA"),
         "twin_over_adapters_bytes": max(row["ratio"] for row in sizes if row["experts"] == "LoRA"),
         "routed_normalised_trained_min_seed": min(normalised_by_seed("trained")),
         "routed_normalised_fixed_min_seed": min(normalised_by_seed("fixed")),
     }
     tables = {"folders": folders, "families": rows, "not_built": left, "sizes": sizes}
-    tables |= {"vision": seen, "vision_not_built": unseen}
+    vision_figures, vision_tables = of_vision()
+    figures |= vision_figures
+    tables |= vision_tables
     write_results("experts", figures, tables, seeds=1)
     PAGE.write_text(page(tables), encoding="utf-8")
     print(figures)

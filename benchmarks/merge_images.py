@@ -1,9 +1,9 @@
 """Four image tasks merged over three seeds: the routed twin against every static merge, bytes, and what rank costs.
 
 Every seed is one run of ``merge_images.yaml`` through the real command; beside it stand runs of the same experts at
-other densities of the exclusive experts, which is the paper's curve of score against density. Experts are cached and finished
-cells are kept, so that an interrupted run goes on where it stopped. About half an hour of one free core a seed; a seed
-that is named as an argument is run first.
+other densities of the exclusive experts, which is the paper's curve of score against density. Experts are cached and
+finished cells are kept, so that an interrupted run goes on where it stopped. About a quarter of an hour of one free core
+a seed; a seed that is named as an argument is run first.
 """
 
 import json
