@@ -2,8 +2,8 @@
 
 Every seed is one run of ``merge_images.yaml`` through the real command; beside it stand runs of the same experts at
 other densities of the exclusive experts, which is the paper's curve of score against density. Experts are cached and
-finished cells are kept, so that an interrupted run goes on where it stopped. About a quarter of an hour of one free core
-a seed; a seed that is named as an argument is run first.
+finished cells are kept, so that an interrupted run goes on where it stopped. About a quarter of an hour of one core a
+seed; a seed that is named as an argument is run first.
 """
 
 import json
