@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from twinmerge.attaching import UnroutableError
+from twinmerge.attaching import UnroutableError, statistics
 from twinmerge.checkpoints import inspect_checkpoint, read_json, with_report
 from twinmerge.dense import densify, stock_view
 from twinmerge.errors import CheckpointError
@@ -138,6 +138,7 @@ def save(
             },
             "ranks": ranks,
             "left_out": twin.left_out,
+            "batch_norms": bool(statistics(twin)),
         }
         (out / "twin.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name, text in {"README.md": model_card(description, target.name), **(texts or {})}.items():
@@ -250,6 +251,12 @@ def model_card(description: Mapping[str, Any], name: str, recipe: str = "") -> s
         if any(left.values())
         else ""
     )
+    norms = (
+        "\nRunning statistics of batch norms are averaged in the shared expert, and mixed for every input as the\n"
+        "parameters are in the routed model; nothing was recalibrated.\n"
+        if description.get("batch_norms")
+        else ""
+    )
     made = f"\n## Recipe\n\n```yaml\n{recipe.rstrip()}\n```\n" if recipe else ""
     return f"""---
 library_name: transformers
@@ -271,7 +278,7 @@ exclusive expert per task ({tasks}), and a router that gives every input its own
 For a fixed mixture with PEFT use `add_weighted_adapter(..., combination_type="cat")`; `"linear"` averages the factors A
 and B apart, which is another and wrong model. PEFT mixes matrices only, and its `merge_and_unload` adds to a tied
 output layer twice: where experts also changed norms or biases, or to merge tied weights, use `twinmerge.densify`.
-{told}{made}"""
+{told}{norms}{made}"""
 
 
 def digest(folder: Path) -> dict[str, dict[str, Any]]:

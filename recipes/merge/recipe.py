@@ -152,11 +152,13 @@ def _write(
     from recipes.merge import report
     from recipes.merge.precision import NAMED
     from twinmerge.artefact import model_card, save
+    from twinmerge.attaching import statistics
 
     recipe, folder = judge.recipe, judge.folder
     (twin, exclusive, routing), (rows, static, labelled) = made, found
     source = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
     about = {"tasks": list(experts), "base": recipe.base, "base_class": type(model).__name__}
+    about |= {"batch_norms": bool(statistics(model))}
     texts = {
         "recipe.yaml": source,
         "README.md": model_card(about, recipe.name, source),

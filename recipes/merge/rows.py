@@ -159,6 +159,9 @@ def static(
     candidates = Candidates(named, partial(_called, shared_expert, model, states), recipe.seed)
     counted: dict[tuple[object, ...], Counted] = {}
     few = [_images(batch, judge.device) for batch in judge.batches["validation"][:4]]
+    if recipe.training.statistics == "trained":
+        count = sum(len(next(iter(batch.values()))) for batch in few)
+        folder.say(f"static merges: running statistics are taken anew from {count} validation inputs")
     tried = trials(grid, len(parts))
 
     def answer_of(method: str, options: Mapping[str, float]) -> Model:
