@@ -315,6 +315,11 @@ def attach(
     model, experts = as_stock(model, experts)
     if isinstance(model, TwinMixin):
         raise ValueError("the model is a twin already; attach all experts at once, to the stock model.")
+    if hasattr(model, "logit_scale") and hasattr(model, "get_image_features"):
+        raise ValueError(
+            f"a {type(model).__name__} compares every image of a batch with every text, and each has a mixture of its "
+            "own; attach its vision_model, with a zero_shot_head for the texts."
+        )
     if not tasks or len(set(tasks)) != len(tasks) or len(tasks) != len(experts):
         raise ValueError(f"{len(experts)} experts cannot be named {list(tasks)}; give one distinct name per expert.")
     if router is not None and router.tasks != len(tasks):

@@ -154,7 +154,7 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
         if base.bytes > READ_IN_FULL:
             return f"expert {name}: {line}; its head is compared with its own logits when the run starts"
         expert = read_expert(where, base, base.folder, _model(base.folder), recipe.vocabulary, recipe.labels.get(name))
-        if task is not None:
+        if task is not None and recipe.training.heads != "zeroshot":
             if expert.head is None:
                 mapped(expert, [])
             elif task.source in ("csv", "jsonl", "parquet", "folder", "idx"):

@@ -59,8 +59,9 @@ def base_checkpoint(name: str) -> Checkpoint | None:
         CheckpointError: When the folder is damaged.
     """
     from twinmerge.checkpoints import inspect_checkpoint
+    from twinmerge.towers import tower_of
 
-    return inspect_checkpoint(Path(resolve_model(name))) if is_here(name) else None
+    return tower_of(inspect_checkpoint(Path(resolve_model(name)))) if is_here(name) else None
 
 
 def expert_folder(given: str) -> Path | None:

@@ -14,7 +14,7 @@ from benchmarks import families
 from tests.recipes.merge.test_images import paint
 from tests.recipes.tiny import World
 from tests.twinmerge import foreign, tiny
-from twinmerge import Head, merge, zero_shot_head
+from twinmerge import Head, attach, merge, zero_shot_head
 from twinmerge.states import states_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -66,6 +66,8 @@ def test_what_names_no_classes_is_refused() -> None:
         zero_shot_head(model, tokenizer, [])
     with pytest.raises(ValueError, match="has no place for a name"):
         zero_shot_head(model, tokenizer, ["a"], ["a photo"])
+    with pytest.raises(ValueError, match=r"compares every image of a batch with every text.*attach its vision_model"):
+        attach(model, ["a"], [{}])
 
 
 def test_a_twin_of_towers_answers_with_names(tmp_path: Path) -> None:
