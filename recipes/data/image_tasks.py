@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from recipes.data.task_source import TaskSource
 
 __all__ = [
-    "IMAGE_TASKS",
     "IMAGES",
+    "IMAGE_TASKS",
     "Found",
     "Picture",
     "ShippedImages",
