@@ -65,12 +65,13 @@ def check(recipe: Recipe) -> Iterator[str]:
             raise RecipeError(f"simulator: {error}" + (f" (method {asked[0]})" if asked[0] else "")) from error
         for method, given in arguments.items():
             try:
-                check_options(given, decisions=int(simulator.horizon - simulator.buffer))
+                check_options(given, simulator)
             except ValueError as error:
                 raise RecipeError(f"training (method {method}): {error}") from error
         where = "" if value is None else f" at {recipe.grid.argument} {value}"
+        modes = f"{len(simulator.heads)} heads" if simulator.heads else f"{simulator.n_modes} modes"
         yield (
-            f"simulator {recipe.simulator.class_path}{where}: {simulator.n_modes} modes, {simulator.action_dim} "
+            f"simulator {recipe.simulator.class_path}{where}: {modes}, {simulator.action_dim} "
             f"continuous actions, {simulator.horizon} steps{_listed(notes)}"
         )
     if SB3 in recipe.methods:

@@ -149,15 +149,15 @@ class HPOModule(Simulation):
         check_arguments(HPOModule.__init__, given)
         super().__init__()
         self.simulator = load_simulator(simulator, simulator_args) if isinstance(simulator, str) else simulator
-        check_options(given, differentiable=self.simulator.differentiable, decisions=self.decisions)
+        check_options(given, self.simulator)
         hidden = list(hidden)
         ignored = ["networks", "optimizer", *([] if isinstance(simulator, str) else ["simulator"])]
         self.save_hyperparameters(ignore=ignored)
         self.estimator, self._make_optimizer = ESTIMATORS[estimator], optimizer
-        sizes = self.simulator.observation_dim, self.simulator.n_modes, self.simulator.action_dim
+        sizes = self.simulator.observation_dim, self.simulator.alternatives, self.simulator.action_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = HybridPolicy(*sizes, hidden, log_std, networks=networks)
+            self.policy = HybridPolicy(*sizes, hidden, log_std, networks, self.simulator.heads or None)
         self.policy.bind(self.simulator)
         self.register_buffer("value_shift", torch.zeros(()))
         self.register_buffer("value_scale", torch.zeros(()))
@@ -200,7 +200,9 @@ class HPOModule(Simulation):
             if self.estimator.gaussian:
                 loss = loss + score_loss(law, self._taken(law, data), data, hp["clip"])
             if hp["reuse"] == 0:
-                loss = loss + critic_loss(self.policy, data) - self._entropy_weight * entropy(law).mean()
+                loss = (
+                    loss + critic_loss(self.policy, data) - self._entropy_weight * entropy(law, heads=data.heads).mean()
+                )
         self._log_training(roll, values, targets, scale)
         self.updates += 1
         if self.automatic_optimization:
@@ -274,7 +276,7 @@ class HPOModule(Simulation):
                     clipped.append(((log_ratio.exp() - 1).abs() > hp["clip"]).float().mean())
                 if kls[-1] <= hp["kl_limit"]:
                     frozen = [] if self.estimator.gaussian else continuous
-                    loss = loss - self._entropy_weight * entropy(law).mean()
+                    loss = loss - self._entropy_weight * entropy(law, heads=share.heads).mean()
                     if self.estimator.reuses:
                         loss = loss + score_loss(law, new, share, hp["clip"])
             optimizer.zero_grad()
@@ -366,7 +368,7 @@ class HPOModule(Simulation):
             residual = moments((targets - values[:, :-1])[:, :last])[1]
             explained = 1 - (residual / moments(targets[:, :last])[1]).square()
             cost = mean_of(reported_cost(self.simulator, roll.costs.detach()))
-            spread = mean_of(entropy(roll.log_probs.detach()))
+            spread = mean_of(entropy(roll.log_probs.detach(), heads=bool(self.simulator.heads)))
         self.log("train/cost", cost, prog_bar=True)
         self.log_dict({"train/entropy": spread, "train/explained_variance": explained, "train/advantage_scale": scale})
 

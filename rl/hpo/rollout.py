@@ -17,10 +17,10 @@ class Policy(Protocol):
     """What a rollout asks of a policy; see `rl.hpo.policies.HybridPolicy`."""
 
     def log_probs(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log-probabilities (batch, J) of the modes."""
+        """Log-probabilities (batch, J) of the modes, with heads (batch, H, J)."""
 
-    def raw_actions(self, observation: Tensor) -> Tensor:
-        """Unconstrained continuous parts (batch, J, m) of all modes."""
+    def raw_actions(self, observation: Tensor, mode: Tensor | None = None) -> Tensor:
+        """Unconstrained continuous parts (batch, J, m) of all modes, with heads that of these modes (batch, 1, m)."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Draws:
     """The policy's own randomness, drawn beforehand so that a rollout can be replayed.
 
     Attributes:
-        gumbel: Standard Gumbel noise (batch, T, J): the mode is the argmax of log-probability plus noise. None chooses
-            the likeliest mode.
-        normal: Standard normal noise (batch, T, J, m), already times the standard deviation: reparametrised continuous
-            actions. None leaves them deterministic.
+        gumbel: Standard Gumbel noise (batch, T, J), with heads (batch, T, H, J): the mode is the argmax of
+            log-probability plus noise. None chooses the likeliest mode.
+        normal: Standard normal noise (batch, T, J, m), with heads (batch, T, 1, m), already times the standard
+            deviation: reparametrised continuous actions. None leaves them deterministic.
     """
 
     gumbel: Tensor | None = None
@@ -40,12 +40,12 @@ class Draws:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What happened, batch first.
+    """What happened, batch first; with heads, laws and masks are (batch, T, H, J), continuous parts (batch, T, 1, m).
 
     Attributes:
         observations: (batch, T + 1, O), live; the last follows the last decision.
         log_probs: (batch, T, J), live in the policy, and in the states where the cross term is on.
-        modes: int64 (batch, T).
+        modes: int64 (batch, T), with heads (batch, T, H).
         raw: Continuous parts of all modes before the action map, (batch, T, J, m).
         costs: (batch, T), live.
         tails: Observations in which a window ended, (batch, windows, O), live.
@@ -121,7 +121,7 @@ def rollout(
         log_probs = policy.log_probs(observation if cross_term else observation.detach(), mask)
         scores = log_probs if draws.gumbel is None else log_probs + draws.gumbel[:, t]
         mode = scores.detach().argmax(-1)
-        raw = policy.raw_actions(observation)
+        raw = policy.raw_actions(observation, mode) if simulator.heads else policy.raw_actions(observation)
         if draws.normal is not None:
             raw = raw + draws.normal[:, t]
         with torch.autocast(observation.device.type, enabled=False):

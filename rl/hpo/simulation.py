@@ -110,14 +110,15 @@ class Simulation(GuardedModule):
             noisy: Draw for the continuous parts.
         """
         simulator, noises, gumbels, normals = self.simulator, [], [], []
-        shape = (batch.episodes, simulator.horizon, simulator.n_modes)
+        steps = (batch.episodes, simulator.horizon)
         for seed in batch.seeds.tolist():
             generator = torch.Generator().manual_seed(seed)
             noises.append(simulator.sample_noise(batch.episodes, generator))
             if not greedy:
-                gumbels.append(-torch.empty(shape).exponential_(generator=generator).log())
+                gumbels.append(-torch.empty(*steps, *simulator.law_shape).exponential_(generator=generator).log())
             if noisy:
-                normals.append(torch.randn(*shape, simulator.action_dim, generator=generator))
+                parts = (simulator.alternatives, simulator.action_dim)
+                normals.append(torch.randn(*steps, *parts, generator=generator))
         noise = {name: torch.cat([part[name] for part in noises]) for name in noises[0]}
         gumbel = torch.cat(gumbels).to(simulator.device, simulator.dtype) if gumbels else None
         normal = torch.cat(normals).to(simulator.device, simulator.dtype) if normals else None
