@@ -24,6 +24,8 @@ class SwitchedLQR(HybridSimulator):
         initial: Half-width of the box of first states.
         horizon: Stages of an episode.
         limit: Bound on every coordinate of the state, so that an unstable policy cannot overflow.
+        bound: Smooth bound on what a network may do: its raw output r acts as :math:`c \tanh(r / c)`. None, and any
+            number is an action.
         dtype: Floating type of the simulation.
 
     Raises:
@@ -51,9 +53,13 @@ class SwitchedLQR(HybridSimulator):
         initial: float,
         horizon: int = 20,
         limit: float = 100.0,
+        bound: float | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype
+        if bound is not None and not bound > 0:
+            raise ValueError(f"bound is {bound}, but it must be above 0, or None for actions without one")
+        self.bound = bound
         self.B, self.Q, self.R = (torch.as_tensor(matrix).to(dtype) for matrix in (B, Q, R))
         self.n_modes, n, m = self.B.shape
         A = torch.as_tensor(A).to(dtype)
@@ -82,6 +88,10 @@ class SwitchedLQR(HybridSimulator):
         """The state itself."""
         return state["x"]
 
+    def action_map(self, raw: Tensor, state: State) -> Tensor:
+        """The raw outputs, within the bound if there is one."""
+        return raw if self.bound is None else self.bound * torch.tanh(raw / self.bound)
+
     def step(self, state: State, mode: Tensor, action: Tensor, noise: Noise, t: int) -> tuple[State, Tensor]:
         """One stage of the plant that the mode selects."""
         x = state["x"]
@@ -90,7 +100,9 @@ class SwitchedLQR(HybridSimulator):
         return {"x": chosen_action(following, mode).clamp(-self.limit, self.limit)}, cost
 
 
-def switched_lqr(dimension: int, modes: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> SwitchedLQR:
+def switched_lqr(
+    dimension: int, modes: int, seed: int = 0, bound: float | None = None, dtype: torch.dtype = torch.float32
+) -> SwitchedLQR:
     r"""The switched-LQR family of Hybrid Policy Optimization.
 
     :math:`A = 1.1 I + 0.05 N`, N a symmetric normal matrix scaled to a largest entry of 1. The modes split the
@@ -101,6 +113,7 @@ def switched_lqr(dimension: int, modes: int, seed: int = 0, dtype: torch.dtype =
         dimension: n, at least ``modes``.
         modes: J, at least 1.
         seed: Of N.
+        bound: As in :class:`SwitchedLQR`.
         dtype: Floating type of the simulation.
 
     Returns:
@@ -126,6 +139,7 @@ def switched_lqr(dimension: int, modes: int, seed: int = 0, dtype: torch.dtype =
         identity,
         0.1 * identity,
         initial=10 / dimension**0.5,
+        bound=bound,
         dtype=dtype,
     )
 

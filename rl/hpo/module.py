@@ -23,7 +23,6 @@ from gapbridge.arguments import (
     check_arguments,
 )
 from rl.envs.hybrid import HybridSimulator, reported_cost
-from rl.hpo.acting import Action
 from rl.hpo.data import Seeds
 from rl.hpo.diagnostics import gradient_report
 from rl.hpo.estimators import ESTIMATORS, Decisions, check_options, critic_loss, score_loss, taken
@@ -105,6 +104,8 @@ class HPOModule(Simulation):
             pass it to `load_from_checkpoint` again.
         optimizer: Makes the optimizer from the three groups of parameters (continuous, modes, value), each with its
             ``lr``; None is Adam. Likewise not kept.
+        normalise: Show the networks observations less their mean over their standard deviation, both followed over the
+            training. Checkpoints and policy files hold them.
 
     Raises:
         ValueError: If an argument is out of range, contradicts another, or the networks break their contract.
@@ -144,6 +145,7 @@ class HPOModule(Simulation):
         seed: Seed = 0,
         networks: nn.Module | None = None,
         optimizer: MakeOptimizer | None = None,
+        normalise: bool = False,
     ) -> None:
         given = dict(locals())
         check_arguments(HPOModule.__init__, given)
@@ -157,7 +159,7 @@ class HPOModule(Simulation):
         sizes = self.simulator.observation_dim, self.simulator.alternatives, self.simulator.action_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = HybridPolicy(*sizes, hidden, log_std, networks, self.simulator.heads or None)
+            self.policy = HybridPolicy(*sizes, hidden, log_std, networks, self.simulator.heads or None, normalise)
         self.policy.bind(self.simulator)
         self.register_buffer("value_shift", torch.zeros(()))
         self.register_buffer("value_scale", torch.zeros(()))
@@ -205,6 +207,8 @@ class HPOModule(Simulation):
                 )
         self._log_training(roll, values, targets, scale)
         self.updates += 1
+        if hp["normalise"] and self.automatic_optimization:
+            self.policy.follow(roll.observations)
         if self.automatic_optimization:
             return self._touch(loss)
         optimizer = cast(LightningOptimizer, self.optimizers())
@@ -212,7 +216,9 @@ class HPOModule(Simulation):
         self.manual_backward(self._touch(loss))
         self.clip_gradients_by_group()
         optimizer.step()
-        self._reuse(data.in_one_row(), optimizer, roll.modes[:, :last].shape)
+        self._reuse(data.in_one_row(), optimizer, roll.costs[:, :last].shape)
+        if hp["normalise"]:  # after the reuse, whose ratios are of one and the same policy
+            self.policy.follow(roll.observations)
         return None
 
     def check_minibatches(self, batch: Seeds) -> None:
@@ -343,7 +349,7 @@ class HPOModule(Simulation):
         ):
             torch.nn.utils.clip_grad_norm_(group, self.hparams["max_norm"])
 
-    # ------------------------------------------------------------------ diagnostics and evaluation
+    # ------------------------------------------------------------------ diagnostics
 
     def _diagnoses(self) -> bool:
         every = self.hparams["diagnose_every"]
@@ -371,25 +377,3 @@ class HPOModule(Simulation):
             spread = mean_of(entropy(roll.log_probs.detach(), heads=bool(self.simulator.heads)))
         self.log("train/cost", cost, prog_bar=True)
         self.log_dict({"train/entropy": spread, "train/explained_variance": explained, "train/advantage_scale": scale})
-
-    def validation_step(self, batch: Seeds, batch_index: int) -> None:
-        """Cost on the fixed validation episodes."""
-        self._evaluate("validation", batch)
-
-    def test_step(self, batch: Seeds, batch_index: int) -> None:
-        """Cost on the test episodes."""
-        self._evaluate("test", batch)
-
-    def predict_step(self, batch: object, batch_index: int) -> Action:
-        """Decide for a batch of observations (batch, observation_dim): a tensor, or a loader's list of one."""
-        return self.policy.act(batch[0] if isinstance(batch, list | tuple) else batch)
-
-    def _evaluate(self, stage: str, batch: Seeds) -> None:
-        with torch.no_grad():
-            costs = {
-                name: mean_of(reported_cost(self.simulator, self._rollout(batch, cross=False, greedy=greedy).costs))
-                for name, greedy in (("cost", True), ("sampled_cost", False))
-            }
-        if stage in self.references:
-            costs["gap"] = costs["cost"] / self.references[stage] - 1
-        self.log_dict({f"{stage}/{name}": value for name, value in costs.items()}, prog_bar=True, batch_size=1)

@@ -13,6 +13,7 @@ from gapbridge.arguments import Count, Finite, Whole, check_arguments
 from rl.envs.hybrid import HybridSimulator, State, law_columns
 from rl.hpo.acting import Actor, drawn
 from rl.hpo.simulators import place
+from rl.processes import over_processes
 
 CHILDREN = ("discrete", "continuous", "critic")
 GAINS = {"discrete": 0.01, "continuous": 0.01, "critic": 1.0}  # of the last layers
@@ -63,6 +64,8 @@ class HybridPolicy(nn.Module, Actor):
         log_std: Initial log standard deviation of the continuous part where it is made random; of the raw output.
         networks: Your own in place of those of ``hidden``.
         heads: Number of modes of each head, none for a single choice.
+        normalise: Shift and scale observations by their moments so far before any network sees them; `follow` keeps
+            them.
 
     Raises:
         ValueError: If a size is below what it must be, ``log_std`` is not finite, or networks of your own break their
@@ -81,6 +84,9 @@ class HybridPolicy(nn.Module, Actor):
     continuous: nn.Module
     critic: nn.Module
     columns: Tensor
+    seen_updates: Tensor
+    seen_mean: Tensor
+    seen_variance: Tensor
 
     def __init__(
         self,
@@ -91,6 +97,7 @@ class HybridPolicy(nn.Module, Actor):
         log_std: Finite = -0.5,
         networks: nn.Module | None = None,
         heads: Sequence[Count] | None = None,
+        normalise: bool = False,
     ) -> None:
         check_arguments(HybridPolicy.__init__, locals())
         super().__init__()
@@ -105,6 +112,11 @@ class HybridPolicy(nn.Module, Actor):
             self.continuous = _Nothing()
         if self.heads:
             self.register_buffer("columns", law_columns(self.heads), persistent=False)
+        self.normalise = normalise
+        if normalise:
+            self.register_buffer("seen_updates", torch.zeros((), dtype=torch.long))
+            self.register_buffer("seen_mean", torch.zeros(observation_dim))
+            self.register_buffer("seen_variance", torch.ones(observation_dim))
         self.log_std = nn.Parameter(torch.full((action_dim,), log_std))
         self.simulator: HybridSimulator | None = None
         self.masked = False
@@ -173,7 +185,7 @@ class HybridPolicy(nn.Module, Actor):
 
     def logits(self, observation: Tensor) -> Tensor:
         """Logits of the modes (..., J), with heads (..., H, J) and minus infinity beyond a head's own modes."""
-        logits: Tensor = self.discrete(observation.to(self.log_std.dtype)).to(observation.dtype)
+        logits: Tensor = self.discrete(self._normal(observation)).to(observation.dtype)
         if not self.heads:
             return logits
         if len(set(self.heads)) == 1:
@@ -188,7 +200,7 @@ class HybridPolicy(nn.Module, Actor):
             observation: (..., O).
             mode: With heads, the modes that were chosen, int64 (..., H); the result is then (..., 1, m).
         """
-        seen = observation.to(self.log_std.dtype)
+        seen = self._normal(observation)
         if self.heads:
             if mode is None:
                 raise ValueError("with heads, the continuous part depends on the modes of all of them; give mode.")
@@ -200,8 +212,29 @@ class HybridPolicy(nn.Module, Actor):
 
     def value(self, observation: Tensor) -> Tensor:
         """Standardised value (...)."""
-        value: Tensor = self.critic(observation.to(self.log_std.dtype)).to(observation.dtype)
+        value: Tensor = self.critic(self._normal(observation)).to(observation.dtype)
         return value.squeeze(-1)
+
+    def _normal(self, observation: Tensor) -> Tensor:
+        """Observations as the networks see them."""
+        seen = observation.to(self.log_std.dtype)
+        if not self.normalise:
+            return seen
+        spread = torch.where(self.seen_variance > 1e-8, self.seen_variance, 1.0).sqrt()
+        return (seen - self.seen_mean) / spread
+
+    @torch.no_grad()
+    def follow(self, observations: Tensor) -> None:
+        """Take observations (..., O) of all processes into the moments, every call with the same weight."""
+        rows = observations.detach().reshape(-1, self.observation_dim).to(self.seen_mean.dtype)
+        mean = over_processes(rows.mean(0))
+        variance = over_processes((rows - mean).square().mean(0))
+        # New tensors: the graph of a loss that is not yet differentiated holds the old ones.
+        self.seen_updates = self.seen_updates + 1
+        weight = 1 / self.seen_updates.to(mean)
+        apart = (mean - self.seen_mean).square() * (1 - weight)
+        self.seen_variance = (1 - weight) * self.seen_variance + weight * (variance + apart)
+        self.seen_mean = self.seen_mean + weight * (mean - self.seen_mean)
 
 
 def _masks(simulator: HybridSimulator) -> bool:
