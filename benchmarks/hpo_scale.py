@@ -95,12 +95,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only the cells of this problem, and write nothing")
     parser.add_argument("--method", choices=("hpo", "ppo"), help="run only these cells, and write nothing")
     options = parser.parse_args()
-    rows = []
-    for method, train in (("hpo", hpo), ("ppo", tuned_ppo)):
-        for name in PROBLEMS:
-            for seed in range(SEEDS):
-                if options.only in name and options.method in (None, method):
-                    rows.append({**train(name, seed), "method": method, "problem": name})
+    rows = [
+        {**train(name, seed), "method": method, "problem": name}
+        for method, train in (("hpo", hpo), ("ppo", tuned_ppo))
+        for name in PROBLEMS
+        for seed in range(SEEDS)
+        if options.only in name and options.method in (None, method)
+    ]
     if options.only or options.method:
         return
     figures: dict[str, Any] = {}

@@ -69,7 +69,8 @@ class SwitchedLQR(HybridSimulator):
                 "but they must be (modes, n, n) or (n, n), (modes, n, m), (n, n) and (m, m)"
             )
         self.A = A.expand(self.n_modes, n, n).clone()
-        self.plant = torch.cat([self.A, self.B], dim=2)
+        # The plants of all modes beside each other: one product makes every mode's next state.
+        self.plant = torch.cat([self.A, self.B], dim=2).flatten(0, 1).T.contiguous()
         self.initial, self.horizon, self.limit = initial, horizon, limit
         self.observation_dim, self.action_dim = n, m
 
@@ -96,7 +97,7 @@ class SwitchedLQR(HybridSimulator):
         """One stage of the plant that the mode selects."""
         x = state["x"]
         cost = ((x @ self.Q) * x).sum(dim=1) + ((action @ self.R) * action).sum(dim=1)
-        following = torch.einsum("jnk,bk->bjn", self.plant, torch.cat([x, action], dim=1))
+        following = (torch.cat([x, action], dim=1) @ self.plant).unflatten(1, (self.n_modes, -1))
         return {"x": chosen_action(following, mode).clamp(-self.limit, self.limit)}, cost
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -97,7 +98,7 @@ class Decisions:
     Attributes:
         observations: (..., O).
         modes: int64 (...), with heads (..., H).
-        raw: Continuous parts of all modes before the action map, (..., J, m).
+        raw: Continuous parts of all modes before the action map, (..., J, m); None where they have no score.
         masks: Boolean (..., J), with heads (..., H, J), or None if all modes always were allowed.
         advantages: Standardised, (...), or (..., J) of all modes.
         targets: Of the value, standardised, (...).
@@ -107,7 +108,7 @@ class Decisions:
 
     observations: Tensor
     modes: Tensor
-    raw: Tensor
+    raw: Tensor | None
     masks: Tensor | None
     advantages: Tensor
     targets: Tensor
@@ -125,6 +126,12 @@ class Decisions:
     def share(self, chosen: Tensor) -> Decisions:
         """Those at ``chosen`` of a row."""
         return self._each(lambda value: value[chosen])
+
+    def split(self, sizes: Sequence[int]) -> list[Decisions]:
+        """A row cut into pieces of these lengths, which are views."""
+        ends = list(itertools.accumulate(sizes))
+        pairs = zip([0, *ends[:-1]], ends, strict=True)
+        return [self._each(lambda value, cut=slice(*pair): value[cut]) for pair in pairs]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Decisions:
         kept = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -154,7 +161,7 @@ def taken(policy: LossPolicy, estimator: Estimator, law: Tensor, data: Decisions
         active: Which raw outputs an action depends on, (J, m): the score of the others is noise.
     """
     found = [mode_log_probs(law, data.modes, heads=data.heads)]
-    if estimator.gaussian:
+    if data.raw is not None:
         which = torch.zeros_like(data.targets, dtype=torch.long) if data.heads else data.modes
         index = which[..., None, None].expand(*which.shape, 1, data.raw.shape[-1])
         mean = policy.raw_actions(data.observations, data.modes).gather(-2, index).squeeze(-2)

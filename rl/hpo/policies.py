@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -178,13 +177,14 @@ class HybridPolicy(nn.Module, Actor):
             observation: (..., O).
             mask: Boolean of the same shape, true where a mode may be chosen.
         """
-        logits = self.logits(observation)
-        if mask is not None:
-            logits = logits.masked_fill(~mask, float("-inf"))
-        return cast(Tensor, logits.log_softmax(-1))
+        return self.logits(observation, mask).log_softmax(-1)
 
-    def logits(self, observation: Tensor) -> Tensor:
-        """Logits of the modes (..., J), with heads (..., H, J) and minus infinity beyond a head's own modes."""
+    def logits(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits of the modes, otherwise as :meth:`log_probs`."""
+        logits = self._every_logit(observation)
+        return logits if mask is None else logits.masked_fill(~mask, float("-inf"))
+
+    def _every_logit(self, observation: Tensor) -> Tensor:
         logits: Tensor = self.discrete(self._normal(observation)).to(observation.dtype)
         if not self.heads:
             return logits
