@@ -1,6 +1,6 @@
 """What an update costs beside the same update written by hand, with no checks, no protocol and no Lightning.
 
-One update of the switched LQR at dimension 24: 128 episodes of 20 steps, networks of two layers of 96, one pass of reuse.
+One update of the switched LQR at dimension 24: 128 episodes of 20 steps, two layers of 96, one pass of reuse:
 ``update_over_hand_written`` is the whole training step, with everything that the trainer does around it, over a loop of
 forty lines that ends in the same weights (the script compares them and stops where they differ);
 ``update_over_matmuls`` is over the matrix products alone of both directions, as bare ``torch.mm``;
