@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from recipes.errors import RecipeError, RunError
 from recipes.front.schema import show
+from recipes.hpo.reference import known as reference_of
 from recipes.hpo.schema import SB3, Cell, Recipe, cells, make_simulator
 from recipes.running.environment import process_rank
 from recipes.running.files import write_json
@@ -63,6 +64,10 @@ def check(recipe: Recipe) -> Iterator[str]:
             notes = check_simulator(simulator, estimator=cast(Any, asked[1]))
         except ValueError as error:
             raise RecipeError(f"simulator: {error}" + (f" (method {asked[0]})" if asked[0] else "")) from error
+        if recipe.reference.policy is not None:
+            import torch
+
+            reference_of(recipe.reference, simulator, simulator.sample_noise(8, torch.Generator().manual_seed(0)))
         for method, given in arguments.items():
             try:
                 check_options(given, simulator)
@@ -179,7 +184,6 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
 
     from rl.errors import SimulatorError
     from rl.hpo.data import SeedDataModule
-    from rl.hpo.known_optima import best_known
     from rl.hpo.module import HPOModule
 
     lightning.seed_everything(cell.seed, workers=True, verbose=False)  # a user's simulator may draw from what is global
@@ -191,7 +195,7 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
         split: module.draw(next(iter(loader)), greedy=True, noisy=False)[0]
         for split, loader in (("validation", data.val_dataloader()), ("test", data.test_dataloader()))
     }
-    known = {split: best_known(module.simulator, noise) for split, noise in noises.items()}
+    known = {split: reference_of(recipe.reference, module.simulator, noise) for split, noise in noises.items()}
     module.references = {split: found.cost for split, found in known.items() if found is not None}
     start = time.monotonic()
     try:

@@ -13,8 +13,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl.envs.action_spaces import FlatActions
 from rl.envs.hybrid import HybridSimulator, check_modes, chosen_action
 from rl.errors import SimulatorError
+from rl.loading import find, make
 
 Array = NDArray[np.float32]
 
@@ -169,3 +171,36 @@ class SimulatorVectorEnv(VectorEnv):  # type: ignore[misc]
         over, none = np.full(self.num_envs, self._over), np.zeros(self.num_envs, dtype=bool)
         ended = (none, over) if self.simulator.endless else (over, none)
         return observation, rewards, *ended, info
+
+
+def make_env(
+    simulator: str, *, bound: float = 10.0, flat: bool = False, **arguments: object
+) -> gymnasium.Env[object, object]:
+    """An environment from the import path of a simulator, as ``gymnasium.make`` calls it.
+
+    Args:
+        simulator: Import path of its class, or of a function that makes it.
+        bound: As `SimulatorEnv` has it.
+        flat: Offer the action as one flat box, as `FlatActions` does, for agents that take no other.
+        arguments: Of the simulator.
+
+    Raises:
+        ValueError: If there is no such simulator, or it does not take these arguments.
+    """
+    env = SimulatorEnv(_made(simulator, arguments), bound)
+    return FlatActions(env, bound) if flat else env
+
+
+def make_vector_env(
+    simulator: str, *, num_envs: int = 1, bound: float = 10.0, **arguments: object
+) -> SimulatorVectorEnv:
+    """Many episodes at once, as ``gymnasium.make_vec`` calls it; see :func:`make_env`."""
+    return SimulatorVectorEnv(_made(simulator, arguments), num_envs, bound)
+
+
+def _made(path: str, arguments: Mapping[str, object]) -> HybridSimulator:
+    found = find("simulator", path)
+    made = make("simulator", path, found, arguments) if callable(found) else found
+    if not isinstance(made, HybridSimulator):
+        raise ValueError(f"simulator {path!r} makes a {type(made).__name__}; give a subclass of HybridSimulator.")
+    return made
