@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rl.envs.hybrid import HybridSimulator
 
 SB3 = "sb3"  # a method of its own: Stable-Baselines3's PPO on the flattened simulator
+AUTO = "auto"  # the estimator that is advised for the simulator
 
 
 @dataclass
@@ -144,7 +145,8 @@ class Recipe:
         seeds: How many seeds are trained.
         simulator: What is simulated.
         training: How every method is trained, where it does not say otherwise.
-        methods: Methods by name, each the changes of training that make it; sb3 is Stable-Baselines3's PPO.
+        methods: Methods by name, each the changes of training that make it; sb3 is Stable-Baselines3's PPO, and auto
+            begins with what is advised for the simulator.
         grid: Values of one argument of the simulator.
         reference: What costs are compared with.
         episodes: How many episodes.
@@ -184,6 +186,22 @@ class Recipe:
                 dataclasses.replace(self.training, **changes)
             except FieldError as error:
                 raise FieldError(f"methods.{name}.{error.where}", error.message) from error
+
+
+def training_of(recipe: Recipe, method: str, simulator: HybridSimulator | None = None) -> Training:
+    """How a method trains.
+
+    Args:
+        recipe: The recipe.
+        method: One of its methods.
+        simulator: What it trains in, for the method auto.
+    """
+    changes = dict(recipe.methods[method])
+    if method == AUTO and simulator is not None:
+        from rl.hpo.advice import advise
+
+        changes = {**advise(simulator).options, **changes}
+    return dataclasses.replace(recipe.training, **changes)
 
 
 class Cell(NamedTuple):
