@@ -78,6 +78,8 @@ def check(recipe: Recipe) -> Iterator[str]:
     plan = _plan(recipe)
     yield f"{len(recipe.experts)} experts have the tensors of {recipe.base}"
     yield from plan.lines()
+    if said := plan.refusal():
+        raise RecipeError(f"memory: {said.rstrip('.')}")
     free = shutil.disk_usage(Path.cwd()).free
     if plan.written > free:
         raise RecipeError(f"disk: {plan.written / 1e9:.1f} GB are written and {free / 1e9:.1f} GB are free; make room")
@@ -85,20 +87,20 @@ def check(recipe: Recipe) -> Iterator[str]:
 
 
 def _plan(recipe: Recipe) -> Plan:
-    from twinmerge.big.merge import bound_method, job_of, size_in_bytes
-    from twinmerge.big.plan import plan_of
+    from twinmerge.big.factors import Ranks
+    from twinmerge.big.merge import bound_method, job_of, planned, size_in_bytes
+    from twinmerge.big.twin import planned_twin
 
     given = recipe.arguments()
     try:
         job = job_of(recipe.base, recipe.experts, recipe.dtype)
         bound_method(given["method"], recipe.drawn(), list(recipe.experts))
         size_in_bytes(given["shard"])
+        if _twin(recipe):
+            return planned_twin(job, given["method"], given["memory"], Ranks(*(given[name] for name in RANKS)))
+        return planned(job, given["method"], given["memory"])
     except ValueError as error:  # of which CheckpointError is one
         raise RecipeError(str(error).rstrip(".")) from error
-    kept = given["rank"] or (
-        max((min(s) for _, s in job.out.values() if len(s) == 2), default=0) // 10 if _twin(recipe) else 0
-    )
-    return plan_of(job.out, given["method"], len(recipe.experts), job.read, job.written, rank=kept)
 
 
 def _twin(recipe: Recipe) -> bool:

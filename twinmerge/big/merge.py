@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from gapbridge.arguments import check_arguments
-from twinmerge.big.experts import Expert, expert_of, floats_of
+from twinmerge.big.experts import Expert, LoraExpert, expert_of, floats_of
 from twinmerge.big.plan import Plan, plan_of
 from twinmerge.big.reading import FLOATS, Files, Place, places_of
 from twinmerge.big.streams import FileModel
@@ -49,6 +49,11 @@ class Job:
     out: Mapping[str, Entry]
 
     @property
+    def lora(self) -> dict[str, int]:
+        """Ranks of adapters together, by the tensor that they are added to."""
+        return {n: rank for n in self.merged if (rank := sum(e.rank_of(n) or 0 for e in self.experts.values()))}
+
+    @property
     def read(self) -> int:
         """Bytes of all models."""
         return sum(place.bytes for place in self.places.values()) + sum(e.bytes for e in self.experts.values())
@@ -69,13 +74,15 @@ def merge_files(
     dtype: Dtype = "stored",
     device: str = "cpu",
     shard: str = "5GB",
+    memory: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Merge checkpoints in files into one, without ever holding a model.
 
     Base and experts are read block by block and the merged model is written into files whose headers come first, so
-    that the memory is at most 2.5 times the largest tensor and 400 MB beside what importing takes. No model is built;
-    LoRA adapters are read by their factors. A merge that was killed goes on where it was when it is called again, and
+    that the memory is at most 2.5 times the largest tensor and 400 MB beside what importing takes; a method that would
+    take more of these tensors is refused unless `memory` allows it. No model is built; LoRA adapters are read by their
+    factors. A merge that was killed goes on where it was when it is called again, and
     ends in the same bytes.
 
     Args:
@@ -90,13 +97,16 @@ def merge_files(
         dtype: Number format of the merged weights; the work itself is done in float32. `stored` is the base's.
         device: Where the tensor at hand is merged, such as `cuda`.
         shard: Largest file, such as `5GB`.
+        memory: What the merge may take beside what importing takes, such as `8GB`; by default 2.5 times the largest
+            tensor and 400 MB.
         overwrite: Replace an existing folder.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: For an expert that is no fine-tune of the base, weights that are not finite, and pickles.
+        CheckpointError: For an expert that is no fine-tune of the base, weights that are not finite, pickles, and more
+            memory than allowed.
         ValueError: For an unknown method or option.
         FileExistsError: When the folder exists and is not to be replaced.
     """
@@ -104,6 +114,7 @@ def merge_files(
     target = Path(folder).expanduser()
     job = job_of(base, experts, dtype)
     run = bound_method(method, options or {}, list(experts))
+    refuse_above_limit(planned(job, method, memory))
     task = [fingerprint(base, experts), method, options, dtype, shard]
     with resumable_folder(target, task, overwrite=overwrite) as (out, journal), Files(release=_fills(job)) as files:
         writer = Writer(out, shards_of(job.out, size_in_bytes(shard)))
@@ -122,8 +133,9 @@ def plan_files(
     options: Mapping[str, object] | None = None,
     dtype: Dtype = "stored",
     shard: str = "5GB",
+    memory: str | None = None,
 ) -> Plan:
-    """What `merge_files` would take, from the headers alone; it refuses what that would refuse.
+    """What `merge_files` would take, from the headers alone; it refuses what that would refuse, but for the memory.
 
     Args:
         base: As for `merge_files`.
@@ -132,6 +144,7 @@ def plan_files(
         options: As for `merge_files`.
         dtype: As for `merge_files`.
         shard: As for `merge_files`.
+        memory: As for `merge_files`; `refusal()` of the plan says whether it is enough.
 
     Returns:
         Bytes, memory and time.
@@ -143,7 +156,37 @@ def plan_files(
     job = job_of(base, experts, dtype)
     bound_method(method, options or {}, list(experts))
     size_in_bytes(shard)
-    return plan_of(job.out, method, len(experts), job.read, job.written)
+    return planned(job, method, memory)
+
+
+def planned(job: Job, method: str, memory: str | None = None, *, rank: int = 0, spectra: bool = False) -> Plan:
+    """The plan of a job, see `plan_of`.
+
+    Raises:
+        ValueError: When the memory is no size.
+    """
+    return plan_of(
+        job.out,
+        method,
+        len(job.experts),
+        job.read,
+        job.written,
+        rank=rank,
+        spectra=spectra,
+        lora=job.lora,
+        all_lora=all(isinstance(expert, LoraExpert) for expert in job.experts.values()),
+        memory=None if memory is None else size_in_bytes(memory),
+    )
+
+
+def refuse_above_limit(plan: Plan) -> None:
+    """Refuse a merge that would take more memory than it may.
+
+    Raises:
+        CheckpointError: In one sentence.
+    """
+    if said := plan.refusal():
+        raise CheckpointError(said)
 
 
 def job_of(base: str | Path, experts: Mapping[str, str | Path], dtype: str = "stored") -> Job:

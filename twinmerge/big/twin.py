@@ -11,7 +11,17 @@ from pathlib import Path
 from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
 from twinmerge.big.experts import LoraExpert
 from twinmerge.big.factors import Certificate, Ranks, differences_of
-from twinmerge.big.merge import bound_method, copy_beside, fingerprint, job_of, size_in_bytes
+from twinmerge.big.merge import (
+    Job,
+    bound_method,
+    copy_beside,
+    fingerprint,
+    job_of,
+    planned,
+    refuse_above_limit,
+    size_in_bytes,
+)
+from twinmerge.big.plan import Plan
 from twinmerge.big.reading import Files
 from twinmerge.big.streams import FileModel
 from twinmerge.big.writing import Writer, resumable_folder, shards_of
@@ -35,6 +45,7 @@ def twin_files(
     seed: Seed = 0,
     device: str = "cpu",
     shard: str = "5GB",
+    memory: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Merge causal language models in files into a twin folder, without ever holding a model.
@@ -56,6 +67,7 @@ def twin_files(
         seed: Of the sketches.
         device: Where the tensor at hand is worked on.
         shard: Largest file of the shared expert.
+        memory: As for `merge_files`.
         overwrite: Replace an existing folder.
 
     Returns:
@@ -79,6 +91,7 @@ def twin_files(
     if odd := [name for name in experts if not _NAME.fullmatch(name)]:
         raise ValueError(f"expert name {odd[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
     run = bound_method(method, options or {}, list(experts))
+    refuse_above_limit(planned_twin(job, method, memory, ranks))
     task = [fingerprint(base, experts), method, options, asdict(ranks), tolerance, seed, shard, "twin"]
     with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
         writer = Writer(out, shards_of(job.out, size_in_bytes(shard)))
@@ -106,6 +119,13 @@ def twin_files(
                 modules[name] = source.modules({n: r for n, r in told[name]["ranks"].items() if r})
         _describe(out, architecture, told, modules, str(base))
     return Path(folder).expanduser()
+
+
+def planned_twin(job: Job, method: str, memory: str | None, ranks: Ranks) -> Plan:
+    """The plan of a twin; ranks that depend on the differences are taken to be a tenth of the shorter side."""
+    tenth = max((min(shape) for _, shape in job.out.values() if len(shape) == 2), default=0) // 10
+    asked = ranks.energy is not None or ranks.budget is not None
+    return planned(job, method, memory, rank=ranks.rank or max(1, tenth), spectra=asked)
 
 
 def _describe(

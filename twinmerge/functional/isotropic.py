@@ -90,22 +90,24 @@ def iso_cts(
             return mean_step(scale)
         side = short_side(tensors)
         own = (side - int(common * side)) // tensors.experts
-        gram = gram_along(tensors, summed)
-        shared = _leading(gram, side - own * tensors.experts, float(gram.trace()))
-        del gram
-        tasks = [_own(tensors, index, own, shared) for index in range(tensors.experts)]
+        shared = _leading(gram_along(tensors, summed), side - own * tensors.experts)
+        turned, tasks = shared.vectors / shared.values, []
+        for index in range(tensors.experts):
+            tasks.append(_own(tensors, index, own, shared.vectors, turned))
+        short = torch.cat([shared.vectors, *(task.found.vectors for task in tasks)], 1)
         size = scale * sum(float(found.values.sum()) for found in (shared, *(task.found for task in tasks))) / side
+        del shared
 
         def directions(parts: Parts) -> Tensor:
-            made = [part @ task.found.along for part, task in zip(parts, tasks, strict=True)]
-            together = summed(parts) @ shared.along
-            made = [mine if task.less is None else mine - together @ task.less for mine, task in
-                    zip(made, tasks, strict=True)]  # fmt: skip
+            made = [part @ (task.found.vectors / task.found.values) for part, task in zip(parts, tasks, strict=True)]
+            together = summed(parts) @ turned
+            for mine, task in zip(made, tasks, strict=True):
+                if task.less is not None:
+                    mine.sub_(together @ task.less)
             return torch.cat([together, *made], 1)
 
-        gram = gram_along(tensors, directions)
-        last = decorrelated(gram, size, torch.cat([shared.vectors, *(task.found.vectors for task in tasks)], 1))
-        del gram
+        last = decorrelated(gram_along(tensors, directions), size, short)
+        del short
         return step_along(tensors, lambda parts: directions(parts) @ last)
 
     return merge_blocks(pretrained, experts, each(rule))
@@ -117,11 +119,6 @@ class _Leading(NamedTuple):
     vectors: Tensor
     values: Tensor
 
-    @property
-    def along(self) -> Tensor:
-        """What gives the directions on the long side when the matrix is multiplied by it, (k, d)."""
-        return self.vectors / self.values
-
 
 class _Own(NamedTuple):
     """Directions of one task, and what of the common ones they contain on the long side, (common, d)."""
@@ -130,34 +127,41 @@ class _Own(NamedTuple):
     less: Tensor | None
 
 
-def _leading(gram: Tensor, count: int, size: float) -> _Leading:
+def _leading(gram: Tensor, count: int, size: float | None = None) -> _Leading:
     """The leading directions by the Gram matrix of the short side, whose content is lost; without those of no change.
 
     What is that is measured by the squared size of the whole change, of which the matrix may be a small rest.
     """
-    squares, vectors = eigenvectors(gram)
-    first = len(squares) - count
-    real = (squares > _NOISE**2 * size) & (torch.arange(len(squares), device=squares.device) >= first)
-    return _Leading(vectors[:, real].flip(1), squares[real].sqrt().flip(0))
+    size = float(gram.trace()) if size is None else size
+    squares, vectors = eigenvectors(gram, count)
+    del gram
+    real = squares > _NOISE**2 * size
+    return _Leading(vectors[:, real], squares[real].sqrt())
 
 
-def _own(tensors: Tensors, index: int, count: int, shared: _Leading) -> _Own:
-    """The leading directions of what a task's matrix has outside of the space of the common left directions."""
+def _own(tensors: Tensors, index: int, count: int, shared: Tensor, turned: Tensor) -> _Own:
+    """The leading directions of what a task's matrix has outside of the space of the common left directions.
+
+    Args:
+        tensors: One tensor of all models.
+        index: Which task.
+        count: How many.
+        shared: The common directions on the short side, (k, common).
+        turned: What gives those on the long side when the summed matrix is multiplied by it.
+    """
     if is_wide(tensors):  # the left side is the short one, so that both sides of the Gram matrix are cut
         gram = gram_along(tensors.only(index), lambda parts: parts[0])
         size = float(gram.trace())
         for _ in range(2):
-            gram.sub_(shared.vectors @ (shared.vectors.T @ gram))
+            gram.addmm_(shared, shared.T @ gram, alpha=-1)
             gram = gram.T.contiguous()
         return _Own(_leading(gram, count, size), None)
-    side, kept = shared.vectors.shape
-    gram, cross = shared.vectors.new_zeros(side, side), shared.vectors.new_zeros(kept, side)
-    turned = shared.along
+    side, kept = shared.shape
+    gram, cross = shared.new_zeros(side, side), shared.new_zeros(kept, side)
     for parts in along(tensors):
         mine = parts[index].clone()
         gram.addmm_(mine.T, mine)
         cross.addmm_((summed(parts) @ turned).T, mine)
-    del turned
     size = float(gram.trace())
     found = _leading(gram.addmm_(cross.T, cross, alpha=-1), count, size)
-    return _Own(found, cross @ found.along)
+    return _Own(found, cross @ (found.vectors / found.values))

@@ -107,7 +107,7 @@ def step_along(tensors: Tensors, change: Callable[[Parts], Tensor]) -> Step:
 def decorrelated(gram: Tensor, values: Tensor | float, short: Tensor) -> Tensor:
     r"""What makes the merged matrix of long directions P: :math:`(P^TP)^{-1/2}\,\Sigma\,(S^TS)^{-1/2}S^T`.
 
-    P and S are then the nearest matrices with orthonormal columns; directions that several tasks share are one.
+    P and S become the nearest matrices with orthonormal columns; directions that several tasks share are one.
 
     Args:
         gram: :math:`P^TP`, shape (d, d); its content is lost.
@@ -117,10 +117,10 @@ def decorrelated(gram: Tensor, values: Tensor | float, short: Tensor) -> Tensor:
     Returns:
         Shape (d, k).
     """
-    root = inverse_power(gram, 0.5, DEPENDENT)[1]
-    root = root.mul_(values)
-    inner = root @ inverse_power(short.T @ short, 0.5, DEPENDENT)[1]
-    return inner @ short.T
+    root = inverse_power(gram, 0.5, DEPENDENT)[1].mul_(values)
+    del gram
+    right = inverse_power(short.T @ short, 0.5, DEPENDENT)[1] @ short.T
+    return root @ right
 
 
 def grams(tensors: Tensors, parts: Callable[[Block], Sequence[Tensor]]) -> list[Tensor]:

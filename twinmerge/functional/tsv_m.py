@@ -62,7 +62,6 @@ def tsv_m(pretrained: State, experts: Sequence[State], *, scale: float = 1.0) ->
             return torch.cat([part @ matrix for part, matrix in zip(parts, turned, strict=True)], 1)
 
         last = decorrelated(gram_along(tensors, directions), scale * values, short)
-        del short
         return step_along(tensors, lambda parts: directions(parts) @ last)
 
     return merge_blocks(pretrained, experts, each(rule))
@@ -70,8 +69,7 @@ def tsv_m(pretrained: State, experts: Sequence[State], *, scale: float = 1.0) ->
 
 def _leading(tensors: Tensors, kept: int) -> tuple[Tensor, Tensor]:
     """Leading singular vectors of one task on the short side (k, d), and their values (d,); zero ones are left out."""
-    squares, vectors = eigenvectors(gram_along(tensors, lambda parts: parts[0]))
+    squares, vectors = eigenvectors(gram_along(tensors, lambda parts: parts[0]), kept)
     values = squares.clamp_(min=0).sqrt()
-    first = len(values) - kept
-    real = (values > _SMALLEST * values[-1]) & (torch.arange(len(values), device=values.device) >= first)
+    real = values > _SMALLEST * values[-1]
     return vectors[:, real], values[real]

@@ -45,8 +45,13 @@ def wudi(pretrained: State, experts: Sequence[State], *, scale: float = 1.0) -> 
             for index, vector in enumerate(block.vectors):
                 squares[index] += float(vector.double().square().sum())
         sizes = [max(square, 1e-300) for square in squares]
-        rows = lambda block: torch.cat([as_matrix(v.double()) / s**0.5 for v, s in zip(block.vectors, sizes, strict=True)])  # noqa: E731
-        values, vectors = eigenvectors(grams(tensors, lambda block: [rows(block)])[0])
+
+        def together(block: Block) -> list[Tensor]:
+            return [
+                torch.cat([as_matrix(v.double()).div_(s**0.5) for v, s in zip(block.vectors, sizes, strict=True)])
+            ]
+
+        values, vectors = eigenvectors(grams(tensors, together)[0])
         used = values > _NOISE * values[-1]
         # tau = sum_t tau_t (1 - G G^+ + G_t G^+), one matrix for each task, and 1 - G G^+ is what has no eigenvalue
         rest = vectors[:, ~used] @ vectors[:, ~used].T
@@ -55,7 +60,7 @@ def wudi(pretrained: State, experts: Sequence[State], *, scale: float = 1.0) -> 
         factors: list[Tensor] = []
         for index, size in enumerate(sizes):
             gram = grams(tensors.only(index), lambda block: block.vectors)[0].div_(size)
-            factors.append((torch.addmm(rest, gram, inverse) * scale).to(tensors.dtype))
+            factors.append(torch.addmm(rest, gram, inverse).mul_(scale).to(tensors.dtype))
             del gram
         del rest, inverse
 
