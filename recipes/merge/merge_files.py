@@ -93,7 +93,7 @@ def _plan(recipe: Recipe) -> Plan:
 
     given = recipe.arguments()
     try:
-        job = job_of(recipe.base, recipe.experts, recipe.dtype)
+        job = job_of(recipe.base, recipe.experts, recipe.dtype, given["vocabulary"])
         bound_method(given["method"], recipe.drawn(), list(recipe.experts))
         size_in_bytes(given["shard"])
         if _twin(recipe):

@@ -106,6 +106,7 @@ class LoraExpert:
         self._shapes = {name: shape for name, (_, shape) in base.tensors.items()}
         self._turned = bool(checkpoint.config.get("fan_in_fan_out"))
         self._held: tuple[str, Tensor, Tensor] | None = None  # factors of the tensor at hand
+        self.grown: dict[str, int] = {}  # rows of tensors that got more than the base has; no factor reaches them
         self._base: Mapping[str, Place] | None = None
 
     def over(self, base: Mapping[str, Place]) -> None:
@@ -158,7 +159,9 @@ class LoraExpert:
         B, A = lora_factors(first, second, keys[0])
         rows = self._shapes[name][0]
         turned = rows != B.shape[0] or (self._turned and rows == A.shape[1])
-        return (A.t() * scale, B.t()) if turned else (B * scale, A)
+        left, right = (A.t() * scale, B.t()) if turned else (B * scale, A)
+        more = self.grown.get(name, rows) - rows
+        return (torch.cat([left, left.new_zeros(more, left.shape[1])]) if more else left), right
 
     def dtype_of(self, name: str) -> str:
         """The factors are multiplied in float32."""
@@ -171,13 +174,13 @@ class LoraExpert:
                 files.expect(self.places[str(key)])
 
 
-def expert_of(checkpoint: Checkpoint, base: Checkpoint) -> Expert:
-    """An expert that fits its base by the headers of both.
+def expert_of(checkpoint: Checkpoint, base: Checkpoint, vocabulary: str = "strict") -> Expert:
+    """An expert that fits its base by the headers of both, but for the vocabulary where that may differ.
 
     Raises:
         CheckpointError: For one that does not, or that is more than its weights.
     """
-    check_compatible(base, checkpoint)
+    check_compatible(base, checkpoint, vocabulary)
     return LoraExpert(checkpoint, base) if checkpoint.kind == "lora" else FullExpert(checkpoint, base)
 
 

@@ -7,16 +7,17 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from gapbridge.arguments import check_arguments
 from twinmerge.big.experts import Expert, LoraExpert, expert_of, floats_of
+from twinmerge.big.growing import Growth, Vocabulary, forget, growth_of
 from twinmerge.big.plan import Plan, plan_of
 from twinmerge.big.reading import FLOATS, Files, Place, places_of
 from twinmerge.big.streams import FileModel
-from twinmerge.big.writing import Entry, Writer, resumable_folder, shards_of, size_of
+from twinmerge.big.writing import Entry, Journal, Writer, resumable_folder, shards_of, size_of
 from twinmerge.errors import CheckpointError
 from twinmerge.headers import Checkpoint, inspect_checkpoint
 from twinmerge.methods import find
@@ -40,6 +41,7 @@ class Job:
         places: Of the base's tensors, in the order in which they lie in its files.
         merged: Names of those that are merged; the others are copied from the base.
         out: What is written: number format and shape by name.
+        growth: How the vocabularies become one, where they differ.
     """
 
     base: Checkpoint
@@ -47,6 +49,12 @@ class Job:
     places: Mapping[str, Place]
     merged: Sequence[str]
     out: Mapping[str, Entry]
+    growth: Growth | None = None
+
+    def grow(self, folder: Path, files: Files, journal: Journal) -> None:
+        """Bring all vocabularies to the same rows, in files of the folder that is being made."""
+        if self.growth is not None:
+            self.places = self.growth.write(folder, self.places, self.experts, files, journal)
 
     @property
     def lora(self) -> dict[str, int]:
@@ -72,6 +80,7 @@ def merge_files(
     method: str = "task_arithmetic",
     options: Mapping[str, object] | None = None,
     dtype: Dtype = "stored",
+    vocabulary: Vocabulary = "strict",
     device: str = "cpu",
     shard: str = "5GB",
     memory: str | None = None,
@@ -95,6 +104,9 @@ def merge_files(
             number may be a list over the layers, or differ by parts of the tensors' names
             (`twinmerge.functional.weights`).
         dtype: Number format of the merged weights; the work itself is done in float32. `stored` is the base's.
+        vocabulary: `strict` takes one vocabulary; `pad` takes embeddings with other rows beside one tokenizer; `union`
+            takes in the tokens that experts added, see `twinmerge.vocabulary`. Embeddings and output layers that get
+            other rows are written in float32 beside the folder meanwhile.
         device: Where the tensor at hand is merged, such as `cuda`.
         shard: Largest file, such as `5GB`.
         memory: What the merge may take beside what importing takes, such as `8GB`; by default 2.5 times the largest
@@ -112,17 +124,27 @@ def merge_files(
     """
     check_arguments(merge_files, locals())
     target = Path(folder).expanduser()
-    job = job_of(base, experts, dtype)
+    job = job_of(base, experts, dtype, vocabulary)
     run = bound_method(method, options or {}, list(experts))
     refuse_above_limit(planned(job, method, memory))
-    task = [fingerprint(base, experts), method, options, dtype, shard]
+    task = [fingerprint(base, experts), method, options, dtype, vocabulary, shard]
     with resumable_folder(target, task, overwrite=overwrite) as (out, journal), Files(release=_fills(job)) as files:
-        writer = Writer(out, shards_of(job.out, size_in_bytes(shard)))
-        model = FileModel(job.places, job.merged, job.experts, files, writer, journal, device)
-        run(model, model.states)
-        writer.close()
-        copy_beside(job.base.folder, out, dtype)
+        write_merged(job, out, files, journal, run, shard=shard, device=device)
+        copy_beside(job, out, dtype)
+        forget(out)
     return target
+
+
+def write_merged(
+    job: Job, out: Path, files: Files, journal: Journal, run: Callable[..., object], *, shard: str, device: str
+) -> Writer:
+    """Write the merged weights of a job; what the journal has is passed over."""
+    job.grow(out, files, journal)
+    writer = Writer(out, shards_of(job.out, size_in_bytes(shard)))
+    model = FileModel(job.places, job.merged, job.experts, files, writer, journal, device)
+    run(model, model.states)
+    writer.close()
+    return writer
 
 
 def plan_files(
@@ -132,6 +154,7 @@ def plan_files(
     method: str = "task_arithmetic",
     options: Mapping[str, object] | None = None,
     dtype: Dtype = "stored",
+    vocabulary: Vocabulary = "strict",
     shard: str = "5GB",
     memory: str | None = None,
 ) -> Plan:
@@ -143,6 +166,7 @@ def plan_files(
         method: As for `merge_files`.
         options: As for `merge_files`.
         dtype: As for `merge_files`.
+        vocabulary: As for `merge_files`.
         shard: As for `merge_files`.
         memory: As for `merge_files`; `refusal()` of the plan says whether it is enough.
 
@@ -153,7 +177,7 @@ def plan_files(
         CheckpointError: For an expert that is no fine-tune of the base, and pickles.
         ValueError: For an unknown method or option.
     """
-    job = job_of(base, experts, dtype)
+    job = job_of(base, experts, dtype, vocabulary)
     bound_method(method, options or {}, list(experts))
     size_in_bytes(shard)
     return planned(job, method, memory)
@@ -189,7 +213,9 @@ def refuse_above_limit(plan: Plan) -> None:
         raise CheckpointError(said)
 
 
-def job_of(base: str | Path, experts: Mapping[str, str | Path], dtype: str = "stored") -> Job:
+def job_of(
+    base: str | Path, experts: Mapping[str, str | Path], dtype: str = "stored", vocabulary: Vocabulary = "strict"
+) -> Job:
     """Read the headers of a base and its experts, and compare them.
 
     Raises:
@@ -203,10 +229,15 @@ def job_of(base: str | Path, experts: Mapping[str, str | Path], dtype: str = "st
     if found.kind == "lora":
         raise CheckpointError(f"{found.folder} is an adapter; give the whole model that it was trained on as the base.")
     places = dict(sorted(places_of(found).items(), key=lambda item: (item[1].file.name, item[1].offset)))
-    read = {task: expert_of(inspect_checkpoint(local_folder(where)), found) for task, where in experts.items()}
+    folders = {task: local_folder(where) for task, where in experts.items()}
+    read = {task: expert_of(inspect_checkpoint(where), found, vocabulary) for task, where in folders.items()}
     merged = floats_of(found)
     out = {n: (STORED.get(dtype, p.dtype) if p.dtype in FLOATS else p.dtype, p.shape) for n, p in places.items()}
-    return Job(found, read, places, merged, out)
+    growth = growth_of(found, places, read, folders, vocabulary)
+    if growth is not None:
+        found = replace(found, config={**found.config, "vocab_size": growth.rows})
+        out = growth.entries(out)
+    return Job(found, read, places, merged, out, growth)
 
 
 def bound_method(method: str, options: Mapping[str, object], tasks: Sequence[str]) -> Callable[..., object]:
@@ -261,16 +292,21 @@ def fingerprint(base: str | Path, experts: Mapping[str, str | Path]) -> object:
     ]
 
 
-def copy_beside(base: Path, out: Path, dtype: str) -> None:
-    """Copy configuration and tokenizer of the base; the configuration names the number format of the weights."""
-    for file in sorted(base.iterdir()):
+def copy_beside(job: Job, out: Path, dtype: str) -> None:
+    """Copy configuration and tokenizer of the base; what is other of the merged model is written into them."""
+    for file in sorted(job.base.folder.iterdir()):
         if _BESIDE.fullmatch(file.name):
             shutil.copyfile(file, out / file.name)
-    if dtype != "stored":
+    changed: dict[str, object] = {} if dtype == "stored" else {"dtype": dtype}
+    if job.growth is not None:
+        changed["vocab_size"] = job.growth.rows
+        if job.growth.tokenizer is not None:
+            job.growth.tokenizer.save_pretrained(out)
+    if changed:
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        config.pop("torch_dtype", None)
-        config["dtype"] = dtype
-        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if "dtype" in changed:
+            config.pop("torch_dtype", None)
+        (out / "config.json").write_text(json.dumps({**config, **changed}, indent=2) + "\n", encoding="utf-8")
 
 
 def _fills(job: Job) -> bool:

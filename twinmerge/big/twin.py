@@ -11,6 +11,7 @@ from pathlib import Path
 from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
 from twinmerge.big.experts import LoraExpert
 from twinmerge.big.factors import Certificate, Ranks, differences_of
+from twinmerge.big.growing import Vocabulary, forget
 from twinmerge.big.merge import (
     Job,
     bound_method,
@@ -19,12 +20,11 @@ from twinmerge.big.merge import (
     job_of,
     planned,
     refuse_above_limit,
-    size_in_bytes,
+    write_merged,
 )
 from twinmerge.big.plan import Plan
 from twinmerge.big.reading import Files
-from twinmerge.big.streams import FileModel
-from twinmerge.big.writing import Writer, resumable_folder, shards_of
+from twinmerge.big.writing import resumable_folder
 from twinmerge.errors import CheckpointError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -43,6 +43,7 @@ def twin_files(
     budget: Count | None = None,
     tolerance: float = 0.01,
     seed: Seed = 0,
+    vocabulary: Vocabulary = "strict",
     device: str = "cpu",
     shard: str = "5GB",
     memory: str | None = None,
@@ -65,6 +66,7 @@ def twin_files(
         budget: Bytes of the factors of each expert.
         tolerance: Accepted excess of a residual over the best one of its rank.
         seed: Of the sketches.
+        vocabulary: As for `merge_files`.
         device: Where the tensor at hand is worked on.
         shard: Largest file of the shared expert.
         memory: As for `merge_files`.
@@ -81,7 +83,7 @@ def twin_files(
     ranks = Ranks(rank, density, energy, budget)
     if sum(value is not None for value in asdict(ranks).values()) != 1:
         raise ValueError(f"the rank policy is {asdict(ranks)}; give exactly one of rank, density, energy and budget.")
-    job = job_of(base, experts)
+    job = job_of(base, experts, vocabulary=vocabulary)
     architecture = str(next(iter(job.base.config.get("architectures") or ()), ""))
     if not architecture.endswith("ForCausalLM") or len(experts) < 2:
         raise CheckpointError(
@@ -92,13 +94,10 @@ def twin_files(
         raise ValueError(f"expert name {odd[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
     run = bound_method(method, options or {}, list(experts))
     refuse_above_limit(planned_twin(job, method, memory, ranks))
-    task = [fingerprint(base, experts), method, options, asdict(ranks), tolerance, seed, shard, "twin"]
+    task = [fingerprint(base, experts), method, options, asdict(ranks), tolerance, seed, vocabulary, shard, "twin"]
     with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
-        writer = Writer(out, shards_of(job.out, size_in_bytes(shard)))
-        model = FileModel(job.places, job.merged, job.experts, files, writer, journal, device)
-        run(model, model.states)
-        writer.close()
-        copy_beside(job.base.folder, out, "stored")
+        writer = write_merged(job, out, files, journal, run, shard=shard, device=device)
+        copy_beside(job, out, "stored")
         told: dict[str, Certificate] = {}
         modules: dict[str, dict[str, int]] = {}
         with Files() as written:
@@ -117,6 +116,7 @@ def twin_files(
                     base="../..",
                 )
                 modules[name] = source.modules({n: r for n, r in told[name]["ranks"].items() if r})
+        forget(out)
         _describe(out, architecture, told, modules, str(base))
     return Path(folder).expanduser()
 
