@@ -14,7 +14,7 @@ from recipes.fields import FieldError, check_name, check_seed
 from recipes.front.schema import did_you_mean
 from recipes.front.signature import FedBlock, takes
 from recipes.merge.baselines import arguments_of
-from twinmerge.methods import methods
+from twinmerge.methods import WITH_DATA, methods
 
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
@@ -36,6 +36,7 @@ class Recipe(FedBlock):
         name: Name of the run.
         base: The experts' common base, a folder or a Hub name.
         experts: Folders or Hub names by name: whole checkpoints in safetensors, or plain LoRA adapters.
+        statistics: Of the methods fisher and regmean, a safetensors file by expert.
         options: Of the method, such as scale; numbers for each expert by the experts' names, lists over the layers.
         seed: Of masks and sketches.
         dtype: Number format of the merged weights; a twin has the base's.
@@ -46,6 +47,7 @@ class Recipe(FedBlock):
     recipe: Literal["merge_files"] = "merge_files"
     name: str = "files"
     options: dict[str, object] = field(default_factory=dict)
+    statistics: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     dtype: Literal["stored", "float32", "float16", "bfloat16"] = "stored"
 
@@ -56,10 +58,11 @@ class Recipe(FedBlock):
         for name in self.experts:
             check_name(name, "experts")
         method = self.arguments()["method"]
-        if method not in (known := list(methods())):
+        if method not in (known := [*methods(), *WITH_DATA]):
             raise FieldError("method", f"unknown merge method {method!r}; {did_you_mean(method, known)}")
+        filled = [WITH_DATA[method].option] if method in WITH_DATA else []
         for name in self.options:
-            if name not in (known := arguments_of(method)):
+            if name not in (known := [n for n in arguments_of(method) if n not in filled]):
                 raise FieldError(f"options.{name}", f"{method} has no such option; {did_you_mean(name, known)}")
         kept = [name for name in RANKS if getattr(self, name) is not None]
         if len(kept) > 1:
@@ -89,12 +92,14 @@ def check(recipe: Recipe) -> Iterator[str]:
 def _plan(recipe: Recipe) -> Plan:
     from twinmerge.big.factors import Ranks
     from twinmerge.big.merge import bound_method, job_of, planned, size_in_bytes
+    from twinmerge.big.statistics import check_statistics
     from twinmerge.big.twin import planned_twin
 
     given = recipe.arguments()
     try:
         job = job_of(recipe.base, recipe.experts, recipe.dtype, given["vocabulary"])
         bound_method(given["method"], recipe.drawn(), list(recipe.experts))
+        check_statistics(given["method"], recipe.statistics, list(recipe.experts))
         size_in_bytes(given["shard"])
         if _twin(recipe):
             return planned_twin(job, given["method"], given["memory"], Ranks(*(given[name] for name in RANKS)))
@@ -109,7 +114,7 @@ def _twin(recipe: Recipe) -> bool:
 
 def inputs(recipe: Recipe) -> list[Path]:
     """The user's own folders that a run reads."""
-    return [path for path in map(Path, (recipe.base, *recipe.experts.values())) if path.expanduser().is_dir()]
+    return [path for path in map(Path, (recipe.base, *recipe.experts.values(), *recipe.statistics.values())) if path.expanduser().exists()]
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:

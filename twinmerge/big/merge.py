@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,11 +17,12 @@ from twinmerge.big.experts import Expert, LoraExpert, expert_of, floats_of
 from twinmerge.big.growing import Growth, Vocabulary, forget, growth_of
 from twinmerge.big.plan import Plan, plan_of
 from twinmerge.big.reading import FLOATS, Files, Place, places_of
+from twinmerge.big.statistics import check_statistics, read_statistics
 from twinmerge.big.streams import FileModel
 from twinmerge.big.writing import Entry, Journal, Writer, resumable_folder, shards_of, size_of
 from twinmerge.errors import CheckpointError
 from twinmerge.headers import Checkpoint, inspect_checkpoint
-from twinmerge.methods import find
+from twinmerge.methods import WITH_DATA, find
 
 Dtype = Literal["stored", "float32", "float16", "bfloat16"]
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -79,6 +81,7 @@ def merge_files(
     *,
     method: str = "task_arithmetic",
     options: Mapping[str, object] | None = None,
+    statistics: Mapping[str, str | Path] | None = None,
     dtype: Dtype = "stored",
     vocabulary: Vocabulary = "strict",
     device: str = "cpu",
@@ -103,6 +106,8 @@ def merge_files(
         options: Of the method. What it takes one of for each expert, such as `weights`, may be by the experts' names; a
             number may be a list over the layers, or differ by parts of the tensors' names
             (`twinmerge.functional.weights`).
+        statistics: Of the methods `fisher` and `regmean`, a safetensors file by expert with what
+            `twinmerge.gathering.fisher_information` or `input_grams` finds, by the tensors' names.
         dtype: Number format of the merged weights; the work itself is done in float32. `stored` is the base's.
         vocabulary: `strict` takes one vocabulary; `pad` takes embeddings with other rows beside one tokenizer; `union`
             takes in the tokens that experts added, see `twinmerge.vocabulary`. Embeddings and output layers that get
@@ -126,10 +131,12 @@ def merge_files(
     target = Path(folder).expanduser()
     job = job_of(base, experts, dtype, vocabulary)
     run = bound_method(method, options or {}, list(experts))
+    check_statistics(method, statistics, list(experts))
     refuse_above_limit(planned(job, method, memory))
-    task = [fingerprint(base, experts), method, options, dtype, vocabulary, shard]
+    task = [fingerprint(base, experts), method, options, fingerprint_of(statistics), dtype, vocabulary, shard]
     with resumable_folder(target, task, overwrite=overwrite) as (out, journal), Files(release=_fills(job)) as files:
-        write_merged(job, out, files, journal, run, shard=shard, device=device)
+        known = partial(run, **read_statistics(method, statistics, list(experts), files))
+        write_merged(job, out, files, journal, known, shard=shard, device=device)
         copy_beside(job, out, dtype)
         forget(out)
     return target
@@ -153,6 +160,7 @@ def plan_files(
     *,
     method: str = "task_arithmetic",
     options: Mapping[str, object] | None = None,
+    statistics: Mapping[str, str | Path] | None = None,
     dtype: Dtype = "stored",
     vocabulary: Vocabulary = "strict",
     shard: str = "5GB",
@@ -165,6 +173,7 @@ def plan_files(
         experts: As for `merge_files`.
         method: As for `merge_files`.
         options: As for `merge_files`.
+        statistics: As for `merge_files`.
         dtype: As for `merge_files`.
         vocabulary: As for `merge_files`.
         shard: As for `merge_files`.
@@ -179,6 +188,7 @@ def plan_files(
     """
     job = job_of(base, experts, dtype, vocabulary)
     bound_method(method, options or {}, list(experts))
+    check_statistics(method, statistics, list(experts))
     size_in_bytes(shard)
     return planned(job, method, memory)
 
@@ -247,13 +257,15 @@ def bound_method(method: str, options: Mapping[str, object], tasks: Sequence[str
         ValueError: For an unknown method, an option that it does not have, or names of no expert.
     """
     function = find(method)
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    filled = WITH_DATA[method].option if method in WITH_DATA else None
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != filled]
     if odd := sorted(set(options) - set(known)):
         raise ValueError(f"{method} has no option '{odd[0]}'; it has {', '.join(known) or 'none'}.")
     given = {name: _ordered(name, value, tasks) for name, value in options.items()}
 
-    def run(pretrained: object, experts: object) -> object:
-        return function(pretrained, experts, **given)
+    def run(pretrained: object, experts: object, **more: object) -> object:
+        return function(pretrained, experts, **given, **more)
 
     return run
 
@@ -290,6 +302,12 @@ def fingerprint(base: str | Path, experts: Mapping[str, str | Path]) -> object:
         [task, sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in local_folder(where).glob("*.*"))]
         for task, where in [("", base), *experts.items()]
     ]
+
+
+def fingerprint_of(statistics: Mapping[str, str | Path] | None) -> object:
+    """Which files of statistics are read: sizes and times."""
+    found = [(task, Path(file).expanduser()) for task, file in (statistics or {}).items()]
+    return [[task, str(file), file.stat().st_size, file.stat().st_mtime_ns] for task, file in found]
 
 
 def copy_beside(job: Job, out: Path, dtype: str) -> None:

@@ -69,17 +69,28 @@ def places_of(checkpoint: Checkpoint) -> dict[str, Place]:
                 f"{file} is a pickle, which cannot be read in parts; save the model again with save_pretrained, which "
                 "writes safetensors."
             )
-        entries = read_header(file)
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-        for name, (dtype, shape) in entries.items():
-            if dtype not in DTYPES:
-                raise CheckpointError(
-                    f"{file}: tensor '{name}' is stored as {dtype}, which is not merged; give a checkpoint in "
-                    f"{', '.join(sorted(FLOATS))}."
-                )
-            found[name] = Place(file, 8 + length + int(header[name]["data_offsets"][0]), dtype, shape)
+        found.update(places_in(file))
+    return found
+
+
+def places_in(file: Path) -> dict[str, Place]:
+    """Where every tensor of a safetensors file lies.
+
+    Raises:
+        CheckpointError: For a damaged file, and for number formats that cannot be merged.
+    """
+    found: dict[str, Place] = {}
+    entries = read_header(file)
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    for name, (dtype, shape) in entries.items():
+        if dtype not in DTYPES:
+            raise CheckpointError(
+                f"{file}: tensor '{name}' is stored as {dtype}, which is not merged; give a checkpoint in "
+                f"{', '.join(sorted(FLOATS))}."
+            )
+        found[name] = Place(file, 8 + length + int(header[name]["data_offsets"][0]), dtype, shape)
     return found
 
 

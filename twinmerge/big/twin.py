@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
@@ -17,6 +18,7 @@ from twinmerge.big.merge import (
     bound_method,
     copy_beside,
     fingerprint,
+    fingerprint_of,
     job_of,
     planned,
     refuse_above_limit,
@@ -24,6 +26,7 @@ from twinmerge.big.merge import (
 )
 from twinmerge.big.plan import Plan
 from twinmerge.big.reading import Files
+from twinmerge.big.statistics import check_statistics, read_statistics
 from twinmerge.big.writing import resumable_folder
 from twinmerge.errors import CheckpointError
 
@@ -37,6 +40,7 @@ def twin_files(
     *,
     method: str = "task_arithmetic",
     options: Mapping[str, object] | None = None,
+    statistics: Mapping[str, str | Path] | None = None,
     rank: Count | None = None,
     density: PositiveShare | None = None,
     energy: PositiveShare | None = None,
@@ -60,6 +64,7 @@ def twin_files(
         folder: The twin to make; a merge that was killed goes on when it is called again.
         method: Of the shared expert, as for `merge_files`.
         options: Of the method, as for `merge_files`.
+        statistics: Of the method, as for `merge_files`.
         rank: Singular directions of every exclusive matrix; exactly one of the four.
         density: Share of min(rows, columns).
         energy: Share of every difference's squared norm.
@@ -93,10 +98,13 @@ def twin_files(
     if odd := [name for name in experts if not _NAME.fullmatch(name)]:
         raise ValueError(f"expert name {odd[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
     run = bound_method(method, options or {}, list(experts))
+    check_statistics(method, statistics, list(experts))
     refuse_above_limit(planned_twin(job, method, memory, ranks))
-    task = [fingerprint(base, experts), method, options, asdict(ranks), tolerance, seed, vocabulary, shard, "twin"]
+    told_by = fingerprint_of(statistics)
+    task = [fingerprint(base, experts), method, options, told_by, asdict(ranks), tolerance, seed, vocabulary, shard, "twin"]
     with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
-        writer = write_merged(job, out, files, journal, run, shard=shard, device=device)
+        known = partial(run, **read_statistics(method, statistics, list(experts), files))
+        writer = write_merged(job, out, files, journal, known, shard=shard, device=device)
         copy_beside(job, out, "stored")
         told: dict[str, Certificate] = {}
         modules: dict[str, dict[str, int]] = {}

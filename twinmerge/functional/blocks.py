@@ -10,12 +10,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 State = Mapping[str, Tensor]
+
+
+class Stored(Protocol):
+    """A tensor of which rows are asked for: one in memory, or one in a file."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its shape."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Rows of it."""
+
+
 BLOCK = 2**18  # values of a block: with 1 MiB each in float32, base and experts stay in a core's cache
 SLAB = 4  # blocks of a slab, whose rows are read one by one and should not be short
 
