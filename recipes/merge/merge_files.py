@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from twinmerge.big.plan import Plan
 
 RANKS = ("rank", "density", "energy", "budget")
+_OF_TWINS = (*RANKS, "tolerance", "seed", "router", "texts")
 
 
 @takes(
@@ -36,6 +37,7 @@ class Recipe(FedBlock):
         name: Name of the run.
         base: The experts' common base, a folder or a Hub name.
         experts: Folders or Hub names by name: whole checkpoints in safetensors, or plain LoRA adapters.
+        texts: For a router, files of unlabelled texts (one a line) by expert.
         statistics: Of the methods fisher and regmean, a safetensors file by expert.
         options: Of the method, such as scale; numbers for each expert by the experts' names, lists over the layers.
         seed: Of masks and sketches.
@@ -47,6 +49,7 @@ class Recipe(FedBlock):
     recipe: Literal["merge_files"] = "merge_files"
     name: str = "files"
     options: dict[str, object] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
     statistics: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     dtype: Literal["stored", "float32", "float16", "bfloat16"] = "stored"
@@ -67,6 +70,10 @@ class Recipe(FedBlock):
         kept = [name for name in RANKS if getattr(self, name) is not None]
         if len(kept) > 1:
             raise FieldError(kept[1], f"expected one of {', '.join(RANKS)} at most, got {' and '.join(kept)}")
+        if (router := self.arguments()["router"]) and not (kept and self.texts):
+            raise FieldError("router", f"expected none without one of {', '.join(RANKS)} and texts, got {router!r}")
+        if self.texts and not router:
+            raise FieldError("texts", "expected none without a router; set router to knn, linear or mlp")
         if kept and self.dtype != "stored":
             raise FieldError("dtype", f"expected stored for a twin, got {self.dtype!r}")
 
@@ -114,7 +121,7 @@ def _twin(recipe: Recipe) -> bool:
 
 def inputs(recipe: Recipe) -> list[Path]:
     """The user's own folders that a run reads."""
-    return [path for path in map(Path, (recipe.base, *recipe.experts.values(), *recipe.statistics.values())) if path.expanduser().exists()]
+    return [path for path in map(Path, (recipe.base, *recipe.experts.values(), *recipe.statistics.values(), *recipe.texts.values())) if path.expanduser().exists()]
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
@@ -122,14 +129,14 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     from twinmerge.big.merge import merge_files
     from twinmerge.big.twin import twin_files
 
-    given = {**recipe.arguments(), "options": recipe.drawn()}
+    given = {**recipe.arguments(), "options": recipe.drawn(), "texts": recipe.texts or None}
     plan, target = _plan(recipe), folder.path / "merged"
     try:
         if not target.exists():
             if _twin(recipe):
                 twin_files(folder=target, **given)
             else:
-                static = {name: given[name] for name in given if name not in (*RANKS, "tolerance", "seed")}
+                static = {name: given[name] for name in given if name not in _OF_TWINS}
                 merge_files(folder=target, **static, dtype=recipe.dtype)
     except ValueError as error:
         raise RunError(str(error).rstrip(".")) from error

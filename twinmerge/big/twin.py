@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
 from twinmerge.big.experts import LoraExpert
@@ -45,6 +46,8 @@ def twin_files(
     density: PositiveShare | None = None,
     energy: PositiveShare | None = None,
     budget: Count | None = None,
+    router: Literal["knn", "linear", "mlp"] | None = None,
+    texts: Mapping[str, Sequence[str] | str | Path] | None = None,
     tolerance: float = 0.01,
     seed: Seed = 0,
     vocabulary: Vocabulary = "strict",
@@ -55,8 +58,10 @@ def twin_files(
 ) -> Path:
     """Merge causal language models in files into a twin folder, without ever holding a model.
 
-    The folder is what `twinmerge.load` reads, without a router: give `router_weights`, or make one from texts. Every
-    exclusive expert is a plain adapter of PEFT; vectors such as norms are left to the shared expert.
+    The folder is what `twinmerge.load` and `gapbridge serve` read. With texts of every expert it has a router, made from
+    the shared expert's features, which one module of it at a time in memory gives; without, a forward takes
+    `router_weights`. Every exclusive expert is a plain adapter of PEFT; vectors such as norms are left to the shared
+    expert.
 
     Args:
         base: The experts' common base: a folder, or a Hub name.
@@ -69,6 +74,8 @@ def twin_files(
         density: Share of min(rows, columns).
         energy: Share of every difference's squared norm.
         budget: Bytes of the factors of each expert.
+        router: `knn` (no training), `linear` or `mlp` (the paper's), made from `texts`.
+        texts: By expert, unlabelled texts, at least two each, or a file with one a line.
         tolerance: Accepted excess of a residual over the best one of its rank.
         seed: Of the sketches.
         vocabulary: As for `merge_files`.
@@ -82,7 +89,7 @@ def twin_files(
 
     Raises:
         CheckpointError: For models that are no causal language models, and as `merge_files`.
-        ValueError: When not exactly one of rank, density, energy and budget is given.
+        ValueError: When not exactly one of rank, density, energy and budget is given, and for a router without texts.
     """
     check_arguments(twin_files, locals())
     ranks = Ranks(rank, density, energy, budget)
@@ -97,11 +104,11 @@ def twin_files(
         )
     if odd := [name for name in experts if not _NAME.fullmatch(name)]:
         raise ValueError(f"expert name {odd[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
-    run = bound_method(method, options or {}, list(experts))
+    run, words = bound_method(method, options or {}, list(experts)), _texts(router, texts, experts)
     check_statistics(method, statistics, list(experts))
     refuse_above_limit(planned_twin(job, method, memory, ranks))
     told_by = fingerprint_of(statistics)
-    task = [fingerprint(base, experts), method, options, told_by, asdict(ranks), tolerance, seed, vocabulary, shard, "twin"]
+    task = [fingerprint(base, experts), method, options, told_by, asdict(ranks), tolerance, seed, vocabulary, shard, router, words]
     with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
         known = partial(run, **read_statistics(method, statistics, list(experts), files))
         writer = write_merged(job, out, files, journal, known, shard=shard, device=device)
@@ -125,8 +132,37 @@ def twin_files(
                 )
                 modules[name] = source.modules({n: r for n, r in told[name]["ranks"].items() if r})
         forget(out)
-        _describe(out, architecture, told, modules, str(base))
+        made = None if router is None else _save_router(out, router, words, seed, device)
+        _describe(out, architecture, told, modules, str(base), made)
     return Path(folder).expanduser()
+
+
+def _texts(
+    router: str | None, texts: Mapping[str, Sequence[str] | str | Path] | None, experts: Mapping[str, object]
+) -> dict[str, list[str]]:
+    """The texts of every expert; none without a router."""
+    if (router is None) != (texts is None):
+        raise ValueError(f"router is {router!r} and texts are {'missing' if texts is None else 'given'}; give both.")
+    if texts is None:
+        return {}
+    from twinmerge.big.features import texts_of
+
+    return texts_of(texts, list(experts))
+
+
+def _save_router(
+    out: Path, kind: Literal["knn", "linear", "mlp"], texts: Mapping[str, list[str]], seed: int, device: str
+) -> dict[str, object]:
+    """Make a router beside the shared expert, and return what the card says of it."""
+    from safetensors.torch import save_file
+
+    from twinmerge.big.features import router_of_folder
+
+    router = router_of_folder(out, kind, texts, seed, device)
+    (out / "router").mkdir(exist_ok=True)
+    state = {name: value.contiguous() for name, value in router.state_dict().items()}
+    save_file(state, out / "router" / "router.safetensors", metadata={"format": "pt"})
+    return router.spec()
 
 
 def planned_twin(job: Job, method: str, memory: str | None, ranks: Ranks) -> Plan:
@@ -137,7 +173,12 @@ def planned_twin(job: Job, method: str, memory: str | None, ranks: Ranks) -> Pla
 
 
 def _describe(
-    out: Path, architecture: str, told: Mapping[str, Certificate], modules: Mapping[str, Mapping[str, int]], base: str
+    out: Path,
+    architecture: str,
+    told: Mapping[str, Certificate],
+    modules: Mapping[str, Mapping[str, int]],
+    base: str,
+    router: Mapping[str, object] | None,
 ) -> None:
     """Card, code and manifest of a twin folder."""
     from twinmerge.artefact import MANIFEST, bundle, digest, model_card
@@ -152,7 +193,7 @@ def _describe(
         "tasks": list(told),
         "base_class": architecture,
         "router_reads": "last",
-        "router": None,
+        "router": router,
         "heads": {},
         "ranks": modules,
         "left_out": {task: row["left_out"] for task, row in told.items()},
