@@ -24,7 +24,9 @@ class Cells:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # what was cut off has no end
+        lines = (
+            file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+        )  # what was cut off has no end
         self.rows: dict[str, Row] = {row["cell"]: row for row in map(json.loads, lines)}
         if file.exists():
             file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -36,7 +38,7 @@ class Cells:
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
             self.rows[key] = row
-            print(f"{key}: {({k: v for k, v in row.items() if k not in ('cell', 'digest')})}", flush=True)
+            print(f"{key}: { ({k: v for k, v in row.items() if k not in ('cell', 'digest')}) }", flush=True)
         return {name: value for name, value in self.rows[key].items() if name != "cell"}
 
 

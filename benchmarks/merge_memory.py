@@ -4,8 +4,8 @@ Every merge runs in a process of its own; its peak is the largest resident memor
 the same and merges nothing. The bound is 2.5 times the largest tensor and 400 MB. `peak_over_bound` is the largest
 ratio over task arithmetic, TIES, DARE and the twin merge (rank 8). One merge is killed (SIGKILL) behind the half of its
 tensors and called again; its files are compared by sha256 with those of an unbroken one. The plans of four 7B and four
-70B experts come from headers alone. Needs about 22 GB of disk and an hour on a busy core; `--size small` tries it out. With
-`--folder` what is measured is kept there, and the same command goes on behind the last method.
+70B experts come from headers alone. Needs about 22 GB of disk and an hour on a busy core; `--size small` tries it out.
+With `--folder` what is measured is kept there, and the same command goes on behind the last method.
 """
 
 import argparse

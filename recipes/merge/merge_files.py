@@ -97,6 +97,7 @@ def check(recipe: Recipe) -> Iterator[str]:
 
 
 def _plan(recipe: Recipe) -> Plan:
+    from twinmerge.big.devices import check_device
     from twinmerge.big.factors import Ranks
     from twinmerge.big.merge import bound_method, job_of, planned, size_in_bytes
     from twinmerge.big.statistics import check_statistics
@@ -104,6 +105,7 @@ def _plan(recipe: Recipe) -> Plan:
 
     given = recipe.arguments()
     try:
+        check_device(given["device"])
         job = job_of(recipe.base, recipe.experts, recipe.dtype, given["vocabulary"])
         bound_method(given["method"], recipe.drawn(), list(recipe.experts))
         check_statistics(given["method"], recipe.statistics, list(recipe.experts))
@@ -121,7 +123,13 @@ def _twin(recipe: Recipe) -> bool:
 
 def inputs(recipe: Recipe) -> list[Path]:
     """The user's own folders that a run reads."""
-    return [path for path in map(Path, (recipe.base, *recipe.experts.values(), *recipe.statistics.values(), *recipe.texts.values())) if path.expanduser().exists()]
+    return [
+        path
+        for path in map(
+            Path, (recipe.base, *recipe.experts.values(), *recipe.statistics.values(), *recipe.texts.values())
+        )
+        if path.expanduser().exists()
+    ]
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:

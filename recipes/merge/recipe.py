@@ -127,7 +127,15 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored)  # type: ignore[arg-type]
     twin.router = routing.router.cpu()
-    _write(replace(judge, recipe=recipe), model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
+    _write(
+        replace(judge, recipe=recipe),
+        model,
+        tokenizer,
+        experts,
+        (twin, exclusive, routing),
+        (rows, static, labelled),
+        beside,
+    )
 
 
 def _features(judge: Judge, twin: TwinMixin) -> tuple[dict[str, Features], Read]:

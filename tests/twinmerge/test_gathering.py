@@ -100,13 +100,13 @@ def test_statistics_that_do_not_fit_are_refused(family, tmp_path):
     base, experts, files = family
     with pytest.raises(ValueError, match="fisher needs statistics of every expert and of no other, but 'e0'"):
         plan_files(base, experts, method="fisher")
-    with pytest.raises(ValueError, match="statistics are given and ties takes none; fisher and regmean do"):
+    with pytest.raises(ValueError, match="ties takes none; fisher and regmean do"):
         plan_files(base, experts, method="ties", statistics={"e0": "a"})
     with pytest.raises(ValueError, match="has no option 'information'"):
         plan_files(base, experts, method="fisher", options={"information": 1})
     with pytest.raises(CheckpointError, match="are no file"):
         plan_files(base, experts, method="fisher", statistics={"e0": tmp_path / "no", "e1": tmp_path / "no"})
     swapped = {task: files["regmean", task] for task in experts}
-    with pytest.raises(ValueError, match="Fisher information of 'lm_head.weight' must be of shape"):
+    with pytest.raises(ValueError, match=r"Fisher information of 'lm_head.weight' must be of shape"):
         merge_files(base, experts, tmp_path / "out", method="fisher", statistics=swapped)
     assert not (tmp_path / "out").exists()

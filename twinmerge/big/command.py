@@ -21,6 +21,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--memory", metavar="SIZE", help="what the merge may take; 2.5 largest tensors and 400 MB")
     parser.add_argument("--force", action="store_true", help="replace the folder when it exists")
     options = parser.parse_args(argv)
+    from twinmerge.big.devices import check_device
     from twinmerge.big.merge import merge_files, plan_files
     from twinmerge.big.mergekit import read_mergekit
     from twinmerge.errors import CheckpointError
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if not options.check and options.out is None:
         parser.error("say where to with --out FOLDER, or --check")
     try:
+        check_device(options.device)
         found = read_mergekit(options.file)
         plan = plan_files(**found.arguments(), shard=options.shard, memory=options.memory)
     except (CheckpointError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Router features of a model in files: one forward over many texts, with the weights of one module in memory at a time."""
+"""Router features of a model in files: forwards over many texts, with the weights of one module in memory at a time."""
 
 from __future__ import annotations
 
@@ -85,13 +85,12 @@ def features_of(folder: Path, texts: Sequence[str], tokenizer: PreTrainedTokeniz
             inputs = tokenizer([texts[i] for i in rows], return_tensors="pt", truncation=True, padding=True)
             ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
             hidden = model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-            for row, feature in zip(rows, masked_mean(hidden, mask).cpu(), strict=True):
-                found[row] = feature
+            found.update(zip(rows, masked_mean(hidden, mask).cpu(), strict=True))
     return torch.stack([found[i] for i in range(len(texts))])
 
 
 def empty_model(folder: Path) -> PreTrainedModel:
-    """The body of a folder's model without weights: parameters are on the meta device, buffers are what they should be."""
+    """The body of a folder's model without weights: parameters are on the meta device, buffers have their values."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     register = nn.Module.register_parameter
 
@@ -143,5 +142,6 @@ def _drop(own: Mapping[str, Place], module: nn.Module, _: object, output: Any) -
         module._parameters[name] = nn.Parameter(module.get_parameter(name).to("meta"), requires_grad=False)
     for value in output if isinstance(output, tuple) else (output,):
         if isinstance(value, Tensor) and value.device.type == "meta":
-            raise CheckpointError(f"a {type(module).__name__} uses weights of other modules; train the router in memory.")
-
+            raise CheckpointError(
+                f"a {type(module).__name__} uses weights of other modules; train the router in memory."
+            )

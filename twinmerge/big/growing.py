@@ -78,8 +78,8 @@ class Growth:
             writer = Writer(folder / _FOLDER, [Shard("base.safetensors", entries)], "base")
             for name in self._missing(journal, "base"):
                 for start, stop in _steps(self.rows, entries[name]):
-                    writer.write(name, start * _width(entries[name]),
-                                 self._rows_of_base(files, base[name], experts, indices, name, start, stop))  # fmt: skip
+                    rows = self._rows_of_base(files, base[name], experts, indices, name, start, stop)
+                    writer.write(name, start * _width(entries[name]), rows)
                 journal.note(f"grown base {name}")
             writer.close()
             places.update(writer.places)
@@ -144,14 +144,14 @@ def growth_of(
     """How the vocabularies become one, from headers and, for `union`, tokenizers; None where they are one.
 
     Raises:
-        CheckpointError: For a base whose configuration does not say its vocabulary's size, and tokenizers that differ in
-            more than added tokens.
+        CheckpointError: For a base whose configuration does not say its vocabulary's size, and tokenizers that differ
+            in more than added tokens.
     """
     if policy == "strict":
         return None
     old = base.config.get("vocab_size")
     outside = [name for name in places if not any(part.isdecimal() for part in name.split("."))]  # of the layers
-    # A vector of so many values is the bias of an output layer, or of a norm where the model is as wide as its vocabulary.
+    # A vector of so many values is the bias of an output layer, or of a norm that is as wide as the vocabulary.
     named = [name for name in outside if len(places[name].shape) > 1 or name.endswith("bias")]
     names = [name for name in named if places[name].shape[:1] == (old,)]
     if not isinstance(old, int) or not names:
@@ -161,7 +161,11 @@ def growth_of(
         )
     rows_of: dict[str, Tensor] = {}
     for task, expert in experts.items():
-        sizes = {expert.places[n].shape[0] for n in names if n in expert.places} if isinstance(expert, FullExpert) else {old}
+        sizes = (
+            {expert.places[n].shape[0] for n in names if n in expert.places}
+            if isinstance(expert, FullExpert)
+            else {old}
+        )
         if len(sizes) != 1:
             raise CheckpointError(
                 f"{folders[task]} has embeddings and an output layer of {sorted(sizes)} rows; they must have the same."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from gapbridge.arguments import check_arguments
+from twinmerge.big.devices import check_device
 from twinmerge.big.experts import Expert, LoraExpert, expert_of, floats_of
 from twinmerge.big.growing import Growth, Vocabulary, forget, growth_of
 from twinmerge.big.plan import Plan, plan_of
@@ -128,6 +129,7 @@ def merge_files(
         FileExistsError: When the folder exists and is not to be replaced.
     """
     check_arguments(merge_files, locals())
+    check_device(device)
     target = Path(folder).expanduser()
     job = job_of(base, experts, dtype, vocabulary)
     run = bound_method(method, options or {}, list(experts))

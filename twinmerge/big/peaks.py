@@ -116,8 +116,10 @@ def factors_of(shape: tuple[int, ...], rank: int, *, spectrum: bool) -> int:
     if len(shape) != 2:
         return 0
     rows, columns = shape
-    short, kept = min(shape), min(rank, min(shape))
+    short, kept = min(shape), min(rank, *shape)
     chained = 2 * 4 * (rows + columns) * min(CHAINS * (kept + SPARE), short)
     square = 8 * short**2
-    exact = (2 if spectrum else 1) * square + 8 * min(max(CHUNK, short), rows * columns) + 2 * 8 * (rows + columns) * kept
+    exact = (
+        (2 if spectrum else 1) * square + 8 * min(max(CHUNK, short), rows * columns) + 2 * 8 * (rows + columns) * kept
+    )
     return 4 * rows * columns + max(chained, exact)

@@ -55,7 +55,7 @@ class Plan:
             f"{self.tensors} tensors of {self.values / 1e9:.3g} billion values",
             f"reads {self.read / 1e9:.3g} GB in {self.passes} {'pass' if self.passes == 1 else 'passes'}, writes "
             f"{self.written / 1e9:.3g} GB",
-            f"memory: at most {self.peak / 1e9:.2g} GB beside what importing takes, of {self.limit / 1e9:.2g} GB allowed",
+            f"memory: at most {self.peak / 1e9:.2g} GB beside what importing takes; {self.limit / 1e9:.2g} GB allowed",
             f"time: about {_duration(self.seconds)} on one core and an ordinary disk",
             *([] if self.method in (*OURS, *FURTHER) else [f"{self.method}, of another package, may take more"]),
         ]

@@ -151,7 +151,9 @@ class Files:
         view = memoryview(buffer.numpy().data)
         for row in range(rows):
             self._fill(
-                place.file, view[row * width : (row + 1) * width], place.offset + (row * columns + start) * kind.itemsize
+                place.file,
+                view[row * width : (row + 1) * width],
+                place.offset + (row * columns + start) * kind.itemsize,
             )
         if self.release and stop == columns:  # the pages hold the other columns too
             os.posix_fadvise(self._descriptor(place.file), place.offset, place.bytes, os.POSIX_FADV_DONTNEED)

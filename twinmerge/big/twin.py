@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
+from twinmerge.big.devices import check_device
 from twinmerge.big.experts import LoraExpert
 from twinmerge.big.factors import Certificate, Ranks, differences_of
 from twinmerge.big.growing import Vocabulary, forget
@@ -58,8 +59,8 @@ def twin_files(
 ) -> Path:
     """Merge causal language models in files into a twin folder, without ever holding a model.
 
-    The folder is what `twinmerge.load` and `gapbridge serve` read. With texts of every expert it has a router, made from
-    the shared expert's features, which one module of it at a time in memory gives; without, a forward takes
+    The folder is what `twinmerge.load` and `gapbridge serve` read. With texts of every expert it has a router, made
+    from the shared expert's features, for which one module of it is in memory at a time; without, a forward takes
     `router_weights`. Every exclusive expert is a plain adapter of PEFT; vectors such as norms are left to the shared
     expert.
 
@@ -92,6 +93,7 @@ def twin_files(
         ValueError: When not exactly one of rank, density, energy and budget is given, and for a router without texts.
     """
     check_arguments(twin_files, locals())
+    check_device(device)
     ranks = Ranks(rank, density, energy, budget)
     if sum(value is not None for value in asdict(ranks).values()) != 1:
         raise ValueError(f"the rank policy is {asdict(ranks)}; give exactly one of rank, density, energy and budget.")
@@ -108,7 +110,19 @@ def twin_files(
     check_statistics(method, statistics, list(experts))
     refuse_above_limit(planned_twin(job, method, memory, ranks))
     told_by = fingerprint_of(statistics)
-    task = [fingerprint(base, experts), method, options, told_by, asdict(ranks), tolerance, seed, vocabulary, shard, router, words]
+    task = [
+        fingerprint(base, experts),
+        method,
+        options,
+        told_by,
+        asdict(ranks),
+        tolerance,
+        seed,
+        vocabulary,
+        shard,
+        router,
+        words,
+    ]
     with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
         known = partial(run, **read_statistics(method, statistics, list(experts), files))
         writer = write_merged(job, out, files, journal, known, shard=shard, device=device)

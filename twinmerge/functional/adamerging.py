@@ -1,4 +1,4 @@
-"""AdaMerging: coefficients of task arithmetic, learned without labels by making the merged model sure of its answers."""
+"""AdaMerging: coefficients of task arithmetic that make the merged model sure of its answers to unlabelled inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -48,7 +48,7 @@ def adamerging(
         experts: At least one state dict of the same names and shapes.
         logits: Gives the logits of a batch of every task, each of shape (rows, labels), from weights by name and the
             number of the step.
-        layers: A coefficient for every expert and tensor (layer-wise AdaMerging); else one for every expert (task-wise).
+        layers: A coefficient for every expert and tensor (layer-wise AdaMerging); else one an expert (task-wise).
         initial: Value that all coefficients start from, in [0, 1].
         steps: Of Adam.
         rate: Of Adam.
@@ -71,7 +71,8 @@ def adamerging(
         n for n, b in pretrained.items() if b.is_floating_point() and not all(unchanged(b, e[n]) for e in experts)
     ]
     vectors = {
-        n: torch.stack([e[n].detach().to(pretrained[n].device).float() for e in experts]) - pretrained[n].detach().float()
+        n: torch.stack([e[n].detach().to(pretrained[n].device).float() for e in experts])
+        - pretrained[n].detach().float()
         for n in changed
     }
     place = next((v.device for v in vectors.values()), torch.device("cpu"))

@@ -91,9 +91,8 @@ def iso_cts(
         side = short_side(tensors)
         own = (side - int(common * side)) // tensors.experts
         shared = _leading(gram_along(tensors, summed), side - own * tensors.experts)
-        turned, tasks = shared.vectors / shared.values, []
-        for index in range(tensors.experts):
-            tasks.append(_own(tensors, index, own, shared.vectors, turned))
+        turned = shared.vectors / shared.values
+        tasks = [_own(tensors, index, own, shared.vectors, turned) for index in range(tensors.experts)]
         short = torch.cat([shared.vectors, *(task.found.vectors for task in tasks)], 1)
         size = scale * sum(float(found.values.sum()) for found in (shared, *(task.found for task in tasks))) / side
         del shared

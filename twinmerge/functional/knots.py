@@ -23,7 +23,8 @@ def knots(
 
     The SVD of all task matrices side by side, :math:`[\tau_1 \dots \tau_T] = U\Sigma[V_1^T \dots V_T^T]`, writes
     each in the same few directions U, in which TIES (KnOTS-TIES) or the mean merges them. Of LoRA fine-tunes these are
-    as many as their ranks together; where these are known, as of adapters in files, no square matrix is held. Tensors that are no matrices get the mean of their task vectors.
+    as many as their ranks together; where these are known, as of adapters in files, no square matrix is held. Tensors
+    that are no matrices get the mean of their task vectors.
 
     Args:
         pretrained: Base weights by name.

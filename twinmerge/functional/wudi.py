@@ -47,9 +47,7 @@ def wudi(pretrained: State, experts: Sequence[State], *, scale: float = 1.0) -> 
         sizes = [max(square, 1e-300) for square in squares]
 
         def together(block: Block) -> list[Tensor]:
-            return [
-                torch.cat([as_matrix(v.double()).div_(s**0.5) for v, s in zip(block.vectors, sizes, strict=True)])
-            ]
+            return [torch.cat([as_matrix(v.double()).div_(s**0.5) for v, s in zip(block.vectors, sizes, strict=True)])]
 
         values, vectors = eigenvectors(grams(tensors, together)[0])
         used = values > _NOISE * values[-1]

@@ -119,7 +119,9 @@ def test_adapters_are_aligned_without_square_matrices(shape, tmp_path, small_blo
 
 def test_more_memory_than_allowed_is_refused(tmp_path):
     base, experts = shaped(tmp_path, (64, 64))
-    with pytest.raises(CheckpointError, match=r"iso_cts takes up to 0.0\d GB of memory at the tensor 'model.layers.0.w"):
+    with pytest.raises(
+        CheckpointError, match=r"iso_cts takes up to 0.0\d GB of memory at the tensor 'model.layers.0.w"
+    ):
         merge_files(base, experts, tmp_path / "out", method="iso_cts", memory="1MB")
     with pytest.raises(CheckpointError, match=r"allow more, as in memory=0\.\dGB, or choose"):
         twin_files(base, experts, tmp_path / "out", rank=2, memory="1MB")

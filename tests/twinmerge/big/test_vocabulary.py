@@ -34,7 +34,9 @@ def family(folder, tied, rows, dtype=torch.float32, files=1, tokens=None):
         for name, value in base.items():
             tall = value
             if name in ("model.embed_tokens.weight", "lm_head.weight"):
-                tall = torch.cat([value[:count], 0.1 * torch.randn(max(0, count - OLD), value.shape[1], generator=draw)])
+                tall = torch.cat(
+                    [value[:count], 0.1 * torch.randn(max(0, count - OLD), value.shape[1], generator=draw)]
+                )
             tuned[name] = (tall + 0.02 * torch.randn(tall.shape, generator=draw)).to(dtype)
         experts[task] = folder / task
         write(folder / task, tuned, config(tied, vocab=count), files)
