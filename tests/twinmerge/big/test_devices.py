@@ -47,7 +47,12 @@ def test_the_pretended_device_refuses_what_a_real_one_would():
             there.numpy()
 
 
-@pytest.mark.parametrize("method", [*OURS, *FURTHER])
+QUICK = ("ties", "iso_cts", "knots", "wudi")  # one of each kind
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in (*OURS, *FURTHER)]
+)
 def test_every_method_stays_on_the_device(method, family, tmp_path, cuda):
     base, experts, loras = family
     for given in (experts, loras) if method == "knots" else (experts,):
