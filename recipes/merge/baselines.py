@@ -24,6 +24,11 @@ DATA = {  # static merges that look at inputs of the tasks, and what the table s
     "adamerging": "static, a coefficient a task learned on unlabelled validation inputs",
     "adamerging_layers": "static, a coefficient a task and tensor learned on unlabelled validation inputs",
 }
+DYNAMIC = {  # dynamic merges that a recipe compares, and what the table says of them
+    "tsv_c": "TSV-Compress, head named, told the router's first choice",
+    "smile": "SMILE, head named, experts by token and layer from their leading directions",
+    "arrow": "Arrow, head named, experts by token and layer from their first direction",
+}
 SHARED = "the shared expert"  # how its candidates are called among those of the baselines
 TRIED = {"scale": "scales", "density": "densities", "drop": "drops"}  # options that are tuned, and the key of values
 
@@ -100,6 +105,7 @@ class Baselines:
         probe: Also fit a linear probe on the frozen base.
         emr: Also EMR-Merging, told the router's first choice for every input.
         knn: Also the twin with a kNN router on the same features.
+        dynamic: Also other dynamic merges: tsv_c, smile, arrow.
         further: Static merges that are compared beside the classic ones, such as breadcrumbs, sce or iso_c.
         data: Static merges that look at inputs, without their labels: fisher, regmean, adamerging, adamerging_layers.
         data_items: Inputs a task that they look at.
@@ -112,6 +118,7 @@ class Baselines:
     probe: bool = True
     emr: bool = False
     knn: bool = False
+    dynamic: list[str] = field(default_factory=list)
     further: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
     data_items: int = 256
@@ -119,9 +126,11 @@ class Baselines:
 
     def __post_init__(self) -> None:
         """Refuse values that no method takes, and methods that are none of ours."""
-        for index, name in enumerate(self.data):
-            if name not in DATA:
-                raise FieldError(f"data.{index}", f"unknown merge method {name!r}; {did_you_mean(name, list(DATA))}")
+        for key, known in (("data", DATA), ("dynamic", DYNAMIC)):
+            for index, name in enumerate(getattr(self, key)):
+                if name not in known:
+                    hint = did_you_mean(name, list(known))
+                    raise FieldError(f"{key}.{index}", f"unknown merge method {name!r}; {hint}")
         for key in ("data_items", "data_steps"):
             check_positive(getattr(self, key), key)
         for index, name in enumerate(self.further):

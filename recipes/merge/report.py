@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.merge.baselines import DATA
+from recipes.merge.baselines import DATA, DYNAMIC
 from recipes.merge.warnings import warnings_of
 from twinmerge.methods import methods
 
@@ -25,6 +25,7 @@ EXPLAINED = {
     "linear probe": "frozen base with a linear probe a task",
     **dict.fromkeys(methods(), "static"),
     **DATA,
+    **DYNAMIC,
     "routed": "head named, mixture from the input alone",
     "routed, head routed too": "nothing named; a wrong head counts as wrong",
     "routed by knn": "head named, mixture by votes of the nearest training inputs",

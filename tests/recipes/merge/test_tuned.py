@@ -1,13 +1,15 @@
 """Every static method is the shared expert and is tuned on validation; methods that look at inputs are rows."""
 
 import json
+from html import escape
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 from recipes.fields import FieldError
-from recipes.merge.baselines import DATA, SHARED, Baselines, Candidates, Shared, options_of, tune
+from recipes.merge.baselines import DATA, DYNAMIC, SHARED, Baselines, Candidates, Shared, options_of, tune
+from recipes.merge.dynamic import layered
 from recipes.merge.schema import Recipe
 from recipes.merge.with_data import _MERGES
 from tests.recipes.tiny import World
@@ -62,6 +64,24 @@ def test_every_method_is_tuned_and_is_the_shared_expert(method, experts):
     assert all(0 <= residual <= 1 for row in exclusive.residuals.values() for residual in row.values())
 
 
+@pytest.mark.parametrize("kind", ["smile", "arrow"])
+def test_layers_choose_experts_for_every_token(kind, experts):
+    base, states = experts
+    made, stored = layered(base, states, 16, kind)  # all directions: one expert alone is that expert's layer
+    name = "encoder.layer.0.intermediate.dense"
+    layer, own = made.get_submodule(name), [state[f"{name}.weight"] for state in states.values()]
+    inputs = torch.randn(3, 5, 16)
+    gates = layer.gates(inputs)
+    torch.testing.assert_close(gates.sum(-1), torch.ones(3, 5))
+    biases = [state[f"{name}.bias"] for state in states.values()]
+    wanted = sum(gates[..., t, None] * (inputs @ own[t].T + biases[t]) for t in range(2))
+    torch.testing.assert_close(layer(inputs), wanted, atol=1e-4, rtol=1e-3)
+    assert stored > 0
+    mean = torch.stack([state["embeddings.word_embeddings.weight"] for state in states.values()]).mean(0)
+    torch.testing.assert_close(made.embeddings.word_embeddings.weight.detach(), mean)
+    assert made(torch.zeros(2, 4, dtype=torch.long))[0].isfinite().all()
+
+
 def test_what_is_tuned_is_checked():
     with pytest.raises(FieldError, match="ties has no such option; did you mean 'scale'"):
         Shared("ties", {}, {"scal": [0.1]})
@@ -84,7 +104,7 @@ def test_a_merge_tunes_its_shared_expert_and_compares_methods_with_data(tmp_path
         "merge",
         ("mood", "count"),
         shared={"method": "ties", "tune": {"scale": [0.4, 0.8], "density": [0.3]}},
-        baselines={"data": list(DATA), "data_items": 12, "data_steps": 4, "probe": False},
+        baselines={"data": list(DATA), "data_items": 12, "data_steps": 4, "dynamic": list(DYNAMIC), "probe": False},
     )
     done = world.run(recipe, "out")
     assert done.code == 0, done.err
@@ -98,5 +118,11 @@ def test_a_merge_tunes_its_shared_expert_and_compares_methods_with_data(tmp_path
     assert SHARED not in found["rows"]
     assert found["tuned"]["regmean"]["shrink"] in (0.1, 0.5, 0.9)
     assert all(found["rows"][name]["bytes"] == found["rows"]["pretrained"]["bytes"] for name in DATA)
+    for name in DYNAMIC:
+        assert 0 <= found["rows"][name]["mean"] <= 1
+        assert found["rows"][name]["bytes"] > found["rows"]["pretrained"]["bytes"]
     page = (tmp_path / "out/report.html").read_text()
-    assert all(told in page for told in ("by its Fisher information", "learned on unlabelled validation inputs"))
+    assert all(
+        escape(told) in page
+        for told in (*DYNAMIC.values(), "by its Fisher information", "learned on unlabelled validation inputs")
+    )
