@@ -53,11 +53,11 @@ def kept_in(folder: Path | None) -> Iterator[tuple[Path, Cells]]:
         yield Path(made), Cells(Path(made) / "cells.jsonl")
 
 
-def family_in(folder: Path, model: Llama, experts: int, dtype: str = "BF16") -> Sequence[Path]:
+def family_in(folder: Path, model: Llama, experts: int, dtype: str = "BF16", *, size: float = 0.02) -> Sequence[Path]:
     """The checkpoints of `write_family`, made where they are not whole yet."""
     whole = folder / "whole"
     if not whole.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        write_family(folder, model, experts, dtype)
+        write_family(folder, model, experts, dtype, size=size)
         whole.touch()
     return [folder / "base", *(folder / f"expert{index + 1}" for index in range(experts))]
