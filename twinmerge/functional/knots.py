@@ -66,7 +66,7 @@ def _aligned(tensors: Tensors) -> tuple[Callable[[Block], Tensor], list[Tensor]]
         sigma = values.clamp(min=0).sqrt()
         used = sigma > _NOISE * sigma[-1]
         right, sizes = vectors[:, used], sigma[used]
-        aligned = [part.T * sizes[:, None] for part in right.split(columns)]
+        aligned = [part.T * sizes[:, None] for part in torch.split(right, columns)]
         inner = (right / sizes).to(tensors.dtype)
         return lambda block: _side_by_side(block)[0] @ inner.to(block.base), [a.to(tensors.dtype) for a in aligned]
     else:
@@ -112,7 +112,8 @@ def _sketched(tensors: Tensors, rank: int) -> Tensor:
     inside = _in_directions(tensors, lambda block: basis[block.start // columns :][: block.base.shape[0]])
     values, vectors = eigenvectors(summed([part @ part.T for part in inside]))
     used = values > _NOISE**2 * values[-1]
-    return (basis @ vectors[:, used][:, -rank:]).to(tensors.dtype)
+    found: Tensor = basis @ vectors[:, used][:, -rank:]
+    return found.to(tensors.dtype)
 
 
 def _side_by_side(block: Block) -> list[Tensor]:
