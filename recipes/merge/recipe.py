@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     from recipes.merge import rows as table
     from recipes.merge.compared import compared
+    from recipes.merge.with_data import with_data
 
     if not recipe.tasks:
         run_alone(recipe, folder)
@@ -103,6 +104,10 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     rows["pretrained"] = own.pop("pretrained")
     static, merged = table.static(judge, model, states, held)
     rows |= merged
+    recipe = recipe.with_shared(static, folder.say)
+    looked, informed = with_data(judge, model, states, held) if recipe.baselines.data else ({}, {})
+    static |= looked
+    rows |= informed
 
     with folder.phase("exclusive experts", 1) as progress:
         twin, exclusive = _merge(recipe, copy.deepcopy(model), experts)
@@ -122,7 +127,15 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored)  # type: ignore[arg-type]
     twin.router = routing.router.cpu()
-    _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
+    _write(
+        replace(judge, recipe=recipe),
+        model,
+        tokenizer,
+        experts,
+        (twin, exclusive, routing),
+        (rows, static, labelled),
+        beside,
+    )
 
 
 def _features(judge: Judge, twin: TwinMixin) -> tuple[dict[str, Features], Read]:
@@ -175,7 +188,7 @@ def _write(
     base, places = sum(p.nbytes for p in model.parameters()), report.places(target)
     size = {**report.sizes(base, experts, target), **beside.sizes(base, places)}
     outcome = report.result(rows, static, routing.numbers, size, labelled)
-    outcome |= {"twin_bytes": places, "scored_in": NAMED[judge.precision]}
+    outcome |= {"twin_bytes": places, "scored_in": NAMED[judge.precision], "shared": asdict(recipe.shared)}
     why = [{"scored in": NAMED[judge.precision], "why": judge.why}]
     report.finish(folder, outcome, exclusive.residuals, routing.mixture, more={"Number format": why})
 
