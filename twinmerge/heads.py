@@ -74,7 +74,7 @@ def states_and_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tupl
     body, _ = parts(model)
     if isinstance(getattr(model, "timm_model", None), nn.Module):
         with torch.no_grad():
-            return states_of(body, body(**inputs)), model(**inputs).logits
+            return states_of(body, cast(Any, body)(**inputs)), model(**inputs).logits
     hook = body.register_forward_hook(lambda _, __, output: seen.append(output))
     try:
         with torch.no_grad():

@@ -101,7 +101,7 @@ def _lora_modules(routed: dict[str, RoutedLayer]) -> dict[str, FactoredLayer]:
 
 
 def _plain(module: FactoredLayer) -> bool:
-    return not isinstance(module, RoutedConv) or type(module).__bases__[1].forward in FORWARDS
+    return not isinstance(module, RoutedConv) or cast("type[nn.Module]", type(module).__bases__[1]).forward in FORWARDS
 
 
 def _lora_rank(module: FactoredLayer, index: int) -> int:

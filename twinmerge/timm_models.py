@@ -6,6 +6,7 @@ Part of a twin folder's ``modeling_twin.py``.
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast
@@ -33,8 +34,7 @@ def wrap_timm(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> 
     Raises:
         ValueError: for a module that timm did not make, or another than its name and `model_args` make.
     """
-    import transformers
-
+    stock: Any = importlib.import_module("transformers")
     name = type(model).__name__
     known = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     known = known if isinstance(known, Mapping) or known is None else known.to_dict()
@@ -53,16 +53,16 @@ def wrap_timm(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> 
             if key in kept:  # the classifier alone is new
                 holder, _, leaf = key.rpartition(".")
                 setattr(body.get_submodule(holder), leaf, value)
-    config: Any = transformers.TimmWrapperConfig(
+    config: Any = stock.TimmWrapperConfig(
         architecture=known["architecture"],
         model_args=dict(model_args or {}) or None,
         pretrained_cfg={k: v for k, v in known.items() if isinstance(v, str | int | float | bool | list | tuple)},
     )
     try:
         with torch.device("meta"):
-            made = transformers.TimmWrapperModel(config)
+            made = stock.TimmWrapperModel(config)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):  # some read values while they are made
-        made = transformers.TimmWrapperModel(config)
+        made = stock.TimmWrapperModel(config)
     ours, theirs = ({k: v.shape for k, v in m.state_dict().items()} for m in (body, made.timm_model))
     if ours != theirs:
         odd = next(k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,19 +43,19 @@ def zero_shot_head(
         raise ValueError("no label is given; name the classes.")
     if bad := [one for one in templates if "{}" not in one] or ([] if templates else ["(none)"]):
         raise ValueError(f"the template {bad[0]!r} has no place for a name; write {{}} there.")
-    features = []
+    features, texts_of = [], cast(Any, model).get_text_features
     for name in labels:
         texts = [template.format(name.replace("_", " ")) for template in templates]
         # SigLIP was trained on texts padded to the longest; CLIP reads to the end of each.
         padding = "max_length" if "siglip" in str(model.config.model_type) else True
         inputs = tokenizer(texts, return_tensors="pt", padding=padding, truncation=True)
         with torch.no_grad():
-            found: Any = model.get_text_features(**{k: v for k, v in inputs.items() if k != "token_type_ids"})
+            found = texts_of(**{k: v for k, v in inputs.items() if k != "token_type_ids"})
         found = found if isinstance(found, Tensor) else found.pooler_output
         mean = nn.functional.normalize(found.float(), dim=-1).mean(0)
         features.append(nn.functional.normalize(mean, dim=-1))
-    projection = getattr(model, "visual_projection", None)
-    scale, bias = model.logit_scale.detach().float().exp(), getattr(model, "logit_bias", None)
+    projection, bias = getattr(model, "visual_projection", None), getattr(model, "logit_bias", None)
+    scale = cast(Tensor, model.logit_scale).detach().float().exp()
     weight = torch.stack(features) * scale
     width = weight.shape[1] if projection is None else projection.in_features
     head = Head(

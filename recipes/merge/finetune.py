@@ -29,8 +29,8 @@ from recipes.front.preflight import check_all
 from recipes.front.schema import show
 from recipes.merge.adapters import adapted, check_quantised
 from recipes.merge.causal.train import train_language
-from recipes.merge.experts import expert_damage
-from recipes.merge.kinds import check_base_kind
+from recipes.merge.experts import check_base, expert_damage
+from recipes.merge.kinds import check_kind
 from recipes.merge.schema import Training, check_tasks
 from recipes.merge.sharding import check_sharding
 from recipes.running.environment import process_rank
@@ -90,11 +90,11 @@ def check(recipe: Recipe) -> Iterator[str]:
             *(partial(check_language if task.language else check_task, task) for task in recipe.tasks),
         ]
     )
-    check_base_kind(recipe.base, recipe.tasks)
     if recipe.training.heads == "zeroshot":
-        raise RecipeError(
-            "training.heads: expected trained or fixed, got 'zeroshot'; merge.yaml gives such heads to experts"
-        )
+        raise RecipeError("training.heads: expected trained or fixed, got 'zeroshot', which only given experts have")
+    base = check_base(recipe.base, {"training.lora_rank": recipe.training.lora_rank})
+    if base is not None:
+        check_kind(recipe.base, recipe.tasks, base.config)
     check_training(recipe.training, recipe.trainer, recipe.tasks)
     yield f"plan: {len(recipe.tasks)} experts, {told(recipe.trainer)} each, saved under experts/<task>"
 
@@ -297,7 +297,7 @@ def _module(
     return FinetuneModule(
         _load_model(where, training, labels),
         labels=(len(labels) or 1) if training.model == "encoder" else 0,
-        heads=training.heads,
+        heads="fixed" if training.heads == "fixed" else "trained",
         pooling=training.pooling,
         metric=source.metric,
         learning_rate=training.learning_rate,

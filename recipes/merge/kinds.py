@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from recipes.data.models import is_here, reads_images, resolve_model
+from recipes.data.models import reads_images
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError
-
-
-def check_base_kind(base: str, tasks: Sequence[TaskSource]) -> None:
-    """As `check_kind`, of a base by its name; one that is not here yet is not looked at.
-
-    Raises:
-        RecipeError: With both kinds.
-    """
-    from twinmerge.errors import CheckpointError
-    from twinmerge.headers import read_json
-
-    if not is_here(base):
-        return
-    try:
-        config = read_json(Path(resolve_model(base)) / "config.json")
-    except CheckpointError as error:
-        raise RecipeError(f"base: {error}") from error
-    check_kind(base, tasks, config if isinstance(config, Mapping) else {})
 
 
 def check_kind(base: str, tasks: Sequence[TaskSource], config: Mapping[str, object]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,8 @@ from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
 from recipes.merge.alone import read_all, run_alone
 from recipes.merge.causal.run import run_causal
-from recipes.merge.checks import cached_at, check, check_rank
-from recipes.merge.experts import stored_format_of
+from recipes.merge.checks import cached_at, check
+from recipes.merge.experts import check_rank, stored_format_of
 from recipes.merge.finetune import alone_with, train_expert
 from recipes.merge.routable import check_routable
 from recipes.merge.routing import batch_features, task_features, train_router
@@ -71,6 +71,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     from recipes.merge import rows as table
     from recipes.merge.compared import compared
+    from recipes.merge.with_data import with_data
 
     if not recipe.tasks:
         run_alone(recipe, folder)
@@ -81,7 +82,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     hush_libraries()
     where = resolve_model(recipe.base)
     model = load_body(where)
-    check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
+    check_rank("exclusive.rank", recipe.exclusive.rank, [tuple(p.shape) for p in model.parameters()], RunError)
     check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
     experts, tokenizer = _experts(recipe, folder, model)
     if not _goes_on_alone():
@@ -97,7 +98,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     experts = _in_order(labelled, experts)
     data, seen = _mixed(recipe, tasks, tokenizer), _mixed(recipe, labelled, tokenizer)
     judge = table.Judge.of(recipe, folder, tasks, data, experts)
-    model.to(judge.device)
+    model.to(judge.device)  # type: ignore[arg-type]
     states = {task: expert.state for task, expert in experts.items()}
     whole = table.whole(judge, model, states)
     judge = judge.settled(whole)
@@ -106,6 +107,10 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     rows["pretrained"] = own.pop("pretrained")
     static, merged = table.static(judge, model, states, held)
     rows |= merged
+    recipe = recipe.with_shared(static, folder.say)
+    looked, informed = with_data(judge, model, states, held) if recipe.baselines.data else ({}, {})
+    static |= looked
+    rows |= informed
 
     with folder.phase("exclusive experts", 1) as progress:
         twin, exclusive = _merge(recipe, copy.deepcopy(model), experts)
@@ -125,7 +130,15 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored)  # type: ignore[arg-type]
     twin.router = routing.router.cpu()
-    _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
+    _write(
+        replace(judge, recipe=recipe),
+        model,
+        tokenizer,
+        experts,
+        (twin, exclusive, routing),
+        (rows, static, labelled),
+        beside,
+    )
 
 
 def _features(judge: Judge, twin: TwinMixin) -> tuple[dict[str, Features], Read]:
@@ -157,7 +170,7 @@ def _write(
     recipe, folder = judge.recipe, judge.folder
     (twin, exclusive, routing), (rows, static, labelled) = made, found
     source = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
-    about = {"tasks": list(experts), "base": recipe.base, "base_class": type(model).__name__}
+    about: dict[str, object] = {"tasks": list(experts), "base": recipe.base, "base_class": type(model).__name__}
     about |= {"batch_norms": bool(statistics(model))}
     texts = {
         "recipe.yaml": source,
@@ -178,7 +191,7 @@ def _write(
     base, places = sum(p.nbytes for p in model.parameters()), report.places(target)
     size = {**report.sizes(base, experts, target), **beside.sizes(base, places)}
     outcome = report.result(rows, static, routing.numbers, size, labelled)
-    outcome |= {"twin_bytes": places, "scored_in": NAMED[judge.precision]}
+    outcome |= {"twin_bytes": places, "scored_in": NAMED[judge.precision], "shared": asdict(recipe.shared)}
     why = [{"scored in": NAMED[judge.precision], "why": judge.why}]
     report.finish(folder, outcome, exclusive.residuals, routing.mixture, more={"Number format": why})
 
