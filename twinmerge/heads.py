@@ -8,6 +8,7 @@ the head; where none does, the head is refused, for a head that is nearly right 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import product
 from typing import cast
 
@@ -64,7 +65,7 @@ def parts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[nn.Module]]:
             return model, []
         body = wrap_timm(inner, model.config.model_args)
         nn.Module.eval(body)
-        return body, [inner.get_classifier()]
+        return body, [cast("Callable[[], nn.Module]", inner.get_classifier)()]
     body = body_of(model)
     inside = {id(module) for module in body.modules()}
     return body, [module for module in model.modules() if id(module) not in inside]

@@ -94,13 +94,13 @@ class Row(NamedTuple):
         pixels: Shape (3, size, size), 8 bits.
         label: Its class.
         task: Number of its task.
-        index: Place in its split.
+        place: In its split.
     """
 
     pixels: Tensor
     label: int
     task: int
-    index: int
+    place: int
 
 
 class _Rows(Dataset[Row]):
@@ -177,7 +177,7 @@ class MixedImageDataModule(LightningDataModule):
         return {
             "pixel_values": torch.stack([row.pixels for row in rows]),
             "labels": torch.tensor([row.label for row in rows]),
-            "index": torch.tensor([row.index for row in rows]),
+            "index": torch.tensor([row.place for row in rows]),
         }
 
     def train_dataloader(self) -> ResumableLoader:
