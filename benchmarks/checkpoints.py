@@ -79,8 +79,10 @@ LLAMA_7B = Llama(4096, 11008, 32, 32, 32, 32000)
 LLAMA_70B = Llama(8192, 28672, 80, 64, 8, 32000)
 
 
-def write_family(folder: Path, model: Llama, experts: int, dtype: str = "BF16", shard: int = 10**9) -> list[Path]:
-    """A random base and fine-tunes of it, whose differences are a fiftieth of its size; the base comes first."""
+def write_family(
+    folder: Path, model: Llama, experts: int, dtype: str = "BF16", shard: int = 10**9, *, size: float = 0.02
+) -> list[Path]:
+    """A random base and fine-tunes of it, whose differences are `size` times as large as it; the base comes first."""
     generator = torch.Generator().manual_seed(0)
     noise = 0.02 * torch.randn(_POOL, generator=generator)
     made = []
@@ -90,14 +92,14 @@ def write_family(folder: Path, model: Llama, experts: int, dtype: str = "BF16", 
         (where / "config.json").write_text(json.dumps(model.config()), encoding="utf-8")
         writer = Writer(where, shards_of(model.entries(dtype), shard))
         for number, (name, shape) in enumerate(model.shapes().items()):
-            _fill(writer, name, prod(shape), noise, number, index)
+            _fill(writer, name, prod(shape), noise, number, index, size)
         writer.close()
         made.append(where)
     return made
 
 
-def _fill(writer: Writer, name: str, count: int, noise: torch.Tensor, number: int, expert: int) -> None:
-    """Random values of a tensor: a stretch of the noise, for an expert with another one added, fifty times smaller."""
+def _fill(writer: Writer, name: str, count: int, noise: torch.Tensor, number: int, expert: int, share: float) -> None:
+    """Random values of a tensor: a stretch of the noise, for an expert with a share of another one added."""
     step = 2**20
     for start in range(0, count, step):
         size = min(step, count - start)
@@ -105,7 +107,7 @@ def _fill(writer: Writer, name: str, count: int, noise: torch.Tensor, number: in
         values = noise[at : at + size]
         if expert:
             other = (start + 1_000_003 * number + 777_767 * expert) % (_POOL - step)
-            values = values + 0.02 * noise[other : other + size]
+            values = values + share * noise[other : other + size]
         writer.write(name, start, values)
 
 

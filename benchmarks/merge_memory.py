@@ -5,6 +5,7 @@ the same and merges nothing. The bound is 2.5 times the largest tensor and 400 M
 ratio over task arithmetic, TIES, DARE and the twin merge (rank 8). One merge is killed (SIGKILL) behind the half of its
 tensors and called again; its files are compared by sha256 with those of an unbroken one. The plans of four 7B and four
 70B experts come from headers alone. Needs about 22 GB of disk and an hour on a busy core; `--size small` tries it out.
+With `--folder` what is measured is kept there, and the same command goes on behind the last method.
 """
 
 import argparse
@@ -14,11 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from benchmarks.checkpoints import GB_1_2, GB_3, LLAMA_7B, LLAMA_70B, SHALLOW, SMOLLM2, Llama, measured, write_family
+from benchmarks.cells import Cells, family_in, kept_in
+from benchmarks.checkpoints import GB_1_2, GB_3, LLAMA_7B, LLAMA_70B, SHALLOW, SMOLLM2, Llama, measured
 from benchmarks.common import write_results
 from twinmerge.big.plan import bound, plan_of
 from twinmerge.big.writing import size_of
@@ -58,9 +60,11 @@ def digest(folder: Path) -> dict[str, str]:
 def killed_and_resumed(folder: Path, expected: dict[str, str], tensors: int) -> bool:
     """Kill a merge behind the half of its tensors, call it again, and compare what it leaves."""
     out = folder / "killed"
+    journal = folder / ".killed.merging" / ".journal"
+    for left in (out, journal.parent):
+        shutil.rmtree(left, ignore_errors=True)
     command = [sys.executable, "-c", MERGE, str(folder), str(out), "task_arithmetic"]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    journal = folder / ".killed.merging" / ".journal"
     while not journal.exists() or journal.read_text().count("\n") < tensors // 2:
         time.sleep(0.05)
         if process.poll() is not None:
@@ -92,37 +96,42 @@ def plan_rows() -> tuple[list[dict[str, object]], dict[str, float]]:
     return rows, figures
 
 
-def measure(model: Llama, folder: Path) -> tuple[list[dict[str, object]], dict[str, float]]:
-    """Write the checkpoints, run every merge, and kill one."""
-    start = time.perf_counter()
-    write_family(folder, model, EXPERTS)
-    entries = model.entries()
+def merged(folder: Path, method: str, model: Llama) -> dict[str, object]:
+    """Run one merge in a process of its own, beside the memory of one that merges nothing."""
+    family_in(folder, model, EXPERTS)
+    entries, program, out = model.entries(), RUNS[method], folder / "merged"
     most, size = bound(entries), sum(map(size_of, entries.values()))
-    print(f"{EXPERTS + 1} checkpoints of {size / 1e9:.2f} GB in {time.perf_counter() - start:.0f} s", flush=True)
-    floors = {program: measured([sys.executable, "-c", text]).peak for program, text in FLOOR.items()}
-    rows: list[dict[str, object]] = []
-    expected: dict[str, str] = {}
-    for method, program in RUNS.items():
-        out = folder / "merged"
-        used = measured([sys.executable, "-c", program, str(folder), str(out), method])
-        peak = used.peak - floors[program]
-        planned = plan_of(entries, method if program is MERGE else "task_arithmetic", EXPERTS,
-                          (EXPERTS + 1) * size, size, rank=8 if program is TWIN else 0)  # fmt: skip
-        rows.append({"method": method, "peak_mb": peak / 1e6, "floor_mb": floors[program] / 1e6, "bound_mb": most / 1e6,
-                     "planned_mb": planned.peak / 1e6, "over_bound": peak / most, "seconds": used.seconds,
-                     "processor_seconds": used.processor})  # fmt: skip
-        print(rows[-1], flush=True)
-        if method == "task_arithmetic":
-            expected = digest(out)
-        shutil.rmtree(out)
-    same = killed_and_resumed(folder, expected, len(entries))
-    figures = {f"peak_mb_{row['method']}": float(str(row["peak_mb"])) for row in rows}
+    shutil.rmtree(out, ignore_errors=True)
+    floor = measured([sys.executable, "-c", FLOOR[program]]).peak
+    used = measured([sys.executable, "-c", program, str(folder), str(out), method])
+    planned = plan_of(entries, method if program is MERGE else "task_arithmetic", EXPERTS,
+                      (EXPERTS + 1) * size, size, rank=8 if program is TWIN else 0)  # fmt: skip
+    found = {"method": method, "peak_mb": (used.peak - floor) / 1e6, "floor_mb": floor / 1e6, "bound_mb": most / 1e6,
+             "planned_mb": planned.peak / 1e6, "over_bound": (used.peak - floor) / most, "seconds": used.seconds,
+             "processor_seconds": used.processor, "digest": digest(out)}  # fmt: skip
+    shutil.rmtree(out)
+    return found
+
+
+def measure(name: str, folder: Path, cells: Cells) -> tuple[list[dict[str, object]], dict[str, float]]:
+    """Write the checkpoints, run every merge, and kill one."""
+    model, where = SIZES[name], folder / name
+    rows = [cells.of(f"{name} {method}", partial(merged, where, method, model)) for method in RUNS]
+    digests = [row.pop("digest") for row in rows]
+    tensors = len(model.entries())
+
+    def killed() -> dict[str, bool]:
+        family_in(where, model, EXPERTS)
+        return {"same": killed_and_resumed(where, digests[list(RUNS).index("task_arithmetic")], tensors)}
+
+    same = cells.of(f"{name} killed", killed)["same"]
+    shutil.rmtree(where, ignore_errors=True)
     return rows, {
-        "peak_over_bound": max(float(str(row["over_bound"])) for row in rows),
-        "checkpoint_gb": size / 1e9,
+        "peak_over_bound": max(row["over_bound"] for row in rows),
+        "checkpoint_gb": sum(map(size_of, model.entries().values())) / 1e9,
         "experts": EXPERTS,
         "killed_and_resumed_identical": float(same),
-        **figures,
+        **{f"peak_mb_{row['method']}": row["peak_mb"] for row in rows},
     }
 
 
@@ -130,11 +139,13 @@ def main() -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--folder", type=Path, help="where to put the checkpoints, a temporary folder by default")
+    parser.add_argument("--folder", type=Path, help="where to keep what is measured, to go on when it was stopped")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        rows, figures = measure(SIZES[options.size], Path(folder))
+    with kept_in(options.folder) as (folder, cells):
+        rows, figures = measure(options.size, folder, cells)
     plans, planned = plan_rows()
+    for name, value in figures.items():
+        print(f"{name}: {value}", flush=True)
     if options.size == "full":
         print(write_results("merge_memory", {**figures, **planned}, {"merges": rows, "plans": plans}, 1))
 

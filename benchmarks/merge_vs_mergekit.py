@@ -3,17 +3,18 @@
 Both sides merge three experts of the same random checkpoint from the same mergekit configuration, each run in a process
 of its own on one thread, in rounds in which each runs once. `time_ratio_*` is processor time of ours over mergekit's
 and `peak_ratio_*` the largest resident memory likewise, Python and torch included; the worst over the sizes is the
-figure. Mapped pages of files count as memory. `max_difference_fp32` is over all values of a float32 checkpoint.
-`extraction_speedup` is the full SVD that extraction by mergekit makes of a matrix of the larger size against ours, at
-rank 16, `extraction_residual_ratio` what ours leaves over what the SVD leaves. mergekit lies in an environment of its
-own: `bash benchmarks/mergekit_cpu/make.sh FOLDER` and `GAPBRIDGE_MERGEKIT=FOLDER`. Takes hours for all sizes and
-rounds on a busy core; `--sizes 135M --rounds 1` is quick.
+figure. Mapped pages of files count as memory. `max_difference_fp32` is over all values of a float32 checkpoint whose
+differences are as large as its weights: smaller ones are rounded to few magnitudes, and of those that are equal at a
+threshold mergekit keeps any. `extraction_speedup` is the full SVD that extraction by mergekit makes of a matrix of the
+larger size against ours, at rank 16, `extraction_residual_ratio` what ours leaves over what the SVD leaves. mergekit
+lies in an environment of its own: `bash benchmarks/mergekit_cpu/make.sh FOLDER` and `GAPBRIDGE_MERGEKIT=FOLDER`. Takes
+hours for all sizes and rounds on a busy core; `--sizes 135M --rounds 1` is quick. With `--folder` what is measured is
+kept there, and the same command goes on behind the last size, method and round.
 """
 
 import argparse
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,8 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from benchmarks.checkpoints import GB_1_2, SMOLLM2, Llama, Used, measured, write_family
+from benchmarks.cells import Cells, family_in, kept_in
+from benchmarks.checkpoints import GB_1_2, SMOLLM2, Llama, Used, measured
 from benchmarks.common import interleaved_times, median_ratio, write_results
 from benchmarks.mergekit_cpu import ENVIRONMENT, RUN_ALL
 from twinmerge.functional import truncated_svd
@@ -36,7 +38,7 @@ PARAMETERS = {
 }
 RANK = 16
 MATRIX = (2048, 5632)
-SMALL = Llama(256, 704, 4, 8, 4, 8000)  # for the comparison of all values in float32
+SMALL = Llama(256, 704, 4, 8, 4, 1000)  # for the comparison of all values in float32
 OURS = "import sys; from twinmerge.big.command import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -51,7 +53,7 @@ def configuration(models: Sequence[Path], method: str, folder: Path, dtype: str)
         **({} if method == "linear" else {"base_model": str(base)}),
     }
     file = folder / method / "theirs.yml"
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     return file
 
@@ -80,22 +82,33 @@ def difference(ours: Path, theirs: Path) -> float:
     return max(float((found[ours][n].double() - value.double()).abs().max()) for n, value in found[theirs].items())
 
 
-def rounds_of(name: str, rounds: int, folder: Path) -> list[dict[str, object]]:
-    """Time and memory of every method on one size."""
-    models = write_family(folder, SIZES[name], EXPERTS)
+def rounds_of(name: str, rounds: int, folder: Path, cells: Cells) -> list[dict[str, object]]:
+    """Time and memory of every method on one size, round by round."""
     rows: list[dict[str, object]] = []
     for turn in range(rounds):
         for method in PARAMETERS:
-            used = both(configuration(models, method, folder, "bfloat16"))
-            rows.append({"size": name, "method": method, "round": turn} | {
-                f"{side}_{what}": value
-                for side, one in used.items()
-                for what, value in (("processor_seconds", one.processor), ("seconds", one.seconds),
-                                    ("peak_mb", one.peak / 1e6))
-            })  # fmt: skip
-            print(rows[-1], flush=True)
-            shutil.rmtree(folder / method)
+            found = cells.of(f"{name} {method} {turn}", partial(_measured, name, method, folder / name))
+            rows.append({"size": name, "method": method, "round": turn, **found})
+    shutil.rmtree(folder / name, ignore_errors=True)
     return rows
+
+
+def _measured(name: str, method: str, folder: Path) -> dict[str, object]:
+    models = family_in(folder, SIZES[name], EXPERTS)
+    used = both(configuration(models, method, folder, "bfloat16"))
+    shutil.rmtree(folder / method)
+    return {
+        f"{side}_{what}": value
+        for side, one in used.items()
+        for what, value in (("processor_seconds", one.processor), ("seconds", one.seconds), ("peak_mb", one.peak / 1e6))
+    }
+
+
+def largest_difference(method: str, folder: Path) -> dict[str, float]:
+    """Largest difference of any value in float32."""
+    file = configuration(family_in(folder, SMALL, EXPERTS, "F32", size=1.0), method, folder, "float32")
+    both(file)
+    return {"difference": difference(file.with_name("ours"), file.with_name("theirs"))}
 
 
 def ratios(rows: Sequence[Mapping[str, object]]) -> dict[str, Mapping[str, float]]:
@@ -136,24 +149,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to put the checkpoints, a temporary folder by default")
+    parser.add_argument("--folder", type=Path, help="where to keep what is measured, to go on when it was stopped")
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
-    worst = 0.0
-    figures = extraction(options.rounds)
-    print(figures, flush=True)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        models = write_family(Path(folder), SMALL, EXPERTS, dtype="F32")
-        for method in PARAMETERS:
-            file = configuration(models, method, Path(folder), "float32")
-            both(file)
-            worst = max(worst, difference(file.with_name("ours"), file.with_name("theirs")))
-    print(f"largest difference in float32: {worst:.1e}", flush=True)
-    for size in options.sizes:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            rows += rounds_of(size, options.rounds, Path(folder))
+    with kept_in(options.folder) as (folder, cells):
+        figures = cells.of(f"extraction {options.rounds}", partial(extraction, options.rounds))
+        worst = max(
+            cells.of(f"float32 {method}", partial(largest_difference, method, folder / "float32"))["difference"]
+            for method in PARAMETERS
+        )
+        for size in options.sizes:
+            rows += rounds_of(size, options.rounds, folder, cells)
     named = {**ratios(rows), **figures, "max_difference_fp32": worst}
-    print(write_results("merge_vs_mergekit", named, {"runs": rows}, options.rounds))
+    for name, value in named.items():
+        print(f"{name}: {value}", flush=True)
+    if set(options.sizes) == set(SIZES):
+        print(write_results("merge_vs_mergekit", named, {"runs": rows}, options.rounds))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gapbridge.arguments import check_arguments
 
@@ -43,6 +43,24 @@ FURTHER = {
 }
 
 
+class WithData(NamedTuple):
+    """A static merge that takes statistics of every expert's data.
+
+    Attributes:
+        function: Where it is.
+        option: The option that holds them, in the order of the experts.
+    """
+
+    function: str
+    option: str
+
+
+WITH_DATA = {
+    "fisher": WithData("twinmerge.functional.fisher:fisher", "information"),
+    "regmean": WithData("twinmerge.functional.regmean:regmean", "inputs"),
+}
+
+
 def methods() -> dict[str, str]:
     """Return `module:function` of every static merge by name: ours, then the entry points `gapbridge.merge_methods`.
 
@@ -70,7 +88,7 @@ def find(method: str | Callable[..., dict[str, Tensor]]) -> Callable[..., dict[s
     """
     if callable(method):
         return method
-    known = methods()
+    known = {**methods(), **{name: found.function for name, found in WITH_DATA.items()}}
     if method not in known:
         raise ValueError(f"method '{method}' is unknown; choose one of {', '.join(known)}, or give a function.")
     module, _, name = known[method].partition(":")

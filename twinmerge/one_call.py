@@ -209,27 +209,44 @@ def router_from_texts(
     twin: TwinMixin, kind: str, tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, list[str]], seed: int
 ) -> Router:
     """A router from unlabelled texts: every fifth text of a task is held out to fit the temperature."""
+    found: dict[str, Tensor] = {}
+    for task in twin.tasks:
+        rows = []
+        for text in texts[task]:
+            inputs = tokenizer(text, return_tensors="pt", truncation=True)
+            inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
+            with torch.no_grad():
+                rows.append(twin.features(**inputs)[0])
+        found[task] = torch.stack(rows)
+    return router_from_features(kind, found, seed)
+
+
+def router_from_features(kind: str, features: Mapping[str, Tensor], seed: int) -> Router:
+    """A router from the shared expert's features: every fifth row of a task is held out to fit the temperature.
+
+    Args:
+        kind: `knn`, `linear` or `mlp`.
+        features: task -> rows (items, width), at least two.
+        seed: of the training.
+    """
     import lightning
 
     from twinmerge.router import FeatureDataModule, RouterModule, fit_temperature, knn_router
 
     parts: dict[bool, list[tuple[Tensor, int]]] = {False: [], True: []}
-    for index, task in enumerate(twin.tasks):
-        for number, text in enumerate(texts[task]):
-            inputs = tokenizer(text, return_tensors="pt", truncation=True)
-            inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
-            with torch.no_grad():
-                parts[number % 5 == 1].append((twin.features(**inputs)[0], index))
+    for index, rows in enumerate(features.values()):
+        for number, row in enumerate(rows):
+            parts[number % 5 == 1].append((row, index))
     x, y, held_x, held_y = (
         torch.stack(list(column)) if isinstance(column[0], Tensor) else torch.tensor(column)
         for held in (False, True)
         for column in zip(*parts[held], strict=True)
     )
     if kind == "knn":
-        router = knn_router(x, y, len(twin.tasks))
+        router = knn_router(x, y, len(features))
     else:
         torch.manual_seed(seed)
-        module = RouterModule(x.shape[1], len(twin.tasks), kind=cast(Literal["mlp", "linear"], kind))
+        module = RouterModule(x.shape[1], len(features), kind=cast(Literal["mlp", "linear"], kind))
         module.router.standardise(x)
         trainer = lightning.Trainer(
             max_epochs=30,

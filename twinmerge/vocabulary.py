@@ -51,7 +51,7 @@ def fit_vocabulary(
     places = {task: torch.arange(expert.state[name].shape[0]) for task, expert in experts.items()}
     tokenizer = None
     if policy == "union":
-        tokenizer, places = _united(base, folders, places)
+        tokenizer, places = united(base, folders, places)
     rows: int = max(table.shape[0], *(int(place.max()) + 1 for place in places.values()))
     own = _grown(model, rows, {t: (experts[t].state[name], place) for t, place in places.items()})
     made = {}
@@ -83,10 +83,19 @@ def _table(model: PreTrainedModel) -> nn.Parameter:
     return cast(nn.Parameter, model.get_input_embeddings().weight)
 
 
-def _united(
+def united(
     base: Path | str, folders: Mapping[str, Path], places: Mapping[str, Tensor]
 ) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
-    """The base's tokenizer with all added tokens, and where each row of each expert's embedding goes."""
+    """The base's tokenizer with all added tokens, and where each row of each expert's embedding goes.
+
+    Args:
+        base: folder or Hub name with the base's tokenizer.
+        folders: task -> the expert's folder.
+        places: task -> the numbers of its rows.
+
+    Raises:
+        CheckpointError: for tokenizers that differ in more than added tokens, or that cannot be read.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)

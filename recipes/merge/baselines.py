@@ -8,23 +8,35 @@ from dataclasses import dataclass, field
 from math import inf, isnan
 from typing import TYPE_CHECKING, Any
 
-from recipes.fields import FieldError, check_range
+from recipes.fields import FieldError, check_positive, check_range
 from recipes.front.schema import did_you_mean
 from recipes.front.signature import names_of
-from twinmerge.methods import FURTHER, OURS, compared, methods
+from twinmerge.methods import FURTHER, OURS, WITH_DATA, compared, methods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
+DATA = {  # static merges that look at inputs of the tasks, and what the table says of them
+    "fisher": "static, every weight by its Fisher information on training inputs",
+    "regmean": "static, linear layers fitted to the experts' on training inputs",
+    "adamerging": "static, a coefficient a task learned on unlabelled validation inputs",
+    "adamerging_layers": "static, a coefficient a task and tensor learned on unlabelled validation inputs",
+}
+DYNAMIC = {  # dynamic merges that a recipe compares, and what the table says of them
+    "tsv_c": "TSV-Compress, head named, told the router's first choice",
+    "smile": "SMILE, head named, experts by token and layer from their leading directions",
+    "arrow": "Arrow, head named, experts by token and layer from their first direction",
+}
+SHARED = "the shared expert"  # how its candidates are called among those of the baselines
 TRIED = {"scale": "scales", "density": "densities", "drop": "drops"}  # options that are tuned, and the key of values
 
 
 @functools.cache
 def arguments_of(method: str) -> list[str]:
     """Keyword arguments of a static merge, known without importing torch."""
-    return names_of(methods()[method])[2:]
+    return names_of(WITH_DATA[method].function if method in WITH_DATA else methods()[method])[2:]
 
 
 def options_of(method: str) -> list[str]:
@@ -49,10 +61,12 @@ class Shared:
         method: average, task_arithmetic, ties, dare, dare_ties, tsv_m, a further one such as breadcrumbs, sce or iso_c
             (twinmerge.methods lists them), or one that an installed package registers.
         options: Options of the method: scale, density, drop; those left out have the method's defaults.
+        tune: Values of options that are tried on validation, such as scale [0.2, 0.3, 0.5]; all their combinations.
     """
 
     method: str = "task_arithmetic"
     options: dict[str, float] = field(default_factory=dict)
+    tune: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse unknown methods, and options that the method does not have."""
@@ -63,6 +77,21 @@ class Shared:
                 hint = did_you_mean(key, options_of(self.method))
                 raise FieldError(f"options.{key}", f"{self.method} has no such option; {hint}")
             check_option(key, value, f"options.{key}")
+        for key, values in self.tune.items():
+            if key not in options_of(self.method):
+                hint = did_you_mean(key, options_of(self.method))
+                raise FieldError(f"tune.{key}", f"{self.method} has no such option; {hint}")
+            if key in self.options or not values:
+                raise FieldError(f"tune.{key}", f"expected values of an option that is not set, got {values}")
+            for index, value in enumerate(values):
+                check_option(key, value, f"tune.{key}.{index}")
+
+    def grid(self) -> list[tuple[str, dict[str, float]]]:
+        """Every candidate of it that is tried, none where nothing is tuned."""
+        if not self.tune:
+            return []
+        chosen = itertools.product(*self.tune.values())
+        return [(SHARED, {**self.options, **dict(zip(self.tune, values, strict=True))}) for values in chosen]
 
 
 @dataclass
@@ -76,7 +105,11 @@ class Baselines:
         probe: Also fit a linear probe on the frozen base.
         emr: Also EMR-Merging, told the router's first choice for every input.
         knn: Also the twin with a kNN router on the same features.
+        dynamic: Also other dynamic merges: tsv_c, smile, arrow.
         further: Static merges that are compared beside the classic ones, such as breadcrumbs, sce or iso_c.
+        data: Static merges that look at inputs, without their labels: fisher, regmean, adamerging, adamerging_layers.
+        data_items: Inputs a task that they look at.
+        data_steps: Steps of AdaMerging.
     """
 
     scales: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0])
@@ -85,10 +118,21 @@ class Baselines:
     probe: bool = True
     emr: bool = False
     knn: bool = False
+    dynamic: list[str] = field(default_factory=list)
     further: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+    data_items: int = 256
+    data_steps: int = 500
 
     def __post_init__(self) -> None:
         """Refuse values that no method takes, and methods that are none of ours."""
+        for key, known in (("data", DATA), ("dynamic", DYNAMIC)):
+            for index, name in enumerate(getattr(self, key)):
+                if name not in known:
+                    hint = did_you_mean(name, list(known))
+                    raise FieldError(f"{key}.{index}", f"unknown merge method {name!r}; {hint}")
+        for key in ("data_items", "data_steps"):
+            check_positive(getattr(self, key), key)
         for index, name in enumerate(self.further):
             if name not in FURTHER:
                 raise FieldError(

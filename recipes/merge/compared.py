@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from recipes.merge import rows
+from recipes.merge.baselines import DYNAMIC
+from recipes.merge.dynamic import compressed, scored
 from recipes.merge.evaluation import apply_heads
 from recipes.merge.routing import train_router
 from twinmerge.functional.emr import Elected, emr
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from twinmerge.modeling_twin import Head
     from twinmerge.twin_mixin import TwinMixin
 
-EMR, KNN = "emr", "routed by knn"
+_RANK = 16  # of experts of tokens where the twin's rank is not one number
+EMR, KNN, TSV_C = "emr", "routed by knn", "tsv_c"
 
 
 @dataclass
@@ -49,15 +52,19 @@ class Beside:
         """Bytes of each row.
 
         EMR-Merging needs the base, what it elected, the heads and the router (the shared expert that the router reads
-        is not counted); the kNN router takes the place of the twin's own.
+        is not counted), and so do the others over the base, SMILE and Arrow without the router; the kNN router takes
+        the place of the twin's own.
 
         Args:
             base: Bytes of the base.
             places: Bytes of the twin folder by part.
         """
-        found = {}
-        if EMR in self.stored:
-            found[EMR] = base + self.stored[EMR] + places["heads"] + places["router"]
+        picked = dict.fromkeys((EMR, TSV_C), places["router"])
+        found = {
+            name: base + self.stored[name] + places["heads"] + picked.get(name, 0)
+            for name in (EMR, *DYNAMIC)
+            if name in self.stored
+        }
         if KNN in self.stored:
             found[KNN] = sum(places.values()) - places["router"] + self.stored[KNN]
         return found
@@ -82,13 +89,23 @@ def compared(
         read: Router features of the test batches.
     """
     found, router = Beside(), cast("Router", twin.router)
+    told: dict[str, tuple[int, list[nn.Module]]] = {}
     if judge.recipe.baselines.emr:
-        made, models = elected(model, states)
+        vector, models = elected(model, states)
+        told[EMR] = (vector.bytes, models)
+    rank = judge.recipe.exclusive.rank
+    for name in judge.recipe.baselines.dynamic:
+        if name == TSV_C:
+            factors, models = compressed(model, states, rank)
+            told[TSV_C] = (factors.bytes, models)
+        else:
+            found.rows[name], found.stored[name] = scored(judge, model, states, name, rank or _RANK)
+    for name, (size, models) in told.items():
         with torch.no_grad():
             picked = iter([router(part.to(judge.device)).argmax(-1) for part in read[0]])
-        row = judge.score(EMR, partial(_picked, models, judge.heads, picked))
-        found.rows[EMR] = replace(row, milliseconds=row.milliseconds + read[2])
-        found.stored[EMR] = made.bytes
+        row = judge.score(name, partial(_picked, models, judge.heads, picked))
+        found.rows[name] = replace(row, milliseconds=row.milliseconds + read[2])
+        found.stored[name] = size
     if judge.recipe.baselines.knn and router.kind != "knn":
         options = replace(judge.recipe.router, kind="knn")
         voting = train_router(options, features, len(states), judge.recipe.seed, judge.folder).router

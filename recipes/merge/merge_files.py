@@ -14,13 +14,14 @@ from recipes.fields import FieldError, check_name, check_seed
 from recipes.front.schema import did_you_mean
 from recipes.front.signature import FedBlock, takes
 from recipes.merge.baselines import arguments_of
-from twinmerge.methods import methods
+from twinmerge.methods import WITH_DATA, methods
 
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
     from twinmerge.big.plan import Plan
 
 RANKS = ("rank", "density", "energy", "budget")
+_OF_TWINS = (*RANKS, "tolerance", "seed", "router", "texts")
 
 
 @takes(
@@ -36,6 +37,8 @@ class Recipe(FedBlock):
         name: Name of the run.
         base: The experts' common base, a folder or a Hub name.
         experts: Folders or Hub names by name: whole checkpoints in safetensors, or plain LoRA adapters.
+        texts: For a router, files of unlabelled texts (one a line) by expert.
+        statistics: Of the methods fisher and regmean, a safetensors file by expert.
         options: Of the method, such as scale; numbers for each expert by the experts' names, lists over the layers.
         seed: Of masks and sketches.
         dtype: Number format of the merged weights; a twin has the base's.
@@ -46,6 +49,8 @@ class Recipe(FedBlock):
     recipe: Literal["merge_files"] = "merge_files"
     name: str = "files"
     options: dict[str, object] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    statistics: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     dtype: Literal["stored", "float32", "float16", "bfloat16"] = "stored"
 
@@ -56,14 +61,19 @@ class Recipe(FedBlock):
         for name in self.experts:
             check_name(name, "experts")
         method = self.arguments()["method"]
-        if method not in (known := list(methods())):
+        if method not in (known := [*methods(), *WITH_DATA]):
             raise FieldError("method", f"unknown merge method {method!r}; {did_you_mean(method, known)}")
+        filled = [WITH_DATA[method].option] if method in WITH_DATA else []
         for name in self.options:
-            if name not in (known := arguments_of(method)):
+            if name not in (known := [n for n in arguments_of(method) if n not in filled]):
                 raise FieldError(f"options.{name}", f"{method} has no such option; {did_you_mean(name, known)}")
         kept = [name for name in RANKS if getattr(self, name) is not None]
         if len(kept) > 1:
             raise FieldError(kept[1], f"expected one of {', '.join(RANKS)} at most, got {' and '.join(kept)}")
+        if (router := self.arguments()["router"]) and not (kept and self.texts):
+            raise FieldError("router", f"expected none without one of {', '.join(RANKS)} and texts, got {router!r}")
+        if self.texts and not router:
+            raise FieldError("texts", "expected none without a router; set router to knn, linear or mlp")
         if kept and self.dtype != "stored":
             raise FieldError("dtype", f"expected stored for a twin, got {self.dtype!r}")
 
@@ -78,6 +88,8 @@ def check(recipe: Recipe) -> Iterator[str]:
     plan = _plan(recipe)
     yield f"{len(recipe.experts)} experts have the tensors of {recipe.base}"
     yield from plan.lines()
+    if said := plan.refusal():
+        raise RecipeError(f"memory: {said.rstrip('.')}")
     free = shutil.disk_usage(Path.cwd()).free
     if plan.written > free:
         raise RecipeError(f"disk: {plan.written / 1e9:.1f} GB are written and {free / 1e9:.1f} GB are free; make room")
@@ -85,20 +97,24 @@ def check(recipe: Recipe) -> Iterator[str]:
 
 
 def _plan(recipe: Recipe) -> Plan:
-    from twinmerge.big.merge import bound_method, job_of, size_in_bytes
-    from twinmerge.big.plan import plan_of
+    from twinmerge.big.devices import check_device
+    from twinmerge.big.factors import Ranks
+    from twinmerge.big.merge import bound_method, job_of, planned, size_in_bytes
+    from twinmerge.big.statistics import check_statistics
+    from twinmerge.big.twin import planned_twin
 
     given = recipe.arguments()
     try:
-        job = job_of(recipe.base, recipe.experts, recipe.dtype)
+        check_device(given["device"])
+        job = job_of(recipe.base, recipe.experts, recipe.dtype, given["vocabulary"])
         bound_method(given["method"], recipe.drawn(), list(recipe.experts))
+        check_statistics(given["method"], recipe.statistics, list(recipe.experts))
         size_in_bytes(given["shard"])
+        if _twin(recipe):
+            return planned_twin(job, given["method"], given["memory"], Ranks(*(given[name] for name in RANKS)))
+        return planned(job, given["method"], given["memory"])
     except ValueError as error:  # of which CheckpointError is one
         raise RecipeError(str(error).rstrip(".")) from error
-    kept = given["rank"] or (
-        max((min(s) for _, s in job.out.values() if len(s) == 2), default=0) // 10 if _twin(recipe) else 0
-    )
-    return plan_of(job.out, given["method"], len(recipe.experts), job.read, job.written, rank=kept)
 
 
 def _twin(recipe: Recipe) -> bool:
@@ -107,7 +123,13 @@ def _twin(recipe: Recipe) -> bool:
 
 def inputs(recipe: Recipe) -> list[Path]:
     """The user's own folders that a run reads."""
-    return [path for path in map(Path, (recipe.base, *recipe.experts.values())) if path.expanduser().is_dir()]
+    return [
+        path
+        for path in map(
+            Path, (recipe.base, *recipe.experts.values(), *recipe.statistics.values(), *recipe.texts.values())
+        )
+        if path.expanduser().exists()
+    ]
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
@@ -115,14 +137,14 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     from twinmerge.big.merge import merge_files
     from twinmerge.big.twin import twin_files
 
-    given = {**recipe.arguments(), "options": recipe.drawn()}
+    given = {**recipe.arguments(), "options": recipe.drawn(), "texts": recipe.texts or None}
     plan, target = _plan(recipe), folder.path / "merged"
     try:
         if not target.exists():
             if _twin(recipe):
                 twin_files(folder=target, **given)
             else:
-                static = {name: given[name] for name in given if name not in (*RANKS, "tolerance", "seed")}
+                static = {name: given[name] for name in given if name not in _OF_TWINS}
                 merge_files(folder=target, **static, dtype=recipe.dtype)
     except ValueError as error:
         raise RunError(str(error).rstrip(".")) from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,8 @@ from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
 from recipes.merge.alone import read_all, run_alone
 from recipes.merge.causal.run import run_causal
-from recipes.merge.checks import cached_at, check, check_rank
-from recipes.merge.experts import stored_format_of
+from recipes.merge.checks import cached_at, check
+from recipes.merge.experts import check_rank, stored_format_of
 from recipes.merge.finetune import alone_with, train_expert
 from recipes.merge.routable import check_routable
 from recipes.merge.routing import batch_features, task_features, train_router
@@ -70,6 +70,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     from recipes.merge import rows as table
     from recipes.merge.compared import compared
+    from recipes.merge.with_data import with_data
 
     if not recipe.tasks:
         run_alone(recipe, folder)
@@ -80,7 +81,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     hush_libraries()
     where = resolve_model(recipe.base)
     model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
-    check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
+    check_rank("exclusive.rank", recipe.exclusive.rank, [tuple(p.shape) for p in model.parameters()], RunError)
     check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
     experts, tokenizer = _experts(recipe, folder, model)
     if not _goes_on_alone():
@@ -103,6 +104,10 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     rows["pretrained"] = own.pop("pretrained")
     static, merged = table.static(judge, model, states, held)
     rows |= merged
+    recipe = recipe.with_shared(static, folder.say)
+    looked, informed = with_data(judge, model, states, held) if recipe.baselines.data else ({}, {})
+    static |= looked
+    rows |= informed
 
     with folder.phase("exclusive experts", 1) as progress:
         twin, exclusive = _merge(recipe, copy.deepcopy(model), experts)
@@ -122,7 +127,15 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored)  # type: ignore[arg-type]
     twin.router = routing.router.cpu()
-    _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
+    _write(
+        replace(judge, recipe=recipe),
+        model,
+        tokenizer,
+        experts,
+        (twin, exclusive, routing),
+        (rows, static, labelled),
+        beside,
+    )
 
 
 def _features(judge: Judge, twin: TwinMixin) -> tuple[dict[str, Features], Read]:
@@ -175,7 +188,7 @@ def _write(
     base, places = sum(p.nbytes for p in model.parameters()), report.places(target)
     size = {**report.sizes(base, experts, target), **beside.sizes(base, places)}
     outcome = report.result(rows, static, routing.numbers, size, labelled)
-    outcome |= {"twin_bytes": places, "scored_in": NAMED[judge.precision]}
+    outcome |= {"twin_bytes": places, "scored_in": NAMED[judge.precision], "shared": asdict(recipe.shared)}
     why = [{"scored in": NAMED[judge.precision], "why": judge.why}]
     report.finish(folder, outcome, exclusive.residuals, routing.mixture, more={"Number format": why})
 

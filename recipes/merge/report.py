@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.merge.baselines import DATA, DYNAMIC
 from recipes.merge.warnings import warnings_of
 from twinmerge.methods import methods
 
@@ -23,6 +24,8 @@ EXPLAINED = {
     "pretrained": "frozen base with the experts' heads",
     "linear probe": "frozen base with a linear probe a task",
     **dict.fromkeys(methods(), "static"),
+    **DATA,
+    **DYNAMIC,
     "routed": "head named, mixture from the input alone",
     "routed, head routed too": "nothing named; a wrong head counts as wrong",
     "routed by knn": "head named, mixture by votes of the nearest training inputs",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
-from recipes.merge.baselines import Candidates, trials, tune
+from recipes.merge.baselines import SHARED, Candidates, trials, tune
 from recipes.merge.evaluation import (
     apply_heads,
     evaluate,
@@ -141,7 +141,7 @@ def experts(judge: Judge, answer: Model) -> tuple[Scores, dict[str, Scores]]:
 def static(
     judge: Judge, model: nn.Module, states: Mapping[str, Mapping[str, Tensor]], held: Scores
 ) -> tuple[dict[str, tuple[float, dict[str, float]]], dict[str, Scores]]:
-    """The best candidate of every static merge on validation, and their rows.
+    """The best candidate of every static merge on validation, that of the shared expert where it is tuned, and rows.
 
     Args:
         judge: What the rows are measured by.
@@ -150,13 +150,14 @@ def static(
         held: The experts on validation, to which scores are normalised.
     """
     recipe, folder, parts = judge.recipe, judge.folder, judge.data.parts("validation")
-    grid, work = recipe.baselines.grid(), copy.deepcopy(model)
+    grid, work = [*recipe.baselines.grid(), *recipe.shared.grid()], copy.deepcopy(model)
     named = {name: parameter.detach() for name, parameter in model.named_parameters()}
     candidates = Candidates(named, partial(_called, shared_expert, model, states), recipe.seed)
     counted: dict[tuple[object, ...], Counted] = {}
     tried = trials(grid, len(parts))
 
     def answer_of(method: str, options: Mapping[str, float]) -> Model:
+        method = recipe.shared.method if method == SHARED else method
         return with_heads(set_parameters(work, candidates(method, options)), judge.heads)
 
     steps = sum(count * len(part) for count, part in zip(tried, parts, strict=True))
@@ -173,7 +174,8 @@ def static(
             f"static merges: {tried[0]} candidates on a quarter of the validation rows, the better {tried[1]} on half, "
             f"{tried[2]} on all"
         )
-    return best, {method: judge.score(method, answer_of(method, options)) for method, (_, options) in best.items()}
+    shown = {method: options for method, (_, options) in best.items() if method != SHARED}
+    return best, {method: judge.score(method, answer_of(method, options)) for method, options in shown.items()}
 
 
 def _called(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.data.task_source import TaskSource
 from recipes.fields import FieldError, check_name, check_positive, check_seed
 from recipes.front.schema import did_you_mean
-from recipes.merge.baselines import Baselines, Shared
+from recipes.merge.baselines import SHARED, Baselines, Shared
 from recipes.merge.routing import RouterTraining
 from recipes.running.trainer import TrainerConfig
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Callable
 
 
 @dataclass
@@ -193,6 +193,8 @@ class Recipe:
                 raise FieldError("tasks", "expected at least two tasks to merge, got one")
             if self.texts:
                 raise FieldError("texts", "expected none beside tasks, whose training inputs train the router")
+        elif self.shared.tune:
+            raise FieldError("shared.tune", "expected none without tasks, whose validation rows would decide")
         elif isinstance(self.experts, dict) and len(self.experts) < 2:
             raise FieldError("tasks", "expected at least two tasks to merge, or two experts without tasks")
         names = [task.name for task in self.tasks] or (list(self.experts) if isinstance(self.experts, dict) else [])
@@ -221,10 +223,21 @@ class Recipe:
         for key, plain in (("vocabulary", "strict"), ("labels", {})):
             if getattr(self, key) != plain:
                 raise FieldError(key, f"expected {plain!r} for model 'causal', got {getattr(self, key)!r}")
+        for key in ("data", "dynamic"):
+            if found := getattr(self.baselines, key):
+                raise FieldError(f"baselines.{key}", f"expected none for model 'causal', got {found!r}")
         if unknown := sorted(set(self.unseen) - set(names)):
             raise FieldError("unseen", f"no task is called {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
         if len(names) - len(set(self.unseen)) < 2:
             raise FieldError("unseen", f"expected at least two tasks beside them to merge, got {len(names)} in all")
+
+    def with_shared(self, best: dict[str, tuple[float, dict[str, float]]], say: Callable[[str], object]) -> Recipe:
+        """The recipe with the options of the shared expert that are best on validation, which leave the table."""
+        if (found := best.pop(SHARED, None)) is None:
+            return self
+        told = ", ".join(f"{name} {value:g}" for name, value in found[1].items())
+        say(f"shared expert: {self.shared.method} with {told} is best on validation")
+        return replace(self, shared=Shared(self.shared.method, found[1]))
 
     def given(self) -> dict[str, str]:
         """The given experts by task name, those of a finetune run's folder looked up.

@@ -18,8 +18,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true", help="say what would be done and what it takes; write nothing")
     parser.add_argument("--device", default="cpu", help="where the tensor at hand is merged, such as cuda")
     parser.add_argument("--shard", default="5GB", metavar="SIZE", help="largest file of the merged model")
+    parser.add_argument("--memory", metavar="SIZE", help="what the merge may take; 2.5 largest tensors and 400 MB")
     parser.add_argument("--force", action="store_true", help="replace the folder when it exists")
     options = parser.parse_args(argv)
+    from twinmerge.big.devices import check_device
     from twinmerge.big.merge import merge_files, plan_files
     from twinmerge.big.mergekit import read_mergekit
     from twinmerge.errors import CheckpointError
@@ -27,8 +29,9 @@ def main(argv: Sequence[str]) -> int:
     if not options.check and options.out is None:
         parser.error("say where to with --out FOLDER, or --check")
     try:
+        check_device(options.device)
         found = read_mergekit(options.file)
-        plan = plan_files(**found.arguments(), shard=options.shard)
+        plan = plan_files(**found.arguments(), shard=options.shard, memory=options.memory)
     except (CheckpointError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -39,11 +42,19 @@ def main(argv: Sequence[str]) -> int:
         *plan.lines(),
     ):
         print(line, flush=True)
+    if said := plan.refusal():
+        print(said, file=sys.stderr)
+        return 2
     if options.check:
         return 0
     try:
         where = merge_files(
-            **found.arguments(), folder=options.out, device=options.device, shard=options.shard, overwrite=options.force
+            **found.arguments(),
+            folder=options.out,
+            device=options.device,
+            shard=options.shard,
+            memory=options.memory,
+            overwrite=options.force,
         )
     except (CheckpointError, ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -37,6 +37,12 @@ class Expert(Protocol):
     def rows(self, files: Files, name: str, base: Tensor, start: int, dtype: torch.dtype) -> Tensor:
         """Its rows of a tensor, from the flat place `start` on, in the shape (rows, columns) of those of the base."""
 
+    def slab(self, files: Files, name: str, base: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+        """Its columns of a tensor, from the column `start` on, in the shape (rows, columns) of those of the base."""
+
+    def rank_of(self, name: str) -> int | None:
+        """Rank of its difference to the base, at most, where its factors say it."""
+
     def dtype_of(self, name: str) -> str:
         """Number format of a tensor, as safetensors writes it."""
 
@@ -68,6 +74,16 @@ class FullExpert:
         values = files.read(self.places[name], start, base.numel())
         return values.to(base.device, dtype).view(base.shape)
 
+    def slab(self, files: Files, name: str, base: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+        """Read them."""
+        if name not in self.places:
+            return base
+        return files.read_columns(self.places[name], start, start + base.shape[1]).to(base.device, dtype)
+
+    def rank_of(self, name: str) -> int | None:
+        """Not known, but for what stays the base's."""
+        return None if name in self.places else 0
+
     def dtype_of(self, name: str) -> str:
         """As it is stored."""
         return self.places[name].dtype if name in self.places else "F32"
@@ -90,6 +106,7 @@ class LoraExpert:
         self._shapes = {name: shape for name, (_, shape) in base.tensors.items()}
         self._turned = bool(checkpoint.config.get("fan_in_fan_out"))
         self._held: tuple[str, Tensor, Tensor] | None = None  # factors of the tensor at hand
+        self.grown: dict[str, int] = {}  # rows of tensors that got more than the base has; no factor reaches them
         self._base: Mapping[str, Place] | None = None
 
     def over(self, base: Mapping[str, Place]) -> None:
@@ -103,11 +120,32 @@ class LoraExpert:
             base = own.to(base.device, dtype).view(base.shape)
         if name not in self.terms:
             return base
-        if self._held is None or self._held[0] != name or self._held[1].dtype != dtype:
-            self._held = (name, *self._factors(files, name, dtype))
-        _, left, right = self._held
+        left, right = self._factors_of(files, name, dtype)
         first = start // base.shape[1]
         return base + left[first : first + base.shape[0]].to(base.device) @ right.to(base.device)
+
+    def slab(self, files: Files, name: str, base: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+        """The base's columns plus those of the product."""
+        if self._base is not None:
+            own = files.read_columns(self._base[name], start, start + base.shape[1])
+            base = own.to(base.device, dtype)
+        if name not in self.terms:
+            return base
+        left, right = self._factors_of(files, name, dtype)
+        return base + left.to(base.device) @ right[:, start : start + base.shape[1]].to(base.device)
+
+    def rank_of(self, name: str) -> int | None:
+        """That of its factors, where they are added to the base that is asked for."""
+        if self._base is not None:
+            return None
+        return min(self.places[str(self.terms[name][1])].shape) if name in self.terms else 0
+
+    def _factors_of(self, files: Files, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The factors of the tensor at hand, which are held."""
+        if self._held is None or self._held[0] != name or self._held[1].dtype != dtype:
+            self._held = None  # the former ones go before the next ones come
+            self._held = (name, *self._factors(files, name, dtype))
+        return self._held[1:]
 
     def _factors(self, files: Files, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         scale, *keys = self.terms[name]
@@ -121,7 +159,9 @@ class LoraExpert:
         B, A = lora_factors(first, second, keys[0])
         rows = self._shapes[name][0]
         turned = rows != B.shape[0] or (self._turned and rows == A.shape[1])
-        return (A.t() * scale, B.t()) if turned else (B * scale, A)
+        left, right = (A.t() * scale, B.t()) if turned else (B * scale, A)
+        more = self.grown.get(name, rows) - rows
+        return (torch.cat([left, left.new_zeros(more, left.shape[1])]) if more else left), right
 
     def dtype_of(self, name: str) -> str:
         """The factors are multiplied in float32."""
@@ -134,13 +174,13 @@ class LoraExpert:
                 files.expect(self.places[str(key)])
 
 
-def expert_of(checkpoint: Checkpoint, base: Checkpoint) -> Expert:
-    """An expert that fits its base by the headers of both.
+def expert_of(checkpoint: Checkpoint, base: Checkpoint, vocabulary: str = "strict") -> Expert:
+    """An expert that fits its base by the headers of both, but for the vocabulary where that may differ.
 
     Raises:
         CheckpointError: For one that does not, or that is more than its weights.
     """
-    check_compatible(base, checkpoint)
+    check_compatible(base, checkpoint, vocabulary)
     return LoraExpert(checkpoint, base) if checkpoint.kind == "lora" else FullExpert(checkpoint, base)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
+from twinmerge.big.devices import check_device
 from twinmerge.big.experts import Expert
 from twinmerge.big.merge import STORED, Job, fingerprint, job_of
 from twinmerge.big.reading import Files, Place
@@ -106,6 +107,7 @@ def extract_lora(
         FileExistsError: When the folder exists and is not to be replaced.
     """
     check_arguments(extract_lora, locals())
+    check_device(device)
     policy = Ranks(rank, density, energy, budget)
     job = job_of(base, {"tuned": tuned})
     task = [fingerprint(base, {"tuned": tuned}), asdict(policy), tolerance, seed, dtype]

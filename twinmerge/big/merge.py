@@ -7,19 +7,23 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from gapbridge.arguments import check_arguments
-from twinmerge.big.experts import Expert, expert_of, floats_of
+from twinmerge.big.devices import check_device
+from twinmerge.big.experts import Expert, LoraExpert, expert_of, floats_of
+from twinmerge.big.growing import Growth, Vocabulary, forget, growth_of
 from twinmerge.big.plan import Plan, plan_of
 from twinmerge.big.reading import FLOATS, Files, Place, places_of
+from twinmerge.big.statistics import check_statistics, read_statistics
 from twinmerge.big.streams import FileModel
-from twinmerge.big.writing import Entry, Writer, resumable_folder, shards_of, size_of
+from twinmerge.big.writing import Entry, Journal, Writer, resumable_folder, shards_of, size_of
 from twinmerge.errors import CheckpointError
 from twinmerge.headers import Checkpoint, inspect_checkpoint
-from twinmerge.methods import find
+from twinmerge.methods import WITH_DATA, find
 
 Dtype = Literal["stored", "float32", "float16", "bfloat16"]
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -40,6 +44,7 @@ class Job:
         places: Of the base's tensors, in the order in which they lie in its files.
         merged: Names of those that are merged; the others are copied from the base.
         out: What is written: number format and shape by name.
+        growth: How the vocabularies become one, where they differ.
     """
 
     base: Checkpoint
@@ -47,6 +52,17 @@ class Job:
     places: Mapping[str, Place]
     merged: Sequence[str]
     out: Mapping[str, Entry]
+    growth: Growth | None = None
+
+    def grow(self, folder: Path, files: Files, journal: Journal) -> None:
+        """Bring all vocabularies to the same rows, in files of the folder that is being made."""
+        if self.growth is not None:
+            self.places = self.growth.write(folder, self.places, self.experts, files, journal)
+
+    @property
+    def lora(self) -> dict[str, int]:
+        """Ranks of adapters together, by the tensor that they are added to."""
+        return {n: rank for n in self.merged if (rank := sum(e.rank_of(n) or 0 for e in self.experts.values()))}
 
     @property
     def read(self) -> int:
@@ -66,16 +82,20 @@ def merge_files(
     *,
     method: str = "task_arithmetic",
     options: Mapping[str, object] | None = None,
+    statistics: Mapping[str, str | Path] | None = None,
     dtype: Dtype = "stored",
+    vocabulary: Vocabulary = "strict",
     device: str = "cpu",
     shard: str = "5GB",
+    memory: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Merge checkpoints in files into one, without ever holding a model.
 
     Base and experts are read block by block and the merged model is written into files whose headers come first, so
-    that the memory is at most 2.5 times the largest tensor and 400 MB beside what importing takes. No model is built;
-    LoRA adapters are read by their factors. A merge that was killed goes on where it was when it is called again, and
+    that the memory is at most 2.5 times the largest tensor and 400 MB beside what importing takes; a method that would
+    take more of these tensors is refused unless `memory` allows it. No model is built; LoRA adapters are read by their
+    factors. A merge that was killed goes on where it was when it is called again, and
     ends in the same bytes.
 
     Args:
@@ -87,31 +107,53 @@ def merge_files(
         options: Of the method. What it takes one of for each expert, such as `weights`, may be by the experts' names; a
             number may be a list over the layers, or differ by parts of the tensors' names
             (`twinmerge.functional.weights`).
+        statistics: Of the methods `fisher` and `regmean`, a safetensors file by expert with what
+            `twinmerge.gathering.fisher_information` or `input_grams` finds, by the tensors' names.
         dtype: Number format of the merged weights; the work itself is done in float32. `stored` is the base's.
+        vocabulary: `strict` takes one vocabulary; `pad` takes embeddings with other rows beside one tokenizer; `union`
+            takes in the tokens that experts added, see `twinmerge.vocabulary`. Embeddings and output layers that get
+            other rows are written in float32 beside the folder meanwhile.
         device: Where the tensor at hand is merged, such as `cuda`.
         shard: Largest file, such as `5GB`.
+        memory: What the merge may take beside what importing takes, such as `8GB`; by default 2.5 times the largest
+            tensor and 400 MB.
         overwrite: Replace an existing folder.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: For an expert that is no fine-tune of the base, weights that are not finite, and pickles.
+        CheckpointError: For an expert that is no fine-tune of the base, weights that are not finite, pickles, and more
+            memory than allowed.
         ValueError: For an unknown method or option.
         FileExistsError: When the folder exists and is not to be replaced.
     """
     check_arguments(merge_files, locals())
+    check_device(device)
     target = Path(folder).expanduser()
-    job = job_of(base, experts, dtype)
+    job = job_of(base, experts, dtype, vocabulary)
     run = bound_method(method, options or {}, list(experts))
-    task = [fingerprint(base, experts), method, options, dtype, shard]
+    check_statistics(method, statistics, list(experts))
+    refuse_above_limit(planned(job, method, memory))
+    task = [fingerprint(base, experts), method, options, fingerprint_of(statistics), dtype, vocabulary, shard]
     with resumable_folder(target, task, overwrite=overwrite) as (out, journal), Files(release=_fills(job)) as files:
-        writer = Writer(out, shards_of(job.out, size_in_bytes(shard)))
-        model = FileModel(job.places, job.merged, job.experts, files, writer, journal, device)
-        run(model, model.states)
-        writer.close()
-        copy_beside(job.base.folder, out, dtype)
+        known = partial(run, **read_statistics(method, statistics, list(experts), files))
+        write_merged(job, out, files, journal, known, shard=shard, device=device)
+        copy_beside(job, out, dtype)
+        forget(out)
     return target
+
+
+def write_merged(
+    job: Job, out: Path, files: Files, journal: Journal, run: Callable[..., object], *, shard: str, device: str
+) -> Writer:
+    """Write the merged weights of a job; what the journal has is passed over."""
+    job.grow(out, files, journal)
+    writer = Writer(out, shards_of(job.out, size_in_bytes(shard)))
+    model = FileModel(job.places, job.merged, job.experts, files, writer, journal, device)
+    run(model, model.states)
+    writer.close()
+    return writer
 
 
 def plan_files(
@@ -120,18 +162,24 @@ def plan_files(
     *,
     method: str = "task_arithmetic",
     options: Mapping[str, object] | None = None,
+    statistics: Mapping[str, str | Path] | None = None,
     dtype: Dtype = "stored",
+    vocabulary: Vocabulary = "strict",
     shard: str = "5GB",
+    memory: str | None = None,
 ) -> Plan:
-    """What `merge_files` would take, from the headers alone; it refuses what that would refuse.
+    """What `merge_files` would take, from the headers alone; it refuses what that would refuse, but for the memory.
 
     Args:
         base: As for `merge_files`.
         experts: As for `merge_files`.
         method: As for `merge_files`.
         options: As for `merge_files`.
+        statistics: As for `merge_files`.
         dtype: As for `merge_files`.
+        vocabulary: As for `merge_files`.
         shard: As for `merge_files`.
+        memory: As for `merge_files`; `refusal()` of the plan says whether it is enough.
 
     Returns:
         Bytes, memory and time.
@@ -140,13 +188,46 @@ def plan_files(
         CheckpointError: For an expert that is no fine-tune of the base, and pickles.
         ValueError: For an unknown method or option.
     """
-    job = job_of(base, experts, dtype)
+    job = job_of(base, experts, dtype, vocabulary)
     bound_method(method, options or {}, list(experts))
+    check_statistics(method, statistics, list(experts))
     size_in_bytes(shard)
-    return plan_of(job.out, method, len(experts), job.read, job.written)
+    return planned(job, method, memory)
 
 
-def job_of(base: str | Path, experts: Mapping[str, str | Path], dtype: str = "stored") -> Job:
+def planned(job: Job, method: str, memory: str | None = None, *, rank: int = 0, spectra: bool = False) -> Plan:
+    """The plan of a job, see `plan_of`.
+
+    Raises:
+        ValueError: When the memory is no size.
+    """
+    return plan_of(
+        job.out,
+        method,
+        len(job.experts),
+        job.read,
+        job.written,
+        rank=rank,
+        spectra=spectra,
+        lora=job.lora,
+        all_lora=all(isinstance(expert, LoraExpert) for expert in job.experts.values()),
+        memory=None if memory is None else size_in_bytes(memory),
+    )
+
+
+def refuse_above_limit(plan: Plan) -> None:
+    """Refuse a merge that would take more memory than it may.
+
+    Raises:
+        CheckpointError: In one sentence.
+    """
+    if said := plan.refusal():
+        raise CheckpointError(said)
+
+
+def job_of(
+    base: str | Path, experts: Mapping[str, str | Path], dtype: str = "stored", vocabulary: Vocabulary = "strict"
+) -> Job:
     """Read the headers of a base and its experts, and compare them.
 
     Raises:
@@ -160,10 +241,15 @@ def job_of(base: str | Path, experts: Mapping[str, str | Path], dtype: str = "st
     if found.kind == "lora":
         raise CheckpointError(f"{found.folder} is an adapter; give the whole model that it was trained on as the base.")
     places = dict(sorted(places_of(found).items(), key=lambda item: (item[1].file.name, item[1].offset)))
-    read = {task: expert_of(inspect_checkpoint(local_folder(where)), found) for task, where in experts.items()}
+    folders = {task: local_folder(where) for task, where in experts.items()}
+    read = {task: expert_of(inspect_checkpoint(where), found, vocabulary) for task, where in folders.items()}
     merged = floats_of(found)
     out = {n: (STORED.get(dtype, p.dtype) if p.dtype in FLOATS else p.dtype, p.shape) for n, p in places.items()}
-    return Job(found, read, places, merged, out)
+    growth = growth_of(found, places, read, folders, vocabulary)
+    if growth is not None:
+        found = replace(found, config={**found.config, "vocab_size": growth.rows})
+        out = growth.entries(out)
+    return Job(found, read, places, merged, out, growth)
 
 
 def bound_method(method: str, options: Mapping[str, object], tasks: Sequence[str]) -> Callable[..., object]:
@@ -173,13 +259,15 @@ def bound_method(method: str, options: Mapping[str, object], tasks: Sequence[str
         ValueError: For an unknown method, an option that it does not have, or names of no expert.
     """
     function = find(method)
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    filled = WITH_DATA[method].option if method in WITH_DATA else None
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != filled]
     if odd := sorted(set(options) - set(known)):
         raise ValueError(f"{method} has no option '{odd[0]}'; it has {', '.join(known) or 'none'}.")
     given = {name: _ordered(name, value, tasks) for name, value in options.items()}
 
-    def run(pretrained: object, experts: object) -> object:
-        return function(pretrained, experts, **given)
+    def run(pretrained: object, experts: object, **more: object) -> object:
+        return function(pretrained, experts, **given, **more)
 
     return run
 
@@ -218,16 +306,27 @@ def fingerprint(base: str | Path, experts: Mapping[str, str | Path]) -> object:
     ]
 
 
-def copy_beside(base: Path, out: Path, dtype: str) -> None:
-    """Copy configuration and tokenizer of the base; the configuration names the number format of the weights."""
-    for file in sorted(base.iterdir()):
+def fingerprint_of(statistics: Mapping[str, str | Path] | None) -> object:
+    """Which files of statistics are read: sizes and times."""
+    found = [(task, Path(file).expanduser()) for task, file in (statistics or {}).items()]
+    return [[task, str(file), file.stat().st_size, file.stat().st_mtime_ns] for task, file in found]
+
+
+def copy_beside(job: Job, out: Path, dtype: str) -> None:
+    """Copy configuration and tokenizer of the base; what is other of the merged model is written into them."""
+    for file in sorted(job.base.folder.iterdir()):
         if _BESIDE.fullmatch(file.name):
             shutil.copyfile(file, out / file.name)
-    if dtype != "stored":
+    changed: dict[str, object] = {} if dtype == "stored" else {"dtype": dtype}
+    if job.growth is not None:
+        changed["vocab_size"] = job.growth.rows
+        if job.growth.tokenizer is not None:
+            job.growth.tokenizer.save_pretrained(out)
+    if changed:
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        config.pop("torch_dtype", None)
-        config["dtype"] = dtype
-        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if "dtype" in changed:
+            config.pop("torch_dtype", None)
+        (out / "config.json").write_text(json.dumps({**config, **changed}, indent=2) + "\n", encoding="utf-8")
 
 
 def _fills(job: Job) -> bool:

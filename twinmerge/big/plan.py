@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from twinmerge.big.peaks import HELD, factors_of, held_of
 from twinmerge.headers import size_of
+from twinmerge.methods import FURTHER, OURS
 
-BLOCK = 2**18  # values of a block, as in twinmerge.functional.blocks; this module is read without torch
 Entry = tuple[str, tuple[int, ...]]
 
-# What a method holds of one tensor beside its blocks: Gram matrices of the shorter side, in float64; or the whole
-# tensor of base and experts, and as much again for its factors.
-GRAM = frozenset(("iso_c", "knots", "wudi", "regmean"))
-WHOLE = frozenset(("iso_cts", "tsv_m"))
 # Passes over the checkpoints, the last of which writes; nanoseconds a value and expert, on one core.
-PASSES: Mapping[str, int] = {"ties": 3, "dare_ties": 3, "della": 1, "breadcrumbs": 3, "sce": 4, "pcb": 4}
+PASSES: Mapping[str, int] = {"ties": 3, "dare_ties": 3, "breadcrumbs": 3, "sce": 4, "pcb": 4, "iso_c": 2, "knots": 3}
 COST: Mapping[str, float] = {"average": 1.0, "linear": 1.0, "task_arithmetic": 1.0, "ties": 8.0, "dare": 8.0}
+MULTIPLIED = 2e10  # products of matrices, floating point operations a second on one core in float64
 READ = 1e9  # bytes a second that are read and written where the disk is an ordinary one
-FLOOR = 400e6  # bytes beside the tensors: Python's own growth, buffers and counters
+FLOOR = 400e6  # bytes beside 2.5 tensors that a merge may take
+GROWTH = 60e6  # of them, what Python, its allocator and buffers of files take
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,9 @@ class Plan:
         written: Bytes written.
         peak: Bytes of memory beside what importing takes, at most.
         seconds: About how long it takes on one core.
+        limit: Bytes of memory that it may take.
+        largest: The tensor that takes them.
+        method: Of the merge.
     """
 
     tensors: int
@@ -43,6 +45,9 @@ class Plan:
     written: int
     peak: int
     seconds: float
+    limit: int
+    largest: str
+    method: str
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -50,12 +55,35 @@ class Plan:
             f"{self.tensors} tensors of {self.values / 1e9:.3g} billion values",
             f"reads {self.read / 1e9:.3g} GB in {self.passes} {'pass' if self.passes == 1 else 'passes'}, writes "
             f"{self.written / 1e9:.3g} GB",
-            f"memory: at most {self.peak / 1e9:.2g} GB beside what importing takes",
+            f"memory: at most {self.peak / 1e9:.2g} GB beside what importing takes; {self.limit / 1e9:.2g} GB allowed",
             f"time: about {_duration(self.seconds)} on one core and an ordinary disk",
+            *([] if self.method in (*OURS, *FURTHER) else [f"{self.method}, of another package, may take more"]),
         ]
 
+    def refusal(self) -> str | None:
+        """Why the merge is refused: it would take more memory than it may; None where it does not."""
+        if self.peak <= self.limit:
+            return None
+        return (
+            f"{self.method} takes up to {self.peak / 1e9:.2f} GB of memory at the tensor '{self.largest}' and "
+            f"{self.limit / 1e9:.2f} GB are allowed; allow more, as in memory={-(-self.peak // 10**8) / 10:.1f}GB, or "
+            "choose a method that works block by block, such as ties."
+        )
 
-def plan_of(tensors: Mapping[str, Entry], method: str, experts: int, read: int, written: int, *, rank: int = 0) -> Plan:
+
+def plan_of(
+    tensors: Mapping[str, Entry],
+    method: str,
+    experts: int,
+    read: int,
+    written: int,
+    *,
+    rank: int = 0,
+    spectra: bool = False,
+    lora: Mapping[str, int] | None = None,
+    all_lora: bool = False,
+    memory: int | None = None,
+) -> Plan:
     """Plan a merge.
 
     Args:
@@ -65,13 +93,27 @@ def plan_of(tensors: Mapping[str, Entry], method: str, experts: int, read: int, 
         read: Bytes of base and experts.
         written: Bytes of all that is made.
         rank: Of factors that are made of every matrix, 0 where none are.
+        spectra: Whether ranks are chosen by singular values.
+        lora: Ranks of adapters together, by tensor.
+        all_lora: Whether every expert is an adapter.
+        memory: Bytes that it may take; what `bound` says by default.
 
     Returns:
         The plan.
     """
-    values = sum(prod(shape) for _, shape in tensors.values())
-    passes = PASSES.get(method, 2 if method in GRAM else 1)
+    values, ranks = sum(prod(shape) for _, shape in tensors.values()), lora or {}
+    peaks = {
+        name: max(
+            held_of(shape, method, experts, wide=kind == "F64", lora=ranks.get(name, 0), all_lora=all_lora),
+            factors_of(shape, rank, spectrum=spectra) if rank else 0,
+        )
+        for name, (kind, shape) in tensors.items()
+    }
+    largest = max(peaks, key=peaks.__getitem__, default="")
+    passes = PASSES.get(method, experts + 3 if method in HELD else 1)
     seconds = (read * passes + written) / READ + values * experts * COST.get(method, 6.0) * 1e-9
+    if method in HELD:
+        seconds += sum(_multiplied(shape, method, experts) for _, shape in tensors.values()) / MULTIPLIED
     if rank:
         seconds += values * experts * (2 + rank) * 2e-9
     return Plan(
@@ -80,29 +122,27 @@ def plan_of(tensors: Mapping[str, Entry], method: str, experts: int, read: int, 
         read,
         passes + bool(rank),
         written,
-        max((_peak(entry, method, experts, rank) for entry in tensors.values()), default=0),
+        int(peaks.get(largest, 0) + GROWTH),
         seconds,
+        bound(tensors) if memory is None else memory,
+        largest,
+        method,
     )
 
 
 def bound(tensors: Mapping[str, Entry]) -> int:
-    """What a merge block by block keeps to: 2.5 times the largest tensor and 400 MB, beside what importing takes."""
-    return int(2.5 * max(map(size_of, tensors.values())) + FLOOR)
+    """What a merge keeps to unless it is allowed more: 2.5 times the largest tensor and 400 MB, beside imports."""
+    return int(2.5 * max(map(size_of, tensors.values()), default=0) + FLOOR)
 
 
-def _peak(entry: Entry, method: str, experts: int, rank: int) -> int:
-    count, shape = prod(entry[1]), entry[1]
-    row = prod(shape[1:]) if len(shape) > 1 else count
-    block = 4 * min(count, max(BLOCK, row)) * (3 * experts + 6)
+def _multiplied(shape: tuple[int, ...], method: str, experts: int) -> float:
+    """About how many operations the products and eigenproblems of a matrix take."""
     if len(shape) < 2:
-        return int(block + FLOOR / 4)
-    short = min(shape[0], row)
-    if method in WHOLE:
-        block += 4 * count * (2 * experts + 4)
-    elif method in GRAM:
-        block += 8 * short * short * (experts + 4)
-    factors = 4 * count + 4 * (shape[0] + row) * 8 * (rank + 8) if rank else 0
-    return int(max(block, factors) + FLOOR / 4)
+        return 0.0
+    count = prod(shape)
+    side = count // shape[0] if method in ("wudi", "regmean") else min(shape[0], count // shape[0])
+    rounds = 1 if method == "iso_c" else experts + 2
+    return rounds * (4.0 * count * side + 9.0 * side**3)
 
 
 def _duration(seconds: float) -> str:

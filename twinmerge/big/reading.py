@@ -69,17 +69,28 @@ def places_of(checkpoint: Checkpoint) -> dict[str, Place]:
                 f"{file} is a pickle, which cannot be read in parts; save the model again with save_pretrained, which "
                 "writes safetensors."
             )
-        entries = read_header(file)
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-        for name, (dtype, shape) in entries.items():
-            if dtype not in DTYPES:
-                raise CheckpointError(
-                    f"{file}: tensor '{name}' is stored as {dtype}, which is not merged; give a checkpoint in "
-                    f"{', '.join(sorted(FLOATS))}."
-                )
-            found[name] = Place(file, 8 + length + int(header[name]["data_offsets"][0]), dtype, shape)
+        found.update(places_in(file))
+    return found
+
+
+def places_in(file: Path) -> dict[str, Place]:
+    """Where every tensor of a safetensors file lies.
+
+    Raises:
+        CheckpointError: For a damaged file, and for number formats that cannot be merged.
+    """
+    found: dict[str, Place] = {}
+    entries = read_header(file)
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    for name, (dtype, shape) in entries.items():
+        if dtype not in DTYPES:
+            raise CheckpointError(
+                f"{file}: tensor '{name}' is stored as {dtype}, which is not merged; give a checkpoint in "
+                f"{', '.join(sorted(FLOATS))}."
+            )
+        found[name] = Place(file, 8 + length + int(header[name]["data_offsets"][0]), dtype, shape)
     return found
 
 
@@ -116,16 +127,45 @@ class Files:
         """
         kind = DTYPES[place.dtype]
         buffer = torch.empty(count * kind.itemsize, dtype=torch.uint8)
-        view, offset, got = memoryview(buffer.numpy().data), place.offset + start * kind.itemsize, 0
-        descriptor = self._descriptor(place.file)
+        view, offset = memoryview(buffer.numpy().data), place.offset + start * kind.itemsize
+        self._fill(place.file, view, offset)
+        if self.release:
+            os.posix_fadvise(self._descriptor(place.file), offset, len(view), os.POSIX_FADV_DONTNEED)
+        return buffer.view(kind)
+
+    def read_columns(self, place: Place, start: int, stop: int) -> Tensor:
+        """Some columns of a tensor as a matrix: rows, and all behind the first dimension side by side.
+
+        Args:
+            place: Of the tensor.
+            start: First column.
+            stop: The column behind the last.
+
+        Returns:
+            Shape (rows, stop - start), in the type that they are stored in.
+        """
+        kind, rows = DTYPES[place.dtype], place.shape[0]
+        columns = prod(place.shape[1:])
+        width = (stop - start) * kind.itemsize
+        buffer = torch.empty(rows * width, dtype=torch.uint8)
+        view = memoryview(buffer.numpy().data)
+        for row in range(rows):
+            self._fill(
+                place.file,
+                view[row * width : (row + 1) * width],
+                place.offset + (row * columns + start) * kind.itemsize,
+            )
+        if self.release and stop == columns:  # the pages hold the other columns too
+            os.posix_fadvise(self._descriptor(place.file), place.offset, place.bytes, os.POSIX_FADV_DONTNEED)
+        return buffer.view(kind).view(rows, stop - start)
+
+    def _fill(self, file: Path, view: memoryview, offset: int) -> None:
+        descriptor, got = self._descriptor(file), 0
         while got < len(view):
             step = os.preadv(descriptor, [view[got:]], offset + got)
             if step == 0:
-                raise CheckpointError(f"{place.file} became shorter while it was read; copy it again and start anew.")
+                raise CheckpointError(f"{file} became shorter while it was read; copy it again and start anew.")
             got += step
-        if self.release:
-            os.posix_fadvise(descriptor, offset, len(view), os.POSIX_FADV_DONTNEED)
-        return buffer.view(kind)
 
     def expect(self, place: Place) -> None:
         """Have the system read a tensor ahead, while another one is worked on."""

@@ -27,6 +27,9 @@ class FileTensors(Tensors):
         super().__init__(name, place.shape, depth, len(experts), dtype)
         self.place, self.held, self.files, self.device = place, experts, files, device
         self._checked: set[int] = set()
+        ranks = [expert.rank_of(name) for expert in experts.values()]
+        if None not in ranks:
+            self.rank = sum(rank or 0 for rank in ranks)
 
     def rows(self, start: int, stop: int) -> Block:
         """Read the rows of all models."""
@@ -41,6 +44,21 @@ class FileTensors(Tensors):
                 _check_finite(values, self.name, f"expert '{task}'" if task else "the base")
             self._checked.add(first)
         return Block(base.view(shape), [values.reshape(shape) for values in found.values()], first)
+
+    def slab(self, start: int, stop: int) -> Block:
+        """Read the columns of all models, row by row."""
+        base = self.files.read_columns(self.place, start, stop).to(self.device, self.dtype)
+        found = {
+            task: expert.slab(self.files, self.name, base, start, self.dtype) for task, expert in self.held.items()
+        }
+        return Block(base, list(found.values()), start)
+
+    def only(self, index: int) -> FileTensors:
+        """Of one expert; what was checked stays so."""
+        task = list(self.held)[index]
+        made = FileTensors(self.name, self.place, self.depth, {task: self.held[task]}, self.files, self.device)
+        made.dtype, made._checked = self.dtype, self._checked
+        return made
 
 
 def _check_finite(values: Tensor, name: str, owner: str) -> None:

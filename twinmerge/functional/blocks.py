@@ -10,13 +10,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 State = Mapping[str, Tensor]
+
+
+class Stored(Protocol):
+    """A tensor of which rows are asked for: one in memory, or one in a file."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its shape."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Rows of it."""
+
+
 BLOCK = 2**18  # values of a block: with 1 MiB each in float32, base and experts stay in a core's cache
+SLAB = 4  # blocks of a slab, whose rows are read one by one and should not be short
 
 
 class Block(NamedTuple):
@@ -47,14 +61,24 @@ class Tensors(ABC):
         depth: Place of its layer, 0 for the first to 1 for the last; 0 where it belongs to none.
         experts: How many there are.
         dtype: Of the work on it: float32, or float64 where the base or an expert is.
+        rank: Of the task matrices side by side, at most, where their factors say it; None where it is not known.
     """
 
     def __init__(self, name: str, shape: Sequence[int], depth: float, experts: int, dtype: torch.dtype) -> None:
         self.name, self.shape, self.depth, self.experts, self.dtype = name, tuple(shape), depth, experts, dtype
+        self.rank: int | None = None
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Block:
         """The block from one row to another; a row is everything behind the first dimension."""
+
+    @abstractmethod
+    def slab(self, start: int, stop: int) -> Block:
+        """The block from one column to another, of all rows, shape (rows, stop - start); its place is the column."""
+
+    @abstractmethod
+    def only(self, index: int) -> Tensors:
+        """The same of one expert alone."""
 
     @property
     def numel(self) -> int:
@@ -71,6 +95,12 @@ class Tensors(ABC):
         count, height = self.numel // self.columns, max(1, BLOCK // self.columns)
         for start in range(0, count, height):
             yield self.rows(start, min(count, start + height))
+
+    def slabs(self) -> Iterator[Block]:
+        """Blocks of whole columns, for matrices that are wider than they are high."""
+        width = max(1, SLAB * BLOCK // self.shape[0])
+        for start in range(0, self.columns, width):
+            yield self.slab(start, min(self.columns, start + width))
 
     def whole(self) -> Block:
         """The tensor as one block."""
@@ -100,6 +130,14 @@ class _InMemory(Tensors):
         place = self.held[0].device
         base, *experts = (held[start:stop].to(place, self.dtype).reshape(shape) for held in self.held)
         return Block(base, experts, start * self.columns)
+
+    def slab(self, start: int, stop: int) -> Block:
+        place = self.held[0].device
+        base, *experts = (held[:, start:stop].to(place, self.dtype) for held in self.held)
+        return Block(base, experts, start)
+
+    def only(self, index: int) -> Tensors:
+        return _InMemory(self.name, self.held[0].view(self.shape), [self.held[1 + index].view(self.shape)], self.depth)
 
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:

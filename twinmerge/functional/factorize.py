@@ -20,9 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from twinmerge.functional.eigen import eigenvectors
+
 _OVERSAMPLING = 8
 _MAX_BLOCKS = 8  # a fixed bound on passes over the matrix; slower convergence than this goes to the Gram route
-_BLOCK_ELEMENTS = 2**24  # what a row block may hold: 64 MiB in float32
+_BLOCK_ELEMENTS = 2**22  # what a row block may hold: 32 MiB in float64
 _ROUNDING = 16.0  # a relative residual below this many machine epsilons is rounding, not approximation
 
 
@@ -230,7 +232,7 @@ def _factorize(
 
     exact = blocks if blocks.dtype == torch.float64 else _Blocks(blocks.tall, blocks.scale, torch.float64)
     total = exact.squared_norm()
-    right = torch.linalg.eigh(exact.gram())[1][:, -rank:].flip(1)
+    right = eigenvectors(exact.gram(), rank)[1].flip(1)
     left = exact.times(right)
     residual = _residual(exact, left, right, total)
     # Eigenvalues of the Gram matrix carry an error of about eps * total, so residuals above 1e-6 are optimal.

@@ -1,11 +1,11 @@
 """Fisher merging: every parameter weighed by what each expert's data say of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from twinmerge.functional.blocks import Block, State, Step, Tensors
+from twinmerge.functional.blocks import Block, State, Step, Stored, Tensors
 from twinmerge.functional.state import each, merge_blocks
 from twinmerge.functional.weights import Setting, settings_at
 
@@ -14,7 +14,7 @@ def fisher(
     pretrained: State,
     experts: Sequence[State],
     *,
-    information: Sequence[State],
+    information: Sequence[Mapping[str, Stored]],
     weights: Setting | Sequence[Setting] = 1.0,
     floor: float = 1e-6,
 ) -> dict[str, Tensor]:
@@ -48,9 +48,11 @@ def fisher(
 
         def step(block: Block) -> Tensor:
             merged, total = torch.zeros_like(block.base), torch.zeros_like(block.base)
-            place = slice(block.start, block.start + block.base.numel())
+            first = block.start // (tensors.columns if len(tensors.shape) > 1 else 1)
             for expert, share, own in zip(block.experts, shares, held, strict=True):
-                known = share * (own[place].to(block.base).view(block.base.shape) + floor)
+                rows = own[first : first + block.base.shape[0]] if tensors.shape else own[:]
+                _check(rows, tensors)
+                known = share * (rows.to(block.base).view(block.base.shape) + floor)
                 merged.addcmul_(expert, known)
                 total.add_(known)
             return merged / total
@@ -60,11 +62,16 @@ def fisher(
     return merge_blocks(pretrained, experts, each(rule))
 
 
-def _information(state: State, tensors: Tensors) -> Tensor:
+def _information(state: Mapping[str, Stored], tensors: Tensors) -> Stored:
     found = state.get(tensors.name)
-    if found is None or tuple(found.shape) != tensors.shape or bool((found < 0).any()):
-        said = "none" if found is None else f"shape {tuple(found.shape)}, smallest {float(found.min()):g}"
+    if found is None or tuple(found.shape) != tensors.shape:
+        said = "none" if found is None else f"shape {tuple(found.shape)}"
+        raise ValueError(f"the Fisher information of '{tensors.name}' must be of shape {tensors.shape}: got {said}")
+    return found
+
+
+def _check(rows: Tensor, tensors: Tensors) -> None:
+    if not (rows.isfinite() & (rows >= 0)).all():
         raise ValueError(
-            f"the Fisher information of '{tensors.name}' must be of shape {tensors.shape} and not negative: got {said}"
+            f"the Fisher information of '{tensors.name}' must be finite and not negative: got {float(rows.min()):g}"
         )
-    return found.reshape(-1)

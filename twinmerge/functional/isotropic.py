@@ -1,13 +1,25 @@
 """Isotropic merging: the merged task matrix with a flat spectrum, from common or also from task-specific directions."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from twinmerge.functional.blocks import Block, State, Step, Tensors
-from twinmerge.functional.matrices import as_matrix, gram_of_rows, grams, mean_step, total
-from twinmerge.functional.state import each, merge_blocks, slices_of
+from twinmerge.functional.blocks import State, Step, Tensors
+from twinmerge.functional.eigen import eigenvectors, inverse_power
+from twinmerge.functional.matrices import (
+    Parts,
+    along,
+    decorrelated,
+    gram_along,
+    is_wide,
+    mean_step,
+    short_side,
+    step_along,
+    summed,
+)
+from twinmerge.functional.state import each, merge_blocks
 
 _NOISE = 1e-7  # singular values below this share of the largest are rounding: float64 squares them in a Gram matrix
 
@@ -38,32 +50,11 @@ def iso_c(pretrained: State, experts: Sequence[State], *, scale: float = 1.0) ->
     def rule(tensors: Tensors) -> Step:
         if len(tensors.shape) < 2:
             return mean_step(scale)
-        wide = tensors.columns > tensors.shape[0]
-        gram = gram_of_rows(tensors, total) if wide else grams(tensors, lambda block: [total(block)])[0]
-        values, vectors = torch.linalg.eigh(gram)
-        sigma = values.clamp(min=0).sqrt()
-        used = sigma > _NOISE * sigma[-1]
-        mean = sigma.sum() / min(tensors.shape[0], tensors.columns)
-        inner: Tensor = (vectors[:, used] / sigma[used]) @ vectors[:, used].T * mean * scale
-        if wide:  # U V^T = (D D^T)^(-1/2) D: rows of the result are sums of all rows of D
-            return _rows_of_all(tensors, inner)
-
-        def step(block: Block) -> Tensor:
-            flat = as_matrix(total(block))
-            return block.base + (flat @ inner.to(flat)).view(block.base.shape)
-
-        return step
+        squares, root = inverse_power(gram_along(tensors, summed), 0.5, _NOISE**2)
+        root = root.mul_(scale * squares.sqrt().sum() / short_side(tensors))
+        return step_along(tensors, lambda parts: summed(parts) @ root)
 
     return merge_blocks(pretrained, experts, each(rule))
-
-
-def _rows_of_all(tensors: Tensors, inner: Tensor) -> Step:
-    made = torch.zeros(tensors.shape[0], tensors.columns, dtype=tensors.dtype)
-    for block in tensors:
-        flat, first = as_matrix(total(block)), block.start // tensors.columns
-        made.addmm_(inner[:, first : first + flat.shape[0]].to(made), flat.to(made.device))
-    part = slices_of(made)
-    return lambda block: block.base + part(block).to(block.base.device)
 
 
 def iso_cts(
@@ -72,7 +63,8 @@ def iso_cts(
     r"""As :func:`iso_c`, with the least common directions replaced by directions of single tasks.
 
     The first k left and right singular vectors of the sum stay; what every task vector has outside of their space
-    gives its first (r - k) / T, and all of them together are made orthonormal. A whole matrix is held at a time.
+    gives its first (r - k) / T, and all of them together are made orthonormal. Square matrices of the shorter side are
+    held, and of a wide matrix the result. Directions without any change stay without, as in :func:`iso_c`.
 
     Args:
         pretrained: Base weights by name.
@@ -96,27 +88,79 @@ def iso_cts(
     def rule(tensors: Tensors) -> Step:
         if len(tensors.shape) < 2:
             return mean_step(scale)
-        whole = tensors.whole()
-        vectors = [as_matrix(vector) for vector in whole.vectors]
-        left, spectrum, right = torch.linalg.svd(sum(vectors[1:], vectors[0]), full_matrices=False)
-        each_task = (len(spectrum) - int(common * len(spectrum))) // len(vectors)
-        kept = len(spectrum) - each_task * len(vectors)
-        lefts, values, rights = [left[:, :kept]], [spectrum[:kept]], [right[:kept]]
-        for vector in vectors:
-            rest = vector - lefts[0] @ (lefts[0].T @ vector)
-            U, S, Vh = torch.linalg.svd(rest, full_matrices=False)
-            lefts.append(U[:, :each_task])
-            values.append(S[:each_task])
-            rights.append(Vh[:each_task])
-        mean = torch.cat(values).mean()
-        U, V = _orthonormal(torch.cat(lefts, 1)), _orthonormal(torch.cat(rights).T)
-        return slices_of(whole.base + (scale * mean * (U @ V.T)).view(whole.base.shape))
+        side = short_side(tensors)
+        own = (side - int(common * side)) // tensors.experts
+        shared = _leading(gram_along(tensors, summed), side - own * tensors.experts)
+        turned = shared.vectors / shared.values
+        tasks = [_own(tensors, index, own, shared.vectors, turned) for index in range(tensors.experts)]
+        short = torch.cat([shared.vectors, *(task.found.vectors for task in tasks)], 1)
+        size = scale * sum(float(found.values.sum()) for found in (shared, *(task.found for task in tasks))) / side
+        del shared
+
+        def directions(parts: Parts) -> Tensor:
+            made = [part @ (task.found.vectors / task.found.values) for part, task in zip(parts, tasks, strict=True)]
+            together = summed(parts) @ turned
+            for mine, task in zip(made, tasks, strict=True):
+                if task.less is not None:
+                    mine.sub_(together @ task.less)
+            return torch.cat([together, *made], 1)
+
+        last = decorrelated(gram_along(tensors, directions), size, short)
+        del short
+        return step_along(tensors, lambda parts: directions(parts) @ last)
 
     return merge_blocks(pretrained, experts, each(rule))
 
 
-def _orthonormal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal columns."""
-    U, _, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    nearest: Tensor = U @ Vh
-    return nearest
+class _Leading(NamedTuple):
+    """Leading singular directions of a matrix: on its short side (k, d), and their values (d,)."""
+
+    vectors: Tensor
+    values: Tensor
+
+
+class _Own(NamedTuple):
+    """Directions of one task, and what of the common ones they contain on the long side, (common, d)."""
+
+    found: _Leading
+    less: Tensor | None
+
+
+def _leading(gram: Tensor, count: int, size: float | None = None) -> _Leading:
+    """The leading directions by the Gram matrix of the short side, whose content is lost; without those of no change.
+
+    What is that is measured by the squared size of the whole change, of which the matrix may be a small rest.
+    """
+    size = float(gram.trace()) if size is None else size
+    squares, vectors = eigenvectors(gram, count)
+    del gram
+    real = squares > _NOISE**2 * size
+    return _Leading(vectors[:, real], squares[real].sqrt())
+
+
+def _own(tensors: Tensors, index: int, count: int, shared: Tensor, turned: Tensor) -> _Own:
+    """The leading directions of what a task's matrix has outside of the space of the common left directions.
+
+    Args:
+        tensors: One tensor of all models.
+        index: Which task.
+        count: How many.
+        shared: The common directions on the short side, (k, common).
+        turned: What gives those on the long side when the summed matrix is multiplied by it.
+    """
+    if is_wide(tensors):  # the left side is the short one, so that both sides of the Gram matrix are cut
+        gram = gram_along(tensors.only(index), lambda parts: parts[0])
+        size = float(gram.trace())
+        for _ in range(2):
+            gram.addmm_(shared, shared.T @ gram, alpha=-1)
+            gram = gram.T.contiguous()
+        return _Own(_leading(gram, count, size), None)
+    side, kept = shared.shape
+    gram, cross = shared.new_zeros(side, side), shared.new_zeros(kept, side)
+    for parts in along(tensors):
+        mine = parts[index].clone()
+        gram.addmm_(mine.T, mine)
+        cross.addmm_((summed(parts) @ turned).T, mine)
+    size = float(gram.trace())
+    found = _leading(gram.addmm_(cross.T, cross, alpha=-1), count, size)
+    return _Own(found, cross @ (found.vectors / found.values))

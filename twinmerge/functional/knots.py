@@ -1,18 +1,19 @@
 """KnOTS: LoRA fine-tunes aligned by one SVD of all of them, and merged in the common directions."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from twinmerge.functional.blocks import Block, State, Step, Tensors
+from twinmerge.functional.eigen import eigenvectors
 from twinmerge.functional.election import elected
-from twinmerge.functional.matrices import as_matrix, gram_of_rows, grams, mean_step
+from twinmerge.functional.matrices import as_matrix, grams, mean_step, summed
 from twinmerge.functional.state import each, merge_blocks
 from twinmerge.functional.thresholds import Largest, kth_largest
 
 _NOISE = 1e-6  # singular values below this share of the largest are rounding of the products
+_SPARE = 8  # random directions beyond a rank that is known
 
 
 def knots(
@@ -22,7 +23,8 @@ def knots(
 
     The SVD of all task matrices side by side, :math:`[\tau_1 \dots \tau_T] = U\Sigma[V_1^T \dots V_T^T]`, writes
     each in the same few directions U, in which TIES (KnOTS-TIES) or the mean merges them. Of LoRA fine-tunes these are
-    as many as their ranks together. Tensors that are no matrices get the mean of their task vectors.
+    as many as their ranks together; where these are known, as of adapters in files, no square matrix is held. Tensors
+    that are no matrices get the mean of their task vectors.
 
     Args:
         pretrained: Base weights by name.
@@ -55,41 +57,67 @@ def knots(
 
 
 def _aligned(tensors: Tensors) -> tuple[Callable[[Block], Tensor], list[Tensor]]:
-    """Rows of U for a block, and the matrices in the directions U, by the smaller one of the two Gram matrices."""
+    """Rows of U for a block, and the matrices in the directions U."""
     rows, columns, count = tensors.shape[0], tensors.columns, tensors.experts
-    if rows > count * columns:
-        values, vectors = torch.linalg.eigh(grams(tensors, _side_by_side)[0])
+    if tensors.rank is not None and tensors.rank + _SPARE < min(rows, count * columns):
+        left = _sketched(tensors, tensors.rank)
+    elif rows > count * columns:  # the Gram matrix of all columns is the smaller one
+        values, vectors = eigenvectors(grams(tensors, _side_by_side)[0])
         sigma = values.clamp(min=0).sqrt()
         used = sigma > _NOISE * sigma[-1]
         right, sizes = vectors[:, used], sigma[used]
-        aligned = [part.T * sizes[:, None] for part in right.split(columns)]
+        aligned = [part.T * sizes[:, None] for part in torch.split(right, columns)]
         inner = (right / sizes).to(tensors.dtype)
         return lambda block: _side_by_side(block)[0] @ inner.to(block.base), [a.to(tensors.dtype) for a in aligned]
-    gram = sum(
-        (gram_of_rows(tensors, partial(_vector, index)) for index in range(1, count)),
-        gram_of_rows(tensors, partial(_vector, 0)),
-    )
-    values, vectors = torch.linalg.eigh(gram)
-    sigma = values.clamp(min=0).sqrt()
-    left: Tensor = vectors[:, sigma > _NOISE * sigma[-1]].to(tensors.dtype)
+    else:
+        gram = torch.zeros(rows, rows, dtype=torch.float64)
+        for slab in tensors.slabs():
+            gram = gram.to(slab.base.device)
+            for vector in slab.vectors:
+                gram.addmm_(vector.double(), vector.double().T)
+        values, vectors = eigenvectors(gram)
+        left = vectors[:, values > _NOISE**2 * values[-1]].to(tensors.dtype)
+        del gram, vectors
 
     def rows_of(block: Block) -> Tensor:
         first = block.start // columns
         return left[first : first + block.base.shape[0]].to(block.base)
 
-    parts = [torch.zeros(left.shape[1], columns, dtype=tensors.dtype) for _ in range(count)]
+    return rows_of, [part.to(tensors.dtype) for part in _in_directions(tensors, rows_of)]
+
+
+def _in_directions(tensors: Tensors, rows_of: Callable[[Block], Tensor]) -> list[Tensor]:
+    """Every task matrix in the directions whose rows of a block are given."""
+    parts: list[Tensor] = []
     for block in tensors:
+        left = rows_of(block)
+        parts = parts or [left.new_zeros(left.shape[1], tensors.columns) for _ in block.experts]
         for part, vector in zip(parts, block.vectors, strict=True):
-            part.addmm_(rows_of(block).T.cpu(), as_matrix(vector).cpu())
-    return rows_of, parts
+            part.addmm_(left.T, as_matrix(vector).to(left))
+    return parts
+
+
+def _sketched(tensors: Tensors, rank: int) -> Tensor:
+    """The directions U of matrices whose rank together is known: products with random numbers span their columns."""
+    width, columns = rank + _SPARE, tensors.columns
+    draw = torch.Generator().manual_seed(0)
+    random = [torch.randn(columns, width, generator=draw, dtype=torch.float64) for _ in range(tensors.experts)]
+    spanned = [
+        summed([as_matrix(v).double() @ r.to(v.device) for v, r in zip(block.vectors, random, strict=True)])
+        for block in tensors
+    ]
+    del random
+    basis = torch.linalg.qr(torch.cat(spanned))[0]
+    del spanned
+    inside = _in_directions(tensors, lambda block: basis[block.start // columns :][: block.base.shape[0]])
+    values, vectors = eigenvectors(summed([part @ part.T for part in inside]))
+    used = values > _NOISE**2 * values[-1]
+    found: Tensor = basis @ vectors[:, used][:, -rank:]
+    return found.to(tensors.dtype)
 
 
 def _side_by_side(block: Block) -> list[Tensor]:
     return [torch.cat([as_matrix(vector) for vector in block.vectors], 1)]
-
-
-def _vector(index: int, block: Block) -> Tensor:
-    return block.experts[index] - block.base
 
 
 def _merged(aligned: Sequence[Tensor], density: float) -> Tensor:

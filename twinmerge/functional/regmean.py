@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from twinmerge.functional.blocks import Block, State, Step, Tensors
+from twinmerge.functional.blocks import Block, State, Step, Stored, Tensors
 from twinmerge.functional.matrices import as_matrix, mean_step
 from twinmerge.functional.state import each, merge_blocks
 
 
 def regmean(
-    pretrained: State, experts: Sequence[State], *, inputs: Sequence[Mapping[str, Tensor]], shrink: float = 0.1
+    pretrained: State, experts: Sequence[State], *, inputs: Sequence[Mapping[str, Stored]], shrink: float = 0.1
 ) -> dict[str, Tensor]:
     r"""Least squares merge of linear layers, :math:`W = (\sum_t W_t G_t)(\sum_t G_t)^{-1}`.
 
@@ -47,13 +47,16 @@ def regmean(
         side = tensors.columns
         if len(found) != len(inputs) or any(tuple(gram.shape) != (side, side) for gram in found):
             raise ValueError(f"'{tensors.name}' needs a Gram matrix of shape {(side, side)} of every expert's inputs")
-        grams = [gram.double() * (1 - shrink) + torch.diag(gram.double().diagonal()) * shrink for gram in found]
-        total = torch.stack(grams).sum(0)
-        if not torch.linalg.cholesky_ex(total)[1].eq(0):
+        total = _shrunk(found[0], shrink)
+        for gram in found[1:]:
+            total.add_(_shrunk(gram, shrink))
+        lower, failed = torch.linalg.cholesky_ex(total)
+        del total
+        if not failed.eq(0):
             raise ValueError(f"the Gram matrices of '{tensors.name}' have no inverse: give more inputs, or shrink more")
-        factors = [
-            torch.linalg.solve(total, gram).T for gram in grams
-        ]  # (G_t S^-1) = (S^-1 G_t)^T, as both are symmetric
+        # G_t S^-1 is the transpose of S^-1 G_t, as both are symmetric.
+        factors = [torch.cholesky_solve(_shrunk(gram, shrink), lower).T.to(tensors.dtype) for gram in found]
+        del lower
 
         def step(block: Block) -> Tensor:
             merged = as_matrix(block.base).clone()  # the factors add up to one, so that differences serve as well
@@ -64,3 +67,11 @@ def regmean(
         return step
 
     return merge_blocks(pretrained, experts, each(rule))
+
+
+def _shrunk(gram: Stored, share: float) -> Tensor:
+    """A Gram matrix in float64 with the entries beside its diagonal made smaller."""
+    made = gram[:].to(torch.float64, copy=True)
+    diagonal = made.diagonal().clone()
+    made.mul_(1 - share).diagonal().copy_(diagonal)
+    return made

@@ -1,15 +1,16 @@
 """TSV-Merge: keep the leading singular directions of every task, make them orthogonal to each other, add them up."""
 
-from collections.abc import Iterator, Sequence
-from functools import reduce
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from twinmerge.functional.state import State, merge_state
+from twinmerge.functional.blocks import State, Step, Tensors
+from twinmerge.functional.eigen import eigenvectors
+from twinmerge.functional.matrices import Parts, decorrelated, gram_along, mean_step, short_side, step_along
+from twinmerge.functional.state import each, merge_blocks
 
 _SMALLEST = 1e-6  # singular values below this share of the largest are rounding of the Gram matrix they come from
-_DEPENDENT = 1e-10  # squared share below which directions of several tasks are one direction
 
 
 def tsv_m(pretrained: State, experts: Sequence[State], *, scale: float = 1.0) -> dict[str, Tensor]:
@@ -48,34 +49,27 @@ def tsv_m(pretrained: State, experts: Sequence[State], *, scale: float = 1.0) ->
         algorithm 1.
     """
 
-    def combine(_: str, base: Tensor, tensors: Iterator[Tensor]) -> Tensor:
-        changes = (tensor - base for tensor in tensors)
-        if base.dim() != 2:
-            return base + scale * (reduce(torch.add, changes) / len(experts))
-        kept = max(1, min(base.shape) // len(experts))
-        parts = [_leading(change.double(), kept) for change in changes]
-        left, values, right = (torch.cat(part, -1) for part in zip(*parts, strict=True))
-        merged = (_orthogonal(left) * values) @ _orthogonal(right).T
-        return base + scale * merged.to(base.dtype)
+    def rule(tensors: Tensors) -> Step:
+        if len(tensors.shape) != 2:
+            return mean_step(scale)
+        kept = max(1, short_side(tensors) // tensors.experts)
+        tasks = [_leading(tensors.only(index), kept) for index in range(tensors.experts)]
+        turned = [vectors / values for vectors, values in tasks]
+        short, values = torch.cat([vectors for vectors, _ in tasks], 1), torch.cat([values for _, values in tasks])
+        del tasks
 
-    return merge_state(pretrained, experts, combine)
+        def directions(parts: Parts) -> Tensor:
+            return torch.cat([part @ matrix for part, matrix in zip(parts, turned, strict=True)], 1)
+
+        last = decorrelated(gram_along(tensors, directions), scale * values, short)
+        return step_along(tensors, lambda parts: directions(parts) @ last)
+
+    return merge_blocks(pretrained, experts, each(rule))
 
 
-def _leading(matrix: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Leading singular vectors (m, k), values (k,) and vectors (n, k) of a matrix in float64, zero ones left out."""
-    wide = matrix.shape[0] <= matrix.shape[1]
-    short = matrix if wide else matrix.T
-    squares, vectors = torch.linalg.eigh(short @ short.T)
-    values, vectors = squares[-kept:].clamp(min=0).sqrt(), vectors[:, -kept:]
+def _leading(tensors: Tensors, kept: int) -> tuple[Tensor, Tensor]:
+    """Leading singular vectors of one task on the short side (k, d), and their values (d,); zero ones are left out."""
+    squares, vectors = eigenvectors(gram_along(tensors, lambda parts: parts[0]), kept)
+    values = squares.clamp_(min=0).sqrt()
     real = values > _SMALLEST * values[-1]
-    values, vectors = values[real], vectors[:, real]
-    others = short.T @ vectors / values
-    return (vectors, values, others) if wide else (others, values, vectors)
-
-
-def _orthogonal(vectors: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal columns; columns in one direction share it."""
-    squares, turned = torch.linalg.eigh(vectors.T @ vectors)
-    real = squares > _DEPENDENT * squares.max() if len(squares) else squares > 0
-    root: Tensor = (turned[:, real] * squares[real].rsqrt()) @ turned[:, real].T
-    return vectors @ root
+    return vectors[:, real], values[real]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from twinmerge.functional.blocks import Block, State, Step, Tensors
+from twinmerge.functional.eigen import eigenvectors
 from twinmerge.functional.matrices import as_matrix, grams, mean_step
 from twinmerge.functional.state import each, merge_blocks
 
@@ -39,16 +40,27 @@ def wudi(pretrained: State, experts: Sequence[State], *, scale: float = 1.0) -> 
     def rule(tensors: Tensors) -> Step:
         if len(tensors.shape) < 2:
             return mean_step(scale)
-        products = grams(tensors, lambda block: block.vectors)
-        for gram in products:
-            gram.div_(gram.trace().clamp(min=1e-300))
-        together = torch.stack(products).sum(0)
-        values, vectors = torch.linalg.eigh(together)
+        squares = [0.0] * tensors.experts
+        for block in tensors:
+            for index, vector in enumerate(block.vectors):
+                squares[index] += float(vector.double().square().sum())
+        sizes = [max(square, 1e-300) for square in squares]
+
+        def together(block: Block) -> list[Tensor]:
+            return [torch.cat([as_matrix(v.double()).div_(s**0.5) for v, s in zip(block.vectors, sizes, strict=True)])]
+
+        values, vectors = eigenvectors(grams(tensors, together)[0])
         used = values > _NOISE * values[-1]
-        inverse = (vectors[:, used] / values[used]) @ vectors[:, used].T
-        # tau = sum_t tau_t (1 - sum_s G_s G^+ + G_t G^+), one matrix for each task
-        rest = torch.eye(len(values), dtype=torch.float64) - together @ inverse
-        factors = [scale * (rest + gram @ inverse) for gram in products]
+        # tau = sum_t tau_t (1 - G G^+ + G_t G^+), one matrix for each task, and 1 - G G^+ is what has no eigenvalue
+        rest = vectors[:, ~used] @ vectors[:, ~used].T
+        inverse = vectors.mul_(torch.where(used, values.clamp(min=1e-300).rsqrt(), 0.0)) @ vectors.T
+        del vectors
+        factors: list[Tensor] = []
+        for index, size in enumerate(sizes):
+            gram = grams(tensors.only(index), lambda block: block.vectors)[0].div_(size)
+            factors.append(torch.addmm(rest, gram, inverse).mul_(scale).to(tensors.dtype))
+            del gram
+        del rest, inverse
 
         def step(block: Block) -> Tensor:
             merged = as_matrix(block.base).clone()

@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from recipes.data.language_rows import load_language
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
-from recipes.merge.baselines import Candidates, tune
+from recipes.merge.baselines import SHARED, Candidates, tune
 from recipes.merge.causal.train import language_model
-from recipes.merge.checks import cached_at, check_rank
-from recipes.merge.experts import base_checkpoint, expert_folder, stored_format_of
+from recipes.merge.checks import cached_at
+from recipes.merge.experts import base_checkpoint, check_rank, expert_folder, stored_format_of
 from recipes.merge.finetune import alone_with, train_expert
 from recipes.merge.routing import train_router
 from recipes.running.files import plain_json
@@ -134,7 +134,7 @@ def run_causal(
     hush_libraries()
     where = resolve_model(recipe.base)
     experts, model = _experts(recipe, folder, where), language_model(where).eval()
-    check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
+    check_rank("exclusive.rank", recipe.exclusive.rank, [tuple(p.shape) for p in model.parameters()], RunError)
     if not goes_on_alone():
         return
     tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
@@ -152,6 +152,8 @@ def run_causal(
     rows["pretrained"] = bench.score("pretrained", lambda _: Speaker(model, pad))
     own = {task.name: read[task.name] for task in bench.merged}
     static = _static(bench, model, own, expert, work, rows)
+    recipe = recipe.with_shared(static, folder.say)
+    bench = replace(bench, recipe=recipe)
     with folder.phase("exclusive experts", 1) as progress:
         twin, exclusive = merged(recipe, copy.deepcopy(model), own)
         progress.advance()
@@ -262,6 +264,7 @@ def _static(
     held = bench.score("experts", expert, "validation", bench.merged)
 
     def merged(method: str, options: dict[str, float]) -> Speaker:
+        method = bench.recipe.shared.method if method == SHARED else method
         return Speaker(set_parameters(work, candidates(method, options)), pad)
 
     def validate(method: str, options: dict[str, float], part: int) -> float:
@@ -269,8 +272,10 @@ def _static(
         scores = bench.score(f"{method} {told}".strip(), partial(_always, speaker), "validation", bench.merged)
         return scores.normalised(held)
 
-    static = tune(bench.recipe.baselines.grid(), validate)
+    static = tune([*bench.recipe.baselines.grid(), *bench.recipe.shared.grid()], validate)
     for method, (_, options) in static.items():
+        if method == SHARED:
+            continue
         speaker = merged(method, options)
         rows[method] = bench.score(method, partial(_always, speaker))
     return static
@@ -350,6 +355,7 @@ def _finish(
     base = sum(f.stat().st_size for f in target.glob("model*.safetensors"))
     outcome = report.result(main, static, routing.numbers, report.sizes(base, experts, target))
     outcome |= {"twin_bytes": report.places(target), "scored_in": NAMED[bench.precision]}
+    outcome["shared"] = asdict(recipe.shared)
     outcome["metrics"] = {task.name: task.metric for task in bench.tasks}
     more = {}
     if recipe.unseen:

@@ -245,6 +245,21 @@ def test_knots_elects_in_the_common_directions_of_lora(size, monkeypatch):
         np.testing.assert_allclose(merged[name], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts"])
+@pytest.mark.parametrize("shape", [(14, 6), (6, 14)], ids=str)
+def test_directions_without_change_stay_without(method, shape):
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
+    base, left, right = {"w": draw(*shape)}, [draw(shape[0], 1) for _ in "ab"], [draw(1, shape[1]) for _ in "ab"]
+    experts = [{"w": base["w"] + u @ v} for u, v in zip(left, right, strict=True)]
+    change = (find(method)(base, experts)["w"] - base["w"]).numpy()
+    sizes = np.linalg.svd(change, compute_uv=False)
+    both = np.linalg.svd((left[0] @ right[0] + left[1] @ right[1]).numpy(), compute_uv=False)
+    np.testing.assert_allclose(sizes, [both.sum() / 6] * 2 + [0] * 4, atol=1e-7)  # the mean of all six
+    outside = np.linalg.svd(np.concatenate(right))[2][2:]
+    np.testing.assert_allclose(change @ outside.T, 0, atol=1e-7)
+
+
 def test_ties_of_each_tensor_is_what_sorting_gives():
     base, *experts = states(3, dtype=torch.bfloat16)  # few different magnitudes: many are equal
     densities, weights = [0.3, 0.5, 0.7], [1.0, 2.0, 0.5]
