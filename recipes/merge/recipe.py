@@ -70,7 +70,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     from recipes.merge import rows as table
     from recipes.merge.compared import compared
-    from recipes.merge.with_data import with_data
+    from recipes.merge.with_data import all_static
 
     if not recipe.tasks:
         run_alone(recipe, folder)
@@ -102,12 +102,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     held, rows = table.experts(judge, whole)
     own = table.base(judge, model, labelled, seen if recipe.baselines.probe else None)
     rows["pretrained"] = own.pop("pretrained")
-    static, merged = table.static(judge, model, states, held)
+    recipe, static, merged = all_static(judge, model, states, held)
     rows |= merged
-    recipe = recipe.with_shared(static, folder.say)
-    looked, informed = with_data(judge, model, states, held) if recipe.baselines.data else ({}, {})
-    static |= looked
-    rows |= informed
 
     with folder.phase("exclusive experts", 1) as progress:
         twin, exclusive = _merge(recipe, copy.deepcopy(model), experts)
@@ -127,15 +123,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored)  # type: ignore[arg-type]
     twin.router = routing.router.cpu()
-    _write(
-        replace(judge, recipe=recipe),
-        model,
-        tokenizer,
-        experts,
-        (twin, exclusive, routing),
-        (rows, static, labelled),
-        beside,
-    )
+    judge = replace(judge, recipe=recipe)
+    _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
 
 
 def _features(judge: Judge, twin: TwinMixin) -> tuple[dict[str, Features], Read]:
