@@ -89,9 +89,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     # What the experts learned from; the router may read more inputs, of which it takes the task and not the label.
     labelled = [load_task(source, recipe.seed) for source in recipe.tasks]
     tasks = [load_task(replace(source, max_train=recipe.router.items), recipe.seed) for source in recipe.tasks]
-    for task in labelled:
-        for note in task.notes:
-            folder.say(f"task {task.name}: {note}")
+    _say_notes(labelled, folder)
     experts = _in_order(labelled, experts)
     data, seen = _mixed(recipe, tasks, tokenizer), _mixed(recipe, labelled, tokenizer)
     judge = table.Judge.of(recipe, folder, tasks, data, experts)
@@ -125,6 +123,12 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.router = routing.router.cpu()
     judge = replace(judge, recipe=recipe)
     _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
+
+
+def _say_notes(tasks: list[TextTask], folder: RunFolder) -> None:
+    for task in tasks:
+        for note in task.notes:
+            folder.say(f"task {task.name}: {note}")
 
 
 def _features(judge: Judge, twin: TwinMixin) -> tuple[dict[str, Features], Read]:
