@@ -18,22 +18,24 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Time the three steps and write the results."""
+    """Time the steps and write the results."""
     with tempfile.TemporaryDirectory() as scratch:
         python = Path(scratch) / "venv" / "bin" / "python"
+        pinned = ("-c", str(ROOT / "constraints.txt"))
         steps = {
             "environment": [sys.executable, "-m", "venv", str(python.parents[1])],
-            "install": [str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(ROOT)],
+            "installer": [str(python), "-m", "pip", "install", "-q", *pinned, "uv"],
+            "install": [str(python.parent / "uv"), "pip", "install", "-q", "-p", str(python), *pinned, str(ROOT)],
             "first run": [str(python), "-m", "recipes.run", "merge.yaml"],
             "second run": [str(python), "-m", "recipes.run", "merge.yaml"],
         }
-        environment = {**os.environ, "GAPBRIDGE_CACHE": str(Path(scratch) / "cache")}
+        environment = {**os.environ, "GAPBRIDGE_CACHE": f"{scratch}/cache", "UV_CACHE_DIR": f"{scratch}/uv"}
         seconds = {}
         for name, command in steps.items():
             start = time.monotonic()
             subprocess.run(command, check=True, cwd=scratch, env=environment)
             seconds[name] = time.monotonic() - start
-    setup = seconds["environment"] + seconds["install"]
+    setup = seconds["environment"] + seconds["installer"] + seconds["install"]
     figures = {
         "setup_seconds": setup,
         "merge_first_seconds": setup + seconds["first run"],

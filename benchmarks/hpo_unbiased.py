@@ -55,7 +55,11 @@ class ToyPolicy(nn.Module):
 
     def log_probs(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
         """Of the modes, (batch, 3)."""
-        return (self.features(observation) @ self.W.T + self.w).log_softmax(-1)
+        return self.logits(observation, mask).log_softmax(-1)
+
+    def logits(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Likewise, before they are normalised."""
+        return self.features(observation) @ self.W.T + self.w
 
     def raw_actions(self, observation: Tensor) -> Tensor:
         """Of all modes, (batch, 3, 2)."""
@@ -285,12 +289,12 @@ class Boltzmann:
             columns.append(q)
         return torch.stack(columns, 1)
 
-    def log_probs(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
+    def logits(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
         """Of the step that comes next: the values depend on it."""
         t, self.t = self.t, (self.t + 1) % T
         s = observation
         wrong = torch.stack([torch.sin(2 * s[:, 0]), torch.cos(1.5 * s[:, 1]), -0.5 * s[:, 0]], 1)
-        return (-(self.best(s, t) + self.mistake * wrong) / self.temperature).log_softmax(-1)
+        return -(self.best(s, t) + self.mistake * wrong) / self.temperature
 
     def raw_actions(self, observation: Tensor) -> Tensor:
         """The live continuous policy."""

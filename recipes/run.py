@@ -1,13 +1,15 @@
 """The command `python -m recipes.run FILE.yaml`: read, check, run; it imports neither torch nor lightning by itself."""
 
+import _thread
 import argparse
 import contextlib
 import io
 import os
 import re
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -90,8 +92,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 wrong recipe, 130 interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows no Unicode shows escapes, as for errors
         sys.stdout.reconfigure(errors="backslashreplace")
-    with outliving_readers():
+    with outliving_readers(), _delivering_interruptions():
         return _guarded(list(sys.argv[1:] if argv is None else argv))
+
+
+@contextlib.contextmanager
+def _delivering_interruptions() -> Iterator[None]:
+    """Deliver an interruption that falls into a finalizer once more: Python prints and forgets what is raised there."""
+    before = sys.unraisablehook
+
+    def again(found: "sys.UnraisableHookArgs") -> None:
+        if isinstance(found.exc_value, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would be raised in here
+        else:
+            before(found)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _guarded(command: list[str]) -> int:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from recipes.errors import RecipeError, RunError
 from recipes.front.schema import show
-from recipes.hpo.schema import SB3, Cell, Recipe, cells, make_simulator
+from recipes.hpo.reference import known as reference_of
+from recipes.hpo.schema import AUTO, SB3, Cell, Recipe, cells, make_simulator, training_of
 from recipes.running.environment import process_rank
 from recipes.running.files import write_json
 from recipes.running.lengths import check_batches
@@ -39,18 +40,19 @@ __all__ = ["Recipe", "check", "run"]
 def check(recipe: Recipe) -> Iterator[str]:
     """Make every simulator and try it; write nothing."""
     from rl.envs.check import check_simulator
+    from rl.hpo.advice import advise
     from rl.hpo.estimators import check_options
 
     updates = _check_devices(recipe)
     estimators, arguments = {}, {}
-    for method, changes in recipe.methods.items():
-        training = dataclasses.replace(recipe.training, **changes)
+    for method in recipe.methods:
+        training = training_of(recipe, method)
         arguments[method] = training.arguments()
         try:
             check_options(arguments[method])
         except ValueError as error:
             raise RecipeError(f"training (method {method}): {error}") from error
-        if method != SB3:  # it takes no gradient of the simulator
+        if method not in (SB3, AUTO):  # the one takes no gradient of the simulator, the other what it has
             estimators[method] = training.estimator
     # The score function needs the least of a simulator, and all the others need the same.
     asked = next((each for each in estimators.items() if each[1] != "score"), ("", "score"))
@@ -63,16 +65,25 @@ def check(recipe: Recipe) -> Iterator[str]:
             notes = check_simulator(simulator, estimator=cast(Any, asked[1]))
         except ValueError as error:
             raise RecipeError(f"simulator: {error}" + (f" (method {asked[0]})" if asked[0] else "")) from error
+        if recipe.reference.policy is not None:
+            import torch
+
+            reference_of(recipe.reference, simulator, simulator.sample_noise(8, torch.Generator().manual_seed(0)))
+        where = "" if value is None else f" at {recipe.grid.argument} {value}"
+        advice = advise(simulator)
+        if AUTO in recipe.methods:
+            arguments[AUTO] = training_of(recipe, AUTO, simulator).arguments()
         for method, given in arguments.items():
             try:
-                check_options(given, decisions=int(simulator.horizon - simulator.buffer))
+                check_options(given, simulator)
             except ValueError as error:
                 raise RecipeError(f"training (method {method}): {error}") from error
-        where = "" if value is None else f" at {recipe.grid.argument} {value}"
+        modes = f"{len(simulator.heads)} heads" if simulator.heads else f"{simulator.n_modes} modes"
         yield (
-            f"simulator {recipe.simulator.class_path}{where}: {simulator.n_modes} modes, {simulator.action_dim} "
+            f"simulator {recipe.simulator.class_path}{where}: {modes}, {simulator.action_dim} "
             f"continuous actions, {simulator.horizon} steps{_listed(notes)}"
         )
+        yield f"advice{where}: estimator {advice.options['estimator']}, for {advice.reason}"
     if SB3 in recipe.methods:
         import importlib.util
 
@@ -178,19 +189,18 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
 
     from rl.errors import SimulatorError
     from rl.hpo.data import SeedDataModule
-    from rl.hpo.known_optima import best_known
     from rl.hpo.module import HPOModule
 
     lightning.seed_everything(cell.seed, workers=True, verbose=False)  # a user's simulator may draw from what is global
     arguments = {**recipe.simulator.init_args, **({} if cell.value is None else {recipe.grid.argument: cell.value})}
-    training = dataclasses.replace(recipe.training, **recipe.methods[cell.method])
+    training = training_of(recipe, cell.method, make_simulator(recipe, cell.value))
     module = HPOModule(recipe.simulator.class_path, arguments, **training.arguments(), seed=cell.seed)
     data = SeedDataModule(**dataclasses.asdict(recipe.episodes), seed=cell.seed)
     noises = {
         split: module.draw(next(iter(loader)), greedy=True, noisy=False)[0]
         for split, loader in (("validation", data.val_dataloader()), ("test", data.test_dataloader()))
     }
-    known = {split: best_known(module.simulator, noise) for split, noise in noises.items()}
+    known = {split: reference_of(recipe.reference, module.simulator, noise) for split, noise in noises.items()}
     module.references = {split: found.cost for split, found in known.items() if found is not None}
     start = time.monotonic()
     try:

@@ -172,7 +172,7 @@ def draw_policies(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> Non
 
     for row in rows:
         simulator = make_simulator(recipe, row["value"])
-        if row["seed"] != recipe.seed or row["method"] == SB3 or simulator.observation_dim != 2:
+        if row["seed"] != recipe.seed or row["method"] == SB3 or simulator.observation_dim != 2 or simulator.heads:
             continue
         name = "-".join(str(part) for part in (row["method"], row["value"], row["seed"]) if part is not None)
         module = HPOModule.load_from_checkpoint(folder.path / "policies" / f"{name}.ckpt", trust=True).cpu().eval()

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl.envs.hybrid import HybridSimulator, Noise, State, chosen_action, play, reported_cost
+from rl.envs.hybrid import HybridSimulator, Noise, State, chosen_action, law_columns, play, reported_cost
 
 if TYPE_CHECKING:  # an optional package: imported where it is used
     from stable_baselines3 import PPO
@@ -19,19 +19,29 @@ if TYPE_CHECKING:  # an optional package: imported where it is used
 
 
 def split(action: Tensor, simulator: HybridSimulator, state: State, t: int) -> tuple[Tensor, Tensor]:
-    """The mode of the highest score, and its feasible action.
+    """The mode of the highest score, of each head where there are heads, and its feasible action.
 
     Args:
-        action: Scores of the modes, then raw parameters: (batch, J + m).
+        action: Scores of the modes, then raw parameters: (batch, J + m), with heads one head's scores after the other.
         simulator: The simulator.
         state: Its state.
         t: The step, for the mask of the modes.
     """
-    scores, raw = action[:, : simulator.n_modes], action[:, simulator.n_modes :]
+    scores, raw = action[:, : votes_of(simulator)], action[:, votes_of(simulator) :]
+    if simulator.heads:
+        columns = law_columns(simulator.heads, action.device)
+        padded = scores.new_full((len(scores), *columns.shape), -torch.inf)
+        padded[:, columns] = scores
+        scores = padded
     mask = simulator.mode_mask(state, t)
-    mode = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).argmax(1)
-    actions = simulator.action_map(raw.unsqueeze(1).expand(-1, simulator.n_modes, -1), state)
+    mode = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).argmax(-1)
+    actions = simulator.action_map(raw.unsqueeze(1).expand(-1, simulator.alternatives, -1), state)
     return mode, chosen_action(actions, mode)
+
+
+def votes_of(simulator: HybridSimulator) -> int:
+    """How many numbers of a flat action vote for modes."""
+    return sum(simulator.heads) or simulator.n_modes
 
 
 class _Alike:
@@ -78,7 +88,7 @@ def flat_environment(simulator: HybridSimulator, batch: int, seed: int, scale: f
         def __init__(self, simulator: HybridSimulator, batch: int, seed: int, scale: float) -> None:
             self.simulator, self.scale = simulator, scale
             self.generator = torch.Generator().manual_seed(seed)
-            size = simulator.n_modes + simulator.action_dim
+            size = votes_of(simulator) + simulator.action_dim
             observations = spaces.Box(-np.inf, np.inf, (simulator.observation_dim,), np.float32)
             VecEnv.__init__(self, batch, observations, spaces.Box(-10.0, 10.0, (size,), np.float32))
 
@@ -146,7 +156,7 @@ def train_sb3(
     from stable_baselines3.common.callbacks import BaseCallback
 
     noise = simulator.sample_noise(64, torch.Generator().manual_seed(seed))
-    idle = torch.zeros(64, simulator.n_modes + simulator.action_dim)
+    idle = torch.zeros(64, votes_of(simulator) + simulator.action_dim)
     with torch.no_grad():
         costs = play(simulator, lambda state, t: split(idle, simulator, state, t), noise)
     environment = flat_environment(simulator, batch, seed, float(costs.std()) or 1.0)

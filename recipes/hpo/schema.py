@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rl.envs.hybrid import HybridSimulator
 
 SB3 = "sb3"  # a method of its own: Stable-Baselines3's PPO on the flattened simulator
+AUTO = "auto"  # the estimator that is advised for the simulator
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Episodes:
         "seed": "the keys seed and seeds of the recipe seed every training",
         "networks": "a network is no plain value",
         "optimizer": "a function is no plain value",
-        "reference": "the recipe looks up the best known cost of the very episodes of each stage",
+        "reference": "the block reference says what costs are compared with, on the very episodes of each stage",
     },
 )
 @dataclass
@@ -110,6 +112,29 @@ class Grid:
 
 
 @dataclass
+class Reference:
+    """What costs are compared with: the best known of a simulator of ours, a cost, or a policy of your own.
+
+    Attributes:
+        cost: Optimal cost as the simulator reports it, or the best one known; null looks it up or plays the policy.
+        policy: Import path of a function that takes the simulator and returns what decides: a function of state and
+            step that gives modes and actions. It is played on the same episodes as what is trained.
+        name: What the report calls either.
+    """
+
+    cost: float | None = None
+    policy: str | None = None
+    name: str = "reference"
+
+    def __post_init__(self) -> None:
+        """Refuse two references at once."""
+        if self.cost is not None and not math.isfinite(self.cost):
+            raise FieldError("cost", f"expected a finite number, got {self.cost}")
+        if self.cost is not None and self.policy is not None:
+            raise FieldError("policy", f"expected none beside a cost, {self.cost}, got {self.policy}")
+
+
+@dataclass
 class Recipe:
     """Train hybrid policies and measure their gap to the optimum.
 
@@ -120,8 +145,10 @@ class Recipe:
         seeds: How many seeds are trained.
         simulator: What is simulated.
         training: How every method is trained, where it does not say otherwise.
-        methods: Methods by name, each the changes of training that make it; sb3 is Stable-Baselines3's PPO.
+        methods: Methods by name, each the changes of training that make it; sb3 is Stable-Baselines3's PPO, and auto
+            begins with what is advised for the simulator.
         grid: Values of one argument of the simulator.
+        reference: What costs are compared with.
         episodes: How many episodes.
         trainer: Arguments of lightning.Trainer.
     """
@@ -134,6 +161,7 @@ class Recipe:
     training: Training = field(default_factory=Training)
     methods: dict[str, dict[str, Any]] = field(default_factory=lambda: {"hpo": {}})
     grid: Grid = field(default_factory=Grid)
+    reference: Reference = field(default_factory=Reference)
     episodes: Episodes = field(default_factory=Episodes)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=20))
 
@@ -144,6 +172,8 @@ class Recipe:
         check_positive(self.seeds, "seeds")
         if self.seed + self.seeds - 1 > LAST_SEED:
             raise FieldError("seeds", f"expected seed + seeds to stay below {LAST_SEED + 2}, got {self.seeds}")
+        if self.reference.cost is not None and len(self.grid.values) > 1:
+            raise FieldError("reference.cost", "expected none with several values of grid, which cost otherwise each")
         if not self.methods:
             raise FieldError("methods", "expected at least one, got none")
         for name, changes in self.methods.items():
@@ -156,6 +186,22 @@ class Recipe:
                 dataclasses.replace(self.training, **changes)
             except FieldError as error:
                 raise FieldError(f"methods.{name}.{error.where}", error.message) from error
+
+
+def training_of(recipe: Recipe, method: str, simulator: HybridSimulator | None = None) -> Training:
+    """How a method trains.
+
+    Args:
+        recipe: The recipe.
+        method: One of its methods.
+        simulator: What it trains in, for the method auto.
+    """
+    changes = dict(recipe.methods[method])
+    if method == AUTO and simulator is not None:
+        from rl.hpo.advice import advise
+
+        changes = {**advise(simulator).options, **changes}
+    return dataclasses.replace(recipe.training, **changes)
 
 
 class Cell(NamedTuple):

@@ -6,6 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING, cast
 
 from recipes.errors import RecipeError, RunError
+from recipes.merge.experts import check_rank
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,7 +43,7 @@ def adapted(model: PreTrainedModel, training: Training, task_type: str | None = 
         task_type: PEFT's name of the task, for classifiers and language models.
 
     Raises:
-        RunError: When no module has one of the names under ``lora_targets``.
+        RunError: When the rank is above every matrix's, or no module has one of the names under ``lora_targets``.
     """
     if training.qlora:
         from peft import prepare_model_for_kbit_training
@@ -57,6 +58,8 @@ def adapted(model: PreTrainedModel, training: Training, task_type: str | None = 
         return model
     from peft import LoraConfig, get_peft_model
 
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    check_rank("training.lora_rank", training.lora_rank, shapes, RunError)
     config = LoraConfig(
         task_type=task_type,
         r=training.lora_rank,

@@ -19,6 +19,7 @@ from recipes.merge.alone import read_lines
 from recipes.merge.experts import (
     base_checkpoint,
     cache_folder,
+    check_base,
     expert_damage,
     expert_folder,
     inspect_expert,
@@ -93,23 +94,13 @@ def check_texts(recipe: Recipe) -> None:
 
 
 def _check_base(recipe: Recipe) -> str:
-    from twinmerge.errors import CheckpointError
-
-    try:
-        base = base_checkpoint(recipe.base)
-    except CheckpointError as error:
-        raise RecipeError(f"base: {error}") from error
+    base = check_base(
+        recipe.base,
+        {"exclusive.rank": recipe.exclusive.rank, "training.lora_rank": recipe.training.lora_rank},
+    )
     if base is None:
         return "base: not here as a folder, so that experts are compared with it when the run starts"
-    check_rank(recipe, [shape for _, shape in base.tensors.values()], RecipeError)
     return f"base: {len(base.tensors)} tensors, {base.bytes / 1e6:.1f} MB"
-
-
-def check_rank(recipe: Recipe, shapes: list[tuple[int, ...]], error: type[Exception]) -> None:
-    """Refuse a rank that is larger than any matrix of the base has."""
-    widest = max(min(shape) for shape in shapes if len(shape) == 2)
-    if recipe.exclusive.rank is not None and recipe.exclusive.rank > widest:
-        raise error(f"exclusive.rank: expected 1 to {widest}, the base's largest, got {recipe.exclusive.rank}")
 
 
 def _check_expert(recipe: Recipe, task: TaskSource, given: str | None, base: Checkpoint | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,42 @@ def base_checkpoint(name: str) -> Checkpoint | None:
     from twinmerge.checkpoints import inspect_checkpoint
 
     return inspect_checkpoint(Path(resolve_model(name))) if is_here(name) else None
+
+
+def check_base(name: str, ranks: Mapping[str, int | None]) -> Checkpoint | None:
+    """The headers of a base, as `base_checkpoint`, with which the ranks of a recipe are compared.
+
+    Args:
+        name: The base.
+        ranks: By field of the recipe, as for `check_rank`.
+
+    Raises:
+        RecipeError: When the folder is damaged, or a rank is too large for it.
+    """
+    from twinmerge.errors import CheckpointError
+
+    try:
+        base = base_checkpoint(name)
+    except CheckpointError as error:
+        raise RecipeError(f"base: {error}") from error
+    if base is not None:
+        for field, rank in ranks.items():
+            check_rank(field, rank, [shape for _, shape in base.tensors.values()], RecipeError)
+    return base
+
+
+def check_rank(field: str, rank: int | None, shapes: Iterable[tuple[int, ...]], error: type[Exception]) -> None:
+    """Refuse a rank that is larger than any matrix of the base has.
+
+    Args:
+        field: Of the recipe.
+        rank: Its value; none and 0 ask for no rank.
+        shapes: Of the base's tensors.
+        error: What is raised.
+    """
+    widest = max((min(shape) for shape in shapes if len(shape) == 2), default=0)
+    if rank and rank > widest:
+        raise error(f"{field}: expected 1 to {widest}, the base's largest, got {rank}")
 
 
 def expert_folder(given: str) -> Path | None:

@@ -29,7 +29,7 @@ from recipes.front.preflight import check_all
 from recipes.front.schema import show
 from recipes.merge.adapters import adapted, check_quantised
 from recipes.merge.causal.train import train_language
-from recipes.merge.experts import expert_damage
+from recipes.merge.experts import check_base, expert_damage
 from recipes.merge.schema import Training, check_tasks
 from recipes.merge.sharding import check_sharding
 from recipes.running.environment import process_rank
@@ -87,6 +87,7 @@ def check(recipe: Recipe) -> Iterator[str]:
             *(partial(check_language if task.language else check_task, task) for task in recipe.tasks),
         ]
     )
+    check_base(recipe.base, {"training.lora_rank": recipe.training.lora_rank})
     check_training(recipe.training, recipe.trainer, recipe.tasks)
     yield f"plan: {len(recipe.tasks)} experts, {told(recipe.trainer)} each, saved under experts/<task>"
 

@@ -21,8 +21,8 @@ from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
 from recipes.merge.alone import read_all, run_alone
 from recipes.merge.causal.run import run_causal
-from recipes.merge.checks import cached_at, check, check_rank
-from recipes.merge.experts import stored_format_of
+from recipes.merge.checks import cached_at, check
+from recipes.merge.experts import check_rank, stored_format_of
 from recipes.merge.finetune import alone_with, train_expert
 from recipes.merge.routable import check_routable
 from recipes.merge.routing import batch_features, task_features, train_router
@@ -81,7 +81,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     hush_libraries()
     where = resolve_model(recipe.base)
     model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
-    check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
+    check_rank("exclusive.rank", recipe.exclusive.rank, [tuple(p.shape) for p in model.parameters()], RunError)
     check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
     experts, tokenizer = _experts(recipe, folder, model)
     if not _goes_on_alone():

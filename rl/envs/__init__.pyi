@@ -15,6 +15,7 @@ from .hybrid import (
     reported_cost as reported_cost,
 )
 from .inventory import Inventory as Inventory, joint_replenishment as joint_replenishment, single_item as single_item
+from .lot_sizing import LotSizing as LotSizing
 from .markov_game import BatchedGame as BatchedGame
 from .newsvendor import Newsvendor as Newsvendor
 from .parallel import GameAsParallelEnv as GameAsParallelEnv, ParallelGame as ParallelGame

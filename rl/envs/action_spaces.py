@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -17,34 +17,38 @@ from torch.nn.functional import softplus
 from rl.errors import SimulatorError
 
 Array = NDArray[np.float64]
-Build = Callable[[int, Array], object]
+Build = Callable[[Any, Array], object]  # from a mode, an int or with heads one for each, and its parameters
+Path = tuple[Hashable, ...]  # of a part of a nested space
 Parameters = Literal["all", "own"]
 
 
 @dataclass(frozen=True)
 class HybridActions:
-    """A mode and, for every mode, parameters in a box.
+    """A mode and, for every mode, parameters in a box; or the modes of several heads, and parameters in one box.
 
     Attributes:
-        low: Lower bounds (n_modes, action_dim), -inf where there is none.
+        low: Lower bounds (n_modes, action_dim), -inf where there is none; with heads (1, action_dim).
         high: Upper bounds, inf where there is none.
         used: False where a mode has fewer parameters than the widest one.
-        join: From a mode and its parameters (action_dim,) to an action of the space.
+        join: From a mode and its parameters (action_dim,) to an action of the space; with heads, from one mode for
+            each.
+        heads: Number of modes of each head, none for a single choice.
     """
 
     low: Array
     high: Array
     used: NDArray[np.bool_]
     join: Build
+    heads: tuple[int, ...] = ()
 
     @property
     def n_modes(self) -> int:
-        """Number of modes."""
+        """Number of modes; 1 with heads."""
         return len(self.low)
 
     @property
     def action_dim(self) -> int:
-        """Number of parameters of the widest mode, at least 1."""
+        """Number of parameters of the widest mode."""
         return int(self.low.shape[1])
 
     def feasible(self, raw: Tensor) -> Tensor:
@@ -68,7 +72,7 @@ class HybridActions:
 
 
 def split_actions(space: spaces.Space[object], parameters: Parameters | None = None) -> HybridActions:
-    r"""Read an action space as one mode and its parameters.
+    r"""Read an action space as one mode, or one for each of several heads, and its parameters.
 
     ===========================================  =============================================================
     space                                        what the parameters of a mode are
@@ -78,7 +82,11 @@ def split_actions(space: spaces.Space[object], parameters: Parameters | None = N
     the same, and the only box has J rows        the row of the mode; the others are 0 or the nearest bound
     ``Tuple(Discrete(J), Tuple(J boxes))``       its own box (as in gym-platform and gym-goal)
     ``OneOf`` of boxes and Discretes             its own box; every value of a Discrete is a mode without any
+    ``MultiDiscrete``, ``MultiBinary``           none; a head for each of their numbers
+    ``Dict``, ``Tuple`` with several of these    all boxes, whatever the modes of the heads
     ===========================================  =============================================================
+
+    ``Dict`` and ``Tuple`` may be nested to any depth, and without anything discrete they have a single mode.
 
     J modes beside J boxes, or beside one box of J numbers, can be meant either way: with ``parameters`` unset, such a
     space is refused rather than guessed.
@@ -107,51 +115,115 @@ def split_actions(space: spaces.Space[object], parameters: Parameters | None = N
         return _modes([[_real(space, space)]], lambda _, values: _fill(space, values))
     if isinstance(space, spaces.OneOf):
         return _one_of(space)
-    if isinstance(space, spaces.Dict | spaces.Tuple):
+    if isinstance(space, spaces.Dict | spaces.Tuple | spaces.MultiDiscrete | spaces.MultiBinary):
         return _product(space, parameters)
     raise _refusal(space, f"it is a {type(space).__name__}")
 
 
-def _product(space: spaces.Dict | spaces.Tuple, parameters: Parameters | None) -> HybridActions:
-    """One Discrete beside boxes, or beside a tuple of one box for each of its values."""
-    keyed = isinstance(space, spaces.Dict)
-    parts: list[tuple[Hashable, spaces.Space[object]]] = (
-        list(space.spaces.items()) if keyed else list(enumerate(space.spaces))
-    )
-    chosen = [(key, part) for key, part in parts if isinstance(part, spaces.Discrete)]
-    if len(chosen) != 1:
-        raise _refusal(space, f"it has {len(chosen)} Discrete parts")
-    (mode_key, discrete), count = chosen[0], int(chosen[0][1].n)
-    rest = [(key, part) for key, part in parts if key != mode_key]
+def _leaves(space: spaces.Space[object], path: Path = ()) -> Iterator[tuple[Path, spaces.Space[object]]]:
+    """The parts of a nested space that are no Dict or Tuple, by their paths."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in parts:
+            yield from _leaves(part, (*path, key))
+    else:
+        yield path, space
 
-    def assemble(mode: int, others: dict[Hashable, object]) -> object:
-        values = others | {mode_key: int(discrete.start) + mode}
-        return values if keyed else tuple(values[key] for key, _ in parts)
 
-    if len(rest) == 1 and isinstance(rest[0][1], spaces.Tuple) and len(rest[0][1].spaces) == count:
-        key, nested = rest[0][0], [_real(part, space) for part in rest[0][1].spaces]
-        return _own_boxes(nested, lambda filled: {key: tuple(filled)}, assemble)
-    boxes = {key: _real(part, space) for key, part in rest}
-    if _are_own(space, list(boxes.values()), count, parameters):
+def _nested(space: spaces.Space[object], values: Mapping[Path, object], path: Path = ()) -> object:
+    """An element of a nested space from those of its leaves."""
+    if isinstance(space, spaces.Dict):
+        return {key: _nested(part, values, (*path, key)) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_nested(part, values, (*path, index)) for index, part in enumerate(space.spaces))
+    return values[path]
+
+
+def _product(space: spaces.Space[object], parameters: Parameters | None) -> HybridActions:
+    """Choices beside boxes: a single Discrete is the mode, anything more are heads."""
+    leaves = list(_leaves(space))
+    kinds = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    choices = {path: part for path, part in leaves if isinstance(part, kinds)}
+    boxes = {path: _real(part, space) for path, part in leaves if path not in choices}
+    if not choices:
+        return _modes([list(boxes.values())], lambda _, values: _nested(space, _filled(boxes, values)))
+    ((mode_path, discrete), *more) = choices.items()
+    if more or not isinstance(discrete, spaces.Discrete):
+        return _heads(space, choices, boxes, parameters)
+    count = int(discrete.n)
+
+    def assemble(mode: int, others: Mapping[Path, object]) -> object:
+        return _nested(space, {**others, mode_path: int(discrete.start) + mode})
+
+    boxes_alone = list(boxes.values())
+    if _box_tuple(space, count):
+        return _own_boxes(boxes_alone, lambda filled: dict(zip(boxes, filled, strict=True)), assemble)
+    if _are_own(space, boxes_alone, count, parameters):
         if len(boxes) == count:
-            keys = list(boxes)
-            return _own_boxes(list(boxes.values()), lambda filled: dict(zip(keys, filled, strict=True)), assemble)
-        ((key, box),) = boxes.items()
+            return _own_boxes(boxes_alone, lambda filled: dict(zip(boxes, filled, strict=True)), assemble)
+        ((path, box),) = boxes.items()
         rows = [spaces.Box(np.array(box.low[i]), np.array(box.high[i]), dtype=box.dtype.type) for i in range(count)]
-        return _own_boxes(rows, lambda filled: {key: np.stack(filled)}, assemble)
+        return _own_boxes(rows, lambda filled: {path: np.stack(filled)}, assemble)
+    return _modes([boxes_alone] * count, lambda mode, values: assemble(mode, _filled(boxes, values)))
 
-    def with_all(mode: int, values: Array) -> object:
-        ends = np.cumsum([int(np.prod(box.shape)) for box in boxes.values()])
-        pieces = np.split(values[: ends[-1]], ends[:-1]) if len(ends) else []
-        return assemble(mode, {key: _fill(box, piece) for (key, box), piece in zip(boxes.items(), pieces, strict=True)})
 
-    return _modes([list(boxes.values())] * count, with_all)
+def _box_tuple(space: spaces.Space[object], count: int) -> bool:
+    """Whether one of two parts is a Tuple of a box for each mode, which can only be meant one way."""
+    parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else list(getattr(space, "spaces", []))
+    nested = [part for part in parts if isinstance(part, spaces.Tuple)]
+    return (
+        len(parts) == 2
+        and any(isinstance(part, spaces.Discrete) for part in parts)
+        and len(nested) == 1
+        and len(nested[0].spaces) == count
+        and all(isinstance(part, spaces.Box) for part in nested[0].spaces)
+    )
+
+
+def _heads(
+    space: spaces.Space[object],
+    choices: Mapping[Path, spaces.Space[object]],
+    boxes: Mapping[Path, spaces.Box],
+    parameters: Parameters | None,
+) -> HybridActions:
+    """A head for every number of the choices."""
+    if parameters == "own":
+        raise _refusal(space, "with several choices no box can be one mode's own")
+    sizes = {path: _head_sizes(part) for path, part in choices.items()}
+
+    def join(mode: Sequence[int], values: Array) -> object:
+        found: dict[Path, object] = dict(_filled(boxes, values))
+        rest = np.asarray(mode, dtype=np.int64)
+        for path, part in choices.items():
+            mine, rest = rest[: len(sizes[path])], rest[len(sizes[path]) :]
+            start = np.asarray(getattr(part, "start", 0))
+            chosen = mine.reshape(part.shape) + start
+            found[path] = int(chosen) if isinstance(part, spaces.Discrete) else chosen.astype(part.dtype)
+        return _nested(space, found)
+
+    return replace(_modes([list(boxes.values())], join), heads=tuple(size for row in sizes.values() for size in row))
+
+
+def _head_sizes(part: spaces.Space[object]) -> list[int]:
+    """Number of modes of each number of a choice."""
+    if isinstance(part, spaces.Discrete):
+        return [int(part.n)]
+    if isinstance(part, spaces.MultiDiscrete):
+        return [int(size) for size in part.nvec.ravel()]
+    return [2] * int(np.prod(part.shape))
+
+
+def _filled(boxes: Mapping[Path, spaces.Box], values: Array) -> dict[Path, Array]:
+    """Elements of several boxes from the parameters of all of them, one box after the other."""
+    ends = np.cumsum([int(np.prod(box.shape)) for box in boxes.values()])
+    pieces = np.split(values[: ends[-1]], ends[:-1]) if len(ends) else []
+    return {path: _fill(box, piece) for (path, box), piece in zip(boxes.items(), pieces, strict=True)}
 
 
 def _own_boxes(
     boxes: Sequence[spaces.Box],
-    gather: Callable[[list[Array]], dict[Hashable, object]],
-    assemble: Callable[[int, dict[Hashable, object]], object],
+    gather: Callable[[list[Array]], Mapping[Path, object]],
+    assemble: Callable[[int, Mapping[Path, object]], object],
 ) -> HybridActions:
     """A box for each mode; the others are 0 or their nearest bound when it is not their turn."""
 
@@ -199,7 +271,7 @@ def _modes(boxes: Sequence[Sequence[spaces.Box]], join: Build) -> HybridActions:
     """Bounds of every mode, padded to the widest one."""
     lows = [np.concatenate([np.zeros(0), *(box.low.ravel() for box in row)]) for row in boxes]
     highs = [np.concatenate([np.zeros(0), *(box.high.ravel() for box in row)]) for row in boxes]
-    shape = len(boxes), max(1, *(len(low) for low in lows))
+    shape = len(boxes), max(len(low) for low in lows)
     low, high, used = np.full(shape, -np.inf), np.full(shape, np.inf), np.zeros(shape, dtype=bool)
     for i, (below, above) in enumerate(zip(lows, highs, strict=True)):
         low[i, : len(below)], high[i, : len(above)], used[i, : len(below)] = below, above, True
@@ -222,16 +294,17 @@ def _real(part: object, space: spaces.Space[object]) -> spaces.Box:
 
 def _refusal(space: object, why: str) -> SimulatorError:
     return SimulatorError(
-        f"the action space {space} cannot be split into one mode and real parameters: {why}; accepted are Discrete, "
-        "Box, Dict or Tuple of one Discrete and real boxes, Tuple(Discrete(J), Tuple of J boxes), and OneOf of boxes "
-        "and Discretes: wrap the environment to offer one of these"
+        f"the action space {space} cannot be split into modes and real parameters: {why}; accepted are Discrete, "
+        "MultiDiscrete, MultiBinary, real boxes, Dict and Tuple of these to any depth, Tuple(Discrete(J), Tuple of J "
+        "boxes), and OneOf of boxes and Discretes: wrap the environment to offer one of these"
     )
 
 
 class FlatActions(gymnasium.ActionWrapper):  # type: ignore[misc]
     """A hybrid action space as one flat Box, for agents that take no other, such as those of Stable-Baselines3.
 
-    The first ``n_modes`` numbers vote for the mode, which is their argmax; the others are the parameters, clipped to
+    The first ``n_modes`` numbers vote for the mode, which is their argmax, or with heads the numbers of each head for
+    its mode; the others are the parameters, clipped to
     the box of that mode. Structure is lost: a Gaussian policy then explores the modes through noise on votes, and all
     modes share one set of parameters.
 
@@ -246,7 +319,8 @@ class FlatActions(gymnasium.ActionWrapper):  # type: ignore[misc]
     ) -> None:
         super().__init__(env)
         self.parts = split_actions(env.action_space, parameters or getattr(env.unwrapped, "parameters", None))
-        votes = np.full(self.parts.n_modes, bound)
+        self._ends = np.cumsum(self.parts.heads or (self.parts.n_modes,))
+        votes = np.full(self._ends[-1], bound)
         low = np.where(self.parts.used, self.parts.low, np.inf).min(axis=0)
         high = np.where(self.parts.used, self.parts.high, -np.inf).max(axis=0)
         low, high = np.where(np.isfinite(low), low, -bound), np.where(np.isfinite(high), high, bound)
@@ -256,5 +330,6 @@ class FlatActions(gymnasium.ActionWrapper):  # type: ignore[misc]
 
     def action(self, action: Array) -> object:
         """The environment's action."""
-        mode = int(np.argmax(action[: self.parts.n_modes]))
-        return self.parts.join(mode, np.asarray(action[self.parts.n_modes :], dtype=np.float64))
+        *votes, values = np.split(action, self._ends)
+        modes = [int(np.argmax(each)) for each in votes]
+        return self.parts.join(modes if self.parts.heads else modes[0], np.asarray(values, dtype=np.float64))

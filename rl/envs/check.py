@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from rl.envs.check_replay import check_inputs_are_kept, check_replay
 from rl.envs.check_smoothness import check_gradients, check_jumps, check_masks, play_raw
-from rl.envs.hybrid import HybridSimulator, Noise, chosen_action
+from rl.envs.hybrid import HybridSimulator, Noise, chosen_action, law_columns
 from rl.errors import SimulatorError
 
 BATCH = 6  # episodes of every check
@@ -60,10 +60,8 @@ def check_simulator(
     estimator = estimator or ("mixed" if simulator.differentiable else "score")
     if estimator != "score" and not simulator.differentiable:
         raise SimulatorError(not_differentiable(estimator))
-    done = [
-        f"{_count(simulator.horizon, 'step')} of {_count(simulator.n_modes, 'mode')} and "
-        f"{_count(simulator.action_dim, 'action')} declared"
-    ]
+    what = f"{len(simulator.heads)} heads" if simulator.heads else _count(simulator.n_modes, "mode")
+    done = [f"{_count(simulator.horizon, 'step')} of {what} and {_count(simulator.action_dim, 'action')} declared"]
     noise = _check_noise(simulator, seed)
     modes, raws = _episode(simulator, noise, seed, scale)
     done.append("noise, states, observations, actions and costs have their shapes and are finite")
@@ -96,14 +94,25 @@ def not_differentiable(estimator: str) -> str:
 
 
 def _check_declaration(simulator: HybridSimulator) -> None:
-    for name in ("n_modes", "action_dim", "observation_dim", "horizon"):
-        value: Any = getattr(simulator, name, None)
+    declared: dict[str, tuple[object, int]] = {
+        name: (getattr(simulator, name, None), least)
+        for name, least in (("n_modes", 1), ("action_dim", 0), ("observation_dim", 1), ("horizon", 1))
+    }
+    if simulator.heads:
+        if declared["n_modes"][0] is not None:
+            raise SimulatorError(
+                f"n_modes is {declared['n_modes'][0]} and heads is {simulator.heads}, but modes are either a single "
+                "choice or those of heads; leave one of them out"
+            )
+        del declared["n_modes"]
+        declared |= {f"heads[{head}]": (size, 1) for head, size in enumerate(simulator.heads)}
+    for name, (value, least) in declared.items():
         try:  # whole numbers of any type, those of numpy too
-            whole = 0 if isinstance(value, bool) else operator.index(value)
+            whole = -1 if isinstance(value, bool) else operator.index(cast(Any, value))
         except TypeError:
-            whole = 0
-        if whole < 1:
-            raise SimulatorError(f"{name} is {value!r}, but it must be a whole number of at least 1; set it")
+            whole = -1
+        if whole < least:
+            raise SimulatorError(f"{name} is {value!r}, but it must be a whole number of at least {least}; set it")
     if not 0 < simulator.discount <= 1:
         raise SimulatorError(f"discount is {simulator.discount}, but it must be above 0 and at most 1")
     if simulator.report not in ("mean", "total"):
@@ -167,7 +176,9 @@ def _check_shape(simulator: HybridSimulator, value: object, shape: tuple[int, ..
 def _episode(simulator: HybridSimulator, noise: Noise, seed: int, scale: float) -> tuple[Tensor, Tensor]:
     """Play random modes and actions, checking every tensor; returns modes and raw actions, step first."""
     generator = torch.Generator().manual_seed(seed + 1)
-    shape = (simulator.horizon, BATCH, simulator.n_modes, simulator.action_dim)
+    shape = (simulator.horizon, BATCH, simulator.alternatives, simulator.action_dim)
+    columns = law_columns(simulator.heads) if simulator.heads else torch.ones(simulator.n_modes, dtype=torch.bool)
+    law = (BATCH, *simulator.law_shape)
     raws = scale * torch.randn(shape, generator=generator, dtype=torch.float64).to(simulator.dtype)
     state = simulator.reset(noise)
     _check_tensors(simulator, state, "reset", "state")
@@ -180,13 +191,14 @@ def _episode(simulator: HybridSimulator, noise: Noise, seed: int, scale: float) 
         _check_shape(simulator, actions, shape[1:], where, "what action_map returns")
         mask = simulator.mode_mask(state, t)
         if mask is None:
-            mask = torch.ones(BATCH, simulator.n_modes, dtype=torch.bool)
-        if mask.dtype != torch.bool or mask.shape != (BATCH, simulator.n_modes) or not mask.any(1).all():
+            mask = torch.ones(law, dtype=torch.bool)
+        if mask.dtype != torch.bool or mask.shape != law or not (mask.cpu() & columns).any(-1).all():
             raise SimulatorError(
                 f"{where}: the mode mask is {mask.dtype} of shape {tuple(mask.shape)}, but it must be boolean of shape "
-                f"{(BATCH, simulator.n_modes)} with a true value in every row"
+                f"{law} with a true value in every row" + (" of every head" if simulator.heads else "")
             )
-        mode = torch.multinomial(mask.double().cpu(), 1, generator=generator)[:, 0].to(simulator.device)
+        chances = (mask.cpu() & columns).double().flatten(0, -2)
+        mode = torch.multinomial(chances, 1, generator=generator).reshape(law[:-1]).to(simulator.device)
         following, cost = simulator.step(state, mode, chosen_action(actions, mode), noise, t)
         _check_shape(simulator, cost, (BATCH,), where, "the cost")
         _check_tensors(simulator, following, where, "state")

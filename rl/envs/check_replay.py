@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl.envs.hybrid import HybridSimulator, Noise, chosen_action
+from rl.envs.hybrid import HybridSimulator, Noise, chosen_action, law_columns
 from rl.errors import SimulatorError
 
 FAR = 100.0  # how far the raw actions of strangers in the batch are moved
@@ -64,8 +64,9 @@ def _record(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tenso
         if mask is not None:
             seen["the mode mask"] = mask
             # Strangers may come where the mode is not allowed.
-            allowed = mask.gather(1, mode[:, None]).squeeze(1)
-            mode = torch.where(allowed, mode, mask.long().argmax(1))
+            allowed = mask.gather(-1, mode.unsqueeze(-1)).squeeze(-1)
+            real = mask & law_columns(simulator.heads, mask.device) if simulator.heads else mask
+            mode = torch.where(allowed, mode, real.long().argmax(-1))
         state, cost = simulator.step(state, mode, chosen_action(actions, mode), noise, t)
         record.append({**seen, "the cost": cost})
     return record
@@ -93,15 +94,24 @@ class _Mode(Tensor):
                 return value.as_subclass(Tensor)
             return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
 
+        args = tuple(args)
         result = func(*map(plain, args), **{key: plain(value) for key, value in (kwargs or {}).items()})
         name = getattr(func, "__name__", "")
-        if not isinstance(result, Tensor) or any(
-            word in name for word in ("getitem", "gather", "index", "take", "embed")
-        ):
+        if type(result) in (tuple, list):  # the heads of a mode, taken apart
+            return type(result)(one.as_subclass(cls) if _whole(one) else one for one in result)
+        if not isinstance(result, Tensor):
             return result
+        if any(word in name for word in ("getitem", "gather", "index", "take", "embed")):
+            # What a mode picks out of a table is a number like any other; a part of a mode is a mode.
+            return result.as_subclass(cls) if _whole(result) and args and isinstance(args[0], cls) else result
         if result.is_floating_point() and name != "where":
             raise _ModeAsNumberError(name.strip("_"))
         return result if result.dtype == torch.bool or name == "one_hot" else result.as_subclass(cls)
+
+
+def _whole(value: object) -> bool:
+    """Whether it is a tensor of whole numbers."""
+    return isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
 
 
 class _ModeAsNumberError(Exception):

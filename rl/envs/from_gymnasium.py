@@ -35,7 +35,7 @@ class GymnasiumSimulator(HybridSimulator):
     Example:
         >>> simulator = GymnasiumSimulator("CartPole-v1", horizon=3)
         >>> noise = simulator.sample_noise(2, torch.Generator().manual_seed(0))
-        >>> state, cost = simulator.step(simulator.reset(noise), torch.tensor([0, 1]), torch.zeros(2, 1), noise, 0)
+        >>> state, cost = simulator.step(simulator.reset(noise), torch.tensor([0, 1]), torch.zeros(2, 0), noise, 0)
         >>> state["observation"].shape, cost.tolist()
         (torch.Size([2, 4]), [-1.0, -1.0])
     """
@@ -57,7 +57,9 @@ class GymnasiumSimulator(HybridSimulator):
         declared = getattr(self._copies[0].unwrapped, "parameters", None)
         self._actions = split_actions(self._copies[0].action_space, parameters or declared)
         self._space = self._copies[0].observation_space
-        self.n_modes, self.action_dim, self.horizon = self._actions.n_modes, self._actions.action_dim, horizon
+        self.heads, self.action_dim, self.horizon = self._actions.heads, self._actions.action_dim, horizon
+        if not self.heads:
+            self.n_modes = self._actions.n_modes
         self.observation_dim = spaces.flatdim(self._space)
 
     def sample_noise(self, batch: int, generator: torch.Generator) -> Noise:
@@ -93,7 +95,7 @@ class GymnasiumSimulator(HybridSimulator):
                 f"step {t} starts from an earlier state, but a Gymnasium environment only has its newest one; "
                 "branching needs a simulator whose state is in tensors"
             )
-        check_modes(mode, self.n_modes, t)
+        check_modes(mode, self, t)
         seen: list[object] = list(state["observation"])
         infos: list[dict[str, object]] = [{}] * len(mode)
         over = state["over"].tolist()
@@ -116,7 +118,7 @@ class GymnasiumSimulator(HybridSimulator):
             "turn": torch.full((len(seen),), self._turn, device=self.device),
         }
         if self._masked:
-            full = np.ones(self.n_modes)
+            full = np.ones(self.law_shape)
             masks = np.array([info.get("action_mask", full) for info in infos])
             state["mask"] = torch.as_tensor(masks.astype(bool), device=self.device)
         return state

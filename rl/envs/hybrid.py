@@ -24,6 +24,11 @@ class HybridSimulator(ABC):
     ``max`` are fine). The law of the noise does not depend on actions, all of it is drawn before the episode, and
     the simulator draws nothing else: the same noise and the same actions give the same costs, bit by bit.
 
+    Several decisions at once, such as which of ten machines to set up, are ``heads``: one categorical choice each, in
+    place of one mode among all their combinations. The policy's law is then the product of the heads' laws, a mode is
+    a row of one number for each head, and there is one continuous part, which the policy gives knowing the modes of
+    all heads.
+
     Every tensor has the batch first. Tensors of the state are live, that is, part of an autograd graph: build new
     tensors instead of writing into old ones, and detach nothing. Costs are minimised; the objective is
     :math:`E \sum_t g^t c_t` with ``discount`` = g. What is *reported* is what the problem's literature reports, see
@@ -33,8 +38,10 @@ class HybridSimulator(ABC):
     keeps must be a plain attribute, so that :meth:`to` finds it.
 
     Attributes:
-        n_modes: Number of modes J, at least 1.
-        action_dim: Length m of the continuous part, the same for all modes; a mode that needs fewer ignores the rest.
+        n_modes: Number of modes J, at least 1; 1 where there is nothing to choose. Leave it out where there are heads.
+        heads: Number of modes of each head, each at least 1; none for a single choice among ``n_modes``.
+        action_dim: Length m of the continuous part, the same for all modes; a mode that needs fewer ignores the rest. 0
+            where all is said by the mode.
         observation_dim: Length of an observation.
         horizon: Number of decisions T of an episode, at least 1.
         discount: g in (0, 1], the discount that training uses unless told otherwise.
@@ -49,6 +56,7 @@ class HybridSimulator(ABC):
     """
 
     n_modes: int
+    heads: tuple[int, ...] = ()
     action_dim: int
     observation_dim: int
     horizon: int
@@ -60,6 +68,16 @@ class HybridSimulator(ABC):
     differentiable: bool = True
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
+
+    @property
+    def alternatives(self) -> int:
+        """How many continuous parts the policy gives: one for each mode, or with heads 1, which knows their modes."""
+        return 1 if self.heads else self.n_modes
+
+    @property
+    def law_shape(self) -> tuple[int, ...]:
+        """Shape of a law over the modes: (J,), or with heads (heads, modes of the largest head)."""
+        return (len(self.heads), max(self.heads)) if self.heads else (self.n_modes,)
 
     @abstractmethod
     def sample_noise(self, batch: int, generator: torch.Generator) -> Noise:
@@ -87,7 +105,8 @@ class HybridSimulator(ABC):
 
         Args:
             state: As :meth:`reset` or :meth:`step` returned it.
-            mode: int64 (batch,), below ``n_modes``. Index with it or compare it; never use it as a number.
+            mode: int64 (batch,), below ``n_modes``; with heads (batch, heads). Index with it or compare it; never use
+                it as a number.
             action: The feasible action of that mode, (batch, action_dim).
             noise: As :meth:`sample_noise` returned it, whole.
             t: Which decision, in [0, horizon).
@@ -100,16 +119,21 @@ class HybridSimulator(ABC):
         """Feasible actions of all modes from a network's raw outputs; here every real number is feasible.
 
         Args:
-            raw: Real numbers (batch, n_modes, action_dim), around 0 at the start of training.
+            raw: Real numbers (batch, n_modes, action_dim), around 0 at the start of training; with heads
+                (batch, 1, action_dim).
             state: The current state, live: a bound that depends on it keeps its gradient.
 
         Returns:
-            Actions (batch, n_modes, action_dim), smooth in both arguments.
+            Actions of the same shape, smooth in both arguments. What the modes of several heads share, a capacity for
+            example, :meth:`step` divides.
         """
         return raw
 
     def mode_mask(self, state: State, t: int) -> Tensor | None:
-        """Boolean (batch, n_modes), true where a mode may be chosen; None if all of them always may."""
+        """Boolean (batch, n_modes), true where a mode may be chosen; None if all of them always may.
+
+        With heads it is (batch, heads, modes of the largest head); what is beyond a head's own modes is not read.
+        """
         return None
 
     def seen_state(self, observation: Tensor) -> State:
@@ -139,8 +163,8 @@ def chosen_action(actions: Tensor, mode: Tensor) -> Tensor:
     """The action of the chosen mode.
 
     Args:
-        actions: (batch, n_modes, action_dim).
-        mode: int64 (batch,).
+        actions: (batch, n_modes, action_dim), or (batch, 1, action_dim) with heads.
+        mode: int64 (batch,), or (batch, heads).
 
     Returns:
         (batch, action_dim).
@@ -150,23 +174,42 @@ def chosen_action(actions: Tensor, mode: Tensor) -> Tensor:
         tensor([[2.],
                 [3.]])
     """
+    if mode.dim() == 2:
+        return actions.squeeze(1)
     return actions.gather(1, mode[:, None, None].expand(-1, 1, actions.shape[2])).squeeze(1)
 
 
-def check_modes(mode: Tensor, n_modes: int, t: int) -> None:
+def check_modes(mode: Tensor, simulator: HybridSimulator, t: int) -> None:
     """Refuse modes from outside that are none.
 
     Args:
-        mode: int64 (batch,).
-        n_modes: How many there are.
+        mode: int64 (batch,), or (batch, heads).
+        simulator: Whose modes they should be.
         t: The step, for the error.
 
     Raises:
-        SimulatorError: If a mode is below 0 or not below ``n_modes``.
+        SimulatorError: If a mode is below 0 or not below the number of modes, or there is not one for each head.
     """
-    wrong = (mode < 0) | (mode >= n_modes)
+    heads = simulator.heads
+    if tuple(mode.shape[1:]) != ((len(heads),) if heads else ()):
+        wanted = f"(batch, {len(heads)}), one number a head" if heads else "(batch,)"
+        raise SimulatorError(f"step {t}: the modes have shape {tuple(mode.shape)}, but they must be {wanted}")
+    count = torch.as_tensor(heads or simulator.n_modes, device=mode.device)
+    wrong = (mode < 0) | (mode >= count)
     if bool(wrong.any()):
-        raise SimulatorError(f"step {t}: the mode is {int(mode[wrong][0])}, but modes are 0 to {n_modes - 1}")
+        first = wrong.nonzero()[0]
+        which, last = (f" of head {int(first[1])}", heads[int(first[1])]) if heads else ("", simulator.n_modes)
+        raise SimulatorError(f"step {t}: the mode{which} is {int(mode[wrong][0])}, but modes are 0 to {last - 1}")
+
+
+def law_columns(heads: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+    """Which columns of a padded law (heads, modes of the largest head) are modes of their head, boolean.
+
+    Example:
+        >>> law_columns((2, 3)).tolist()
+        [[True, True, False], [True, True, True]]
+    """
+    return torch.arange(max(heads), device=device) < torch.tensor(heads, device=device)[:, None]
 
 
 def play(simulator: HybridSimulator, decide: Decide, noise: Noise) -> Tensor:
@@ -174,7 +217,8 @@ def play(simulator: HybridSimulator, decide: Decide, noise: Noise) -> Tensor:
 
     Args:
         simulator: The simulator.
-        decide: Takes the state and the step; gives the mode (batch,) and its feasible action (batch, action_dim).
+        decide: Takes the state and the step; gives the mode, as :meth:`HybridSimulator.step` takes it, and its feasible
+            action (batch, action_dim).
         noise: As ``simulator.sample_noise`` gives it.
 
     Returns:
@@ -186,7 +230,7 @@ def play(simulator: HybridSimulator, decide: Decide, noise: Noise) -> Tensor:
     state, costs = simulator.reset(noise), []
     for t in range(simulator.horizon):
         mode, action = decide(state, t)
-        check_modes(mode, simulator.n_modes, t)
+        check_modes(mode, simulator, t)
         state, cost = simulator.step(state, mode, action, noise, t)
         costs.append(cost)
     return torch.stack(costs, dim=1)

@@ -24,6 +24,8 @@ class SwitchedLQR(HybridSimulator):
         initial: Half-width of the box of first states.
         horizon: Stages of an episode.
         limit: Bound on every coordinate of the state, so that an unstable policy cannot overflow.
+        bound: Smooth bound on what a network may do: its raw output r acts as :math:`c \tanh(r / c)`. None, and any
+            number is an action.
         dtype: Floating type of the simulation.
 
     Raises:
@@ -51,9 +53,13 @@ class SwitchedLQR(HybridSimulator):
         initial: float,
         horizon: int = 20,
         limit: float = 100.0,
+        bound: float | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype
+        if bound is not None and not bound > 0:
+            raise ValueError(f"bound is {bound}, but it must be above 0, or None for actions without one")
+        self.bound = bound
         self.B, self.Q, self.R = (torch.as_tensor(matrix).to(dtype) for matrix in (B, Q, R))
         self.n_modes, n, m = self.B.shape
         A = torch.as_tensor(A).to(dtype)
@@ -63,7 +69,8 @@ class SwitchedLQR(HybridSimulator):
                 "but they must be (modes, n, n) or (n, n), (modes, n, m), (n, n) and (m, m)"
             )
         self.A = A.expand(self.n_modes, n, n).clone()
-        self.plant = torch.cat([self.A, self.B], dim=2)
+        # The plants of all modes beside each other: one product makes every mode's next state.
+        self.plant = torch.cat([self.A, self.B], dim=2).flatten(0, 1).T.contiguous()
         self.initial, self.horizon, self.limit = initial, horizon, limit
         self.observation_dim, self.action_dim = n, m
 
@@ -82,15 +89,21 @@ class SwitchedLQR(HybridSimulator):
         """The state itself."""
         return state["x"]
 
+    def action_map(self, raw: Tensor, state: State) -> Tensor:
+        """The raw outputs, within the bound if there is one."""
+        return raw if self.bound is None else self.bound * torch.tanh(raw / self.bound)
+
     def step(self, state: State, mode: Tensor, action: Tensor, noise: Noise, t: int) -> tuple[State, Tensor]:
         """One stage of the plant that the mode selects."""
         x = state["x"]
         cost = ((x @ self.Q) * x).sum(dim=1) + ((action @ self.R) * action).sum(dim=1)
-        following = torch.einsum("jnk,bk->bjn", self.plant, torch.cat([x, action], dim=1))
+        following = (torch.cat([x, action], dim=1) @ self.plant).unflatten(1, (self.n_modes, -1))
         return {"x": chosen_action(following, mode).clamp(-self.limit, self.limit)}, cost
 
 
-def switched_lqr(dimension: int, modes: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> SwitchedLQR:
+def switched_lqr(
+    dimension: int, modes: int, seed: int = 0, bound: float | None = None, dtype: torch.dtype = torch.float32
+) -> SwitchedLQR:
     r"""The switched-LQR family of Hybrid Policy Optimization.
 
     :math:`A = 1.1 I + 0.05 N`, N a symmetric normal matrix scaled to a largest entry of 1. The modes split the
@@ -101,6 +114,7 @@ def switched_lqr(dimension: int, modes: int, seed: int = 0, dtype: torch.dtype =
         dimension: n, at least ``modes``.
         modes: J, at least 1.
         seed: Of N.
+        bound: As in :class:`SwitchedLQR`.
         dtype: Floating type of the simulation.
 
     Returns:
@@ -126,6 +140,7 @@ def switched_lqr(dimension: int, modes: int, seed: int = 0, dtype: torch.dtype =
         identity,
         0.1 * identity,
         initial=10 / dimension**0.5,
+        bound=bound,
         dtype=dtype,
     )
 

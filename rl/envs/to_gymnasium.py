@@ -13,16 +13,36 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl.envs.action_spaces import FlatActions
 from rl.envs.hybrid import HybridSimulator, check_modes, chosen_action
 from rl.errors import SimulatorError
+from rl.loading import find, make
 
 Array = NDArray[np.float32]
 
 
-def action_space(simulator: HybridSimulator, bound: float) -> spaces.Dict:
-    """``Dict(mode=Discrete(J), parameters=Box(m))``; the parameters are raw, and ``action_map`` makes them feasible."""
+def action_space(simulator: HybridSimulator, bound: float) -> spaces.Space[object]:
+    """``Dict(mode=Discrete(J), parameters=Box(m))``; the parameters are raw, and ``action_map`` makes them feasible.
+
+    With heads the mode is a ``MultiDiscrete``; without a continuous part it is all there is.
+    """
+    mode: spaces.Space[object] = (
+        spaces.MultiDiscrete(simulator.heads) if simulator.heads else spaces.Discrete(simulator.n_modes)
+    )
+    if not simulator.action_dim:
+        return mode
     parameters = spaces.Box(-bound, bound, (simulator.action_dim,), np.float32)
-    return spaces.Dict({"mode": spaces.Discrete(simulator.n_modes), "parameters": parameters})
+    return spaces.Dict({"mode": mode, "parameters": parameters})
+
+
+def raw_action(mode: NDArray[np.int64], parameters: Array) -> object:
+    """An element of :func:`action_space`, or a batch of them, from modes and raw parameters."""
+    return {"mode": mode, "parameters": parameters} if parameters.shape[-1] else mode
+
+
+def _parts(action: object) -> tuple[object, object]:
+    """Mode and raw parameters of such an element."""
+    return (action["mode"], action["parameters"]) if isinstance(action, Mapping) else (action, np.zeros(0))
 
 
 class _Episodes:
@@ -44,10 +64,11 @@ class _Episodes:
         if self.t >= self.simulator.horizon:
             raise SimulatorError(f"the episode is over after {self.simulator.horizon} steps; call reset before step")
         simulator = self.simulator
-        chosen = torch.as_tensor(np.asarray(mode, dtype=np.int64), device=simulator.device).reshape(self.batch)
-        check_modes(chosen, simulator.n_modes, self.t)
+        chosen = torch.as_tensor(np.asarray(mode, dtype=np.int64), device=simulator.device)
+        chosen = chosen.reshape(self.batch, len(simulator.heads)) if simulator.heads else chosen.reshape(self.batch)
+        check_modes(chosen, simulator, self.t)
         raw = torch.as_tensor(np.asarray(parameters), dtype=simulator.dtype, device=simulator.device)
-        every = raw.reshape(self.batch, 1, -1).expand(-1, simulator.n_modes, -1)
+        every = raw.reshape(self.batch, 1, simulator.action_dim).expand(-1, simulator.alternatives, -1)
         action = chosen_action(simulator.action_map(every, self.state), chosen)
         self.state, cost = simulator.step(self.state, chosen, action, self.noise, self.t)
         self.t += 1
@@ -101,10 +122,10 @@ class SimulatorEnv(gymnasium.Env):  # type: ignore[misc]
         return observation[0], {name: value[0] for name, value in info.items()}
 
     def step(
-        self, action: Mapping[str, NDArray[np.generic]]
+        self, action: Mapping[str, NDArray[np.generic]] | NDArray[np.int64]
     ) -> tuple[Array, float, bool, bool, dict[str, NDArray[np.int8]]]:
         """One decision."""
-        observation, reward, over, info = self._episodes.step(action["mode"], action["parameters"])
+        observation, reward, over, info = self._episodes.step(*_parts(action))
         endless = self.simulator.endless
         first = {name: value[0] for name, value in info.items()}
         return observation[0], float(reward[0]), over and not endless, over and endless, first
@@ -139,14 +160,47 @@ class SimulatorVectorEnv(VectorEnv):  # type: ignore[misc]
         return self._episodes.start(int(self.np_random.integers(2**62)))
 
     def step(
-        self, actions: Mapping[str, object]
+        self, actions: Mapping[str, object] | NDArray[np.int64]
     ) -> tuple[Array, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, NDArray[np.int8]]]:
         """One decision of every episode, or a new start after the last one."""
         if self._over:
             observation, info = self.reset()
             rewards = np.zeros(self.num_envs)
         else:
-            observation, rewards, self._over, info = self._episodes.step(actions["mode"], actions["parameters"])
+            observation, rewards, self._over, info = self._episodes.step(*_parts(actions))
         over, none = np.full(self.num_envs, self._over), np.zeros(self.num_envs, dtype=bool)
         ended = (none, over) if self.simulator.endless else (over, none)
         return observation, rewards, *ended, info
+
+
+def make_env(
+    simulator: str, *, bound: float = 10.0, flat: bool = False, **arguments: object
+) -> gymnasium.Env[object, object]:
+    """An environment from the import path of a simulator, as ``gymnasium.make`` calls it.
+
+    Args:
+        simulator: Import path of its class, or of a function that makes it.
+        bound: As `SimulatorEnv` has it.
+        flat: Offer the action as one flat box, as `FlatActions` does, for agents that take no other.
+        arguments: Of the simulator.
+
+    Raises:
+        ValueError: If there is no such simulator, or it does not take these arguments.
+    """
+    env = SimulatorEnv(_made(simulator, arguments), bound)
+    return FlatActions(env, bound) if flat else env
+
+
+def make_vector_env(
+    simulator: str, *, num_envs: int = 1, bound: float = 10.0, **arguments: object
+) -> SimulatorVectorEnv:
+    """Many episodes at once, as ``gymnasium.make_vec`` calls it; see :func:`make_env`."""
+    return SimulatorVectorEnv(_made(simulator, arguments), num_envs, bound)
+
+
+def _made(path: str, arguments: Mapping[str, object]) -> HybridSimulator:
+    found = find("simulator", path)
+    made = make("simulator", path, found, arguments) if callable(found) else found
+    if not isinstance(made, HybridSimulator):
+        raise ValueError(f"simulator {path!r} makes a {type(made).__name__}; give a subclass of HybridSimulator.")
+    return made

@@ -1,4 +1,5 @@
 from .acting import Action as Action
+from .advice import advise as advise
 from .agent import Agent as Agent
 from .data import SeedDataModule as SeedDataModule
 from .known_optima import best_known as best_known

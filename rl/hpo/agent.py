@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl.envs.action_spaces import FlatActions, Parameters, split_actions
-from rl.envs.to_gymnasium import SimulatorEnv, SimulatorVectorEnv
+from rl.envs.hybrid import chosen_action
+from rl.envs.to_gymnasium import SimulatorEnv, SimulatorVectorEnv, raw_action
 from rl.hpo.policies import HybridPolicy
 
 Observation = (
@@ -74,7 +75,8 @@ class Agent:
             state: Of a recurrent policy; handed back as it is, for there is none.
             episode_start: Ignored likewise.
             deterministic: Take the likeliest mode; else draw it.
-            action_masks: Boolean (batch, J) or (J,), true where a mode may be chosen, as ``info["action_mask"]`` says.
+            action_masks: Boolean (batch, J) or (J,), with heads (batch, H, J) or (H, J), true where a mode may be
+                chosen, as ``info["action_mask"]`` says.
 
         Returns:
             The action, or one for every row (in a vector environment's own form), and ``state``.
@@ -85,15 +87,15 @@ class Agent:
         seen, single = self._rows(observation)
         if self._raw:
             mode, every = self.policy.decide(seen, action_masks, deterministic=deterministic, generator=self.generator)
-            values = every[torch.arange(len(mode), device=mode.device), mode]
+            values = chosen_action(every, mode)
         else:
             mode, values = self.policy.act(seen, action_masks, deterministic=deterministic, generator=self.generator)
         if self._vector:
-            return {"mode": mode.cpu().numpy(), "parameters": values.float().cpu().numpy()}, state
-        actions = [self._action(int(m), v) for m, v in zip(mode, values.double().cpu().numpy(), strict=True)]
+            return raw_action(mode.cpu().numpy(), values.float().cpu().numpy()), state
+        actions = [self._action(m, v) for m, v in zip(mode.cpu().numpy(), values.double().cpu().numpy(), strict=True)]
         if single:
             return actions[0], state
-        if isinstance(self._space, spaces.Box | spaces.Discrete):
+        if isinstance(self._space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
             return np.stack([np.asarray(action) for action in actions]), state
         rows = np.empty(len(actions), dtype=object)
         rows[:] = actions
@@ -109,16 +111,19 @@ class Agent:
         flat = spaces.flatten(space, found)[None] if single else np.asarray(found).reshape(len(np.asarray(found)), -1)
         return torch.as_tensor(np.asarray(flat)).to(self.policy.log_std), bool(single)
 
-    def _action(self, mode: int, values: NDArray[np.float64]) -> object:
+    def _action(self, mode: NDArray[np.int64], values: NDArray[np.float64]) -> object:
         action: object
         if self._flat:
-            low, high = self._space.low, self._space.high
-            votes = np.where(np.arange(self.policy.shape[0]) == mode, high[: self.policy.shape[0]], 0.0)
-            action = np.concatenate([votes, values[: len(low) - len(votes)]]).astype(np.float32)
+            sizes = self.policy.heads or self.policy.shape[:1]
+            chosen = np.concatenate(
+                [np.arange(size) == one for size, one in zip(sizes, np.atleast_1d(mode), strict=True)]
+            )
+            votes = np.where(chosen, self._space.high[: len(chosen)], 0.0)
+            action = np.concatenate([votes, values[: len(self._space.low) - len(votes)]]).astype(np.float32)
         elif self._raw:
-            action = {"mode": mode, "parameters": values.astype(np.float32)}
+            action = raw_action(mode, values.astype(np.float32))
         else:
-            action = self._join(mode, values)
+            action = self._join(mode if self.policy.heads else int(mode), values)
         if not self._space.contains(action):
             raise ValueError(
                 f"the action {action} is not in the environment's {self._space}; give the environment a larger bound."

@@ -13,12 +13,14 @@ def micro_gradients(parts: Tensor, parameters: Sequence[Tensor], chunks: int) ->
 
     Args:
         parts: One number an episode, live, (batch,).
-        parameters: To differentiate by.
+        parameters: To differentiate by; there may be none.
         chunks: At least 2; share k holds the episodes k, k + chunks, and so on.
 
     Returns:
         (chunks, total size of the parameters), float32 or wider.
     """
+    if not parameters:
+        return parts.new_zeros(chunks, 0)
     rows = []
     for k in range(chunks):
         found = torch.autograd.grad(parts[k::chunks].mean(), parameters, retain_graph=True, allow_unused=True)

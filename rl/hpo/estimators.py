@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from rl.envs.hybrid import HybridSimulator
 from rl.hpo.surrogate import clipped_surrogate, mode_log_probs
 
 
@@ -42,13 +44,12 @@ ESTIMATORS = {
 }
 
 
-def check_options(options: Mapping[str, Any], *, differentiable: bool = True, decisions: int | None = None) -> None:
-    """Refuse arguments of `HPOModule` that contradict each other.
+def check_options(options: Mapping[str, Any], simulator: HybridSimulator | None = None) -> None:
+    """Refuse arguments of `HPOModule` that contradict each other, or a simulator.
 
     Args:
         options: Arguments by name, with or without those of the simulator.
-        differentiable: Whether the simulator is.
-        decisions: How many of an episode are trained, where it is known.
+        simulator: The simulator, where there is one already.
 
     Raises:
         ValueError: For the first that cannot be used.
@@ -57,7 +58,8 @@ def check_options(options: Mapping[str, Any], *, differentiable: bool = True, de
     if options["cross"] == "auto" and not options["diagnose_every"]:
         raise ValueError("cross is auto, but diagnose_every is 0: nothing would be measured; give 50 or so.")
     # A horizon that is no horizon is refused in its own words.
-    if decisions is not None and options["window"] > max(0, decisions):
+    decisions = math.inf if simulator is None else max(0, simulator.horizon - simulator.buffer)
+    if options["window"] > decisions:
         raise ValueError(
             f"window is {options['window']}, but an episode has {decisions} decisions; give fewer, or 0 for whole "
             "episodes."
@@ -72,11 +74,21 @@ def check_options(options: Mapping[str, Any], *, differentiable: bool = True, de
         raise ValueError(
             f"branch is on, but estimator {estimator} has no score of the modes for it to weigh; give false."
         )
-    if ESTIMATORS[estimator].follows and not differentiable:
+    if simulator is None:
+        return
+    if simulator.heads and (options["branch"] or ESTIMATORS[estimator].relaxed):
+        what = "branch is on" if options["branch"] else f"estimator is {estimator!r}"
+        raise ValueError(
+            f"{what}, but the simulator has {len(simulator.heads)} heads, and every combination of their modes would "
+            "be stepped; leave it out."
+        )
+    if ESTIMATORS[estimator].follows and not simulator.differentiable:
         raise ValueError(
             f"estimator is {estimator!r}, but the simulator is declared not differentiable: there is no gradient to "
             "follow; give 'score'."
         )
+    if not simulator.action_dim and estimator == "pathwise":
+        raise ValueError("estimator is 'pathwise', but the simulator has no continuous part to train; give 'mixed'.")
 
 
 @dataclass(frozen=True)
@@ -85,9 +97,9 @@ class Decisions:
 
     Attributes:
         observations: (..., O).
-        modes: int64 (...).
-        raw: Continuous parts of all modes before the action map, (..., J, m).
-        masks: Boolean (..., J), or None if all modes always were allowed.
+        modes: int64 (...), with heads (..., H).
+        raw: Continuous parts of all modes before the action map, (..., J, m); None where they have no score.
+        masks: Boolean (..., J), with heads (..., H, J), or None if all modes always were allowed.
         advantages: Standardised, (...), or (..., J) of all modes.
         targets: Of the value, standardised, (...).
         old: Log-probabilities of what was done, (..., 1), or (..., 2) with that of the Gaussian part; None before
@@ -96,11 +108,16 @@ class Decisions:
 
     observations: Tensor
     modes: Tensor
-    raw: Tensor
+    raw: Tensor | None
     masks: Tensor | None
     advantages: Tensor
     targets: Tensor
     old: Tensor | None = None
+
+    @property
+    def heads(self) -> bool:
+        """Whether the modes are those of several heads."""
+        return self.modes.dim() > self.targets.dim()
 
     def in_one_row(self) -> Decisions:
         """All decisions of all episodes, (batch * steps, ...)."""
@@ -109,6 +126,12 @@ class Decisions:
     def share(self, chosen: Tensor) -> Decisions:
         """Those at ``chosen`` of a row."""
         return self._each(lambda value: value[chosen])
+
+    def split(self, sizes: Sequence[int]) -> list[Decisions]:
+        """A row cut into pieces of these lengths, which are views."""
+        ends = list(itertools.accumulate(sizes))
+        pairs = zip([0, *ends[:-1]], ends, strict=True)
+        return [self._each(lambda value, cut=slice(*pair): value[cut]) for pair in pairs]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Decisions:
         kept = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -120,8 +143,8 @@ class LossPolicy(Protocol):
 
     log_std: nn.Parameter
 
-    def raw_actions(self, observation: Tensor) -> Tensor:
-        """Unconstrained continuous parts (..., J, m) of all modes."""
+    def raw_actions(self, observation: Tensor, mode: Tensor | None = None) -> Tensor:
+        """Unconstrained continuous parts (..., J, m) of all modes, with heads that of these modes (..., 1, m)."""
 
     def value(self, observation: Tensor) -> Tensor:
         """Standardised value (...)."""
@@ -133,18 +156,19 @@ def taken(policy: LossPolicy, estimator: Estimator, law: Tensor, data: Decisions
     Args:
         policy: The policy.
         estimator: Which estimator.
-        law: Log-probabilities of all modes (..., J).
+        law: Log-probabilities of all modes (..., J), with heads (..., H, J).
         data: What was done.
         active: Which raw outputs an action depends on, (J, m): the score of the others is noise.
     """
-    found = [mode_log_probs(law, data.modes)]
-    if estimator.gaussian:
-        index = data.modes[..., None, None].expand(*data.modes.shape, 1, data.raw.shape[-1])
-        mean = policy.raw_actions(data.observations).gather(-2, index).squeeze(-2)
+    found = [mode_log_probs(law, data.modes, heads=data.heads)]
+    if data.raw is not None:
+        which = torch.zeros_like(data.targets, dtype=torch.long) if data.heads else data.modes
+        index = which[..., None, None].expand(*which.shape, 1, data.raw.shape[-1])
+        mean = policy.raw_actions(data.observations, data.modes).gather(-2, index).squeeze(-2)
         raw = data.raw.gather(-2, index).squeeze(-2)
         spread = policy.log_std
         density = -0.5 * ((raw - mean) / spread.exp()).square() - spread - 0.5 * math.log(2 * math.pi)
-        found.append((density * active[data.modes]).sum(-1))
+        found.append((density * active[which]).sum(-1))
     return torch.stack(found, -1)
 
 
@@ -157,7 +181,7 @@ def score_loss(law: Tensor, new: Tensor, data: Decisions, clip: float) -> Tensor
         data: What was done, with its old log-probabilities.
         clip: PPO's epsilon.
     """
-    if data.advantages.dim() > data.modes.dim():
+    if data.advantages.dim() > data.targets.dim():
         return (law.exp() * data.advantages).sum(-1).mean()
     old = new.detach() if data.old is None else data.old
     return clipped_surrogate(new, old, data.advantages[..., None], clip).sum(-1).mean()

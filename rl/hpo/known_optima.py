@@ -10,7 +10,9 @@ from torch import Tensor
 
 from rl.envs.hybrid import Decide, HybridSimulator, Noise, play, reported_cost
 from rl.envs.inventory import Inventory
+from rl.envs.lot_sizing import LotSizing
 from rl.envs.switched_lqr import SwitchedLQR
+from rl.hpo.references import lot_sizing
 from rl.hpo.references.inventory import (
     PeriodicPolicy,
     QuantityPolicy,
@@ -51,6 +53,8 @@ def best_known(simulator: HybridSimulator, noise: Noise) -> BestKnown | None:
     """
     if isinstance(simulator, Inventory) and simulator.unmet == "backlog":
         return _inventory(simulator, noise)
+    if isinstance(simulator, LotSizing):
+        return _lot_sizing(simulator, noise)
     if type(simulator) is SwitchedLQR:
         return _switched_lqr(simulator, noise)
     return None
@@ -75,6 +79,18 @@ def _inventory(simulator: Inventory, noise: Noise) -> BestKnown:
     costs = {name: _cost(simulator, decide_inventory(rival, simulator), noise) for name, rival in rivals.items()}
     name = min(costs, key=costs.__getitem__)
     return BestKnown(name, costs[name], {"lower bound": joint_lower_bound(items, total), **costs})
+
+
+def _lot_sizing(simulator: LotSizing, noise: Noise) -> BestKnown:
+    own = simulator.sample_noise(512, torch.Generator().manual_seed(0))
+    costs = {
+        name: _cost(
+            simulator, lot_sizing.decide_lots(lot_sizing.tuned(simulator, own, urgent=urgent), simulator), noise
+        )
+        for name, urgent in (("(s, S), shared", False), ("(s, S), urgent first", True))
+    }
+    name = min(costs, key=costs.__getitem__)
+    return BestKnown(name, costs[name], {"lower bound": lot_sizing.lower_bound(simulator), **costs})
 
 
 def _switched_lqr(simulator: SwitchedLQR, noise: Noise) -> BestKnown:

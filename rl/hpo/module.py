@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, cast
@@ -23,7 +24,6 @@ from gapbridge.arguments import (
     check_arguments,
 )
 from rl.envs.hybrid import HybridSimulator, reported_cost
-from rl.hpo.acting import Action
 from rl.hpo.data import Seeds
 from rl.hpo.diagnostics import gradient_report
 from rl.hpo.estimators import ESTIMATORS, Decisions, check_options, critic_loss, score_loss, taken
@@ -33,8 +33,10 @@ from rl.hpo.simulation import Simulation
 from rl.hpo.simulators import active_parts, load_simulator
 from rl.hpo.surrogate import Surrogate, entropy, mixed_surrogate, window_tails
 from rl.processes import mean_of, moments, over_processes, processes
-from rl.progress import Group, follow_trainer, group_of, set_rates, share_done
+from rl.progress import Group, follow_trainer, group_of, logs_now, set_rates, share_done
 from rl.trial import MakeOptimizer, check_optimizer
+
+Sides = tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]
 
 
 class HPOModule(Simulation):
@@ -105,6 +107,8 @@ class HPOModule(Simulation):
             pass it to `load_from_checkpoint` again.
         optimizer: Makes the optimizer from the three groups of parameters (continuous, modes, value), each with its
             ``lr``; None is Adam. Likewise not kept.
+        normalise: Show the networks observations less their mean over their standard deviation, both followed over the
+            training. Checkpoints and policy files hold them.
 
     Raises:
         ValueError: If an argument is out of range, contradicts another, or the networks break their contract.
@@ -144,20 +148,21 @@ class HPOModule(Simulation):
         seed: Seed = 0,
         networks: nn.Module | None = None,
         optimizer: MakeOptimizer | None = None,
+        normalise: bool = False,
     ) -> None:
         given = dict(locals())
         check_arguments(HPOModule.__init__, given)
         super().__init__()
         self.simulator = load_simulator(simulator, simulator_args) if isinstance(simulator, str) else simulator
-        check_options(given, differentiable=self.simulator.differentiable, decisions=self.decisions)
+        check_options(given, self.simulator)
         hidden = list(hidden)
         ignored = ["networks", "optimizer", *([] if isinstance(simulator, str) else ["simulator"])]
         self.save_hyperparameters(ignore=ignored)
         self.estimator, self._make_optimizer = ESTIMATORS[estimator], optimizer
-        sizes = self.simulator.observation_dim, self.simulator.n_modes, self.simulator.action_dim
+        sizes = self.simulator.observation_dim, self.simulator.alternatives, self.simulator.action_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = HybridPolicy(*sizes, hidden, log_std, networks=networks)
+            self.policy = HybridPolicy(*sizes, hidden, log_std, networks, self.simulator.heads or None, normalise)
         self.policy.bind(self.simulator)
         self.register_buffer("value_shift", torch.zeros(()))
         self.register_buffer("value_scale", torch.zeros(()))
@@ -186,9 +191,9 @@ class HPOModule(Simulation):
         if diagnose:
             self._report(surrogate)
         data = Decisions(
-            observations=roll.observations[:, :last].detach(),
+            observations=roll.observations[:, :last],
             modes=roll.modes[:, :last],
-            raw=roll.raw[:, :last].detach(),
+            raw=roll.raw[:, :last] if self.estimator.gaussian else None,
             masks=None if roll.masks is None else roll.masks[:, :last],
             advantages=advantages[:, :last] / scale,
             targets=self._standardise(targets[:, :last]),
@@ -200,17 +205,24 @@ class HPOModule(Simulation):
             if self.estimator.gaussian:
                 loss = loss + score_loss(law, self._taken(law, data), data, hp["clip"])
             if hp["reuse"] == 0:
-                loss = loss + critic_loss(self.policy, data) - self._entropy_weight * entropy(law).mean()
-        self._log_training(roll, values, targets, scale)
+                loss = (
+                    loss + critic_loss(self.policy, data) - self._entropy_weight * entropy(law, heads=data.heads).mean()
+                )
+        if logs_now(self._trainer):
+            self._log_training(roll, values, targets, scale)
         self.updates += 1
+        if hp["normalise"] and self.automatic_optimization:
+            self.policy.follow(roll.observations)
         if self.automatic_optimization:
             return self._touch(loss)
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        self.manual_backward(self._touch(loss))
-        self.clip_gradients_by_group()
+        sides = self._sides
+        self._backward(loss, sides)
         optimizer.step()
-        self._reuse(data.in_one_row(), optimizer, roll.modes[:, :last].shape)
+        self._reuse(data.in_one_row(), optimizer, sides, roll.costs[:, :last].shape)
+        if hp["normalise"]:  # after the reuse, whose ratios are of one and the same policy
+            self.policy.follow(roll.observations)
         return None
 
     def check_minibatches(self, batch: Seeds) -> None:
@@ -252,19 +264,16 @@ class HPOModule(Simulation):
         weight = 1 / (scale * self.decisions)
         return Surrogate(parts.pathwise * weight, parts.score * weight)
 
-    def _reuse(self, data: Decisions, optimizer: LightningOptimizer, shape: torch.Size) -> None:
+    def _reuse(self, data: Decisions, optimizer: LightningOptimizer, sides: Sides, shape: torch.Size) -> None:
         """Steps of the value and clipped ones of the modes, on detached states; mixed continuous parts stand still."""
         hp, policy = self.hparams, self.policy
-        # A stratified share that is the same on any number of processes: every m-th period of every episode.
-        places = torch.arange(shape[1], device=self.device) + torch.arange(shape[0], device=self.device)[:, None]
-        continuous = [*policy.continuous.parameters(), policy.log_std]
+        shares = self._shares(data, shape)
+        continuous, discrete, _ = sides
         kls: list[Tensor] = []
         clipped: list[Tensor] = []
         for number in range(hp["reuse"] * hp["minibatches"]):
-            share = data.share(
-                (places % hp["minibatches"] == number % hp["minibatches"]).flatten().nonzero().squeeze(1)
-            )
-            loss, frozen = critic_loss(policy, share), [*continuous, *policy.discrete.parameters()]
+            share = shares[number % hp["minibatches"]]
+            loss, frozen = critic_loss(policy, share), [*continuous, *discrete]
             if not kls or kls[-1] <= hp["kl_limit"]:
                 law = policy.log_probs(share.observations, share.masks)
                 new = self._taken(law, share)
@@ -274,24 +283,42 @@ class HPOModule(Simulation):
                     clipped.append(((log_ratio.exp() - 1).abs() > hp["clip"]).float().mean())
                 if kls[-1] <= hp["kl_limit"]:
                     frozen = [] if self.estimator.gaussian else continuous
-                    loss = loss - self._entropy_weight * entropy(law).mean()
+                    loss = loss - self._entropy_weight * entropy(law, heads=share.heads).mean()
                     if self.estimator.reuses:
                         loss = loss + score_loss(law, new, share, hp["clip"])
             optimizer.zero_grad()
-            self.manual_backward(self._touch(loss))
-            for parameter in frozen:
-                parameter.grad = None
-            self.clip_gradients_by_group()
+            self._backward(loss, sides, frozen)
             optimizer.step()
-        self.log("train/kl", torch.stack(kls).max(), sync_dist=True)
-        self.log("train/clip_fraction", torch.stack(clipped).mean(), sync_dist=True)
+        if logs_now(self._trainer):
+            self.log("train/kl", torch.stack(kls).max(), sync_dist=True)
+            self.log("train/clip_fraction", torch.stack(clipped).mean(), sync_dist=True)
+
+    def _shares(self, data: Decisions, shape: torch.Size) -> list[Decisions]:
+        """The minibatches of a pass, stratified, and the same on any number of processes.
+
+        Each is every m-th period of every episode.
+        """
+        places = torch.arange(shape[1], device=self.device) + torch.arange(shape[0], device=self.device)[:, None]
+        share = (places % self.hparams["minibatches"]).flatten()
+        sizes = share.bincount(minlength=self.hparams["minibatches"]).tolist()
+        return data.share(share.argsort(stable=True)).split(sizes)  # sorted once: what a pass takes are views
 
     def _taken(self, law: Tensor, data: Decisions) -> Tensor:
         return taken(self.policy, self.estimator, law, data, cast(Tensor, self.active))
 
     def _touch(self, loss: Tensor) -> Tensor:
-        """Give every parameter a gradient, if only 0: data-parallel training waits for all of them."""
-        return loss + 0.0 * sum(p.sum() for p in self.policy.parameters())
+        """Reach every parameter, if only with 0: data-parallel training waits for the gradients of all of them."""
+        return loss + 0.0 * sum(p.sum() for p in self.policy.parameters()) if processes() > 1 else loss
+
+    def _backward(self, loss: Tensor, sides: Sides, frozen: Sequence[nn.Parameter] = ()) -> None:
+        """Fill the gradients: with 0 where the loss does not reach, and with none where a step is to change nothing."""
+        self.manual_backward(self._touch(loss))
+        for parameter in itertools.chain(*sides):
+            if parameter.grad is None and parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        for parameter in frozen:
+            parameter.grad = None
+        self._clip(sides)
 
     # ------------------------------------------------------------------ optimisation
 
@@ -301,12 +328,8 @@ class HPOModule(Simulation):
         return torch.optim.Adam(groups, eps=1e-5) if self._make_optimizer is None else self._make_optimizer(groups)
 
     def _groups(self) -> list[Group]:
-        hp, policy = self.hparams, self.policy
-        return [
-            group_of(hp["learning_rate"], [*policy.continuous.parameters(), policy.log_std]),
-            group_of(hp["discrete_rate"], policy.discrete.parameters()),
-            group_of(hp["critic_rate"], policy.critic.parameters()),
-        ]
+        rates = (self.hparams[name] for name in ("learning_rate", "discrete_rate", "critic_rate"))
+        return [group_of(rate, side) for rate, side in zip(rates, self._sides, strict=True)]
 
     @property
     def progress(self) -> float:
@@ -329,19 +352,21 @@ class HPOModule(Simulation):
 
     def configure_gradient_clipping(self, optimizer: object, *_: object, **__: object) -> None:
         """Clip by network, whatever the trainer's own setting."""
-        self.clip_gradients_by_group()
+        self._clip(self._sides)
 
-    def clip_gradients_by_group(self) -> None:
-        """Clip the gradient of each network on its own: one that explodes does not silence the others."""
+    @property
+    def _sides(self) -> Sides:
+        """Parameters of the continuous policy, of the modes' and of the value."""
         policy = self.policy
-        for group in (
-            [*policy.continuous.parameters(), policy.log_std],
-            policy.discrete.parameters(),
-            policy.critic.parameters(),
-        ):
-            torch.nn.utils.clip_grad_norm_(group, self.hparams["max_norm"])
+        continuous = [*policy.continuous.parameters(), policy.log_std]
+        return continuous, list(policy.discrete.parameters()), list(policy.critic.parameters())
 
-    # ------------------------------------------------------------------ diagnostics and evaluation
+    def _clip(self, sides: Sides) -> None:
+        """Clip the gradient of each network on its own: one that explodes does not silence the others."""
+        for side in sides:
+            torch.nn.utils.clip_grad_norm_(side, self.hparams["max_norm"])
+
+    # ------------------------------------------------------------------ diagnostics
 
     def _diagnoses(self) -> bool:
         every = self.hparams["diagnose_every"]
@@ -366,28 +391,6 @@ class HPOModule(Simulation):
             residual = moments((targets - values[:, :-1])[:, :last])[1]
             explained = 1 - (residual / moments(targets[:, :last])[1]).square()
             cost = mean_of(reported_cost(self.simulator, roll.costs.detach()))
-            spread = mean_of(entropy(roll.log_probs.detach()))
+            spread = mean_of(entropy(roll.log_probs.detach(), heads=bool(self.simulator.heads)))
         self.log("train/cost", cost, prog_bar=True)
         self.log_dict({"train/entropy": spread, "train/explained_variance": explained, "train/advantage_scale": scale})
-
-    def validation_step(self, batch: Seeds, batch_index: int) -> None:
-        """Cost on the fixed validation episodes."""
-        self._evaluate("validation", batch)
-
-    def test_step(self, batch: Seeds, batch_index: int) -> None:
-        """Cost on the test episodes."""
-        self._evaluate("test", batch)
-
-    def predict_step(self, batch: object, batch_index: int) -> Action:
-        """Decide for a batch of observations (batch, observation_dim): a tensor, or a loader's list of one."""
-        return self.policy.act(batch[0] if isinstance(batch, list | tuple) else batch)
-
-    def _evaluate(self, stage: str, batch: Seeds) -> None:
-        with torch.no_grad():
-            costs = {
-                name: mean_of(reported_cost(self.simulator, self._rollout(batch, cross=False, greedy=greedy).costs))
-                for name, greedy in (("cost", True), ("sampled_cost", False))
-            }
-        if stage in self.references:
-            costs["gap"] = costs["cost"] / self.references[stage] - 1
-        self.log_dict({f"{stage}/{name}": value for name, value in costs.items()}, prog_bar=True, batch_size=1)

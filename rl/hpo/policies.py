@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from gapbridge.arguments import Count, Finite, check_arguments
-from rl.envs.hybrid import HybridSimulator, State
+from gapbridge.arguments import Count, Finite, Whole, check_arguments
+from rl.envs.hybrid import HybridSimulator, State, law_columns
 from rl.hpo.acting import Actor, drawn
 from rl.hpo.simulators import place
+from rl.processes import over_processes
 
 CHILDREN = ("discrete", "continuous", "critic")
+GAINS = {"discrete": 0.01, "continuous": 0.01, "critic": 1.0}  # of the last layers
 
 
 def network(inputs: int, outputs: int, hidden: Sequence[int], gain: float) -> nn.Sequential:
@@ -41,24 +42,33 @@ def network(inputs: int, outputs: int, hidden: Sequence[int], gain: float) -> nn
 class HybridPolicy(nn.Module, Actor):
     """Modes by a categorical law, then the deterministic action of the sampled mode.
 
+    With ``heads`` the law is a product of as many categorical laws, and the continuous network, which then gives a
+    single part, also sees the sampled modes of all heads, one-hot, behind the observation.
+
     The three networks share nothing. A shared trunk would keep the full estimator unbiased, but without the cross term
     it would also lose a part of its own gradient, and the value's loss would move the policy.
 
     Networks of your own come as a module with three children, none of which shares a parameter with another, and each
     of which takes observations (..., O) with any number of leading dimensions, row by row and without chance:
     ``discrete`` gives logits (..., J), ``continuous`` the raw parts of all modes (..., J * m), mode by mode, and
-    ``critic`` a value (..., 1). Begin with outputs near 0.
+    ``critic`` a value (..., 1). Begin with outputs near 0. With heads, ``discrete`` gives the logits of all heads, one
+    head after the other, and ``continuous`` takes (..., O + sum of heads) and gives (..., m). Without a continuous
+    part, ``continuous`` is not asked for.
 
     Args:
         observation_dim: Length of an observation.
-        n_modes: Number of modes J.
-        action_dim: Length of the continuous part m.
+        n_modes: Number of modes J; 1 with heads.
+        action_dim: Length of the continuous part m, 0 for none.
         hidden: Widths of the SiLU layers of each network.
         log_std: Initial log standard deviation of the continuous part where it is made random; of the raw output.
         networks: Your own in place of those of ``hidden``.
+        heads: Number of modes of each head, none for a single choice.
+        normalise: Shift and scale observations by their moments so far before any network sees them; `follow` keeps
+            them.
 
     Raises:
-        ValueError: If a size is below 1, ``log_std`` is not finite, or networks of your own break their contract.
+        ValueError: If a size is below what it must be, ``log_std`` is not finite, or networks of your own break their
+            contract.
 
     Example:
         >>> from rl.envs.newsvendor import Newsvendor
@@ -69,25 +79,43 @@ class HybridPolicy(nn.Module, Actor):
         (torch.Size([]), torch.Size([1]), True)
     """
 
+    discrete: nn.Module
+    continuous: nn.Module
+    critic: nn.Module
+    columns: Tensor
+    seen_updates: Tensor
+    seen_mean: Tensor
+    seen_variance: Tensor
+
     def __init__(
         self,
         observation_dim: Count,
         n_modes: Count,
-        action_dim: Count,
+        action_dim: Whole,
         hidden: Sequence[Count] = (64, 64),
         log_std: Finite = -0.5,
         networks: nn.Module | None = None,
+        heads: Sequence[Count] | None = None,
+        normalise: bool = False,
     ) -> None:
         check_arguments(HybridPolicy.__init__, locals())
         super().__init__()
-        self.observation_dim, self.shape = observation_dim, (n_modes, action_dim)
-        if networks is None:
-            self.discrete: nn.Module = network(observation_dim, n_modes, hidden, 0.01)
-            self.continuous: nn.Module = network(observation_dim, n_modes * action_dim, hidden, 0.01)
-            self.critic: nn.Module = network(observation_dim, 1, hidden, 1.0)
-        else:
-            check_networks(networks, observation_dim, n_modes, action_dim)
-            self.discrete, self.continuous, self.critic = (getattr(networks, name) for name in CHILDREN)
+        self.observation_dim, self.shape, self.heads = observation_dim, (n_modes, action_dim), tuple(heads or ())
+        sizes = network_sizes(observation_dim, n_modes, action_dim, self.heads)
+        if networks is not None:
+            check_networks(networks, sizes)
+        for name, (inputs, outputs) in sizes.items():
+            made = network(inputs, outputs, hidden, GAINS[name]) if networks is None else getattr(networks, name)
+            setattr(self, name, made)
+        if not action_dim:
+            self.continuous = _Nothing()
+        if self.heads:
+            self.register_buffer("columns", law_columns(self.heads), persistent=False)
+        self.normalise = normalise
+        if normalise:
+            self.register_buffer("seen_updates", torch.zeros((), dtype=torch.long))
+            self.register_buffer("seen_mean", torch.zeros(observation_dim))
+            self.register_buffer("seen_variance", torch.ones(observation_dim))
         self.log_std = nn.Parameter(torch.full((action_dim,), log_std))
         self.simulator: HybridSimulator | None = None
         self.masked = False
@@ -96,22 +124,23 @@ class HybridPolicy(nn.Module, Actor):
         """Take from a simulator what turns raw outputs into actions: its ``action_map`` and ``seen_state``."""
         self.simulator, self.masked = simulator, _masks(simulator)
 
-    def _decision(self, seen: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and feasible actions of all modes."""
+    def _law(self, seen: Tensor, mask: Tensor | None) -> Tensor:
+        return self.log_probs(seen, mask)
+
+    def _actions(self, seen: Tensor, mode: Tensor, state: State | None) -> Tensor:
         if self.simulator is None:
             raise ValueError("the policy is bound to no simulator, so it has no actions to give; call bind(simulator).")
         simulator = place(self.simulator, self.log_std.device, self.log_std.dtype)
         seen = seen.to(simulator.dtype)
         try:
-            actions = simulator.action_map(
-                self.raw_actions(seen), simulator.seen_state(seen) if state is None else state
+            return simulator.action_map(
+                self.raw_actions(seen, mode), simulator.seen_state(seen) if state is None else state
             )
         except KeyError as error:
             raise ValueError(
                 f"the simulator's action_map reads the state {error}, which its observations do not give: define "
                 "seen_state in it, or pass state= to act."
             ) from error
-        return self.log_probs(seen, mask), actions
 
     @property
     def _place(self) -> Tensor:
@@ -126,11 +155,11 @@ class HybridPolicy(nn.Module, Actor):
         deterministic: bool = True,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Modes (batch,) and the raw continuous parts of all modes (batch, J, m), before the action map.
+        """Modes and the raw continuous parts (batch, J, m), with heads (batch, 1, m), before the action map.
 
         Args:
             observation: (batch, O).
-            mask: Boolean (batch, J), or None where all modes are allowed.
+            mask: Boolean (batch, J), with heads (batch, H, J), or None where all modes are allowed.
             deterministic: Take the likeliest mode; else draw it.
             generator: Of the draws.
 
@@ -138,29 +167,74 @@ class HybridPolicy(nn.Module, Actor):
             ValueError: As for :meth:`act`.
         """
         seen, mask = self.readable(observation, mask)
-        return drawn(self.log_probs(seen, mask), deterministic, generator), self.raw_actions(seen)
+        mode = drawn(self.log_probs(seen, mask), deterministic, generator)
+        return mode, self.raw_actions(seen, mode)
 
     def log_probs(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log-probabilities of the modes (..., J); minus infinity where the mask is false.
+        """Log-probabilities of the modes (..., J), with heads (..., H, J); minus infinity where no mode may be chosen.
 
         Args:
             observation: (..., O).
-            mask: Boolean (..., J), true where a mode may be chosen.
+            mask: Boolean of the same shape, true where a mode may be chosen.
         """
-        logits = self.discrete(observation.to(self.log_std.dtype)).to(observation.dtype)
-        if mask is not None:
-            logits = logits.masked_fill(~mask, float("-inf"))
-        return cast(Tensor, logits.log_softmax(-1))
+        return self.logits(observation, mask).log_softmax(-1)
 
-    def raw_actions(self, observation: Tensor) -> Tensor:
-        """Unconstrained continuous parts of all modes (..., J, m)."""
-        raw: Tensor = self.continuous(observation.to(self.log_std.dtype)).to(observation.dtype)
+    def logits(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits of the modes, otherwise as :meth:`log_probs`."""
+        logits = self._every_logit(observation)
+        return logits if mask is None else logits.masked_fill(~mask, float("-inf"))
+
+    def _every_logit(self, observation: Tensor) -> Tensor:
+        logits: Tensor = self.discrete(self._normal(observation)).to(observation.dtype)
+        if not self.heads:
+            return logits
+        if len(set(self.heads)) == 1:
+            return logits.unflatten(-1, self.law_shape)
+        places = (self.columns.flatten().cumsum(0) - 1).clamp(min=0)
+        return logits[..., places].unflatten(-1, self.law_shape).masked_fill(~self.columns, float("-inf"))
+
+    def raw_actions(self, observation: Tensor, mode: Tensor | None = None) -> Tensor:
+        """Unconstrained continuous parts of all modes (..., J, m).
+
+        Args:
+            observation: (..., O).
+            mode: With heads, the modes that were chosen, int64 (..., H); the result is then (..., 1, m).
+        """
+        seen = self._normal(observation)
+        if self.heads:
+            if mode is None:
+                raise ValueError("with heads, the continuous part depends on the modes of all of them; give mode.")
+            chosen = mode.unsqueeze(-1) == torch.arange(self.law_shape[1], device=mode.device)
+            known = chosen.flatten(-2)[..., self.columns.flatten()] if len(set(self.heads)) > 1 else chosen.flatten(-2)
+            seen = torch.cat([seen, known.to(seen.dtype)], -1)
+        raw: Tensor = self.continuous(seen).to(observation.dtype)
         return raw.reshape(*raw.shape[:-1], *self.shape)
 
     def value(self, observation: Tensor) -> Tensor:
         """Standardised value (...)."""
-        value: Tensor = self.critic(observation.to(self.log_std.dtype)).to(observation.dtype)
+        value: Tensor = self.critic(self._normal(observation)).to(observation.dtype)
         return value.squeeze(-1)
+
+    def _normal(self, observation: Tensor) -> Tensor:
+        """Observations as the networks see them."""
+        seen = observation.to(self.log_std.dtype)
+        if not self.normalise:
+            return seen
+        spread = torch.where(self.seen_variance > 1e-8, self.seen_variance, 1.0).sqrt()
+        return (seen - self.seen_mean) / spread
+
+    @torch.no_grad()
+    def follow(self, observations: Tensor) -> None:
+        """Take observations (..., O) of all processes into the moments, every call with the same weight."""
+        rows = observations.detach().reshape(-1, self.observation_dim).to(self.seen_mean.dtype)
+        mean = over_processes(rows.mean(0))
+        variance = over_processes((rows - mean).square().mean(0))
+        # New tensors: the graph of a loss that is not yet differentiated holds the old ones.
+        self.seen_updates = self.seen_updates + 1
+        weight = 1 / self.seen_updates.to(mean)
+        apart = (mean - self.seen_mean).square() * (1 - weight)
+        self.seen_variance = (1 - weight) * self.seen_variance + weight * (variance + apart)
+        self.seen_mean = self.seen_mean + weight * (mean - self.seen_mean)
 
 
 def _masks(simulator: HybridSimulator) -> bool:
@@ -171,27 +245,49 @@ def _masks(simulator: HybridSimulator) -> bool:
     return any(simulator.mode_mask(state, t) is not None for t in range(simulator.horizon))
 
 
-def check_networks(networks: nn.Module, observation_dim: int, n_modes: int, action_dim: int) -> None:
+class _Nothing(nn.Module):
+    """The continuous policy of a simulator without a continuous part."""
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return observation[..., :0]
+
+
+def network_sizes(
+    observation_dim: int, n_modes: int, action_dim: int, heads: Sequence[int] = ()
+) -> dict[str, tuple[int, int]]:
+    """Width of the input and of the output of every network of a policy, by name.
+
+    Args:
+        observation_dim: Length of an observation.
+        n_modes: Number of modes J; 1 with heads.
+        action_dim: Length of the continuous part m; with 0 there is no such network.
+        heads: Number of modes of each head.
+    """
+    together = sum(heads)
+    sizes = {"discrete": (observation_dim, together or n_modes), "critic": (observation_dim, 1)}
+    if action_dim:
+        sizes["continuous"] = (observation_dim + together, n_modes * action_dim)
+    return {name: sizes[name] for name in CHILDREN if name in sizes}
+
+
+def check_networks(networks: nn.Module, sizes: Mapping[str, tuple[int, int]]) -> None:
     """Refuse networks that training would use wrongly; see `HybridPolicy` for what is asked of them.
 
     Args:
         networks: A module with the children ``discrete``, ``continuous`` and ``critic``.
-        observation_dim: Length of an observation.
-        n_modes: Number of modes J.
-        action_dim: Length of the continuous part m.
+        sizes: As :func:`network_sizes` gives them.
 
     Raises:
         ValueError: If a child is missing, has outputs of another width, shares parameters with another, mixes rows,
             draws at random, or has a gradient that is not that of its values.
     """
     owners: dict[int, str] = {}
-    widths = {"discrete": n_modes, "continuous": n_modes * action_dim, "critic": 1}
     generator = torch.Generator().manual_seed(0)
-    seen = torch.randn(2, 3, observation_dim, generator=generator, dtype=torch.float64)
-    for name, width in widths.items():
+    for name, (inputs, width) in sizes.items():
+        seen = torch.randn(2, 3, inputs, generator=generator, dtype=torch.float64)
         child = getattr(networks, name, None)
         if not isinstance(child, nn.Module):
-            raise ValueError(f"networks has no child module {name!r}; give it {', '.join(CHILDREN)}.")
+            raise ValueError(f"networks has no child module {name!r}; give it {', '.join(sizes)}.")
         for parameter in child.parameters():
             if owners.setdefault(id(parameter), name) != name:
                 raise ValueError(
@@ -203,13 +299,13 @@ def check_networks(networks: nn.Module, observation_dim: int, n_modes: int, acti
             found, again, row = tried(seen), tried(seen), tried(seen[0, 0])
         except Exception as error:  # whatever a user's own code raises
             raise ValueError(
-                f"networks.{name} fails on observations of shape (2, 3, {observation_dim}) or ({observation_dim},): "
+                f"networks.{name} fails on observations of shape (2, 3, {inputs}) or ({inputs},): "
                 f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; it must take any leading "
                 "dimensions."
             ) from error
         if tuple(found.shape) != (2, 3, width):
             raise ValueError(
-                f"networks.{name} maps observations (2, 3, {observation_dim}) to {tuple(found.shape)}, but it must be "
+                f"networks.{name} maps observations (2, 3, {inputs}) to {tuple(found.shape)}, but it must be "
                 f"(2, 3, {width})."
             )
         if not torch.allclose(found, again) or not torch.allclose(found[0, 0], row):

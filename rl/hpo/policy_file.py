@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,10 +16,10 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from rl.envs.hybrid import State
-from rl.hpo.acting import Actor
+from rl.hpo.acting import Actor, drawn
 from rl.hpo.policies import HybridPolicy
 
-FORMAT = "gapbridge-policy-2"
+FORMAT = "gapbridge-policy-3"
 # What a file may call: operations of torch that change none of their inputs, and arithmetic of sizes.
 ARITHMETIC: dict[str, Callable[..., object]] = {
     name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")
@@ -39,8 +39,11 @@ class SavedPolicy(Actor):
     def __init__(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.header, self.tensors = header, tensors
         self.observation_dim, self.masked = header["observation_dim"], header["masked"]
-        self.shape = (header["n_modes"], header["action_dim"])
-        self._calls = [(call["name"], _operation(call["call"]), call) for call in header["calls"]]
+        self.shape, self.heads = (header["n_modes"], header["action_dim"]), tuple(header["heads"])
+        self._calls = [
+            [(call["name"], _operation(call["call"]), call) for call in _needed(header["calls"], output)]
+            for output in header["outputs"]
+        ]
         self._where = torch.zeros((), dtype=getattr(torch, header["dtype"]))
 
     def to(self, device: torch.device | str) -> Self:
@@ -53,18 +56,26 @@ class SavedPolicy(Actor):
     def _place(self) -> Tensor:
         return self._where
 
-    def _decision(self, seen: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, Tensor]:
+    def _law(self, seen: Tensor, mask: Tensor | None) -> Tensor:
+        logits = self._output(0, seen)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, float("-inf"))
+        return logits.log_softmax(-1)
+
+    def _actions(self, seen: Tensor, mode: Tensor, state: State | None) -> Tensor:
         if state is not None:
             raise ValueError("a saved policy acts on observations alone; leave state out.")
-        values: dict[str, Any] = {**self.tensors, self.header["input"]: seen}
-        for name, call, what in self._calls:
+        return self._output(1, seen, mode)
+
+    def _output(self, which: int, *inputs: Tensor) -> Tensor:
+        """One of the outputs; only what it needs is computed, the logits without the mode for example."""
+        values: dict[str, Any] = {**self.tensors, **dict(zip(self.header["inputs"], inputs, strict=False))}
+        for name, call, what in self._calls[which]:
             arguments = [self._read(value, values) for value in what["args"]]
             options = {key: self._read(value, values) for key, value in what["kwargs"].items()}
             values[name] = call(*arguments, **options)
-        logits, actions = (values[name] for name in self.header["outputs"])
-        if mask is not None:
-            logits = logits.masked_fill(~mask, float("-inf"))
-        return logits.log_softmax(-1), actions
+        found: Tensor = values[self.header["outputs"][which]]
+        return found
 
     def _read(self, value: object, values: Mapping[str, object]) -> object:
         if isinstance(value, list):
@@ -85,20 +96,23 @@ class SavedPolicy(Actor):
 
 
 class _Program(nn.Module):
-    """Logits and feasible actions of all modes."""
+    """Logits of all modes, and the feasible actions of all of them, or with heads of those given."""
 
     def __init__(self, policy: HybridPolicy) -> None:
         super().__init__()
         self.policy = policy
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, observation: Tensor, mode: Tensor | None = None) -> tuple[Tensor, Tensor]:
         policy = self.policy
-        logits = policy.discrete(observation.to(policy.log_std.dtype)).to(observation.dtype)
-        return logits, policy._decision(observation, None, None)[1]
+        unread = observation.new_zeros(1, dtype=torch.long) if mode is None else mode
+        return policy.logits(observation), policy._actions(observation, unread, None)
 
 
 def export_policy(policy: HybridPolicy) -> torch.export.ExportedProgram:
     """The policy as a program of `torch.export`: observations (batch, O) to logits (batch, J), actions (batch, J, m).
+
+    With heads it also takes modes, int64 (batch, H), and gives logits (batch, H, J) and the actions of these modes
+    (batch, 1, m); the logits do not depend on the modes, so that a first run with any of them says which to choose.
 
     It runs without the simulator, in any runtime that takes such programs; ``torch.onnx.export`` makes ONNX of it.
 
@@ -109,12 +123,15 @@ def export_policy(policy: HybridPolicy) -> torch.export.ExportedProgram:
         ValueError: If the actions cannot be told from observations, or cannot be traced.
     """
     place = policy.log_std
-    example = torch.zeros(2, policy.observation_dim, dtype=place.dtype, device=place.device)
-    policy._decision(example, None, None)  # a plain error for what cannot be decided
+    example: tuple[Tensor, ...] = (torch.zeros(2, policy.observation_dim, dtype=place.dtype, device=place.device),)
+    if policy.heads:
+        example = (*example, torch.zeros(2, len(policy.heads), dtype=torch.long, device=place.device))
+    policy._actions(example[0], example[-1], None)  # a plain error for what cannot be decided
     batch = torch.export.Dim("batch", min=1)
+    shapes = tuple({0: batch} for _ in example)
     try:
         with torch.no_grad():
-            return torch.export.export(_Program(policy).eval(), (example,), dynamic_shapes=({0: batch},), strict=False)
+            return torch.export.export(_Program(policy).eval(), example, dynamic_shapes=shapes, strict=False)
     except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
         raise ValueError(
             f"the policy cannot be traced ({str(error).splitlines()[0]}); write networks, seen_state and action_map in "
@@ -142,10 +159,10 @@ def save_policy(policy: HybridPolicy, path: str | Path) -> None:
     """
     program = export_policy(policy).run_decompositions()
     tensors: dict[str, Tensor] = {}
-    entry = ""
+    entries = []
     for spec in program.graph_signature.input_specs:
         if spec.kind == torch.export.graph_signature.InputKind.USER_INPUT:
-            entry = spec.arg.name
+            entries.append(spec.arg.name)
             continue
         held = program.state_dict if spec.target in program.state_dict else program.constants
         tensors[spec.arg.name] = held[spec.target].detach().cpu().contiguous().clone()
@@ -163,9 +180,10 @@ def save_policy(policy: HybridPolicy, path: str | Path) -> None:
         "observation_dim": policy.observation_dim,
         "n_modes": policy.shape[0],
         "action_dim": policy.shape[1],
+        "heads": policy.heads,
         "masked": policy.masked,
         "dtype": str(policy.log_std.dtype).removeprefix("torch."),
-        "input": entry,
+        "inputs": entries,
         "outputs": outputs,
         "calls": calls,
     }
@@ -212,16 +230,39 @@ def _check_equal(policy: HybridPolicy, saved: SavedPolicy) -> None:
     """A trace may have frozen what depends on the values: it must decide as the policy does, on other batches too."""
     place = policy.log_std
     for batch, scale in ((1, 1.0), (3, 1.0), (64, 5.0)):
-        seen = scale * torch.randn(batch, policy.observation_dim, generator=torch.Generator().manual_seed(batch))
-        saved_law, saved_actions = saved.to("cpu")._decision(seen.to(place.dtype), None, None)
+        generator = torch.Generator().manual_seed(batch)
+        seen = scale * torch.randn(batch, policy.observation_dim, generator=generator)
         with torch.no_grad():
-            law, actions = policy._decision(seen.to(place), None, None)
-        for one, other in ((saved_law, law), (saved_actions, actions)):
+            law = policy._law(seen.to(place), None)
+            mode = drawn(law.cpu(), deterministic=False, generator=generator)
+            actions = policy._actions(seen.to(place), mode.to(place.device), None)
+            here = saved.to("cpu")
+            found = here._law(seen.to(place.dtype), None), here._actions(seen.to(place.dtype), mode, None)
+        for one, other in zip(found, (law, actions), strict=True):
             if not torch.allclose(one, other.cpu(), rtol=1e-4, atol=1e-5, equal_nan=True):
                 raise ValueError(
                     "the saved policy would decide otherwise than the policy itself: something in it branches on "
                     "values or draws at random; write it in operations of torch, torch.where in place of if."
                 )
+
+
+def _needed(calls: list[dict[str, Any]], output: str) -> list[dict[str, Any]]:
+    """The calls that an output depends on, in order."""
+    needed, found = {output}, []
+    for call in reversed(calls):
+        if call["name"] in needed:
+            needed |= set(_names([*call["args"], *call["kwargs"].values()]))
+            found.append(call)
+    return found[::-1]
+
+
+def _names(value: object) -> Iterator[str]:
+    """Names of the values among arguments."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _names(one)
+    elif isinstance(value, dict) and "value" in value:
+        yield value["value"]
 
 
 def _call(node: torch.fx.Node) -> dict[str, object]:

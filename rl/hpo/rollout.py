@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,11 +18,11 @@ from rl.errors import SimulatorError
 class Policy(Protocol):
     """What a rollout asks of a policy; see `rl.hpo.policies.HybridPolicy`."""
 
-    def log_probs(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log-probabilities (batch, J) of the modes."""
+    def logits(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log-probabilities of the modes up to a number (batch, J), with heads (batch, H, J) and one number a head."""
 
-    def raw_actions(self, observation: Tensor) -> Tensor:
-        """Unconstrained continuous parts (batch, J, m) of all modes."""
+    def raw_actions(self, observation: Tensor, mode: Tensor | None = None) -> Tensor:
+        """Unconstrained continuous parts (batch, J, m) of all modes, with heads that of these modes (batch, 1, m)."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,10 @@ class Draws:
     """The policy's own randomness, drawn beforehand so that a rollout can be replayed.
 
     Attributes:
-        gumbel: Standard Gumbel noise (batch, T, J): the mode is the argmax of log-probability plus noise. None chooses
-            the likeliest mode.
-        normal: Standard normal noise (batch, T, J, m), already times the standard deviation: reparametrised continuous
-            actions. None leaves them deterministic.
+        gumbel: Standard Gumbel noise (batch, T, J), with heads (batch, T, H, J): the mode is the argmax of
+            log-probability plus noise. None chooses the likeliest mode.
+        normal: Standard normal noise (batch, T, J, m), with heads (batch, T, 1, m), already times the standard
+            deviation: reparametrised continuous actions. None leaves them deterministic.
     """
 
     gumbel: Tensor | None = None
@@ -40,13 +42,13 @@ class Draws:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What happened, batch first.
+    """What happened, batch first; with heads, laws and masks are (batch, T, H, J), continuous parts (batch, T, 1, m).
 
     Attributes:
-        observations: (batch, T + 1, O), live; the last follows the last decision.
+        observations: (batch, T + 1, O), detached; the last follows the last decision.
         log_probs: (batch, T, J), live in the policy, and in the states where the cross term is on.
-        modes: int64 (batch, T).
-        raw: Continuous parts of all modes before the action map, (batch, T, J, m).
+        modes: int64 (batch, T), with heads (batch, T, H).
+        raw: Continuous parts of all modes before the action map, (batch, T, J, m), detached.
         costs: (batch, T), live.
         tails: Observations in which a window ended, (batch, windows, O), live.
         tail_steps: The steps at which they ended, (windows,).
@@ -87,7 +89,7 @@ def rollout(
 
     Args:
         simulator: The simulator.
-        policy: Gives log-probabilities of modes and the modes' continuous parts.
+        policy: Gives logits of modes and the modes' continuous parts.
         noise: Everything random of the simulator.
         draws: Everything random of the policy.
         cross_term: Evaluate the modes' log-probabilities on live states; off, on detached ones.
@@ -111,20 +113,25 @@ def rollout(
     step = step or simulator.step
     state = simulator.reset(noise)
     batch = len(next(iter(noise.values())))
-    _check_batch(state, None, batch, "reset")
+    _check_batch(state, None, batch, None)
     last_live = simulator.horizon if last_live is None else last_live
     kept: dict[str, list[Tensor]] = {name: [] for name in ("o", "l", "x", "u", "c", "bc", "bo", "m", "w")}
     tail_steps = []
+    # Half precision is for networks; a context manager that changes nothing is spared.
+    device = next(iter(noise.values())).device.type
+    precise = partial(torch.autocast, device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext
     for t in range(simulator.horizon):
         observation = simulator.observe(state, t)
         mask = simulator.mode_mask(state, t)
-        log_probs = policy.log_probs(observation if cross_term else observation.detach(), mask)
-        scores = log_probs if draws.gumbel is None else log_probs + draws.gumbel[:, t]
+        logits = policy.logits(observation if cross_term else observation.detach(), mask)
+        scores = logits.detach() if relaxed is None else logits
+        if draws.gumbel is not None:
+            scores = scores + draws.gumbel[:, t]
         mode = scores.detach().argmax(-1)
-        raw = policy.raw_actions(observation)
+        raw = policy.raw_actions(observation, mode) if simulator.heads else policy.raw_actions(observation)
         if draws.normal is not None:
             raw = raw + draws.normal[:, t]
-        with torch.autocast(observation.device.type, enabled=False):
+        with precise():
             actions = simulator.action_map(raw.detach() if t >= last_live else raw, state)
             if branch:
                 costs, following = _branches(simulator, state, actions, noise, t)
@@ -135,10 +142,10 @@ def rollout(
             else:
                 action = chosen_action(actions, mode)
                 state, cost = step(state, mode, action, noise, t)
-        _check_batch(state, cost, batch, f"step {t}")
+        _check_batch(state, cost, batch, t)
         if torch.is_grad_enabled() and actions.requires_grad:
             _check_live(state, cost, t, simulator.horizon)
-        for name, value in (("o", observation), ("l", log_probs), ("x", mode), ("u", raw), ("c", cost)):
+        for name, value in (("o", observation.detach()), ("l", logits), ("x", mode), ("u", raw.detach()), ("c", cost)):
             kept[name].append(value)
         if mask is not None:
             kept["m"].append(mask)
@@ -146,13 +153,13 @@ def rollout(
             kept["w"].append(simulator.observe(state, t + 1))
             tail_steps.append(t + 1)
             state = {name: value.detach() for name, value in state.items()}
-    kept["o"].append(simulator.observe(state, simulator.horizon))
+    kept["o"].append(simulator.observe(state, simulator.horizon).detach())
     stacked: dict[str, Any] = {name: torch.stack(values, 1) if values else None for name, values in kept.items()}
     if not bool(torch.isfinite(stacked["c"]).all() & torch.isfinite(stacked["o"]).all()):
         raise SimulatorError(_first_not_finite(stacked["c"], stacked["o"]))
     return Rollout(
         observations=stacked["o"],
-        log_probs=stacked["l"],
+        log_probs=stacked["l"].log_softmax(-1),  # of all steps at once: the law that chose the modes
         modes=stacked["x"],
         raw=stacked["u"],
         costs=stacked["c"],
@@ -199,16 +206,16 @@ def _straight_through(
     return {name: mix(value) for name, value in following.items()}, mix(cost)
 
 
-def _check_batch(state: State, cost: Tensor | None, batch: int, where: str) -> None:
-    tensors = {f"state '{name}'": value for name, value in state.items()}
+def _check_batch(state: State, cost: Tensor | None, batch: int, t: int | None) -> None:
+    where = "reset" if t is None else f"step {t}"
     if cost is not None and cost.shape != (batch,):
         raise SimulatorError(
             f"{where}: the cost has shape {tuple(cost.shape)}; return one number an episode, ({batch},)."
         )
-    for name, value in tensors.items():
+    for name, value in state.items():
         if value.dim() == 0 or len(value) != batch:
             raise SimulatorError(
-                f"{where}: {name} has shape {tuple(value.shape)} in a batch of {batch}; keep the batch first."
+                f"{where}: state '{name}' has shape {tuple(value.shape)} in a batch of {batch}; keep the batch first."
             )
 
 

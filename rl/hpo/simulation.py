@@ -1,4 +1,4 @@
-"""The half of `HPOModule` that simulates: the episodes of a batch, and what the critic makes of them."""
+"""The half of `HPOModule` that simulates: the episodes of a batch, what the critic makes of them, and evaluation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from torch import Tensor
 
 from rl.checkpoints import GuardedModule
 from rl.envs.check_smoothness import moved_mask, moving_mask
-from rl.envs.hybrid import HybridSimulator, Noise, State
+from rl.envs.hybrid import HybridSimulator, Noise, State, reported_cost
 from rl.errors import SimulatorError
+from rl.hpo.acting import Action
 from rl.hpo.data import Seeds
 from rl.hpo.estimators import Estimator
 from rl.hpo.policies import HybridPolicy
 from rl.hpo.rollout import Draws, Rollout, Step, rollout
 from rl.hpo.simulators import place
 from rl.hpo.surrogate import advantages_of, branched_advantages
-from rl.processes import moments, over_processes
+from rl.processes import mean_of, moments, over_processes
 
 # How far the raw actions are moved to see whether mode masks move with them: networks give numbers around 1.
 MASK_NUDGE = 0.5
@@ -33,6 +34,7 @@ class Simulation(GuardedModule):
         value_shift: Mean of the value targets, ().
         value_scale: Their deviation, ().
         updates: Updates done, int64 ().
+        references: Costs that `gap` compares with, by stage.
     """
 
     simulator: HybridSimulator
@@ -41,6 +43,7 @@ class Simulation(GuardedModule):
     value_shift: Tensor
     value_scale: Tensor
     updates: Tensor
+    references: dict[str, float]
     _step: Step
 
     @property
@@ -110,14 +113,15 @@ class Simulation(GuardedModule):
             noisy: Draw for the continuous parts.
         """
         simulator, noises, gumbels, normals = self.simulator, [], [], []
-        shape = (batch.episodes, simulator.horizon, simulator.n_modes)
+        steps = (batch.episodes, simulator.horizon)
         for seed in batch.seeds.tolist():
             generator = torch.Generator().manual_seed(seed)
             noises.append(simulator.sample_noise(batch.episodes, generator))
             if not greedy:
-                gumbels.append(-torch.empty(shape).exponential_(generator=generator).log())
+                gumbels.append(-torch.empty(*steps, *simulator.law_shape).exponential_(generator=generator).log())
             if noisy:
-                normals.append(torch.randn(*shape, simulator.action_dim, generator=generator))
+                parts = (simulator.alternatives, simulator.action_dim)
+                normals.append(torch.randn(*steps, *parts, generator=generator))
         noise = {name: torch.cat([part[name] for part in noises]) for name in noises[0]}
         gumbel = torch.cat(gumbels).to(simulator.device, simulator.dtype) if gumbels else None
         normal = torch.cat(normals).to(simulator.device, simulator.dtype) if normals else None
@@ -153,3 +157,27 @@ class Simulation(GuardedModule):
             return values, advantages, targets, moments(advantages[:, :last])[1]
         mean, scale = moments(advantages[:, :last])
         return values, advantages - mean, targets, scale
+
+    # ------------------------------------------------------------------ evaluation
+
+    def validation_step(self, batch: Seeds, batch_index: int) -> None:
+        """Cost on the fixed validation episodes."""
+        self._evaluate("validation", batch)
+
+    def test_step(self, batch: Seeds, batch_index: int) -> None:
+        """Cost on the test episodes."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: object, batch_index: int) -> Action:
+        """Decide for a batch of observations (batch, observation_dim): a tensor, or a loader's list of one."""
+        return self.policy.act(batch[0] if isinstance(batch, list | tuple) else batch)
+
+    def _evaluate(self, stage: str, batch: Seeds) -> None:
+        with torch.no_grad():
+            costs = {
+                name: mean_of(reported_cost(self.simulator, self._rollout(batch, cross=False, greedy=greedy).costs))
+                for name, greedy in (("cost", True), ("sampled_cost", False))
+            }
+        if stage in self.references:
+            costs["gap"] = costs["cost"] / self.references[stage] - 1
+        self.log_dict({f"{stage}/{name}": value for name, value in costs.items()}, prog_bar=True, batch_size=1)

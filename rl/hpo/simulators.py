@@ -42,14 +42,14 @@ def place(simulator: HybridSimulator, device: torch.device, dtype: torch.dtype) 
 
 
 def active_parts(simulator: HybridSimulator) -> Tensor:
-    """Which raw outputs of which mode the action depends on at all, as 0 and 1, (J, m).
+    """Which raw outputs of which mode the action depends on at all, as 0 and 1, (J, m), with heads (1, m).
 
     A score function of the others is pure noise: of the order quantity of the mode that orders nothing, for example.
     """
     if simulator.horizon < 1:
         raise SimulatorError(f"the horizon is {simulator.horizon}; an episode needs at least 1 decision.")
     generator = torch.Generator().manual_seed(0)
-    shape = (4, simulator.n_modes, simulator.action_dim)
+    shape = (4, simulator.alternatives, simulator.action_dim)
     raw = torch.randn(shape, generator=generator).to(simulator.device, simulator.dtype).requires_grad_()
     weights = torch.randn(shape, generator=generator).to(raw)
     with torch.enable_grad():

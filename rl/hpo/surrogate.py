@@ -64,10 +64,12 @@ def mixed_surrogate(
 
     Args:
         costs: Live costs (batch, T). Detached, only the score part is left, biased for the continuous policy.
-        log_probs: Log-probabilities of all modes (batch, T, J). Evaluated on *live* states they carry the cross term,
+        log_probs: Log-probabilities of all modes (batch, T, J), or with heads (batch, T, H, J). Evaluated on *live*
+            states they carry the cross term,
             **unbiased**; on *detached* states (``cross_term=off``) the discrete gradient stays unbiased and the
             continuous one loses the cross term, which fades as the modes approach a best response.
-        modes: Sampled modes, int64 (batch, T).
+        modes: Sampled modes, int64 (batch, T), or with heads (batch, T, H), whose log-probabilities add up:
+            **unbiased** as for one head, for the law is their product.
         advantages: (batch, T), or (batch, T, J) of all modes for the one-step branching over modes, in which
             :math:`\sum_j \pi_j sg(A_j)` replaces the sampled term and with it the noise of sampling. Detached here.
             Any baseline that is a function of the past keeps the estimator **unbiased**; see :func:`advantages_of`
@@ -94,7 +96,7 @@ def mixed_surrogate(
         # A mode that may not be chosen has probability 0, and 0 times its advantage is 0.
         terms = (log_probs.exp() * advantages).sum(-1)
     else:
-        terms = mode_log_probs(log_probs, modes) * advantages
+        terms = mode_log_probs(log_probs, modes, heads=modes.dim() > costs.dim()) * advantages
     return Surrogate(pathwise, (weights * terms)[:, :decisions].sum(1))
 
 
@@ -187,18 +189,24 @@ def clipped_surrogate(log_prob: Tensor, old: Tensor, advantages: Tensor, clip: f
     return torch.maximum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
-def entropy(log_probs: Tensor) -> Tensor:
+def entropy(log_probs: Tensor, *, heads: bool = False) -> Tensor:
     """Entropy in nats of the modes' law (..., J) -> (...); as a bonus it moves the optimum, so let it fade: **biased**.
 
     Give it log-probabilities of detached states, or it pulls on the continuous policy.
+
+    Args:
+        log_probs: (..., J), or (..., H, J).
+        heads: The law is a product of H heads', whose entropies add up.
 
     Example:
         >>> entropy(torch.tensor([0.5, 0.5]).log())
         tensor(0.6931)
     """
-    return -(log_probs.exp() * log_probs.masked_fill(log_probs.isinf(), 0.0)).sum(-1)
+    found = -(log_probs.exp() * log_probs.masked_fill(log_probs.isinf(), 0.0)).sum(-1)
+    return found.sum(-1) if heads else found
 
 
-def mode_log_probs(log_probs: Tensor, modes: Tensor) -> Tensor:
-    """Log-probability of the modes taken: (..., J) and (...) -> (...)."""
-    return log_probs.gather(-1, modes.unsqueeze(-1)).squeeze(-1)
+def mode_log_probs(log_probs: Tensor, modes: Tensor, *, heads: bool = False) -> Tensor:
+    """Log-probability of the modes taken: (..., J) and (...) -> (...), with heads (..., H, J) and (..., H) -> (...)."""
+    found = log_probs.gather(-1, modes.unsqueeze(-1)).squeeze(-1)
+    return found.sum(-1) if heads else found

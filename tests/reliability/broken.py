@@ -261,6 +261,7 @@ def _untidy(attempt: Attempt, struck: int) -> str:
         return ""
     if "Traceback" in attempt.error:
         return f"a traceback: {attempt.error[-300:]}"
-    if attempt.code not in (130, 0, -signal.SIGTERM):
+    nothing_to_resume = attempt.code == 2 and "holds no recipe.yaml, so no run was started there" in attempt.error
+    if attempt.code not in (130, 0, -signal.SIGTERM) and not nothing_to_resume:
         return f"ends with {attempt.code}: {attempt.error[-300:]}"
     return ""

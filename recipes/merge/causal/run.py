@@ -16,8 +16,8 @@ from recipes.data.models import resolve_model
 from recipes.errors import RunError
 from recipes.merge.baselines import SHARED, Candidates, tune
 from recipes.merge.causal.train import language_model
-from recipes.merge.checks import cached_at, check_rank
-from recipes.merge.experts import base_checkpoint, expert_folder, stored_format_of
+from recipes.merge.checks import cached_at
+from recipes.merge.experts import base_checkpoint, check_rank, expert_folder, stored_format_of
 from recipes.merge.finetune import alone_with, train_expert
 from recipes.merge.routing import train_router
 from recipes.running.files import plain_json
@@ -134,7 +134,7 @@ def run_causal(
     hush_libraries()
     where = resolve_model(recipe.base)
     experts, model = _experts(recipe, folder, where), language_model(where).eval()
-    check_rank(recipe, [tuple(p.shape) for p in model.parameters()], RunError)
+    check_rank("exclusive.rank", recipe.exclusive.rank, [tuple(p.shape) for p in model.parameters()], RunError)
     if not goes_on_alone():
         return
     tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)

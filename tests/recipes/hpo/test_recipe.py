@@ -159,3 +159,36 @@ def test_a_method_without_changes_is_the_training_itself():
     assert [cell.name for cell in hpo.cells(recipe)] == ["plain-0", "plain-1", "off-0", "off-1"]
     with pytest.raises(FieldError, match="at least one"):
         hpo.Recipe(methods={})
+
+
+def test_the_method_auto_trains_as_advised_and_a_check_says_so(front, tmp_path):
+    checked = front("hpo_tiny.yaml", "--check", "methods={auto: {}}")
+    assert checked.code == 0, checked.err
+    assert "advice: estimator score, for a single number is chosen at a time" in checked.out
+    done = front("hpo_slqr_tiny.yaml", "--out", "run", "methods={auto: {reuse: 2}}", "reference.cost=40")
+    assert done.code == 0, done.err
+    row = json.loads((tmp_path / "run/result.json").read_text())["rows"][0]
+    assert (row["method"], row["reference"], row["reference_cost"]) == ("auto", "reference", 40.0)
+    assert row["gap"] == pytest.approx(row["cost"] / 40 - 1)
+
+
+def test_a_policy_of_ones_own_is_the_reference(front, tmp_path, monkeypatch):
+    (tmp_path / "rules.py").write_text(
+        "def never(simulator):\n"
+        "    zero = lambda state: state['x'][:, 0].long() * 0\n"
+        "    return lambda state, t: (zero(state), state['x'] * 0)\n"
+        "def broken(simulator):\n    return 3\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tiny = ("hpo_slqr_tiny.yaml", "reference.name=idle")
+    done = front(*tiny, "--out", "run", "reference.policy=rules.never")
+    assert done.code == 0, done.err
+    row = json.loads((tmp_path / "run/result.json").read_text())["rows"][0]
+    assert row["reference"] == "idle"
+    assert row["reference_cost"] > 45  # doing nothing costs more than the optimum of the plane
+    for path, why in (("rules.broken", "reference.policy: rules.broken cannot be played"), ("rules.none", "cannot be")):
+        refused = front(*tiny, "--check", f"reference.policy={path}")
+        assert refused.code == 2, refused.out
+        assert why in refused.err
+    refused = front(*tiny, "--check", "reference.policy=rules.never", "reference.cost=1.0")
+    assert "expected none beside a cost" in refused.err

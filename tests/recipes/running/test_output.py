@@ -1,11 +1,15 @@
 """A run goes on without the readers of its output, and ends as it would have."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from recipes import run
 
 ROOT = Path(__file__).parents[3]
 
@@ -53,3 +57,20 @@ def test_a_refusal_that_nobody_reads_keeps_its_exit_code(tmp_path):
 def test_a_list_ends_when_nobody_reads_it(tmp_path):
     done = unread(tmp_path, "--list")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_interruption_that_falls_into_a_finalizer_still_ends_the_run(monkeypatch, capsys):
+    class Dying:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def work(*_):
+        Dying()
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            time.sleep(0.01)
+        return 0
+
+    monkeypatch.setattr(run, "_dispatch", work)
+    assert run.main(["merge.yaml"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -1,0 +1,59 @@
+"""Which estimator to train a simulator with, from what the checker finds and how many numbers there are to choose."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rl.envs.check import check_simulator
+from rl.envs.hybrid import HybridSimulator
+from rl.errors import SimulatorError
+
+# Hybrid PPO as it was tuned for one item of inventory (benchmarks/hpo_inventory.py).
+SCORE = {"estimator": "score", "reuse": 4, "learning_rate": 1e-3, "discrete_rate": 1e-3, "entropy_start": 0.01}
+MIXED: dict[str, object] = {"estimator": "mixed"}
+
+
+class Advice(NamedTuple):
+    """What to train with.
+
+    Attributes:
+        options: Arguments of `HPOModule`, with the estimator among them.
+        reason: Why, as a part of a sentence.
+    """
+
+    options: dict[str, object]
+    reason: str
+
+
+def advise(simulator: HybridSimulator) -> Advice:
+    """Advise an estimator.
+
+    ``score`` where the mixed gradient has nothing to follow or would be biased: no gradient, a jump within a mode, a
+    mode mask that the continuous actions move. ``score`` too with a single number to choose, where both come as near
+    to the optimum and hybrid PPO has no cross term to be noisy. ``mixed`` from two numbers on: the noise of the score
+    grows with them, the pathwise gradient's does not.
+
+    Args:
+        simulator: The simulator.
+
+    Raises:
+        SimulatorError: If nothing can be trained in it.
+
+    Example:
+        >>> from rl.envs.switched_lqr import switched_lqr
+        >>> advise(switched_lqr(3, 2)).reason
+        '3 numbers are chosen at a time, and the gradient passes the simulator'
+    """
+    if not simulator.differentiable:
+        check_simulator(simulator)
+        return Advice(dict(SCORE), "the simulator is declared not differentiable")
+    try:
+        check_simulator(simulator, estimator="mixed")
+    except SimulatorError as error:
+        check_simulator(simulator, estimator="score")  # what breaks this, nothing can be trained in
+        return Advice(dict(SCORE), f"the mixed gradient would be wrong ({str(error).split(';')[0]})")
+    count = simulator.action_dim
+    if count <= 1:
+        what = "nothing but modes is chosen" if not count else "a single number is chosen at a time"
+        return Advice(dict(SCORE), f"{what}, and hybrid PPO comes as near to the optimum")
+    return Advice(dict(MIXED), f"{count} numbers are chosen at a time, and the gradient passes the simulator")
