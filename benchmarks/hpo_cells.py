@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from scipy.stats import t
 from recipes.hpo.curves import Curve
 from recipes.hpo.sb3 import cost_of, train_sb3
 from recipes.running.quiet import silent_trainer
+from rl.envs.hybrid import HybridSimulator, Noise
 from rl.hpo.data import SeedDataModule
-from rl.hpo.known_optima import best_known
+from rl.hpo.known_optima import BestKnown, best_known
 from rl.hpo.module import HPOModule
 
 CELLS = Path("runs") / "benchmarks"
@@ -38,6 +39,7 @@ def cell(
     sb3: bool = False,
     validations: int = 10,
     test_episodes: int = 8192,
+    known: Callable[[HybridSimulator, Noise], BestKnown | None] = best_known,
 ) -> dict[str, Any]:
     """Train, test the last policy against the best known one on the same episodes, and keep the row.
 
@@ -53,6 +55,7 @@ def cell(
         sb3: Train Stable-Baselines3's PPO instead.
         validations: Points of the curve.
         test_episodes: Episodes of the test.
+        known: What the cost is compared with, on given episodes.
 
     Returns:
         The row.
@@ -81,10 +84,10 @@ def cell(
         module.draw(next(iter(loader)), greedy=True, noisy=False)[0]
         for loader in (data.val_dataloader(), data.test_dataloader())
     ]
-    known = [best_known(module.simulator, noise) for noise in noises]
-    if known[0] is None or known[1] is None:
+    found = [known(module.simulator, noise) for noise in noises]
+    if found[0] is None or found[1] is None:
         raise ValueError(f"nothing is known of {simulator}; a benchmark needs a simulator with a reference.")
-    module.references = {"validation": known[0].cost, "test": known[1].cost}
+    module.references = {"validation": found[0].cost, "test": found[1].cost}
     wall, cpu = time.perf_counter(), time.process_time()
     costs: dict[str, float]
     if sb3:
@@ -109,10 +112,10 @@ def cell(
         "cell": name,
         "seed": seed,
         **costs,
-        "gap": costs["cost"] / known[1].cost - 1,
-        "reference": known[1].name,
-        "reference_cost": known[1].cost,
-        **known[1].others,
+        "gap": costs["cost"] / found[1].cost - 1,
+        "reference": found[1].name,
+        "reference_cost": found[1].cost,
+        **found[1].others,
         "updates": updates,
         "simulator_steps": updates * batch * module.simulator.horizon,
         "cpu_seconds": time.process_time() - cpu,

@@ -28,8 +28,8 @@ from rl.hpo.surrogate import advantages_of, clipped_surrogate, mixed_surrogate, 
 
 T, G = 3, 0.95
 SEEDS = 3
-LOTS: dict[str, Any] = {"entropy_start": 0.05, "discrete_rate": 3e-3, "hidden": [128, 128]}
-UPDATES, BATCH = 600, 256
+LOTS: dict[str, Any] = {"entropy_start": 0.02, "max_norm": 0.5}
+UPDATES, BATCH = 160, 256
 
 
 class Headed(HybridSimulator):

@@ -72,7 +72,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     from recipes.merge import rows as table
     from recipes.merge.compared import compared
-    from recipes.merge.with_data import with_data
+    from recipes.merge.with_data import all_static
 
     if not recipe.tasks:
         run_alone(recipe, folder)
@@ -98,12 +98,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     held, rows = table.experts(judge, whole)
     own = table.base(judge, model, labelled, seen if recipe.baselines.probe else None)
     rows["pretrained"] = own.pop("pretrained")
-    static, merged = table.static(judge, model, states, held)
+    recipe, static, merged = all_static(judge, model, states, held)
     rows |= merged
-    recipe = recipe.with_shared(static, folder.say)
-    looked, informed = with_data(judge, model, states, held) if recipe.baselines.data else ({}, {})
-    static |= looked
-    rows |= informed
 
     stored = getattr(torch, stored_format_of(recipe, where))
     twin, exclusive = _twin(judge, recipe, copy.deepcopy(model), experts, stored)
@@ -117,15 +113,14 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored)  # type: ignore[arg-type]
     twin.router = routing.router.cpu()
-    _write(
-        replace(judge, recipe=recipe),
-        model,
-        tokenizer,
-        experts,
-        (twin, exclusive, routing),
-        (rows, static, labelled),
-        beside,
-    )
+    judge = replace(judge, recipe=recipe)
+    _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
+
+
+def _say_notes(tasks: list[TextTask], folder: RunFolder) -> None:
+    for task in tasks:
+        for note in task.notes:
+            folder.say(f"task {task.name}: {note}")
 
 
 def _prepared(
@@ -135,9 +130,7 @@ def _prepared(
     # The router may read more inputs, of which it takes the task and not the label.
     labelled = [load_task(source, recipe.seed) for source in recipe.tasks]
     tasks = [load_task(replace(source, max_train=recipe.router.items), recipe.seed) for source in recipe.tasks]
-    for task in labelled:
-        for note in task.notes:
-            folder.say(f"task {task.name}: {note}")
+    _say_notes(labelled, folder)
     if recipe.training.heads == "zeroshot":
         experts = with_zero_shot(recipe, labelled, experts)
     return labelled, tasks, _in_order(labelled, experts)
