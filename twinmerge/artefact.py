@@ -27,6 +27,7 @@ from twinmerge.errors import CheckpointError
 from twinmerge.modeling_twin import (
     FORMAT_VERSION,
     LOADERS,
+    Loader,
     TwinClassifier,
     TwinMixin,
     TwinModel,
@@ -151,7 +152,7 @@ def _save_shared(twin: TwinMixin, out: Path, max_shard_size: str) -> str:
     """The shared expert as its stock class writes it, and the entry of config.json that finds the routed class."""
     model = stock_view(twin)
     model.save_pretrained(out, max_shard_size=max_shard_size)
-    loader: Any = next((c for c in LOADERS if type(model) in _classes(c.auto, model.config)), None)
+    loader: type[Loader] | None = next((c for c in LOADERS if type(model) in _classes(c.auto, model.config)), None)
     if loader is None and getattr(transformers, type(model).__name__, None) is type(model):
         loader = TwinOfItsClass
     if loader is None:

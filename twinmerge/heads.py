@@ -8,8 +8,9 @@ the head; where none does, the head is refused, for a head that is nearly right 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import product
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +59,13 @@ def random_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def parts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[nn.Module]]:
     """The body of a classifier, and the modules outside of it, which are its head."""
-    inner: Any = getattr(model, "timm_model", None)
+    inner = getattr(model, "timm_model", None)
     if isinstance(inner, nn.Module):  # timm's own classifier stands inside its model
         if not inner.num_classes:
             return model, []
-        return wrap_timm(inner, model.config.model_args).eval(), [inner.get_classifier()]
+        body = wrap_timm(inner, model.config.model_args)
+        nn.Module.eval(body)
+        return body, [cast("Callable[[], nn.Module]", inner.get_classifier)()]
     body = body_of(model)
     inside = {id(module) for module in body.modules()}
     return body, [module for module in model.modules() if id(module) not in inside]
@@ -70,11 +73,11 @@ def parts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[nn.Module]]:
 
 def states_and_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[States, Tensor]:
     """A classifier's states, as its body returns them, and its logits."""
-    seen: list[Any] = []
+    seen: list[object] = []
     body, _ = parts(model)
     if isinstance(getattr(model, "timm_model", None), nn.Module):
         with torch.no_grad():
-            return states_of(body, cast(Any, body)(**inputs)), model(**inputs).logits
+            return states_of(body, nn.Module.__call__(body, **inputs)), model(**inputs).logits
     hook = body.register_forward_hook(lambda _, __, output: seen.append(output))
     try:
         with torch.no_grad():

@@ -9,7 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -75,14 +75,13 @@ def probe_inputs(model: PreTrainedModel, rows: int = 2) -> dict[str, Tensor] | N
     }
 
 
-def _side(model: PreTrainedModel) -> Any:
+def _side(model: PreTrainedModel) -> object:
     """Height and width that a model of timm insists on; None where it takes any, or is of another library."""
     inner = getattr(model, "timm_model", None)
     patches = getattr(inner, "patch_embed", None)
     known = getattr(patches, "img_size", None) or getattr(inner, "img_size", None)
-    if known is None and (getattr(inner, "pretrained_cfg", None) or {}).get("fixed_input_size"):
-        known = cast(Any, inner).pretrained_cfg["input_size"][1:]
-    return known
+    told = getattr(inner, "pretrained_cfg", None) or {}
+    return told["input_size"][1:] if known is None and told.get("fixed_input_size") else known
 
 
 def two_inputs(inputs: Mapping[str, object], main: str) -> dict[str, Any] | None:

@@ -144,13 +144,15 @@ def assemble(model: transformers.PreTrainedModel, folder: Path) -> TwinMixin:
 Told = tuple[TwinMixin, dict[str, set[str]]]  # a twin, and that no tensor was missing or left over
 
 
-class _Loader:
+class Loader:
+    """How an Auto class of transformers makes a twin of a folder."""
+
     auto: Any = None
 
     @classmethod
-    def stock(cls, folder: Path) -> Any:
+    def stock(cls, folder: Path) -> type[transformers.PreTrainedModel]:
         """What loads the shared expert of a folder."""
-        return cls.auto
+        return cast("type[transformers.PreTrainedModel]", cls.auto)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: object = None) -> None:
@@ -174,37 +176,37 @@ class _Loader:
         return (twin, NOTHING_AMISS) if told else twin  # a folder that lacks or adds a tensor was refused
 
 
-class TwinForCausalLM(_Loader):
+class TwinForCausalLM(Loader):
     """`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`."""
 
     auto = transformers.AutoModelForCausalLM
 
 
-class TwinForSeq2SeqLM(_Loader):
+class TwinForSeq2SeqLM(Loader):
     """`AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)`."""
 
     auto = transformers.AutoModelForSeq2SeqLM
 
 
-class TwinForMaskedLM(_Loader):
+class TwinForMaskedLM(Loader):
     """`AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)`."""
 
     auto = transformers.AutoModelForMaskedLM
 
 
-class TwinForSequenceClassification(_Loader):
+class TwinForSequenceClassification(Loader):
     """`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)`."""
 
     auto = transformers.AutoModelForSequenceClassification
 
 
-class TwinForImageClassification(_Loader):
+class TwinForImageClassification(Loader):
     """`AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)`."""
 
     auto = transformers.AutoModelForImageClassification
 
 
-class TwinModel(_Loader):
+class TwinModel(Loader):
     """`AutoModel.from_pretrained(folder, trust_remote_code=True)`."""
 
     auto = transformers.AutoModel
@@ -214,10 +216,10 @@ class TwinOfItsClass(TwinModel):
     """`AutoModel.from_pretrained(folder, trust_remote_code=True)` of CLIP's tower with its projection, and its like."""
 
     @classmethod
-    def stock(cls, folder: Path) -> Any:
+    def stock(cls, folder: Path) -> type[transformers.PreTrainedModel]:
         """The class that the folder's configuration names."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return getattr(transformers, config["architectures"][0])
+        return cast("type[transformers.PreTrainedModel]", getattr(transformers, config["architectures"][0]))
 
 
 class TwinClassifier(TwinModel):

@@ -101,10 +101,19 @@ def _freeze(model: nn.Module, frozen: tuple[str, ...]) -> None:
         parameter.requires_grad_(False)
 
 
+def _inner(model: nn.Module) -> nn.Module:
+    """The model itself under PEFT's adapters."""
+    base = getattr(model, "get_base_model", None)
+    return model if base is None else cast(nn.Module, base())
+
+
 def width_of(model: nn.Module, pooling: str) -> int | None:
     """Features that a head on this pooling reads: of images as a tiny batch shows, else as the configuration says."""
-    stock: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if getattr(stock, "main_input_name", "") == "pixel_values" and (inputs := probe_inputs(stock)) is not None:
+    stock = _inner(model)
+    if (
+        getattr(stock, "main_input_name", "") == "pixel_values"
+        and (inputs := probe_inputs(cast(PreTrainedModel, stock))) is not None
+    ):
         mode = stock.training
         with torch.no_grad():
             states = states_of(stock, stock.eval()(**inputs))
@@ -220,11 +229,7 @@ class FinetuneModule(lightning.LightningModule):
         outputs = self.model(**inputs)
         if self.head is None:
             return cast(Tensor, outputs.logits)
-        return cast(Tensor, self.head(states_of(self._stock(), outputs), batch.get("attention_mask")))
-
-    def _stock(self) -> nn.Module:
-        model: Any = self.model
-        return cast(nn.Module, model.get_base_model() if hasattr(model, "get_base_model") else model)
+        return cast(Tensor, self.head(states_of(_inner(self.model), outputs), batch.get("attention_mask")))
 
     def train(self, mode: bool = True) -> FinetuneModule:
         """Training mode, in which frozen running statistics are used and not moved."""

@@ -24,7 +24,7 @@ class States:
     tokens: Tensor
     pooled: Tensor | None = None
 
-    def of(self, rows: Any) -> States:
+    def of(self, rows: Tensor | slice) -> States:
         """Those of some rows of the batch."""
         return States(self.tokens[rows], None if self.pooled is None else self.pooled[rows])
 

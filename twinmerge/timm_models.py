@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from .routed_layers import RoutedAny, RoutedLayer, replica, stored
 
 PREFIX = "timm_model."
+Experts = TypeVar("Experts")
 
 
-def wrap_timm(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> PreTrainedModel:
+def wrap_timm(model: nn.Module, model_args: Mapping[str, object] | None = None) -> PreTrainedModel:
     """A raw model of timm as transformers holds one, without its classifier.
 
     Args:
@@ -34,7 +35,7 @@ def wrap_timm(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> 
     Raises:
         ValueError: for a module that timm did not make, or another than its name and `model_args` make.
     """
-    stock: Any = importlib.import_module("transformers")
+    stock = importlib.import_module("transformers")
     name = type(model).__name__
     known = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     known = known if isinstance(known, Mapping) or known is None else known.to_dict()
@@ -46,14 +47,14 @@ def wrap_timm(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> 
     body.__dict__["_modules"], body.__dict__["_parameters"] = dict(model._modules), dict(model._parameters)
     if getattr(model, "num_classes", 0):
         head = copy.deepcopy(model)
-        cast(Any, head).reset_classifier(0)
+        getattr(head, "reset_classifier", int)(0)
         kept = set(head.state_dict())
         body = head
         for key, value in (*model.named_parameters(), *model.named_buffers()):
             if key in kept:  # the classifier alone is new
                 holder, _, leaf = key.rpartition(".")
                 setattr(body.get_submodule(holder), leaf, value)
-    config: Any = stock.TimmWrapperConfig(
+    config = stock.TimmWrapperConfig(
         architecture=known["architecture"],
         model_args=dict(model_args or {}) or None,
         pretrained_cfg={k: v for k, v in known.items() if isinstance(v, str | int | float | bool | list | tuple)},
@@ -75,7 +76,7 @@ def wrap_timm(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> 
     return wrapped
 
 
-def as_stock(model: nn.Module, experts: Any) -> tuple[PreTrainedModel, Any]:
+def as_stock(model: nn.Module, experts: Experts) -> tuple[PreTrainedModel, Experts]:
     """A model of transformers as it is; a raw one of timm wrapped, with the names of its experts' parameters.
 
     Args:
@@ -87,13 +88,13 @@ def as_stock(model: nn.Module, experts: Any) -> tuple[PreTrainedModel, Any]:
     wrapped = wrap_timm(model)
     names = set(wrapped.state_dict())
 
-    def turned(expert: Mapping[str, Any]) -> dict[str, Any]:
+    def turned(expert: Mapping[str, object]) -> dict[str, object]:
         own = set(model.state_dict())
         return {PREFIX + k: v for k, v in expert.items() if k not in own or PREFIX + k in names}
 
     if isinstance(experts, Mapping):
-        return wrapped, {task: turned(expert) for task, expert in experts.items()}
-    return wrapped, [turned(expert) for expert in experts]
+        return wrapped, cast(Experts, {task: turned(expert) for task, expert in experts.items()})
+    return wrapped, cast(Experts, [turned(expert) for expert in cast("Sequence[Mapping[str, object]]", experts)])
 
 
 class CalledTimm(nn.Module):
@@ -103,15 +104,15 @@ class CalledTimm(nn.Module):
     per input only where a module is called.
     """
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         """The features."""
         return super().forward_features(*args, **kwargs)  # type: ignore[misc]
 
-    def forward_features(self, *args: Any, **kwargs: Any) -> Any:
+    def forward_features(self, *args: object, **kwargs: object) -> object:
         """The same."""
         return self(*args, **kwargs)
 
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+    def forward_intermediates(self, *args: object, **kwargs: object) -> object:
         """The maps of every stage, under the shared expert only.
 
         Raises:

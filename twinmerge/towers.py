@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from twinmerge.headers import Checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PAIRS = ("clip", "siglip", "siglip2", "metaclip_2", "altclip", "chinese_clip", "align")
 
@@ -25,7 +28,7 @@ def tower_of(checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
-def tower_class(where: str | Path) -> Any:
+def tower_class(where: str | Path) -> type[PreTrainedModel]:
     """The class that loads the body of a folder or Hub model: `AutoModel`, or the vision tower of CLIP and its kin.
 
     Args:
@@ -34,4 +37,5 @@ def tower_class(where: str | Path) -> Any:
     from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    return MODEL_MAPPING[type(config.vision_config)] if config.model_type in PAIRS else AutoModel
+    found: object = MODEL_MAPPING[type(config.vision_config)] if config.model_type in PAIRS else AutoModel
+    return cast("type[PreTrainedModel]", found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +37,14 @@ def zero_shot_head(
     Raises:
         ValueError: for a model without texts, no label, or a template without {}.
     """
-    if not hasattr(model, "get_text_features"):
+    texts_of = getattr(model, "get_text_features", None)
+    if texts_of is None:
         raise ValueError(f"a {type(model).__name__} reads no texts; give the whole CLIP or SigLIP model.")
     if not labels:
         raise ValueError("no label is given; name the classes.")
     if bad := [one for one in templates if "{}" not in one] or ([] if templates else ["(none)"]):
         raise ValueError(f"the template {bad[0]!r} has no place for a name; write {{}} there.")
-    features, texts_of = [], cast(Any, model).get_text_features
+    features = []
     for name in labels:
         texts = [template.format(name.replace("_", " ")) for template in templates]
         # SigLIP was trained on texts padded to the longest; CLIP reads to the end of each.

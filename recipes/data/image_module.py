@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from lightning import LightningDataModule
@@ -73,7 +73,7 @@ def look_of(base: str | Path, size: int = 0) -> Look:
 
     where = resolve_model(base) if isinstance(base, str) else base
     try:
-        made: Any = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
+        made = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:160]
         raise RunError(f"the base {base} has no image processor ({reason}); give a base that reads images") from error
@@ -87,7 +87,23 @@ def look_of(base: str | Path, size: int = 0) -> Look:
     return Look(size or int(own), tuple(map(float, mean)), tuple(map(float, std)))
 
 
-class _Rows(Dataset[dict[str, Any]]):
+class Row(NamedTuple):
+    """One image.
+
+    Attributes:
+        pixels: Shape (3, size, size), 8 bits.
+        label: Its class.
+        task: Number of its task.
+        place: In its split.
+    """
+
+    pixels: Tensor
+    label: int
+    task: int
+    place: int
+
+
+class _Rows(Dataset[Row]):
     """Pictures of a split, resized when they are asked for."""
 
     def __init__(self, rows: Sequence[tuple[Picture, int, int]], look: Look) -> None:
@@ -96,9 +112,9 @@ class _Rows(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Row:
         picture, label, task = self.rows[index]
-        return {"pixel_values": self.look.resized(picture), "labels": label, "task": task, "index": index}
+        return Row(self.look.resized(picture), label, task, index)
 
 
 class MixedImageDataModule(LightningDataModule):
@@ -150,18 +166,18 @@ class MixedImageDataModule(LightningDataModule):
                 for picture, label in zip(getattr(task, split).texts, getattr(task, split).labels, strict=True)
             ]
 
-    def _collate(self, rows: list[dict[str, Any]]) -> Batch:
+    def _collate(self, rows: list[Row]) -> Batch:
         return {
-            "pixel_values": self.look.normalised(torch.stack([row["pixel_values"] for row in rows])),
-            "labels": torch.tensor([row["labels"] for row in rows]),
-            **({} if len(self.tasks) == 1 else {"task": torch.tensor([row["task"] for row in rows])}),
+            "pixel_values": self.look.normalised(torch.stack([row.pixels for row in rows])),
+            "labels": torch.tensor([row.label for row in rows]),
+            **({} if len(self.tasks) == 1 else {"task": torch.tensor([row.task for row in rows])}),
         }
 
-    def _raw(self, rows: list[dict[str, Any]]) -> Batch:
-        images = torch.stack([row["pixel_values"] for row in rows])
+    def _raw(self, rows: list[Row]) -> Batch:
         return {
-            "pixel_values": images,
-            **{name: torch.tensor([row[name] for row in rows]) for name in ("labels", "index")},
+            "pixel_values": torch.stack([row.pixels for row in rows]),
+            "labels": torch.tensor([row.label for row in rows]),
+            "index": torch.tensor([row.place for row in rows]),
         }
 
     def train_dataloader(self) -> ResumableLoader:
@@ -193,21 +209,21 @@ class MixedImageDataModule(LightningDataModule):
         if self.augmentation == "trivial":
             trivial: Callable[[Tensor], Tensor] = v2.TrivialAugmentWide()
             return trivial
-        crop: Any = v2.RandomCrop(self.look.size, padding=self.look.size // 8, padding_mode="edge")
+        crop = v2.RandomCrop(self.look.size, padding=self.look.size // 8, padding_mode="edge")
         both: Callable[[Tensor], Tensor] = crop
         if self.augmentation == "flip":
             both = v2.Compose([crop, v2.RandomHorizontalFlip()])
         return both
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def val_dataloader(self) -> DataLoader[Row]:
         """Validation images, all tasks shuffled together."""
         return self._evaluated(self._ordered("validation"))
 
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def test_dataloader(self) -> DataLoader[Row]:
         """Test images, likewise."""
         return self._evaluated(self._ordered("test"))
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def predict_dataloader(self) -> DataLoader[Row]:
         """The test images."""
         return self.test_dataloader()
 
@@ -232,7 +248,7 @@ class MixedImageDataModule(LightningDataModule):
             shares = [self._ordered(split)]
         return [list(self._evaluated(share)) for share in shares]
 
-    def _evaluated(self, rows: Sequence[tuple[Picture, int, int]]) -> DataLoader[dict[str, Any]]:
+    def _evaluated(self, rows: Sequence[tuple[Picture, int, int]]) -> DataLoader[Row]:
         return DataLoader(_Rows(rows, self.look), self.eval_batch_size, collate_fn=self._collate)
 
     def _ordered(self, split: str) -> list[tuple[Picture, int, int]]:

@@ -7,12 +7,13 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from recipes.data import wheels
 from recipes.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
+    import datasets
     from PIL.Image import Image
 
     from recipes.data.task_source import TaskSource
@@ -63,6 +64,14 @@ IMAGE_TASKS: dict[str, ShippedImages] = {
 }
 
 
+class Pairs(Protocol):
+    """Images beside what else belongs to them, by position."""
+
+    def __getitem__(self, index: int, /) -> tuple[Image, *tuple[object, ...]]:
+        """The image first."""
+        ...
+
+
 class Picture:
     """One image, opened when it is needed.
 
@@ -71,7 +80,7 @@ class Picture:
         index: Position in the data set.
     """
 
-    def __init__(self, source: Any, index: int = -1) -> None:
+    def __init__(self, source: str | bytes | Pairs, index: int = -1) -> None:
         self.source, self.index = source, index
 
     def open(self) -> Image:
@@ -90,7 +99,7 @@ class Picture:
                 from PIL.Image import open as read_image
 
                 return eight_bits(upright(read_image(io.BytesIO(self.source))))
-            image: Image = self.source[self.index][0]
+            image = self.source[self.index][0]
         except (DistillError, OSError, ValueError, SyntaxError) as error:
             raise RunError(f"an image cannot be read: {error}") from error
         return image
@@ -295,7 +304,7 @@ def _read_hub(source: TaskSource) -> Found:
 class _Column:
     """The images of a Hub data set, as pairs whose first is the image."""
 
-    def __init__(self, rows: Any, column: str) -> None:
+    def __init__(self, rows: datasets.Dataset, column: str) -> None:
         self.rows, self.column = rows, column
 
     def __getitem__(self, index: int) -> tuple[Image]:

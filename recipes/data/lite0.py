@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import shutil
 from pathlib import Path
-from typing import Any
 
 from recipes.data import wheels
 from recipes.data.pins import WHEELS
@@ -61,16 +60,20 @@ def _convert(source: Path, target: Path) -> None:
     import timm
     import torch
 
-    stock: Any = importlib.import_module("transformers")
+    stock = importlib.import_module("transformers")
 
-    given: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
+    given: dict[str, torch.Tensor] = torch.load(source, map_location="cpu", weights_only=True)
     given = {name: value for name, value in given.items() if not name.startswith("_fc.")}
-    inner: Any = timm.create_model(ARCHITECTURE, num_classes=0)
+    inner = timm.create_model(ARCHITECTURE, num_classes=0)
     wanted = inner.state_dict()
     pairs = list(zip(wanted.items(), given.values(), strict=False))
     if len(wanted) != len(given) or any(ours.shape != theirs.shape for (_, ours), theirs in pairs):
         raise RunError(f"{source} does not hold the weights of {ARCHITECTURE}; delete it to have it fetched again")
-    known = {k: v for k, v in inner.pretrained_cfg.items() if isinstance(v, str | int | float | bool | list | tuple)}
-    model: Any = stock.TimmWrapperModel(stock.TimmWrapperConfig(architecture=ARCHITECTURE, pretrained_cfg=known))
+    known = {
+        k: v
+        for k, v in getattr(inner, "pretrained_cfg", {}).items()
+        if isinstance(v, str | int | float | bool | list | tuple)
+    }
+    model = stock.TimmWrapperModel(stock.TimmWrapperConfig(architecture=ARCHITECTURE, pretrained_cfg=known))
     model.timm_model.load_state_dict({name: theirs for (name, _), theirs in pairs})
     model.save_pretrained(target)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from recipes.data import wheels
 from recipes.data.lite0 import converted as lite0_there, describe_lite0, lite0
@@ -14,9 +14,11 @@ from recipes.data.smollm2 import converted, describe_smollm2, smollm2
 from recipes.errors import ASKS, UNRUN, UNRUN_ADVICE, RecipeError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from recipes.data.task_source import TaskSource
+
+    Reader = PreTrainedTokenizerBase | ProcessorMixin
 
 __all__ = [
     "HUB_ID",
@@ -125,7 +127,7 @@ def load_body(where: Path | str) -> PreTrainedModel:
     return made
 
 
-def reader_of(where: Path | str, tasks: Sequence[TaskSource]) -> Any:
+def reader_of(where: Path | str, tasks: Sequence[TaskSource]) -> Reader:
     """What turns inputs into tensors for a model: its image processor for tasks of images, else its tokenizer.
 
     Args:
@@ -135,11 +137,12 @@ def reader_of(where: Path | str, tasks: Sequence[TaskSource]) -> Any:
     import transformers
 
     images = bool(tasks) and tasks[0].kind == "images"
-    auto: Any = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
-    return auto.from_pretrained(where, trust_remote_code=False)
+    if images:
+        return cast("Reader", transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False))
+    return cast("Reader", transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False))
 
 
-def reads_images(config: Mapping[str, Any]) -> bool:
+def reads_images(config: Mapping[str, object]) -> bool:
     """Whether a model sees images and no texts, by its configuration; CLIP and its kin have a tower that does."""
     if "vocab_size" in config:
         return False

@@ -99,10 +99,10 @@ def load_task(source: TaskSource, seed: int) -> TextTask:
     if source.kind == "images":
         pictures, names = image_tasks.read_pictures(source)
         told = replace(source, overlap="drop") if source.source == "shipped" else source
-        read = apart(told, {split: list[tuple[Text, Any]](rows) for split, rows in pictures.items()}, notes)
+        read = apart(told, {split: Labelled(rows) for split, rows in pictures.items()}, notes)
     elif source.source == "shipped":
         train, test = text_tasks.read_shipped(text_tasks.TASKS[source.shipped])
-        read = {"train": list[tuple[Text, Any]](train), **({"test": list[tuple[Text, Any]](test)} if test else {})}
+        read = {"train": Labelled(train), **({"test": Labelled(test)} if test else {})}
         names = ()
     else:
         found, names = tables.read_splits(source)

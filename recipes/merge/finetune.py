@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from recipes.data.models import Reader
     from recipes.data.splits import TextTask
     from recipes.running.folder import RunFolder
     from recipes.running.ranks import Board
@@ -314,7 +315,7 @@ def head_seed(task: str, heads: str, seed: int) -> int:
     return zlib.crc32(f"{task} {seed}".encode()) if heads == "fixed" else seed
 
 
-def save_expert(module: FinetuneModule, reader: Any, card: dict[str, Any], out: Path) -> None:
+def save_expert(module: FinetuneModule, reader: Reader, card: dict[str, Any], out: Path) -> None:
     """Write the model (HF or PEFT folder), its tokenizer or processor, its head, expert.json and their digests."""
     from safetensors.torch import save_file
 

@@ -33,6 +33,7 @@ from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from recipes.data.image_module import MixedImageDataModule
@@ -87,13 +88,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     experts, tokenizer = _experts(recipe, folder, model)
     if not _goes_on_alone():
         return
-    # What the experts learned from; the router may read more inputs, of which it takes the task and not the label.
-    labelled = [load_task(source, recipe.seed) for source in recipe.tasks]
-    tasks = [load_task(replace(source, max_train=recipe.router.items), recipe.seed) for source in recipe.tasks]
-    _say_notes(labelled, folder)
-    if recipe.training.heads == "zeroshot":
-        experts = with_zero_shot(recipe, labelled, experts)
-    experts = _in_order(labelled, experts)
+    labelled, tasks, experts = _prepared(recipe, folder, experts)
     data, seen = _mixed(recipe, tasks, tokenizer), _mixed(recipe, labelled, tokenizer)
     judge = table.Judge.of(recipe, folder, tasks, data, experts)
     model.to(judge.device)  # type: ignore[arg-type]
@@ -106,14 +101,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     recipe, static, merged = all_static(judge, model, states, held)
     rows |= merged
 
-    with folder.phase("exclusive experts", 1) as progress:
-        twin, exclusive = _merge(recipe, copy.deepcopy(model), experts)
-        progress.advance()
-    twin.heads.update(judge.heads)
     stored = getattr(torch, stored_format_of(recipe, where))
-    twin.to(judge.device, stored)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
-    twin.float().eval()  # what is scored has the precision of what is saved
-    twin.router_reads = recipe.router.features
+    twin, exclusive = _twin(judge, recipe, copy.deepcopy(model), experts, stored)
     features, read = _features(judge, twin)
     routing = train_router(recipe.router, features, len(tasks), recipe.seed, folder)
     twin.router = routing.router.to(judge.device)
@@ -128,10 +117,33 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
 
 
-def _say_notes(tasks: list[TextTask], folder: RunFolder) -> None:
-    for task in tasks:
+def _prepared(
+    recipe: Recipe, folder: RunFolder, experts: Mapping[str, Expert]
+) -> tuple[list[TextTask], list[TextTask], dict[str, Expert]]:
+    """What the experts learned from, what the router reads, and the experts with heads in the order of the labels."""
+    # The router may read more inputs, of which it takes the task and not the label.
+    labelled = [load_task(source, recipe.seed) for source in recipe.tasks]
+    tasks = [load_task(replace(source, max_train=recipe.router.items), recipe.seed) for source in recipe.tasks]
+    for task in labelled:
         for note in task.notes:
             folder.say(f"task {task.name}: {note}")
+    if recipe.training.heads == "zeroshot":
+        experts = with_zero_shot(recipe, labelled, experts)
+    return labelled, tasks, _in_order(labelled, experts)
+
+
+def _twin(
+    judge: Judge, recipe: Recipe, model: PreTrainedModel, experts: Mapping[str, Expert], stored: torch.dtype
+) -> tuple[TwinMixin, Exclusive]:
+    """The twin with its heads, without its router, in the precision of what is saved."""
+    with judge.folder.phase("exclusive experts", 1) as progress:
+        twin, exclusive = _merge(recipe, model, experts)
+        progress.advance()
+    twin.heads.update(judge.heads)
+    twin.to(judge.device, stored)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
+    twin.float().eval()
+    twin.router_reads = recipe.router.features
+    return twin, exclusive
 
 
 def _features(judge: Judge, twin: TwinMixin) -> tuple[dict[str, Features], Read]:
