@@ -10,6 +10,7 @@ format, and twins of two adapters. The routed row of the eight text tasks is rea
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks import families
+from benchmarks import families, vision
 from benchmarks.common import RESULTS, Figure, write_results
 from recipes.errors import RecipeError
 from recipes.merge.checks import check
@@ -153,8 +154,28 @@ def page(tables: dict[str, Any]) -> str:
             "",
             f"Not built small here, and so not tried: {not_built}.",
             "",
+            *vision_page(tables),
         ]
     )
+
+
+def vision_page(tables: dict[str, Any]) -> list[str]:
+    """The section of image models."""
+    rows = [f"| {r['family']} | {r['class']} | {r['outcome']} | {r['error'] or 0:.0e} |" for r in tables["vision"]]
+    left = ", ".join(row["family"] for row in tables["vision_not_built"]) or "none"
+    return [
+        "## Image models",
+        "",
+        "The same of image models of transformers and of timm (inside transformers' wrapper), batch norms' statistics",
+        "included.",
+        "",
+        "| family | class | outcome | error |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"Not built small here, and so not tried: {left}.",
+        "",
+    ]
 
 
 def told(row: dict[str, Any]) -> str:
@@ -162,11 +183,38 @@ def told(row: dict[str, Any]) -> str:
     return str(row["reason"]).removeprefix("experts.given: ").replace("|", "/")
 
 
+def of_vision() -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Figures and tables of the image models."""
+    rows, left = vision.rows_of()
+    count = {kind: sum(r["outcome"] == kind for r in rows) for kind in ("exact", "refused", "silent")}
+    figures: dict[str, Figure] = {
+        "vision_families": len(rows),
+        "vision_exact_share": count["exact"] / len(rows),
+        "vision_refused": count["refused"],
+        "vision_silent": count["silent"],
+        "vision_max_exact_error": max(r["error"] for r in rows if r["outcome"] == "exact"),
+    }
+    return figures, {"vision": rows, "vision_not_built": left}
+
+
+def only_vision() -> None:
+    """Try the image models anew, and leave the rest of the results as it is."""
+    before = json.loads((RESULTS / "experts.json").read_text())
+    figures, tables = of_vision()
+    figures, tables = before["figures"] | figures, before["tables"] | tables
+    write_results("experts", figures, tables, seeds=1)
+    PAGE.write_text(page(tables), encoding="utf-8")
+    print(figures)
+
+
 def main() -> None:
-    """Try every folder, family and size, and write the results."""
+    """Try every folder, family and size, and write the results; the word `vision` asks for image models alone."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if "vision" in sys.argv[1:]:
+        only_vision()
+        return
     folders, sizes = [], []
     with tempfile.TemporaryDirectory() as place:
         for number, kind in enumerate(foreign.KINDS):
@@ -198,6 +246,9 @@ def main() -> None:
         "routed_normalised_fixed_min_seed": min(normalised_by_seed("fixed")),
     }
     tables = {"folders": folders, "families": rows, "not_built": left, "sizes": sizes}
+    vision_figures, vision_tables = of_vision()
+    figures |= vision_figures
+    tables |= vision_tables
     write_results("experts", figures, tables, seeds=1)
     PAGE.write_text(page(tables), encoding="utf-8")
     print(figures)

@@ -39,6 +39,13 @@ class RunError(Exception):
 FULL = {errno.ENOSPC, errno.EDQUOT}  # a full disk, or a used-up share of it
 
 
+def is_short_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: Python's, Arrow's, torch's or a device's."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in ("t allocate memory", "out of memory"))
+    )
+
+
 def _asking(text: str) -> str:
     """Which repository a refusal of transformers is about."""
     found = re.search(r"The repository (\S+)", text)
@@ -57,8 +64,10 @@ def unforeseen(error: Exception) -> str:
         where = str(error.filename)
         where = where if len(where) <= LONGEST else f"{where[:LONGEST]}..."
         if error.errno == errno.ENAMETOOLONG:
-            return f"{where}: the name is too long for this file system; give a shorter one"
+            return f"{where[:60]}...: the name is too long for this file system; give a shorter one"
         return f"{where}: {error.strerror}; give a folder that can be written with --out, or free this one"
+    if is_short_of_memory(error):
+        return "there is not enough memory; end other programs, or make the batches, the model or the data smaller"
     text = " ".join(str(error).split())
     if ASKS in text:
         return f"{_asking(text)} {UNRUN}; {UNRUN_ADVICE}"

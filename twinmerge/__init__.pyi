@@ -11,6 +11,7 @@ from .merging import merge as merge, merge_lora as merge_lora, shared_expert as 
 from .modeling_twin import Head as Head, Router as Router, as_classifier as as_classifier, attach as attach
 from .module import FinetuneModule as FinetuneModule
 from .one_call import merge_folders as merge_folders
+from .recalibration import recalibrate as recalibrate
 from .routable import preflight as preflight
 from .router import (
     FeatureDataModule as FeatureDataModule,
@@ -18,3 +19,5 @@ from .router import (
     fit_temperature as fit_temperature,
     knn_router as knn_router,
 )
+from .timm_models import wrap_timm as wrap_timm
+from .zero_shot import zero_shot_head as zero_shot_head

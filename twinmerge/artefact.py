@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
+import transformers
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from twinmerge.attaching import UnroutableError
+from twinmerge.attaching import UnroutableError, statistics
 from twinmerge.checkpoints import inspect_checkpoint, read_json, with_report
 from twinmerge.dense import densify, stock_view
 from twinmerge.errors import CheckpointError
@@ -29,6 +30,7 @@ from twinmerge.modeling_twin import (
     TwinClassifier,
     TwinMixin,
     TwinModel,
+    TwinOfItsClass,
     TwinTokenClassifier,
     assemble,
 )
@@ -58,6 +60,9 @@ _BUNDLED = (
     "mixture",
     "shrinking",
     "routed_layers",
+    "routed_images",
+    "timm_models",
+    "states",
     "layouts",
     "attaching",
     "proving",
@@ -133,6 +138,7 @@ def save(
             },
             "ranks": ranks,
             "left_out": twin.left_out,
+            "batch_norms": bool(statistics(twin)),
         }
         (out / "twin.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name, text in {"README.md": model_card(description, target.name), **(texts or {})}.items():
@@ -145,12 +151,14 @@ def _save_shared(twin: TwinMixin, out: Path, max_shard_size: str) -> str:
     """The shared expert as its stock class writes it, and the entry of config.json that finds the routed class."""
     model = stock_view(twin)
     model.save_pretrained(out, max_shard_size=max_shard_size)
-    loader = next((c for c in LOADERS if type(model) in _classes(c.auto, model.config)), None)
+    loader: Any = next((c for c in LOADERS if type(model) in _classes(c.auto, model.config)), None)
+    if loader is None and getattr(transformers, type(model).__name__, None) is type(model):
+        loader = TwinOfItsClass
     if loader is None:
         names = ", ".join(c.auto.__name__ for c in LOADERS)
         raise ValueError(f"a {type(model).__name__} is loaded by none of {names}; make the twin of a class that is.")
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-    config["auto_map"] = {loader.auto.__name__: f"modeling_twin.{loader.__name__}"}
+    config["auto_map"] = {(loader.auto or transformers.AutoModel).__name__: f"modeling_twin.{loader.__name__}"}
     if loader is TwinModel:
         text = "Sequence" if model.main_input_name != "pixel_values" else "Image"
         for head in twin.heads.values():
@@ -243,6 +251,12 @@ def model_card(description: Mapping[str, Any], name: str, recipe: str = "") -> s
         if any(left.values())
         else ""
     )
+    norms = (
+        "\nRunning statistics of batch norms are averaged in the shared expert, and mixed for every input as the\n"
+        "parameters are in the routed model; nothing was recalibrated.\n"
+        if description.get("batch_norms")
+        else ""
+    )
     made = f"\n## Recipe\n\n```yaml\n{recipe.rstrip()}\n```\n" if recipe else ""
     return f"""---
 library_name: transformers
@@ -264,7 +278,7 @@ exclusive expert per task ({tasks}), and a router that gives every input its own
 For a fixed mixture with PEFT use `add_weighted_adapter(..., combination_type="cat")`; `"linear"` averages the factors A
 and B apart, which is another and wrong model. PEFT mixes matrices only, and its `merge_and_unload` adds to a tied
 output layer twice: where experts also changed norms or biases, or to merge tied weights, use `twinmerge.densify`.
-{told}{made}"""
+{told}{norms}{made}"""
 
 
 def digest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -365,10 +379,10 @@ def _stock_model(root: Path, options: Mapping[str, object]) -> PreTrainedModel:
     inspect_checkpoint(root)  # headers first: they say best what is wrong
     named = read_json(root / "config.json").get("auto_map", {})
     named = {entry.rpartition(".")[2] for entry in named.values()}
-    auto = next((c.auto for c in LOADERS if c.__name__ in named), None)
-    if auto is None:
+    loader = next((c for c in (*LOADERS, TwinOfItsClass) if c.__name__ in named), None)
+    if loader is None:
         raise CheckpointError(f"{root / 'config.json'} does not name a twin class; copy the twin folder again.")
-    model, report = with_report(auto, root, **options)
+    model, report = with_report(loader.stock(root), root, **options)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             raise CheckpointError(

@@ -17,11 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 from .layouts import Run, escaping, trace
 from .mixture import UNTRACED, Difference, Layout, Mixture
+from .routed_images import RoutedBatchNorm, RoutedConv, RoutedGroupedConv, image_kind
 from .routed_layers import (
     FactoredLayer,
     RoutedAny,
-    RoutedBatchNorm,
-    RoutedConv,
     RoutedConv1D,
     RoutedEmbedding,
     RoutedLayer,
@@ -30,6 +29,7 @@ from .routed_layers import (
     routed_class,
     stored,
 )
+from .timm_models import CalledTimm, RoutedPositions
 
 
 class UnroutableError(ValueError):
@@ -168,7 +168,7 @@ def unfit(kind: type[RoutedLayer], layout: Layout | str | None) -> str | None:
     """Why a module of this layout cannot be routed by this kind; None when it can, or is never reached."""
     if layout is None or isinstance(layout, str):
         return layout
-    if kind is RoutedAny:
+    if kind in (RoutedAny, RoutedPositions):
         shared = [place for place, dim in layout.outputs.items() if dim is None and f"out {place}" not in layout.single]
         if shared or all(dim is None for dim in layout.inputs.values()):
             return "what its module takes or returns is the same for all inputs"
@@ -176,7 +176,7 @@ def unfit(kind: type[RoutedLayer], layout: Layout | str | None) -> str | None:
     place, along = next(iter(layout.inputs.items()), ("", None))
     if along is None and not (kind is RoutedEmbedding and f"in {place}" in layout.single):
         return "its module is used on what all inputs share"
-    if along and kind in (RoutedConv, RoutedBatchNorm):
+    if along and kind in (RoutedConv, RoutedGroupedConv, RoutedBatchNorm):
         return "its module takes the inputs along another dimension than the first"
     return None
 
@@ -237,18 +237,16 @@ def rms_epsilon(module: nn.Module) -> float | None:
 def layer_kind(module: nn.Module) -> type[RoutedLayer]:
     """The routed class that serves a stock module; a subclass with a forward of its own is not taken for its base."""
     forward = type(module).forward
+    if isinstance(module, CalledTimm):
+        return RoutedPositions
     if forward is nn.Linear.forward:
         return RoutedLinear
     if forward is Conv1D.forward:
         return RoutedConv1D
     if forward is nn.Embedding.forward and cast(nn.Embedding, module).max_norm is None:
         return RoutedEmbedding
-    if forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward) and cast(nn.Conv2d, module).groups == 1:
-        return RoutedConv
-    if forward is nn.LayerNorm.forward and len(cast(nn.LayerNorm, module).normalized_shape) == 1:
-        return RoutedNorm
-    if forward is nn.modules.batchnorm._BatchNorm.forward and cast(nn.BatchNorm2d, module).track_running_stats:
-        return RoutedBatchNorm
+    if (kind := image_kind(module)) is not None:
+        return kind
     return RoutedNorm if rms_epsilon(module) is not None else RoutedAny
 
 
@@ -275,7 +273,7 @@ def attach_layer(
         )
     stock = {name: stored(module, name) for name in differences}
     kind = layer_kind(module)
-    if not set(differences) <= {
+    if kind is not RoutedPositions and not set(differences) <= {
         "weight",
         "bias",
         *(("running_mean", "running_var") if kind is RoutedBatchNorm else ()),
@@ -286,13 +284,13 @@ def attach_layer(
     module.mixture = mixture  # type: ignore[assignment]
     made = cast(RoutedLayer, module)
     routed = cast(Any, made)  # each kind attaches differences of its own form
-    if kind is RoutedAny:
+    if issubclass(kind, RoutedAny):
         paired = {name: _paired(ds, stock[name]) for name, ds in differences.items()}
         dense = {name: _stacked(differences, name, stock[name]) for name, pair in paired.items() if pair is None}
         routed.attach(dense, {name: pair for name, pair in paired.items() if pair is not None})
         return made
     bias = _stacked(differences, "bias", stock.get("bias"))
-    if kind is RoutedNorm:
+    if issubclass(kind, RoutedNorm):
         routed.attach(epsilon, _stacked(differences, "weight", stock.get("weight")), bias)
         return made
     if kind is RoutedBatchNorm:

@@ -13,8 +13,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from twinmerge.errors import CheckpointError
-from twinmerge.heads import EXACT, random_inputs
+from twinmerge.heads import EXACT, parts, random_inputs
 from twinmerge.modeling_twin import Head
+from twinmerge.states import states_of
 
 _KINDS = {"tokens": "Token", "pixel_values": "Image"}
 
@@ -41,12 +42,14 @@ def stock_classifier(body: PreTrainedModel, head: Head) -> PreTrainedModel:
                 model = auto.from_config(config, trust_remote_code=False)
         except ValueError:  # the architecture has no such class
             break
-        if type(model.base_model) is not type(body):
+        inner, _ = parts(model)
+        if type(inner) is not type(body):
             continue
-        own = model.base_model.state_dict()
-        model.base_model.load_state_dict({n: v for n, v in body.state_dict().items() if n in own}, strict=False)
-        for parts in _places(model, head):
-            _fill(head, *parts)
+        holder = model if hasattr(model, "timm_model") else inner  # timm's classifier stands inside its model
+        own = holder.state_dict()
+        holder.load_state_dict({n: v for n, v in body.state_dict().items() if n in own}, strict=False)
+        for places in _places(model, head):
+            _fill(head, *places)
             errors.append(_difference(model, body, head))
             if errors[-1] <= EXACT:
                 made: PreTrainedModel = model.to(body.dtype).eval()
@@ -60,7 +63,8 @@ def stock_classifier(body: PreTrainedModel, head: Head) -> PreTrainedModel:
 def _configurations(given: PretrainedConfig, head: Head) -> Iterator[PretrainedConfig]:
     """The body's configuration with the head's labels, in each form that changes how a stock head is used."""
     config = copy.deepcopy(given)
-    vars(config).pop("auto_map", None)
+    for stale in ("auto_map", "label_names", "num_classes"):  # timm's are written anew from id2label
+        vars(config).pop(stale, None)
     outputs = head.out_proj.out_features
     names = head.label_names or [f"LABEL_{i}" for i in range(outputs)]
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
@@ -78,13 +82,12 @@ def _configurations(given: PretrainedConfig, head: Head) -> Iterator[PretrainedC
 
 def _places(model: PreTrainedModel, head: Head) -> Iterator[tuple[nn.Linear, nn.Linear | None, nn.LayerNorm | None]]:
     """Where the head's layers may stand in a stock classifier: its output, its dense layer, its norm."""
-    inside = {id(module) for module in model.base_model.modules()}
-    outside = [module for module in model.modules() if id(module) not in inside]
+    body, outside = parts(model)
     linears = [m for m in outside if isinstance(m, nn.Linear)]
     answers = [m for m in linears if m.out_features == head.out_proj.out_features]
     if not answers:
         return
-    poolers = [m for n, m in model.base_model.named_modules() if n.startswith("pooler") and isinstance(m, nn.Linear)]
+    poolers = [m for n, m in body.named_modules() if n.startswith("pooler") and isinstance(m, nn.Linear)]
     square = (answers[-1].in_features,) * 2
     dense = [m for m in (*linears, *poolers) if m is not answers[-1] and tuple(m.weight.shape) == square]
     norms = [m for m in outside if isinstance(m, nn.LayerNorm) and m.elementwise_affine]
@@ -103,11 +106,11 @@ def _fill(head: Head, answer: nn.Linear, dense: nn.Linear | None, norm: nn.Layer
 
 def _difference(model: PreTrainedModel, body: PreTrainedModel, head: Head) -> float:
     """Largest difference of the classifier's logits to the head's on the body's states, in double precision."""
-    inputs = random_inputs(body.config, body.main_input_name)
+    inputs = random_inputs(body)
     inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
     double, own = copy.deepcopy(model).double().eval(), copy.deepcopy(head).double().eval()
     alone = copy.deepcopy(body).double().eval()
     with torch.no_grad():
-        wanted = own(alone(**inputs)[0], inputs.get("attention_mask"))
+        wanted = own(states_of(alone, alone(**inputs)), inputs.get("attention_mask"))
         logits = double(**inputs).logits
     return float((wanted - logits).abs().max()) / (1 + float(wanted.abs().max()))

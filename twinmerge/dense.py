@@ -12,16 +12,17 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from gapbridge.arguments import Finite, Positive, check_arguments
+from twinmerge.routed_images import RoutedBatchNorm
 from twinmerge.routed_layers import (
     ADDED,
     FactoredLayer,
     RoutedAny,
-    RoutedBatchNorm,
     RoutedConv1D,
     RoutedLayer,
     RoutedNorm,
     stored,
 )
+from twinmerge.timm_models import call_timm
 from twinmerge.twin_checks import TwinChecks
 from twinmerge.twin_mixin import TwinMixin
 
@@ -94,6 +95,7 @@ def stock_view(twin: TwinMixin) -> PreTrainedModel:
     vars(model).pop("answering", None)
     kinds = type(twin).__mro__
     model.__class__ = kinds[kinds.index(TwinChecks) + 1]
+    call_timm(model, called=False)
     return model
 
 

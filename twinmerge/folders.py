@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from twinmerge.attaching import statistics
 from twinmerge.checkpoints import (
     Checkpoint,
     check_compatible,
@@ -30,8 +31,9 @@ from twinmerge.checkpoints import (
     with_report,
 )
 from twinmerge.errors import CheckpointError
-from twinmerge.heads import EXACT, label_names, random_inputs, read_head, states_and_logits, unnamed
+from twinmerge.heads import EXACT, label_names, parts, random_inputs, read_head, states_and_logits, unnamed
 from twinmerge.modeling_twin import Head
+from twinmerge.states import states_of
 
 if TYPE_CHECKING:
     from twinmerge.exclusive import LoraTerms
@@ -149,7 +151,7 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
         raise CheckpointError(
             f"{found.folder} is no adapter of this base ({_short(error)}); train it again."
         ) from error
-    inputs = random_inputs(model.config, model.main_input_name)
+    inputs = random_inputs(model)
     with torch.no_grad():
         before = adapted(**inputs)[0]
         try:
@@ -198,11 +200,12 @@ def _taken(
     for name, value in original.named_parameters():
         if not value.isfinite().all():
             raise CheckpointError(f"{where}: tensor '{name}' holds NaN or infinite values; train the expert again.")
-    pretrained = {name: value.detach() for name, value in model.named_parameters()}
-    body = dict(original.base_model.named_parameters())
-    if type(original.base_model) is not type(model):
+    pretrained = {name: value.detach() for name, value in (*model.named_parameters(), *statistics(model).items())}
+    inner, _ = parts(original)
+    body = {**dict(inner.named_parameters()), **statistics(inner)}
+    if type(inner) is not type(model):
         raise CheckpointError(
-            f"{where} has a {type(original.base_model).__name__} inside and the base is a {type(model).__name__}; give "
+            f"{where} has a {type(inner).__name__} inside and the base is a {type(model).__name__}; give "
             "the base of this expert."
         )
     head, moved = _head(original, where, card)
@@ -217,12 +220,12 @@ def _taken(
     state = {n: body[n].detach() if n in body and n not in apart else p for n, p in pretrained.items()}
     error = 0.0
     if head is not None and card is None:
-        inputs = random_inputs(original.config, original.main_input_name)
-        hidden, logits = states_and_logits(original, inputs)
+        inputs = random_inputs(original)
+        states, logits = states_and_logits(original, inputs)
         with _holding(model, state) as same, torch.no_grad():
             if same is not None:
-                hidden = same(**inputs)[0]
-        error = _same(where, "the expert read", head(hidden, inputs.get("attention_mask")), logits)
+                states = states_of(same, same(**inputs))
+        error = _same(where, "the expert read", head(states, inputs.get("attention_mask")), logits)
     if head is not None:
         head.label_names, head.problem = labels, getattr(original.config, "problem_type", None)
     terms, note = _terms(found, pretrained, state, apart)
@@ -236,7 +239,7 @@ def _taken(
 @contextmanager
 def _holding(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[nn.Module | None]:
     """A copy of the base with an expert's weights; None where these have other vocabularies and are fitted later."""
-    own = dict(model.named_parameters())
+    own = {**dict(model.named_parameters()), **statistics(model)}
     if any(own[name].shape != value.shape for name, value in state.items()):
         yield None
         return

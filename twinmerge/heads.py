@@ -7,8 +7,7 @@ the head; where none does, the head is refused, for a head that is nearly right 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from itertools import product
 from typing import Any, cast
 
@@ -18,26 +17,29 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from twinmerge.errors import CheckpointError
+from twinmerge.layouts import probe_inputs
 from twinmerge.modeling_twin import Head
+from twinmerge.states import States, body_of, states_of
+from twinmerge.timm_models import wrap_timm
+from twinmerge.twin_parts import POOLINGS, pool
 
 EXACT = 1e-5
 ACTIVATIONS = ("tanh", "gelu", "relu", "linear", "gelu_new", "silu")
 
 
-def random_inputs(config: PretrainedConfig, main: str = "input_ids") -> dict[str, Tensor]:
-    """A small batch that a model of this configuration takes: rows of different lengths where it knows a padding token.
+def random_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A small batch that a model takes: images, or texts of different lengths where it knows a padding token.
 
     Args:
-        config: of the model.
-        main: its main input, `input_ids` or `pixel_values`.
+        model: its main input is `input_ids` or `pixel_values`.
 
     Raises:
         CheckpointError: for another main input.
     """
     draw = torch.Generator().manual_seed(0)
+    config, main = model.config, model.main_input_name
     if main == "pixel_values":
-        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-        return {main: torch.randn(2, getattr(config, "num_channels", 3), size, size, generator=draw)}
+        return cast("dict[str, Tensor]", probe_inputs(model))
     if main != "input_ids":
         raise CheckpointError(f"a {config.model_type} model reads {main}; experts on texts or images can be read.")
     pad = getattr(config, "pad_token_id", None)
@@ -54,10 +56,26 @@ def random_inputs(config: PretrainedConfig, main: str = "input_ids") -> dict[str
     return {main: ids, "attention_mask": mask}
 
 
-def states_and_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """A classifier's last hidden states, as its body returns them, and its logits."""
+def parts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[nn.Module]]:
+    """The body of a classifier, and the modules outside of it, which are its head."""
+    inner: Any = getattr(model, "timm_model", None)
+    if isinstance(inner, nn.Module):  # timm's own classifier stands inside its model
+        if not inner.num_classes:
+            return model, []
+        return wrap_timm(inner, model.config.model_args).eval(), [inner.get_classifier()]
+    body = body_of(model)
+    inside = {id(module) for module in body.modules()}
+    return body, [module for module in model.modules() if id(module) not in inside]
+
+
+def states_and_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[States, Tensor]:
+    """A classifier's states, as its body returns them, and its logits."""
     seen: list[Any] = []
-    hook = model.base_model.register_forward_hook(lambda _, __, output: seen.append(output[0]))
+    body, _ = parts(model)
+    if isinstance(getattr(model, "timm_model", None), nn.Module):
+        with torch.no_grad():
+            return states_of(body, cast(Any, body)(**inputs)), model(**inputs).logits
+    hook = body.register_forward_hook(lambda _, __, output: seen.append(output))
     try:
         with torch.no_grad():
             logits = model(**inputs).logits
@@ -65,7 +83,7 @@ def states_and_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tupl
         hook.remove()
     if not seen:
         raise CheckpointError(f"a {type(model).__name__} does not call its body as a whole; its head cannot be read.")
-    return seen[0], logits
+    return states_of(body, seen[0]), logits
 
 
 def read_head(model: PreTrainedModel) -> tuple[Head, set[str]]:
@@ -81,9 +99,8 @@ def read_head(model: PreTrainedModel) -> tuple[Head, set[str]]:
         CheckpointError: when no head that a twin can hold gives the model's logits.
     """
     name = type(model).__name__
-    body = model.base_model
-    inside = {id(module) for module in body.modules()}
-    outside = [module for module in model.modules() if id(module) not in inside]
+    model = copy.deepcopy(model).double().eval()  # float32 -> float64 -> float32 gives every value back
+    body, outside = parts(model)
     linears = [m for m in outside if isinstance(m, nn.Linear)]
     answers = [m for m in linears if m.out_features == model.config.num_labels]
     if not answers:
@@ -94,23 +111,27 @@ def read_head(model: PreTrainedModel) -> tuple[Head, set[str]]:
     poolers = [m for n, m in body.named_modules() if n.startswith("pooler") and isinstance(m, nn.Linear)]
     dense = [m for m in (*linears, *poolers) if m is not answer and m.weight.shape == (answer.in_features,) * 2]
     norms = [m for m in outside if isinstance(m, nn.LayerNorm) and m.elementwise_affine]
-    with _in_double(model), torch.no_grad():
-        inputs = random_inputs(model.config, model.main_input_name)
+    with torch.no_grad():
+        inputs = random_inputs(model)
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-        hidden, logits = states_and_logits(model, inputs)
+        states, logits = states_and_logits(model, inputs)
         poolings = ["tokens"] if logits.dim() == 3 else ["first", "last", "mean"]
+        if model.main_input_name == "pixel_values" and logits.dim() == 2:
+            poolings = [one for one in POOLINGS if one != "tokens" and _fits(one, states, answer)]
         found: list[tuple[float, int, Head, nn.Linear | None]] = []
         for layer, norm, pooling in product([*dense, None], [*norms, None], poolings):
             for activation in _activations(model.config) if layer is not None else ["tanh"]:
                 head = _assembled(layer, norm, answer, pooling, activation)
-                error = float((head(hidden, inputs.get("attention_mask")) - logits).abs().max())
+                error = float((head(states, inputs.get("attention_mask")) - logits).abs().max())
                 found.append((error / (1 + float(logits.abs().max())), len(found), head, layer))
+    if not found:
+        raise CheckpointError(f"the head of a {name} reads another width than its body ends in; it cannot be read.")
     error, _, head, layer = min(found, key=lambda one: one[:2])
     if not error <= EXACT:
         raise CheckpointError(
             f"the head of a {name} is none that a twin can hold (nearest form off by {error:.1e} of its logits); merge "
             "fine-tunes whose head is [dense, activation, norm and] one linear layer on the first, last, mean or every "
-            "token."
+            "token, or on what the body pools to."
         )
     taken = {n for n, p in body.named_parameters() if layer in poolers and any(p is q for q in layer.parameters())}
     return head.float().eval(), taken
@@ -139,14 +160,10 @@ def reordered(head: Head, order: list[int]) -> Head:
     return head
 
 
-@contextmanager
-def _in_double(model: nn.Module) -> Iterator[None]:
-    # float32 -> float64 -> float32 gives every value back.
-    model.double()
-    try:
-        yield
-    finally:
-        model.float()
+def _fits(pooling: str, states: States, answer: nn.Linear) -> bool:
+    if pooling == "pooled" and states.pooled is None:
+        return False
+    return pool(pooling, states, None).shape[-1] == answer.in_features
 
 
 def _activations(config: object) -> list[str]:

@@ -44,7 +44,7 @@ def read_language_folder(
     found = inspect_checkpoint(where)
     line = str(where) if headers is None else check_compatible(headers, found)
     own = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    inputs = random_inputs(model.config, model.main_input_name)
+    inputs = random_inputs(model)
     original = _original(found, base)
     with torch.no_grad():
         theirs = original(**inputs).logits

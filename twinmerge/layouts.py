@@ -9,7 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def probe_inputs(model: PreTrainedModel, rows: int = 2) -> dict[str, Tensor] | N
     elif main == "pixel_values":
         config = getattr(model.config, "vision_config", model.config)
         config = getattr(config, "backbone_config", None) or config
-        size = getattr(config, "image_size", None) or getattr(config, "input_size", 64)
+        size = _side(model) or getattr(config, "image_size", None) or getattr(config, "input_size", 64)
         height, width = size if isinstance(size, list | tuple) else (size, size)
         made = {main: torch.randn(rows, getattr(config, "num_channels", 3), height, width, generator=generator)}
     elif main == "input_values":
@@ -73,6 +73,16 @@ def probe_inputs(model: PreTrainedModel, rows: int = 2) -> dict[str, Tensor] | N
         for k, v in made.items()
         if k in accepted
     }
+
+
+def _side(model: PreTrainedModel) -> Any:
+    """Height and width that a model of timm insists on; None where it takes any, or is of another library."""
+    inner = getattr(model, "timm_model", None)
+    patches = getattr(inner, "patch_embed", None)
+    known = getattr(patches, "img_size", None) or getattr(inner, "img_size", None)
+    if known is None and (getattr(inner, "pretrained_cfg", None) or {}).get("fixed_input_size"):
+        known = cast(Any, inner).pretrained_cfg["input_size"][1:]
+    return known
 
 
 def two_inputs(inputs: Mapping[str, object], main: str) -> dict[str, Any] | None:

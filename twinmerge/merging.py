@@ -19,6 +19,7 @@ from twinmerge.layouts import trace
 from twinmerge.methods import check_options, find
 from twinmerge.modeling_twin import attach
 from twinmerge.proving import probe_of
+from twinmerge.timm_models import as_stock
 from twinmerge.twin_mixin import TwinMixin
 
 State = Mapping[str, Tensor]
@@ -128,7 +129,7 @@ def set_parameters(model: Model, state: State) -> Model:
 
 
 def merge(
-    model: PreTrainedModel,
+    model: PreTrainedModel | nn.Module,
     experts: Mapping[str, State],
     method: Method = "task_arithmetic",
     *,
@@ -139,8 +140,9 @@ def merge(
     """Twin-Merging of full fine-tunes, without its router.
 
     Args:
-        model: the pretrained base; becomes the twin, in place.
-        experts: task -> parameters.
+        model: the pretrained base, of transformers or made by `timm.create_model`; becomes the twin, in place (a raw
+            model of timm is wrapped, see `wrap_timm`).
+        experts: task -> parameters, and running statistics of batch norms.
         method: of the shared expert.
         rank: the rank of every exclusive expert, such as 8; or exactly one rank policy of `exclusive_experts`, such as
             {"density": 0.1}, and its `tolerance` and `seed`.
@@ -157,6 +159,7 @@ def merge(
         ValueError: as `shared_expert`, and for a rank policy or `dense` that is none.
     """
     policy = rank_policy(rank)
+    model, experts = as_stock(model, experts)
     shared = shared_expert(model, experts, method, **options)
     transposed, kernels = _weights_of(model, Conv1D), _weights_of(model, nn.Conv1d | nn.ConvTranspose1d)
     states = {task: _mergeable(model, task, state) for task, state in experts.items()}

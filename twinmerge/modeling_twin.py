@@ -148,6 +148,11 @@ class _Loader:
     auto: Any = None
 
     @classmethod
+    def stock(cls, folder: Path) -> Any:
+        """What loads the shared expert of a folder."""
+        return cls.auto
+
+    @classmethod
     def register_for_auto_class(cls, auto_class: object = None) -> None:
         """Nothing to register: the folder names this file already."""
 
@@ -163,7 +168,9 @@ class _Loader:
         if config is not None:  # made by the Auto class, with the caller's own settings in it
             kwargs["config"] = config
         told = kwargs.pop("output_loading_info", False)
-        twin = assemble(cls.auto.from_pretrained(folder, *args, **{**kwargs, "trust_remote_code": False}), folder)
+        twin = assemble(
+            cls.stock(folder).from_pretrained(folder, *args, **{**kwargs, "trust_remote_code": False}), folder
+        )
         return (twin, NOTHING_AMISS) if told else twin  # a folder that lacks or adds a tensor was refused
 
 
@@ -201,6 +208,16 @@ class TwinModel(_Loader):
     """`AutoModel.from_pretrained(folder, trust_remote_code=True)`."""
 
     auto = transformers.AutoModel
+
+
+class TwinOfItsClass(TwinModel):
+    """`AutoModel.from_pretrained(folder, trust_remote_code=True)` of CLIP's tower with its projection, and its like."""
+
+    @classmethod
+    def stock(cls, folder: Path) -> Any:
+        """The class that the folder's configuration names."""
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return getattr(transformers, config["architectures"][0])
 
 
 class TwinClassifier(TwinModel):

@@ -24,9 +24,11 @@ from transformers import PreTrainedModel
 from gapbridge.arguments import NotNegative, Positive, ProperShare, Seed, Whole, check_arguments
 from twinmerge.artefact import load
 from twinmerge.errors import CheckpointError
+from twinmerge.layouts import probe_inputs
 from twinmerge.modeling_twin import Head, TwinMixin
 from twinmerge.routed_layers import ADDED
-from twinmerge.twin_parts import head_loss
+from twinmerge.states import states_of
+from twinmerge.twin_parts import head_loss, pool
 
 Metric = Literal["accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman"]
 METRICS = get_args(Metric)
@@ -99,9 +101,22 @@ def _freeze(model: nn.Module, frozen: tuple[str, ...]) -> None:
         parameter.requires_grad_(False)
 
 
+def width_of(model: nn.Module, pooling: str) -> int | None:
+    """Features that a head on this pooling reads: of images as a tiny batch shows, else as the configuration says."""
+    stock: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(stock, "main_input_name", "") == "pixel_values" and (inputs := probe_inputs(stock)) is not None:
+        mode = stock.training
+        with torch.no_grad():
+            states = states_of(stock, stock.eval()(**inputs))
+        stock.train(mode)
+        return int(pool(pooling, states, None).shape[-1])
+    width = getattr(getattr(model, "config", None), "hidden_size", None)
+    return None if width is None else int(width)
+
+
 def _new_head(model: nn.Module, labels: int, heads: str, pooling: str, seed: int) -> Head:
     """A head for the hidden states of an encoder."""
-    width = getattr(getattr(model, "config", None), "hidden_size", None)
+    width = width_of(model, pooling)
     if width is None:
         raise ValueError(
             f"labels is {labels}, but a {type(model).__name__} has no config.hidden_size to make a head for; give a "
@@ -127,7 +142,9 @@ class FinetuneModule(lightning.LightningModule):
         labels: outputs of the task's head; 1 for regression; 0 when the model computes its own loss from `labels`
             (sequence classifiers, causal language models).
         heads: `trained`, or `fixed` for a random orthonormal head that stays as it is.
-        pooling: `mean`, `first` or `last` token state for the head.
+        pooling: which states the head reads, see `twinmerge.twin_parts.pool`: `mean`, `first` or `last` token,
+            `patches`, `first_patches` or `pooled`.
+        statistics: of batch norms: `frozen`, as short fine-tunes need them, or `trained`.
         question: for a twin: the head to train and evaluate; the router still chooses the mixture from the input.
         parts: of a twin, what is trained, any of `router`, `shared`, `experts`, `heads`; none named leaves it as it is.
         metric: one of `METRICS`.
@@ -145,7 +162,8 @@ class FinetuneModule(lightning.LightningModule):
         labels: Whole = 0,
         *,
         heads: Literal["trained", "fixed"] = "trained",
-        pooling: Literal["mean", "first", "last"] = "mean",
+        pooling: Literal["mean", "first", "last", "patches", "first_patches", "pooled"] = "mean",
+        statistics: Literal["frozen", "trained"] = "frozen",
         question: str = "",
         parts: tuple[str, ...] = (),
         metric: Metric = "accuracy",
@@ -202,7 +220,20 @@ class FinetuneModule(lightning.LightningModule):
         outputs = self.model(**inputs)
         if self.head is None:
             return cast(Tensor, outputs.logits)
-        return cast(Tensor, self.head(outputs[0], batch.get("attention_mask")))
+        return cast(Tensor, self.head(states_of(self._stock(), outputs), batch.get("attention_mask")))
+
+    def _stock(self) -> nn.Module:
+        model: Any = self.model
+        return cast(nn.Module, model.get_base_model() if hasattr(model, "get_base_model") else model)
+
+    def train(self, mode: bool = True) -> FinetuneModule:
+        """Training mode, in which frozen running statistics are used and not moved."""
+        super().train(mode)
+        if mode and self.hparams["statistics"] == "frozen":
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss and logits: that of the head (see `head_loss`), or the model's own loss."""
@@ -217,7 +248,7 @@ class FinetuneModule(lightning.LightningModule):
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """One batch's loss."""
         loss, _ = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
         return loss
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_index: int) -> None:
@@ -230,7 +261,7 @@ class FinetuneModule(lightning.LightningModule):
 
     def _evaluate(self, stage: str, batch: Mapping[str, Tensor]) -> None:
         loss, logits = self.loss(batch)
-        self.log(f"{stage}/loss", loss, batch_size=len(batch["input_ids"]), sync_dist=True)
+        self.log(f"{stage}/loss", loss, batch_size=len(batch["labels"]), sync_dist=True)
         labels = batch["labels"]
         if logits.dim() == 2 and labels.dim() == 1:  # language models are judged by their loss alone
             guesses = (logits[:, 0].float(), labels.float()) if self.outputs == 1 else (logits, labels)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from twinmerge.dense import is_routing, mixed_differences
-from twinmerge.routed_layers import FactoredLayer, RoutedAny, RoutedConv, RoutedConv1D, RoutedEmbedding, RoutedLayer
+from twinmerge.routed_images import FORWARDS, RoutedConv
+from twinmerge.routed_layers import FactoredLayer, RoutedAny, RoutedConv1D, RoutedEmbedding, RoutedLayer
 from twinmerge.twin_mixin import TwinMixin
 
 
@@ -87,13 +88,20 @@ def write_expert(twin: TwinMixin, index: int, folder: Path) -> dict[str, int]:
 
 
 def _lora_modules(routed: dict[str, RoutedLayer]) -> dict[str, FactoredLayer]:
-    """The factored layers that no other routed module contains: those inside one are saved whole with it."""
+    """The factored layers that no other routed module contains: those inside one are saved whole with it.
+
+    A convolution with a padding of its own (timm's) is saved whole too, as PEFT would put its factors beside another.
+    """
     containers = tuple(f"{name}." for name, module in routed.items() if isinstance(module, RoutedAny))
     return {
         name: module
         for name, module in routed.items()
-        if isinstance(module, FactoredLayer) and not name.startswith(containers)
+        if isinstance(module, FactoredLayer) and not name.startswith(containers) and _plain(module)
     }
+
+
+def _plain(module: FactoredLayer) -> bool:
+    return not isinstance(module, RoutedConv) or cast("type[nn.Module]", type(module).__bases__[1]).forward in FORWARDS
 
 
 def _lora_rank(module: FactoredLayer, index: int) -> int:

@@ -12,6 +12,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from twinmerge.attaching import statistics
 from twinmerge.dense import check_routing
 from twinmerge.layouts import probe_inputs
+from twinmerge.towers import PAIRS
 from twinmerge.twin_mixin import attach
 
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
@@ -48,6 +49,7 @@ def check_routable(config: PretrainedConfig, frozen: tuple[str, ...] = ()) -> tu
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        config = config.vision_config if config.model_type in PAIRS else config  # of CLIP, the tower
         model = AutoModel.from_config(small_config(config), dtype=torch.float32, trust_remote_code=False)
     return type(model).__name__, preflight(model, frozen)
 

@@ -164,24 +164,6 @@ class RoutedEmbedding(FactoredLayer):
         return (base + delta).flatten(0, 1)
 
 
-class RoutedConv(FactoredLayer):
-    """Ungrouped convolution: R-channel convolution with the input factors, scaled per input, then a 1x1 convolution."""
-
-    def routed(self, x: Tensor) -> Tensor:
-        """Images of shape (count or 1, channels, ...)."""
-        conv, ones = cast(nn.Conv2d, self), [1] * (x.dim() - 2)
-        y = cast(Tensor, super(RoutedLayer, self).forward(x))
-        if self.experts_down.shape[0]:
-            z = conv._conv_forward(x, self.experts_down.reshape(-1, *conv.weight.shape[1:]), None)
-            z = self.mixture.grouped(z) * self.spread().to(z.dtype).reshape(-1, 1, z.shape[1], *ones)
-            convolve = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
-            y = y + convolve(z.flatten(0, 1), self.experts_up.reshape(*self.experts_up.shape, *ones))
-        bias = self.mixed_bias()
-        if bias is None:
-            return y
-        return (self.mixture.grouped(y) + bias.reshape(-1, 1, bias.shape[1], *ones)).flatten(0, 1)
-
-
 class RoutedNorm(RoutedLayer):
     """Layer or RMS norm with per-input scale and shift: normalise(x) * (gamma + w delta_gamma) + (beta + w delta_beta).
 
@@ -220,44 +202,11 @@ class RoutedNorm(RoutedLayer):
         return mixed.reshape(-1, *[1] * (dims - 1), mixed.shape[-1])
 
 
-class RoutedBatchNorm(RoutedLayer):
-    """Batch norm with per-input statistics, scale and shift, all running statistics mixed as the parameters are.
-
-    Under a mixture the running statistics are always used, in training too: those of a batch would mix its inputs.
-    """
-
-    experts_weight: nn.Parameter | None
-    experts_bias: nn.Parameter | None
-    experts_mean: Tensor | None
-    experts_var: Tensor | None
-
-    def attach(self, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None) -> None:
-        """Keep the differences of each, of shape (experts, channels)."""
-        self.experts_weight = None if weight is None else nn.Parameter(weight)
-        self.experts_bias = None if bias is None else nn.Parameter(bias)
-        self.register_buffer("experts_mean", mean)
-        self.register_buffer("experts_var", var)
-
-    def routed(self, x: Tensor) -> Tensor:
-        """Activations of shape (count or 1, channels, ...)."""
-        norm = cast(nn.BatchNorm2d, self)
-
-        def mixed(stock: Tensor, differences: Tensor | None) -> Tensor:
-            value = stock if differences is None else stock + self.mixture.row().to(differences.dtype) @ differences
-            return value.reshape(-1, 1, value.shape[-1], *[1] * (x.dim() - 2))
-
-        deviation = mixed(cast(Tensor, norm.running_var), self.experts_var).add(norm.eps).rsqrt()
-        y = (self.mixture.grouped(x) - mixed(cast(Tensor, norm.running_mean), self.experts_mean)) * deviation
-        if norm.affine:
-            y = y * mixed(norm.weight, self.experts_weight) + mixed(norm.bias, self.experts_bias)
-        return y.to(x.dtype).flatten(0, 1)
-
-
 class RoutedAny(RoutedLayer):
     """The fallback, exact for any module: its parameters are merged for each row and its inputs taken row by row.
 
-    It serves fused three-dimensional experts, grouped convolutions, torch's attention, attention with relative
-    positions and modules of a user's own. Without a layout, the first tensor argument has the inputs along its first
+    It serves fused three-dimensional experts, torch's attention, attention with relative positions and modules of a
+    user's own. Without a layout, the first tensor argument has the inputs along its first
     dimension; further ones too, or a first dimension of 1, or they are vectors (positions), which all rows share.
 
     Attributes:
@@ -275,11 +224,15 @@ class RoutedAny(RoutedLayer):
 
     def differences(self, row: Tensor) -> dict[str, Tensor]:
         """Parameter name -> sum over experts of row[t] times its difference, flat in the parameter's order."""
+        return {name: value[0] for name, value in self.all_differences(row[None]).items()}
+
+    def all_differences(self, rows: Tensor) -> dict[str, Tensor]:
+        """The same for several rows of weights, each difference with the rows along a further first dimension."""
         mixed = {}
         for name, delta in self.experts_dense.items():
-            mixed[name] = torch.tensordot(row.to(delta), delta, dims=1)
+            mixed[name] = torch.tensordot(rows.to(delta), delta, dims=1)
         for name, up in self.experts_ups.items():
-            mixed[name] = torch.einsum("t,t...mr,t...rn->...mn", row.to(up), up, self.experts_downs[name])
+            mixed[name] = torch.einsum("bt,t...mr,t...rn->b...mn", rows.to(up), up, self.experts_downs[name])
         return {name.replace("/", "."): value for name, value in mixed.items()}
 
     def forward(self, *args: object, **kwargs: object) -> object:

@@ -22,6 +22,8 @@ from .mixture import Difference, Mixture, cached_length, caches_in, remember
 from .proving import body_forward, probe_of, prove, whole_forward
 from .routed_layers import ADDED, RoutedLinear
 from .shrinking import find_siblings
+from .states import body_of, states_of, token_states
+from .timm_models import as_stock, call_timm
 from .twin_checks import TwinChecks
 from .twin_parts import Head, Router, TwinOutput, generated_state, masked_mean
 
@@ -69,6 +71,8 @@ class TwinMixin(TwinChecks):
     ) -> Tensor:
         """Router features: masked mean of the shared expert's last hidden state, shape (batch, width), float32.
 
+        Of a convolutional body that is the mean over the places of an image, channel by channel.
+
         Args:
             input_ids: the model's main input (`pixel_values` of an image model), also by its own name.
             attention_mask: shape (batch, tokens).
@@ -79,12 +83,12 @@ class TwinMixin(TwinChecks):
                 return generated_state(self, type(self).__bases__[1], cast(Tensor, input_ids), attention_mask)
             if self.router_reads == "last":
                 return masked_mean(self._hidden(input_ids, attention_mask, **kwargs), attention_mask)
-            states = self._states(input_ids, attention_mask, output_hidden_states=True, **kwargs).hidden_states
-        return torch.cat([masked_mean(state, attention_mask) for state in states], dim=-1)
+            found = self._states(input_ids, attention_mask, output_hidden_states=True, **kwargs).hidden_states
+        return torch.cat([masked_mean(token_states(state), attention_mask) for state in found], dim=-1)
 
     def _hidden(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: object) -> Tensor:
         """Last hidden state of the model's body (of the encoder, where there is one) under the mixture in use."""
-        return cast(Tensor, self._states(inputs, attention_mask, **kwargs)[0])
+        return states_of(self, self._states(inputs, attention_mask, **kwargs)).tokens
 
     def _states(self, inputs: Tensor | None, attention_mask: Tensor | None, **kwargs: object) -> Any:
         """What the model's body returns."""
@@ -107,7 +111,7 @@ class TwinMixin(TwinChecks):
             ):  # as generate has it: left padding is free
                 positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
                 kwargs.setdefault("position_ids", positions)
-        body = _body(model)
+        body = body_of(model)
         return (super().forward if body is self else body)(**kwargs)
 
     def routed_forward(self, *args: object, router_weights: Tensor | None = None, **kwargs: Any) -> Any:
@@ -207,8 +211,9 @@ class TwinMixin(TwinChecks):
         named = {"attention_mask": attention_mask, self.main_input_name: input_ids, **kwargs}
         self._check_layouts(router_weights, {k: v for k, v in named.items() if v is not None}, body_forward)
         with self.mixture.use(router_weights):
-            states = self._states(input_ids, attention_mask, **kwargs)
-        hidden = cast(Tensor, states[0])
+            found = self._states(input_ids, attention_mask, **kwargs)
+        states = states_of(self, found)
+        hidden = states.tokens
         task = self._answering(head, router_weights, hidden)
         answering = [self.tasks.index(head)] if isinstance(head, str) else sorted(set(task.tolist()))
         heads = {index: cast(Head, self.heads[self.tasks[index]]) for index in answering}
@@ -222,9 +227,9 @@ class TwinMixin(TwinChecks):
                     "of this batch do not; ask the two kinds in calls of their own."
                 )
             mine = slice(None) if len(answering) == 1 else task == index
-            part = one(hidden[mine], None if attention_mask is None else attention_mask[mine])
+            part = one(states.of(mine), None if attention_mask is None else attention_mask[mine])
             logits[mine, ..., : part.shape[-1]] = part.to(logits.dtype)
-        kept = (getattr(states, name, None) for name in ("hidden_states", "attentions"))
+        kept = (getattr(found, name, None) for name in ("hidden_states", "attentions"))
         return TwinOutput(logits, router_weights, task, *kept)
 
     def _answering(self, head: str | Sequence[str] | None, router_weights: Tensor, hidden: Tensor) -> Tensor:
@@ -284,7 +289,7 @@ def _recomputed(mixture: Mixture, stock: Function, function: Function, *args: ob
 
 
 def attach(
-    model: PreTrainedModel,
+    model: PreTrainedModel | nn.Module,
     tasks: Sequence[str],
     experts: Sequence[Mapping[str, Difference]],
     router: Router | None = None,
@@ -292,7 +297,7 @@ def attach(
     """Put routing over a stock transformers model that holds the shared expert, in place.
 
     Args:
-        model: the stock model; its parameters stay, by name and value.
+        model: the stock model, of transformers or made by `timm.create_model`; its parameters stay, by name and value.
         tasks: names of the experts.
         experts: per task, parameter name -> (up (m, r), down (r, n)) of the weight as the layer multiplies it
             (out x in; embeddings: rows x width; convolutions: out x in*kernel; fused experts: with a leading
@@ -300,20 +305,28 @@ def attach(
         router: None leaves the twin without one.
 
     Returns:
-        The same object, now of class Twin<stock class>.
+        The same object, now of class Twin<stock class>; of a raw model of timm, a TimmWrapperModel around it, see
+        `wrap_timm`.
 
     Raises:
         ValueError: for tasks, experts and router that do not fit each other, and for a parameter that the model does
             not have, that has another shape, or that cannot differ per input.
     """
+    model, experts = as_stock(model, experts)
     if isinstance(model, TwinMixin):
         raise ValueError("the model is a twin already; attach all experts at once, to the stock model.")
+    if hasattr(model, "logit_scale") and hasattr(model, "get_image_features"):
+        raise ValueError(
+            f"a {type(model).__name__} compares every image of a batch with every text, and each has a mixture of its "
+            "own; attach its vision_model, with a zero_shot_head for the texts."
+        )
     if not tasks or len(set(tasks)) != len(tasks) or len(tasks) != len(experts):
         raise ValueError(f"{len(experts)} experts cannot be named {list(tasks)}; give one distinct name per expert.")
     if router is not None and router.tasks != len(tasks):
         raise ValueError(f"the router has {router.tasks} outputs for {len(tasks)} experts; train it on these tasks.")
     mixture, stock = Mixture(), type(model)
-    body, probe = _body(model), probe_of(model)
+    call_timm(model)
+    body, probe = body_of(model), probe_of(model)
     attach_experts(model, mixture, experts, probe)
     model.__class__ = _twin_class(stock)  # type: ignore[arg-type]  # a class has a hash
     twin = cast(TwinMixin, model)
@@ -326,11 +339,6 @@ def attach(
         prove(twin, probe.inputs)
         twin._checked.append(frozenset(probe.inputs))
     return twin
-
-
-def _body(model: PreTrainedModel) -> nn.Module:
-    """The part that ends in hidden states: the encoder of an encoder-decoder, the model without its head otherwise."""
-    return model.get_encoder() if model.config.is_encoder_decoder else model.base_model
 
 
 @cache

@@ -16,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from .states import States
+
+POOLINGS = ("first", "last", "mean", "patches", "first_patches", "pooled", "tokens")
+
 
 def check_number(name: str, value: object, low: float, *, whole: bool = True, above: bool = False) -> None:
     """Refuse what is no finite number from `low` on. Part of a twin's folder, which must need no other package of ours.
@@ -209,17 +213,55 @@ class Router(nn.Module):
         return weights
 
 
+def pool(pooling: str, states: States | Tensor, mask: Tensor | None) -> Tensor:
+    """States of a body to one feature each.
+
+    Args:
+        pooling: `mean` over real tokens, `first` token, `last` real token, `patches` (the mean of all but the first
+            token), `first_patches` (both side by side, as in DINOv2), `pooled` (what the body pools to itself), or
+            `tokens`, which keeps them all.
+        states: of the body, or token states alone, shape (batch, tokens, width).
+        mask: shape (batch, tokens), 1 for real tokens; None counts all.
+
+    Returns:
+        Shape (batch, width), or (batch, tokens, width).
+
+    Raises:
+        ValueError: where what the body pools to is read, and there is none.
+    """
+    states = states if isinstance(states, States) else States(states)
+    hidden = states.tokens
+    if pooling == "pooled":
+        if states.pooled is None:
+            raise ValueError("the head reads what the body pools to, and this body pools nothing.")
+        return states.pooled
+    if pooling == "mean":
+        return masked_mean(hidden, mask).to(hidden.dtype)
+    if pooling == "first":
+        return hidden[:, 0]
+    if pooling == "tokens":
+        return hidden
+    if pooling in ("patches", "first_patches"):
+        rest = masked_mean(hidden[:, 1:], None if mask is None else mask[:, 1:]).to(hidden.dtype)
+        return rest if pooling == "patches" else torch.cat([hidden[:, 0], rest], -1)
+    tokens = torch.arange(hidden.shape[1], device=hidden.device)
+    last = tokens[-1:] if mask is None else (tokens * mask).argmax(1)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+
 class Head(nn.Module):
     """A task's own head on the token states: pool -> [layer norm] -> [dense -> activation] -> [norm] -> linear.
 
     Args:
         width: hidden size of the encoder.
         labels: outputs; 1 for regression.
-        pooling: `mean` over real tokens, `first` token, `last` real token, or `tokens`: an answer for every token.
+        pooling: one of `POOLINGS`, see `pool`; `tokens` is an answer for every token.
         layer_norm: normalise the pooled feature, without parameters.
         dense: a layer before the output, as in RoBERTa's classification head or BERT's pooler.
         activation: after the dense layer, a name of transformers' `ACT2FN` (`linear` is none).
         norm: epsilon of a trained layer norm before the output, as in ModernBERT's head; None has none.
+        inner: outputs of the dense layer, such as CLIP's projection; 0 has as many as the width.
+        unit: bring what the output layer reads to length 1, as CLIP and SigLIP compare images with texts.
 
     Attributes:
         label_names: what the outputs stand for, in order; empty for a regression, None where nobody said.
@@ -236,25 +278,30 @@ class Head(nn.Module):
         dense: bool = False,
         activation: str = "tanh",
         norm: float | None = None,
+        inner: int = 0,
+        unit: bool = False,
     ) -> None:
         super().__init__()
         check_number("the head's width", width, 1)
+        check_number("the head's inner", inner, 0)
         check_number("the head's labels", labels, 1)
         if norm is not None:
             check_number("the head's norm", norm, 0, whole=False)
-        for name, value in (("layer_norm", layer_norm), ("dense", dense)):
+        for name, value in (("layer_norm", layer_norm), ("dense", dense), ("unit", unit)):
             if not isinstance(value, bool):
                 raise ValueError(f"the head's {name} is {value!r}; give True or False.")
-        if pooling not in ("mean", "first", "last", "tokens"):
-            raise ValueError(f"pooling '{pooling}' is unknown; choose mean, first, last or tokens.")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling '{pooling}' is unknown; choose one of {', '.join(POOLINGS)}.")
         if activation not in ACT2FN:
             raise ValueError(f"activation '{activation}' is unknown; choose one of {', '.join(ACT2FN)}.")
         self.pooling, self.layer_norm, self.activation = pooling, layer_norm, activation
         self.label_names: list[str] | None = None
         self.problem: str | None = None
-        self.dense = nn.Linear(width, width) if dense else None
-        self.norm = None if norm is None else nn.LayerNorm(width, norm)
-        self.out_proj = nn.Linear(width, labels)
+        read = inner or width if dense else width
+        self.unit = unit
+        self.dense = nn.Linear(width, read) if dense else None
+        self.norm = None if norm is None else nn.LayerNorm(read, norm)
+        self.out_proj = nn.Linear(read, labels)
 
     def spec(self) -> dict[str, object]:
         """What `from_tensors` needs to make this head again beside its tensors, as plain values."""
@@ -265,41 +312,33 @@ class Head(nn.Module):
             "norm": None if self.norm is None else self.norm.eps,
             "labels": self.label_names,
             "problem": self.problem,
+            **({"unit": True} if self.unit else {}),
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Head:
         """The head of a specification (`spec`; absent entries have the defaults of `Head`) with its tensors."""
-        outputs, width = tensors["out_proj.weight"].shape
-        options = {key: spec[key] for key in ("pooling", "layer_norm", "activation", "norm") if key in spec}
-        head = cls(width, outputs, dense="dense.weight" in tensors, **options)
+        outputs, read = tensors["out_proj.weight"].shape
+        dense = tensors.get("dense.weight")
+        width, inner = (read, 0) if dense is None else (dense.shape[1], dense.shape[0])
+        options = {key: spec[key] for key in ("pooling", "layer_norm", "activation", "norm", "unit") if key in spec}
+        head = cls(width, outputs, dense=dense is not None, inner=inner, **options)
         head.load_state_dict(dict(tensors))
         labels = spec.get("labels")
         head.label_names = None if labels is None else list(labels)
         head.problem = spec.get("problem")
         return head
 
-    def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Token states of shape (batch, tokens, width) to one feature each, (batch, width); `tokens` keeps them all."""
-        if self.pooling == "mean":
-            pooled = masked_mean(hidden, mask).to(hidden.dtype)
-        elif self.pooling == "first":
-            pooled = hidden[:, 0]
-        elif self.pooling == "tokens":
-            pooled = hidden
-        else:
-            tokens = torch.arange(hidden.shape[1], device=hidden.device)
-            last = tokens[-1:] if mask is None else (tokens * mask).argmax(1)
-            pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
-        return F.layer_norm(pooled, pooled.shape[-1:]) if self.layer_norm else pooled
-
-    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, states: States | Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits of shape (batch, labels), or (batch, tokens, labels) of a head on `tokens`."""
-        pooled = self.pool(hidden, mask)
+        pooled = pool(self.pooling, states, mask)
+        pooled = F.layer_norm(pooled, pooled.shape[-1:]) if self.layer_norm else pooled
         if self.dense is not None:
             pooled = ACT2FN[self.activation](self.dense(pooled))
         if self.norm is not None:
             pooled = self.norm(pooled)
+        if self.unit:
+            pooled = F.normalize(pooled, dim=-1)
         return cast(Tensor, self.out_proj(pooled))
 
 

@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from recipes.data import tables, text_tasks
+from recipes.data.language_shipped import LANGUAGE_TASKS
 from recipes.data.language_task import Generation, Language
 from recipes.data.sources import READ_IN_FULL, apart, check_task, cut, ordered
 from recipes.data.task_source import TaskSource
@@ -123,7 +124,7 @@ def check_language(source: TaskSource) -> str:
 def _read(source: TaskSource, language: Language, notes: list[str]) -> dict[str, list[tuple[Any, Any]]]:
     """By split, what makes a row the same as another (its prompt) and the row."""
     if source.source == "shipped":
-        train, test = text_tasks.read_shipped(source.known[source.shipped])
+        train, test = text_tasks.read_shipped(LANGUAGE_TASKS[source.shipped])
         named = {"train": train, **({"test": test} if test else {})}
         column = source.text[0]
         rows = {s: [("", {column: text, source.label: label}) for text, label in part] for s, part in named.items()}

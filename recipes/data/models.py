@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from recipes.data import wheels
+from recipes.data.lite0 import converted as lite0_there, describe_lite0, lite0
 from recipes.data.smollm2 import converted, describe_smollm2, smollm2
 from recipes.errors import ASKS, UNRUN, UNRUN_ADVICE, RecipeError
 
-__all__ = ["HUB_ID", "SHIPPED", "check_model", "is_here", "own_code", "resolve_model"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from recipes.data.task_source import TaskSource
+
+__all__ = [
+    "HUB_ID",
+    "SHIPPED",
+    "check_model",
+    "is_here",
+    "load_body",
+    "own_code",
+    "reader_of",
+    "reads_images",
+    "resolve_model",
+]
 
 # Name after "shipped:" -> key of the wheel; `from_pretrained` reads its folder, or the one that is made from it once.
-SHIPPED = {"minilm": "minilm", "smollm2": "smollm2"}
+SHIPPED = {"minilm": "minilm", "smollm2": "smollm2", "efficientnet-lite0": "efficientnet-lite0"}
+_MADE = {"smollm2": (smollm2, converted, describe_smollm2), "efficientnet-lite0": (lite0, lite0_there, describe_lite0)}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -76,7 +95,7 @@ def resolve_model(name: str) -> Path | str:
     """What to give to ``from_pretrained``.
 
     Args:
-        name: ``shipped:minilm``, ``shipped:smollm2``, a folder with a ``config.json``, or a Hub id.
+        name: ``shipped:`` and a name of `SHIPPED`, a folder with a ``config.json``, or a Hub id.
 
     Returns:
         The folder (a shipped model is fetched on first use), or the Hub id unchanged.
@@ -86,16 +105,54 @@ def resolve_model(name: str) -> Path | str:
         RunError: When the model cannot be fetched.
     """
     key = _shipped_key(name)
-    if key == "smollm2":
-        return smollm2()
+    if key in _MADE:
+        return _MADE[key][0]()
     return wheels.fetch(key) if key else _folder(name) or name
+
+
+def load_body(where: Path | str) -> PreTrainedModel:
+    """A base without any head, in float32 and eval mode; of CLIP and its kin, the tower that sees.
+
+    Args:
+        where: what `resolve_model` gives.
+    """
+    import torch
+
+    from twinmerge.towers import tower_class
+
+    kind = tower_class(where)
+    made: PreTrainedModel = kind.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
+    return made
+
+
+def reader_of(where: Path | str, tasks: Sequence[TaskSource]) -> Any:
+    """What turns inputs into tensors for a model: its image processor for tasks of images, else its tokenizer.
+
+    Args:
+        where: folder or Hub id.
+        tasks: of the recipe.
+    """
+    import transformers
+
+    images = bool(tasks) and tasks[0].kind == "images"
+    auto: Any = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
+    return auto.from_pretrained(where, trust_remote_code=False)
+
+
+def reads_images(config: Mapping[str, Any]) -> bool:
+    """Whether a model sees images and no texts, by its configuration; CLIP and its kin have a tower that does."""
+    if "vocab_size" in config:
+        return False
+    return bool({"image_size", "num_channels", "patch_size", "vision_config"} & config.keys()) or (
+        config.get("model_type") == "timm_wrapper" or "pretrained_cfg" in config
+    )
 
 
 def is_here(name: str) -> bool:
     """Whether a model is on this machine, as a folder that `resolve_model` returns without fetching or making it."""
     key = _shipped_key(name)
-    if key == "smollm2":
-        return converted()
+    if key in _MADE:
+        return _MADE[key][1]()
     return wheels.cached(key) if key else _folder(name) is not None
 
 
@@ -110,6 +167,6 @@ def check_model(name: str) -> str:
     """
     key = _shipped_key(name)
     if key:
-        return f"model {name}: {describe_smollm2() if key == 'smollm2' else wheels.describe(key)}"
+        return f"model {name}: {_MADE[key][2]() if key in _MADE else wheels.describe(key)}"
     folder = _folder(name)
     return f"model folder {folder}" if folder else f"Hub model {name!r}, fetched on first use"

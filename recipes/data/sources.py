@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
-from recipes.data import tables, text_tasks, wheels
+from recipes.data import image_tasks, tables, text_tasks, wheels
 from recipes.data.splits import Split, Text, TextTask, stratified_order, text_key
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
@@ -35,6 +36,8 @@ def check_task(source: TaskSource) -> str:
     Raises:
         RecipeError: When a file is missing, cannot be read, or has rows that a run would refuse.
     """
+    if source.kind == "images":
+        return image_tasks.check_images(source)
     if source.source == "shipped":
         shipped = source.known[source.shipped]
         return f"task {source.name}: {shipped.about}; {wheels.describe(shipped.wheel)}"
@@ -60,7 +63,7 @@ def check_task(source: TaskSource) -> str:
 
 def here(source: TaskSource) -> dict[str, int]:
     """Rows of each split of a task that is here and small enough to be read by a pre-flight; empty for every other."""
-    if source.source == "hub" or source.language is not None:
+    if source.source == "hub" or source.language is not None or source.kind == "images":
         return {}
     if source.source == "shipped" and not wheels.cached(source.known[source.shipped].wheel):
         return {}
@@ -92,10 +95,15 @@ def load_task(source: TaskSource, seed: int) -> TextTask:
     if source.language is not None:
         raise RunError(f"task {source.name!r} asks a language model; give it to a recipe with 'training.model: causal'")
     notes: list[str] = []
-    if source.source == "shipped":
-        train, test = text_tasks.read_shipped(source.known[source.shipped])
+    names: tuple[str, ...]
+    if source.kind == "images":
+        pictures, names = image_tasks.read_pictures(source)
+        told = replace(source, overlap="drop") if source.source == "shipped" else source
+        read = apart(told, {split: list[tuple[Text, Any]](rows) for split, rows in pictures.items()}, notes)
+    elif source.source == "shipped":
+        train, test = text_tasks.read_shipped(text_tasks.TASKS[source.shipped])
         read = {"train": list[tuple[Text, Any]](train), **({"test": list[tuple[Text, Any]](test)} if test else {})}
-        names: tuple[str, ...] = ()
+        names = ()
     else:
         found, names = tables.read_splits(source)
         read = {split: part.rows for split, part in found.items()}
@@ -153,7 +161,7 @@ def _refuse_few(source: TaskSource, parts: dict[str, Labelled]) -> None:
 
 def ordered(source: TaskSource, rows: Labelled, seed: int) -> list[int]:
     """The seeded order of which every subsample is the start."""
-    return stratified_order([y if source.kind == "classification" else 0 for _, y in rows], seed)
+    return stratified_order([0 if source.kind == "regression" else y for _, y in rows], seed)
 
 
 def cut(source: TaskSource, read: dict[str, Labelled], notes: list[str]) -> dict[str, Labelled]:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from recipes.data.image_tasks import Picture
 from recipes.errors import RunError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Split", "Text", "TextTask", "stratified_order", "text_key"]
 
-Text = str | tuple[str, str]
+Text = str | tuple[str, str] | Picture  # what a row reads: of an image task its picture
 Row = TypeVar("Row")
 
 
@@ -23,11 +24,11 @@ class Split:
     """Rows of one split.
 
     Attributes:
-        texts: One string a row, or a pair of strings.
+        texts: One string a row, or a pair of strings; of an image task one picture.
         labels: Class indices for classification, floats for regression; as long as ``texts``.
     """
 
-    texts: list[str] | list[tuple[str, str]]
+    texts: list[str] | list[tuple[str, str]] | list[Picture]
     labels: list[int] | list[float]
 
     def __len__(self) -> int:
@@ -45,7 +46,7 @@ class TextTask:
         validation: Rows to choose settings on.
         test: Rows to report on.
         metric: One of the metrics of `recipes.data.sources.TaskSource`.
-        kind: ``classification`` or ``regression``.
+        kind: ``classification``, ``regression`` or ``images``.
         notes: What was left out or contradicts itself, one sentence each.
     """
 
@@ -84,6 +85,8 @@ def text_key(text: Text) -> Text:
     >>> text_key("  Hello\n World ")
     'hello world'
     """
+    if isinstance(text, Picture):
+        return text.key
     if isinstance(text, tuple):
         return (" ".join(text[0].split()).casefold(), " ".join(text[1].split()).casefold())
     return " ".join(text.split()).casefold()

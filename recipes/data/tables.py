@@ -11,6 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from recipes.data.image_tasks import image_files
 from recipes.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ def split_files(source: TaskSource) -> dict[str, list[Path]]:
         RecipeError: When the path, or the file of a named split, does not exist.
     """
     where, path = f"task {source.name!r}", Path(source.path).expanduser()
+    if source.kind == "images" and source.source in ("folder", "idx"):
+        if not path.is_dir():
+            raise RecipeError(f"{where}: folder {path} does not exist; give a folder of images")
+        return {"train": image_files(source) or [f for f in sorted(path.iterdir()) if f.is_file()]}
     if source.source == "folder":
         if not path.is_dir():
             raise RecipeError(

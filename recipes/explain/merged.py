@@ -55,6 +55,8 @@ def read_merged(folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
         recipe = parse(folder / "recipe.yaml").recipe
     except RecipeError as error:
         raise RunError(f"data.path: {error}") from error
+    if images := [source.name for source in recipe.tasks if source.kind == "images"]:
+        raise RunError(f"data.path: task {images[0]!r} is of images, and merges of texts are explained")
     tasks = [load_task(source, recipe.seed) for source in recipe.tasks]
     if numeric := [task.name for task in tasks if not task.labels]:
         raise RunError(f"data.path: task {numeric[0]!r} is a regression, and losses are compared for classes only")
@@ -74,7 +76,8 @@ def read_merged(folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
     data.setup("test")
     texts = [text for task in tasks for text in task.test.texts]
     names = [task.name for task in tasks for _ in task.test.texts]
-    words = [len(text.split()) if isinstance(text, str) else len(" ".join(text).split()) for text in texts]
+    whole_texts = [text if isinstance(text, str) else " ".join(cast("tuple[str, str]", text)) for text in texts]
+    words = [len(text.split()) for text in whole_texts]
     counts = {task.name: len(task.labels) for task in tasks}
     say(f"scoring {len(texts)} test inputs with {len(experts)} experts and the twin")
     rows: list[dict[str, object]] = [{} for _ in texts]

@@ -174,6 +174,7 @@ class Candidates:
     ) -> None:
         self.pretrained, self.merge, self.seed = pretrained, merge, seed
         self._directions: dict[tuple[str, tuple[tuple[str, float], ...]], dict[str, Tensor]] = {}
+        self._means: dict[tuple[str, tuple[tuple[str, float], ...]], dict[str, Tensor]] = {}  # of running statistics
 
     def __call__(self, method: str, options: Mapping[str, float]) -> dict[str, Tensor]:
         """All parameters of one candidate."""
@@ -186,13 +187,15 @@ class Candidates:
             self._directions[key] = {
                 name: value - self.pretrained[name]
                 for name, value in whole.items()
-                if value.is_floating_point() and not value.equal(self.pretrained[name])
+                if name in self.pretrained and value.is_floating_point() and not value.equal(self.pretrained[name])
             }
+            self._means[key] = {name: value for name, value in whole.items() if name not in self.pretrained}
         moved = self._directions[key]
-        return {
+        merged = {
             name: base + options["scale"] * moved[name] if name in moved else base
             for name, base in self.pretrained.items()
         }
+        return merged | self._means[key]
 
 
 def tune(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.data.language_rows import check_language
-from recipes.data.models import check_model, own_code
+from recipes.data.models import check_model, load_body, own_code
 from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
@@ -27,6 +27,7 @@ from recipes.merge.experts import (
     read_expert,
 )
 from recipes.merge.finetune import check_training
+from recipes.merge.kinds import check_kind
 from recipes.merge.routable import check_routable
 from recipes.merge.schema import Recipe
 from recipes.running.quiet import hush_libraries
@@ -100,6 +101,7 @@ def _check_base(recipe: Recipe) -> str:
     )
     if base is None:
         return "base: not here as a folder, so that experts are compared with it when the run starts"
+    check_kind(recipe.base, recipe.tasks, base.config)
     return f"base: {len(base.tensors)} tensors, {base.bytes / 1e6:.1f} MB"
 
 
@@ -142,10 +144,10 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
         if base.bytes > READ_IN_FULL:
             return f"expert {name}: {line}; its head is compared with its own logits when the run starts"
         expert = read_expert(where, base, base.folder, _model(base.folder), recipe.vocabulary, recipe.labels.get(name))
-        if task is not None:
+        if task is not None and recipe.training.heads != "zeroshot":
             if expert.head is None:
                 mapped(expert, [])
-            elif task.source in ("csv", "jsonl", "parquet", "folder"):
+            elif task.source in ("csv", "jsonl", "parquet", "folder", "idx"):
                 mapped(expert, list(load_task(task, recipe.seed).labels))
     except (CheckpointError, RunError) as error:
         raise RecipeError(f"experts.{name}: {error}") from error
@@ -154,12 +156,8 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
 
 @functools.cache
 def _model(where: Path) -> nn.Module:
-    import torch
-    from transformers import AutoModel
-
     hush_libraries()
-    model: nn.Module = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
-    return model
+    return load_body(where)
 
 
 def cached_at(recipe: Recipe, task: TaskSource) -> Path:

@@ -21,6 +21,7 @@ from recipes.merge.evaluation import apply_heads
 from recipes.merge.routing import train_router
 from twinmerge.functional.emr import Elected, emr
 from twinmerge.merging import set_parameters, shared_expert
+from twinmerge.states import states_of
 from twinmerge.twin_parts import Router
 
 if TYPE_CHECKING:
@@ -140,11 +141,13 @@ def _picked(
 ) -> Tensor:
     """Every input by the model that was picked for it, and the head of the question asked."""
     chosen = next(picked)
-    hidden: Tensor | None = None
+    mask, labels = inputs.get("attention_mask"), max(head.out_proj.out_features for head in heads.values())
+    logits: Tensor | None = None
     for index in sorted(set(chosen.tolist())):
         mine = chosen == index
-        states = models[index](**{name: value[mine] for name, value in inputs.items()})[0]
-        if hidden is None:
-            hidden = states.new_zeros((len(asked), *states.shape[1:]))
-        hidden[mine] = states
-    return apply_heads(cast("Tensor", hidden), inputs.get("attention_mask"), asked, heads)
+        states = states_of(models[index], models[index](**{name: value[mine] for name, value in inputs.items()}))
+        questions = [question for question, picked in zip(asked, mine.tolist(), strict=True) if picked]
+        if logits is None:
+            logits = states.tokens.new_zeros((len(asked), labels))
+        logits[mine] = apply_heads(states, None if mask is None else mask[mine], questions, heads)
+    return cast("Tensor", logits)

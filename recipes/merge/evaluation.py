@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twinmerge.module import task_metric
+from twinmerge.states import States, states_of
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -167,8 +168,7 @@ def with_heads(encoder: nn.Module, heads: Mapping[str, Head]) -> Model:
     """A model that answers every question from one encoder's states, with the head of that question."""
 
     def answer(inputs: dict[str, Tensor], questions: list[str]) -> Tensor:
-        hidden = encoder(**inputs)[0]
-        return apply_heads(hidden, inputs.get("attention_mask"), questions, heads)
+        return apply_heads(states_of(encoder, encoder(**inputs)), inputs.get("attention_mask"), questions, heads)
 
     return answer
 
@@ -177,24 +177,24 @@ def with_experts(experts: Mapping[str, nn.Module], heads: Mapping[str, Head]) ->
     """Every question answered by its own expert and head: the reference that merging is measured against."""
 
     def answer(inputs: dict[str, Tensor], questions: list[str]) -> Tensor:
-        device = inputs["input_ids"].device
+        device = next(iter(inputs.values())).device
         logits = torch.full((len(questions), _labels(heads)), float("-inf"), device=device)
         for name in dict.fromkeys(questions):
             rows = torch.tensor([q == name for q in questions], device=device)
             part = {k: v[rows] for k, v in inputs.items()}
-            scores = heads[name](experts[name](**part)[0], part.get("attention_mask"))
+            scores = heads[name](states_of(experts[name], experts[name](**part)), part.get("attention_mask"))
             logits[rows, : scores.shape[1]] = scores.to(logits.dtype)
         return logits
 
     return answer
 
 
-def apply_heads(hidden: Tensor, mask: Tensor | None, questions: Sequence[str], heads: Mapping[str, Head]) -> Tensor:
+def apply_heads(states: States, mask: Tensor | None, questions: Sequence[str], heads: Mapping[str, Head]) -> Tensor:
     """Logits (batch, most labels) of each row's own head; minus infinity beyond its labels."""
-    logits = hidden.new_full((len(questions), _labels(heads)), float("-inf"))
+    logits = states.tokens.new_full((len(questions), _labels(heads)), float("-inf"))
     for name in dict.fromkeys(questions):
-        rows = torch.tensor([q == name for q in questions], device=hidden.device)
-        scores = heads[name](hidden[rows], None if mask is None else mask[rows])
+        rows = torch.tensor([q == name for q in questions], device=logits.device)
+        scores = heads[name](states.of(rows), None if mask is None else mask[rows])
         logits[rows, : scores.shape[1]] = scores.to(logits.dtype)
     return logits
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 SILENT = ("enable_progress_bar", "logger", "default_root_dir")  # arguments of the Trainer that change no weight
 # What came later is not part of a name at its default, so that experts keep their names.
 READING = ("delimiter", "encoding", "drop_missing", "overlap", "language")
-LATER = ("lora_alpha", "lora_dropout", "lora_targets", "packing", "gradient_checkpointing", "qlora")
+LATER = (
+    *("lora_alpha", "lora_dropout", "lora_targets", "packing", "gradient_checkpointing", "qlora"),
+    *("image_size", "augmentation", "statistics", "templates"),
+)
 WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -37,12 +41,13 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
     A local base or table counts by the content of its files and not by their place; versions of libraries do not count.
     """
     task, where = {k: v for k, v in asdict(source).items() if k not in READING or v != getattr(TaskSource, k)}, base
-    settings = {k: v for k, v in asdict(training).items() if k not in LATER or v}
+    plain = asdict(type(training)())
+    settings = {k: v for k, v in asdict(training).items() if k not in LATER or v != plain[k]}
     contents = []
     if (folder := Path(base).expanduser()).is_dir():
         contents += [f for f in sorted(folder.iterdir()) if f.suffix in WEIGHTS]
         where = ""
-    if source.source in ("csv", "jsonl", "parquet", "folder"):
+    if source.source in ("csv", "jsonl", "parquet", "folder", "idx"):
         contents += [file for files in split_files(source).values() for file in files]
         task["path"] = ""
     arguments = {key: value for key, value in asdict(trainer).items() if key not in SILENT}
@@ -58,8 +63,9 @@ def base_checkpoint(name: str) -> Checkpoint | None:
         CheckpointError: When the folder is damaged.
     """
     from twinmerge.checkpoints import inspect_checkpoint
+    from twinmerge.towers import tower_of
 
-    return inspect_checkpoint(Path(resolve_model(name))) if is_here(name) else None
+    return tower_of(inspect_checkpoint(Path(resolve_model(name)))) if is_here(name) else None
 
 
 def check_base(name: str, ranks: Mapping[str, int | None]) -> Checkpoint | None:
@@ -93,7 +99,8 @@ def check_rank(field: str, rank: int | None, shapes: Iterable[tuple[int, ...]], 
         shapes: Of the base's tensors.
         error: What is raised.
     """
-    widest = max((min(shape) for shape in shapes if len(shape) == 2), default=0)
+    flat = ((shape[0], prod(shape[1:])) for shape in shapes if len(shape) in (2, 4, 5))  # matrices and kernels
+    widest = max(map(min, flat), default=0)
     if rank and rank > widest:
         raise error(f"{field}: expected 1 to {widest}, the base's largest, got {rank}")
 

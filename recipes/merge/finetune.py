@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from recipes.data.language_rows import check_language
-from recipes.data.models import check_model, resolve_model
+from recipes.data.models import check_model, load_body, reader_of, resolve_model
 from recipes.data.sources import check_task, here, load_task
 from recipes.data.tables import own_files
 from recipes.data.task_source import TaskSource
@@ -30,6 +30,7 @@ from recipes.front.schema import show
 from recipes.merge.adapters import adapted, check_quantised
 from recipes.merge.causal.train import train_language
 from recipes.merge.experts import check_base, expert_damage
+from recipes.merge.kinds import check_kind
 from recipes.merge.schema import Training, check_tasks
 from recipes.merge.sharding import check_sharding
 from recipes.running.environment import process_rank
@@ -39,9 +40,11 @@ from recipes.running.seals import stamp
 from recipes.running.trainer import TrainerConfig, build_trainer, check_trainer
 
 if TYPE_CHECKING:
+    from lightning import LightningDataModule
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from recipes.data.splits import TextTask
     from recipes.running.folder import RunFolder
     from recipes.running.ranks import Board
     from twinmerge.module import FinetuneModule
@@ -87,7 +90,11 @@ def check(recipe: Recipe) -> Iterator[str]:
             *(partial(check_language if task.language else check_task, task) for task in recipe.tasks),
         ]
     )
-    check_base(recipe.base, {"training.lora_rank": recipe.training.lora_rank})
+    if recipe.training.heads == "zeroshot":
+        raise RecipeError("training.heads: expected trained or fixed, got 'zeroshot', which only given experts have")
+    base = check_base(recipe.base, {"training.lora_rank": recipe.training.lora_rank})
+    if base is not None:
+        check_kind(recipe.base, recipe.tasks, base.config)
     check_training(recipe.training, recipe.trainer, recipe.tasks)
     yield f"plan: {len(recipe.tasks)} experts, {told(recipe.trainer)} each, saved under experts/<task>"
 
@@ -225,19 +232,12 @@ def train_expert(
         return train_language(base, source, training, trainer_config, seed, target, folder)
     import lightning
 
-    from recipes.data.text_module import TextDataModule
     from twinmerge.artefact import whole_folder
 
     lightning.seed_everything(seed, workers=True, verbose=False)
     task = load_task(source, seed)
     where = resolve_model(base)
-    data = TextDataModule(
-        task,
-        where,
-        batch_size=training.batch_size,
-        max_length=training.max_length,
-        seed=seed,
-    )
+    data = _data(base, task, where, training, seed)
     module = _module(source, task.labels, where, training, seed)
     trainer = build_trainer(_for_unread(trainer_config, module), folder, source.name)
     folder.say(f"expert {source.name}: {len(task.train.texts)} training rows, {len(task.labels) or 1} labels")
@@ -259,11 +259,25 @@ def train_expert(
     }
     if trainer.is_global_zero:
         with whole_folder(target, overwrite=True) as out:
-            save_expert(module, where, card, out)
+            save_expert(module, reader_of(where, [source]), card, out)
         shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
     trainer.strategy.barrier()  # no process reads the expert before it is there
     folder.say(f"expert {source.name}: test score {test:.3f}")
     return card
+
+
+def _data(base: str, task: TextTask, where: Path | str, training: Training, seed: int) -> LightningDataModule:
+    """The rows of a task as its model reads them."""
+    if task.kind == "images":
+        from recipes.data.image_module import ImageDataModule, look_of
+
+        look = look_of(base, training.image_size)
+        return ImageDataModule(
+            task, look, batch_size=training.batch_size, augmentation=training.augmentation, seed=seed
+        )
+    from recipes.data.text_module import TextDataModule
+
+    return TextDataModule(task, where, batch_size=training.batch_size, max_length=training.max_length, seed=seed)
 
 
 def _for_unread(config: TrainerConfig, module: FinetuneModule) -> TrainerConfig:
@@ -283,12 +297,13 @@ def _module(
     return FinetuneModule(
         _load_model(where, training, labels),
         labels=(len(labels) or 1) if training.model == "encoder" else 0,
-        heads=training.heads,
+        heads="fixed" if training.heads == "fixed" else "trained",
         pooling=training.pooling,
         metric=source.metric,
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         warmup=training.warmup,
+        statistics=training.statistics,
         frozen=tuple(training.frozen),
         seed=head_seed(source.name, training.heads, seed),
     )
@@ -299,13 +314,12 @@ def head_seed(task: str, heads: str, seed: int) -> int:
     return zlib.crc32(f"{task} {seed}".encode()) if heads == "fixed" else seed
 
 
-def save_expert(module: FinetuneModule, tokenizer: Path | str, card: dict[str, Any], out: Path) -> None:
-    """Write the model (HF or PEFT folder), its tokenizer, its head, expert.json and their digests into a folder."""
+def save_expert(module: FinetuneModule, reader: Any, card: dict[str, Any], out: Path) -> None:
+    """Write the model (HF or PEFT folder), its tokenizer or processor, its head, expert.json and their digests."""
     from safetensors.torch import save_file
-    from transformers import AutoTokenizer
 
     cast("PreTrainedModel", module.model).save_pretrained(out)
-    AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).save_pretrained(out)
+    reader.save_pretrained(out)
     if module.head is not None:
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in module.head.state_dict().items()}, out / "head.safetensors"
@@ -319,7 +333,7 @@ def _load_model(where: Path | str, training: Training, labels: tuple[str, ...]) 
 
     model: PreTrainedModel
     if training.model == "encoder":
-        return adapted(transformers.AutoModel.from_pretrained(where, trust_remote_code=False), training)
+        return adapted(load_body(where), training)
     names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": 1}
     model = transformers.AutoModelForSequenceClassification.from_pretrained(where, trust_remote_code=False, **names)
     # The head is new, so the adapter must carry it: PEFT saves it for this type of task only.

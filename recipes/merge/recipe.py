@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.data.models import resolve_model
+from recipes.data.models import load_body, reader_of, resolve_model
 from recipes.data.sources import load_task
 from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
@@ -27,6 +27,7 @@ from recipes.merge.finetune import alone_with, train_expert
 from recipes.merge.routable import check_routable
 from recipes.merge.routing import batch_features, task_features, train_router
 from recipes.merge.schema import Recipe
+from recipes.merge.zero_shot import with_zero_shot
 from recipes.running.environment import process_rank
 from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
@@ -34,6 +35,7 @@ from recipes.running.quiet import hush_libraries
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from recipes.data.image_module import MixedImageDataModule
     from recipes.data.splits import TextTask
     from recipes.data.text_module import MixedTextDataModule
     from recipes.merge.compared import Beside
@@ -66,11 +68,10 @@ def finished(path: Path) -> list[str]:
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Experts, static baselines, twin, router, table, folder, report."""
     import torch
-    from transformers import AutoModel
 
     from recipes.merge import rows as table
     from recipes.merge.compared import compared
-    from recipes.merge.with_data import with_data
+    from recipes.merge.with_data import all_static
 
     if not recipe.tasks:
         run_alone(recipe, folder)
@@ -80,7 +81,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         return
     hush_libraries()
     where = resolve_model(recipe.base)
-    model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
+    model = load_body(where)
     check_rank("exclusive.rank", recipe.exclusive.rank, [tuple(p.shape) for p in model.parameters()], RunError)
     check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
     experts, tokenizer = _experts(recipe, folder, model)
@@ -89,25 +90,21 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     # What the experts learned from; the router may read more inputs, of which it takes the task and not the label.
     labelled = [load_task(source, recipe.seed) for source in recipe.tasks]
     tasks = [load_task(replace(source, max_train=recipe.router.items), recipe.seed) for source in recipe.tasks]
-    for task in labelled:
-        for note in task.notes:
-            folder.say(f"task {task.name}: {note}")
+    _say_notes(labelled, folder)
+    if recipe.training.heads == "zeroshot":
+        experts = with_zero_shot(recipe, labelled, experts)
     experts = _in_order(labelled, experts)
     data, seen = _mixed(recipe, tasks, tokenizer), _mixed(recipe, labelled, tokenizer)
     judge = table.Judge.of(recipe, folder, tasks, data, experts)
-    model.to(judge.device)
+    model.to(judge.device)  # type: ignore[arg-type]
     states = {task: expert.state for task, expert in experts.items()}
     whole = table.whole(judge, model, states)
     judge = judge.settled(whole)
     held, rows = table.experts(judge, whole)
     own = table.base(judge, model, labelled, seen if recipe.baselines.probe else None)
     rows["pretrained"] = own.pop("pretrained")
-    static, merged = table.static(judge, model, states, held)
+    recipe, static, merged = all_static(judge, model, states, held)
     rows |= merged
-    recipe = recipe.with_shared(static, folder.say)
-    looked, informed = with_data(judge, model, states, held) if recipe.baselines.data else ({}, {})
-    static |= looked
-    rows |= informed
 
     with folder.phase("exclusive experts", 1) as progress:
         twin, exclusive = _merge(recipe, copy.deepcopy(model), experts)
@@ -127,15 +124,14 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored)  # type: ignore[arg-type]
     twin.router = routing.router.cpu()
-    _write(
-        replace(judge, recipe=recipe),
-        model,
-        tokenizer,
-        experts,
-        (twin, exclusive, routing),
-        (rows, static, labelled),
-        beside,
-    )
+    judge = replace(judge, recipe=recipe)
+    _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
+
+
+def _say_notes(tasks: list[TextTask], folder: RunFolder) -> None:
+    for task in tasks:
+        for note in task.notes:
+            folder.say(f"task {task.name}: {note}")
 
 
 def _features(judge: Judge, twin: TwinMixin) -> tuple[dict[str, Features], Read]:
@@ -159,16 +155,16 @@ def _write(
     beside: Beside,
 ) -> None:
     """The twin folder, and the report of the run."""
-    from transformers import AutoTokenizer
-
     from recipes.merge import report
     from recipes.merge.precision import NAMED
     from twinmerge.artefact import model_card, save
+    from twinmerge.attaching import statistics
 
     recipe, folder = judge.recipe, judge.folder
     (twin, exclusive, routing), (rows, static, labelled) = made, found
     source = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
-    about = {"tasks": list(experts), "base": recipe.base, "base_class": type(model).__name__}
+    about: dict[str, object] = {"tasks": list(experts), "base": recipe.base, "base_class": type(model).__name__}
+    about |= {"batch_norms": bool(statistics(model))}
     texts = {
         "recipe.yaml": source,
         "README.md": model_card(about, recipe.name, source),
@@ -179,7 +175,7 @@ def _write(
     target = save(
         twin,
         folder.path / "merged",
-        tokenizer=AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False),
+        tokenizer=reader_of(tokenizer, recipe.tasks),
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
         texts=texts,
         labels={task: expert.labels or [] for task, expert in experts.items()},
@@ -193,7 +189,13 @@ def _write(
     report.finish(folder, outcome, exclusive.residuals, routing.mixture, more={"Number format": why})
 
 
-def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> MixedTextDataModule:
+def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> MixedTextDataModule | MixedImageDataModule:
+    if recipe.tasks[0].kind == "images":
+        from recipes.data.image_module import MixedImageDataModule, look_of
+
+        look, batch = look_of(recipe.base, recipe.training.image_size), recipe.training.batch_size
+        rows = recipe.eval_batch_size
+        return MixedImageDataModule(tasks, look, batch_size=batch, seed=recipe.seed, eval_batch_size=rows)
     from recipes.data.text_module import MixedTextDataModule
 
     return MixedTextDataModule(

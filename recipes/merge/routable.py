@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from recipes.data.models import resolve_model
+from recipes.data.models import is_here, resolve_model
 
 
 def check_routable(base: str, frozen: tuple[str, ...], error: type[Exception]) -> str:
@@ -18,8 +16,7 @@ def check_routable(base: str, frozen: tuple[str, ...], error: type[Exception]) -
     Returns:
         A line for the pre-flight.
     """
-    where = resolve_model(base)
-    if not Path(where).is_dir():
+    if not is_here(base):
         return "routing: the base is not here as a folder, so that it is tried when the run starts"
     from transformers import AutoConfig
 
@@ -28,7 +25,9 @@ def check_routable(base: str, frozen: tuple[str, ...], error: type[Exception]) -
 
     hush_libraries()
     try:
-        name, worst = routable.check_routable(AutoConfig.from_pretrained(where, trust_remote_code=False), frozen)
+        name, worst = routable.check_routable(
+            AutoConfig.from_pretrained(resolve_model(base), trust_remote_code=False), frozen
+        )
     except ValueError as refused:
         raise error(f"base: {str(refused).rstrip('.')}") from refused
     return f"routing: a two-layer {name} differs from dense merges by {worst:.0e}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from recipes.data.image_module import MixedImageDataModule
     from recipes.data.text_module import MixedTextDataModule
     from recipes.running.folder import RunFolder
     from twinmerge.modeling_twin import Router
@@ -134,7 +135,7 @@ def train_router(
 
 def task_features(
     encode: Callable[..., Tensor],
-    data: MixedTextDataModule,
+    data: MixedTextDataModule | MixedImageDataModule,
     split: str,
     folder: RunFolder,
     what: str = "features",

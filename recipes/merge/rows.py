@@ -25,11 +25,14 @@ from recipes.merge.precision import NAMED, settled
 from recipes.merge.routing import task_features
 from twinmerge.merging import set_parameters, shared_expert
 from twinmerge.modeling_twin import masked_mean
+from twinmerge.recalibration import recalibrate
+from twinmerge.states import states_of
 from twinmerge.twin_parts import Router
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from recipes.data.image_module import MixedImageDataModule
     from recipes.data.splits import TextTask
     from recipes.data.text_module import MixedTextDataModule
     from recipes.merge.evaluation import Batch, Counted, Model, Probe, Scores
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from twinmerge.modeling_twin import Head
     from twinmerge.twin_mixin import TwinMixin
 
+    Data = MixedTextDataModule | MixedImageDataModule
     Read = tuple[Sequence[Tensor], Tensor, float]  # router features of batches, task ids, milliseconds an input
 
 Answer = TypeVar("Answer")
@@ -65,7 +69,7 @@ class Judge:
     folder: RunFolder
     tasks: list[TextTask]
     heads: dict[str, Head]
-    data: MixedTextDataModule
+    data: Data
     batches: dict[str, list[Batch]]
     device: torch.device
     precision: Format = "32"
@@ -77,7 +81,7 @@ class Judge:
         recipe: Recipe,
         folder: RunFolder,
         tasks: list[TextTask],
-        data: MixedTextDataModule,
+        data: Data,
         experts: Mapping[str, Expert],
     ) -> Judge:
         """The judge of a recipe; the data is set up, and the experts' heads move to the device."""
@@ -154,11 +158,18 @@ def static(
     named = {name: parameter.detach() for name, parameter in model.named_parameters()}
     candidates = Candidates(named, partial(_called, shared_expert, model, states), recipe.seed)
     counted: dict[tuple[object, ...], Counted] = {}
+    few = [_images(batch, judge.device) for batch in judge.batches["validation"][:4]]
+    if recipe.training.statistics == "trained":
+        count = sum(len(next(iter(batch.values()))) for batch in few)
+        folder.say(f"static merges: running statistics are taken anew from {count} validation inputs")
     tried = trials(grid, len(parts))
 
     def answer_of(method: str, options: Mapping[str, float]) -> Model:
         method = recipe.shared.method if method == SHARED else method
-        return with_heads(set_parameters(work, candidates(method, options)), judge.heads)
+        made = set_parameters(work, candidates(method, options))
+        if recipe.training.statistics == "trained":
+            recalibrate(made, few)
+        return with_heads(made, judge.heads)
 
     steps = sum(count * len(part) for count, part in zip(tried, parts, strict=True))
     with folder.phase("validation: static candidates", steps) as progress:
@@ -176,6 +187,10 @@ def static(
         )
     shown = {method: options for method, (_, options) in best.items() if method != SHARED}
     return best, {method: judge.score(method, answer_of(method, options)) for method, options in shown.items()}
+
+
+def _images(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in batch.items() if name not in ("labels", "task")}
 
 
 def _called(
@@ -211,7 +226,10 @@ def oracle(judge: Judge, twin: TwinMixin) -> dict[str, Scores]:
 
 
 def base(
-    judge: Judge, model: nn.Module, labelled: Sequence[TextTask], seen: MixedTextDataModule | None
+    judge: Judge,
+    model: nn.Module,
+    labelled: Sequence[TextTask],
+    seen: MixedTextDataModule | MixedImageDataModule | None,
 ) -> dict[str, Scores]:
     """The rows of the base itself, by one forward: with the experts' heads, and with a linear probe a task.
 
@@ -224,7 +242,9 @@ def base(
     probe: Probe | None = None
     if seen is not None:
         seen.setup("fit")
-        read = judge.precise(lambda **inputs: masked_mean(model(**inputs)[0], inputs.get("attention_mask")))
+        read = judge.precise(
+            lambda **inputs: masked_mean(states_of(model, model(**inputs)).tokens, inputs.get("attention_mask"))
+        )
         features = {
             split: task_features(read, seen, split, judge.folder, "base features", judge.device)
             for split in ("train", "validation")
@@ -232,9 +252,9 @@ def base(
         probe = linear_probe(features, labelled)
 
     def answer(inputs: dict[str, Tensor], asked: list[str]) -> dict[str, Tensor]:
-        hidden, mask = model(**inputs)[0], inputs.get("attention_mask")
-        rows = {"pretrained": apply_heads(hidden, mask, asked, judge.heads)}
-        return rows if probe is None else {**rows, "linear probe": probe(masked_mean(hidden, mask), asked)}
+        states, mask = states_of(model, model(**inputs)), inputs.get("attention_mask")
+        rows = {"pretrained": apply_heads(states, mask, asked, judge.heads)}
+        return rows if probe is None else {**rows, "linear probe": probe(masked_mean(states.tokens, mask), asked)}
 
     return judge.score_rows("pretrained", answer)
 
@@ -250,6 +270,8 @@ def _routed(
 
 
 def _oracle(twin: TwinMixin, inputs: dict[str, Tensor], asked: list[str]) -> Tensor:
-    true = torch.eye(len(twin.tasks), device=inputs["input_ids"].device)[[twin.tasks.index(name) for name in asked]]
+    true = torch.eye(len(twin.tasks), device=next(iter(inputs.values())).device)[
+        [twin.tasks.index(name) for name in asked]
+    ]
     logits: Tensor = twin.classify(**inputs, head=asked, router_weights=true).logits
     return logits

@@ -61,10 +61,17 @@ class Training:
     Attributes:
         model: encoder (AutoModel with a head of ours), classifier (AutoModelForSequenceClassification), or causal
             (AutoModelForCausalLM, whose tasks have a language block).
-        heads: trained, or fixed (one random orthonormal head a task that is never trained).
-        pooling: Which token states the head of an encoder sees: mean, first or last.
+        heads: trained; fixed (one random orthonormal head a task that is never trained); or zeroshot, the names of the
+            classes as the base's text model reads them (CLIP and its kin; the experts are given).
+        pooling: Which states the head of an encoder sees: mean, first or last token; of images also patches (the mean
+            of all but the first token), first_patches (both), or pooled (what the body pools to).
         batch_size: Rows a training step.
         max_length: Longest sequence in tokens.
+        templates: Sentences of zero-shot heads, with {} for the name of a class.
+        image_size: Side of images in pixels; 0 takes that of the base's processor.
+        augmentation: Of training images: none, crop (shifts), flip (shifts and mirrors) or trivial (TrivialAugment).
+        statistics: Of batch norms: frozen at the base's, as short trainings need them, or trained; static merges of
+            trained ones take them anew from validation images.
         learning_rate: Peak of AdamW's rate.
         weight_decay: Of AdamW, on matrices.
         warmup: Share of the steps with a rising rate.
@@ -80,10 +87,14 @@ class Training:
     """
 
     model: Literal["encoder", "classifier", "causal"] = "encoder"
-    heads: Literal["trained", "fixed"] = "trained"
-    pooling: Literal["mean", "first", "last"] = "mean"
+    heads: Literal["trained", "fixed", "zeroshot"] = "trained"
+    pooling: Literal["mean", "first", "last", "patches", "first_patches", "pooled"] = "mean"
     batch_size: int = 16
     max_length: int = 64
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+    image_size: int = 0
+    augmentation: Literal["none", "crop", "flip", "trivial"] = "none"
+    statistics: Literal["frozen", "trained"] = "frozen"
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
     warmup: float = 0.1
@@ -102,7 +113,7 @@ class Training:
             check_positive(getattr(self, key), key)
         if not 0 <= self.warmup < 1:
             raise FieldError("warmup", f"expected a share from 0 to below 1, got {self.warmup}")
-        for key in ("weight_decay", "lora_rank", "lora_alpha"):
+        for key in ("weight_decay", "lora_rank", "lora_alpha", "image_size"):
             if getattr(self, key) < 0:
                 raise FieldError(key, f"expected 0 or more, got {getattr(self, key)}")
         if not 0 <= self.lora_dropout < 1:
@@ -114,8 +125,13 @@ class Training:
             raise FieldError("qlora", "expected false without model 'causal' and a lora_rank, got true")
         if self.packing and self.model != "causal":
             raise FieldError("packing", f"expected false for model {self.model!r}, got true")
-        if self.heads == "fixed" and self.model != "encoder":
-            raise FieldError("heads", f"expected trained for model {self.model!r}, which has its own head, got 'fixed'")
+        if self.heads != "trained" and self.model != "encoder":
+            raise FieldError(
+                "heads", f"expected trained for model {self.model!r}, which has its own head, got {self.heads!r}"
+            )
+        for index, template in enumerate(self.templates):
+            if "{}" not in template:
+                raise FieldError(f"templates.{index}", f"expected {{}} for the name of a class in it, got {template!r}")
         if self.heads == "fixed" and self.pooling != "mean":
             raise FieldError("pooling", f"expected mean for fixed heads, got {self.pooling!r}")
 
@@ -128,6 +144,10 @@ def check_tasks(tasks: list[TaskSource], model: str) -> None:
     if twice := [n for n in names if names.count(n) > 1]:
         raise FieldError("tasks", f"two tasks are called {twice[0]!r}; give each its own name")
     for index, task in enumerate(tasks):
+        if (task.kind == "images") != (tasks[0].kind == "images"):
+            raise FieldError(f"tasks.{index}.kind", "expected all tasks of images or none, got both")
+        if task.kind == "images" and model != "encoder":
+            raise FieldError("training.model", f"expected encoder for tasks of images, got {model!r}")
         if model == "causal" and task.language is None:
             raise FieldError(f"tasks.{index}.language", "expected how the model is asked, for model 'causal'; got none")
         if model != "causal" and task.language is not None:
@@ -142,7 +162,7 @@ class Recipe:
         recipe: Always merge.
         name: Name of the run.
         seed: Seed of the data's subsamples, the experts, the sketches and the router.
-        base: The experts' common base: shipped:minilm, a folder or a Hub name.
+        base: The experts' common base: shipped:minilm, shipped:efficientnet-lite0 (images), a folder or a Hub name.
         tasks: The tasks, one expert each; at least two. None at all merges the given experts without any data.
         experts: Folders (or Hub names) of experts that exist already, by task name, as transformers, PEFT or the
             finetune recipe wrote them, or the folder of a finetune run; the others are trained and cached.
@@ -206,9 +226,21 @@ class Recipe:
             check_name(name, "experts")
         if self.texts and (missing := sorted(set(names) - set(self.texts))):
             raise FieldError("texts", f"expected a file for every expert, got none for {missing[0]!r}")
+        if self.training.heads == "zeroshot":
+            self._check_zero_shot()
         if self.training.model == "classifier":
             raise FieldError("training.model", "expected encoder (experts with heads) or causal, got 'classifier'")
         self._check_causal(names)
+
+    def _check_zero_shot(self) -> None:
+        """Refuse zero-shot heads of texts, and experts that would have to be trained with them."""
+        if not self.tasks or self.tasks[0].kind != "images":
+            raise FieldError("training.heads", "expected trained or fixed without tasks of images, got 'zeroshot'")
+        given = self.experts if isinstance(self.experts, dict) else {task.name: "" for task in self.tasks}
+        if missing := [task.name for task in self.tasks if task.name not in given]:
+            raise FieldError(
+                "experts", f"expected one for every task with zero-shot heads, got none for {missing[0]!r}"
+            )
 
     def _check_causal(self, names: list[str]) -> None:
         """Refuse what only one of the two kinds of merges knows."""

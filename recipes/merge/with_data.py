@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from recipes.errors import RunError
 from recipes.merge.evaluation import evaluate, with_heads
+from recipes.merge.rows import static
 from twinmerge.functional.adamerging import adamerging
 from twinmerge.functional.fisher import fisher
 from twinmerge.functional.regmean import regmean
@@ -27,11 +28,20 @@ if TYPE_CHECKING:
 
     from recipes.merge.evaluation import Scores
     from recipes.merge.rows import Judge
+    from recipes.merge.schema import Recipe
 
 States = Mapping[str, Mapping[str, "Tensor"]]
 Merged = dict[str, "Tensor"]
 Tuned = dict[str, tuple[float, dict[str, float]]]
 SHRINKS = (0.1, 0.5, 0.9)
+
+
+def all_static(judge: Judge, model: nn.Module, states: States, held: Scores) -> tuple[Recipe, Tuned, dict[str, Scores]]:
+    """The recipe with its shared expert tuned, the best candidate of every static merge, and their rows."""
+    best, rows = static(judge, model, states, held)
+    recipe = judge.recipe.with_shared(best, judge.folder.say)
+    looked, more = with_data(judge, model, states, held)
+    return recipe, best | looked, rows | more
 
 
 def with_data(judge: Judge, model: nn.Module, states: States, held: Scores) -> tuple[Tuned, dict[str, Scores]]:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import ASKS, FULL, RecipeError, RunError, unforeseen
+from recipes.errors import ASKS, FULL, RecipeError, RunError, is_short_of_memory, unforeseen
 from recipes.front import table
 from recipes.front.compare import check_resume
 from recipes.front.parse import Parsed
@@ -117,9 +117,22 @@ def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold
         if fault := changed(folder.inputs) or added(folder.inputs, folder.reads()):
             raise RecipeError(f"--resume: {fault} since the run was started; put it back, or start a new run")
         check(parsed, quiet=options.quiet)
+        _tell_lost_rows(path / "metrics.csv")
     folder.resume = _checkpoint(path, options.resume, parts)
     folder.say(f"resuming {path}" + (f" from {folder.resume}" if folder.resume != path else ""))
     return True
+
+
+def _tell_lost_rows(metrics: Path) -> None:
+    from recipes.running.metrics import lost_rows
+
+    if lost := lost_rows(metrics):
+        phases = ", ".join(name or "the training" for name in lost)
+        print(
+            f"{metrics} is not what it was: rows of {phases} were changed or lost; the run goes on, and its later rows "
+            "are right",
+            file=sys.stderr,
+        )
 
 
 def _reads(parsed: Parsed) -> list[Path]:
@@ -208,7 +221,7 @@ def _sentence(error: Exception, path: Path) -> str:
     """Return one sentence about an unforeseen failure; its traceback goes into the run folder."""
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full: {error.filename or path}; free some space and resume with --resume"
-    if ASKS in str(error):
+    if ASKS in str(error) or is_short_of_memory(error):
         return unforeseen(error)
     if "find_unused_parameters" in str(error):
         return (

@@ -43,6 +43,13 @@ class CsvMetrics(Logger):
         return self._phase
 
     @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Seal the rows of the phase: `lost_rows` compares them when the run is resumed."""
+        if self._columns is not None:
+            own = _of_phase(read_metrics(self._path), self._phase)
+            _seal(self._path, _seals(self._path) | {self._phase: (len(own), _digest(own))})
+
+    @rank_zero_only
     def log_hyperparams(self, *_: object, **__: object) -> None:
         """Hyper-parameters are in `recipe.yaml`."""
 
@@ -51,6 +58,7 @@ class CsvMetrics(Logger):
         """Write one row."""
         row = ({"phase": self._phase} if self._phase else {}) | {"step": step or 0} | plain_json(metrics)
         if self._columns is None:
+            _seal(self._path, {name: seal for name, seal in _seals(self._path).items() if name != self._phase})
             rows = read_metrics(self._path)
             if all(key == "epoch" or key.startswith("test/") for key in metrics):
                 self._rewrite(self._tested_again(rows, row))
@@ -70,7 +78,7 @@ class CsvMetrics(Logger):
 
         The row takes the place of the one of the same test, or else follows what is there.
         """
-        own = [old for old in rows if old.get("phase", "") == self._phase]
+        own = _of_phase(rows, self._phase)
         tests = [old for old in own if not old.keys() - {"phase", "step", "epoch"} - row.keys()]
         where: dict[str, object] = (
             {key: tests[-1][key] for key in ("step", "epoch") if key in tests[-1]} if tests else {}
@@ -142,10 +150,42 @@ class MetricsSeal(Callback):
 
     def _digest(self, step: int) -> str:
         rows = [row for row in read_metrics(self._path) if self._is_done(row, step)]
-        return hashlib.sha256(json.dumps([sorted(row.items()) for row in rows]).encode()).hexdigest()
+        return _digest(rows)
 
     def _is_done(self, row: dict[str, str], step: int) -> bool:
         return row.get("phase", "") != self._phase or int(row["step"]) < step
+
+
+def lost_rows(path: Path) -> list[str]:
+    """The phases whose rows are no longer those that stood in a `metrics.csv` when they ended; changed rows count."""
+    rows = read_metrics(path)
+    return [name for name, (n, digest) in _seals(path).items() if _digest(_of_phase(rows, name)[:n]) != digest]
+
+
+def _of_phase(rows: list[dict[str, str]], phase: str) -> list[dict[str, str]]:
+    return [row for row in rows if row.get("phase", "") == phase]
+
+
+def _digest(rows: list[dict[str, str]]) -> str:
+    return hashlib.sha256(json.dumps([sorted(row.items()) for row in rows]).encode()).hexdigest()
+
+
+def _seal(path: Path, seals: dict[str, tuple[int, str]]) -> None:
+    if seals or _sealed(path).exists():
+        write_text(_sealed(path), json.dumps(seals))
+
+
+def _seals(path: Path) -> dict[str, tuple[int, str]]:
+    """By phase the number of its rows and their digest; none where the file is missing or damaged."""
+    try:
+        found = json.loads(_sealed(path).read_text(encoding="utf-8"))
+        return {str(name): (int(count), str(digest)) for name, (count, digest) in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _sealed(path: Path) -> Path:
+    return path.with_name(f".{path.name}.json")
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

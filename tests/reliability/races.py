@@ -1,6 +1,7 @@
 """Two processes at once on one run folder, one cache, one wheel: one of them works, and what is left is whole."""
 
 import random
+import re
 import shutil
 import signal
 import time
@@ -103,6 +104,8 @@ class Racer:
                 kind, [home / "run", home / "other"]
             )
         unlike = [d for place in places for d in differences(expected.get("run"), contents(place))]
+        if kind.startswith("cache"):  # who takes an expert from the cache trains none, and has no rows of its training
+            unlike = [d for d in unlike if not re.fullmatch(r"/metrics\.csv/\w+ is missing", d)]
         if "cache" in expected and kind != "numbered":
             unlike += differences(expected["cache"], contents(home / "cache"))
         left = [str(path.relative_to(home)) for path in home.rglob("*.part")] if kind != "cache-killed" else []

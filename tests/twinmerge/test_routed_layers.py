@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from tests.twinmerge import tiny
 from twinmerge import attach
 from twinmerge.attaching import attach_layer
-from twinmerge.routed_layers import FactoredLayer, Mixture, RoutedAny, RoutedConv, RoutedLayer, RoutedLinear, RoutedNorm
+from twinmerge.routed_images import RoutedConv
+from twinmerge.routed_layers import FactoredLayer, Mixture, RoutedAny, RoutedLayer, RoutedLinear, RoutedNorm
 
 
 def layers() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:

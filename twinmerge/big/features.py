@@ -94,8 +94,8 @@ def empty_model(folder: Path) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     register = nn.Module.register_parameter
 
-    def on_meta(self: nn.Module, name: str, value: nn.Parameter | None) -> None:
-        register(self, name, None if value is None else nn.Parameter(value.detach().to("meta"), requires_grad=False))
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, None if param is None else nn.Parameter(param.detach().to("meta"), requires_grad=False))
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
     try:

@@ -27,9 +27,9 @@ from twinmerge.big.merge import (
     write_merged,
 )
 from twinmerge.big.plan import Plan
-from twinmerge.big.reading import Files
+from twinmerge.big.reading import Files, Place
 from twinmerge.big.statistics import check_statistics, read_statistics
-from twinmerge.big.writing import resumable_folder
+from twinmerge.big.writing import Journal, resumable_folder
 from twinmerge.errors import CheckpointError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -95,60 +95,67 @@ def twin_files(
     check_arguments(twin_files, locals())
     check_device(device)
     ranks = Ranks(rank, density, energy, budget)
-    if sum(value is not None for value in asdict(ranks).values()) != 1:
-        raise ValueError(f"the rank policy is {asdict(ranks)}; give exactly one of rank, density, energy and budget.")
+    _check_twin(ranks, experts)
     job = job_of(base, experts, vocabulary=vocabulary)
-    architecture = str(next(iter(job.base.config.get("architectures") or ()), ""))
-    if not architecture.endswith("ForCausalLM") or len(experts) < 2:
-        raise CheckpointError(
-            f"{job.base.folder} is a {architecture or 'model without architecture'} with {len(experts)} experts, and "
-            "twins in files are made of at least two causal language models; use twinmerge.merge_folders."
-        )
-    if odd := [name for name in experts if not _NAME.fullmatch(name)]:
-        raise ValueError(f"expert name {odd[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
+    architecture = _architecture(job)
     run, words = bound_method(method, options or {}, list(experts)), _texts(router, texts, experts)
     check_statistics(method, statistics, list(experts))
     refuse_above_limit(planned_twin(job, method, memory, ranks))
-    told_by = fingerprint_of(statistics)
-    task = [
-        fingerprint(base, experts),
-        method,
-        options,
-        told_by,
-        asdict(ranks),
-        tolerance,
-        seed,
-        vocabulary,
-        shard,
-        router,
-        words,
-    ]
+    made_by = [method, options, fingerprint_of(statistics), asdict(ranks), tolerance, seed, vocabulary, shard]
+    task = [fingerprint(base, experts), *made_by, router, words]
     with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
         known = partial(run, **read_statistics(method, statistics, list(experts), files))
         writer = write_merged(job, out, files, journal, known, shard=shard, device=device)
         copy_beside(job, out, "stored")
-        told: dict[str, Certificate] = {}
-        modules: dict[str, dict[str, int]] = {}
-        with Files() as written:
-            for name, expert in job.experts.items():
-                (out / "experts" / name).mkdir(parents=True, exist_ok=True)
-                source = differences_of(job, name, writer.places, written, device)
-                if isinstance(expert, LoraExpert):
-                    expert.over(job.places)
-                told[name] = source.write(
-                    out / "experts" / name,
-                    journal,
-                    ranks,
-                    tolerance=tolerance,
-                    seed=seed,
-                    dtype="float32",
-                    base="../..",
-                )
-                modules[name] = source.modules({n: r for n, r in told[name]["ranks"].items() if r})
+        told, modules = _write_experts(job, out, writer.places, journal, ranks, tolerance, seed, device)
         forget(out)
         made = None if router is None else _save_router(out, router, words, seed, device)
         _describe(out, architecture, told, modules, str(base), made)
     return Path(folder).expanduser()
+
+
+def _check_twin(ranks: Ranks, experts: Mapping[str, object]) -> None:
+    if sum(value is not None for value in asdict(ranks).values()) != 1:
+        raise ValueError(f"the rank policy is {asdict(ranks)}; give exactly one of rank, density, energy and budget.")
+    if odd := [name for name in experts if not _NAME.fullmatch(name)]:
+        raise ValueError(f"expert name {odd[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
+
+
+def _architecture(job: Job) -> str:
+    found = str(next(iter(job.base.config.get("architectures") or ()), ""))
+    if not found.endswith("ForCausalLM") or len(job.experts) < 2:
+        raise CheckpointError(
+            f"{job.base.folder} is a {found or 'model without architecture'} with {len(job.experts)} experts, and "
+            "twins in files are made of at least two causal language models; use twinmerge.merge_folders."
+        )
+    return found
+
+
+def _write_experts(
+    job: Job,
+    out: Path,
+    shared: Mapping[str, Place],
+    journal: Journal,
+    ranks: Ranks,
+    tolerance: float,
+    seed: int,
+    device: str,
+) -> tuple[dict[str, Certificate], dict[str, dict[str, int]]]:
+    """Write every exclusive expert; returns their certificates and ranks by module."""
+    told: dict[str, Certificate] = {}
+    modules: dict[str, dict[str, int]] = {}
+    with Files() as written:
+        for name, expert in job.experts.items():
+            where = out / "experts" / name
+            where.mkdir(parents=True, exist_ok=True)
+            source = differences_of(job, name, shared, written, device)
+            if isinstance(expert, LoraExpert):
+                expert.over(job.places)
+            told[name] = source.write(
+                where, journal, ranks, tolerance=tolerance, seed=seed, dtype="float32", base="../.."
+            )
+            modules[name] = source.modules({n: r for n, r in told[name]["ranks"].items() if r})
+    return told, modules
 
 
 def _texts(

@@ -46,4 +46,5 @@ def prototype_of(up: Tensor, down: Tensor) -> Tensor:
     # The right singular vectors of up @ down by a small decomposition: down^T = Q R, up @ R^T has those of it in Q.
     Q, R = torch.linalg.qr(down.double().T)
     first = torch.linalg.svd(up.double() @ R.T, full_matrices=False)[2][0]
-    return (Q @ first).to(down.dtype)
+    found: Tensor = Q @ first
+    return found.to(down.dtype)

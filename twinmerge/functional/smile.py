@@ -33,7 +33,8 @@ def smile_gates(inputs: Tensor, directions: Tensor, *, top_k: int = 1) -> Tensor
         raise ValueError(f"top_k is {top_k}, but there are {len(directions)} experts: give 1 to that many")
     shares = torch.einsum("...n,tkn->...tk", inputs, directions).norm(dim=-1).softmax(-1)
     kept = torch.zeros_like(shares).scatter_(-1, shares.topk(top_k, -1).indices, 1.0) * shares
-    return kept / kept.sum(-1, keepdim=True)
+    gates: Tensor = kept / kept.sum(-1, keepdim=True)
+    return gates
 
 
 def low_rank_sum(inputs: Tensor, gates: Tensor, ups: Tensor, downs: Tensor) -> Tensor:

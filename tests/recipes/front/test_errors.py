@@ -1,6 +1,10 @@
 """Every mistake in a recipe gets one exact sentence with its line."""
 
+import pyarrow
 import pytest
+import torch
+
+from recipes.errors import unforeseen
 
 HEAD = "recipe: toy\n"
 KEYS = "recipe, name, seed, do, method, tasks, weights, path, note, anything, trainer"
@@ -175,3 +179,17 @@ def test_wrong_command_line(front, words, message):
     done = front(*words, r=HEAD)
     assert done.err.startswith(message)
     assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        pyarrow.ArrowMemoryError("malloc of size 1216 failed"),
+    ],
+    ids=["python", "torch", "cuda", "arrow"],
+)
+def test_a_failed_allocation_is_told_as_such(error):
+    assert unforeseen(error).startswith("there is not enough memory; end other programs, or make the batches")

@@ -8,6 +8,7 @@ import torch
 from recipes.fields import FieldError
 from recipes.merge.baselines import Baselines, Shared
 from recipes.run import main
+from tests.twinmerge import foreign
 from tests.twinmerge.big.small import read, write_family
 
 
@@ -66,3 +67,25 @@ def test_further_methods_are_tuned_when_they_are_named():
     with pytest.raises(FieldError, match="unknown merge method 'sca'; did you mean 'sce'"):
         Baselines(further=["sca"])
     assert Shared("breadcrumbs", {"density": 0.8, "gamma": 0.02}).method == "breadcrumbs"
+
+
+def test_a_twin_of_the_recipe_has_a_router_from_texts(models, capsys):
+    foreign.tokenizer().save_pretrained(models / "models/base")
+    for name, start in (("math", 0), ("code", 40)):
+        lines = (f"word{start + i} word{start + i + 1}" for i in range(10))
+        (models / f"{name}.txt").write_text("\n".join(lines))
+    words = ["rank=2", "router=knn", "texts.math=math.txt", "texts.code=code.txt", "memory=2GB"]
+    assert main(["merge_files_tiny.yaml", *words, "--out", "twin", "--quiet"]) == 0
+    card = json.loads((models / "twin/merged/twin.json").read_text())
+    assert card["router"]["kind"] == "knn"
+    assert (models / "twin/merged/router/router.safetensors").is_file()
+    assert main(["merge_files_tiny.yaml", "memory=1MB", "--check"]) == 2
+    assert "memory: task_arithmetic takes up to 0.0" in capsys.readouterr().err
+    for overrides, said in (
+        (["router=knn"], "router: expected none without one of rank, density, energy, budget and texts"),
+        (["rank=2", "texts.math=math.txt"], "texts: expected none without a router"),
+        (["method=fisher", "options={}"], "fisher needs statistics of every expert"),
+        (["vocabulary=longer"], "vocabulary"),
+    ):
+        assert main(["merge_files_tiny.yaml", *overrides, "--check"]) == 2
+        assert said in capsys.readouterr().err

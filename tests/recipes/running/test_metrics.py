@@ -4,8 +4,9 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
+from recipes.running import execute
 from recipes.running.folder import RunFolder
-from recipes.running.metrics import CsvMetrics, read_metrics
+from recipes.running.metrics import CsvMetrics, lost_rows, read_metrics
 from recipes.running.trainer import TrainerConfig, build_trainer
 
 
@@ -81,3 +82,42 @@ def test_a_row_holds_what_was_logged_at_its_step_and_no_older_value(tmp_path):
     assert [bool(row.get("train/loss")) for row in rows] == [True, True, True, True, False]
     assert [bool(row.get("train/rare")) for row in rows] == [False, True, False, False, False]
     assert float(rows[-1]["train/summed_epoch"]) == 4
+
+
+@pytest.fixture
+def two_phases(tmp_path):
+    """A file with the rows of a finished phase and those of one that was killed."""
+    first, second = (CsvMetrics(tmp_path / "metrics.csv", phase) for phase in ("mood", "topic"))
+    for step in range(4):
+        first.log_metrics({"train/loss": 0.5 - step}, step)
+    first.finalize("success")
+    for step in range(3):
+        second.log_metrics({"train/loss": 2.0 * step, "seconds": 1.0}, step)
+    return tmp_path / "metrics.csv"
+
+
+def test_rows_that_are_as_they_were_are_not_missed(two_phases):
+    assert lost_rows(two_phases) == []
+    again = CsvMetrics(two_phases, "topic")
+    again.log_metrics({"train/loss": 2.0, "seconds": 1.5}, 1)
+    assert lost_rows(two_phases) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("mood,2,-1.5", "mood,2,-1.25"), ("mood,3,-2.5,\n", "")], ids=["changed", "lost"]
+)
+def test_rows_of_a_finished_phase_that_are_not_as_they_were_are_told(two_phases, capsys, old, new):
+    text = two_phases.read_text()
+    assert old in text
+    two_phases.write_text(text.replace(old, new))
+    assert lost_rows(two_phases) == ["mood"]
+    execute._tell_lost_rows(two_phases)
+    assert f"{two_phases} is not what it was: rows of mood were changed or lost" in capsys.readouterr().err
+
+
+def test_a_phase_that_is_trained_on_from_an_earlier_step_is_not_missed(two_phases):
+    logger = CsvMetrics(two_phases, "topic")
+    logger.log_metrics({"train/loss": 6.0, "seconds": 1.0}, 3)
+    logger.finalize("failed")  # interrupted
+    CsvMetrics(two_phases, "topic").log_metrics({"train/loss": 2.0, "seconds": 1.0}, 1)  # and then killed
+    assert lost_rows(two_phases) == []

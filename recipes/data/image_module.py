@@ -1,0 +1,273 @@
+"""Lightning data modules over image tasks: sized and normalised as the base was, augmented in training."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from recipes.data.models import resolve_model
+from recipes.errors import RunError
+from recipes.running.resume import ResumableLoader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from recipes.data.image_tasks import Picture
+    from recipes.data.splits import TextTask
+
+__all__ = ["Augmentation", "ImageDataModule", "Look", "MixedImageDataModule", "look_of"]
+
+Batch = dict[str, Tensor]
+Augmentation = Literal["none", "crop", "flip", "trivial"]
+_SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a base sees images.
+
+    Attributes:
+        size: Side in pixels.
+        mean: Of every channel, of images in [0, 1].
+        std: Likewise.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def resized(self, picture: Picture) -> Tensor:
+        """A picture of three channels, its shorter side brought to the size and cut at the centre: (3, size, size)."""
+        from torchvision.transforms import v2
+
+        image = v2.functional.pil_to_tensor(picture.open().convert("RGB"))
+        bicubic = v2.InterpolationMode.BICUBIC
+        image = v2.functional.resize(image, [self.size], interpolation=bicubic, antialias=True)
+        made: Tensor = v2.functional.center_crop(image, [self.size, self.size])
+        return made
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images of 8 bits, shape (batch, 3, size, size), as the base takes them."""
+        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
+
+
+def look_of(base: str | Path, size: int = 0) -> Look:
+    """How a base sees images, by its processor.
+
+    Args:
+        base: ``shipped:`` name, folder or Hub id.
+        size: Side in pixels instead of the processor's; 0 takes that.
+
+    Raises:
+        RunError: When the base has no image processor, or one that says no size, mean and standard deviation.
+    """
+    from transformers import AutoImageProcessor
+
+    where = resolve_model(base) if isinstance(base, str) else base
+    try:
+        made: Any = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RunError(f"the base {base} has no image processor ({reason}); give a base that reads images") from error
+    data = getattr(made, "data_config", None)  # timm's
+    if data is not None:
+        own, mean, std = data["input_size"][-1], data["mean"], data["std"]
+    else:
+        sides = getattr(made, "crop_size", None) or made.size
+        own = next(sides[key] for key in ("height", "shortest_edge") if sides.get(key))
+        mean, std = made.image_mean, made.image_std
+    return Look(size or int(own), tuple(map(float, mean)), tuple(map(float, std)))
+
+
+class _Rows(Dataset[dict[str, Any]]):
+    """Pictures of a split, resized when they are asked for."""
+
+    def __init__(self, rows: Sequence[tuple[Picture, int, int]], look: Look) -> None:
+        self.rows, self.look = rows, look
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        picture, label, task = self.rows[index]
+        return {"pixel_values": self.look.resized(picture), "labels": label, "task": task, "index": index}
+
+
+class MixedImageDataModule(LightningDataModule):
+    """All tasks' images shuffled together; every row carries the index of its task.
+
+    Batches hold ``pixel_values``, ``labels`` and ``task``. Training images are augmented by torchvision, each by a
+    function of seed, epoch and its place alone, so that a resumed run sees the same.
+
+    Args:
+        tasks: The tasks; the order gives the ``task`` index.
+        look: Size and normalisation of the base.
+        batch_size: Rows a training batch, at least 1.
+        augmentation: Of training images: none; crop (shifted by an eighth at most); flip (crop, and mirrored); trivial
+            (one operation of TrivialAugment each).
+        seed: Fixes the order of the training rows, and the augmentation.
+        eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[TextTask],
+        look: Look,
+        *,
+        batch_size: int = 32,
+        augmentation: Augmentation = "none",
+        seed: int = 0,
+        eval_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not tasks:
+            raise RunError("an image data module got no task; give at least one")
+        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
+            raise RunError(f"batch_size is {batch_size} and eval_batch_size {eval_batch_size}; give at least 1")
+        self.tasks, self.look, self.seed = tuple(tasks), look, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or 2 * batch_size
+        self.augmentation: Augmentation = augmentation
+        self._rows: dict[str, list[tuple[Picture, int, int]]] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the splits of a stage.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``; None for every split.
+        """
+        for split in _SPLITS[stage] if stage else ("train", "validation", "test"):
+            self._rows[split] = [
+                (picture, int(label), number)
+                for number, task in enumerate(self.tasks)
+                for picture, label in zip(getattr(task, split).texts, getattr(task, split).labels, strict=True)
+            ]
+
+    def _collate(self, rows: list[dict[str, Any]]) -> Batch:
+        return {
+            "pixel_values": self.look.normalised(torch.stack([row["pixel_values"] for row in rows])),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+            **({} if len(self.tasks) == 1 else {"task": torch.tensor([row["task"] for row in rows])}),
+        }
+
+    def _raw(self, rows: list[dict[str, Any]]) -> Batch:
+        images = torch.stack([row["pixel_values"] for row in rows])
+        return {
+            "pixel_values": images,
+            **{name: torch.tensor([row[name] for row in rows]) for name in ("labels", "index")},
+        }
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Training images in an order given by seed, epoch and rank, which a checkpoint resumes in the middle."""
+        rows = _Rows(self._rows["train"], self.look)
+        return ResumableLoader(rows, self.batch_size, seed=self.seed, collate_fn=self._raw)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment training images, and bring them to the base's scale."""
+        if "index" not in batch:
+            return batch
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        images = batch["pixel_values"]
+        if change := self._change():
+            from distill.data import drawing
+
+            made = []
+            for image, index in zip(images, batch["index"].tolist(), strict=True):
+                with drawing(self.seed, epoch, index):
+                    made.append(change(image))
+            images = torch.stack(made)
+        return {"pixel_values": self.look.normalised(images), "labels": batch["labels"]}
+
+    def _change(self) -> Callable[[Tensor], Tensor] | None:
+        from torchvision.transforms import v2
+
+        if self.augmentation == "none":
+            return None
+        if self.augmentation == "trivial":
+            trivial: Callable[[Tensor], Tensor] = v2.TrivialAugmentWide()
+            return trivial
+        crop: Any = v2.RandomCrop(self.look.size, padding=self.look.size // 8, padding_mode="edge")
+        both: Callable[[Tensor], Tensor] = crop
+        if self.augmentation == "flip":
+            both = v2.Compose([crop, v2.RandomHorizontalFlip()])
+        return both
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Validation images, all tasks shuffled together."""
+        return self._evaluated(self._ordered("validation"))
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Test images, likewise."""
+        return self._evaluated(self._ordered("test"))
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The test images."""
+        return self.test_dataloader()
+
+    def by_length(self, split: str) -> Iterator[tuple[list[int], Batch]]:
+        """Batches of a split, each with its rows' positions in the split (tasks one by one)."""
+        rows = _Rows(self._rows[split], self.look)
+        for start in range(0, len(rows), self.eval_batch_size):
+            positions = list(range(start, min(len(rows), start + self.eval_batch_size)))
+            yield positions, self._collate([rows[i] for i in positions])
+
+    def parts(self, split: str, least: int = 32) -> list[list[Batch]]:
+        """Batches of a quarter, a further quarter and the other half of every task's rows of a split.
+
+        With fewer than `least` rows of a task in the first quarter there is one part, the whole split.
+        """
+        shares: list[list[tuple[Picture, int, int]]] = [[], [], []]
+        numbers = dict.fromkeys(range(len(self.tasks)), 0)
+        for row in self._ordered(split):
+            shares[(0, 2, 1, 2)[numbers[row[2]] % 4]].append(row)
+            numbers[row[2]] += 1
+        if min(numbers.values()) < 4 * least:
+            shares = [self._ordered(split)]
+        return [list(self._evaluated(share)) for share in shares]
+
+    def _evaluated(self, rows: Sequence[tuple[Picture, int, int]]) -> DataLoader[dict[str, Any]]:
+        return DataLoader(_Rows(rows, self.look), self.eval_batch_size, collate_fn=self._collate)
+
+    def _ordered(self, split: str) -> list[tuple[Picture, int, int]]:
+        rows = list(self._rows[split])
+        random.Random(self.seed).shuffle(rows)  # noqa: S311 - rows must not stand task by task
+        return rows
+
+
+class ImageDataModule(MixedImageDataModule):
+    """One task's images; batches as of `MixedImageDataModule` without ``task``, ready for ``model(**batch)``.
+
+    Args:
+        task: The task.
+        look: Size and normalisation of the base.
+        batch_size: Rows a training batch, at least 1.
+        augmentation: Of training images.
+        seed: Fixes the order of the training rows, and the augmentation.
+        eval_batch_size: Rows a validation or test batch (default: twice ``batch_size``).
+    """
+
+    def __init__(
+        self,
+        task: TextTask,
+        look: Look,
+        *,
+        batch_size: int = 32,
+        augmentation: Augmentation = "none",
+        seed: int = 0,
+        eval_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            [task],
+            look,
+            batch_size=batch_size,
+            augmentation=augmentation,
+            seed=seed,
+            eval_batch_size=eval_batch_size,
+        )

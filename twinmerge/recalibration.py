@@ -1,0 +1,54 @@
+"""Running statistics of batch norms taken anew from a few images, as a static merge of trained ones needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from twinmerge.twin_checks import TwinChecks
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def recalibrate(model: Model, batches: Iterable[Mapping[str, Tensor]]) -> Model:
+    """Replace the running means and variances of a model's batch norms by those of some unlabelled batches, in place.
+
+    The activations of a merged network lie elsewhere than those of any of its sources, so that the average of their
+    statistics is nobody's (Jordan et al. 2023, "REPAIR", arXiv 2211.08403). Leave it out for fine-tunes that were made
+    with frozen statistics: they and their merges rely on those of the base.
+
+    Args:
+        model: a stock model, such as one with `shared_expert` in it; its mode is kept.
+        batches: inputs of its forward; every batch counts alike.
+
+    Returns:
+        The same model; unchanged where it has no batch norm.
+
+    Raises:
+        ValueError: for a twin, whose statistics are mixed input by input, or without any batch.
+    """
+    if isinstance(model, TwinChecks):
+        raise ValueError("a twin mixes its experts' statistics input by input; recalibrate the stock model before.")
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    given = list(batches)
+    if not given:
+        raise ValueError("no batch is given to take the statistics from; give a few batches of unlabelled images.")
+    modes, momenta = {m: m.training for m in model.modules()}, [norm.momentum for norm in norms]
+    model.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+            norm.train()
+        with torch.no_grad():
+            for batch in given if norms else []:
+                model(**batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    return model
