@@ -50,7 +50,7 @@ def logs_now(trainer: Trainer | None) -> bool:
     """
     if trainer is None or trainer.is_last_batch:
         return True
-    every = trainer.log_every_n_steps
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector sets it
     return every > 0 and (batches_done(trainer)[0] + 1) % every == 0
 
 

@@ -117,12 +117,6 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
 
 
-def _say_notes(tasks: list[TextTask], folder: RunFolder) -> None:
-    for task in tasks:
-        for note in task.notes:
-            folder.say(f"task {task.name}: {note}")
-
-
 def _prepared(
     recipe: Recipe, folder: RunFolder, experts: Mapping[str, Expert]
 ) -> tuple[list[TextTask], list[TextTask], dict[str, Expert]]:

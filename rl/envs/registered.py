@@ -1,8 +1,8 @@
 """The simulators as environments that ``gymnasium.make`` knows by name: ``gapbridge/SingleItem-v0`` and others.
 
-With the package installed they are there as soon as Gymnasium is imported; without, import this module first, or have
-Gymnasium do it: ``gymnasium.make("rl.envs.registered:gapbridge/SingleItem-v0")``. What `make` gets beside the name goes
-to the simulator, but for ``bound`` and ``flat``, see `rl.envs.to_gymnasium.make_env`.
+Import this module before, or have Gymnasium do it, which loads what stands before the colon:
+``gymnasium.make("rl.envs.registered:gapbridge/SingleItem-v0")``. What `make` gets beside the name goes to the
+simulator, but for ``bound`` and ``flat``, see `rl.envs.to_gymnasium.make_env`.
 """
 
 import gymnasium

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -130,8 +131,8 @@ class Decisions:
     def split(self, sizes: Sequence[int]) -> list[Decisions]:
         """A row cut into pieces of these lengths, which are views."""
         ends = list(itertools.accumulate(sizes))
-        pairs = zip([0, *ends[:-1]], ends, strict=True)
-        return [self._each(lambda value, cut=slice(*pair): value[cut]) for pair in pairs]
+        cuts = (slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True))
+        return [self._each(operator.itemgetter(cut)) for cut in cuts]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Decisions:
         kept = {item.name: getattr(self, item.name) for item in fields(self)}
