@@ -124,7 +124,9 @@ def _prepared(
     # The router may read more inputs, of which it takes the task and not the label.
     labelled = [load_task(source, recipe.seed) for source in recipe.tasks]
     tasks = [load_task(replace(source, max_train=recipe.router.items), recipe.seed) for source in recipe.tasks]
-    _say_notes(labelled, folder)
+    for task in labelled:
+        for note in task.notes:
+            folder.say(f"task {task.name}: {note}")
     if recipe.training.heads == "zeroshot":
         experts = with_zero_shot(recipe, labelled, experts)
     return labelled, tasks, _in_order(labelled, experts)
