@@ -97,7 +97,7 @@ class SwitchedLQR(HybridSimulator):
         """One stage of the plant that the mode selects."""
         x = state["x"]
         cost = ((x @ self.Q) * x).sum(dim=1) + ((action @ self.R) * action).sum(dim=1)
-        following = (torch.cat([x, action], dim=1) @ self.plant).unflatten(1, (self.n_modes, -1))
+        following = (torch.cat([x, action], dim=1) @ self.plant).reshape(len(x), self.n_modes, -1)
         return {"x": chosen_action(following, mode).clamp(-self.limit, self.limit)}, cost
 
 

@@ -130,8 +130,10 @@ class Decisions:
     def split(self, sizes: Sequence[int]) -> list[Decisions]:
         """A row cut into pieces of these lengths, which are views."""
         ends = list(itertools.accumulate(sizes))
-        pairs = zip([0, *ends[:-1]], ends, strict=True)
-        return [self._each(lambda value, cut=slice(*pair): value[cut]) for pair in pairs]
+        return [self._piece(slice(*pair)) for pair in zip([0, *ends[:-1]], ends, strict=True)]
+
+    def _piece(self, cut: slice) -> Decisions:
+        return self._each(lambda value: value[cut])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Decisions:
         kept = {item.name: getattr(self, item.name) for item in fields(self)}

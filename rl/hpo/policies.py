@@ -189,9 +189,10 @@ class HybridPolicy(nn.Module, Actor):
         if not self.heads:
             return logits
         if len(set(self.heads)) == 1:
-            return logits.unflatten(-1, self.law_shape)
+            return logits.reshape(*logits.shape[:-1], *self.law_shape)
         places = (self.columns.flatten().cumsum(0) - 1).clamp(min=0)
-        return logits[..., places].unflatten(-1, self.law_shape).masked_fill(~self.columns, float("-inf"))
+        padded = logits[..., places].reshape(*logits.shape[:-1], *self.law_shape)
+        return padded.masked_fill(~self.columns, float("-inf"))
 
     def raw_actions(self, observation: Tensor, mode: Tensor | None = None) -> Tensor:
         """Unconstrained continuous parts of all modes (..., J, m).
