@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import write_results
 from rl.envs.enumerable import Enumerable
+from rl.envs.hybrid import State
 from rl.hpo.rollout import Draws, Rollout, rollout
 from rl.hpo.surrogate import (
     advantages_of,
@@ -120,7 +121,14 @@ def exact_gradient(simulator: Enumerable, policy: ToyPolicy) -> Tensor:
 
 def forms(simulator: Enumerable, policy: ToyPolicy) -> dict[str, tuple[bool, Tensor]]:
     """Every form of the estimator: whether it should be unbiased, and its surrogate of every episode (216,)."""
-    roll, _ = all_episodes(simulator, policy)
+    reached: list[Tensor] = []  # live, whereas a rollout keeps observations detached
+
+    def step(*given: Any) -> tuple[State, Tensor]:
+        state, cost = simulator.step(*given)
+        reached.append(state["s"])
+        return state, cost
+
+    roll, _ = all_episodes(simulator, policy, step=step)
     cut, _ = all_episodes(simulator, policy, cross_term=False)
     windows, _ = all_episodes(simulator, policy, window=2)
     branched, _ = all_episodes(simulator, policy, branch=True)
@@ -150,7 +158,7 @@ def forms(simulator: Enumerable, policy: ToyPolicy) -> dict[str, tuple[bool, Ten
     pathwise = (weights * roll.costs).sum(1)
     live = torch.flip((weights * roll.costs).flip(1).cumsum(1), [1])
     # The cost of where the episode ends is paid with the last step's; the sum from t + 1 on keeps it.
-    end = nn.functional.pad((G * 2 * states[:, -1].square().sum(1))[:, None], (T - 1, 0))
+    end = nn.functional.pad((G * 2 * reached[-1].square().sum(1))[:, None], (T - 1, 0))
     spread = (
         (exact_probability(simulator, policy)[:, None] * (weights * (taken - V[:, :T])).square()).sum().div(T).sqrt()
     )
