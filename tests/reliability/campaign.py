@@ -1,6 +1,7 @@
 """All that is tried, case by case: a case that has its file is not tried again, so that a campaign can be cut short."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -184,7 +185,7 @@ def _dealt(variants: list[Variant], count: int, names: tuple[str, ...]) -> Itera
     chosen = [variant for variant in variants if not names or variant.name in names]
     shares = [variant for variant in chosen if variant.share > 0]
     total = sum(variant.share for variant in shares)
-    plan = [(variant, round(count * variant.share / total)) for variant in shares]
+    plan = [(variant, math.ceil(count * variant.share / total)) for variant in shares]
     if count >= 100:
         plan += [(variant, 3) for variant in chosen if variant.processes > 1]
     turns = max((times for _, times in plan), default=0)
