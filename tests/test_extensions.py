@@ -99,7 +99,7 @@ def test_a_merge_method_from_outside_is_used_by_name_in_yaml_and_as_a_function(o
     assert done.stdout.splitlines() == [
         "[[1.0, 0.0]]",
         "[[2.0, 0.0]]",
-        "Shared(method='midpoint', options={'scale': 0.5}) True",
+        "Shared(method='midpoint', options={'scale': 0.5}, tune={}) True",
     ]
     assert "options.density: midpoint has no such option" in done.stderr
 

@@ -224,7 +224,10 @@ trainer:
     ("options", "message"),
     [
         ({"heads": "best"}, "heads: expected one of 'trained', 'fixed', got 'best'"),
-        ({"pooling": "max", "labels": 2}, "pooling: expected one of 'mean', 'first', 'last', got 'max'"),
+        (
+            {"pooling": "max", "labels": 2},
+            "pooling: expected one of 'mean', 'first', 'last', 'patches', 'first_patches', 'pooled', got 'max'",
+        ),
         ({"metric": "bleu"}, "metric: expected one of 'accuracy', .*, got 'bleu'"),
         ({"labels": 1}, "choose pearson_spearman"),
         ({"question": "ham"}, r"question 'ham' is no head of the model \(spam, topic, mood\)"),

@@ -23,6 +23,7 @@ from recipes.merge.evaluation import (
 )
 from twinmerge.methods import OURS, find
 from twinmerge.modeling_twin import Head, Router, attach
+from twinmerge.states import states_of
 
 NAN = float("nan")
 pytestmark = pytest.mark.filterwarnings("ignore:.*in the buffer")  # the recipes hush it
@@ -243,7 +244,8 @@ def test_every_question_gets_its_own_head_and_expert(inputs):
                 wanted = heads[name](encoder(**part)[0], part["attention_mask"])
                 torch.testing.assert_close(got[i : i + 1, :outputs], wanted, atol=1e-5, rtol=1e-5)
                 assert (got[i, outputs:] == -math.inf).all()
-        torch.testing.assert_close(shared, apply_heads(bert(0)(**inputs)[0], inputs["attention_mask"], asked, heads))
+        states = states_of(bert(0), bert(0)(**inputs))
+        torch.testing.assert_close(shared, apply_heads(states, inputs["attention_mask"], asked, heads))
 
 
 def test_the_probe_fits_the_rows_it_is_given_and_chooses_on_validation():

@@ -72,5 +72,9 @@ def test_an_interruption_that_falls_into_a_finalizer_still_ends_the_run(monkeypa
         return 0
 
     monkeypatch.setattr(run, "_dispatch", work)
-    assert run.main(["merge.yaml"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest ignore it
+    try:
+        assert run.main(["merge.yaml"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "interrupted\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.twinmerge.big.small import read, write_family
-from twinmerge.big import plan as planning
+from twinmerge.big import peaks
 from twinmerge.big.merge import merge_files, plan_files, size_in_bytes
 from twinmerge.errors import CheckpointError
 from twinmerge.functional import blocks
@@ -156,4 +156,4 @@ def test_a_plan_comes_from_headers(family):
     size = sum(tensor.nbytes for tensor in tensors.values())
     assert (plan.read, plan.written, plan.passes) == (4 * size, size, 3)
     assert len(plan.lines()) == 4
-    assert planning.BLOCK == blocks.BLOCK
+    assert peaks.BLOCK == blocks.BLOCK
