@@ -84,7 +84,7 @@ def as_stock(model: nn.Module, experts: Experts) -> tuple[PreTrainedModel, Exper
         experts: a list, or a mapping by task, of mappings by parameter.
     """
     if isinstance(model, PreTrainedModel) or not isinstance(model, nn.Module):
-        return cast(PreTrainedModel, model), experts  # what is no model is refused where it is used
+        return model, experts  # what is no model is refused where it is used
     wrapped = wrap_timm(model)
     names = set(wrapped.state_dict())
 
