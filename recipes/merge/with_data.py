@@ -22,6 +22,7 @@ from twinmerge.functional.fisher import fisher
 from twinmerge.functional.regmean import regmean
 from twinmerge.gathering import fisher_information, input_grams
 from twinmerge.merging import set_parameters, shared_expert
+from twinmerge.states import states_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -92,7 +93,7 @@ def _fisher(judge: Judge, model: nn.Module, states: States) -> Iterator[tuple[di
         rows = [
             {k: v[row : row + 1] for k, v in batch.items()}
             for batch in _inputs(judge, "train", index, judge.recipe.baselines.data_items)
-            for row in range(len(batch["input_ids"]))
+            for row in range(len(next(iter(batch.values()))))
         ]
         parameters = {name: value.requires_grad_() for name, value in expert.named_parameters()}
         with judge.folder.phase(f"Fisher information: {task}", len(rows)) as progress:
@@ -102,7 +103,7 @@ def _fisher(judge: Judge, model: nn.Module, states: States) -> Iterator[tuple[di
 
 
 def _logits(judge: Judge, task: str, expert: nn.Module, row: Mapping[str, Tensor]) -> Tensor:
-    logits: Tensor = judge.heads[task](expert(**row)[0], row.get("attention_mask"))
+    logits: Tensor = judge.heads[task](states_of(expert, expert(**row)), row.get("attention_mask"))
     return logits[0]
 
 
@@ -130,8 +131,8 @@ def _adamerging(
         found = []
         for _, task in tasks:
             batch = batches[task.name][step % len(batches[task.name])]
-            hidden = functional_call(model, dict(weights), kwargs=batch)[0]
-            found.append(judge.heads[task.name](hidden, batch.get("attention_mask")))
+            read = states_of(model, functional_call(model, dict(weights), kwargs=batch))
+            found.append(judge.heads[task.name](read, batch.get("attention_mask")))
         return found
 
     def learned(base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]]) -> Merged:

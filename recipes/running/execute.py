@@ -18,7 +18,7 @@ from recipes.front.schema import show
 from recipes.front.show import to_yaml
 from recipes.running import folder as runfolder
 from recipes.running.environment import process_rank
-from recipes.running.files import write_text
+from recipes.running.files import METRICS, write_text
 from recipes.running.folder import RunFolder
 from recipes.running.inputs import NAME as INPUTS, added, changed, note, read_noted
 from recipes.running.lock import locked
@@ -117,7 +117,7 @@ def _reopen(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold
         if fault := changed(folder.inputs) or added(folder.inputs, folder.reads()):
             raise RecipeError(f"--resume: {fault} since the run was started; put it back, or start a new run")
         check(parsed, quiet=options.quiet)
-        _tell_lost_rows(path / "metrics.csv")
+        _tell_lost_rows(path / METRICS)
     folder.resume = _checkpoint(path, options.resume, parts)
     folder.say(f"resuming {path}" + (f" from {folder.resume}" if folder.resume != path else ""))
     return True

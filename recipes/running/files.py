@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PART = ".part"  # ending of a file that is being written
+METRICS, METRICS_SEALS = "metrics.csv", ".metrics.csv.json"  # rows of a run, and digests of those of ended phases
 
 
 @contextmanager

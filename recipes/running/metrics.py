@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from recipes.running.files import plain_json, write_text
+from recipes.running.files import METRICS_SEALS, plain_json, write_text
 
 
 class CsvMetrics(Logger):
@@ -185,7 +185,7 @@ def _seals(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _sealed(path: Path) -> Path:
-    return path.with_name(f".{path.name}.json")
+    return path.with_name(METRICS_SEALS)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from recipes.errors import RecipeError
+from recipes.running.files import METRICS, METRICS_SEALS
 from recipes.running.inputs import NAME as INPUTS, read_noted
 from recipes.running.lock import LOCK, refuse_live
 
 FILES = {
-    *("recipe.yaml", "command.txt", "environment.json", INPUTS, "metrics.csv", "report.html", "result.json"),
+    *("recipe.yaml", "command.txt", "environment.json", INPUTS, METRICS, METRICS_SEALS, "report.html", "result.json"),
     *("traceback.txt", "curves.csv", "gap.json", "data.npz", "twin.ckpt"),
 }
 FOLDERS = {

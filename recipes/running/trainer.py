@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
-    from recipes.running.folder import RunFolder
+    from recipes.running.files import METRICS
+from recipes.running.folder import RunFolder
 
 Plugin = dict[str, Any]  # class_path and init_args of a subclass of Lightning's base
 # Least values that Lightning does not check itself, and fails of in the middle of a training.
@@ -216,8 +217,8 @@ def build_trainer(
     else:
         given = _listed(arguments["logger"]) if isinstance(config.logger, dict | list) else []
         board = TensorBoardLogger(folder.path, name="tensorboard", version=name)
-        arguments["logger"] = [CsvMetrics(folder.path / "metrics.csv", name), board, *loggers, *given]
-        arguments["callbacks"] += [MetricsSeal(folder.path / "metrics.csv", name), FreshValues()]
+        arguments["logger"] = [CsvMetrics(folder.path / METRICS, name), board, *loggers, *given]
+        arguments["callbacks"] += [MetricsSeal(folder.path / METRICS, name), FreshValues()]
     arguments["default_root_dir"] = config.default_root_dir or folder.path
     trainer = _trainer(arguments)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # neither the user's own nor a strategy's

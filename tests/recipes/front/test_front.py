@@ -134,6 +134,13 @@ def test_a_run_is_never_overwritten_without_force(front, tmp_path):
     assert not (tmp_path / "o/figures/extra.png").exists()
 
 
+def test_a_run_that_trained_is_replaced_by_force(front, tmp_path):
+    train = TOY + "do: train\n"
+    assert front("r.yaml", "--out", "o", r=train).code == 0
+    assert (tmp_path / "o/metrics.csv").is_file()
+    assert front("r.yaml", "--out", "o", "--force").code == 0
+
+
 def test_force_does_not_delete_what_is_no_run(front, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("years")
