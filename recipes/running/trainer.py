@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.errors import RecipeError
 from recipes.fields import FieldError, check_positive, check_range
+from recipes.running.files import METRICS
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
-    from recipes.running.files import METRICS
 from recipes.running.folder import RunFolder
 
 Plugin = dict[str, Any]  # class_path and init_args of a subclass of Lightning's base
