@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
-from recipes.running.folder import RunFolder
+    from recipes.running.folder import RunFolder
 
 Plugin = dict[str, Any]  # class_path and init_args of a subclass of Lightning's base
 # Least values that Lightning does not check itself, and fails of in the middle of a training.

@@ -135,10 +135,10 @@ def test_a_run_is_never_overwritten_without_force(front, tmp_path):
 
 
 def test_a_run_that_trained_is_replaced_by_force(front, tmp_path):
-    train = TOY + "do: train\n"
-    assert front("r.yaml", "--out", "o", r=train).code == 0
+    words = ("r.yaml", "do=train", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "trainer.max_epochs=1")
+    assert front(*words, "--out", "o", r="recipe: toy\n").code == 0
     assert (tmp_path / "o/metrics.csv").is_file()
-    assert front("r.yaml", "--out", "o", "--force").code == 0
+    assert front(*words, "--out", "o", "--force").code == 0
 
 
 def test_force_does_not_delete_what_is_no_run(front, tmp_path):
