@@ -138,6 +138,7 @@ def test_a_run_that_trained_is_replaced_by_force(front, tmp_path):
     words = ("r.yaml", "do=train", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "trainer.max_epochs=1")
     assert front(*words, "--out", "o", r="recipe: toy\n").code == 0
     assert (tmp_path / "o/metrics.csv").is_file()
+    (tmp_path / "o/model.pt").unlink()  # the toy's own, which no recipe makes
     assert front(*words, "--out", "o", "--force").code == 0
 
 
