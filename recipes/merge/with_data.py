@@ -34,7 +34,25 @@ if TYPE_CHECKING:
 States = Mapping[str, Mapping[str, "Tensor"]]
 Merged = dict[str, "Tensor"]
 Tuned = dict[str, tuple[float, dict[str, float]]]
+OF_LINEAR_LAYERS = ("regmean", "smile", "arrow")
 SHRINKS = (0.1, 0.5, 0.9)
+
+
+def check_linear(recipe: Recipe, model: nn.Module) -> None:
+    """Refuse, before anything is trained, a row that is made of linear layers for a model that has none.
+
+    Raises:
+        RunError: With the row.
+    """
+    from torch import nn
+
+    if any(isinstance(module, nn.Linear) for module in model.modules()):
+        return
+    for key, names in (("data", recipe.baselines.data), ("dynamic", recipe.baselines.dynamic)):
+        if found := [name for name in names if name in OF_LINEAR_LAYERS]:
+            raise RunError(
+                f"baselines.{key}: {found[0]} merges linear layers, and the base {recipe.base} has none; leave it out"
+            )
 
 
 def all_static(judge: Judge, model: nn.Module, states: States, held: Scores) -> tuple[Recipe, Tuned, dict[str, Scores]]:

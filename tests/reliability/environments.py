@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "no-home": {"env": {"HOME": None, "XDG_CACHE_HOME": None}},
     "home-missing": {"env": {"HOME": "/nonexistent/home"}},
     "home-device": {"env": {"HOME": "/dev/null"}},
-    "home-odd": {"env": {"HOME": "/tmp/a b\u00e9\n'\"$x"}},  # noqa: S108
+    "home-odd": {"env": {"HOME": f"{tempfile.gettempdir()}/a b\u00e9\n'\"$x"}},
     "home-relative": {"env": {"HOME": "here"}},
     "cache-file": {"env": {"GAPBRIDGE_CACHE": "/dev/null/cache"}},
     "no-temporary": {"env": {"TMPDIR": "/nonexistent/tmp"}},

@@ -63,10 +63,12 @@ def recipe(world: World, **changes: object) -> dict[str, object]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_images_are_merged_saved_exported_and_read_again(world: World) -> None:
-    done = world.run(recipe(world), "run")
+    given = recipe(world)
+    looking = {"data": ["fisher", "adamerging"], "data_items": 6, "data_steps": 2}
+    done = world.run(given | {"baselines": given["baselines"] | looking}, "run")
     assert done.code == 0, done.err
     result = json.loads((world.folder / "run" / "result.json").read_text())
-    assert {"experts", "pretrained", "average", "routed", "oracle", "emr"} <= set(result["rows"])
+    assert {"experts", "pretrained", "average", "routed", "oracle", "emr", *looking["data"]} <= set(result["rows"])
     folder = world.folder / "run" / "merged"
     twin = twinmerge.load(folder)
     assert twin.heads["colours"].label_names == ["blue", "green", "red"]
@@ -75,6 +77,16 @@ def test_images_are_merged_saved_exported_and_read_again(world: World) -> None:
     assert world.run(export, "dense").code == 0
     model = transformers.AutoModelForImageClassification.from_pretrained(world.folder / "dense" / "dense")
     assert list(model.config.id2label.values()) == ["blue", "green", "red"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("key", "name"), [("data", "regmean"), ("dynamic", "smile"), ("dynamic", "arrow")])
+def test_rows_of_linear_layers_are_refused_for_a_base_without_any(world: World, key: str, name: str) -> None:
+    given = recipe(world)
+    done = world.run(given | {"baselines": given["baselines"] | {key: [name]}}, f"without-{name}")
+    assert done.code == 1
+    assert f"baselines.{key}: {name} merges linear layers, and the base" in done.err
+    assert not (world.folder / f"without-{name}" / "experts").exists()
 
 
 def test_a_base_of_another_kind_is_refused(world: World) -> None:
