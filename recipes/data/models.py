@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from recipes.data import wheels
-from recipes.data.lite0 import converted as lite0_there, describe_lite0, lite0
-from recipes.data.smollm2 import converted, describe_smollm2, smollm2
+from recipes.data.lite0 import lite0
+from recipes.data.smollm2 import smollm2
 from recipes.errors import ASKS, UNRUN, UNRUN_ADVICE, RecipeError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ __all__ = [
 
 # Name after "shipped:" -> key of the wheel; `from_pretrained` reads its folder, or the one that is made from it once.
 SHIPPED = {"minilm": "minilm", "smollm2": "smollm2", "efficientnet-lite0": "efficientnet-lite0"}
-_MADE = {"smollm2": (smollm2, converted, describe_smollm2), "efficientnet-lite0": (lite0, lite0_there, describe_lite0)}
+_MADE = {made.key: made for made in (smollm2, lite0)}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -108,7 +108,7 @@ def resolve_model(name: str) -> Path | str:
     """
     key = _shipped_key(name)
     if key in _MADE:
-        return _MADE[key][0]()
+        return _MADE[key]()
     return wheels.fetch(key) if key else _folder(name) or name
 
 
@@ -155,7 +155,7 @@ def is_here(name: str) -> bool:
     """Whether a model is on this machine, as a folder that `resolve_model` returns without fetching or making it."""
     key = _shipped_key(name)
     if key in _MADE:
-        return _MADE[key][1]()
+        return _MADE[key].done()
     return wheels.cached(key) if key else _folder(name) is not None
 
 
@@ -170,6 +170,6 @@ def check_model(name: str) -> str:
     """
     key = _shipped_key(name)
     if key:
-        return f"model {name}: {_MADE[key][2]() if key in _MADE else wheels.describe(key)}"
+        return f"model {name}: {_MADE[key].describe() if key in _MADE else wheels.describe(key)}"
     folder = _folder(name)
     return f"model folder {folder}" if folder else f"Hub model {name!r}, fetched on first use"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from distill.regimes import Regime, regime
 from recipes.data import wheels
 from recipes.data.models import check_model
-from recipes.data.smollm2 import describe_smollm2
+from recipes.data.smollm2 import smollm2
 from recipes.data.sources import check_task
 from recipes.data.tables import own_files
 from recipes.distill.classes import check_classes, class_names
@@ -117,7 +117,7 @@ def _check_data(recipe: Recipe) -> str:
 def _check_network(recipe: Recipe, role: str, network: Network) -> str:
     if recipe.kind != "images":
         if network.model == "shipped:smollm2":
-            return f"{role} shipped:smollm2: {describe_smollm2()}"
+            return f"{role} shipped:smollm2: {smollm2.describe()}"
         return f"{role}: {check_model(network.model)}"
     model, size = image_network(recipe, role, network)
     count = sum(parameter.numel() for parameter in model.parameters())
