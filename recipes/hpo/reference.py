@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, cast
 
 from recipes.errors import RecipeError
@@ -10,7 +11,9 @@ from recipes.hpo.schema import Reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rl.envs.hybrid import Decide, HybridSimulator, Noise
+    from torch import Tensor
+
+    from rl.envs.hybrid import Decide, HybridSimulator, Noise, State
     from rl.hpo.known_optima import BestKnown
 
 
@@ -38,7 +41,9 @@ def known(reference: Reference, simulator: HybridSimulator, noise: Noise) -> Bes
     try:
         decide = cast("Callable[[HybridSimulator], Decide]", find("reference.policy", reference.policy))(simulator)
         with torch.no_grad():
-            cost = float(reported_cost(simulator, play(simulator, decide, noise)).double().mean())
+            cost = float(reported_cost(simulator, play(simulator, _feasible(simulator, decide), noise)).double().mean())
+        if not math.isfinite(cost):
+            raise ValueError(f"its cost is {cost}")
     except Exception as error:  # whatever a user's own code raises
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise RecipeError(
@@ -46,3 +51,26 @@ def known(reference: Reference, simulator: HybridSimulator, noise: Noise) -> Bes
             "returns a function of state and step, which gives modes and actions"
         ) from error
     return BestKnown(reference.name, cost, {})
+
+
+def _feasible(simulator: HybridSimulator, decide: Decide) -> Decide:
+    """The policy, whose modes and actions must be those of a whole batch, and modes that may be chosen.
+
+    What broadcasts would be played, and a mode that is forbidden may cost less than any that is allowed.
+    """
+    from rl.envs.hybrid import check_modes
+
+    def checked(state: State, t: int) -> tuple[Tensor, Tensor]:
+        mode, action = decide(state, t)
+        batch = len(next(iter(state.values())))
+        wanted = (batch, len(simulator.heads)) if simulator.heads else (batch,)
+        for what, value, shape in (("modes", mode, wanted), ("actions", action, (batch, simulator.action_dim))):
+            if tuple(value.shape) != shape:
+                raise ValueError(f"step {t}: its {what} have shape {tuple(value.shape)}, but they must be {shape}")
+        check_modes(mode, simulator, t)
+        mask = simulator.mode_mask(state, t)
+        if mask is not None and not mask.gather(-1, mode[..., None]).all():
+            raise ValueError(f"step {t}: it chooses a mode that mode_mask forbids")
+        return mode, action
+
+    return checked

@@ -3,11 +3,13 @@
 import dataclasses
 import inspect
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from recipes.fields import FieldError
-from recipes.hpo import recipe as hpo
+from recipes.hpo import recipe as hpo, reference
 from recipes.hpo.schema import Episodes
 from rl.hpo.data import SeedDataModule
 
@@ -172,12 +174,27 @@ def test_the_method_auto_trains_as_advised_and_a_check_says_so(front, tmp_path):
     assert row["gap"] == pytest.approx(row["cost"] / 40 - 1)
 
 
+def test_a_reference_that_takes_what_is_forbidden_is_refused():
+    simulator = SimpleNamespace(
+        heads=(), n_modes=2, action_dim=1, mode_mask=lambda state, t: torch.tensor([[True, False], [True, True]])
+    )
+    state = {"x": torch.zeros(2, 1)}
+    allowed = reference._feasible(simulator, lambda state, t: (torch.tensor([0, 1]), state["x"]))
+    assert allowed(state, 0)[0].tolist() == [0, 1]
+    forbidden = reference._feasible(simulator, lambda state, t: (torch.tensor([1, 1]), state["x"]))
+    with pytest.raises(ValueError, match="step 3: it chooses a mode that mode_mask forbids"):
+        forbidden(state, 3)
+
+
 def test_a_policy_of_ones_own_is_the_reference(front, tmp_path, monkeypatch):
     (tmp_path / "rules.py").write_text(
         "def never(simulator):\n"
         "    zero = lambda state: state['x'][:, 0].long() * 0\n"
         "    return lambda state, t: (zero(state), state['x'] * 0)\n"
         "def broken(simulator):\n    return 3\n"
+        "def one(simulator):\n    return lambda state, t: (never(simulator)(state, t)[0][:1], state['x'] * 0)\n"
+        "def narrow(simulator):\n    return lambda state, t: (never(simulator)(state, t)[0], state['x'][:, :1] * 0)\n"
+        "def lost(simulator):\n    return lambda state, t: (never(simulator)(state, t)[0], state['x'] * float('nan'))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     tiny = ("hpo_slqr_tiny.yaml", "reference.name=idle")
@@ -186,7 +203,13 @@ def test_a_policy_of_ones_own_is_the_reference(front, tmp_path, monkeypatch):
     row = json.loads((tmp_path / "run/result.json").read_text())["rows"][0]
     assert row["reference"] == "idle"
     assert row["reference_cost"] > 45  # doing nothing costs more than the optimum of the plane
-    for path, why in (("rules.broken", "reference.policy: rules.broken cannot be played"), ("rules.none", "cannot be")):
+    for path, why in (
+        ("rules.broken", "reference.policy: rules.broken cannot be played"),
+        ("rules.none", "cannot be"),
+        ("rules.one", "step 0: its modes have shape (1,), but they must be (8,)"),
+        ("rules.narrow", "step 0: its actions have shape (8, 1), but they must be (8, 2)"),
+        ("rules.lost", "its cost is nan"),
+    ):
         refused = front(*tiny, "--check", f"reference.policy={path}")
         assert refused.code == 2, refused.out
         assert why in refused.err
