@@ -19,6 +19,14 @@ HEAVY = ("torch", "lightning", "transformers", "numpy", "pandas", "matplotlib", 
 TOY = "recipe: toy\n"
 
 
+def bare_start() -> float:
+    """The processor's seconds that an interpreter takes to start and to end."""
+    lines = (
+        "import resource, sys; used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime)"
+    )
+    return float(subprocess.run([sys.executable, "-c", lines], capture_output=True, check=True).stdout)
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -41,9 +49,9 @@ def test_answers_are_cheap_and_import_nothing_heavy(command, tmp_path, words, co
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.err.splitlines() if "|" in line}
     assert "recipes" in imported
     assert imported.isdisjoint(HEAVY)
-    # In a fresh environment the first command compiles what it imports; what is cheap is the next one.
-    again = [command(*words).cpu for _ in range(2)] if done.cpu >= 0.5 else []
-    assert min([done.cpu, *again]) < 0.5
+    # Half a second, where a bare interpreter starts in a twentieth of one; on a busy machine both take longer, so
+    # they are compared with each other. In a fresh environment the first command compiles what it imports.
+    assert done.cpu < 0.5 or min(command(*words).cpu / bare_start() for _ in range(4)) < 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml"]
 
 
@@ -57,7 +65,9 @@ def test_every_recipe_of_the_table_is_cheap_to_import():
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.stdout.startswith("[] 0."), done.stdout + done.stderr
+    loaded, _, seconds = done.stdout.rpartition(" ")
+    assert loaded == "[]", done.stdout + done.stderr
+    assert float(seconds) < 1 or float(seconds) / bare_start() < 20
 
 
 @pytest.mark.parametrize("path", sorted(table.shipped().values()), ids=lambda path: path.name)
