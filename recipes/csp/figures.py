@@ -15,6 +15,7 @@ from recipes.running.files import write_bytes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import nn
 
     from recipes.csp.games import Scenario
     from recipes.running.folder import RunFolder
@@ -102,36 +103,51 @@ def draw_frontier(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
     folder.figure("frontier", figure, shown, ["policy", "worst", "obtained"])
 
 
-def replay(folder: RunFolder, scenario: Scenario, problem: CSPModule, search: WorstCase) -> list[str]:
-    """One episode against every named adversary, as `replays/<name>.gif`; nothing where the game draws nothing."""
+def replay(folder: RunFolder, scenario: Scenario, problem: CSPModule, search: WorstCase) -> dict[str, str]:
+    """One episode against every named adversary, as `replays/<name>.gif`; nothing where the game draws nothing.
+
+    Returns:
+        The files, relative to the run folder, by the adversary.
+    """
+
+    others = {a.name: a.policy for a in search.adversaries}
+    if target := scenario.true_target():
+        others["true target"] = target
+    made = {}
+    for name, other in others.items():
+        try:
+            picture = film(problem.game, problem.agent, other)
+        except NotImplementedError:
+            return {}
+        path = folder.path / "replays" / f"{name.replace(' ', '-')}.gif"
+        write_bytes(path, picture)
+        made[name] = str(path.relative_to(folder.path))
+    return made
+
+
+def film(game: BatchedGame, agent: nn.Module, other: nn.Module, seed: int = 0) -> bytes:
+    """One episode as the bytes of a GIF.
+
+    Args:
+        game: What is played.
+        agent: Our policy.
+        other: The target's.
+        seed: Of the episode.
+
+    Raises:
+        NotImplementedError: If the game draws nothing.
+    """
     import torch
     from PIL import Image
 
     from rl.csp.rollout import play
 
-    others = {a.name: a.policy for a in search.adversaries}
-    if target := scenario.true_target():
-        others["true target"] = target
-    made = []
-    for name, other in others.items():
-        frames: list[NDArray[np.uint8]] = []
-        try:
-            play(
-                problem.game,
-                (problem.agent, other),
-                1,
-                torch.Generator().manual_seed(0),
-                watch=partial(_keep_frame, problem.game, frames),
-            )
-        except NotImplementedError:
-            return []
-        images = [Image.fromarray(frame) for frame in frames]
-        buffer = io.BytesIO()
-        images[0].save(buffer, "gif", save_all=True, append_images=images[1:], duration=300, loop=0)
-        path = folder.path / "replays" / f"{name.replace(' ', '-')}.gif"
-        write_bytes(path, buffer.getvalue())
-        made.append(str(path.relative_to(folder.path)))
-    return made
+    frames: list[NDArray[np.uint8]] = []
+    play(game, (agent, other), 1, torch.Generator().manual_seed(seed), watch=partial(_keep_frame, game, frames))
+    images = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(buffer, "gif", save_all=True, append_images=images[1:], duration=300, loop=0)
+    return buffer.getvalue()
 
 
 def _keep_frame(game: BatchedGame, frames: list[NDArray[np.uint8]], state: State) -> None:

@@ -227,6 +227,7 @@ def train(
     import torch
 
     from recipes.csp.history import History
+    from recipes.csp.report import file_name
     from rl.csp.data import RolloutDataModule
     from rl.csp.module import CSPModule
 
@@ -234,7 +235,7 @@ def train(
     hp = recipe.adaptation
     model = scenario.true_target() if row == "oracle" else None
     module = CSPModule(scenario.game, pairs, model=model, seed=recipe.seed, **(hp.arguments() | changes))
-    name = "".join(c if c.isalnum() else "-" for c in row)
+    name = file_name(row)
     file, log = folder.path / "policies" / f"{name}.pt", folder.path / "policies" / f"{name}.json"
     if log.is_file() and (broken := [part for part in (file, log) if not sealed(part)]):
         folder.say(f"{broken[0]} is not what this run wrote: {row} is trained again")

@@ -15,6 +15,8 @@ from recipes.csp.figures import (
     draw_ladder,
     replay,
 )
+from recipes.csp.words import deploy, glossary
+from recipes.running.environment import process_rank
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +43,7 @@ class Exact(NamedTuple):
     nash: float
     best: float | None
     truth: Any
+    plan: Any
 
 
 def finish(
@@ -81,12 +84,18 @@ def finish(
     draw_histories(folder, histories, recipe.attack.slack)
     draw_frontier(folder, rows)
     replays = replay(folder, scenario, problem, search)
+    save_policies(agents, problem.game, folder, exact)
+    advice = deploy(
+        rows, "certified 95 %", "worst estimated (optimistic)", plan=None if exact is None else exact.plan.value
+    )
     outcome = {
+        "deploy": advice,
+        "certified plan": None if exact is None else exact.plan.value,
         "rows": rows,
         "ladder": ladder,
         "adversaries": adversaries,
         "coverage": coverage,
-        "replays": replays,
+        "replays": list(replays.values()),
         "warnings": [row["warning"] for row in warnings],
     }
     if exact is not None:
@@ -95,15 +104,46 @@ def finish(
         summary = f"CSP is worth {ours['worst estimated (optimistic)']:.3f} against the worst target found that agrees "
         summary += "with the data (estimated, optimistic: no guarantee)"
     summary += "." if ours["obtained"] is None else f", and gets {ours['obtained']:.3f} against the true one."
+    summary += f" {advice}"
     tables = {
         "Policies": rows,
         "Value ladder": ladder,
         "Adversaries of CSP": adversaries,
         "Coverage of visited states": coverage,
         "Warnings": warnings,
+        "Glossary": glossary(rows),
     }
-    folder.finish(outcome, tables, summary=summary)
+    shown = {name: replays[name] for name in (search.worst, "true target", "fitted model") if name in replays}
+    animations = {f"an episode against the {name}": path for name, path in list(shown.items())[:2]}
+    folder.finish(outcome, tables, summary=summary, animations=animations)
     folder.say(summary)
+
+
+def file_name(row: str) -> str:
+    """The name, without ending, of the files of a row of the table of policies."""
+    return "".join(c if c.isalnum() else "-" for c in row)
+
+
+def save_policies(agents: Mapping[str, nn.Module], game: BatchedGame, folder: RunFolder, exact: Exact | None) -> None:
+    """Write every policy to `policies/<row>.safetensors`, and the exact plan where there is one.
+
+    Args:
+        agents: Every policy by the name of its row.
+        game: What they play.
+        folder: Run folder.
+        exact: The exact reference of a tabular game.
+    """
+    if process_rank() != 0:
+        return
+    from rl.csp.policy_file import save_policy
+    from rl.csp.tables import TablePolicy
+
+    files = {file_name(row): agent for row, agent in agents.items()}
+    if exact is not None:
+        files["certified-plan"] = TablePolicy(cast("TabularGame", game).observations, exact.plan.plan)
+    (folder.path / "policies").mkdir(exist_ok=True)
+    for name, policy in files.items():
+        save_policy(policy, folder.path / "policies" / f"{name}.safetensors", game)
 
 
 def _adversaries(search: WorstCase) -> list[dict[str, object]]:
@@ -153,7 +193,7 @@ def _exact(scenario: Scenario, problem: CSPModule) -> Exact | None:
     truth = None if scenario.target is None else _target_table(scenario, actions)
     best = None if truth is None else best_response(game.exact, truth).value
     nash = robust_plan(game.exact, [Free(actions)] * states).value
-    return Exact(game.exact, counts, likely, certified, nash, best, truth)
+    return Exact(game.exact, counts, likely, certified, nash, best, truth, robust_plan(game.exact, certified))
 
 
 def _target_table(scenario: Scenario, actions: int) -> NDArray[np.float64]:

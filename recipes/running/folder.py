@@ -109,6 +109,7 @@ class RunFolder:
         tables: Mapping[str, Sequence[Row]] | None = None,
         figures: Sequence[str] | None = None,
         summary: str = "",
+        animations: Mapping[str, str] | None = None,
     ) -> None:
         """Write `report.html` and, last, `result.json`: a folder with a result is complete.
 
@@ -120,6 +121,7 @@ class RunFolder:
             tables: Rows of each table by its title.
             figures: Names of the figures to show; all of the folder, oldest first, when None.
             summary: What was found, in a paragraph of plain text.
+            animations: GIF files of the folder to show below the figures, by what they are called.
         """
         if process_rank() != 0:
             return
@@ -134,6 +136,7 @@ class RunFolder:
         drawn = sorted((self.path / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns)
         names = [path.stem for path in drawn] if figures is None else figures
         images = {name: (self.path / "figures" / f"{name}.png").read_bytes() for name in names}
+        images |= {title: (self.path / name).read_bytes() for title, name in (animations or {}).items()}
         plain: Any = plain_json(dict(tables or {}))
         page = render(Report(self.title, summary, plain, images, details))
         write_text(self.path / "report.html", page)

@@ -28,7 +28,7 @@ class Report:
         title: Heading of the page.
         summary: One paragraph of plain text: what was found.
         tables: Rows of each table by its title; the keys of the rows are the columns.
-        figures: PNG bytes of each figure by its name.
+        figures: PNG or GIF bytes of each figure by its name.
         details: Blocks of plain text by their heading: the recipe, the environment.
     """
 
@@ -76,7 +76,8 @@ def _cell(value: object) -> str:
 
 
 def _figure(name: str, data: bytes) -> str:
-    image = f"<img alt='{_escape(name)}' src='data:image/png;base64,{base64.b64encode(data).decode()}'>"
+    kind = "gif" if data.startswith(b"GIF8") else "png"
+    image = f"<img alt='{_escape(name)}' src='data:image/{kind};base64,{base64.b64encode(data).decode()}'>"
     return f"<figure>{image}<figcaption>{_escape(name)}</figcaption></figure>"
 
 

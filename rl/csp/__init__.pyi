@@ -1,3 +1,4 @@
+from .acting import Decision as Decision, decide as decide
 from .baselines import baseline as baseline, imitate as imitate
 from .cloning import clone as clone
 from .contract import check_policy as check_policy
@@ -11,11 +12,14 @@ from .dataset import (
 )
 from .module import CSPModule as CSPModule
 from .pairs import Pairs as Pairs
+from .player import Player as Player
 from .policies import (
     CategoricalLaw as CategoricalLaw,
     GaussianLaw as GaussianLaw,
     ScriptedPolicy as ScriptedPolicy,
     SeatPolicy as SeatPolicy,
 )
+from .policy_file import export_policy as export_policy, load_policy as load_policy, save_policy as save_policy
 from .rollout import pairs_of as pairs_of, play as play
+from .tables import TablePolicy as TablePolicy
 from .worst_case import WorstCase as WorstCase, estimate_worst_case as estimate_worst_case

@@ -21,7 +21,7 @@ from gapbridge.arguments import (
     Whole,
     check_arguments,
 )
-from rl.checkpoints import GuardedModule
+from rl.csp.acting import DecidingModule, Seat
 from rl.csp.cloning import clone, likelihood
 from rl.csp.contract import check_fixed, check_options, check_policy, made_for
 from rl.csp.data import Iteration
@@ -38,7 +38,7 @@ from rl.progress import Group, follow_trainer, group_of, set_rates, share_done
 from rl.trial import MakeOptimizer, check_optimizer
 
 
-class CSPModule(GuardedModule):
+class CSPModule(DecidingModule):
     r"""Adapt a policy to a target known only through data, for the worst target that agrees with the data.
 
     An iteration is ``proxy_updates`` updates of the proxy, each on new episodes against the present agent with minus
@@ -58,7 +58,7 @@ class CSPModule(GuardedModule):
     `train/excess`, by how much the data are less likely under the proxy than under the model, in nats a dimension, to
     be watched over the whole run; `train/kl_data`, the KL(model, proxy) on the data; `train/coefficient`, C; and for
     either side `entropy`, `clip_fraction`, `kl`, `policy_loss` and `value_loss`. By validation: `return_proxy`,
-    `return_model`, `return_pool` and `excess`, on held-out data.
+    `return_model`, `return_pool` and `excess`, on held-out data. `act` and `Trainer.predict` give the agent's actions.
 
     Args:
         game: A game, or the import path of a subclass of `BatchedGame`; only a path is kept in checkpoints, so with an
@@ -177,6 +177,7 @@ class CSPModule(GuardedModule):
         self.save_hyperparameters(ignore=[*kept, "model", "policy", "optimizer"])
         check_options(pool, constraint, floor, ceiling)
         self.game = game_of(game, game_args)
+        self.seat = Seat.of(self.game)
         self.train_pairs, self.held_out_pairs = pairs_of(data, self.game).split(held_out, seed)
         self.counts = Coverage(self.train_pairs.observations, radius)
         plain = partial(SeatPolicy.of, self.game, hidden=hidden, memory=memory, normalise=normalise, log_std=log_std)
@@ -343,9 +344,8 @@ class CSPModule(GuardedModule):
         return agreement
 
     def _confidence(self, observations: Tensor) -> Tensor:
-        counts = self.counts(observations)
-        kappa: Tensor = self.hparams["gate_limit"] * counts / (counts + self.hparams["gate_count"])
-        return kappa
+        counts: Tensor = self.counts(observations)
+        return counts * self.hparams["gate_limit"] / (counts + self.hparams["gate_count"])
 
     def excess(self, *, held_out: bool = False) -> float:
         """By how much the data are less likely under the proxy than under the model, in nats a dimension."""

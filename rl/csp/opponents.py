@@ -1,11 +1,14 @@
-"""Against whom the agent plays the episodes of an update."""
+"""Against whom the agent plays: the episodes of an update, or a game with an opponent that knows nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from rl.csp.policies import ScriptedPolicy
+from rl.envs.markov_game import BatchedGame
 
 
 def deal(
@@ -37,3 +40,21 @@ def deal(
     for number, model in enumerate(models):
         dealt.append((model, to_models * (number + 1) // len(models) - to_models * number // len(models)))
     return [(opponent, count) for opponent, count in dealt if count]
+
+
+def random_policy(game: BatchedGame, seat: str) -> ScriptedPolicy:
+    """A policy that draws evenly: of the legal actions, or of [-1, 1] in every dimension.
+
+    Args:
+        game: The game.
+        seat: The seat that it plays.
+    """
+    n_actions, width = game.n_actions[seat], game.action_dim[seat]
+
+    def act(seen: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
+        if not n_actions:
+            return 2 * torch.rand(*seen.shape[:-1], width, generator=generator) - 1
+        weights = torch.ones(*seen.shape[:-1], n_actions) if mask is None else mask.float()
+        return torch.multinomial(weights.flatten(0, -2), 1, generator=generator).reshape(seen.shape[:-1])
+
+    return ScriptedPolicy(act)

@@ -44,6 +44,10 @@ class CategoricalLaw:
         clocks = torch.empty(self.log_probs.shape).exponential_(generator=generator).to(self.log_probs)
         return (self.log_probs - clocks.log()).argmax(-1)
 
+    def mode(self) -> Tensor:
+        """The likeliest actions (...)."""
+        return self.log_probs.argmax(-1)
+
     def _finite(self) -> Tensor:
         # An illegal action has probability 0 on either side, and 0 * infinity would be NaN, also in the gradient.
         return self.log_probs if self.masks is None else self.log_probs.masked_fill(~self.masks, 0.0)
@@ -81,6 +85,10 @@ class GaussianLaw:
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
         drawn: Tensor = self.mean + noise * self.log_std.exp()
         return drawn
+
+    def mode(self) -> Tensor:
+        """The means (..., D)."""
+        return self.mean
 
 
 PlainLaw = CategoricalLaw | GaussianLaw

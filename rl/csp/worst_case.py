@@ -21,6 +21,7 @@ from rl.csp.cloning import likelihood
 from rl.csp.module import CSPModule
 from rl.csp.rollout import play
 from rl.csp.update import next_coefficient, update_side
+from rl.envs.markov_game import BatchedGame
 
 TRAINING_PROXY = "training proxy as it is"  # the name of that adversary
 STARTS = ("model", "noisy model", "training proxy", "random")
@@ -140,9 +141,20 @@ def evaluate(problem: CSPModule, agent: nn.Module, target: nn.Module, episodes: 
         episodes: How many, at least 2.
         seed: Of everything random.
     """
-    returns = play(problem.game, (agent, target), episodes, torch.Generator().manual_seed(seed)).discounted(
-        problem.game.discount
-    )
+    return value_of(problem.game, agent, target, episodes, seed)
+
+
+def value_of(game: BatchedGame, agent: nn.Module, target: nn.Module, episodes: int, seed: int) -> Value:
+    """Our mean discounted return against a target, with Student's interval.
+
+    Args:
+        game: What is played.
+        agent: Our policy.
+        target: The other.
+        episodes: How many, at least 2.
+        seed: Of everything random.
+    """
+    returns = play(game, (agent, target), episodes, torch.Generator().manual_seed(seed)).discounted(game.discount)
     mean, deviation = float(returns.mean()), float(returns.std())
     half = float(student.ppf(0.975, episodes - 1)) * deviation / math.sqrt(episodes)
     return Value(mean, mean - half, mean + half)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl.envs.markov_game import Actions, BatchedGame, State
+from rl.envs.native_actions import action_size, native_action
 from rl.envs.petting_zoo import (
-    action_size,
     as_parallel,
     flat,
     imported,
@@ -38,9 +38,10 @@ class ParallelGame(BatchedGame):
     The environment is a parallel one, or one that takes turns (``env``, as of PettingZoo's classic games), which is
     converted by ``aec_to_parallel`` or ``turn_based_aec_to_parallel``. Observations are flattened by Gymnasium's rules,
     discrete ones to one-hot vectors, and may be dictionaries with ``observation`` and ``action_mask``. Actions are
-    discrete, of which several at once (MultiDiscrete) are numbered through, or boxes, to which [-1, 1] is scaled. Our
-    reward is the mean over our agents. An agent that has left its episode sees zeros; it and one that waits for its
-    turn are not active. Environments keep their own state, so only the state that was returned last can be stepped on.
+    discrete, of which several at once (MultiDiscrete, MultiBinary, and Dict and Tuple of any depth) are numbered
+    through, or boxes, to which [-1, 1] is scaled. Our reward is the mean over our agents. An agent that has left its
+    episode sees zeros; it and one that waits for its turn are not active. Environments keep their own state, so only
+    the state that was returned last can be stepped on.
 
     Args:
         environment: A function that makes the environment, or its import path, as ``mpe2.simple_tag_v3.parallel_env``.
@@ -141,7 +142,7 @@ class ParallelGame(BatchedGame):
                 seen.append({})
                 continue
             moves = {
-                name: self._native(env, name, actions[seat][row, place])
+                name: native_action(env.action_space(name), actions[seat][row, place].numpy()[()])
                 for seat, names in self.agents.items()
                 for place, name in enumerate(names)
                 if name in env.agents
@@ -188,18 +189,6 @@ class ParallelGame(BatchedGame):
             if is_masked(self._environments[0], names[0]):
                 state[f"mask_{seat}"] = torch.from_numpy(masks)
         return state
-
-    def _native(self, env: ParallelEnv, name: str, action: Tensor) -> int | NDArray[np.generic]:
-        """An action in the environment's own space."""
-        space = env.action_space(name)
-        if isinstance(space, gymnasium.spaces.Discrete):
-            return int(action) + int(space.start)
-        if isinstance(space, gymnasium.spaces.MultiDiscrete):
-            several: NDArray[np.generic] = np.stack(np.unravel_index(int(action), space.nvec)) + space.start
-            return several.astype(space.dtype)
-        share = (action.clamp(-1, 1).numpy().reshape(space.shape) + 1) / 2
-        real: NDArray[np.generic] = (space.low + share * (space.high - space.low)).astype(space.dtype)
-        return real
 
 
 class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]

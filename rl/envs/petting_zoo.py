@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pettingzoo import ParallelEnv
 
 FACTORIES = ("env", "raw_env", "parallel_env")  # what PettingZoo's modules call that which makes an environment
-MOST_ACTIONS = 1024  # of several discrete choices, numbered through
 
 
 def require_parallel(environment: object) -> None:
@@ -149,21 +148,3 @@ def width_of(environment: object, name: str) -> int:
             f"{name} observes {space}, which has no fixed length, so it cannot be flattened; wrap the environment"
         )
     return int(gymnasium.spaces.flatdim(space))
-
-
-def action_size(space: gymnasium.Space[object], name: str) -> tuple[int, int]:
-    """Number of discrete actions and length of real ones, one of them 0."""
-    if isinstance(space, gymnasium.spaces.Discrete):
-        return int(space.n), 0
-    if isinstance(space, gymnasium.spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        if (joint := int(np.prod(space.nvec.astype(object)))) <= MOST_ACTIONS:
-            return joint, 0
-        raise ValueError(
-            f"{name} acts in {space}, which is {joint} actions when they are numbered through, but at most "
-            f"{MOST_ACTIONS} can be; wrap the environment so that it decides one thing at a time"
-        )
-    if isinstance(space, gymnasium.spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
-        return 0, int(np.prod(space.shape))
-    raise ValueError(
-        f"{name} acts in {space}, but actions must be Discrete, MultiDiscrete or a bounded Box; wrap the environment"
-    )

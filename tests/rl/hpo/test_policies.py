@@ -26,7 +26,8 @@ from rl.envs.switched_lqr import switched_lqr
 from rl.errors import SimulatorError
 from rl.hpo.module import HPOModule
 from rl.hpo.policies import HybridPolicy
-from rl.hpo.policy_file import _digest, export_policy, load_policy, save_policy
+from rl.hpo.policy_file import export_policy, load_policy, save_policy
+from rl.programs import digest
 from rl.hpo.surrogate import mixed_surrogate
 from tests.rl.hpo.test_module import batch, fit
 from tests.rl.hpo.train_ddp import QUIET, data, module
@@ -108,7 +109,7 @@ def test_a_file_calls_only_operations_that_change_nothing(tmp_path: Path, call: 
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     header["calls"][0]["call"] = call
     text = json.dumps(header)
-    told = {"policy": text, "sha256": _digest(text, tensors)}  # a stranger can make a digest too
+    told = {"policy": text, "sha256": digest(text, tensors)}  # a stranger can make a digest too
     save_file(tensors, tmp_path / "other.safetensors", metadata=told)
     with pytest.raises(ValueError, match="which a policy file cannot hold"):
         load_policy(tmp_path / "other.safetensors")
