@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -95,7 +96,9 @@ def trace(module: nn.Module, example: tuple[Tensor, ...], advice: str) -> torch.
     shapes = tuple({0: batch} for _ in example)
     learning = [part for part in module.modules() if part.training]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Of attributes that a recurrent layer sets while it is traced; what is written is compared afterwards.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.export.export(module.eval(), example, dynamic_shapes=shapes, strict=False)
     except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
         raise ValueError(f"the policy cannot be traced ({str(error).splitlines()[0]}); {advice}.") from error
@@ -104,8 +107,27 @@ def trace(module: nn.Module, example: tuple[Tensor, ...], advice: str) -> torch.
             part.training = True
 
 
-def as_data(program: torch.export.ExportedProgram, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a file says of a program: the header that `Program` reads, and the tensors.
+class Traced(NamedTuple):
+    """What a file says of a program.
+
+    Attributes:
+        header: As `Program` reads it.
+        tensors: Weights and constants by name.
+        sources: Names of the weights in the module's state, by their name here.
+    """
+
+    header: dict[str, Any]
+    tensors: dict[str, Tensor]
+    sources: dict[str, str]
+
+    def with_state(self, state: Mapping[str, Tensor]) -> Traced:
+        """The same computation with other weights, those of a module of the same build."""
+        weights = {name: _stored(state[source]) for name, source in self.sources.items()}
+        return Traced(self.header, self.tensors | weights, self.sources)
+
+
+def as_data(program: torch.export.ExportedProgram, dtype: torch.dtype) -> Traced:
+    """What a file says of a program.
 
     Args:
         program: As :func:`trace` gives it.
@@ -114,15 +136,20 @@ def as_data(program: torch.export.ExportedProgram, dtype: torch.dtype) -> tuple[
     Raises:
         ValueError: If it does what a file cannot hold.
     """
-    program = program.run_decompositions()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # as in `trace`
+        program = program.run_decompositions()
     tensors: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
     entries = []
     for spec in program.graph_signature.input_specs:
         if spec.kind == torch.export.graph_signature.InputKind.USER_INPUT:
             entries.append(spec.arg.name)
             continue
+        if spec.target in program.state_dict:
+            sources[spec.arg.name] = spec.target
         held = program.state_dict if spec.target in program.state_dict else program.constants
-        tensors[spec.arg.name] = held[spec.target].detach().cpu().contiguous().clone()
+        tensors[spec.arg.name] = _stored(held[spec.target])
     nodes = {node.name: node for node in program.graph.nodes}
     outputs = [spec.arg.name for spec in program.graph_signature.output_specs]
     needed, waiting = set(outputs), list(outputs)
@@ -138,7 +165,12 @@ def as_data(program: torch.export.ExportedProgram, dtype: torch.dtype) -> tuple[
         "outputs": outputs,
         "calls": calls,
     }
-    return header, {name: value for name, value in tensors.items() if name in needed}
+    tensors = {name: value for name, value in tensors.items() if name in needed}
+    return Traced(header, tensors, {name: source for name, source in sources.items() if name in needed})
+
+
+def _stored(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous().clone()
 
 
 def write_program(path: str | Path, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -109,7 +109,6 @@ def replay(folder: RunFolder, scenario: Scenario, problem: CSPModule, search: Wo
     Returns:
         The files, relative to the run folder, by the adversary.
     """
-
     others = {a.name: a.policy for a in search.adversaries}
     if target := scenario.true_target():
         others["true target"] = target

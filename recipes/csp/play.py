@@ -1,4 +1,4 @@
-"""The command `gapbridge play RUN --against OPPONENT`: a run's policies against a new opponent, beside their promises."""
+"""The command `gapbridge play RUN --against OPPONENT`: a run's policies against a new opponent."""
 
 from __future__ import annotations
 

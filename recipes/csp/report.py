@@ -135,15 +135,14 @@ def save_policies(agents: Mapping[str, nn.Module], game: BatchedGame, folder: Ru
     """
     if process_rank() != 0:
         return
-    from rl.csp.policy_file import save_policy
+    from rl.csp.policy_file import save_policies as save
     from rl.csp.tables import TablePolicy
 
     files = {file_name(row): agent for row, agent in agents.items()}
     if exact is not None:
         files["certified-plan"] = TablePolicy(cast("TabularGame", game).observations, exact.plan.plan)
     (folder.path / "policies").mkdir(exist_ok=True)
-    for name, policy in files.items():
-        save_policy(policy, folder.path / "policies" / f"{name}.safetensors", game)
+    save({folder.path / "policies" / f"{name}.safetensors": policy for name, policy in files.items()}, game)
 
 
 def _adversaries(search: WorstCase) -> list[dict[str, object]]:

@@ -74,7 +74,9 @@ def deploy(rows: Sequence[Mapping[str, Any]], certified: str, estimated: str, *,
         return "No policy was searched for its worst case, so none can be named for deployment; raise attack."
     best, others = found[0], found[1:]
     second = f", before {others[0]['policy']} with {float(others[0][estimated]):.3f}" if others else ""
-    among = f"of the {len(found)} policies that were searched is its own the highest" if others else "no other was searched"
+    among = (
+        f"of the {len(found)} policies that were searched is its own the highest" if others else "no other was searched"
+    )
     return (
         f"No policy is certified, as this game has no exact solver; the one to deploy is {best['policy']}, because its "
         f"worst value found is {float(best[estimated]):.3f}{second} ({among}): an optimistic estimate, no promise."

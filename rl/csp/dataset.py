@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +14,10 @@ from torch import Tensor
 from gapbridge.arguments import Count, check_arguments
 from rl.csp.contract import check_actions
 from rl.csp.pairs import Pairs
+from rl.csp.reading import read_columns
 from rl.envs.markov_game import BatchedGame
 
 Policy = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
-LARGEST, MOST = 2**32, 200  # bytes that are unpacked whatever the file's size, and bytes of each of its own beyond that
 REQUIRED = ("observation", "action", "episode", "t")
 OPTIONAL = ("player", "last", "action_mask", "active", "seat")
 
@@ -26,8 +25,9 @@ OPTIONAL = ("player", "last", "action_mask", "active", "seat")
 class TargetData(NamedTuple):
     """N steps of the target, as they stand in a file.
 
-    An ``.npz`` file holds one array, and a ``.parquet`` file one column, under each name; observations and real actions
-    of a Parquet file are lists. Rewards and our own actions are not needed.
+    An ``.npz`` file holds one array, and a ``.parquet`` or ``.csv`` file one column, under each name; observations and
+    real actions of a Parquet file are lists, or spread over ``observation_0``, ``observation_1``, ... as in a CSV file.
+    Rewards and our own actions are not needed.
 
     Attributes:
         observation: What the target saw, float32 (N, O).
@@ -78,7 +78,7 @@ def load_data(path: str | Path) -> TargetData:
     """Read a file of the target's data and check what can be checked without its game.
 
     Args:
-        path: An ``.npz`` or ``.parquet`` file; see :class:`TargetData`.
+        path: An ``.npz``, ``.parquet`` or ``.csv`` file; see :class:`TargetData`.
 
     Returns:
         The data.
@@ -90,8 +90,10 @@ def load_data(path: str | Path) -> TargetData:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no data file {path}; give an .npz or .parquet file of the target's steps")
-    columns = _read(path)
+        raise FileNotFoundError(
+            f"there is no data file {path}; give an .npz, .parquet or .csv file of the target's steps"
+        )
+    columns = read_columns(path)
     if missing := [name for name in REQUIRED if name not in columns]:
         raise ValueError(
             f"{path} has no {' and no '.join(missing)}; required are {', '.join(REQUIRED)}, "
@@ -116,7 +118,7 @@ def load_data(path: str | Path) -> TargetData:
 
 
 def save_data(path: str | Path, data: TargetData) -> None:
-    """Write the data to an ``.npz`` or ``.parquet`` file.
+    """Write the data to an ``.npz``, ``.parquet`` or ``.csv`` file.
 
     Args:
         path: Its ending decides the format.
@@ -134,8 +136,17 @@ def save_data(path: str | Path, data: TargetData) -> None:
 
         lists = {name: column if column.ndim == 1 else list(column) for name, column in columns.items()}
         pd.DataFrame(lists).to_parquet(path)
+    elif path.suffix == ".csv":
+        import pandas as pd
+
+        spread = {
+            name if column.ndim == 1 else f"{name}_{number}": column if column.ndim == 1 else column[:, number]
+            for name, column in columns.items()
+            for number in range(1 if column.ndim == 1 else column.shape[1])
+        }
+        pd.DataFrame(spread).to_csv(path, index=False)
     else:
-        raise ValueError(f"data cannot be written to {path}; the name must end in .npz or .parquet")
+        raise ValueError(f"data cannot be written to {path}; the name must end in .npz, .parquet or .csv")
 
 
 def check_dataset(data: TargetData, game: BatchedGame) -> list[str]:
@@ -242,57 +253,6 @@ def _acted(
     actions = policy(seen, legal, generator)
     check_actions(actions, f"the policy of {seat}", seen, game, seat)
     return actions
-
-
-def _read(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Columns of a file by name."""
-    if path.stat().st_size == 0:
-        raise ValueError(f"the data file {path} is empty")
-    if path.suffix == ".npz":
-        try:
-            with path.open("rb") as file:  # numpy leaves a file that it cannot read open
-                archive = np.load(file, allow_pickle=False)
-                _refuse_bomb(archive.zip, path.stat().st_size)
-                return {name: archive[name] for name in archive.files}
-        except Exception as error:  # what a damaged archive provokes in zip, in numpy's headers and in the decoders
-            raise ValueError(
-                f"{path} is no .npz file of plain arrays, or was cut off ({_said(error)}); write it again with "
-                "numpy.savez"
-            ) from error
-    if path.suffix == ".parquet":
-        import pandas as pd
-
-        try:
-            frame = pd.read_parquet(path)
-        except Exception as error:  # likewise
-            raise ValueError(f"{path} is no Parquet file, or was cut off ({_said(error)}); write it again") from error
-        return {str(name): _column(path, str(name), column.to_numpy()) for name, column in frame.items()}
-    raise ValueError(f"{path} is neither an .npz nor a .parquet file; the name must end in one of them")
-
-
-def _refuse_bomb(archive: zipfile.ZipFile, size: int) -> None:
-    """Refuse an archive that unpacks to far more than a file of its size holds."""
-    unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > max(LARGEST, MOST * size):
-        raise ValueError(f"{size} bytes unpack to {unpacked}")
-
-
-def _said(error: Exception) -> str:
-    """The first sentence of what a library said, for use inside one of ours."""
-    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
-
-
-def _column(path: Path, name: str, column: NDArray[np.generic]) -> NDArray[np.generic]:
-    """A column of a Parquet file as an array; lists in it must be of one length."""
-    if column.dtype != object or not len(column):
-        return column
-    lengths = [np.shape(row) for row in column]
-    if odd := next((row for row, length in enumerate(lengths) if length != lengths[0]), None):
-        raise ValueError(
-            f"{path}: {name} has a list of shape {lengths[odd]} in row {odd} but of {lengths[0]} in row 0; every row "
-            "needs one of equal length"
-        )
-    return np.stack(list(column))
 
 
 def _actions(column: object) -> NDArray[np.int64] | NDArray[np.float32]:

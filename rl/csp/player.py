@@ -1,4 +1,4 @@
-"""A policy of a seat where an environment of PettingZoo expects an agent, and where Stable-Baselines3 expects a model."""
+"""A policy of a seat as an agent of a PettingZoo environment, with the `predict` of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ class Player:
 
     def __init__(self, policy: nn.Module, environment: ParallelEnv, agent: str, seed: int = 0) -> None:
         if agent not in environment.possible_agents:
-            raise ValueError(
-                f"the environment has no agent {agent!r}; it has {', '.join(environment.possible_agents)}"
-            )
+            raise ValueError(f"the environment has no agent {agent!r}; it has {', '.join(environment.possible_agents)}")
         self.policy, self.generator = policy, torch.Generator().manual_seed(seed)
         self._space, self._looks = environment.action_space(agent), look_space(environment, agent)
         n_actions, width = action_size(self._space, agent)
@@ -61,7 +59,7 @@ class Player:
         observation: object,
         state: Tensor | None = None,
         episode_start: object = None,
-        deterministic: bool = False,  # noqa: FBT001, FBT002 - the order of Stable-Baselines3
+        deterministic: bool = False,
     ) -> tuple[object, Tensor | None]:
         """The action for one observation, in the environment's own space.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rl.csp.acting import Decision, Seat, decide
-from rl.csp.policies import CategoricalLaw, GaussianLaw, PlainLaw
+from rl.csp.policies import CategoricalLaw, GaussianLaw, PlainLaw, SeatPolicy
+from rl.csp.tables import TablePolicy
 from rl.envs.markov_game import BatchedGame
-from rl.programs import Program, as_data, read_program, require_equal, trace, write_program
+from rl.programs import Program, Traced, as_data, read_program, require_equal, trace, write_program
 
 FORMAT = "gapbridge-seat-policy-1"
 ADVICE = "write its forward in operations of torch, without branches on values"
@@ -35,7 +36,7 @@ class SavedSeatPolicy(nn.Module):
         self.program = Program(header, tensors)
         self.seat, self.memory = Seat(**header["seat"]), int(header["memory"])
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to another device with the module."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.program.to(fn(self.program.place).device)
@@ -106,10 +107,16 @@ class _Step(nn.Module):
         super().__init__()
         self.policy, self.seat = policy, seat
 
-    def forward(self, observation: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        mask = others[0][None, :, None] if self.seat.masked else None
-        memory = others[-1][:, None] if self.policy.memory else None
-        law, after = self.policy(observation[None, :, None], mask, memory)
+    def forward(
+        self, observation: Tensor, first: Tensor | None = None, second: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        # What a policy does not take is no input: the mask comes first where there is one, then the memory.
+        mask, memory = (first, second) if self.seat.masked else (None, first)
+        law, after = self.policy(
+            observation[None, :, None],
+            None if mask is None else mask[None, :, None],
+            None if memory is None else memory[:, None],
+        )
         numbers = (law.log_probs,) if self.seat.n_actions else (law.mean, law.log_std)
         found = tuple(number[0, :, 0] for number in numbers)
         return found if after is None else (*found, after[:, 0])
@@ -130,7 +137,10 @@ def export_policy(policy: nn.Module, game: BatchedGame, seat: str | None = None)
     Raises:
         ValueError: If it plays by another law than a `CategoricalLaw` or a `GaussianLaw`, or cannot be traced.
     """
-    place = Seat.of(game, seat)
+    return _exported(policy, Seat.of(game, seat))
+
+
+def _exported(policy: nn.Module, place: Seat) -> torch.export.ExportedProgram:
     example = _inputs(policy, place, 2, torch.Generator().manual_seed(0))
     with torch.no_grad():
         law = policy(example[0][None, :, None], example[1][None, :, None] if place.masked else None, None)[0]
@@ -163,18 +173,51 @@ def save_policy(policy: nn.Module, path: str | Path, game: BatchedGame, seat: st
         >>> load_policy(path).act([1, 0, 0, 0, 0, 0, 0]).action.shape
         torch.Size([])
     """
+    save_policies({path: policy}, game, seat)
+
+
+def save_policies(policies: Mapping[str | Path, nn.Module], game: BatchedGame, seat: str | None = None) -> None:
+    """Save the policies of a report; those that are built alike are traced once.
+
+    Args:
+        policies: By the file of each.
+        game: Their game.
+        seat: Which seat they play; ours when None.
+
+    Raises:
+        ValueError: As :func:`save_policy`.
+    """
     place = Seat.of(game, seat)
-    header, tensors = as_data(export_policy(policy, game, seat), torch.float32)
-    header |= {"format": FORMAT, "seat": place._asdict(), "memory": policy.memory}
-    saved = SavedSeatPolicy(header, tensors)
-    step = _Step(policy, place)
+    known: dict[str, Traced] = {}
+    for path, policy in policies.items():
+        build = _build(policy)
+        if build in known:
+            traced = known[build].with_state({f"policy.{name}": value for name, value in policy.state_dict().items()})
+        else:
+            traced = as_data(_exported(policy, place), torch.float32)
+            if build:
+                known[build] = traced
+        header = traced.header | {"format": FORMAT, "seat": place._asdict(), "memory": policy.memory}
+        _check_equal(policy, SavedSeatPolicy(header, traced.tensors))
+        write_program(path, header, traced.tensors)
+
+
+def _build(policy: nn.Module) -> str:
+    """What decides the computation of our own policies besides their weights; empty for those of users."""
+    if type(policy) not in {SeatPolicy, TablePolicy}:
+        return ""
+    return f"{policy!r} {getattr(policy, 'floor', None)} {[tuple(x.shape) for x in policy.state_dict().values()]}"
+
+
+def _check_equal(policy: nn.Module, saved: SavedSeatPolicy) -> None:
+    """A trace may have frozen what depends on values: it must decide as the policy does, on other batches too."""
+    place, step = saved.seat, _Step(policy, saved.seat)
     for batch, scale in ((1, 1.0), (3, 1.0), (64, 5.0)):
         inputs = _inputs(policy, place, batch, torch.Generator().manual_seed(batch), scale)
         with torch.no_grad():
             wanted = step(*inputs)
         for number, output in enumerate(wanted):
             require_equal(saved.program.output(number, *(each.cpu() for each in inputs)), output)
-    write_program(path, header, tensors)
 
 
 def load_policy(path: str | Path, device: torch.device | str = "cpu") -> SavedSeatPolicy:

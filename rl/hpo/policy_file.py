@@ -14,9 +14,7 @@ from rl.hpo.policies import HybridPolicy
 from rl.programs import Program, as_data, read_program, require_equal, trace, write_program
 
 FORMAT = "gapbridge-policy-3"
-ADVICE = (
-    "write networks, seen_state and action_map in operations of torch, without branches on values"
-)
+ADVICE = "write networks, seen_state and action_map in operations of torch, without branches on values"
 
 
 class SavedPolicy(Actor):
@@ -106,7 +104,7 @@ def save_policy(policy: HybridPolicy, path: str | Path) -> None:
         >>> load_policy(getfixture("tmp_path") / "policy.safetensors").act([0.5]).parameters.shape
         torch.Size([1])
     """
-    header, tensors = as_data(export_policy(policy), policy.log_std.dtype)
+    header, tensors, _ = as_data(export_policy(policy), policy.log_std.dtype)
     header |= {
         "format": FORMAT,
         "observation_dim": policy.observation_dim,

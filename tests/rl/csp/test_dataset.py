@@ -138,7 +138,7 @@ def test_bad_files_get_one_sentence(data, tmp_path):
     np.savez(tmp_path / "half.npz", **{**_columns(data), "action": data.action + 0.5})
     with pytest.raises(ValueError, match=r"half.npz: action has shape .* must hold one whole number a step"):
         load_data(tmp_path / "half.npz")
-    with pytest.raises(ValueError, match=r"must end in .npz or .parquet"):
+    with pytest.raises(ValueError, match=r"must end in .npz, .parquet or .csv"):
         save_data(tmp_path / "data.csv", data)
 
 

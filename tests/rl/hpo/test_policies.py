@@ -27,8 +27,8 @@ from rl.errors import SimulatorError
 from rl.hpo.module import HPOModule
 from rl.hpo.policies import HybridPolicy
 from rl.hpo.policy_file import export_policy, load_policy, save_policy
-from rl.programs import digest
 from rl.hpo.surrogate import mixed_surrogate
+from rl.programs import digest
 from tests.rl.hpo.test_module import batch, fit
 from tests.rl.hpo.train_ddp import QUIET, data, module
 
