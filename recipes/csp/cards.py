@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.csp.words import deploy, file_name, glossary, row_name
+from recipes.running.environment import process_rank
 from rl.exact.certificate import certified_information_sets
 from rl.exact.extensive import (
     ExtensiveSolution,
@@ -106,18 +108,28 @@ def score(
         target: The true target's behaviour.
         counts: How often it was seen to take every action, by information set.
     """
+    return [row for row, _ in scored(game, target, counts)]
+
+
+def scored(
+    game: SequenceGame, target: Mapping[Hashable, NDArray[np.float64]], counts: Mapping[Any, NDArray[np.float64]]
+) -> list[tuple[dict[str, Any], NDArray[np.float64]]]:
+    """Rows as of :func:`score`, each with the realisation plan of its method."""
     covered, certified = pinned_sets({key: target[key] for key in counts}), certified_information_sets(game, counts)
     plan, value = game.realisation(1, target), solve_extensive(game).value
     return [
-        {
-            "method": family,
-            "setting": setting,
-            "claimed": solution.value,
-            "certified": worst_answer(game, solution.plan, certified).value,
-            "true": game.value(0, solution.plan, plan),
-            "worst": worst_answer(game, solution.plan, covered).value,
-            "exploitability": value - worst_answer(game, solution.plan).value,
-        }
+        (
+            {
+                "method": family,
+                "setting": setting,
+                "claimed": solution.value,
+                "certified": worst_answer(game, solution.plan, certified).value,
+                "true": game.value(0, solution.plan, plan),
+                "worst": worst_answer(game, solution.plan, covered).value,
+                "exploitability": value - worst_answer(game, solution.plan).value,
+            },
+            solution.plan,
+        )
         for family, setting, solution in methods(game, counts)
     ]
 
@@ -131,7 +143,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     ours = our_behaviour(game, recipe.data.behaviour)
     counts = record_counts(recipe.game.name, (ours, target), recipe.data.episodes, 1, recipe.seed)
     folder.say(f"the data visit {len(counts)} of {len(game.information_sets[1])} information sets of the target")
-    rows = score(game, target, counts)
+    found = scored(game, target, counts)
+    rows = [row for row, _ in found]
+    save_plans(folder, recipe.game.name, game, {row_name(row): plan for row, plan in found})
     best = solve_extensive(game, pinned_sets(target))
     csp, sure = (next(row for row in rows if row["method"] == name) for name in ("csp", "csp certified"))
     ladder = [
@@ -144,14 +158,49 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     ]
     visits = sorted((int(row.sum()) for row in counts.values()), reverse=True)
     _draw(folder, rows, visits, len(game.information_sets[1]))
-    outcome = {"rows": rows, "ladder": ladder, "covered": len(counts), "sets": len(game.information_sets[1])}
+    advice = deploy(rows, "certified", "")
+    outcome = {
+        "deploy": advice,
+        "rows": rows,
+        "ladder": ladder,
+        "covered": len(counts),
+        "sets": len(game.information_sets[1]),
+    }
     summary = (
         f"CSP claims {csp['claimed']:.3f}, gets {csp['true']:.3f} against the true target, and is worth "
         f"{csp['worst']:.3f} against the worst target that agrees with it on the data (all exact); the certified plan "
-        f"is guaranteed {sure['certified']:.3f} (95 %)."
+        f"is guaranteed {sure['certified']:.3f} (95 %). {advice}"
     )
-    folder.finish(outcome, {"Value ladder": ladder, "Methods": rows}, summary=summary)
+    tables = {"Value ladder": ladder, "Methods": rows, "Glossary": glossary(rows)}
+    folder.finish(outcome, tables, summary=summary)
     folder.say(summary)
+
+
+def save_plans(folder: RunFolder, name: str, game: SequenceGame, plans: Mapping[str, NDArray[np.float64]]) -> None:
+    """Write every plan to `policies/<method>.safetensors`, as a policy that plays `rl.envs.SpielGame`.
+
+    Args:
+        folder: Run folder.
+        name: Of the game.
+        game: Its sequence form.
+        plans: Our realisation plans by what they are called.
+    """
+    if process_rank() != 0:
+        return
+    from rl.csp.policy_file import save_policies
+    from rl.csp.tables import TablePolicy
+    from rl.envs.spiel_game import SpielGame
+
+    played = SpielGame(name)
+    keys, looks, legal = played.information_states(played.seats[0])
+    where, policies = folder.path / "policies", {}
+    where.mkdir(exist_ok=True)
+    for row, plan in plans.items():
+        behaviour, table = game.behaviour(0, plan), np.zeros(legal[:, 0].shape)
+        for number, key in enumerate(keys):
+            table[number, legal[number, 0].numpy()] = behaviour[key]
+        policies[where / f"{file_name(row)}.safetensors"] = TablePolicy(looks[:, 0], table)
+    save_policies(policies, played)
 
 
 def _draw(folder: RunFolder, rows: Sequence[Mapping[str, Any]], visits: Sequence[int], sets: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from recipes.csp.words import file_name, row_name
 from recipes.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
@@ -149,15 +150,12 @@ def _policies(run: Path, wanted: Sequence[str], game: BatchedGame) -> dict[str, 
 
 def _promised(run: Path) -> dict[str, float]:
     """Certified values of the run's policies, by the name of their file."""
-    from recipes.csp.report import file_name
-
     file = run / "result.json"
-    rows = json.loads(file.read_text(encoding="utf-8")).get("rows", []) if file.is_file() else []
-    return {
-        file_name(str(row["policy"])): float(row["certified 95 %"])
-        for row in rows
-        if row.get("certified 95 %") is not None
-    }
+    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = {"certified-plan": result.get("certified plan")}
+    for row in result.get("rows", []):
+        found[file_name(row_name(row))] = row.get("certified 95 %", row.get("certified"))
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _opponent(text: str, game: BatchedGame) -> nn.Module:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from recipes.csp.games import CARDS, Scenario, build, missing_package
 from recipes.csp.schema import Recipe
+from recipes.csp.words import file_name
 from recipes.errors import RecipeError, RunError
 from recipes.running.environment import process_rank
 from recipes.running.files import write_json
@@ -227,7 +228,6 @@ def train(
     import torch
 
     from recipes.csp.history import History
-    from recipes.csp.report import file_name
     from rl.csp.data import RolloutDataModule
     from rl.csp.module import CSPModule
 

@@ -15,7 +15,7 @@ from recipes.csp.figures import (
     draw_ladder,
     replay,
 )
-from recipes.csp.words import deploy, glossary
+from recipes.csp.words import deploy, file_name, glossary
 from recipes.running.environment import process_rank
 
 if TYPE_CHECKING:
@@ -117,11 +117,6 @@ def finish(
     animations = {f"an episode against the {name}": path for name, path in list(shown.items())[:2]}
     folder.finish(outcome, tables, summary=summary, animations=animations)
     folder.say(summary)
-
-
-def file_name(row: str) -> str:
-    """The name, without ending, of the files of a row of the table of policies."""
-    return "".join(c if c.isalnum() else "-" for c in row)
 
 
 def save_policies(agents: Mapping[str, nn.Module], game: BatchedGame, folder: RunFolder, exact: Exact | None) -> None:

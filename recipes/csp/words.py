@@ -32,6 +32,16 @@ GLOSSARY = {
 ENOUGH = 0.005  # a difference of values that is not worth another policy
 
 
+def row_name(row: Mapping[str, Any]) -> str:
+    """What the policy of a row is called: its name, or for card games its method and setting."""
+    return str(row["policy"] if "policy" in row else f"{row['method']} {row['setting']}".strip())
+
+
+def file_name(row: str) -> str:
+    """The name, without ending, of the files of a policy."""
+    return "".join(c if c.isalnum() else "-" for c in row)
+
+
 def glossary(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Rows of the words that a report uses.
 
@@ -39,8 +49,8 @@ def glossary(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         shown: Rows of its tables; methods that are in none of them are left out.
     """
     methods = {"bc_first", "self_play", "imitation", "rnr", "dbr", "oracle"}
-    used = {str(row.get("policy", row.get("method", ""))).split()[0] for row in shown if row}
-    absent = {word for word in methods - used if not any(name.startswith(word) for name in used)}
+    used = {row_name(row).split()[0] for row in shown}
+    absent = methods - used
     return [{"word": word, "meaning": meaning} for word, meaning in GLOSSARY.items() if word not in absent]
 
 
@@ -53,18 +63,18 @@ def deploy(rows: Sequence[Mapping[str, Any]], certified: str, estimated: str, *,
         estimated: Name of the column of estimated ones.
         plan: Certified value of the exact plan for these data, where there is one beside the rows.
     """
-    own = [row for row in rows if row["policy"] != "oracle"]
+    own = [row for row in rows if row_name(row) != "oracle"]
     if own and certified in own[0]:
         best = max(own, key=lambda row: float(row[certified]))
         value = float(best[certified])
         if plan is not None and plan > value + ENOUGH:
             return (
                 f"Deploy policies/certified-plan.safetensors, the exact solver's plan for these data, because its "
-                f"certified value, {plan:.3f}, is the highest; of the trained policies, {best['policy']} has the "
+                f"certified value, {plan:.3f}, is the highest; of the trained policies, {row_name(best)} has the "
                 f"highest, {value:.3f}."
             )
         return (
-            f"Deploy {best['policy']}, because its certified value, {value:.3f}, is the highest of the {len(own)} "
+            f"Deploy {row_name(best)}, because its certified value, {value:.3f}, is the highest of the {len(own)} "
             "policies: against a target that does not change it gets no less, with probability 0.95 over the data."
         )
     found = sorted(
@@ -73,11 +83,11 @@ def deploy(rows: Sequence[Mapping[str, Any]], certified: str, estimated: str, *,
     if not found:
         return "No policy was searched for its worst case, so none can be named for deployment; raise attack."
     best, others = found[0], found[1:]
-    second = f", before {others[0]['policy']} with {float(others[0][estimated]):.3f}" if others else ""
+    second = f", before {row_name(others[0])} with {float(others[0][estimated]):.3f}" if others else ""
     among = (
         f"of the {len(found)} policies that were searched is its own the highest" if others else "no other was searched"
     )
     return (
-        f"No policy is certified, as this game has no exact solver; the one to deploy is {best['policy']}, because its "
+        f"No policy is certified, as this game has no exact solver; the one to deploy is {row_name(best)}, because its "
         f"worst value found is {float(best[estimated]):.3f}{second} ({among}): an optimistic estimate, no promise."
     )

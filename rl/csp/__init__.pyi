@@ -10,6 +10,7 @@ from .dataset import (
     record_target as record_target,
     save_data as save_data,
 )
+from .foreign import from_minari as from_minari, from_rllib as from_rllib
 from .module import CSPModule as CSPModule
 from .pairs import Pairs as Pairs
 from .player import Player as Player
@@ -20,6 +21,7 @@ from .policies import (
     SeatPolicy as SeatPolicy,
 )
 from .policy_file import export_policy as export_policy, load_policy as load_policy, save_policy as save_policy
+from .recorder import Recorder as Recorder
 from .rollout import pairs_of as pairs_of, play as play
 from .tables import TablePolicy as TablePolicy
 from .worst_case import WorstCase as WorstCase, estimate_worst_case as estimate_worst_case

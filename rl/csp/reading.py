@@ -97,7 +97,7 @@ def _column(path: Path, name: str, series: pd.Series[object]) -> Column:
         return column
     if path.suffix == ".csv" and name == "observation":
         raise ValueError(
-            f"{path} has observations of text; in CSV a vector takes a column an entry, such as observation_0"
+            f"{path} has observations of text; in CSV a vector takes a column an entry: observation_0, ..."
         )
     lengths = [np.shape(row) for row in column]
     if odd := next((row for row, length in enumerate(lengths) if length != lengths[0]), None):

@@ -6,6 +6,7 @@ from .check_batched import check_game as check_game
 from .check_parallel import check_parallel_env as check_parallel_env
 from .enumerable import Enumerable as Enumerable
 from .from_gymnasium import GymnasiumSimulator as GymnasiumSimulator
+from .game_file import FileGame as FileGame
 from .hybrid import (
     HybridSimulator as HybridSimulator,
     Noise as Noise,
