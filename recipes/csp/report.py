@@ -173,7 +173,7 @@ def _exact(scenario: Scenario, problem: CSPModule) -> Exact | None:
     from rl.envs.tabular import TabularGame
 
     game = scenario.game
-    if not isinstance(game, TabularGame):
+    if not isinstance(game, TabularGame) or not game.ends():  # exact values are of episodes that are never cut
         return None
     from rl.exact.certificate import certified_sets
     from rl.exact.markov import best_response, robust_plan

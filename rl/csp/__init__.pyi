@@ -1,5 +1,6 @@
 from .acting import Decision as Decision, decide as decide
 from .baselines import baseline as baseline, imitate as imitate
+from .certificates import Verdict as Verdict, certify as certify
 from .cloning import clone as clone
 from .contract import check_policy as check_policy
 from .data import RolloutDataModule as RolloutDataModule

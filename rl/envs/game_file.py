@@ -84,6 +84,11 @@ class FileGame(TabularGame):
         states = len(start)
         if wrong := [state for state in terminal if not 0 <= state < states]:
             raise ValueError(f"{what}: terminal has the state {wrong[0]}, but there are 0 to {states - 1}")
+        if np.abs(reward[terminal]).any() or not np.allclose(transition[terminal, :, :, terminal], 1):
+            raise ValueError(
+                f"{what}: a terminal state pays or leads elsewhere, but an episode is over there: give it reward 0 and "
+                "transitions to itself"
+            )
         observations = _array(given["observations"], "observations", what) if "observations" in given else None
         try:
             super().__init__(MarkovGame(transition, reward, discount, start), terminal, horizon, observations)
@@ -140,7 +145,7 @@ def _moves(given: Mapping[str, Any], what: str) -> tuple[Array, Array, Array, li
     for number, move in enumerate(given["moves"]):
         if not isinstance(move, list) or len(move) != 5:
             raise ValueError(
-                f"{what}: moves.{number} is {move!r}, but a move is [state, our action, the target's, reward, next state]"
+                f"{what}: moves.{number} is {move!r}, but a move is [state, our action, the target's, reward, next]"
             )
         state = _place(move[0], "states", places, what, number)
         ours, theirs = (

@@ -27,6 +27,9 @@ class TabularGame(BatchedGame):
         observations: What both players see in every state, (S, D); the state's number as one-hot vector if None.
         seats: Names of our seat and of the target's.
 
+    Attributes:
+        terminal: Whether an episode is done in a state, boolean (S,).
+
     Raises:
         ValueError: If observations do not fit the states, or two states look the same.
     """
@@ -51,6 +54,7 @@ class TabularGame(BatchedGame):
         self.n_actions = dict(zip(seats, (A, B), strict=True))
         self.action_dim = dict.fromkeys(seats, 0)
         self.observations = torch.tensor(table, dtype=torch.float32)
+        self.terminal = np.isin(np.arange(S), list(terminal))
         self._terminal = torch.zeros(S, dtype=torch.bool)
         self._terminal[list(terminal)] = True
         self._reward = torch.tensor(exact.reward, dtype=torch.float32)
@@ -75,6 +79,17 @@ class TabularGame(BatchedGame):
         time = state["time"] + ~done
         done = done | self._terminal[following] | (time >= self.horizon)
         return {"node": following, "done": done, "time": time}, reward, done
+
+    def ends(self) -> bool:
+        """Whether every episode reaches a terminal state within the horizon, so that it is never cut.
+
+        Where it does not, the values of :attr:`exact`, which knows no horizon, are not those of episodes.
+        """
+        leads = self.exact.transition.max((1, 2)) > 0
+        possible = (self.exact.start > 0) & ~self.terminal
+        for _ in range(self.horizon):
+            possible = leads[possible].any(0) & ~self.terminal
+        return not possible.any()
 
     def impossible(self, seat: str, observations: Tensor) -> Tensor:
         """Observations that are those of no state."""

@@ -7,6 +7,7 @@ from rl.exact.certificate import (
     certify,
     weissman_radius,
 )
+from rl.exact.episodes import worst_episode
 from rl.exact.extensive import (
     ExtensiveSolution,
     InformationSet,
@@ -72,4 +73,5 @@ __all__ = [
     "weissman_radius",
     "worst_answer",
     "worst_case",
+    "worst_episode",
 ]

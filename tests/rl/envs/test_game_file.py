@@ -68,7 +68,7 @@ def test_arrays_are_read_as_they_are(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         (
-            {"moves": GATE["moves"][:3] + [["yard", "push", "any", 2, "end"]]},
+            {"moves": [*GATE["moves"][:3], ["yard", "push", "any", 2, "end"]]},
             "no move says what follows yard, wait, idle",
         ),
         ({"moves": [*GATE["moves"], ["yard", "push", "idle", 0, "end"]]}, "says again what follows"),
@@ -103,7 +103,7 @@ def test_files_that_are_no_games_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             FileGame(tmp_path / "game.yaml")
     (tmp_path / "game.npz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="no .npz file"):
+    with pytest.raises(ValueError, match=r"no \.npz file"):
         FileGame(tmp_path / "game.npz")
     with pytest.raises(ValueError, match="one of the two"):
         FileGame()
