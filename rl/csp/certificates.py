@@ -172,8 +172,8 @@ def _estimated(
     words = (
         f"Nothing is certified, as {why}.",
         f"Estimated: against the worst of {tried} targets that were found and agree with the data, the policy gets "
-        f"{found.value.value:.4f} [{found.value.low:.4f}, {found.value.high:.4f}] an episode (discounted); there may be "
-        "worse ones, so that this is an upper bound of its worst value, and no promise.",
+        f"{found.value.value:.4f} [{found.value.low:.4f}, {found.value.high:.4f}] an episode (discounted); there may "
+        "be worse ones, so that this is an upper bound of its worst value, and no promise.",
     )
     return Verdict(found.value.value, False, None, None, words)
 

@@ -1,6 +1,7 @@
 """The csp recipe by the real command: a whole run, card games exactly, and one sentence for every kind of bad input."""
 
 import contextlib
+import html
 import io
 import itertools
 import json
@@ -9,7 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
+from recipes.csp.cards import target_behaviour
+from recipes.csp.play import main as play
 from recipes.run import main
+from rl.csp import SeatPolicy, TablePolicy, certify, load_policy, save_policy
+from rl.csp.worst_case import value_of
+from rl.envs import SpielGame, VaultMaze
+from rl.envs.spiel import sequence_form
 
 TINY = {
     "recipe": "csp",
@@ -90,6 +97,56 @@ def test_a_run_leaves_policies_ladder_figures_and_replays(finished):
     assert "guaranteed" not in page.replace("CSP is guaranteed", "").replace(">guaranteed<", "")
 
 
+def test_a_run_says_which_policy_to_deploy_and_leaves_it_in_a_file(finished):
+    folder, said = finished
+    result, page = json.loads((folder / "result.json").read_text()), (folder / "report.html").read_text()
+    best = max(result["rows"], key=lambda row: row["certified 95 %"])
+    assert result["certified plan"] >= best["certified 95 %"] - 1e-9  # the exact solver's is the best there is
+    assert result["deploy"].startswith("Deploy policies/certified-plan.safetensors, the exact solver's plan")
+    assert f"its certified value, {result['certified plan']:.3f}" in result["deploy"]
+    assert result["deploy"] in said
+    assert html.escape(result["deploy"]) in page
+    files = {path.stem for path in (folder / "policies").glob("*.safetensors")}
+    assert files == {"csp", "bc-first", "rnr-p-0-5", "imitation", "certified-plan"}
+    plan = load_policy(folder / "policies/certified-plan.safetensors")
+    found = certify(plan, str(folder / "data.npz"), VaultMaze())
+    assert found.value == pytest.approx(result["certified plan"], abs=1e-5)
+    assert page.count("data:image/gif;base64") == 2
+    assert "<td>certified 95 %</td>" in page  # the glossary
+    assert "self_play" not in page.split("<h2>Glossary</h2>")[1].split("</table>")[0]
+
+
+def test_a_run_is_played_against_a_new_opponent_by_one_command(finished, capsys, monkeypatch, tmp_path):
+    folder, _ = finished
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_bots_of_csp.py").write_text(
+        "import torch\ndef aggressive(seen, mask, generator):\n    return torch.ones(seen.shape[:2], dtype=torch.long)\n"
+    )
+    words = [str(folder), "--episodes", "200", "--against"]
+    assert play([*words, "own_bots_of_csp.aggressive", "--gif", "it.gif"]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines()[1:6]] == sorted(
+        ["bc-first", "certified-plan", "csp", "imitation", "rnr-p-0-5"]
+    )
+    assert (tmp_path / "it.gif").read_bytes()[:3] == b"GIF"
+    imitation = next(line for line in said.splitlines() if line.startswith("imitation"))
+    assert float(imitation.split()[1]) < -0.5  # it pushes, and an aggressive guard is there
+    assert "gets less than what was certified" in said
+    guard = SeatPolicy.of(VaultMaze(), "guard", hidden=[4])
+    save_policy(guard, tmp_path / "guard.safetensors", VaultMaze(), "guard")
+    assert play([*words, "guard.safetensors", "--policy", "csp"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    for further, message in (
+        (["random", "--policy", "best"], "has no policy 'best'; it has bc-first"),
+        (["no.such"], "opponent 'no.such' cannot be imported"),
+        ([str(folder / "policies/csp.safetensors")], "is a policy of the seat 'agent', but the target's is 'guard'"),
+    ):
+        assert play([*words, *further]) == 2
+        assert message in capsys.readouterr().err
+    assert play([str(tmp_path), "--against", "random"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
 def test_the_consistency_of_the_whole_training_is_kept(finished):
     history = json.loads((finished[0] / "policies/csp.json").read_text())
     assert [row["iteration"] for row in history] == [0, 1, 2]
@@ -118,6 +175,19 @@ def test_card_games_are_solved_exactly(tmp_path):
     assert ladder["Nash"] - 1e-9 <= ladder["guaranteed"] <= ladder["best response"]
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert all(row["certified"] <= row["true"] + 1e-9 for row in result["rows"])
+    assert result["deploy"].startswith("Deploy csp certified, because its certified value,")
+    kuhn = SpielGame("kuhn_poker")
+    plan = load_policy(tmp_path / "out/policies/csp-certified.safetensors")
+    true = next(row["true"] for row in result["rows"] if row["method"] == "csp certified")
+    game = sequence_form("kuhn_poker")
+    laws = target_behaviour(game)
+    keys, looks, legal = kuhn.information_states("player_1")
+    table = np.zeros(legal[:, 0].shape)
+    for number, key in enumerate(keys):
+        table[number, legal[number, 0].numpy()] = laws[key]
+    target = TablePolicy(looks[:, 0], table)
+    found = value_of(kuhn, plan, target, 20_000, 0)
+    assert found.low - 0.01 < true < found.high + 0.01
 
 
 def test_baselines_that_need_more_than_a_data_file_are_no_default_with_one(tmp_path):
