@@ -20,7 +20,8 @@ class Game:
     Attributes:
         name: vault_maze, predator_prey, sumo, leduc_poker and kuhn_poker ship with a target; own is a game of yours.
         class_path: For own, a subclass of rl.envs.markov_game.BatchedGame, such as rl.envs.parallel.ParallelGame, which
-            takes any environment of PettingZoo, or rl.envs.spiel_game.SpielGame, which takes a game of OpenSpiel.
+            takes any environment of PettingZoo, rl.envs.spiel_game.SpielGame, which takes a game of OpenSpiel, or
+            rl.envs.FileGame, which reads a matrix or tabular game from a YAML or npz file.
         init_args: Arguments of the game's class.
         target: Name of the target's seat, checked against the game when given.
     """
@@ -41,7 +42,7 @@ class Data:
     """What is known of the target.
 
     Attributes:
-        path: An .npz or .parquet file with the columns observation, action, episode and t, and perhaps player, last and
+        path: An .npz, .parquet or .csv file with the columns observation, action, episode and t, and perhaps player, last and
             action_mask; empty records the shipped target.
         episodes: How many are recorded.
         behaviour: Of card games, how our seat plays meanwhile: uniform, or narrow (it nearly always calls).
