@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rl.envs.markov_game import BatchedGame
 
 CARDS = ("kuhn_poker", "leduc_poker")  # solved exactly, see recipes.csp.cards
-NEEDS = {"sumo": "mujoco", "kuhn_poker": "pyspiel", "leduc_poker": "pyspiel"}
+NEEDS = {"sumo": "mujoco", "half_sumo": "mujoco", "kuhn_poker": "pyspiel", "leduc_poker": "pyspiel"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def build(name: str, class_path: str, arguments: dict[str, object]) -> Scenario:
     """Make the scenario of a game by its name in the recipe.
 
     Args:
-        name: vault_maze, predator_prey, sumo, or own.
+        name: vault_maze, predator_prey, sumo, half_sumo, or own.
         class_path: For own, a subclass of `BatchedGame`.
         arguments: Of the game's class.
 
@@ -78,5 +78,11 @@ def build(name: str, class_path: str, arguments: dict[str, object]) -> Scenario:
         game, recorded = load_game(path, arguments), load_game(path, arguments | {"starts": "front"})
         # Both bodies see the match from their own place, so that the script plays either.
         return Scenario(game, recorded, charging_blue, charging_blue)
+    if name == "half_sumo":
+        from rl.envs.half_sumo import half_blue, recorded_red
+
+        path = "rl.envs.half_sumo.HalfSumo"
+        game, recorded = load_game(path, arguments), load_game(path, arguments | {"starts": "right"})
+        return Scenario(game, recorded, recorded_red, half_blue)
     game = load_game(class_path, arguments)
     return Scenario(game, game)

@@ -173,7 +173,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
 def inputs(recipe: Recipe) -> list[Path]:
     """The user's own files that a run reads."""
-    return [Path(recipe.data.path)] if recipe.data.path else []
+    told = recipe.game.init_args.get("path") if recipe.game.class_path.endswith(".FileGame") else None
+    return [Path(path) for path in (recipe.data.path, told) if path]
 
 
 def finished(path: Path) -> list[str]:

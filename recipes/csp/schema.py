@@ -18,7 +18,8 @@ class Game:
     """What is played; our seat is the first, the target's the second.
 
     Attributes:
-        name: vault_maze, predator_prey, sumo, leduc_poker and kuhn_poker ship with a target; own is a game of yours.
+        name: vault_maze, predator_prey, sumo, half_sumo, leduc_poker and kuhn_poker ship with a target; own is a game
+            of yours.
         class_path: For own, a subclass of rl.envs.markov_game.BatchedGame, such as rl.envs.parallel.ParallelGame, which
             takes any environment of PettingZoo, rl.envs.spiel_game.SpielGame, which takes a game of OpenSpiel, or
             rl.envs.FileGame, which reads a matrix or tabular game from a YAML or npz file.
@@ -26,7 +27,7 @@ class Game:
         target: Name of the target's seat, checked against the game when given.
     """
 
-    name: Literal["vault_maze", "predator_prey", "sumo", "leduc_poker", "kuhn_poker", "own"] = "vault_maze"
+    name: Literal["vault_maze", "predator_prey", "sumo", "half_sumo", "leduc_poker", "kuhn_poker", "own"] = "vault_maze"
     class_path: str = ""
     init_args: dict[str, Any] = field(default_factory=dict)
     target: str = ""
@@ -42,8 +43,8 @@ class Data:
     """What is known of the target.
 
     Attributes:
-        path: An .npz, .parquet or .csv file with the columns observation, action, episode and t, and perhaps player, last and
-            action_mask; empty records the shipped target.
+        path: An .npz, .parquet or .csv file with the columns observation, action, episode and t, and perhaps player,
+            last and action_mask; empty records the shipped target.
         episodes: How many are recorded.
         behaviour: Of card games, how our seat plays meanwhile: uniform, or narrow (it nearly always calls).
     """

@@ -115,7 +115,6 @@ class Recorder:
             np.asarray(players, dtype=np.int64),
             None if self._cut or self._open() else last,
             np.stack(masks) if self._masked else None,
-            seat=np.full(len(looks), "target"),
         )
 
     def save(self, path: str | Path) -> None:

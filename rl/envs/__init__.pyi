@@ -7,6 +7,7 @@ from .check_parallel import check_parallel_env as check_parallel_env
 from .enumerable import Enumerable as Enumerable
 from .from_gymnasium import GymnasiumSimulator as GymnasiumSimulator
 from .game_file import FileGame as FileGame
+from .half_sumo import HalfSumo as HalfSumo
 from .hybrid import (
     HybridSimulator as HybridSimulator,
     Noise as Noise,

@@ -120,7 +120,8 @@ def test_a_run_is_played_against_a_new_opponent_by_one_command(finished, capsys,
     folder, _ = finished
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_bots_of_csp.py").write_text(
-        "import torch\ndef aggressive(seen, mask, generator):\n    return torch.ones(seen.shape[:2], dtype=torch.long)\n"
+        "import torch\n\ndef aggressive(seen, mask, generator):\n"
+        "    return torch.ones(seen.shape[:2], dtype=torch.long)\n"
     )
     words = [str(folder), "--episodes", "200", "--against"]
     assert play([*words, "own_bots_of_csp.aggressive", "--gif", "it.gif"]) == 0

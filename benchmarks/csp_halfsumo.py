@@ -1,0 +1,145 @@
+"""MuJoCo wrestling that can tell: a target that is weak where it was recorded and strong where it was not.
+
+The task is `rl.envs.half_sumo.HalfSumo`. Before anything is trained, scripted policies show that it can tell methods
+apart, and the run ends if it cannot:
+
+- the data cover between 30 and 70 % of the target's steps when we fight wherever a match starts;
+- what a fitted model promises who fights at once is above what that earns, by more than the noise of both: a best
+  response to a model is misled;
+- a safe script earns more against the target than it has without data, and more than fighting at once does, by more
+  than their noise.
+
+Cells, values and tuning are those of ``csp_predator_prey``. Five seeds take about five hours of one core; an
+interrupted run goes on where it was. ``python -m benchmarks.csp_halfsumo conditions`` measures the conditions alone,
+``tiny`` runs one small cell.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.csp_predator_prey import CELLS, Setup, cell, main as measure
+from recipes.csp.games import build
+from rl.csp.dataset import record_target
+from rl.csp.pairs import Coverage
+from rl.csp.policies import ScriptedPolicy
+from rl.csp.rollout import pairs_of, play
+from rl.csp.worst_case import Value, value_of
+from rl.envs import half_sumo
+
+SETUP = Setup(
+    name="csp_halfsumo",
+    game="half_sumo",
+    game_arguments={},
+    arguments={
+        "agent_rate": 2e-3,
+        "proxy_rate": 1e-3,
+        "epochs": 4,
+        "minibatches": 4,
+        "divergence": "forward",
+        "entropy_start": 0.01,
+        "entropy_end": 0.0,
+        "discount": 0.995,
+        "radius": 0.5,
+        "count_power": 1.0,
+        "hidden": [64, 64],
+    },
+    candidates={
+        "csp": [{"coefficient": 0.2}, {"coefficient": 1.0}, {"coefficient": 5.0}],
+        "rnr": [{"model_share": 0.5}, {"model_share": 0.75}, {"model_share": 0.9}],
+        "dbr": [
+            {"gate_limit": 0.9, "radius": 0.5},
+            {"gate_limit": 0.99, "radius": 0.3},
+            {"gate_limit": 0.99, "radius": 0.5},
+        ],
+    },
+    iterations=360,
+    episodes=96,
+    recorded=200,
+    attack={"iterations": 30, "episodes": 96, "test_episodes": 1024, "coefficient": 0.2, "slack": 0.05},
+    seeds=5,
+)
+TINY = SETUP._replace(
+    name="csp_halfsumo_tiny",
+    game_arguments={"horizon": 10},
+    iterations=2,
+    episodes=8,
+    recorded=8,
+    attack={**SETUP.attack, "iterations": 1, "episodes": 8, "test_episodes": 16},
+)
+# Our script and the target's, by the step of the ladder.
+LADDER = {
+    "fight, as a model promises": (half_sumo.fighting_red, half_sumo.sluggish_blue),
+    "fight, against the target": (half_sumo.fighting_red, half_sumo.half_blue),
+    "right first, against the target": (half_sumo.careful_red, half_sumo.half_blue),
+    "right first, without data": (half_sumo.careful_red, half_sumo.strong_blue),
+    "fight, without data": (half_sumo.fighting_red, half_sumo.strong_blue),
+}
+COVERED = (0.3, 0.7)
+
+
+def conditions(setup: Setup, seed: int = 0, episodes: int = 1024) -> tuple[float, dict[str, Value]]:
+    """How much of a match the data cover, and what scripted policies earn.
+
+    Args:
+        setup: Which game and how much is recorded.
+        seed: Of the data and the matches.
+        episodes: For every value.
+
+    Returns:
+        The share of the target's steps that the data saw, where we fight at once; the ladder.
+    """
+    scenario = build(setup.game, "", dict(setup.game_arguments))
+    data = record_target(
+        scenario.recorded, scenario.ours, scenario.target, setup.recorded, torch.Generator().manual_seed(seed)
+    )
+    game, counted = scenario.game, Coverage(data.pairs().observations, setup.arguments["radius"])
+    scripts = (ScriptedPolicy(half_sumo.fighting_red), ScriptedPolicy(half_sumo.half_blue))
+    lived = play(game, scripts, min(episodes, 256), torch.Generator().manual_seed(seed + 1))
+    covered = float((counted(pairs_of(lived, game.seats[1]).observations) >= 1).float().mean())
+    ladder = {
+        step: value_of(game, ScriptedPolicy(ours), ScriptedPolicy(theirs), episodes, seed + 2)
+        for step, (ours, theirs) in LADDER.items()
+    }
+    return covered, ladder
+
+
+def breaches(covered: float, ladder: Mapping[str, Value]) -> list[str]:
+    """Which conditions the task does not meet, one sentence each."""
+    found = []
+    if not COVERED[0] <= covered <= COVERED[1]:
+        found.append(f"the data cover {covered:.0%} of the target's steps, not between 30 and 70 %")
+    steps = list(LADDER)
+    for high, low in ((steps[0], steps[1]), (steps[2], steps[1]), (steps[2], steps[3])):
+        if ladder[high].low <= ladder[low].high:
+            found.append(
+                f"'{high}' earns {ladder[high].value:.3f} and '{low}' {ladder[low].value:.3f}, no clear difference"
+            )
+    return found
+
+
+def main(words: list[str]) -> None:
+    """Check the conditions, then run everything and write the figures."""
+    if words == ["tiny"]:
+        print(cell(TINY, "csp", TINY.candidates["csp"][0], 0), "kept in", CELLS / TINY.name)
+        return
+    covered, ladder = conditions(SETUP)
+    print(f"the data cover {covered:.1%} of the target's steps where we fight at once")
+    for step, value in ladder.items():
+        print(f"{step:34}{value.value:8.3f} [{value.low:.3f}, {value.high:.3f}]", flush=True)
+    if found := breaches(covered, ladder):
+        raise SystemExit("the task cannot tell methods apart: " + "; ".join(found))
+    if words == ["conditions"]:
+        return
+    rows = [{"step": step, **value._asdict()} for step, value in ladder.items()]
+    further: dict[str, Any] = {"covered": covered}
+    further |= {f"ladder {number}": value._asdict() for number, value in enumerate(ladder.values())}
+    measure(SETUP, further, {"ladder": rows})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,77 @@
+"""Wrestling with a weak and a strong half: where matches start, what is seen, what the scripts do there."""
+
+import pytest
+import torch
+
+pytest.importorskip("mujoco")
+
+from benchmarks.csp_halfsumo import LADDER, breaches
+from rl.csp.worst_case import Value
+from rl.envs import HalfSumo, check_game
+from rl.envs.half_sumo import OTHER_X, OWN_X, careful_red, fighting_red, half_blue, sluggish_blue, strong_blue
+
+
+def chance(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_it_keeps_the_protocol_and_starts_in_its_halves() -> None:
+    check_game(HalfSumo(horizon=4))
+    for starts, share in (("right", 1.0), ("all", 0.5)):
+        game = HalfSumo(starts=starts)
+        state = game.reset(400, chance())
+        right = (game._pose(state["physics"], 0)["place"] + game._pose(state["physics"], 1)["place"])[:, 0] > 0
+        assert float(right.float().mean()) == pytest.approx(share, abs=0.08)
+        assert not any(game._lost(state["physics"], seat).any() for seat in (0, 1))
+        seen = game.observe(state)
+        for seat, name in enumerate(game.seats):
+            places = [game._pose(state["physics"], k)["place"][:, 0] / game.body.ring for k in (seat, 1 - seat)]
+            torch.testing.assert_close(seen[name][:, 0, OWN_X], places[0].float())
+            torch.testing.assert_close(seen[name][:, 0, OTHER_X], places[1].float())
+
+
+def test_the_target_is_weak_on_the_right_only_and_we_are_weaker() -> None:
+    seen = torch.zeros(2000, 1, 19)
+    seen[..., 4] = 1.0  # the opponent is straight ahead
+    seen[:1000, :, OTHER_X] = 0.5
+    seen[1000:, :, OTHER_X] = -0.5
+    thrust = half_blue(seen, None, chance())[:, 0, 0]
+    assert float(thrust[:1000].mean()) == pytest.approx(0.3, abs=0.03)
+    assert float(thrust[1000:].mean()) > 0.9
+    assert torch.equal(half_blue(seen, None, chance())[:1000], sluggish_blue(seen, None, chance())[:1000])
+    assert torch.equal(half_blue(seen, None, chance())[1000:], strong_blue(seen, None, chance())[1000:])
+    game = HalfSumo()
+    state = game.reset(1, chance())
+    full = {name: torch.ones(1, 1, 2) for name in game.seats}
+    after, _, _ = game.step(state, full, chance())
+    motion = [float(game._pose(after["physics"], seat)["spin"].abs()[0]) for seat in (0, 1)]
+    assert motion[0] < motion[1]
+
+
+def test_the_careful_script_changes_the_half_before_it_fights() -> None:
+    game = HalfSumo()
+    state = game.reset(64, chance())
+    left = state["physics"][:, 1] < -0.2
+    for _ in range(14):
+        seen = game.observe(state)
+        actions = {"red": careful_red(seen["red"], None, chance(1)), "blue": torch.zeros(64, 1, 2)}
+        state, _, _ = game.step(state, actions, chance())
+    gone = game.observe(state)["red"][left, 0, OWN_X]
+    assert float((gone > -0.1).float().mean()) > 0.6
+    assert fighting_red(seen["red"], None, chance()).abs().max() <= 1
+
+
+def test_a_task_that_cannot_tell_is_named() -> None:
+    values = (0.5, -0.2, 0.3, 0.0, -0.4)
+    ladder = {step: Value(value, value - 0.05, value + 0.05) for step, value in zip(LADDER, values, strict=True)}
+    assert breaches(0.45, ladder) == []
+    assert breaches(0.9, ladder) == ["the data cover 90% of the target's steps, not between 30 and 70 %"]
+    ladder["right first, against the target"] = Value(0.02, -0.03, 0.07)
+    assert len(breaches(0.45, ladder)) == 1
+    assert "no clear difference" in breaches(0.45, ladder)[0]
+
+
+@pytest.mark.parametrize("arguments", [{"starts": "left"}, {"power": 0.0}, {"power": 1.5}])
+def test_arguments_out_of_range_are_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be all or right, and above 0 and at most 1"):
+        HalfSumo(**arguments)  # type: ignore[arg-type]
