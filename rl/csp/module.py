@@ -21,11 +21,12 @@ from gapbridge.arguments import (
     Whole,
     check_arguments,
 )
-from rl.csp.acting import DecidingModule, Seat
+from rl.csp.acting import Seat
 from rl.csp.cloning import clone, likelihood
 from rl.csp.contract import check_fixed, check_options, check_policy, made_for
 from rl.csp.data import Iteration
 from rl.csp.dataset import TargetData
+from rl.csp.deciding import DecidingModule
 from rl.csp.loading import game_of, pairs_of
 from rl.csp.opponents import deal
 from rl.csp.pairs import Coverage, Pairs, PairSampler
