@@ -29,6 +29,10 @@ from rl.exact.extensive import (
 from rl.exact.sets import Contamination, Pinned, TotalVariation, linear_confidence
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
     from recipes.csp.schema import Recipe
     from recipes.running.folder import RunFolder
 
@@ -193,7 +197,8 @@ def save_plans(folder: RunFolder, name: str, game: SequenceGame, plans: Mapping[
 
     played = SpielGame(name)
     keys, looks, legal = played.information_states(played.seats[0])
-    where, policies = folder.path / "policies", {}
+    where = folder.path / "policies"
+    policies: dict[Path, nn.Module] = {}
     where.mkdir(exist_ok=True)
     for row, plan in plans.items():
         behaviour, table = game.behaviour(0, plan), np.zeros(legal[:, 0].shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -111,7 +111,7 @@ def certify(
         why = "the policy has a memory" if isinstance(game, TabularGame) else "the game is not tabular"
         verdict = _estimated(agent, pairs, game, seed, why, search)
     changed = change_warning(pairs)
-    return Verdict(*list(vars(verdict).values())[:-1], (*verdict.words, *([f"Warning: {changed}."] if changed else [])))
+    return replace(verdict, words=(*verdict.words, *([f"Warning: {changed}."] if changed else [])))
 
 
 def _certified(agent: nn.Module, pairs: Pairs, game: TabularGame, failure: float, draws: int, seed: int) -> Verdict:

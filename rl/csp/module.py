@@ -345,8 +345,8 @@ class CSPModule(DecidingModule):
         return agreement
 
     def _confidence(self, observations: Tensor) -> Tensor:
-        counts: Tensor = self.counts(observations)
-        return counts * self.hparams["gate_limit"] / (counts + self.hparams["gate_count"])
+        counts = self.counts(observations)
+        return cast(Tensor, self.hparams["gate_limit"] * counts / (counts + self.hparams["gate_count"]))
 
     def excess(self, *, held_out: bool = False) -> float:
         """By how much the data are less likely under the proxy than under the model, in nats a dimension."""

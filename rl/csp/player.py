@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -81,8 +81,9 @@ class Player:
                 raise ValueError(
                     f"{self.seat.name} is given its observation without action_mask; give what the environment gives"
                 )
-            observation, mask = observation["observation"], np.asarray(observation["action_mask"], dtype=bool)
-        begins = episode_start is not None and bool(np.asarray(episode_start).any())
+            look: Mapping[str, Any] = observation
+            observation, mask = look["observation"], np.asarray(look["action_mask"], dtype=np.bool_)
+        begins = episode_start is not None and bool(np.any(np.asarray(episode_start, dtype=np.bool_)))
         action, memory = decide(
             self.policy,
             self.seat,
@@ -92,4 +93,4 @@ class Player:
             deterministic=deterministic,
             generator=self.generator,
         )
-        return native_action(self._space, action.cpu().numpy()[()]), memory
+        return native_action(self._space, int(action) if self.seat.n_actions else action.cpu().numpy()), memory

@@ -173,10 +173,10 @@ def save_policy(policy: nn.Module, path: str | Path, game: BatchedGame, seat: st
         >>> load_policy(path).act([1, 0, 0, 0, 0, 0, 0]).action.shape
         torch.Size([])
     """
-    save_policies({path: policy}, game, seat)
+    save_policies({Path(path): policy}, game, seat)
 
 
-def save_policies(policies: Mapping[str | Path, nn.Module], game: BatchedGame, seat: str | None = None) -> None:
+def save_policies(policies: Mapping[Path, nn.Module], game: BatchedGame, seat: str | None = None) -> None:
     """Save the policies of a report; those that are built alike are traced once.
 
     Args:

@@ -109,7 +109,7 @@ class Recorder:
             last[np.flatnonzero((tracks == track).all(1))[-1]] = True
         return TargetData(
             np.stack(looks),
-            np.asarray(actions, dtype=np.int64 if self._discrete else np.float32),
+            np.asarray(actions, dtype=np.int64) if self._discrete else np.asarray(actions, dtype=np.float32),
             np.asarray(episodes, dtype=np.int64),
             np.asarray(steps, dtype=np.int64),
             np.asarray(players, dtype=np.int64),

@@ -159,14 +159,15 @@ def _moves(given: Mapping[str, Any], what: str) -> tuple[Array, Array, Array, li
             raise ValueError(f"{what}: moves.{number} says again what follows {move[:3]}; say it once")
         told[where], reward[where] = True, _number(move[3], f"the reward of moves.{number}", what)
         transition[where] = _law(move[4], places["states"], f"moves.{number}", what)
-    ends = ~told.any((1, 2))
+    ends = np.asarray(~told.reshape(S, -1).any(axis=1), dtype=np.bool_)
     if (lacking := np.argwhere(~told & ~ends[:, None, None])).size:
         s, a, b = lacking[0]
         names = [str(given[word][place]) for word, place in (("states", s), ("ours", a), ("theirs", b))]
         raise ValueError(f"{what}: no move says what follows {', '.join(names)}; a state has moves for all or for none")
-    for state in np.flatnonzero(ends):
+    terminal: list[int] = np.flatnonzero(ends).tolist()
+    for state in terminal:
         transition[state, :, :, state] = 1
-    return transition, reward, _law(given["start"], places["states"], "start", what), np.flatnonzero(ends).tolist()
+    return transition, reward, _law(given["start"], places["states"], "start", what), terminal
 
 
 def _place(name: object, word: str, places: Mapping[str, Mapping[str, int]], what: str, number: int) -> int:
@@ -184,7 +185,7 @@ def _law(value: object, states: Mapping[str, int], where: str, what: str) -> Arr
         law[states[str(name)]] = _number(share, f"a probability of {where}", what)
     if (law < 0).any() or abs(law.sum() - 1) > 1e-6:
         raise ValueError(f"{what}: the probabilities of {where} are {value}, but they must be at least 0 and sum to 1")
-    return law / law.sum()
+    return np.asarray(law / law.sum(), dtype=np.float64)
 
 
 def _array(value: ArrayLike, name: str, what: str) -> Array:

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_ACTIONS = 1024  # of several discrete choices, numbered through
-_Space = gymnasium.Space[object]
 
 
-def action_size(space: _Space, name: str) -> tuple[int, int]:
+def action_size(space: gymnasium.Space[object], name: str) -> tuple[int, int]:
     """Number of discrete actions and length of real ones, one of them 0.
 
     Several discrete choices at once, in MultiDiscrete, MultiBinary, and Dict and Tuple of any depth, are numbered
@@ -37,7 +36,7 @@ def action_size(space: _Space, name: str) -> tuple[int, int]:
             f"{MOST_ACTIONS} can be; wrap the environment so that it decides one thing at a time"
         )
     if leaves and all(_bounded(leaf) for leaf in leaves):
-        return 0, sum(math.prod(leaf.shape or ()) for leaf in leaves)
+        return 0, sum(int(math.prod(leaf.shape or ())) for leaf in leaves)
     if all(sizes is not None or _bounded(leaf) for leaf, sizes in zip(leaves, choices, strict=True)):
         raise ValueError(
             f"{name} acts in {space}, which mixes choices with real numbers; wrap the environment so that it takes one "
@@ -49,7 +48,7 @@ def action_size(space: _Space, name: str) -> tuple[int, int]:
     )
 
 
-def native_action(space: _Space, action: int | NDArray[np.floating]) -> object:
+def native_action(space: gymnasium.Space[object], action: int | NDArray[np.floating]) -> object:
     """An action of a game in the environment's own space.
 
     Args:
@@ -58,11 +57,11 @@ def native_action(space: _Space, action: int | NDArray[np.floating]) -> object:
     """
     if isinstance(action, int | np.integer):
         sizes = [size for leaf in _leaves(space) for size in _choices(leaf) or ()]
-        return _joined(space, iter(np.unravel_index(int(action), sizes) if sizes else ()))
+        return _joined(space, iter([float(number) for number in np.unravel_index(int(action), sizes)] if sizes else []))
     return _joined(space, iter(np.clip(action, -1, 1)))
 
 
-def game_action(space: _Space, action: object) -> int | NDArray[np.float32]:
+def game_action(space: gymnasium.Space[object], action: object) -> int | NDArray[np.float32]:
     """The inverse of :func:`native_action`.
 
     Args:
@@ -97,7 +96,7 @@ def game_action(space: _Space, action: object) -> int | NDArray[np.float32]:
     return int(np.ravel_multi_index([int(value) for value in values], sizes))
 
 
-def _leaves(space: _Space) -> Iterator[_Space]:
+def _leaves(space: gymnasium.Space[object]) -> Iterator[gymnasium.Space[object]]:
     """The spaces that a space is made of, in order."""
     if isinstance(space, gymnasium.spaces.Dict):
         for part in space.spaces.values():
@@ -109,7 +108,7 @@ def _leaves(space: _Space) -> Iterator[_Space]:
         yield space
 
 
-def _parts(space: _Space, action: object) -> Iterator[tuple[_Space, object]]:
+def _parts(space: gymnasium.Space[object], action: object) -> Iterator[tuple[gymnasium.Space[object], object]]:
     """The spaces that a space is made of, each with its part of an action."""
     if isinstance(space, gymnasium.spaces.Dict):
         if not isinstance(action, Mapping) or set(action) != set(space.spaces):
@@ -125,7 +124,7 @@ def _parts(space: _Space, action: object) -> Iterator[tuple[_Space, object]]:
         yield space, action
 
 
-def _choices(leaf: _Space) -> list[int] | None:
+def _choices(leaf: gymnasium.Space[object]) -> list[int] | None:
     """Sizes of the discrete choices of a space, or None where it is none."""
     if isinstance(leaf, gymnasium.spaces.Discrete):
         return [int(leaf.n)]
@@ -136,13 +135,13 @@ def _choices(leaf: _Space) -> list[int] | None:
     return None
 
 
-def _bounded(leaf: _Space) -> bool:
+def _bounded(leaf: gymnasium.Space[object]) -> bool:
     if not isinstance(leaf, gymnasium.spaces.Box):
         return False
     return bool(np.isfinite(leaf.low).all() and np.isfinite(leaf.high).all())
 
 
-def _joined(space: _Space, values: Iterator[float]) -> object:
+def _joined(space: gymnasium.Space[object], values: Iterator[float]) -> object:
     """An element of a space from its numbers, one after the other."""
     if isinstance(space, gymnasium.spaces.Dict):
         return {name: _joined(part, values) for name, part in space.spaces.items()}

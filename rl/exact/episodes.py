@@ -17,7 +17,11 @@ MOST_ACTIONS = 6  # of ours, where the plan is known by intervals: their corners
 
 
 def worst_episode(
-    game: MarkovGame, plan: Array | Sequence[Intervals], sets: Sequence[ConsistentSet], terminal: Array, horizon: int
+    game: MarkovGame,
+    plan: Array | Sequence[Intervals],
+    sets: Sequence[ConsistentSet],
+    terminal: NDArray[np.bool_],
+    horizon: int,
 ) -> float:
     r"""A lower bound of the discounted return of an episode, over all targets that are consistent at every state.
 
@@ -50,7 +54,7 @@ def worst_episode(
     for _ in range(horizon):
         stage = game.stage(values)
         following = np.zeros(S)
-        for state in np.flatnonzero(~terminal.astype(bool)):
+        for state in np.flatnonzero(~terminal).tolist():
             costs = corners[state] @ stage[state]
             following[state] = min(float(sets[state].worst(cost) @ cost) for cost in costs)
         values = following
