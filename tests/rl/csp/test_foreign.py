@@ -107,6 +107,35 @@ def test_turns_of_others_are_recorded_without_gaps() -> None:
     check_dataset(data, game)
 
 
+@pytest.mark.parametrize(
+    ("module", "maker", "target"),
+    [
+        ("mpe2.simple_tag_v3", "parallel_env", ["agent_0"]),
+        ("mpe2.simple_tag_v3", "parallel_env", ["adversary_0", "adversary_1", "adversary_2"]),
+        ("pettingzoo.classic.rps_v2", "env", ["player_1"]),
+    ],
+)
+def test_environments_of_others_are_recorded_as_games_see_them(module: str, maker: str, target: list[str]) -> None:
+    make = getattr(pytest.importorskip(module), maker)
+    env = Recorder(make(), target)
+    others = [name for name in env.possible_agents if name not in target]
+    for episode in range(2):
+        env.reset(seed=episode)
+        for name in env.possible_agents:
+            env.action_space(name).seed(episode)
+        if hasattr(env, "agent_iter"):
+            for name in env.agent_iter():
+                _, _, ended, cut, _ = env.last()
+                env.step(None if ended or cut else env.action_space(name).sample())
+        while env.agents:
+            env.step({name: env.action_space(name).sample() for name in env.agents})
+    data = env.data()
+    assert data.last is not None
+    assert data.last.sum() == 2 * len(target)
+    lines = check_dataset(data, ParallelGame(f"{module}.{maker}", others, target, int(data.t.max()) + 1))
+    assert lines[0] == f"{len(data.t)} steps of target in 2 episodes"
+
+
 def test_tables_of_numbers_are_data(tmp_path: Path) -> None:
     maze = VaultMaze("grid")
     generator = torch.Generator().manual_seed(0)
