@@ -151,7 +151,10 @@ def _policies(run: Path, wanted: Sequence[str], game: BatchedGame) -> dict[str, 
 def _promised(run: Path) -> dict[str, float]:
     """Certified values of the run's policies, by the name of their file."""
     file = run / "result.json"
-    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise RecipeError(f"{file} is damaged ({error}); --resume writes it again") from error
     found = {"certified-plan": result.get("certified plan")}
     for row in result.get("rows", []):
         found[file_name(row_name(row))] = row.get("certified 95 %", row.get("certified"))
