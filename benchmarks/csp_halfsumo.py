@@ -1,4 +1,4 @@
-"""MuJoCo wrestling that can tell: a target that is weak where it was recorded and strong where it was not.
+"""MuJoCo wrestling that can tell: a target that was recorded only when it was tired, and is strong before.
 
 The task is `rl.envs.half_sumo.HalfSumo`. Before anything is trained, scripted policies show that it can tell methods
 apart, and the run ends if it cannot:
@@ -75,8 +75,8 @@ TINY = SETUP._replace(
 LADDER = {
     "fight, as a model promises": (half_sumo.fighting_red, half_sumo.sluggish_blue),
     "fight, against the target": (half_sumo.fighting_red, half_sumo.half_blue),
-    "right first, against the target": (half_sumo.careful_red, half_sumo.half_blue),
-    "right first, without data": (half_sumo.careful_red, half_sumo.strong_blue),
+    "tire it first, against the target": (half_sumo.careful_red, half_sumo.half_blue),
+    "tire it first, without data": (half_sumo.careful_red, half_sumo.strong_blue),
     "fight, without data": (half_sumo.fighting_red, half_sumo.strong_blue),
 }
 COVERED = (0.3, 0.7)

@@ -8,7 +8,7 @@ pytest.importorskip("mujoco")
 from benchmarks.csp_halfsumo import LADDER, breaches
 from rl.csp.worst_case import Value
 from rl.envs import HalfSumo, check_game
-from rl.envs.half_sumo import OTHER_X, OWN_X, careful_red, fighting_red, half_blue, sluggish_blue, strong_blue
+from rl.envs.half_sumo import LINE, OWN_X, TIRED, WEAK, careful_red, fighting_red, half_blue, sluggish_blue, strong_blue
 
 
 def chance(seed: int = 0) -> torch.Generator:
@@ -27,16 +27,16 @@ def test_it_keeps_the_protocol_and_starts_in_its_halves() -> None:
         for seat, name in enumerate(game.seats):
             places = [game._pose(state["physics"], k)["place"][:, 0] / game.body.ring for k in (seat, 1 - seat)]
             torch.testing.assert_close(seen[name][:, 0, OWN_X], places[0].float())
-            torch.testing.assert_close(seen[name][:, 0, OTHER_X], places[1].float())
+            torch.testing.assert_close(seen[name][:, 0, OWN_X + 1], places[1].float())
+            assert torch.equal(seen[name][:, 0, TIRED] > 0, right)
 
 
-def test_the_target_is_weak_on_the_right_only_and_we_are_weaker() -> None:
-    seen = torch.zeros(2000, 1, 19)
+def test_the_target_is_weak_when_tired_only_and_we_are_weaker() -> None:
+    seen = torch.zeros(2000, 1, 20)
     seen[..., 4] = 1.0  # the opponent is straight ahead
-    seen[:1000, :, OTHER_X] = 0.5
-    seen[1000:, :, OTHER_X] = -0.5
+    seen[:1000, :, TIRED] = 1.0
     thrust = half_blue(seen, None, chance())[:, 0, 0]
-    assert float(thrust[:1000].mean()) == pytest.approx(0.3, abs=0.03)
+    assert float(thrust[:1000].mean()) == pytest.approx(WEAK, abs=0.03)
     assert float(thrust[1000:].mean()) > 0.9
     assert torch.equal(half_blue(seen, None, chance())[:1000], sluggish_blue(seen, None, chance())[:1000])
     assert torch.equal(half_blue(seen, None, chance())[1000:], strong_blue(seen, None, chance())[1000:])
@@ -48,16 +48,17 @@ def test_the_target_is_weak_on_the_right_only_and_we_are_weaker() -> None:
     assert motion[0] < motion[1]
 
 
-def test_the_careful_script_changes_the_half_before_it_fights() -> None:
+def test_crossing_the_line_tires_the_target_for_good() -> None:
     game = HalfSumo()
-    state = game.reset(64, chance())
-    left = state["physics"][:, 1] < -0.2
-    for _ in range(14):
+    state, was = game.reset(64, chance()), torch.zeros(64, dtype=torch.bool)
+    fresh = ~state["tired"]
+    for _ in range(25):
         seen = game.observe(state)
+        was |= (seen["red"][:, 0, OWN_X] > LINE) & ~state["done"]
         actions = {"red": careful_red(seen["red"], None, chance(1)), "blue": torch.zeros(64, 1, 2)}
         state, _, _ = game.step(state, actions, chance())
-    gone = game.observe(state)["red"][left, 0, OWN_X]
-    assert float((gone > -0.1).float().mean()) > 0.6
+    assert not (was & ~state["tired"]).any()
+    assert float(state["tired"][fresh].float().mean()) > 0.6
     assert fighting_red(seen["red"], None, chance()).abs().max() <= 1
 
 
@@ -66,7 +67,7 @@ def test_a_task_that_cannot_tell_is_named() -> None:
     ladder = {step: Value(value, value - 0.05, value + 0.05) for step, value in zip(LADDER, values, strict=True)}
     assert breaches(0.45, ladder) == []
     assert breaches(0.9, ladder) == ["the data cover 90% of the target's steps, not between 30 and 70 %"]
-    ladder["right first, against the target"] = Value(0.02, -0.03, 0.07)
+    ladder["tire it first, against the target"] = Value(0.02, -0.03, 0.07)
     assert len(breaches(0.45, ladder)) == 1
     assert "no clear difference" in breaches(0.45, ladder)[0]
 
