@@ -157,6 +157,11 @@ def seeded(method: str, options: Mapping[str, float], seed: int) -> dict[str, An
     return {**options, "seed": seed} if "seed" in arguments_of(method) else dict(options)
 
 
+def deciding(method: str, options: Mapping[str, float], seed: int) -> tuple[object, ...]:
+    """What decides a static merge, beside base and experts; nothing for another package's, whose code may change."""
+    return (method, dict(sorted(options.items())), seed) if method in (*OURS, *FURTHER) else ()
+
+
 class Candidates:
     """Static merges by method and options, each method's direction computed once.
 

@@ -91,8 +91,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         return
     labelled, tasks, experts = _prepared(recipe, folder, experts)
     data, seen = _mixed(recipe, tasks, tokenizer), _mixed(recipe, labelled, tokenizer)
-    judge = table.Judge.of(recipe, folder, tasks, data, experts)
-    model.to(judge.device)  # type: ignore[arg-type]
+    judge = table.Judge.of(recipe, folder, tasks, data, model, experts)
     states = {task: expert.state for task, expert in experts.items()}
     whole = table.whole(judge, model, states)
     judge = judge.settled(whole)

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from recipes.errors import RunError
 from recipes.merge.evaluation import evaluate, with_heads
-from recipes.merge.rows import static
+from recipes.merge.static import static
 from twinmerge.functional.adamerging import adamerging
 from twinmerge.functional.fisher import fisher
 from twinmerge.functional.regmean import regmean
