@@ -28,7 +28,7 @@ DYNAMIC = {  # dynamic merges that a recipe compares, and what the table says of
     "tsv_c": "TSV-Compress, head named, told the router's first choice",
     "smile": "SMILE, head named, experts by token and layer from their leading directions",
     "arrow": "Arrow, head named, experts by token and layer from their first direction",
-    "wemoe": "WEMoE, head named, feed-forward weights by input and layer, gates learned on unlabelled validation inputs",
+    "wemoe": "WEMoE, head named, feed-forward weights by layer, gates learned on unlabelled validation inputs",
 }
 SHARED = "the shared expert"  # how its candidates are called among those of the baselines
 TRIED = {"scale": "scales", "density": "densities", "drop": "drops"}  # options that are tuned, and the key of values
