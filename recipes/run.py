@@ -19,7 +19,7 @@ from recipes.running.output import outliving_readers
 USAGE = """\
 python -m recipes.run FILE.yaml [key.sub=value ...] [--check] [--print-config] [--resume [CKPT]]
                              [--out DIR] [--force] [--quiet] [--debug]
-                             [--sweep KEY=A,B,C ...] [--seeds N] [--jobs N] [--show NUMBER ...]
+                             [--sweep KEY=A,B,C ...] [--seeds N] [--jobs N] [--on ENGINE] [--show NUMBER ...]
        python -m recipes.run --list | --schema NAME | --new NAME"""
 EPILOG = """\
 FILE.yaml is a path, or the name of a shipped recipe (see --list). An override changes one key:
@@ -78,6 +78,7 @@ def _parser() -> _Parser:
     )
     add("--seeds", metavar="N", help="so many seeds of every combination, or these: 0,5,7")
     add("--jobs", type=int, metavar="N", help="runs of a sweep at once (1)")
+    add("--on", metavar="ENGINE", help="where a sweep runs: dask:ADDRESS, or slurm:slurm_partition=gpu,timeout_min=60")
     add("--show", action="append", metavar="NUMBER", help="a number of result.json for a sweep's table, dotted")
     add("--quiet", action="store_true", help="print errors only")
     add("--debug", action="store_true", help="show the traceback of a failure")
@@ -172,8 +173,9 @@ def _dispatch(options: argparse.Namespace, command: Sequence[str]) -> int:
         from recipes.running.sweep import sweep
 
         return sweep(path, parsed, options)
-    if options.jobs is not None or options.show:
-        raise RecipeError(f"{'--show' if options.show else '--jobs'}: this is for a sweep; add --sweep or --seeds")
+    for option in ("jobs", "show", "on"):
+        if getattr(options, option) is not None:
+            raise RecipeError(f"--{option}: this is for a sweep; add --sweep or --seeds")
     from recipes.running.execute import check, run
 
     if options.check:

@@ -8,17 +8,16 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.errors import RecipeError, RunError
 from recipes.front.parse import Parsed, parse
 from recipes.front.show import to_yaml
+from recipes.running.engines import STOP, Command, check_engine, engine
 from recipes.running.environment import process_rank
 from recipes.running.execute import check
 from recipes.running.files import write_json, write_text
@@ -153,7 +152,7 @@ def sweep(path: Path, base: Parsed, options: argparse.Namespace) -> int:
         write_text(folder / "recipe.yaml", to_yaml(base.recipe))
         write_json(folder / ABOUT, {"keys": plan.values, "seeds": plan.seeds})
         try:
-            failed = _run_all(plan, run, jobs)
+            failed = _run_all(plan, run, jobs, options.on)
         except KeyboardInterrupt:
             print(f"interrupted; go on with {again}", file=sys.stderr)
             return 130
@@ -180,6 +179,7 @@ def _plan(path: Path, base: Parsed, options: argparse.Namespace) -> Sweep:
         raise RecipeError(f"--sweep: these are {len(plan)} runs; at most {_MOST} are made")
     if options.jobs is not None and options.jobs < 1:
         raise RecipeError(f"--jobs {options.jobs}: expected how many runs go on at once, at least 1")
+    check_engine(options.on)
     if options.force:
         raise RecipeError("--force: a sweep is never replaced; name another folder with --out, or remove it yourself")
     if options.resume:
@@ -236,17 +236,19 @@ def _folder(base: Parsed, plan: Sweep, options: argparse.Namespace) -> Path:
     return folder
 
 
-def _run_all(plan: Sweep, run: RunFolder, jobs: int) -> list[Cell]:
+def _run_all(plan: Sweep, run: RunFolder, jobs: int, on: str | None) -> list[Cell]:
     """Run every cell that has no result, some at once; those that failed."""
     folder = run.path
     (folder / LOGS).mkdir(exist_ok=True)
     missing = [cell for cell in plan.cells() if not (folder / CELLS / cell.name / "result.json").is_file()]
     failed: list[Cell] = []
-    stop = threading.Event()
-    waiting: dict[Future[int], Cell] = {}
-    with run.phase("sweep", len(missing)) as progress, ThreadPoolExecutor(jobs) as pool:
+    with (
+        engine(on, folder, jobs) as start,
+        run.phase("sweep", len(missing)) as progress,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
+        waiting = {pool.submit(_run, plan.words, cell, folder, start): cell for cell in missing}
         try:
-            waiting = {pool.submit(_run, plan.words, cell, folder, jobs, stop): cell for cell in missing}
             while waiting:
                 for one in wait(waiting, return_when=FIRST_COMPLETED).done:
                     cell, code = waiting.pop(one), one.result()
@@ -256,28 +258,19 @@ def _run_all(plan: Sweep, run: RunFolder, jobs: int) -> list[Cell]:
                         failed.append(cell)
                     progress.advance()
         except BaseException:
-            stop.set()
+            (folder / STOP).touch()
             pool.shutdown(cancel_futures=True)
             raise
     return failed
 
 
-def _run(words: Sequence[str], cell: Cell, folder: Path, jobs: int, stop: threading.Event) -> int:
+def _run(words: Sequence[str], cell: Cell, folder: Path, start: Command) -> int:
     """One run, or what is left of it; its exit code."""
     place = folder / CELLS / cell.name
     begun = ["--resume"] if (place / "recipe.yaml").is_file() else []
-    command = [sys.executable, *RUN, *words, *cell.words, "--out", str(place), *begun]
-    threads: Mapping[str, str] = {}
-    if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-        threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}
-    with (folder / LOGS / f"{cell.name}.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **threads})
-        while True:
-            try:
-                return process.wait(0.2)
-            except subprocess.TimeoutExpired:
-                if stop.is_set():
-                    process.terminate()
+    return start(
+        [sys.executable, *RUN, *words, *cell.words, "--out", str(place), *begun], folder / LOGS / f"{cell.name}.log"
+    )
 
 
 def _last_line(log: Path) -> str:

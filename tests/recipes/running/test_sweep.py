@@ -111,6 +111,10 @@ def test_a_check_looks_at_every_combination_and_writes_nothing(swept, tmp_path):
         (["--seeds", "2", "--force"], "never replaced"),
         (["--jobs", "2"], "this is for a sweep"),
         (["--show", "x"], "this is for a sweep"),
+        (["--on", "dask:x"], "this is for a sweep"),
+        (["--seeds", "2", "--on", "ray"], "expected dask:ADDRESS"),
+        (["--seeds", "2", "--on", "slurm:gpu"], "expected KEY=VALUE, got gpu"),
+        (["--seeds", "2", "--on", "slurm:cluster=local,no_such=1"], "submitit refuses"),
         (["--seeds", "2", "--resume"], "no sweep is in"),
         (["--seeds", "2", "--resume", "a.ckpt"], "give no checkpoint"),
         (["--seeds", "2", "--out", "r.yaml"], "something is there"),
@@ -147,6 +151,37 @@ def test_an_interrupted_sweep_ends_its_runs_and_goes_on(tmp_path):
     assert "interrupted; go on with the same command with --resume --out s" in (tmp_path / "err").read_text()
     for place in places:
         refuse_live(place)
+
+
+def test_runs_go_to_submitit(swept, tmp_path):
+    pytest.importorskip("submitit")
+    on = "slurm:cluster=local,timeout_min=5"  # the same jobs, started on this machine
+    done = swept("r.yaml", "--seeds", "2", "--jobs", "2", "--out", "s", "--on", on, "--show", "value", r=TOY)
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "s/result.json").read_text())["rows"][0]["value"]["mean"] == 8.5
+    assert list((tmp_path / "s/slurm").glob("*_submitted.pkl"))
+
+
+def test_runs_go_to_dask(tmp_path):
+    pytest.importorskip("distributed")
+    (tmp_path / "r.yaml").write_text(TOY)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.recipes.running.on_dask"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "s/result.json").read_text())["rows"][0]["value"]["mean"] == 8.5
+    assert "2 submitted" in done.stdout
+
+
+def test_a_scheduler_that_does_not_answer_is_named(swept, monkeypatch):
+    pytest.importorskip("distributed")
+
+    def none(address, timeout):
+        raise OSError(f"no route to {address} in {timeout} s")
+
+    monkeypatch.setattr("distributed.Client", none)
+    done = swept("r.yaml", "--seeds", "2", "--out", "s", "--on", "dask:tcp://127.0.0.1:9", r=TOY)
+    assert (done.code, "the scheduler does not answer" in done.err) == (1, True)
 
 
 def test_names_of_folders_differ_and_are_plain():
