@@ -9,7 +9,7 @@ apart, and the run ends if it cannot:
 - a safe script earns more against the target than it has without data, and more than fighting at once does, by more
   than their noise.
 
-Cells, values and tuning are those of ``csp_predator_prey``. Five seeds take about five hours of one core; an
+Cells, values and tuning are those of ``csp_predator_prey``. Five seeds take an estimated ten hours of one core; an
 interrupted run goes on where it was. ``python -m benchmarks.csp_halfsumo conditions`` measures the conditions alone,
 ``tiny`` runs one small cell.
 """

@@ -11,8 +11,8 @@ from rl.envs.markov_game import Actions, State
 from rl.envs.sumo import Sumo
 
 RING = 1.6  # radius; larger than Sumo's, so that there is time to go somewhere
-LINE = 0.05  # how far right, in radii, we have to go to tire the target
-WEAK = 0.2  # share of its power that a tired target uses
+LINE = 0.25  # how far right, in radii, we have to go to tire the target
+WEAK = 0.0  # share of its power that a tired target uses
 OWN_X, TIRED = 15, 19  # where observations have the own place along x, and whether the target is tired
 
 
@@ -25,7 +25,7 @@ class HalfSumo(Sumo):
     and their own heading. Matches start in the left half, unmarked, or in the right, marked.
 
     The task is made so that it can tell methods apart. The data hold marked matches alone, and in those the target is
-    sluggish. Crossing the line first, then fighting, is safe: it needs nothing that the data do not show. Fighting at
+    idle. Crossing the line first, then fighting, is safe: it needs nothing that the data do not show. Fighting at
     once from the left pays only against the target that a fitted model makes of these data. See
     ``benchmarks/csp_halfsumo.py``, which measures that before anything is trained.
 
@@ -42,7 +42,7 @@ class HalfSumo(Sumo):
 
     def __init__(
         self,
-        horizon: int = 60,
+        horizon: int = 120,
         starts: Literal["all", "right"] = "all",
         power: float = 0.7,
         shaping: float = 0.1,
@@ -96,12 +96,12 @@ def strong_blue(observation: Tensor, mask: Tensor | None, generator: torch.Gener
 
 
 def sluggish_blue(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
-    """Charges weakly, tired or not: what a model that was fitted to tired matches may take it for."""
+    """Hardly moves, tired or not: what a model that was fitted to tired matches may take it for."""
     return _noisy(WEAK * _charge(observation), 0.15, generator)
 
 
 def half_blue(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
-    """The target: it charges with all its power until it is tired, and weakly from then on."""
+    """The target: it charges with all its power until it is tired, and hardly at all from then on."""
     charge = _charge(observation)
     return _noisy(torch.where((observation[..., TIRED] > 0.5)[..., None], WEAK * charge, charge), 0.15, generator)
 
@@ -113,7 +113,7 @@ def fighting_red(observation: Tensor, mask: Tensor | None, generator: torch.Gene
 
 def careful_red(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
     """Crosses the line first, and then fights."""
-    cosine, sine, goal = observation[..., 17], observation[..., 18], 0.25 * RING
+    cosine, sine, goal = observation[..., 17], observation[..., 18], 0.5 * RING
     # The centre in the own frame, moved along x as seen from there.
     ahead, aside = observation[..., 0] + goal * cosine, observation[..., 1] - goal * sine
     tired = (observation[..., TIRED] > 0.5)[..., None]
