@@ -21,9 +21,12 @@ from rl.csp.policies import CategoricalLaw, ScriptedPolicy
 from rl.csp.stationarity import change_warning
 from rl.csp.worst_case import estimate_worst_case
 from rl.envs.markov_game import BatchedGame
+from rl.envs.spiel import sequence_form
+from rl.envs.spiel_game import SpielGame
 from rl.envs.tabular import TabularGame
-from rl.exact.certificate import certified_sets
+from rl.exact.certificate import certified_information_sets, certified_sets
 from rl.exact.episodes import worst_episode
+from rl.exact.extensive import worst_answer
 from rl.exact.intervals import Intervals, confidence_intervals
 from rl.exact.sets import ConsistentSet, Free, TotalVariation, consistent_sets, root_radius
 
@@ -70,8 +73,9 @@ def certify(
     Where the game is tabular (`rl.envs.TabularGame`, `rl.envs.FileGame`) and the policy decides by the observation
     alone, the value is certified: backward induction over everything that the target may do within intervals that hold
     at all states at once. Of a policy that only acts, every action's probability is measured by draws, with intervals
-    that share the failure. Elsewhere targets are trained against the policy, as by
-    :func:`rl.csp.estimate_worst_case`, and the lowest value found is an estimate that guarantees nothing.
+    that share the failure. In games of OpenSpiel (`rl.envs.SpielGame`) the value of a policy whose probabilities are
+    known is certified by one pass over the target's information sets. Elsewhere targets are trained against the
+    policy, as by :func:`rl.csp.estimate_worst_case`, and the lowest value found is an estimate that guarantees nothing.
 
     Args:
         policy: Of our seat: a policy of this package, as ``module.agent`` or what `load_policy` gives; a model of
@@ -105,10 +109,14 @@ def certify(
     agent = _playable(policy, deterministic=deterministic)
     check_fixed(agent, game, game.seats[0])
     pairs = pairs_of(data, game)
-    if isinstance(game, TabularGame) and not agent.memory:
+    if agent.memory:
+        verdict = _estimated(agent, pairs, game, seed, "the policy has a memory", search)
+    elif isinstance(game, TabularGame):
         verdict = _certified(agent, pairs, game, failure, draws, seed)
+    elif isinstance(game, SpielGame) and (table := _table(agent, game)) is not None:
+        verdict = _certified_tree(table, pairs, game, failure)
     else:
-        why = "the policy has a memory" if isinstance(game, TabularGame) else "the game is not tabular"
+        why = "the game is neither tabular nor a tree of OpenSpiel in which the policy's probabilities are known"
         verdict = _estimated(agent, pairs, game, seed, why, search)
     changed = change_warning(pairs)
     return replace(verdict, words=(*verdict.words, *([f"Warning: {changed}."] if changed else [])))
@@ -126,15 +134,55 @@ def _certified(agent: nn.Module, pairs: Pairs, game: TabularGame, failure: float
     }
     value = {name: worst_episode(game.exact, plan, one, game.terminal, game.horizon) for name, one in sets.items()}
     seen = int((counts.sum(1) > 0).sum())
+    return _told(value, failure, how, f"{seen} of {len(counts)} states")
+
+
+def _certified_tree(table: Array, pairs: Pairs, game: SpielGame, failure: float) -> Verdict:
+    """By one pass up the tree of the target's information sets."""
+    form, (ours, theirs) = sequence_form(game.name), game.seats
+    seat = int(ours.removeprefix("player_"))
+    keys, _, legal = game.information_states(ours)
+    rows = zip(keys, table, legal[:, 0].numpy(), strict=True)
+    plan = form.realisation(seat, {key: row[allowed] / row[allowed].sum() for key, row, allowed in rows})
+    keys, looks, legal = game.information_states(theirs)
+    known = {look.numpy().tobytes(): number for number, look in enumerate(looks[:, 0])}
+    counts = np.zeros(tuple(legal[:, 0].shape))
+    if len(known) < len(keys):
+        raise ValueError(
+            f"information sets of {theirs} look alike in '{game.name}', so that data cannot be counted by them"
+        )
+    places = [known.get(seen.numpy().tobytes(), -1) for seen in pairs.observations]
+    if -1 in places:
+        raise ValueError(f"the observation in row {places.index(-1)} is none that {theirs} makes in '{game.name}'")
+    np.add.at(counts, (places, pairs.actions.numpy()), 1)
+    seen = {key: row[allowed] for key, row, allowed in zip(keys, counts, legal[:, 0].numpy(), strict=True) if row.sum()}
+    likely = {key: TotalVariation(row / row.sum(), root_radius(float(row.sum()))) for key, row in seen.items()}
+    value = {
+        "certified": worst_answer(form, plan, certified_information_sets(form, seen, failure, seat), seat).value,
+        "likely": worst_answer(form, plan, likely, seat).value,
+        "anyone": worst_answer(form, plan, seat=seat).value,
+    }
+    return _told(value, failure, "its probabilities are known", f"{len(seen)} of {len(keys)} information sets")
+
+
+def _told(value: dict[str, float], failure: float, how: str, seen: str) -> Verdict:
+    """A certified verdict in words."""
     words = (
         f"Certified: against the target of the data the policy gets at least {value['certified']:.4f} an episode "
         f"(discounted), with probability {1 - failure:g} over the data; {how}.",
         f"Not certified: {value['likely']:.4f} within radii 1/(2 sqrt n), which is likely and may be too high; and "
-        f"anything about a target that learns, changes or answers to us.",
-        f"Without data, against anyone, it gets at least {value['anyone']:.4f}; the data saw {seen} of {len(counts)} "
-        "states of the game, and nothing is assumed of the target in the others.",
+        "anything about a target that learns, changes or answers to us.",
+        f"Without data, against anyone, it gets at least {value['anyone']:.4f}; the data saw {seen} of the game, and "
+        "nothing is assumed of the target in the others.",
     )
     return Verdict(value["certified"], True, value["likely"], value["anyone"], words)
+
+
+def _table(agent: nn.Module, game: SpielGame) -> Array | None:
+    """The policy's probabilities at all our information sets, (K, A), or None where it does not tell them."""
+    _, looks, legal = game.information_states(game.seats[0])
+    law, _ = agent(looks[None], legal[None])
+    return law.log_probs[0, :, 0].detach().exp().double().cpu().numpy() if isinstance(law, CategoricalLaw) else None
 
 
 def _plan(

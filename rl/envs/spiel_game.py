@@ -48,7 +48,7 @@ class SpielGame(BatchedGame):
         self.n_actions = dict.fromkeys(self.seats, int(game.num_distinct_actions()))
         self.observation_dim = dict.fromkeys(self.seats, size)
         self.action_dim = dict.fromkeys(self.seats, 0)
-        self._order = (ours, 1 - ours)
+        self.name, self._order = name, (ours, 1 - ours)
         tree = _Tree(game, name, ours, size)
         self.horizon = tree.depth
         self._player = torch.tensor(tree.player)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from rl.csp import SeatPolicy, TablePolicy, certify, record_target
+from rl.csp import SeatPolicy, TablePolicy, certify, pairs_of, play, record_target
 from rl.csp.dataset import TargetData
-from rl.envs import FileGame, VaultMaze
+from rl.envs import FileGame, SpielGame, VaultMaze
+from rl.envs.spiel import sequence_form
 from rl.envs.vault_maze import behaviour, true_guard
-from rl.exact import Free, Intervals, MarkovGame, Pinned, certified_sets, worst_case, worst_episode
+from rl.exact import Free, Intervals, MarkovGame, Pinned, certified_sets, solve_extensive, worst_case, worst_episode
 from tests.rl.csp.test_policies_out import Push
 
 MAZE = VaultMaze()
@@ -116,6 +117,28 @@ def test_a_model_of_stable_baselines_is_certified() -> None:
     assert exact - 0.03 < certify(Model(PLAN), data, MAZE).value <= exact + 1e-9
 
 
+@pytest.mark.parametrize("ours", [0, 1])
+def test_a_policy_of_a_tree_is_certified_exactly(ours: int) -> None:
+    pytest.importorskip("pyspiel")
+    game, form = SpielGame("kuhn_poker", ours), sequence_form("kuhn_poker")
+    nash = solve_extensive(form, seat=ours)
+    policies = []
+    for seat, laws in zip(game.seats, (form.behaviour(ours, nash.plan), {}), strict=True):
+        keys, looks, legal = game.information_states(seat)
+        table = np.zeros(legal[:, 0].shape)
+        for row, key, allowed in zip(table, keys, legal[:, 0].numpy(), strict=True):
+            row[allowed] = laws.get(key, np.full(allowed.sum(), 1 / allowed.sum()))
+        policies.append(TablePolicy(looks[:, 0], table))
+    lived = play(game, policies, 3000, torch.Generator().manual_seed(0))
+    verdict = certify(policies[0], pairs_of(lived, game.seats[1]), game)
+    assert verdict.is_certified
+    assert verdict.against_anyone == pytest.approx(nash.value, abs=1e-6)  # -1/18 for the first to move
+    uniform = form.realisation(1 - ours, {})
+    true = form.value(ours, nash.plan, uniform)
+    assert nash.value < verdict.value <= true
+    assert "of 6 information sets of the game" in str(verdict)
+
+
 def test_certified_values_of_cut_episodes_are_those_of_episodes() -> None:
     game = FileGame(
         transition=np.ones((1, 2, 2, 1)), reward=[[[1.0, 1.0], [0.0, 2.0]]], start=[1.0], terminal=[], horizon=3
@@ -142,7 +165,7 @@ def test_elsewhere_nothing_is_called_certified() -> None:
     verdict = certify(still, data, game, **few)
     assert not verdict.is_certified
     assert (verdict.likely, verdict.against_anyone) == (None, None)
-    assert "Nothing is certified, as the game is not tabular" in str(verdict)
+    assert "Nothing is certified, as the game is neither tabular nor a tree of OpenSpiel" in str(verdict)
     assert "no promise" in str(verdict)
 
 
