@@ -149,7 +149,7 @@ def _certified_tree(table: Array, pairs: Pairs, game: SpielGame, failure: float)
     counts = np.zeros(tuple(legal[:, 0].shape))
     if len(known) < len(keys):
         raise ValueError(
-            f"information sets of {theirs} look alike in '{game.name}', so that data cannot be counted by them"
+            f"information sets of {theirs} look alike in '{game.name}', so that the data cannot be counted"
         )
     places = [known.get(seen.numpy().tobytes(), -1) for seen in pairs.observations]
     if -1 in places:
