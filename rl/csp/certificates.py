@@ -26,7 +26,7 @@ from rl.envs.spiel_game import SpielGame
 from rl.envs.tabular import TabularGame
 from rl.exact.certificate import certified_information_sets, certified_sets
 from rl.exact.episodes import worst_episode
-from rl.exact.extensive import worst_answer
+from rl.exact.extensive import Key, worst_answer
 from rl.exact.intervals import Intervals, confidence_intervals
 from rl.exact.sets import ConsistentSet, Free, TotalVariation, consistent_sets, root_radius
 
@@ -151,12 +151,15 @@ def _certified_tree(table: Array, pairs: Pairs, game: SpielGame, failure: float)
         raise ValueError(
             f"information sets of {theirs} look alike in '{game.name}', so that the data cannot be counted"
         )
-    places = [known.get(seen.numpy().tobytes(), -1) for seen in pairs.observations]
+    places = [known.get(look.numpy().tobytes(), -1) for look in pairs.observations]
     if -1 in places:
         raise ValueError(f"the observation in row {places.index(-1)} is none that {theirs} makes in '{game.name}'")
-    np.add.at(counts, (places, pairs.actions.numpy()), 1)
-    seen = {key: row[allowed] for key, row, allowed in zip(keys, counts, legal[:, 0].numpy(), strict=True) if row.sum()}
-    likely = {key: TotalVariation(row / row.sum(), root_radius(float(row.sum()))) for key, row in seen.items()}
+    np.add.at(counts, (np.array(places), pairs.actions.numpy()), 1)
+    rows = zip(keys, counts, legal[:, 0].numpy(), strict=True)
+    seen: dict[Key, Array] = {key: row[allowed] for key, row, allowed in rows if row.sum()}
+    likely: dict[Key, ConsistentSet] = {
+        key: TotalVariation(row / row.sum(), root_radius(float(row.sum()))) for key, row in seen.items()
+    }
     value = {
         "certified": worst_answer(form, plan, certified_information_sets(form, seen, failure, seat), seat).value,
         "likely": worst_answer(form, plan, likely, seat).value,
