@@ -119,9 +119,9 @@ def test_bad_files_get_one_sentence(data, tmp_path):
     empty.touch()
     with pytest.raises(ValueError, match="is empty"):
         load_data(empty)
-    for name in ("garbage.npz", "garbage.parquet", "garbage.csv"):
+    for name in ("garbage.npz", "garbage.parquet", "garbage.csv", "garbage.txt"):
         (tmp_path / name).write_text("nothing of the kind")
-        with pytest.raises(ValueError, match=r"is no \.npz|is no Parquet|neither"):
+        with pytest.raises(ValueError, match=r"is no \.npz|is no Parquet|has no observation|is no CSV|is none of"):
             load_data(tmp_path / name)
     for name in ("whole.npz", "whole.parquet"):
         save_data(tmp_path / name, data)
