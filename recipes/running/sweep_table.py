@@ -146,5 +146,6 @@ def _draw(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> No
     axes.set_xlabel(keys[0])
     axes.set_ylabel(name)
     table = [(x, found["mean"], found.get("low"), found.get("high")) for x, found in points]
-    title = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in name)
-    folder.figure(title, figure, table, (keys[0], "mean", "low", "high"))
+    file = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in name)
+    told = "Means over seeds; the bars are 95 % Student intervals."
+    folder.figure(file, figure, table, (keys[0], "mean", "low", "high"), title=f"{name} over {keys[0]}", told=told)

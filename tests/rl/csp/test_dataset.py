@@ -139,7 +139,7 @@ def test_bad_files_get_one_sentence(data, tmp_path):
     with pytest.raises(ValueError, match=r"half.npz: action has shape .* must hold one whole number a step"):
         load_data(tmp_path / "half.npz")
     with pytest.raises(ValueError, match=r"must end in .npz, .parquet or .csv"):
-        save_data(tmp_path / "data.csv", data)
+        save_data(tmp_path / "data.txt", data)
 
 
 def test_lists_of_uneven_length_get_one_sentence(data, tmp_path):
