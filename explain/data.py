@@ -54,6 +54,7 @@ class Sample:
         weight: Weights of the rows, positive; None where all count the same.
         pair: Losses of the two models whose difference `loss` is; None where there is one model.
         said: What a reader should know of some columns, by name.
+        origin: Where every row stands in its table.
     """
 
     features: Rows
@@ -68,6 +69,7 @@ class Sample:
     weight: Rows | None = None
     pair: tuple[Rows, Rows] | None = None
     said: Mapping[str, object] = field(default_factory=dict)
+    origin: tuple[Codes, Codes] | None = None
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -107,6 +109,7 @@ class Sample:
             labels=part(self.labels),
             clusters=part(self.clusters),
             weight=part(self.weight),
+            origin=part(self.origin),
             pair=None if self.pair is None else (part(self.pair[0]), part(self.pair[1])),
         )
 
@@ -123,6 +126,8 @@ def make_sample(
     groups: Mapping[str, Sequence[Hashable]],
     known: Columns,
     seed: int,
+    *,
+    anchored: bool = False,
 ) -> Sample:
     """The data in an order of rows and columns that depends on their content and the seed alone.
 
@@ -138,14 +143,16 @@ def make_sample(
         groups: Columns by player.
         known: Clusters, weights and kinds of columns.
         seed: Of the shuffle.
+        anchored: Whether the first table alone decides the order of columns and the codes of its categories, so that
+            its part is the same whatever it is compared with.
 
     Raises:
         ExplainError: If a column cannot be used as what it is named as.
     """
     names = [*baseline, *(column for part in groups.values() for column in part)]
     weights = None if known.weight is None else read_weights(frames, known.weight)
-    encoded = _encode(frames, losses, weights, names, baseline, known)
-    digests = [_digest(column, weights) for column in encoded]
+    encoded = _encode(frames, losses, weights, names, baseline, known, anchored=anchored)
+    digests = [_digest(column, weights, 1 if anchored else len(frames)) for column in encoded]
     order = sorted(range(len(names)), key=lambda index: (digests[index], index))
     place = {names[index]: rank for rank, index in enumerate(order)}
     matrices = [np.column_stack([encoded[index].parts[side] for index in order]) for side in range(len(frames))]
@@ -183,6 +190,7 @@ def make_sample(
         weight=ordered(weights),
         pair=None if losses.pair is None else (ordered(losses.pair[0]), ordered(losses.pair[1])),
         said=dict(sorted(said.items())),
+        origin=ordered([np.arange(len(part)) for part in losses.loss]),
     )
 
 
@@ -193,6 +201,8 @@ def _encode(
     names: Sequence[Hashable],
     baseline: Sequence[Hashable],
     known: Columns,
+    *,
+    anchored: bool,
 ) -> list[Column]:
     """Every column as numbers."""
     for option, listed in (("categorical", known.categorical), ("ordinal", known.ordinal)):
@@ -211,6 +221,7 @@ def _encode(
             weights,
             categorical=name in known.categorical,
             levels=known.ordinal.get(name),
+            anchored=anchored,
         )
         for name in names
     ]
@@ -228,10 +239,10 @@ def _clusters(frames: Frames, name: Hashable, orders: Sequence[Codes]) -> list[C
     return parts[: len(frames)]
 
 
-def _digest(column: Column, weights: Sequence[Floats] | None) -> bytes:
-    """A hash of the values in every table and their shares, in which a row of weight 2 is two rows."""
+def _digest(column: Column, weights: Sequence[Floats] | None, tables: int) -> bytes:
+    """A hash of the values in the first tables and their shares, in which a row of weight 2 is two rows."""
     digest = hashlib.sha256(bytes([column.category]))
-    for side, part in enumerate(column.parts):
+    for side, part in enumerate(column.parts[:tables]):
         values, codes = np.unique(part, return_inverse=True)
         mass = np.bincount(codes, None if weights is None else weights[side])
         digest.update(values.tobytes() + (mass / max(mass.sum(), 1)).round(9).tobytes())

@@ -25,7 +25,7 @@ from explain.data import Codes, Sample
 from explain.functional.intervals import Ratios, covariance, critical, fieller, ratio_terms, wald
 from explain.functional.rows import Floats, Rows, mean, stack
 from explain.functional.values import curvature
-from explain.nuisances import Families
+from explain.nuisances import Families, Fitted
 from explain.outcome_shift import outcome_piece
 
 Masks = NDArray[np.bool_]
@@ -62,51 +62,104 @@ class Estimate:
         expectations: Expected losses by domain of the factors.
         covariate: Values of the covariate shift.
         outcome: Values of the outcome shift.
+        rows: Influence values of the expected losses, shape (4, n_0) and (4, n_1).
         pair: Expected losses of each of two models whose difference is explained; empty where there is one.
     """
 
     expectations: Mean
     covariate: Shares
     outcome: Shares
+    rows: Rows
     pair: tuple[Mean, ...] = ()
 
 
-def estimate(
-    sample: Sample, families: Families, masks: Masks, folds: tuple[Codes, Codes], n_bins: int, n_jobs: int | None
-) -> Estimate:
-    """Cross-fit all nuisances and average the influence values.
+class Case(NamedTuple):
+    """One comparison of two domains.
 
-    Args:
+    Attributes:
         sample: The data.
         families: Learners.
-        masks: Subsets of the players, shape (S, p), the empty and the full one among them.
         folds: Fold of every row.
+    """
+
+    sample: Sample
+    families: Families
+    folds: tuple[Codes, Codes]
+
+
+def estimate(cases: Sequence[Case], masks: Masks, n_bins: int, n_jobs: int | None) -> list[Estimate]:
+    """Cross-fit all nuisances and average the influence values, of one comparison or of several with one source.
+
+    What several comparisons learn from the same rows is learnt once: fold by fold, and subset by subset.
+
+    Args:
+        cases: The comparisons, with equally many folds and the same players.
+        masks: Subsets of the players, shape (S, p), the empty and the full one among them.
         n_bins: Bins of the source risk.
         n_jobs: Of joblib; the backend is the caller's choice, as with `joblib.parallel_config("dask")`.
-    """
-    parts = splits(folds)
-    count = len(parts)
-    partial = np.flatnonzero(~masks.all(1))
-    with Parallel(n_jobs=n_jobs) as parallel:
-        fitted: list[Fold] = parallel(delayed(fit_fold)(sample, families, *part) for part in parts)
-        jobs = [(k, masks[index]) for index in partial for k in range(count)]
-        apart = contrasts(fitted)
-        left = parallel(delayed(covariate_piece)(sample, families, fitted[k], mask) for k, mask in jobs)
-        right = parallel(
-            delayed(outcome_piece)(sample, families, fitted[k], mask, apart[k], n_bins) for k, mask in jobs
-        )
 
-    tests = [fold.test for fold in fitted]
+    Returns:
+        One estimate for each comparison.
+    """
+    parts = [splits(case.folds) for case in cases]
+    partial = np.flatnonzero(~masks.all(1))
+    jobs = [(k, masks[index]) for index in partial for k in range(len(parts[0]))]
+    with Parallel(n_jobs=n_jobs) as parallel:
+        by_fold = parallel(delayed(_fit)(cases, each) for each in zip(*parts, strict=True))
+        fitted: list[list[Fold]] = [list(folds) for folds in zip(*by_fold, strict=True)]
+        apart = [contrasts(folds) for folds in fitted]
+        left = parallel(delayed(_covariate)(cases, [folds[k] for folds in fitted], mask) for k, mask in jobs)
+        right = parallel(
+            delayed(_outcome)(cases, [folds[k] for folds in fitted], mask, [of[k] for of in apart], n_bins)
+            for k, mask in jobs
+        )
+    return [
+        _average(case.sample, masks, fitted[i], [part[i] for part in left], [part[i] for part in right])
+        for i, case in enumerate(cases)
+    ]
+
+
+def _learners(cases: Sequence[Case]) -> list[Families]:
+    """Learners of the comparisons, which share what they learn where there are several."""
+    kept: dict[bytes, Fitted] = {}
+    return [case.families if len(cases) == 1 else case.families.keeping(kept) for case in cases]
+
+
+def _fit(cases: Sequence[Case], parts: Sequence[tuple[tuple[Codes, Codes], tuple[Codes, Codes]]]) -> list[Fold]:
+    learners = _learners(cases)
+    return [fit_fold(case.sample, of, *part) for case, of, part in zip(cases, learners, parts, strict=True)]
+
+
+def _covariate(cases: Sequence[Case], folds: Sequence[Fold], mask: NDArray[np.bool_]) -> list[Piece]:
+    learners = _learners(cases)
+    return [covariate_piece(case.sample, of, fold, mask) for case, of, fold in zip(cases, learners, folds, strict=True)]
+
+
+def _outcome(
+    cases: Sequence[Case], folds: Sequence[Fold], mask: NDArray[np.bool_], apart: Sequence[Floats], n_bins: int
+) -> list[Piece]:
+    parts = zip(cases, _learners(cases), folds, apart, strict=True)
+    return [outcome_piece(case.sample, of, fold, mask, contrast, n_bins) for case, of, fold, contrast in parts]
+
+
+def _average(
+    sample: Sample, masks: Masks, fitted: Sequence[Fold], left: Sequence[Piece], right: Sequence[Piece]
+) -> Estimate:
+    """Averages of the influence values of all folds."""
+    tests, count = [fold.test for fold in fitted], len(fitted)
+    partial = np.flatnonzero(~masks.all(1))
     covariate = [_join(sample, tests, left[i : i + count]) for i in range(0, len(left), count)]
     outcome = [_join(sample, tests, right[i : i + count]) for i in range(0, len(right), count)]
     empty = int(np.flatnonzero(~masks[partial].any(1))[0])
     denominator = _join(sample, tests, [denominator_piece(sample, fold) for fold in fitted])
     pieces = [expectation_piece(sample, fold) for fold in fitted]
     pairs = [expectation_pair(sample, fold) for fold in fitted]
+    rows = _scatter(sample, tests, pieces)
     return Estimate(
-        _mean(sample, _scatter(sample, tests, pieces)),
+        _mean(sample, rows),
         _shares(sample, masks, covariate, covariate[empty]),
         _shares(sample, masks, outcome, denominator),
+        rows,
         tuple(_mean(sample, _scatter(sample, tests, parts)) for parts in zip(*pairs, strict=True)),
     )
 

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from explain.assemble import assemble, nothing_to_explain
-from explain.crossfit import domain_probability
-from explain.data import Codes, Columns, Sample, make_sample
+from explain.data import Columns, make_sample
 from explain.errors import ExplainError
-from explain.estimate import estimate
-from explain.folds import assign_folds
-from explain.functional.density import Overlap, density_ratio, overlap
+from explain.estimate import Estimate, estimate
 from explain.functional.losses import FINITE_LOSSES
-from explain.functional.rows import Rows
 from explain.functional.shapley import sample_subsets, subsets
-from explain.nuisances import Families, candidates, choose_families
+from explain.nuisances import candidates, choose_families
 from explain.outcomes import Losses, read_losses
+from explain.plan import EXACT_PLAYERS, Plan, check_counts, common_support, deal, usable_folds
 from explain.report import GapReport, Mode
 from explain.structure import Explainer, check_options
-from explain.tables import DOMAINS, Frames, as_frame, resolve_groups
+from explain.tables import Frames, as_frame, resolve_groups
 from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Seed
 
 LOSSES = (*FINITE_LOSSES, "squared", "given")
-EXACT_PLAYERS = 10
-SEPARABLE_AUC = 0.99
-MIN_ROWS = 10  # of a domain, for each fold
 
 
 class GapExplainer(Explainer):
@@ -128,7 +123,7 @@ class GapExplainer(Explainer):
         Raises:
             ExplainError: If an option is out of range or the data cannot be explained; the message says what to do.
         """
-        self._check_options()
+        self.check()
         frames = as_frame(source, "source"), as_frame(target, "target")
         losses = read_losses(frames, self.loss, self.outcome, self.label, self.prediction, self.loss_column)
         self.report_ = self.explain_losses(frames, losses, "domain", self.loss)
@@ -146,76 +141,86 @@ class GapExplainer(Explainer):
         Raises:
             ExplainError: As :meth:`fit`.
         """
-        self._check_options()
+        plan = self.plan(frames, losses)
+        found = [estimate([case], plan.masks, self.n_bins, self.n_jobs)[0] for case in plan.cases()]
+        return self.report(plan, found, mode, loss)
+
+    def plan(self, frames: Frames, losses: Losses, *, anchored: bool = False) -> Plan:
+        """All that is decided before anything is estimated: the rows in order, learners, folds and subsets.
+
+        Args:
+            frames: The source and the target.
+            losses: Of their rows.
+            anchored: Whether the order of the source, the codes of its categories and its folds are the same whatever
+                it is compared with.
+
+        Raises:
+            ExplainError: As :meth:`fit`.
+        """
+        self.check()
         taken = {self.label, self.loss_column, self.cluster, self.weight}
         taken |= set(self.prediction) if isinstance(self.prediction, list) else {self.prediction}
         groups = resolve_groups(list(frames[0].columns), self.baseline, self.groups, taken)
         known = Columns(self.cluster, self.weight, self.categorical, self.ordinal or {})
-        sample = make_sample(frames, losses, self.baseline, groups, known, self.seed)
+        sample = make_sample(frames, losses, self.baseline, groups, known, self.seed, anchored=anchored)
         if len(np.unique(np.concatenate(sample.loss))) == 1:
-            return nothing_to_explain(sample, tuple(groups), mode, loss, self.level)
+            return Plan(sample, tuple(groups))
         check_counts(sample, self.folds)
         folds = usable_folds(sample, self.folds)
         families = choose_families(candidates(self.learners), sample)
-        rng = np.random.default_rng([self.seed, 7])
-        sample, support = self._common_support(sample, families, folds, rng)
+        one = np.random.default_rng([self.seed, 7])
+        # The folds of a target are drawn after those of the source: with a generator for each draw, the source's are
+        # the same however many rows the target has.
+        draws = (np.random.default_rng([self.seed, 7, draw]) if anchored else one for draw in itertools.count())
+        sample, support = common_support(sample, families, deal(sample, folds, next(draws)), self.trim)
 
         players, counts = len(sample.groups), None
         if players <= EXACT_PLAYERS:
             masks = subsets(players)
         else:
-            masks, counts = sample_subsets(players, self.subset_draws, rng)
-        repeats = []
-        for _ in range(self.repeats):
-            parts = assign_folds(sample.sizes, folds, rng, sample.labels, sample.clusters, sample.weight)
-            check_folds(sample, parts)
-            repeats.append(estimate(sample, families, masks, parts, self.n_bins, self.n_jobs))
+            masks, counts = sample_subsets(players, self.subset_draws, next(draws))
+        parts = tuple(deal(sample, folds, next(draws)) for _ in range(self.repeats))
+        return Plan(sample, tuple(groups), families, support, masks, counts, folds, parts)
+
+    def report(self, plan: Plan, repeats: Sequence[Estimate], mode: Mode, loss: str) -> GapReport:
+        """The report on what was estimated.
+
+        Args:
+            plan: Of :meth:`plan`.
+            repeats: Estimates with the plan's folds; none where every row has the same loss.
+            mode: Of the report.
+            loss: Name of the loss.
+        """
+        if plan.families is None or plan.support is None:
+            return nothing_to_explain(plan.sample, plan.order, mode, loss, self.level)
         return assemble(
-            sample,
-            tuple(groups),
+            plan.sample,
+            plan.order,
             repeats,
-            masks,
-            counts,
-            support,
+            plan.masks,
+            plan.counts,
+            plan.support,
             mode=mode,
             loss=loss,
             level=self.level,
             interval=self.interval,
             min_shift_z=self.min_shift_z,
             settings={
-                "rows": list(sample.sizes),
-                "folds": folds,
+                "rows": list(plan.sample.sizes),
+                "folds": plan.folds,
                 "repeats": self.repeats,
                 "n_bins": self.n_bins,
                 "outcome": self.outcome,
-                "learners": families.names(),
+                "learners": plan.families.names(),
             },
         )
 
-    def _common_support(
-        self, sample: Sample, families: Families, folds: int, rng: np.random.Generator
-    ) -> tuple[Sample, Overlap]:
-        """The rows within the common support, and how well the domains overlap there."""
-        parts = assign_folds(sample.sizes, folds, rng, sample.labels, sample.clusters, sample.weight)
-        check_folds(sample, parts)
-        probability = domain_probability(sample, families.density, parts)
-        everything = _overlap(sample, probability)
-        if everything.auc > SEPARABLE_AUC:
-            raise ExplainError(
-                f"a classifier tells source from target with an AUC of {everything.auc:.3f}, so hardly any source row "
-                "resembles the target: leave out or coarsen the features that name the domain"
-            )
-        if not self.trim:
-            return sample, everything
-        inside = [(part > self.trim) & (part < 1 - self.trim) for part in probability]
-        kept = float(np.concatenate(inside).mean())
-        trimmed = sample.take(*(np.flatnonzero(part) for part in inside))
-        check_counts(trimmed, folds)
-        usable_folds(trimmed, folds)
-        left = Rows(*(part[rows] for part, rows in zip(probability, inside, strict=True)))
-        return trimmed, _overlap(trimmed, left, kept)
+    def check(self) -> None:
+        """Compare the options with their annotations and with each other.
 
-    def _check_options(self) -> None:
+        Raises:
+            ExplainError: For the first that is not accepted.
+        """
         check_options(self)
         if isinstance(self.baseline, str) or not len(self.baseline):
             raise ExplainError(
@@ -226,80 +231,4 @@ class GapExplainer(Explainer):
             raise ExplainError(
                 f"outcome='risk' needs the loss for every label, which the loss '{self.loss}' does not give: "
                 f"use one of {', '.join(FINITE_LOSSES)}, or outcome='loss'"
-            )
-
-
-def _overlap(sample: Sample, probability: Rows, kept: float = 1.0) -> Overlap:
-    """Overlap of the domains from held-out probabilities of the target."""
-    rows = tuple(np.arange(size) for size in sample.sizes)
-    ratio = density_ratio(probability.source, sample.mass((rows[0], rows[1])), sample.weights(0, rows[0]))
-    clusters = None if sample.clusters is None else sample.clusters[0]
-    return overlap(ratio, *probability, kept, weights=sample.weight, clusters=clusters)
-
-
-def usable_folds(sample: Sample, folds: int, domains: int = 2) -> int:
-    """As many folds as asked for, or as there are clusters in the domain that has fewest.
-
-    Args:
-        sample: The data.
-        folds: Number of folds asked for.
-        domains: 1 where there is no target.
-
-    Raises:
-        ExplainError: If a domain has a single cluster, whose error nothing would tell.
-    """
-    if sample.clusters is None:
-        return folds
-    counts = [len(np.unique(part)) for part in sample.clusters[:domains]]
-    if min(counts) < 2:
-        raise ExplainError(
-            f"the {DOMAINS[counts.index(min(counts))]} has a single cluster, but an error needs at least two in each "
-            "domain: name a finer cluster"
-        )
-    return min(folds, *counts)
-
-
-def check_folds(sample: Sample, folds: tuple[Codes, Codes]) -> None:
-    """Refuse folds that clusters have made too uneven to learn from.
-
-    Raises:
-        ExplainError: If a domain has no row in a fold or outside of it, or a label does not occur outside of it.
-    """
-    if sample.clusters is None:
-        return
-    for side, part in enumerate(folds):
-        for fold in range(1 + int(max(folds[0].max(), folds[1].max()))):
-            rest = part != fold
-            labels = None if sample.labels is None else sample.labels[side]
-            lost = labels is not None and len(np.unique(labels[rest])) < len(np.unique(labels))
-            if rest.all() or not rest.any() or lost:
-                raise ExplainError(
-                    f"the clusters of the {DOMAINS[side]} cannot be dealt to folds with rows"
-                    + (" of every label" if lost else "")
-                    + " in each: ask for fewer folds or name a finer cluster"
-                )
-
-
-def check_counts(sample: Sample, folds: int, domains: int = 2) -> None:
-    """Refuse a sample that is too small for its folds.
-
-    Args:
-        sample: The data.
-        folds: Number of folds.
-        domains: 1 where there is no target.
-
-    Raises:
-        ExplainError: If a domain, or a class in it, has fewer than 10 rows for each fold.
-    """
-    for side, role in enumerate(DOMAINS[:domains]):
-        needed = MIN_ROWS * folds
-        if sample.sizes[side] < needed:
-            raise ExplainError(f"the {role} has {sample.sizes[side]} usable rows, but {folds} folds need {needed}")
-        if sample.labels is None or sample.table is None:
-            continue
-        counts = np.bincount(sample.labels[side], minlength=sample.table.source.shape[1])
-        if counts.min() < 2 * folds:
-            raise ExplainError(
-                f"a label occurs {counts.min()} times in the {role}, but {folds} folds need {2 * folds} rows of every "
-                "class: merge or leave out rare classes"
             )

@@ -15,7 +15,7 @@ from explain.assemble import Detail
 from explain.data import Codes, Columns, Sample, make_sample
 from explain.errors import ExplainError
 from explain.estimate import Shares, make_shares
-from explain.explainer import EXACT_PLAYERS, GapExplainer, check_counts, usable_folds
+from explain.explainer import GapExplainer
 from explain.folds import assign_folds
 from explain.functional.intervals import covariance, critical
 from explain.functional.rows import Floats
@@ -23,6 +23,7 @@ from explain.functional.shapley import sample_subsets, subsets
 from explain.functional.values import curvature
 from explain.nuisances import Family, best_family, candidates, problem
 from explain.outcomes import Losses, read_losses
+from explain.plan import EXACT_PLAYERS, check_counts, usable_folds
 from explain.report import GapReport
 from explain.structure import Explainer, check_options
 from explain.tables import as_frame, read_weights, resolve_groups

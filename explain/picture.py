@@ -116,9 +116,6 @@ def page(report: GapReport) -> str:
     Returns:
         HTML without scripts or links.
     """
-    picture = io.BytesIO()
-    draw(report).savefig(picture, format="png", dpi=110, metadata={"Software": None})
-    image = base64.b64encode(picture.getvalue()).decode()
     values = [
         {"shift": v.kind, "subset": ", ".join(v.subset) or "(none)", "value": v.value, "low": v.low, "high": v.high}
         | {"status": v.status}
@@ -127,13 +124,26 @@ def page(report: GapReport) -> str:
     met = {row["status"] for row in report.table()} - {"ok"}
     meanings = "".join(f"<li><b>{name}</b>: {html.escape(STATUS_MEANING[name])}</li>" for name in sorted(met))
     parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Performance gap</title><style>{_STYLE}</style>",
         f"<h1>Performance gap</h1><p>{html.escape(report.summary())}</p>",
-        f"<img alt='waterfall and shares' style='max-width:100%' src='data:image/png;base64,{image}'>",
-        f"<h2>Terms</h2>{_table(report.table())}" + (f"<ul>{meanings}</ul>" if meanings else ""),
-        f"<details><summary>Values of all subsets</summary>{_table(values)}</details>" if values else "",
+        image(draw(report), "waterfall and shares"),
+        f"<h2>Terms</h2>{table_of(report.table())}" + (f"<ul>{meanings}</ul>" if meanings else ""),
+        f"<details><summary>Values of all subsets</summary>{table_of(values)}</details>" if values else "",
     ]
-    return "\n".join(parts) + "</html>\n"
+    return whole_page("Performance gap", parts)
+
+
+def whole_page(title: str, parts: Sequence[str]) -> str:
+    """A page of its own: a title and what stands on it, one part below the other."""
+    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
+    return "\n".join([head, *parts]) + "</html>\n"
+
+
+def image(figure: Figure, says: str) -> str:
+    """A figure inside of a page."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
+    data = base64.b64encode(picture.getvalue()).decode()
+    return f"<img alt='{says}' style='max-width:100%' src='data:image/png;base64,{data}'>"
 
 
 def _shares(report: GapReport) -> list[tuple[str, tuple[Term, ...]]]:
@@ -141,7 +151,8 @@ def _shares(report: GapReport) -> list[tuple[str, tuple[Term, ...]]]:
     return [("covariate shift", report.covariate), ("difference" if between else "outcome shift", report.outcome)]
 
 
-def _table(rows: Sequence[dict[str, object]]) -> str:
+def table_of(rows: Sequence[dict[str, object]]) -> str:
+    """Rows as a table of a page."""
     if not rows:
         return ""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])

@@ -168,7 +168,7 @@ class GapReport:
 
     def to_json(self) -> str:
         """The report as strict JSON: numbers that are not finite become the texts "nan", "inf" and "-inf"."""
-        return json.dumps(_encode(_row(self)), indent=2, allow_nan=False)
+        return json.dumps(encode(_row(self)), indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> GapReport:
@@ -266,16 +266,16 @@ def _row(record: Term | SubsetValue | GapReport) -> dict[str, Any]:
     return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
-def _encode(value: object) -> Any:
+def encode(value: object) -> Any:
     """Plain JSON values from dataclasses, tuples, numpy scalars and arrays."""
     if isinstance(value, Term | SubsetValue):
-        return _encode(_row(value))
+        return encode(_row(value))
     if isinstance(value, Mapping):
-        return {str(key): _encode(inner) for key, inner in value.items()}
+        return {str(key): encode(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_encode(inner) for inner in value]
+        return [encode(inner) for inner in value]
     if hasattr(value, "tolist"):  # a numpy scalar or array
-        return _encode(value.tolist())
+        return encode(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

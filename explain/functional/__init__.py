@@ -7,6 +7,7 @@ from explain.functional.intervals import Ratios, covariance, effective, fieller,
 from explain.functional.losses import loss_table, observed_loss, squared_error
 from explain.functional.rows import Rows, mean, quantile, stack
 from explain.functional.shapley import sample_subsets, sampling_variance, shapley_map, subsets
+from explain.functional.simultaneous import common_rows, max_t
 from explain.functional.values import (
     covariate_rows,
     curvature,
@@ -23,6 +24,7 @@ __all__ = [
     "Ratios",
     "Rows",
     "aggregate_terms",
+    "common_rows",
     "covariance",
     "covariate_rows",
     "curvature",
@@ -32,6 +34,7 @@ __all__ = [
     "fieller",
     "loss_level_rows",
     "loss_table",
+    "max_t",
     "mean",
     "observed_loss",
     "outcome_denominator_rows",

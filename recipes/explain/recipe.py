@@ -61,8 +61,8 @@ def _check_explainer(recipe: Recipe) -> str:
 
     try:
         made = _explainer(recipe, [model.columns or ["(model)"] for model in recipe.models])
-        if hasattr(made, "_check_options"):
-            made._check_options()
+        if hasattr(made, "check"):
+            made.check()
     except ExplainError as error:
         raise RecipeError(f"estimation: {error}") from error
     return f"estimation: {recipe.estimation.learners} learners"
