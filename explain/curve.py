@@ -15,9 +15,9 @@ from explain.data import Codes
 from explain.errors import ExplainError
 from explain.estimate import Estimate, combine_means, estimate
 from explain.explainer import GapExplainer
-from explain.functional.intervals import covariance
+from explain.functional.intervals import covariance, critical
 from explain.functional.rows import Floats
-from explain.functional.simultaneous import common_rows, max_t
+from explain.functional.simultaneous import common_rows, each_level
 from explain.outcomes import read_losses
 from explain.plan import Plan
 from explain.report import GapReport
@@ -51,9 +51,9 @@ def gap_curve(
     r"""Decompose the gap of every domain to a reference, with intervals that hold for all domains together.
 
     All comparisons use the same reference rows, so their errors go together. The intervals of the gaps and the terms
-    reach c standard errors, with c the quantile of the largest standardised error of all of them under their joint
-    distribution (:func:`~explain.functional.simultaneous.max_t`): with probability `level` every number of the curve is
-    covered. That is narrower than Bonferroni's. Shares by variable keep the intervals that hold for each alone.
+    are as wide as the largest standardised error of all of them, under their joint distribution, asks for
+    (:func:`~explain.functional.simultaneous.each_level`): with probability `level` every number of the curve is
+    covered. They are narrower than Bonferroni's. Shares by variable keep the intervals that hold for each alone.
 
     Args:
         reference: Rows of the domain that all others are compared with. Not the rows the model was trained on.
@@ -95,8 +95,8 @@ def gap_curve(
         raise ExplainError(f"none of the {len(refused)} domains can be explained; of '{name}': {reason}")
     found = _estimate(explainer, planned, shared=shared)
     reports = {each.name: explainer.report(each.plan, each.repeats, "domain", explainer.loss) for each in found}
-    points, reach = _points(explainer, source, found, reports)
-    return GapCurve(explainer.loss, explainer.level, reach, points, reports, refused)
+    points, single = _points(explainer, source, found, reports)
+    return GapCurve(explainer.loss, explainer.level, single, points, reports, refused)
 
 
 def chunks(
@@ -219,13 +219,13 @@ def _estimate(
 def _points(
     explainer: GapExplainer, source: pd.DataFrame, found: Sequence[_Explained], reports: Mapping[str, GapReport]
 ) -> tuple[tuple[Point, ...], float]:
-    """Gap and terms of all domains, and how many standard errors their simultaneous intervals reach."""
+    """Gap and terms of all domains, and the level that each of their simultaneous intervals has."""
     varying = [each for each in found if each.repeats]
     freedom = {each.name: judge(each.plan.sample, each.plan.support).freedom for each in varying}
-    reach = 0.0
+    single = explainer.level
     if varying:
         spread = np.mean([_joint(explainer, source, varying, k) for k in range(explainer.repeats)], axis=0)
-        reach = max_t(spread, explainer.level, min(freedom.values()), seed=explainer.seed)
+        single = each_level(spread, explainer.level, seed=explainer.seed)
     points = []
     for each in found:
         if not each.repeats:
@@ -238,10 +238,10 @@ def _points(
         for place, name in enumerate(CURVES):
             value, low, high = (float(part[place]) for part in (terms.value, terms.low, terms.high))
             error = float(terms.variance[place]) ** 0.5
-            half = reach * error
+            half = critical(single, freedom[each.name]) * error
             said = "ok" if name == "gap" and status == "low-overlap" else status  # the gap needs no overlap
             points.append(Point(each.name, name, value, error, value - half, value + half, low, high, said))
-    return tuple(points), reach
+    return tuple(points), single
 
 
 def _joint(explainer: GapExplainer, source: pd.DataFrame, found: Sequence[_Explained], repeat: int) -> Floats:

@@ -56,7 +56,7 @@ class GapCurve:
     Attributes:
         loss: Name of the loss; higher is worse.
         level: Level at which the simultaneous intervals hold together, and others alone.
-        reach: How many standard errors the simultaneous intervals reach to either side.
+        each_level: Level that each of the simultaneous intervals has for this.
         points: Gap and terms of every domain, domain by domain in the order given.
         reports: The whole report of every domain, with the shares by variable; their intervals hold alone.
         refused: Domains that could not be explained, each with the reason.
@@ -64,7 +64,7 @@ class GapCurve:
 
     loss: str
     level: float
-    reach: float
+    each_level: float
     points: tuple[Point, ...]
     reports: Mapping[str, GapReport]
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class GapCurve:
         text = (
             f"{count} domain{'s' * (count != 1)} against one reference; {self.loss} is a loss, higher is worse, and a "
             f"positive number says that the domain does worse than the reference. The intervals hold for all numbers "
-            f"together at {100 * self.level:g} % ({self.reach:.2f} standard errors)."
+            f"together at {100 * self.level:g} % (each at {100 * self.each_level:.1f} %)."
         )
         for name in CURVES:
             moved = [point for point in self.curve(name) if point.moved]
@@ -156,7 +156,7 @@ class GapCurve:
         found = {
             "loss": self.loss,
             "level": self.level,
-            "reach": self.reach,
+            "each_level": self.each_level,
             "points": [_row(point) for point in self.points],
             "reports": {domain: json.loads(report.to_json()) for domain, report in self.reports.items()},
             "refused": dict(self.refused),
@@ -181,7 +181,7 @@ class GapCurve:
             return cls(
                 loss=found["loss"],
                 level=found["level"],
-                reach=found["reach"],
+                each_level=found["each_level"],
                 points=tuple(_point(row) for row in found["points"]),
                 reports={name: GapReport.from_json(json.dumps(row)) for name, row in found["reports"].items()},
                 refused=found["refused"],

@@ -7,7 +7,7 @@ from explain.functional.intervals import Ratios, covariance, effective, fieller,
 from explain.functional.losses import loss_table, observed_loss, squared_error
 from explain.functional.rows import Rows, mean, quantile, stack
 from explain.functional.shapley import sample_subsets, sampling_variance, shapley_map, subsets
-from explain.functional.simultaneous import common_rows, max_t
+from explain.functional.simultaneous import common_rows, each_level
 from explain.functional.values import (
     covariate_rows,
     curvature,
@@ -29,12 +29,12 @@ __all__ = [
     "covariate_rows",
     "curvature",
     "density_ratio",
+    "each_level",
     "effective",
     "expectation_rows",
     "fieller",
     "loss_level_rows",
     "loss_table",
-    "max_t",
     "mean",
     "observed_loss",
     "outcome_denominator_rows",

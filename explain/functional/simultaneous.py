@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
-from explain.functional.intervals import critical
 from explain.functional.rows import Floats
 
 DRAWS = 20_000
@@ -34,32 +34,31 @@ def common_rows(parts: Sequence[Floats], places: Sequence[NDArray[np.int64]], sh
     return found
 
 
-def max_t(spread: Floats, level: float, freedom: float = np.inf, *, draws: int = DRAWS, seed: int = 0) -> float:
-    r"""How many standard errors an interval must reach for all estimates to be covered at once.
+def each_level(spread: Floats, level: float, *, draws: int = DRAWS, seed: int = 0) -> float:
+    r"""The level that every interval must have for all estimates to be covered at once, by the max-t method.
 
-    .. math:: c = \text{the level-quantile of } \max_k |Z_k| / \sqrt{\Sigma_{kk}}, \qquad
+    .. math:: 2 \Phi(c) - 1, \qquad c = \text{the level-quantile of } \max_k |Z_k| / \sqrt{\Sigma_{kk}}, \qquad
         Z = \sum_g S_g e_g, \quad e_g \sim N(0, 1)
 
     with :math:`S_g` the contributions of a unit (a row or a cluster) to all estimates, so that :math:`\Sigma = \sum_g
     S_g S_g^T`. Given the data Z is normal with this covariance, which is what is drawn: the multipliers themselves are
-    not needed.
+    not needed. A level in the place of c lets every estimate have degrees of freedom of its own.
 
     Args:
         spread: Covariance of the estimates, shape (k, k); estimates of variance 0 do not count.
         level: Of the intervals together, in (0, 1).
-        freedom: Degrees of freedom of the standard errors; the maximum is then that of a multivariate t.
-        draws: Number of draws; 20 000 know the quantile to about one in a hundred.
+        draws: Number of draws; 20 000 know c to about one in a hundred.
         seed: Of the draws.
 
     Returns:
-        c, at least that of a single interval, at most that of Bonferroni up to the error of the draws.
+        At least `level`, at most that of Bonferroni, 1 - (1 - level) / k, up to the error of the draws.
 
     Raises:
         ValueError: If no estimate varies.
 
     Example:
-        >>> round(max_t(np.eye(1), 0.9), 2), round(max_t(np.eye(10), 0.9), 1)
-        (1.64, 2.6)
+        >>> round(each_level(np.ones((3, 3)), 0.9), 2), round(each_level(np.eye(10), 0.9), 3)
+        (0.9, 0.99)
 
     Reference:
         Chernozhukov, Chetverikov and Kato (2013), "Gaussian approximations and multiplier bootstrap for maxima of sums
@@ -74,6 +73,4 @@ def max_t(spread: Floats, level: float, freedom: float = np.inf, *, draws: int =
     root = vectors * np.sqrt(np.maximum(values, 0.0))
     rng = np.random.default_rng([seed, 11])
     largest = np.abs(rng.standard_normal((draws, len(root))) @ root.T).max(1)
-    if np.isfinite(freedom):
-        largest = largest / np.sqrt(rng.chisquare(freedom, draws) / freedom)
-    return max(float(np.quantile(largest, level)), critical(level, freedom))
+    return max(float(2 * norm.cdf(np.quantile(largest, level)) - 1), level)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from explain.curve_report import GapCurve
     from recipes.running.folder import RunFolder
 
 
@@ -42,11 +43,10 @@ def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
         for v in report.values
     ]
     met = {row["status"] for row in rows}
-    meanings = [{"status": name, "meaning": meaning} for name, meaning in STATUS_MEANING.items() if name in met]
     numbers = [{"diagnostic": name, "value": value} for name, value in _flat(report.diagnostics)]
     tables: dict[str, list[dict[str, Any]]] = {
         "Terms": rows,
-        "What the statuses mean": meanings,
+        "What the statuses mean": _meanings(met),
         "Diagnostics": numbers,
         "Values of subsets": values,
     }
@@ -63,6 +63,52 @@ def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
     }
     folder.finish(result, {title: table for title, table in tables.items() if table}, summary=report.summary())
     folder.say(report.to_text())
+
+
+def finish_curve(folder: RunFolder, curve: GapCurve, extra: dict[str, Any]) -> None:
+    """Write curve.json, the figure of the curve, tables, report.html and result.json.
+
+    Args:
+        folder: The run folder.
+        curve: What was found.
+        extra: What the run itself knows, such as how many rows were explained.
+    """
+    write_text(folder.path / "curve.json", curve.to_json() + "\n")
+    rows = curve.table()
+    folder.figure("curve", curve.plot(), [list(row.values()) for row in rows], list(rows[0]))
+    shares = [_rounded(row) for row in curve.shares()]
+    met = {row["status"] for row in [*rows, *shares]}
+    tables: dict[str, list[dict[str, Any]]] = {
+        "Points": [_rounded(row) for row in rows],
+        "Domains that were not explained": [{"domain": name, "reason": why} for name, why in curve.refused.items()],
+        "What the statuses mean": _meanings(met),
+        "Shares by variable": shares,
+    }
+    domains = {
+        name: {
+            "totals": dict(report.totals),
+            **{
+                point.name: {"value": point.value, "low": point.low, "high": point.high, "status": point.status}
+                for point in curve.points
+                if point.domain == name
+            },
+        }
+        for name, report in curve.reports.items()
+    }
+    result = {
+        "mode": "curve",
+        "loss": curve.loss,
+        "level": curve.level,
+        "each_level": curve.each_level,
+        "domains": domains,
+    }
+    result |= {"refused": dict(curve.refused), **extra}
+    folder.finish(result, {title: table for title, table in tables.items() if table}, summary=curve.summary())
+    folder.say(curve.to_text())
+
+
+def _meanings(met: set[str]) -> list[dict[str, Any]]:
+    return [{"status": name, "meaning": meaning} for name, meaning in STATUS_MEANING.items() if name in met]
 
 
 def _draw_waterfall(folder: RunFolder, report: GapReport) -> None:

@@ -58,7 +58,8 @@ class Recipe:
         recipe: Always explain.
         name: Name of the run.
         seed: Of the held-out rows, the samples, the model and the folds.
-        mode: domain (one model, two domains), models (two models, one domain) or gap-of-gaps (two of both).
+        mode: domain (one model, two domains), curve (one model, many domains against the source), models (two models,
+            one domain) or gap-of-gaps (two of both).
         data: The table and its domains.
         label: Column of the outcome; none where losses are columns.
         loss: zero_one, brier or log for classes, squared for numbers; what losses in columns are called.
@@ -78,7 +79,7 @@ class Recipe:
     recipe: Literal["explain"] = "explain"
     name: str = "gap"
     seed: int = 0
-    mode: Literal["domain", "models", "gap-of-gaps"] = "domain"
+    mode: Literal["domain", "curve", "models", "gap-of-gaps"] = "domain"
     data: DomainData = field(default_factory=DomainData)
     label: str = ""
     loss: str = "zero_one"
@@ -96,10 +97,12 @@ class Recipe:
         """Refuse fields that do not belong together."""
         check_name(self.name, "name")
         check_seed(self.seed)
-        if (self.second is not None) != (self.mode != "domain"):
-            raise FieldError(
-                "second", f"expected {'no' if self.mode == 'domain' else 'a'} second model in mode {self.mode}"
-            )
+        alone = self.mode in ("domain", "curve")
+        if (self.second is None) != alone:
+            raise FieldError("second", f"expected {'no' if alone else 'a'} second model in mode {self.mode}")
+        if self.data.chunked != (self.mode == "curve"):
+            wanted = "what makes the domains, such as value" if self.mode == "curve" else "none"
+            raise FieldError("data.chunk", f"expected {wanted} in mode {self.mode}, got {self.data.chunk!r}")
         if self.data.two != (self.mode != "models"):
             wanted = (
                 "one domain: leave out column and target_path" if self.mode == "models" else "a column or target_path"
