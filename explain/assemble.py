@@ -76,7 +76,7 @@ def assemble(
         mode=mode,
         loss=loss,
         level=level,
-        totals=_totals(sample),
+        totals=_totals(sample) if sample.scored is None else _ends(repeats[0].expectations.value),
         aggregate=aggregate,
         covariate=shares["covariate"][1:],  # no covariate shift is explained by shifting nothing
         outcome=shares["outcome"],
@@ -185,6 +185,12 @@ def _totals(sample: Sample) -> dict[str, float]:
         float(part.mean() if share is None else part @ share)
         for part, share in zip(sample.loss, sample.share or (None, None), strict=True)
     )
+    return {"source": source, "target": target, "gap": target - source}
+
+
+def _ends(levels: Floats) -> dict[str, float]:
+    """Totals of a metric from its levels under the four distributions."""
+    source, target = float(levels[0]), float(levels[-1])
     return {"source": source, "target": target, "gap": target - source}
 
 

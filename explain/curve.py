@@ -18,7 +18,6 @@ from explain.explainer import GapExplainer
 from explain.functional.intervals import covariance, critical
 from explain.functional.rows import Floats
 from explain.functional.simultaneous import common_rows, each_level
-from explain.outcomes import read_losses
 from explain.plan import Plan
 from explain.report import GapReport
 from explain.tables import as_frame, read_weights
@@ -94,9 +93,9 @@ def gap_curve(
         name, reason = next(iter(refused.items()))
         raise ExplainError(f"none of the {len(refused)} domains can be explained; of '{name}': {reason}")
     found = _estimate(explainer, planned, shared=shared)
-    reports = {each.name: explainer.report(each.plan, each.repeats, "domain", explainer.loss) for each in found}
+    reports = {each.name: explainer.report(each.plan, each.repeats, "domain", explainer.loss_name) for each in found}
     points, single = _points(explainer, source, found, reports)
-    return GapCurve(explainer.loss, explainer.level, single, points, reports, refused)
+    return GapCurve(explainer.loss_name, explainer.level, single, points, reports, refused)
 
 
 def chunks(
@@ -192,11 +191,7 @@ def _by_rows(frame: pd.DataFrame, column: Hashable | None, rows: int) -> dict[st
 
 
 def _plan(explainer: GapExplainer, source: pd.DataFrame, target: pd.DataFrame, *, anchored: bool) -> Plan:
-    frames = source, target
-    losses = read_losses(
-        frames, explainer.loss, explainer.outcome, explainer.label, explainer.prediction, explainer.loss_column
-    )
-    return explainer.plan(frames, losses, anchored=anchored)
+    return explainer.plan((source, target), explainer.losses((source, target)), anchored=anchored)
 
 
 def _estimate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from explain.encode import Column, encode
 from explain.errors import ExplainError
+from explain.functional.metrics import Metric
 from explain.functional.rows import Floats, Rows
 from explain.outcomes import Losses
 from explain.tables import Frames, find, pick, read_weights
@@ -37,6 +38,20 @@ class Columns:
     ordinal: Mapping[Hashable, Sequence[Hashable]] = field(default_factory=dict)
 
 
+class Scored(NamedTuple):
+    """What a metric is computed from.
+
+    Attributes:
+        kind: The metric.
+        positive: Labels, 0 or 1.
+        score: What the model says of them.
+    """
+
+    kind: Metric
+    positive: Rows
+    score: Rows
+
+
 @dataclass(frozen=True)
 class Sample:
     """What the estimators see of both domains; rows and columns in canonical order.
@@ -53,6 +68,7 @@ class Sample:
         clusters: Codes of the clusters, common to both domains; None where rows are independent.
         weight: Weights of the rows, positive; None where all count the same.
         pair: Losses of the two models whose difference `loss` is; None where there is one model.
+        scored: What a metric is computed from that is no mean of losses; `loss` is then a loss of rows in its place.
         said: What a reader should know of some columns, by name.
         origin: Where every row stands in its table.
     """
@@ -68,6 +84,7 @@ class Sample:
     clusters: tuple[Codes, Codes] | None = None
     weight: Rows | None = None
     pair: tuple[Rows, Rows] | None = None
+    scored: Scored | None = None
     said: Mapping[str, object] = field(default_factory=dict)
     origin: tuple[Codes, Codes] | None = None
 
@@ -110,6 +127,9 @@ class Sample:
             clusters=part(self.clusters),
             weight=part(self.weight),
             origin=part(self.origin),
+            scored=None
+            if self.scored is None
+            else Scored(self.scored.kind, part(self.scored.positive), part(self.scored.score)),
             pair=None if self.pair is None else (part(self.pair[0]), part(self.pair[1])),
         )
 
@@ -162,6 +182,7 @@ def make_sample(
         ties: list[NDArray[np.generic]] = [] if weights is None else [weights[side]]
         ties += [losses.loss[side]] if losses.labels is None else [losses.labels[side]]
         ties += [model[side] for model in pairs]
+        ties += [] if losses.scored is None else [losses.scored.positive[side], losses.scored.score[side]]
         ties += [] if losses.table is None else list(losses.table[side].T)
         rows = np.lexsort([*ties, *matrix.T])
         sorted_rows.append(rows)
@@ -189,6 +210,9 @@ def make_sample(
         clusters=None if known.cluster is None else ordered(_clusters(frames, known.cluster, sorted_rows)),
         weight=ordered(weights),
         pair=None if losses.pair is None else (ordered(losses.pair[0]), ordered(losses.pair[1])),
+        scored=None
+        if losses.scored is None
+        else Scored(losses.scored.kind, ordered(losses.scored.positive), ordered(losses.scored.score)),
         said=dict(sorted(said.items())),
         origin=ordered([np.arange(len(part)) for part in losses.loss]),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +23,10 @@ from explain.crossfit import (
 )
 from explain.data import Codes, Sample
 from explain.functional.intervals import Ratios, covariance, critical, fieller, ratio_terms, wald
+from explain.functional.metrics import Levels
 from explain.functional.rows import Floats, Rows, mean, stack
 from explain.functional.values import curvature
+from explain.levels import with_levels
 from explain.nuisances import Families, Fitted
 from explain.outcome_shift import outcome_piece
 
@@ -101,10 +103,12 @@ def estimate(cases: Sequence[Case], masks: Masks, n_bins: int, n_jobs: int | Non
     Returns:
         One estimate for each comparison.
     """
-    parts = [splits(case.folds) for case in cases]
     partial = np.flatnonzero(~masks.all(1))
-    jobs = [(k, masks[index]) for index in partial for k in range(len(parts[0]))]
     with Parallel(n_jobs=n_jobs) as parallel:
+        scored = [with_levels(*case, parallel) for case in cases]
+        cases = [case._replace(sample=sample) for case, (sample, _) in zip(cases, scored, strict=True)]
+        parts = [splits(case.folds) for case in cases]
+        jobs = [(k, masks[index]) for index in partial for k in range(len(parts[0]))]
         by_fold = parallel(delayed(_fit)(cases, each) for each in zip(*parts, strict=True))
         fitted: list[list[Fold]] = [list(folds) for folds in zip(*by_fold, strict=True)]
         apart = [contrasts(folds) for folds in fitted]
@@ -113,10 +117,16 @@ def estimate(cases: Sequence[Case], masks: Masks, n_bins: int, n_jobs: int | Non
             delayed(_outcome)(cases, [folds[k] for folds in fitted], mask, [of[k] for of in apart], n_bins)
             for k, mask in jobs
         )
-    return [
+    found = [
         _average(case.sample, masks, fitted[i], [part[i] for part in left], [part[i] for part in right])
         for i, case in enumerate(cases)
     ]
+    return [one if levels is None else _of_metric(one, levels) for one, (_, levels) in zip(found, scored, strict=True)]
+
+
+def _of_metric(found: Estimate, levels: Levels) -> Estimate:
+    """The estimate with the metric itself in the place of the means of the loss whose shifts are shared out."""
+    return replace(found, expectations=Mean(levels.value, levels.spread), rows=levels.rows)
 
 
 def _learners(cases: Sequence[Case]) -> list[Families]:

@@ -13,6 +13,7 @@ from explain.data import Columns, make_sample
 from explain.errors import ExplainError
 from explain.estimate import Estimate, estimate
 from explain.functional.losses import FINITE_LOSSES
+from explain.functional.metrics import METRIC_NAMES
 from explain.functional.shapley import sample_subsets, subsets
 from explain.nuisances import candidates, choose_families
 from explain.outcomes import Losses, read_losses
@@ -21,8 +22,6 @@ from explain.report import GapReport, Mode
 from explain.structure import Explainer, check_options
 from explain.tables import Frames, as_frame, resolve_groups
 from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Seed
-
-LOSSES = (*FINITE_LOSSES, "squared", "given")
 
 
 class GapExplainer(Explainer):
@@ -36,9 +35,12 @@ class GapExplainer(Explainer):
         groups: Players by name, each a column or a list of columns; every other column on its own when not given.
         label: Column of the labels.
         prediction: Column of predicted probabilities of the second class (labels sorted), or of predicted numbers for
-            the squared loss; a list of columns gives the probability of every class.
-        loss: "zero_one", "brier" or "log" for labels of finitely many classes, "squared" for numbers, "given" for a
-            column that holds any per-example loss (higher is worse).
+            the squared and the quantile loss; a list of columns gives the probability of every class.
+        loss: "zero_one", "brier" or "log" for labels of finitely many classes, "squared" and "quantile" for numbers,
+            "given" for a column that holds any per-example loss (higher is worse). For two classes also the metrics
+            "f1", "recall", "auc" (each as 1 minus it) and "calibration" (the squared calibration error), which are no
+            means of losses: see :mod:`explain.functional.metrics` for what their terms and shares are.
+        quantile: Which quantile the quantile loss is of.
         loss_column: The column of a given loss.
         outcome: "risk" is the paper's definition of a partial outcome shift and needs labels of finitely many classes;
             "loss" shifts the expected loss itself and takes any loss.
@@ -81,7 +83,10 @@ class GapExplainer(Explainer):
         *,
         label: Hashable = "label",
         prediction: Hashable | list[Hashable] = "prediction",
-        loss: Literal["zero_one", "brier", "log", "squared", "given"] = "zero_one",
+        loss: Literal[
+            "zero_one", "brier", "log", "squared", "quantile", "given", "f1", "recall", "auc", "calibration"
+        ] = "zero_one",
+        quantile: OpenShare = 0.5,
         loss_column: Hashable = "loss",
         outcome: Literal["risk", "loss"] = "risk",
         cluster: Hashable | None = None,
@@ -103,6 +108,7 @@ class GapExplainer(Explainer):
         self.baseline, self.groups = baseline, groups
         self.label, self.prediction = label, prediction
         self.loss, self.loss_column, self.outcome, self.cluster = loss, loss_column, outcome, cluster
+        self.quantile = quantile
         self.weight, self.categorical, self.ordinal = weight, categorical, ordinal
         self.n_bins, self.folds, self.repeats, self.learners = n_bins, folds, repeats, learners
         self.level, self.interval, self.min_shift_z, self.trim = level, interval, min_shift_z, trim
@@ -125,9 +131,22 @@ class GapExplainer(Explainer):
         """
         self.check()
         frames = as_frame(source, "source"), as_frame(target, "target")
-        losses = read_losses(frames, self.loss, self.outcome, self.label, self.prediction, self.loss_column)
-        self.report_ = self.explain_losses(frames, losses, "domain", self.loss)
+        self.report_ = self.explain_losses(frames, self.losses(frames), "domain", self.loss_name)
         return self
+
+    @property
+    def loss_name(self) -> str:
+        """What the loss is called in reports."""
+        return METRIC_NAMES.get(self.loss, self.loss)
+
+    def losses(self, frames: Frames) -> Losses:
+        """Losses of the rows of both tables.
+
+        Raises:
+            ExplainError: If labels and predictions do not fit.
+        """
+        given = self.label, self.prediction, self.loss_column
+        return read_losses(frames, self.loss, self.outcome, *given, tau=self.quantile)
 
     def explain_losses(self, frames: Frames, losses: Losses, mode: Mode, loss: str) -> GapReport:
         """The report on two tables whose losses are known.
@@ -163,7 +182,7 @@ class GapExplainer(Explainer):
         groups = resolve_groups(list(frames[0].columns), self.baseline, self.groups, taken)
         known = Columns(self.cluster, self.weight, self.categorical, self.ordinal or {})
         sample = make_sample(frames, losses, self.baseline, groups, known, self.seed, anchored=anchored)
-        if len(np.unique(np.concatenate(sample.loss))) == 1:
+        if sample.scored is None and len(np.unique(np.concatenate(sample.loss))) == 1:
             return Plan(sample, tuple(groups))
         check_counts(sample, self.folds)
         folds = usable_folds(sample, self.folds)

@@ -18,6 +18,7 @@ from explain.estimate import Shares, make_shares
 from explain.explainer import GapExplainer
 from explain.folds import assign_folds
 from explain.functional.intervals import covariance, critical
+from explain.functional.metrics import METRICS
 from explain.functional.rows import Floats
 from explain.functional.shapley import sample_subsets, subsets
 from explain.functional.values import curvature
@@ -51,7 +52,8 @@ class ModelGapExplainer(Explainer):
         models: Columns of the first and of the second model: predictions (a list of columns for the probability of
             every class), or losses when the loss is "given".
         label: Column of the labels.
-        loss: "zero_one", "brier", "log", "squared" or "given".
+        loss: "zero_one", "brier", "log", "squared", "quantile" or "given".
+        quantile: Which quantile the quantile loss is of.
         cluster: Column that names the cluster of a row.
         weight: Column of survey or sample weights, as of :class:`~explain.explainer.GapExplainer`.
         categorical: Columns of numbers that are codes of categories.
@@ -79,7 +81,8 @@ class ModelGapExplainer(Explainer):
         *,
         models: tuple[Named, Named] = ("first", "second"),
         label: Hashable = "label",
-        loss: Literal["zero_one", "brier", "log", "squared", "given"] = "zero_one",
+        loss: Literal["zero_one", "brier", "log", "squared", "quantile", "given"] = "zero_one",
+        quantile: OpenShare = 0.5,
         cluster: Hashable | None = None,
         weight: Hashable | None = None,
         categorical: Sequence[Hashable] = (),
@@ -95,7 +98,7 @@ class ModelGapExplainer(Explainer):
         n_jobs: Processes | None = None,
     ) -> None:
         self.groups, self.models, self.label, self.loss, self.cluster = groups, models, label, loss, cluster
-        self.weight, self.categorical, self.ordinal = weight, categorical, ordinal
+        self.weight, self.categorical, self.ordinal, self.quantile = weight, categorical, ordinal, quantile
         self.folds, self.repeats, self.learners, self.level = folds, repeats, learners, level
         self.interval, self.min_shift_z, self.subset_draws = interval, min_shift_z, subset_draws
         self.seed, self.n_jobs = seed, n_jobs
@@ -117,7 +120,7 @@ class ModelGapExplainer(Explainer):
         check_options(self)
         frame = as_frame(table, "table")
         frames = frame, frame.iloc[:0]
-        first, second = read_pair(frames, self.loss, self.label, self.models)
+        first, second = read_pair(frames, self.loss, self.label, self.models, self.quantile)
         difference = Losses([b - a for a, b in zip(first.loss, second.loss, strict=True)])
         taken = _taken(self.models, self.label, self.cluster, self.weight)
         groups = resolve_groups(list(frame.columns), [], self.groups, taken)
@@ -197,7 +200,8 @@ def gap_of_gaps(
         groups: Players by name; every other column on its own when not given.
         models: Columns of the first and the second model, as of :class:`ModelGapExplainer`.
         label: Column of the labels.
-        loss: "zero_one", "brier", "log", "squared" or "given".
+        loss: "zero_one", "brier", "log", "squared", "quantile" or "given"; metrics such as "auc" are no means of
+            losses, whose difference could be explained row by row.
         **options: Further options of :class:`~explain.explainer.GapExplainer`.
 
     Returns:
@@ -207,7 +211,7 @@ def gap_of_gaps(
         ExplainError: As :meth:`~explain.explainer.GapExplainer.fit`.
     """
     frames = as_frame(source, "source"), as_frame(target, "target")
-    first, second = read_pair(frames, loss, label, models)
+    first, second = read_pair(frames, loss, label, models, options.pop("quantile", 0.5))
     difference = Losses([b - a for a, b in zip(first.loss, second.loss, strict=True)], pair=(first.loss, second.loss))
     taken = [name for name in _taken(models, label) if name != label]
     explainer = GapExplainer(baseline, groups, label=label, prediction=taken, loss="given", outcome="loss", **options)
@@ -215,7 +219,7 @@ def gap_of_gaps(
 
 
 def read_pair(
-    frames: Sequence[pd.DataFrame], loss: str, label: Hashable, models: tuple[Named, Named]
+    frames: Sequence[pd.DataFrame], loss: str, label: Hashable, models: tuple[Named, Named], quantile: float
 ) -> tuple[Losses, Losses]:
     """Losses of the first and of the second model.
 
@@ -224,7 +228,12 @@ def read_pair(
     """
     if isinstance(models, str) or len(models) != 2:
         raise ExplainError(f"models is {models!r}, but the columns of exactly two models are needed, as in ('a', 'b')")
-    first, second = (read_losses(frames, loss, "loss", label, columns, columns) for columns in models)
+    if loss in METRICS:
+        raise ExplainError(
+            f"the loss '{loss}' is no mean of losses of rows, so that the difference of two models has none to share "
+            "out: explain each model's gap by itself, or use brier or log"
+        )
+    first, second = (read_losses(frames, loss, "loss", label, columns, columns, quantile) for columns in models)
     return first, second
 
 
