@@ -19,7 +19,7 @@ from explain.functional.rows import Floats
 from explain.functional.shapley import sampling_variance, shapley_map
 from explain.report import GapReport, Kind, Mode, SubsetValue, Term
 from explain.tables import RECALIBRATION
-from explain.trust import judge
+from explain.trust import Trust, judge
 
 TERMS = aggregate_terms(np.eye(4))  # from the expected losses
 
@@ -32,6 +32,8 @@ def assemble(
     counts: NDArray[np.int64] | None,
     support: Overlap,
     *,
+    upstream: NDArray[np.bool_] | None,
+    baseline: tuple[str, ...],
     mode: Mode,
     loss: str,
     level: float,
@@ -48,6 +50,8 @@ def assemble(
         masks: Subsets, shape (S, p).
         counts: How often each batch drew each of them, where they were sampled.
         support: Overlap of the domains.
+        upstream: Subsets of the baseline columns, where the baseline term is shared out.
+        baseline: Names of the baseline columns in the order to report.
         mode: Of the report.
         loss: Name of the loss.
         level: Of the intervals.
@@ -81,8 +85,24 @@ def assemble(
         covariate=shares["covariate"][1:],  # no covariate shift is explained by shifting nothing
         outcome=shares["outcome"],
         values=tuple(values),
+        baseline=() if upstream is None else _contributions(sample, repeats, upstream, baseline, level, trust),
         diagnostics={"overlap": support._asdict(), **trust.diagnostics(), "shift": shift, **extra, **settings},
     )
+
+
+def _contributions(
+    sample: Sample,
+    repeats: Sequence[Estimate],
+    masks: NDArray[np.bool_],
+    names: tuple[str, ...],
+    level: float,
+    trust: Trust,
+) -> tuple[Term, ...]:
+    """Shapley values of the baseline columns for the expected loss, which sum to the baseline term."""
+    means = [repeat.baseline for repeat in repeats if repeat.baseline is not None]
+    rows = [1 + sample.upstream.index(name) for name in names]
+    found = combine_means(means, shapley_map(masks)[rows], level, trust.freedom)
+    return _terms(names, found, [trust.terms] * len(names))
 
 
 def _by_name(terms: Terms) -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from explain.data import Codes, Sample
-from explain.functional.aggregate import expectation_rows
+from explain.functional.aggregate import expectation_rows, shifted_rows
 from explain.functional.density import density_ratio
 from explain.functional.rows import Floats, Rows, quantile
 from explain.functional.values import (
@@ -199,6 +199,26 @@ def expectation_pair(sample: Sample, fold: Fold) -> list[Rows]:
         expectation_rows(held(loss), held(mu_0), held(mu_w), fold.ratio_x[rows], fold.ratio_w[rows])
         for loss, (mu_0, mu_w) in zip(losses, fold.pair, strict=True)
     ]
+
+
+def baseline_piece(sample: Sample, families: Families, fold: Fold, columns: Codes) -> Rows:
+    """Influence values at the held-out rows of the expected loss when some baseline columns are the target's.
+
+    Args:
+        sample: The data.
+        families: Learners.
+        fold: What all subsets share.
+        columns: Of the baseline; none for the expected loss of the source.
+    """
+    held, (test_0, test_1) = fold.held_out, fold.test
+    if not len(columns):
+        return Rows(sample.loss.source[test_0], np.zeros(len(test_1)))
+    if len(columns) == len(sample.baseline):
+        mu, ratio_s = fold.mu_w, fold.ratio_w
+    else:
+        mu = regress(sample, families.loss, 0, fold.train, columns, fold.mu_0.source)
+        ratio_s = ratio(sample, families.density, fold.train, fold.test, columns)
+    return shifted_rows(sample.loss.source[test_0], held(mu), ratio_s[test_0])
 
 
 def covariate_piece(sample: Sample, families: Families, fold: Fold, member: Member) -> Piece:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from explain.assemble import TERMS
-from explain.curve_report import CURVES, GapCurve, Point
+from explain.curve_report import CURVES, CurveKind, GapCurve, Point
 from explain.data import Codes
 from explain.errors import ExplainError
 from explain.estimate import Estimate, combine_means, estimate
@@ -29,11 +29,21 @@ MAPS = np.concatenate([[[-1.0, 0.0, 0.0, 1.0]], TERMS])  # gap and terms from th
 MAX_DOMAINS = 1000
 
 
+class _Planned(NamedTuple):
+    """A domain, or a group of both: its tables, where its source rows stand in the whole source, and its plan."""
+
+    name: str
+    frames: tuple[pd.DataFrame, pd.DataFrame]
+    rows: Codes
+    plan: Plan
+
+
 class _Explained(NamedTuple):
-    """A domain with what was estimated."""
+    """The same with what was estimated."""
 
     name: str
     frame: pd.DataFrame
+    rows: Codes
     plan: Plan
     repeats: list[Estimate]
 
@@ -75,27 +85,85 @@ def gap_curve(
     """
     if not isinstance(domains, Mapping) or not domains:
         raise ExplainError(f"domains is {domains!r}, but a mapping of names to tables with at least one is needed")
-    names = [str(name) for name in domains]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ExplainError(f"two domains are called '{twice[0]}' when written out: rename one")
     explainer = GapExplainer(baseline, groups, **options)
     explainer.check()
     source = as_frame(reference, "source")
-    planned: list[tuple[str, pd.DataFrame, Plan]] = []
+    every = np.arange(len(source))
+    return _explain(explainer, source, {name: (every, table) for name, table in domains.items()}, "domains", shared)
+
+
+def gap_by_group(
+    source: object,
+    target: object,
+    by: Hashable,
+    baseline: Sequence[Hashable],
+    groups: Mapping[Hashable, object] | None = None,
+    **options: Any,
+) -> GapCurve:
+    """Decompose the gap from source to target in every group by itself, such as the recall of women and of men.
+
+    Args:
+        source: Rows of the source, of all groups.
+        target: Rows of the target.
+        by: Column that names the group of a row; it is no feature.
+        baseline: Columns of the baseline.
+        groups: Players by name; every other column on its own when not given.
+        **options: Further options of :class:`~explain.explainer.GapExplainer`.
+
+    Returns:
+        A curve with the groups in the place of domains, and intervals that hold for all groups together. A group that
+        cannot be explained, for few rows or for being in one table only, is named under `refused`.
+
+    Raises:
+        ExplainError: If options are wrong, or no group can be explained.
+    """
+    explainer = GapExplainer(baseline, groups, **options)
+    explainer.check()
+    named = {*baseline, *(column for part in (groups or {}).values() for column in ([part] if by == part else part))}
+    if by in named:
+        raise ExplainError(
+            f"column '{by}' tells the groups, so it is the same in all rows of one: leave it out of baseline and groups"
+        )
+    frames = [as_frame(table, role) for table, role in ((source, "source"), (target, "target"))]
+    for frame in frames:
+        _check_column(frame, by)
+    values = pd.unique(np.concatenate([frame[by].astype(object).to_numpy() for frame in frames]))
+    wanted = {}
+    for value in sorted(values, key=lambda value: (isinstance(value, str), value)):
+        rows = np.flatnonzero((frames[0][by] == value).to_numpy())
+        wanted[value] = rows, frames[1][(frames[1][by] == value).to_numpy()].drop(columns=by)
+    return _explain(explainer, frames[0].drop(columns=by), wanted, "groups", shared=False)
+
+
+def _explain(
+    explainer: GapExplainer,
+    source: pd.DataFrame,
+    wanted: Mapping[Hashable, tuple[Codes, object]],
+    kind: CurveKind,
+    shared: bool,
+) -> GapCurve:
+    """The curve of targets, each against some rows of a source."""
+    names = [str(name) for name in wanted]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ExplainError(f"two {kind} are called '{twice[0]}' when written out: rename one")
+    planned: list[_Planned] = []
     refused: dict[str, str] = {}
-    for name, table in zip(names, domains.values(), strict=True):
+    for name, (rows, table) in zip(names, wanted.values(), strict=True):
         try:
-            frame = as_frame(table, "target")
-            planned.append((name, frame, _plan(explainer, source, frame, anchored=shared)))
+            here = source if len(rows) == len(source) else as_frame(source.iloc[rows], "source")
+            frames = here, as_frame(table, "target")
+            planned.append(
+                _Planned(name, frames, rows, explainer.plan(frames, explainer.losses(frames), anchored=shared))
+            )
         except ExplainError as error:
             refused[name] = str(error)
     if not planned:
         name, reason = next(iter(refused.items()))
-        raise ExplainError(f"none of the {len(refused)} domains can be explained; of '{name}': {reason}")
+        raise ExplainError(f"none of the {len(refused)} {kind} can be explained; of '{name}': {reason}")
     found = _estimate(explainer, planned, shared=shared)
     reports = {each.name: explainer.report(each.plan, each.repeats, "domain", explainer.loss_name) for each in found}
     points, single = _points(explainer, source, found, reports)
-    return GapCurve(explainer.loss_name, explainer.level, single, points, reports, refused)
+    return GapCurve(explainer.loss_name, explainer.level, single, points, reports, refused, kind)
 
 
 def chunks(
@@ -190,25 +258,23 @@ def _by_rows(frame: pd.DataFrame, column: Hashable | None, rows: int) -> dict[st
     return found
 
 
-def _plan(explainer: GapExplainer, source: pd.DataFrame, target: pd.DataFrame, *, anchored: bool) -> Plan:
-    return explainer.plan((source, target), explainer.losses((source, target)), anchored=anchored)
-
-
-def _estimate(
-    explainer: GapExplainer, planned: Sequence[tuple[str, pd.DataFrame, Plan]], *, shared: bool
-) -> list[_Explained]:
+def _estimate(explainer: GapExplainer, planned: Sequence[_Planned], *, shared: bool) -> list[_Explained]:
     """Estimates of all domains; together where they share the players in the same order and the number of folds."""
     together: dict[object, list[int]] = {}
-    for place, (_, _, plan) in enumerate(planned):
+    for place, each in enumerate(planned):
+        plan = each.plan
         together.setdefault((plan.sample.names, plan.folds) if shared and plan.folds else place, []).append(place)
     repeats: list[list[Estimate]] = [[] for _ in planned]
     for places in together.values():
-        plans = [planned[place][2] for place in places]
+        plans = [planned[place].plan for place in places]
         for cases in zip(*(plan.cases() for plan in plans), strict=True):
-            found = estimate(cases, plans[0].masks, explainer.n_bins, explainer.n_jobs)
+            found = estimate(cases, plans[0].masks, explainer.n_bins, explainer.n_jobs, plans[0].upstream)
             for place, one in zip(places, found, strict=True):
                 repeats[place].append(one)
-    return [_Explained(*each, repeats[place]) for place, each in enumerate(planned)]
+    return [
+        _Explained(each.name, each.frames[1], each.rows, each.plan, repeats[place])
+        for place, each in enumerate(planned)
+    ]
 
 
 def _points(
@@ -256,7 +322,7 @@ def _joint(explainer: GapExplainer, source: pd.DataFrame, found: Sequence[_Expla
             raise ValueError("the rows of a sample do not say where they stand in their table")
         for side in (0, 1):
             rows[side].append(MAPS @ each.repeats[repeat].rows[side])
-            places[side].append(sample.origin[side])
+            places[side].append(each.rows[sample.origin[0]] if side == 0 else sample.origin[1])
             weight = sample.weight_of(side)
             own[side].append(weight / weight.sum())
     parts = [common_rows(rows[0], places[0], [*own[0], shares[0]])]

@@ -74,7 +74,7 @@ def page(curve: GapCurve) -> str:
     known = [name for name in STATUS_MEANING if name in met and name != "ok"]
     meanings = "".join(f"<li><b>{name}</b>: {html.escape(STATUS_MEANING[name])}</li>" for name in known)
     parts = [
-        f"<h1>Performance gaps of {len(curve.reports)} domains</h1><p>{html.escape(curve.summary())}</p>",
+        f"<h1>Performance gaps of {len(curve.reports)} {curve.kind}</h1><p>{html.escape(curve.summary())}</p>",
         image(draw(curve), "the gap and its terms by domain"),
         "<p>Thick bars are intervals of each number alone, thin bars and the band hold for all at once; red marks "
         "differ from 0; hollow marks have a status other than ok.</p>",

@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from explain.report import STATUS_MEANING, GapReport, Status, encode
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+CurveKind = Literal["domains", "groups"]
 CURVES = ("gap", "baseline", "covariate", "outcome")
 
 
@@ -60,6 +61,7 @@ class GapCurve:
         points: Gap and terms of every domain, domain by domain in the order given.
         reports: The whole report of every domain, with the shares by variable; their intervals hold alone.
         refused: Domains that could not be explained, each with the reason.
+        kind: "domains" against one reference, or "groups", each from its own source rows to its own target rows.
     """
 
     loss: str
@@ -68,6 +70,7 @@ class GapCurve:
     points: tuple[Point, ...]
     reports: Mapping[str, GapReport]
     refused: Mapping[str, str] = field(default_factory=dict)
+    kind: CurveKind = "domains"
 
     def __getitem__(self, domain: object) -> GapReport:
         """The report of a domain.
@@ -113,9 +116,13 @@ class GapCurve:
     def summary(self) -> str:
         """What was found, in a few sentences."""
         count = len(self.reports)
+        what, worse = {
+            "domains": ("against one reference", "the domain does worse than the reference"),
+            "groups": ("from source to target", "the group does worse in the target than in the source"),
+        }[self.kind]
         text = (
-            f"{count} domain{'s' * (count != 1)} against one reference; {self.loss} is a loss, higher is worse, and a "
-            f"positive number says that the domain does worse than the reference. The intervals hold for all numbers "
+            f"{count} {self.kind if count != 1 else self.kind[:-1]} {what}; {self.loss} is a loss, higher is worse, "
+            f"and a positive number says that {worse}. The intervals hold for all numbers "
             f"together at {100 * self.level:g} % (each at {100 * self.each_level:.1f} %)."
         )
         for name in CURVES:
@@ -141,7 +148,7 @@ class GapCurve:
         width = max([len("domain"), *map(len, self.reports)])
         yield self.summary()
         yield ""
-        yield f"{'domain':<{width}}" + "".join(f"{name:>12} " for name in CURVES) + " status"
+        yield f"{self.kind[:-1]:<{width}}" + "".join(f"{name:>12} " for name in CURVES) + " status"
         for domain in self.reports:
             points = {point.name: point for point in self.points if point.domain == domain}
             cells = "".join(f"{points[name].value:>+12.4f}{'*' if points[name].moved else ' '}" for name in CURVES)
@@ -160,6 +167,7 @@ class GapCurve:
             "points": [_row(point) for point in self.points],
             "reports": {domain: json.loads(report.to_json()) for domain, report in self.reports.items()},
             "refused": dict(self.refused),
+            "kind": self.kind,
         }
         return json.dumps(encode(found), indent=2, allow_nan=False)
 
@@ -185,6 +193,7 @@ class GapCurve:
                 points=tuple(_point(row) for row in found["points"]),
                 reports={name: GapReport.from_json(json.dumps(row)) for name, row in found["reports"].items()},
                 refused=found["refused"],
+                kind=found["kind"],
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is not the JSON of a curve: {error!r}; give what GapCurve.to_json wrote") from error

@@ -62,6 +62,7 @@ class Sample:
         baseline: Columns of the baseline.
         groups: Columns of every player.
         names: Names of the players, in the same order.
+        upstream: Names of the columns of the baseline, in their order.
         loss: Loss of every row.
         table: Loss of every row for every label, shape (n, C); None where labels are not used.
         labels: Codes of the labels; None likewise.
@@ -87,6 +88,7 @@ class Sample:
     scored: Scored | None = None
     said: Mapping[str, object] = field(default_factory=dict)
     origin: tuple[Codes, Codes] | None = None
+    upstream: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -214,6 +216,7 @@ def make_sample(
         if losses.scored is None
         else Scored(losses.scored.kind, ordered(losses.scored.positive), ordered(losses.scored.score)),
         said=dict(sorted(said.items())),
+        upstream=tuple(str(column) for column in sorted(baseline, key=place.__getitem__)),
         origin=ordered([np.arange(len(part)) for part in losses.loss]),
     )
 

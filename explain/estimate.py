@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from explain.crossfit import (
     Fold,
     Piece,
+    baseline_piece,
     contrasts,
     covariate_piece,
     denominator_piece,
@@ -65,6 +66,7 @@ class Estimate:
         covariate: Values of the covariate shift.
         outcome: Values of the outcome shift.
         rows: Influence values of the expected losses, shape (4, n_0) and (4, n_1).
+        baseline: Expected losses with subsets of the baseline shifted; None where they are not asked for.
         pair: Expected losses of each of two models whose difference is explained; empty where there is one.
     """
 
@@ -73,6 +75,7 @@ class Estimate:
     outcome: Shares
     rows: Rows
     pair: tuple[Mean, ...] = ()
+    baseline: Mean | None = None
 
 
 class Case(NamedTuple):
@@ -89,7 +92,9 @@ class Case(NamedTuple):
     folds: tuple[Codes, Codes]
 
 
-def estimate(cases: Sequence[Case], masks: Masks, n_bins: int, n_jobs: int | None) -> list[Estimate]:
+def estimate(
+    cases: Sequence[Case], masks: Masks, n_bins: int, n_jobs: int | None, upstream: Masks | None = None
+) -> list[Estimate]:
     """Cross-fit all nuisances and average the influence values, of one comparison or of several with one source.
 
     What several comparisons learn from the same rows is learnt once: fold by fold, and subset by subset.
@@ -99,6 +104,7 @@ def estimate(cases: Sequence[Case], masks: Masks, n_bins: int, n_jobs: int | Non
         masks: Subsets of the players, shape (S, p), the empty and the full one among them.
         n_bins: Bins of the source risk.
         n_jobs: Of joblib; the backend is the caller's choice, as with `joblib.parallel_config("dask")`.
+        upstream: Subsets of the baseline columns whose shifts are wanted too, shape (U, q).
 
     Returns:
         One estimate for each comparison.
@@ -117,10 +123,19 @@ def estimate(cases: Sequence[Case], masks: Masks, n_bins: int, n_jobs: int | Non
             delayed(_outcome)(cases, [folds[k] for folds in fitted], mask, [of[k] for of in apart], n_bins)
             for k, mask in jobs
         )
+        above = [
+            parallel(delayed(_baseline)(cases, [folds[k] for folds in fitted], mask) for k in range(len(parts[0])))
+            for mask in (() if upstream is None else upstream)
+        ]
     found = [
         _average(case.sample, masks, fitted[i], [part[i] for part in left], [part[i] for part in right])
         for i, case in enumerate(cases)
     ]
+    if upstream is not None:
+        for i, case in enumerate(cases):
+            tests = [fold.test for fold in fitted[i]]
+            rows = stack([_scatter(case.sample, tests, [part[i] for part in parts]) for parts in above])
+            found[i] = replace(found[i], baseline=_mean(case.sample, rows))
     return [one if levels is None else _of_metric(one, levels) for one, (_, levels) in zip(found, scored, strict=True)]
 
 
@@ -143,6 +158,14 @@ def _fit(cases: Sequence[Case], parts: Sequence[tuple[tuple[Codes, Codes], tuple
 def _covariate(cases: Sequence[Case], folds: Sequence[Fold], mask: NDArray[np.bool_]) -> list[Piece]:
     learners = _learners(cases)
     return [covariate_piece(case.sample, of, fold, mask) for case, of, fold in zip(cases, learners, folds, strict=True)]
+
+
+def _baseline(cases: Sequence[Case], folds: Sequence[Fold], mask: NDArray[np.bool_]) -> list[Rows]:
+    learners = _learners(cases)
+    return [
+        baseline_piece(case.sample, of, fold, case.sample.baseline[mask])
+        for case, of, fold in zip(cases, learners, folds, strict=True)
+    ]
 
 
 def _outcome(

@@ -58,6 +58,9 @@ class GapExplainer(Explainer):
             of a scikit-learn classifier and regressor.
         level: Level of the intervals, in (0, 1).
         interval: Kind of the intervals: "wald", or "fieller" for shares with a weak denominator.
+        attribute_baseline: Whether to share out the baseline term too, an option beyond the paper: in units of the
+            loss, what it changes that the target's distribution of a baseline column (and of those before it) takes
+            the place of the source's, the others following as they do in the source; averaged over all orders.
         min_shift_z: A shift whose size is below so many of its standard errors is not shared out.
         trim: Rows whose probability of the target, given all features, is within this distance of 0 or 1 are left out;
             the explained gap is then that on the common support.
@@ -99,6 +102,7 @@ class GapExplainer(Explainer):
         learners: Any = "auto",
         level: OpenShare = 0.9,
         interval: Literal["wald", "fieller"] = "wald",
+        attribute_baseline: bool = False,
         min_shift_z: NotNegative = 2.0,
         trim: Annotated[float, Range(0, 0.5, below=True)] = 0.0,
         subset_draws: Count = 200,
@@ -108,7 +112,7 @@ class GapExplainer(Explainer):
         self.baseline, self.groups = baseline, groups
         self.label, self.prediction = label, prediction
         self.loss, self.loss_column, self.outcome, self.cluster = loss, loss_column, outcome, cluster
-        self.quantile = quantile
+        self.quantile, self.attribute_baseline = quantile, attribute_baseline
         self.weight, self.categorical, self.ordinal = weight, categorical, ordinal
         self.n_bins, self.folds, self.repeats, self.learners = n_bins, folds, repeats, learners
         self.level, self.interval, self.min_shift_z, self.trim = level, interval, min_shift_z, trim
@@ -161,7 +165,7 @@ class GapExplainer(Explainer):
             ExplainError: As :meth:`fit`.
         """
         plan = self.plan(frames, losses)
-        found = [estimate([case], plan.masks, self.n_bins, self.n_jobs)[0] for case in plan.cases()]
+        found = [estimate([case], plan.masks, self.n_bins, self.n_jobs, plan.upstream)[0] for case in plan.cases()]
         return self.report(plan, found, mode, loss)
 
     def plan(self, frames: Frames, losses: Losses, *, anchored: bool = False) -> Plan:
@@ -199,7 +203,8 @@ class GapExplainer(Explainer):
         else:
             masks, counts = sample_subsets(players, self.subset_draws, next(draws))
         parts = tuple(deal(sample, folds, next(draws)) for _ in range(self.repeats))
-        return Plan(sample, tuple(groups), families, support, masks, counts, folds, parts)
+        upstream = subsets(len(self.baseline)) if self.attribute_baseline else None
+        return Plan(sample, tuple(groups), families, support, masks, counts, folds, parts, upstream)
 
     def report(self, plan: Plan, repeats: Sequence[Estimate], mode: Mode, loss: str) -> GapReport:
         """The report on what was estimated.
@@ -219,6 +224,8 @@ class GapExplainer(Explainer):
             plan.masks,
             plan.counts,
             plan.support,
+            upstream=plan.upstream,
+            baseline=tuple(map(str, self.baseline)),
             mode=mode,
             loss=loss,
             level=self.level,
@@ -246,6 +253,14 @@ class GapExplainer(Explainer):
                 f"baseline is {self.baseline!r}, but it must be a list of at least one column, as shares of a "
                 "covariate shift are defined given a baseline"
             )
+        if self.attribute_baseline and (self.loss in METRIC_NAMES or len(self.baseline) > EXACT_PLAYERS):
+            why = (
+                f"needs a loss of rows, which the loss '{self.loss}' is not"
+                if self.loss in METRIC_NAMES
+                else f"values all subsets of the baseline, so that {len(self.baseline)} columns are more than the "
+                f"{EXACT_PLAYERS} it takes"
+            )
+            raise ExplainError(f"attribute_baseline {why}: leave it out, or change the other")
         if self.outcome == "risk" and self.loss not in FINITE_LOSSES:
             raise ExplainError(
                 f"outcome='risk' needs the loss for every label, which the loss '{self.loss}' does not give: "

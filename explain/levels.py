@@ -12,6 +12,7 @@ from joblib import delayed
 from explain.crossfit import ratio, regress, splits
 from explain.data import Codes, Sample, Scored
 from explain.errors import ExplainError
+from explain.functional.aggregate import shifted_rows
 from explain.functional.metrics import (
     Law,
     Levels,
@@ -22,7 +23,7 @@ from explain.functional.metrics import (
     metric_levels,
     ratio_parts,
 )
-from explain.functional.rows import Floats, Rows
+from explain.functional.rows import Floats, Rows, stack
 from explain.nuisances import Families
 
 Split = tuple[tuple[Codes, Codes], tuple[Codes, Codes]]
@@ -113,12 +114,12 @@ def _shifted(
     family = families.loss.keeping({})  # parts that are the same under both are learnt once
     found = []
     for parts, baseline in ((at_100, True), (at_110, False)):
-        source, target = [], []
+        rows = []
         for values in parts:
             mu = regress(sample, family, 0, train, everything, values)
             if baseline:
                 mu = regress(sample, family, 0, train, sample.baseline, mu.source)
-            source.append((values - mu.source)[test_0] * ratios[0 if baseline else 1, test_0])
-            target.append(mu.target[test_1])
-        found.append(Rows(np.stack(source), np.stack(target)))
+            held = Rows(mu.source[test_0], mu.target[test_1])
+            rows.append(shifted_rows(values[test_0], held, ratios[0 if baseline else 1, test_0]))
+        found.append(stack(rows))
     return found[0], found[1]

@@ -37,7 +37,10 @@ def draw(report: GapReport) -> Figure:
     shares = [(name, [term for term in terms if not math.isnan(term.value)]) for name, terms in _shares(report)]
     shares = [(name, terms) for name, terms in shares if terms]
     chances = report.diagnostics.get("overlap", {}).get("chances", [[], []])
-    heights = [3.4] * bool(report.aggregate) + [0.4 * len(terms) + 1.2 for _, terms in shares]
+    heights = [3.4] * bool(report.aggregate)
+    heights += [0.4 * len(report.baseline) + 1.2] * bool(report.baseline) + [
+        0.4 * len(terms) + 1.2 for _, terms in shares
+    ]
     heights += [2.0] * bool(chances[0])
     figure = Figure(figsize=(7, max(sum(heights), 1.0)), layout="constrained")
     if not heights:
@@ -45,6 +48,8 @@ def draw(report: GapReport) -> Figure:
     every = list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if report.aggregate:
         waterfall(report, every.pop(0))
+    if report.baseline:
+        contributions(report, every.pop(0))
     if chances[0]:
         overlapping(chances, every.pop())
     for axes, (name, terms) in zip(every, shares, strict=True):
@@ -90,6 +95,22 @@ def forest(terms: Sequence[Term], axes: Axes, label: str) -> None:
     axes.set_xlim(max(-2.0, min([0.0, *finite]) - 0.1), min(3.0, max([1.0, *finite]) + 0.1))
     axes.set_yticks(range(len(shown)), [t.name if t.status == "ok" else f"{t.name} ({t.status})" for t in shown])
     axes.set_xlabel(label)
+
+
+def contributions(report: GapReport, axes: Axes) -> None:
+    """What the baseline columns contribute to the baseline term, the first on top.
+
+    Args:
+        report: With contributions.
+        axes: Where to draw.
+    """
+    shown = list(reversed(report.baseline))
+    for place, term in enumerate(shown):
+        axes.barh(place, term.value, color=UP if term.value > 0 else DOWN, alpha=0.7)
+        axes.plot([term.low, term.high], [place, place], color="black", linewidth=1)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(shown)), [t.name if t.status == "ok" else f"{t.name} ({t.status})" for t in shown])
+    axes.set_xlabel(f"contribution to the baseline term (beyond the paper), with {100 * report.level:g} % interval")
 
 
 def overlapping(chances: Sequence[Sequence[float]], axes: Axes) -> None:

@@ -36,6 +36,7 @@ class Plan:
         counts: How often each batch drew each of them, where they were sampled.
         folds: Number of folds.
         parts: Folds of every row, one pair for each repeat.
+        upstream: Subsets of the baseline columns, shape (U, q), where the baseline term is shared out.
     """
 
     sample: Sample
@@ -46,6 +47,7 @@ class Plan:
     counts: NDArray[np.int64] | None = None
     folds: int = 0
     parts: tuple[tuple[Codes, Codes], ...] = ()
+    upstream: NDArray[np.bool_] | None = None
 
     def cases(self) -> list[Case]:
         """What is estimated, one for each repeat; nothing where every row has the same loss."""

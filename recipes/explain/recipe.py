@@ -83,7 +83,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     counts = dict(zip(("source_rows", "target_rows"), map(len, tables), strict=False))
     extra = {**counts, "training_rows": trained_on}
     try:
-        if recipe.mode == "curve":
+        if recipe.mode == "curve" or recipe.by:
             finish_curve(folder, _curve(recipe, tables, losses), extra)
         else:
             finish(folder, _explain(recipe, tables, losses), extra)
@@ -159,12 +159,15 @@ def _columns(names: list[list[str]]) -> list[Any]:
 
 
 def _curve(recipe: Recipe, tables: list[pd.DataFrame], names: list[list[str]]) -> GapCurve:
-    from explain import gap_curve
+    from explain import gap_by_group, gap_curve
 
     options = _explainer(recipe, names).get_params(deep=False)
     baseline, groups = options.pop("baseline"), options.pop("groups")
-    curve = gap_curve(tables[0], dict(cut(tables[1], recipe.data)), baseline, groups, **options)
-    return replace(curve, loss=recipe.loss)
+    if recipe.by:
+        curve = gap_by_group(tables[0], tables[1], recipe.by, baseline, groups, **options)
+    else:
+        curve = gap_curve(tables[0], dict(cut(tables[1], recipe.data)), baseline, groups, **options)
+    return replace(curve, loss=recipe.loss) if options["loss"] == "given" else curve
 
 
 def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapReport:
@@ -175,4 +178,4 @@ def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapRe
         report = gap_of_gaps(*tables, models=(columns[0], columns[1]), **_options(recipe))
     else:
         report = _explainer(recipe, names).fit(*tables).report_
-    return replace(report, loss=recipe.loss)
+    return replace(report, loss=recipe.loss) if report.loss == "given" else report

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from explain.picture import forest, overlapping, waterfall
+from explain.picture import contributions, forest, overlapping, waterfall
 from explain.report import STATUS_MEANING, GapReport, Term
 from recipes.running.files import write_text
 
@@ -29,6 +29,8 @@ def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
     write_text(folder.path / "gap.json", report.to_json() + "\n")
     if report.aggregate:
         _draw_waterfall(folder, report)
+    if report.baseline:
+        _draw_contributions(folder, report)
     for name, terms in (("covariate", report.covariate), ("outcome", report.outcome)):
         if any(not math.isnan(term.value) for term in terms):
             _draw_shares(folder, name, terms, report.level)
@@ -57,6 +59,7 @@ def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
         "sign": report.sign,
         "totals": dict(report.totals),
         "aggregate": _numbers(report.aggregate),
+        **({"baseline": _numbers(report.baseline)} if report.baseline else {}),
         "covariate": _numbers(report.covariate),
         "outcome": _numbers(report.outcome),
         **extra,
@@ -127,6 +130,13 @@ def _draw_shares(folder: RunFolder, name: str, terms: Sequence[Term], level: flo
     forest(shown, axes, f"share of the {name} shift explained, with {100 * level:g} % interval")
     rows = [[t.name, t.value, t.low, t.high, t.status] for t in terms]
     folder.figure(name, figure, rows, ["variable", "share", "low", "high", "status"])
+
+
+def _draw_contributions(folder: RunFolder, report: GapReport) -> None:
+    figure, axes = _figure(7, 0.4 * len(report.baseline) + 1.2)
+    contributions(report, axes)
+    rows = [[t.name, t.value, t.low, t.high, t.status] for t in report.baseline]
+    folder.figure("baseline", figure, rows, ["variable", "contribution", "low", "high", "status"])
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
