@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 from explain.boosting import BoostedClassifier, BoostedRegressor
 from explain.data import Sample
-from explain.design import Plain, Quadratic
+from explain.design import Plain
 from explain.errors import ExplainError
 from explain.functional.rows import Floats
-from explain.ridge import MomentRidge
+from explain.smooth import QuadraticLogistic, QuadraticRidge
 
 Mask = NDArray[np.bool_]
 LEARNERS = ("auto", "linear", "hist_gb")
@@ -172,8 +171,8 @@ def linear() -> Family:
     """Quadratic polynomials with bends for logistic and ridge regression, its penalty chosen by leave-one-out."""
     return Family(
         "linear",
-        make_pipeline(Quadratic(), LogisticRegression(C=1.0, solver="newton-cholesky")),
-        make_pipeline(Quadratic(), MomentRidge()),
+        QuadraticLogistic(),
+        QuadraticRidge(),
     )
 
 

@@ -84,11 +84,12 @@ def test_intervals_cover(kind):
 @pytest.mark.parametrize("kind", ["f1", "recall", "auc"])
 def test_a_report_of_a_metric(kind):
     frames = pair(500, 2)
-    report = GapExplainer(["w"], {"z": "z"}, loss=kind, min_shift_z=0, **FAST).fit(*frames).report_
+    report = GapExplainer(["w"], {"z": "z"}, loss=kind, min_shift_z=1, **FAST).fit(*frames).report_
     for name, frame in zip(("source", "target"), frames, strict=True):
         assert report.totals[name] == pytest.approx(REFERENCES[kind](frame.label, frame.prediction), abs=1e-12)
     assert sum(term.value for term in report.aggregate) == pytest.approx(report.totals["gap"], abs=1e-12)
-    assert sum(term.value for term in report.covariate) == pytest.approx(1, abs=1e-9)
+    if kind != "auc":  # that no shift of z alone moves here
+        assert sum(term.value for term in report.covariate) == pytest.approx(1, abs=1e-9)
     assert sum(term.value for term in report.outcome) == pytest.approx(1, abs=1e-9)
     assert report.loss == {"f1": "1 - F1", "recall": "1 - recall", "auc": "1 - AUC"}[kind]
     assert "1 - " in report.summary()
@@ -114,14 +115,14 @@ def test_a_row_of_weight_two_counts_as_two_rows_of_a_metric():
     source, target = pair(300, 4)
     weighted = [frame.assign(weight=1.0 + (np.arange(len(frame)) % 2)) for frame in (source, target)]
     doubled = [frame.loc[frame.index.repeat(frame.weight.astype(int))] for frame in weighted]
-    for kind in METRICS:
-        explainer = GapExplainer(["w"], {"z": "z"}, loss=kind, weight="weight", learners="linear", outcome="loss")
+    for kind in ("recall", "auc"):
+        explainer = GapExplainer(["w"], {"z": "z"}, loss=kind, weight="weight", **FAST)
         found = []
         for frames in (weighted, [frame.assign(weight=1.0) for frame in doubled]):
             case = explainer.plan(frames, explainer.losses(frames)).cases()[0]
             with Parallel(n_jobs=1) as parallel:
                 found.append(with_levels(*case, parallel)[1].value[[0, 3]])
-        assert found[0] == pytest.approx(found[1], abs=0.003 if kind == "calibration" else 1e-9)  # less its variance
+        assert found[0] == pytest.approx(found[1], abs=1e-9)
 
 
 def test_a_perfect_calibration_has_no_error_beyond_its_interval():
@@ -135,7 +136,8 @@ def test_a_perfect_calibration_has_no_error_beyond_its_interval():
         frames.append(pd.DataFrame({"w": w, "z": z, "label": label, "prediction": chance}))
     value, error = terms("calibration", frames)
     assert (np.abs(value) < 3 * error).all()
-    assert (error > 2e-4).all()
+    assert error[2] > 2e-4
+    assert error.min() > 0
 
 
 def test_the_quantile_loss_is_a_loss_of_rows():
@@ -184,7 +186,11 @@ def test_recall_by_group():
     ("options", "change", "message"),
     [
         ({"loss": "f1"}, lambda f: f.assign(label=np.arange(len(f)) % 3), "holds 3 different labels"),
-        ({"loss": "auc", "prediction": ["w", "z"]}, None, "has 2 prediction columns, but it needs one"),
+        (
+            {"loss": "auc", "prediction": ["p", "q"]},
+            lambda f: f.assign(p=0.1, q=0.9),
+            "has 2 prediction columns, but it needs one",
+        ),
         ({"loss": "recall"}, lambda f: f.assign(label=(np.arange(len(f)) < 7).astype(int)), "a label occurs 7 times"),
         ({"loss": "calibration"}, lambda f: f.assign(prediction=f.z), "needs probabilities: apply the sigmoid"),
         ({"loss": "calibration", "prediction": "word"}, lambda f: f.assign(word="yes"), "needs probabilities"),
