@@ -171,14 +171,25 @@ class Detail:
         total = None if self.counts is None else self.counts.sum(0)
         chosen = [0, *(1 + self.names.index(name) for name in self.order)]
         share = self._terms(repeats, shapley_map(self.masks, total)[chosen], chosen)
+        if self.counts is not None:
+            errors = self._sampled(repeats, chosen) ** 0.5
+            diagnostics["sampling"] = {
+                "subsets": len(self.masks),
+                "pairs_drawn": int(self.counts.sum()) // 2,
+                "se": dict(zip(players, errors.tolist(), strict=True)),
+            }
         return _terms(players, share, self._flags(share)), values, diagnostics
 
     def _terms(self, repeats: Sequence[Shares], maps: Floats, chosen: Sequence[int] = ()) -> Terms:
-        sampling = None
-        if self.counts is not None and len(chosen):
-            values = np.median([1 - repeat.numerators / repeat.denominator for repeat in repeats], axis=0)
-            sampling = sampling_variance(self.masks, self.counts, values)[list(chosen)]
+        sampling = self._sampled(repeats, chosen) if self.counts is not None and len(chosen) else None
         return combine_shares(repeats, maps, self.level, self.interval, self.freedom, sampling)
+
+    def _sampled(self, repeats: Sequence[Shares], chosen: Sequence[int]) -> Floats:
+        """Variance of shares that comes from drawing subsets."""
+        if self.counts is None:
+            return np.zeros(len(chosen))
+        values = np.median([1 - repeat.numerators / repeat.denominator for repeat in repeats], axis=0)
+        return sampling_variance(self.masks, self.counts, values)[list(chosen)]
 
     def _flags(self, terms: Terms) -> Sequence[Status]:
         return statuses(terms.value, terms.variance, self.worst)

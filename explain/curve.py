@@ -268,7 +268,8 @@ def _estimate(explainer: GapExplainer, planned: Sequence[_Planned], *, shared: b
     for places in together.values():
         plans = [planned[place].plan for place in places]
         for cases in zip(*(plan.cases() for plan in plans), strict=True):
-            found = estimate(cases, plans[0].masks, explainer.n_bins, explainer.n_jobs, plans[0].upstream)
+            options = explainer.n_bins, explainer.n_jobs, plans[0].upstream
+            found = estimate(cases, plans[0].masks, *options, progress=explainer.progress)
             for place, one in zip(places, found, strict=True):
                 repeats[place].append(one)
     return [

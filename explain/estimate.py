@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -93,7 +93,13 @@ class Case(NamedTuple):
 
 
 def estimate(
-    cases: Sequence[Case], masks: Masks, n_bins: int, n_jobs: int | None, upstream: Masks | None = None
+    cases: Sequence[Case],
+    masks: Masks,
+    n_bins: int,
+    n_jobs: int | None,
+    upstream: Masks | None = None,
+    *,
+    progress: bool = False,
 ) -> list[Estimate]:
     """Cross-fit all nuisances and average the influence values, of one comparison or of several with one source.
 
@@ -105,26 +111,29 @@ def estimate(
         n_bins: Bins of the source risk.
         n_jobs: Of joblib; the backend is the caller's choice, as with `joblib.parallel_config("dask")`.
         upstream: Subsets of the baseline columns whose shifts are wanted too, shape (U, q).
+        progress: Whether to show on the standard error how many folds and subsets are done.
 
     Returns:
         One estimate for each comparison.
     """
     partial = np.flatnonzero(~masks.all(1))
-    with Parallel(n_jobs=n_jobs) as parallel:
+    with Parallel(n_jobs=n_jobs, return_as="generator" if progress else "list") as workers:
+        parallel = watched(workers, progress)
         scored = [with_levels(*case, parallel) for case in cases]
         cases = [case._replace(sample=sample) for case, (sample, _) in zip(cases, scored, strict=True)]
         parts = [splits(case.folds) for case in cases]
         jobs = [(k, masks[index]) for index in partial for k in range(len(parts[0]))]
-        by_fold = parallel(delayed(_fit)(cases, each) for each in zip(*parts, strict=True))
+        by_fold = parallel([delayed(_fit)(cases, each) for each in zip(*parts, strict=True)], "folds")
         fitted: list[list[Fold]] = [list(folds) for folds in zip(*by_fold, strict=True)]
         apart = [contrasts(folds) for folds in fitted]
-        left = parallel(delayed(_covariate)(cases, [folds[k] for folds in fitted], mask) for k, mask in jobs)
+        here = [[folds[k] for folds in fitted] for k in range(len(parts[0]))]
+        left = parallel([delayed(_covariate)(cases, here[k], mask) for k, mask in jobs], "covariate shift")
         right = parallel(
-            delayed(_outcome)(cases, [folds[k] for folds in fitted], mask, [of[k] for of in apart], n_bins)
-            for k, mask in jobs
+            [delayed(_outcome)(cases, here[k], mask, [of[k] for of in apart], n_bins) for k, mask in jobs],
+            "outcome shift",
         )
         above = [
-            parallel(delayed(_baseline)(cases, [folds[k] for folds in fitted], mask) for k in range(len(parts[0])))
+            parallel([delayed(_baseline)(cases, folds, mask) for folds in here], "baseline")
             for mask in (() if upstream is None else upstream)
         ]
     found = [
@@ -142,6 +151,20 @@ def estimate(
 def _of_metric(found: Estimate, levels: Levels) -> Estimate:
     """The estimate with the metric itself in the place of the means of the loss whose shifts are shared out."""
     return replace(found, expectations=Mean(levels.value, levels.spread), rows=levels.rows)
+
+
+def watched(workers: Parallel, progress: bool) -> Callable[[Sequence[Any], str], list[Any]]:
+    """What runs tasks and, where it is asked to, shows how many are done."""
+
+    def run(tasks: Sequence[Any], title: str) -> list[Any]:
+        if not progress:
+            return list(workers(tasks))
+        from rich.console import Console
+        from rich.progress import track
+
+        return list(track(workers(tasks), title, len(tasks), console=Console(stderr=True)))
+
+    return run
 
 
 def _learners(cases: Sequence[Case]) -> list[Families]:

@@ -67,6 +67,7 @@ class GapExplainer(Explainer):
         subset_draws: Pairs of subsets drawn when there are more than 10 players.
         seed: Decides the folds and the subsets; the same seed gives the same bits.
         n_jobs: Processes that work on subsets at once, as joblib counts them: -1 is one a core, none given is one.
+        progress: Whether a bar on the standard error shows how many folds and subsets are done.
 
     Attributes:
         report_: The :class:`~explain.report.GapReport`.
@@ -108,6 +109,7 @@ class GapExplainer(Explainer):
         subset_draws: Count = 200,
         seed: Seed = 0,
         n_jobs: Processes | None = None,
+        progress: bool = False,
     ) -> None:
         self.baseline, self.groups = baseline, groups
         self.label, self.prediction = label, prediction
@@ -116,7 +118,7 @@ class GapExplainer(Explainer):
         self.weight, self.categorical, self.ordinal = weight, categorical, ordinal
         self.n_bins, self.folds, self.repeats, self.learners = n_bins, folds, repeats, learners
         self.level, self.interval, self.min_shift_z, self.trim = level, interval, min_shift_z, trim
-        self.subset_draws, self.seed, self.n_jobs = subset_draws, seed, n_jobs
+        self.subset_draws, self.seed, self.n_jobs, self.progress = subset_draws, seed, n_jobs, progress
         check_options(self)
 
     def fit(self, source: object, target: object) -> GapExplainer:
@@ -165,7 +167,8 @@ class GapExplainer(Explainer):
             ExplainError: As :meth:`fit`.
         """
         plan = self.plan(frames, losses)
-        found = [estimate([case], plan.masks, self.n_bins, self.n_jobs, plan.upstream)[0] for case in plan.cases()]
+        options = self.n_bins, self.n_jobs, plan.upstream
+        found = [estimate([case], plan.masks, *options, progress=self.progress)[0] for case in plan.cases()]
         return self.report(plan, found, mode, loss)
 
     def plan(self, frames: Frames, losses: Losses, *, anchored: bool = False) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -39,7 +39,10 @@ class _Parts(NamedTuple):
 
 
 def with_levels(
-    sample: Sample, families: Families, folds: tuple[Codes, Codes], parallel: Any
+    sample: Sample,
+    families: Families,
+    folds: tuple[Codes, Codes],
+    parallel: Callable[[Sequence[Any], str], list[Any]],
 ) -> tuple[Sample, Levels | None]:
     """The metric under the four distributions, and the sample with the loss whose shifts are shared out.
 
@@ -47,7 +50,7 @@ def with_levels(
         sample: The data; without a metric it comes back as it is, with no levels.
         families: Learners.
         folds: Fold of every row.
-        parallel: Of joblib.
+        parallel: Runs tasks of joblib, which it gets with a title.
 
     Raises:
         ExplainError: If a distribution leaves nothing to divide by.
@@ -57,7 +60,7 @@ def with_levels(
     scored, pieces = sample.scored, splits(folds)
     ratios = np.empty((2, sample.sizes[0]))
     for (_, test), found in zip(
-        pieces, parallel(delayed(_ratios)(sample, families, part) for part in pieces), strict=True
+        pieces, parallel([delayed(_ratios)(sample, families, part) for part in pieces], "density ratios"), strict=True
     ):
         ratios[:, test[0]] = found
     parts = _parts(sample, scored, *ratios)
@@ -66,8 +69,8 @@ def with_levels(
         for _ in range(4)
     ]
     means[0].source[:], means[3].target[:] = parts.source[0], parts.target
-    jobs = (delayed(_shifted)(sample, families, part, parts.source[1], parts.source[2], ratios) for part in pieces)
-    for (_, test), found in zip(pieces, parallel(jobs), strict=True):
+    jobs = [delayed(_shifted)(sample, families, part, parts.source[1], parts.source[2], ratios) for part in pieces]
+    for (_, test), found in zip(pieces, parallel(jobs, "metric"), strict=True):
         for place, rows in zip((1, 2), found, strict=True):
             for side in (0, 1):
                 means[place][side][:, test[side]] = rows[side]
