@@ -74,7 +74,7 @@ class QuadraticLogistic(ClassifierMixin, _Smooth):  # type: ignore[misc]
 
     def _newton(self, X: Floats, y: Floats, weight: Floats) -> Floats:
         """Constant and coefficients."""
-        found = np.zeros(1 + self.quadratic_.transform(X[:1]).shape[1])
+        found = self._start(X, y, weight)
         loss, slope, curve = self._sums(found, X, y, weight)
         for _ in range(_STEPS):
             if np.abs(slope).max() <= _TOLERANCE * weight.sum():
@@ -87,6 +87,17 @@ class QuadraticLogistic(ClassifierMixin, _Smooth):  # type: ignore[misc]
                 step = step / 2
             found, (loss, slope, curve) = found - step, after
         return found
+
+    def _start(self, X: Floats, y: Floats, weight: Floats) -> Floats:
+        """Coefficients that every so many rows give, as many as are in memory at once: few steps lead on from there."""
+        every = -(-len(X) // BLOCK)
+        some = slice(None, None, every)
+        basis = self.quadratic_.transform(X[some])
+        if len(np.unique(y[some])) < 2:
+            return np.zeros(1 + basis.shape[1])
+        model = LogisticRegression(C=float(every), solver="newton-cholesky")
+        model.fit(basis, y[some], sample_weight=weight[some])
+        return np.concatenate([model.intercept_, model.coef_[0]])
 
     def _sums(self, found: Floats, X: Floats, y: Floats, weight: Floats) -> tuple[float, Floats, Floats]:
         """Penalised loss, its gradient and its second derivatives, summed over the blocks."""

@@ -95,3 +95,44 @@ def test_a_column_that_cuts_nothing_ends_the_run(front, years):
     done = front("r.yaml", "--out", "out", r=yaml.safe_dump(recipe(**(CURVE | {"data": {"chunk": "month"}}))))
     assert done.code == 1
     assert "data.chunk: column 'year' holds numbers, but every='month' needs dates" in done.err
+
+
+def test_metrics_groups_and_the_baseline_term_go_through_a_recipe(front, tables):
+    metric = {"label": "label", "loss": "recall", "estimation": {"outcome": "loss"}, "groups": {"skill": ["skill"]}}
+    for name in ("here", "there"):
+        frame = pd.read_csv(tables / f"{name}.csv").assign(sex=np.array(["f", "m"])[np.arange(300) % 2])
+        frame.to_csv(tables / f"{name}.csv", index=False)
+    data = {"path": "here.csv", "target_path": "there.csv", "column": "", "source": "", "target": ""}
+    run(front, recipe(data=data, by="sex", **metric), "groups")
+    result = json.loads((tables / "groups/result.json").read_text())
+    assert list(result["domains"]) == ["f", "m"]
+    assert result["loss"] == "1 - recall"
+    rows = {"loss": "brier", "estimation": {"attribute_baseline": True}, "groups": {"skill": ["skill"]}}
+    run(front, recipe(data=data, baseline=["age", "clinic"], **rows), "baseline")
+    result = json.loads((tables / "baseline/result.json").read_text())
+    parts = [term["value"] for term in result["baseline"].values()]
+    assert sum(parts) == pytest.approx(result["aggregate"]["baseline"]["value"], abs=1e-10)
+    assert (tables / "baseline/figures/baseline.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"loss": "auc"}, "estimation.outcome: expected loss for a loss that is not of a finite label, got 'risk'"),
+        ({"by": "skill"}, "by: expected a column that is neither in baseline nor in groups, got 'skill'"),
+        ({**CURVE, "by": "city", "groups": {"skill": ["skill"]}}, "by: expected none in mode curve, got 'city'"),
+        (
+            {"mode": "gap-of-gaps", "loss": "f1", "second": {"kind": "predictions", "columns": ["q"]}},
+            "loss: expected a loss of rows where two models are compared, which 'f1' is not",
+        ),
+        ({"loss": "quantile", "model": {"kind": "logistic", "columns": []}}, "loss: expected a loss for classes"),
+        (
+            {"loss": "auc", "estimation": {"outcome": "loss", "attribute_baseline": True}},
+            "estimation: attribute_baseline needs a loss of rows, which the loss 'auc' is not",
+        ),
+    ],
+)
+def test_what_a_metric_and_groups_do_not_go_with_is_refused(front, tables, changes, sentence):
+    done = front("r.yaml", "--check", r=yaml.safe_dump(recipe(**changes)))
+    assert done.code == 2
+    assert sentence in done.err
