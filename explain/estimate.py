@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from explain.functional.intervals import Ratios, covariance, critical, fieller, 
 from explain.functional.metrics import Levels
 from explain.functional.rows import Floats, Rows, mean, stack
 from explain.functional.values import curvature
-from explain.levels import with_levels
+from explain.levels import Runs, with_levels
 from explain.nuisances import Families, Fitted
 from explain.outcome_shift import outcome_piece
 
@@ -118,7 +118,7 @@ def estimate(
     """
     partial = np.flatnonzero(~masks.all(1))
     with Parallel(n_jobs=n_jobs, return_as="generator" if progress else "list") as workers:
-        parallel = watched(workers, progress)
+        parallel = watched(workers, progress=progress)
         scored = [with_levels(*case, parallel) for case in cases]
         cases = [case._replace(sample=sample) for case, (sample, _) in zip(cases, scored, strict=True)]
         parts = [splits(case.folds) for case in cases]
@@ -153,7 +153,7 @@ def _of_metric(found: Estimate, levels: Levels) -> Estimate:
     return replace(found, expectations=Mean(levels.value, levels.spread), rows=levels.rows)
 
 
-def watched(workers: Parallel, progress: bool) -> Callable[[Sequence[Any], str], list[Any]]:
+def watched(workers: Parallel, *, progress: bool) -> Runs:
     """What runs tasks and, where it is asked to, shows how many are done."""
 
     def run(tasks: Sequence[Any], title: str) -> list[Any]:

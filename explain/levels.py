@@ -26,6 +26,7 @@ from explain.functional.metrics import (
 from explain.functional.rows import Floats, Rows, stack
 from explain.nuisances import Families
 
+Runs = Callable[[Sequence[Any], str], list[Any]]  # runs tasks of joblib under a title
 Split = tuple[tuple[Codes, Codes], tuple[Codes, Codes]]
 
 
@@ -42,7 +43,7 @@ def with_levels(
     sample: Sample,
     families: Families,
     folds: tuple[Codes, Codes],
-    parallel: Callable[[Sequence[Any], str], list[Any]],
+    parallel: Runs,
 ) -> tuple[Sample, Levels | None]:
     """The metric under the four distributions, and the sample with the loss whose shifts are shared out.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from explain.assemble import Detail
 from explain.data import Codes, Columns, Sample, make_sample
 from explain.errors import ExplainError
-from explain.estimate import Shares, make_shares
+from explain.estimate import Shares, make_shares, watched
 from explain.explainer import GapExplainer
 from explain.folds import assign_folds
 from explain.functional.intervals import covariance, critical
@@ -22,6 +22,7 @@ from explain.functional.metrics import METRICS
 from explain.functional.rows import Floats
 from explain.functional.shapley import sample_subsets, subsets
 from explain.functional.values import curvature
+from explain.levels import Runs
 from explain.nuisances import Family, best_family, candidates, problem
 from explain.outcomes import Losses, read_losses
 from explain.plan import EXACT_PLAYERS, check_counts, usable_folds
@@ -67,6 +68,7 @@ class ModelGapExplainer(Explainer):
         subset_draws: Pairs of subsets drawn when there are more than 10 players.
         seed: The same seed gives the same bits.
         n_jobs: Processes that work on subsets at once, as joblib counts them: -1 is one a core, none given is one.
+        progress: Whether a bar on the standard error shows how many subsets are done.
 
     Attributes:
         report_: The :class:`~explain.report.GapReport`, with the shares under `outcome`.
@@ -96,12 +98,13 @@ class ModelGapExplainer(Explainer):
         subset_draws: Count = 200,
         seed: Seed = 0,
         n_jobs: Processes | None = None,
+        progress: bool = False,
     ) -> None:
         self.groups, self.models, self.label, self.loss, self.cluster = groups, models, label, loss, cluster
         self.weight, self.categorical, self.ordinal, self.quantile = weight, categorical, ordinal, quantile
         self.folds, self.repeats, self.learners, self.level = folds, repeats, learners, level
         self.interval, self.min_shift_z, self.subset_draws = interval, min_shift_z, subset_draws
-        self.seed, self.n_jobs = seed, n_jobs
+        self.seed, self.n_jobs, self.progress = seed, n_jobs, progress
         check_options(self)
 
     def fit(self, table: object) -> ModelGapExplainer:
@@ -140,7 +143,9 @@ class ModelGapExplainer(Explainer):
         repeats = []
         for _ in range(self.repeats):
             fold = assign_folds(sample.sizes, folds, rng, clusters=sample.clusters, weight=sample.weight)[0]
-            repeats.append(_estimate(sample, family, masks, fold, self.n_jobs))
+            with Parallel(n_jobs=self.n_jobs, return_as="generator" if self.progress else "list") as workers:
+                parallel = watched(workers, progress=self.progress)
+                repeats.append(_estimate(sample, family, masks, fold, parallel))
         detail = Detail(
             sample.names,
             tuple(groups),
@@ -242,10 +247,10 @@ def _taken(models: tuple[Named, Named], *others: Hashable | None) -> set[Hashabl
     return named | {name for name in others if name is not None}
 
 
-def _estimate(sample: Sample, family: Family, masks: NDArray[np.bool_], fold: Codes, n_jobs: int | None) -> Shares:
+def _estimate(sample: Sample, family: Family, masks: NDArray[np.bool_], fold: Codes, parallel: Runs) -> Shares:
     """Numerators (d - m_s)^2 - (d - m_full)^2 and the denominator d^2 - (d - m_full)^2 of one cross-fit."""
     d = sample.loss.source
-    found = Parallel(n_jobs=n_jobs)(delayed(_predict)(sample, family, mask, fold) for mask in masks)
+    found = parallel([delayed(_predict)(sample, family, mask, fold) for mask in masks], "subsets")
     held, noise = np.stack([part[0] for part in found]), np.array([part[1] for part in found])
     full = int(np.flatnonzero(masks.all(1))[0])
     partial = ~masks.all(1)
