@@ -223,8 +223,8 @@ def _canonical(codes: NDArray[np.int64], count: int, content: _Content) -> NDArr
         lost_keys.append((np.bincount(part[order], lost[order], count) / total).round(12))
     keys: list[Floats] = [np.arange(count, dtype=np.float64)]
     if content.anchored:
-        for part, lost in reversed(list(zip(counts, lost_keys, strict=True))):
-            keys += [lost, -part]
+        for shares, losses in reversed(list(zip(counts, lost_keys, strict=True))):
+            keys += [losses, -shares]
     else:
         keys += [*lost_keys, *(-part for part in counts), -np.sum(counts, axis=0).round(12)]
     rank = np.empty(count, dtype=np.int64)
