@@ -20,7 +20,7 @@ from explain.functional.rows import Floats
 from explain.functional.simultaneous import common_rows, each_level
 from explain.plan import Plan
 from explain.report import GapReport
-from explain.tables import as_frame, read_weights
+from explain.tables import as_frame, players_of, read_weights
 from explain.trust import judge
 
 Period = Literal["day", "week", "month", "quarter", "year"]
@@ -119,8 +119,8 @@ def gap_by_group(
     """
     explainer = GapExplainer(baseline, groups, **options)
     explainer.check()
-    named = {*baseline, *(column for part in (groups or {}).values() for column in ([part] if by == part else part))}
-    if by in named:
+    players = {} if groups is None else players_of(groups)
+    if by in {*baseline, *(column for part in players.values() for column in part)}:
         raise ExplainError(
             f"column '{by}' tells the groups, so it is the same in all rows of one: leave it out of baseline and groups"
         )
@@ -291,7 +291,7 @@ def _points(
     points = []
     for each in found:
         if not each.repeats:
-            points += [Point(each.name, name, *[0.0] * 6) for name in CURVES]
+            points += [Point(each.name, name, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0) for name in CURVES]
             continue
         terms = combine_means(
             [repeat.expectations for repeat in each.repeats], MAPS, explainer.level, freedom[each.name]
