@@ -86,11 +86,11 @@ class GapCurve:
         """The points of "gap", "baseline", "covariate" or "outcome", in the order of the domains."""
         return [point for point in self.points if point.name == name]
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[dict[str, object]]:
         """All points as rows: domain, name, value, se, low, high, low_alone, high_alone, status, moved."""
         return [{**_row(point), "moved": point.moved} for point in self.points]
 
-    def shares(self) -> list[dict[str, Any]]:
+    def shares(self) -> list[dict[str, object]]:
         """Shares by variable of every domain as rows: domain, part, name, value, se, low, high, status."""
         return [
             {"domain": domain, **row}
@@ -199,7 +199,7 @@ class GapCurve:
             raise ValueError(f"this is not the JSON of a curve: {error!r}; give what GapCurve.to_json wrote") from error
 
 
-def _row(point: Point) -> dict[str, Any]:
+def _row(point: Point) -> dict[str, object]:
     return {each.name: getattr(point, each.name) for each in fields(point)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -156,7 +156,7 @@ def _of_metric(found: Estimate, levels: Levels) -> Estimate:
 def watched(workers: Parallel, *, progress: bool) -> Runs:
     """What runs tasks and, where it is asked to, shows how many are done."""
 
-    def run(tasks: Sequence[Any], title: str) -> list[Any]:
+    def run(tasks: Sequence[object], title: str) -> list[object]:
         if not progress:
             return list(workers(tasks))
         from rich.console import Console

@@ -108,7 +108,11 @@ def read_losses(
 
 
 def _scored(
-    kind: str, classes: NDArray[np.generic], codes: list[NDArray[np.intp]], predicted: list[list[pd.Series]], label: Any
+    kind: str,
+    classes: NDArray[np.generic],
+    codes: list[NDArray[np.intp]],
+    predicted: list[list[pd.Series]],
+    label: Hashable,
 ) -> Losses:
     """Labels and scores of two classes."""
     if len(classes) != 2:

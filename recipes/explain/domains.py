@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from recipes.data import wheels
 from recipes.data.acs import ACS_NEEDS, acs_available, read_acs
@@ -229,7 +229,7 @@ def cut(table: pd.DataFrame, data: DomainData) -> dict[str, pd.DataFrame]:
         raise RunError(f"data.chunk: {error}") from error
 
 
-def _condition(text: str, key: str) -> tuple[Callable[[Any, Any], pd.Series], float | date] | None:
+def _condition(text: str, key: str) -> tuple[Callable[..., pd.Series], float | date] | None:
     """The comparison and bound of a text such as ">= 2006" or "< 2006-01-31"; None for a value."""
     sign = next((sign for sign in OPERATORS if text.startswith(sign)), None)
     if sign is None:

@@ -11,7 +11,7 @@ reference, such as the months after it; ``curve.json`` is a `GapCurve`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -166,8 +166,8 @@ def _curve(recipe: Recipe, tables: list[pd.DataFrame], names: list[list[str]]) -
     if recipe.by:
         curve = gap_by_group(tables[0], tables[1], recipe.by, baseline, groups, **options)
     else:
-        domains: dict[Hashable, object] = {**cut(tables[1], recipe.data)}
-        curve = gap_curve(tables[0], domains, baseline, groups, **options)
+        parts = cut(tables[1], recipe.data)
+        curve = gap_curve(tables[0], {name: parts[name] for name in parts}, baseline, groups, **options)
     return replace(curve, loss=recipe.loss) if options["loss"] == "given" else curve
 
 

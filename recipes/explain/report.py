@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from explain.picture import contributions, forest, overlapping, waterfall
@@ -46,7 +46,7 @@ def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
     ]
     met = {row["status"] for row in rows}
     numbers = [{"diagnostic": name, "value": value} for name, value in _flat(report.diagnostics)]
-    tables: dict[str, list[dict[str, Any]]] = {
+    tables: dict[str, Sequence[Mapping[str, object]]] = {
         "Terms": rows,
         "What the statuses mean": _meanings(met),
         "Diagnostics": numbers,
@@ -68,7 +68,7 @@ def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
     folder.say(report.to_text())
 
 
-def finish_curve(folder: RunFolder, curve: GapCurve, extra: dict[str, Any]) -> None:
+def finish_curve(folder: RunFolder, curve: GapCurve, extra: Mapping[str, object]) -> None:
     """Write curve.json, the figure of the curve, tables, report.html and result.json.
 
     Args:
@@ -81,7 +81,7 @@ def finish_curve(folder: RunFolder, curve: GapCurve, extra: dict[str, Any]) -> N
     folder.figure("curve", curve.plot(), [list(row.values()) for row in rows], list(rows[0]))
     shares = [_rounded(row) for row in curve.shares()]
     met = {row["status"] for row in [*rows, *shares]}
-    tables: dict[str, list[dict[str, Any]]] = {
+    tables: dict[str, Sequence[Mapping[str, object]]] = {
         "Points": [_rounded(row) for row in rows],
         "Domains that were not explained": [{"domain": name, "reason": why} for name, why in curve.refused.items()],
         "What the statuses mean": _meanings(met),
@@ -110,7 +110,7 @@ def finish_curve(folder: RunFolder, curve: GapCurve, extra: dict[str, Any]) -> N
     folder.say(curve.to_text())
 
 
-def _meanings(met: set[str]) -> list[dict[str, Any]]:
+def _meanings(met: set[object]) -> list[dict[str, object]]:
     return [{"status": name, "meaning": meaning} for name, meaning in STATUS_MEANING.items() if name in met]
 
 
@@ -151,7 +151,7 @@ def _numbers(terms: Sequence[Term]) -> dict[str, dict[str, Any]]:
     return {t.name: {"value": t.value, "se": t.se, "low": t.low, "high": t.high, "status": t.status} for t in terms}
 
 
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+def _rounded(row: Mapping[str, object]) -> dict[str, object]:
     return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
 
 
