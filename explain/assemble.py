@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def assemble(
     level: float,
     interval: str,
     min_shift_z: float,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
 ) -> GapReport:
     """The report on all repeats.
 
@@ -127,7 +127,7 @@ class Detail:
 
     def __call__(
         self, kind: Kind, repeats: Sequence[Shares], moved: bool
-    ) -> tuple[tuple[Term, ...], list[SubsetValue], dict[str, Any]]:
+    ) -> tuple[tuple[Term, ...], list[SubsetValue], dict[str, object]]:
         """Shares with the recalibration first, values of subsets by size, and the size of the shift.
 
         Args:

@@ -104,11 +104,11 @@ class Sample:
         """Weights of the rows of a domain, ones where all count the same."""
         return np.ones(self.sizes[domain]) if self.weight is None else self.weight[domain]
 
-    def weights(self, domain: int, rows: Any) -> Floats | None:
+    def weights(self, domain: int, rows: Codes | NDArray[np.bool_] | slice) -> Floats | None:
         """Weights of some rows of a domain; None where all count the same."""
         return None if self.weight is None else self.weight[domain][rows]
 
-    def mass(self, rows: tuple[Any, Any]) -> tuple[float, float]:
+    def mass(self, rows: tuple[Codes, Codes]) -> tuple[float, float]:
         """How much some rows of both domains weigh: their number where all count the same."""
         if self.weight is None:
             return float(len(rows[0])), float(len(rows[1]))

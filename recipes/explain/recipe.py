@@ -171,7 +171,7 @@ def _curve(recipe: Recipe, tables: list[pd.DataFrame], names: list[list[str]]) -
     return replace(curve, loss=recipe.loss) if options["loss"] == "given" else curve
 
 
-def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapReport:
+def _explain(recipe: Recipe, tables: list[pd.DataFrame], names: list[list[str]]) -> GapReport:
     from explain import gap_of_gaps
 
     if recipe.mode == "gap-of-gaps":

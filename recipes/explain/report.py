@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from explain.picture import contributions, forest, overlapping, waterfall
 from explain.report import STATUS_MEANING, GapReport, Term
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
 
 
-def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
+def finish(folder: RunFolder, report: GapReport, extra: Mapping[str, object]) -> None:
     """Write gap.json, figures, tables, report.html and result.json.
 
     Args:
@@ -147,7 +147,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _numbers(terms: Sequence[Term]) -> dict[str, dict[str, Any]]:
+def _numbers(terms: Sequence[Term]) -> dict[str, dict[str, object]]:
     return {t.name: {"value": t.value, "se": t.se, "low": t.low, "high": t.high, "status": t.status} for t in terms}
 
 
