@@ -206,10 +206,10 @@ def terms_by_name() -> dict[str, type[Term]]:
     Raises:
         DistillError: If two have one name.
     """
-    from distill import hints
+    from distill import cross_tokenizer, hints
 
     found: dict[str, type[Term]] = {}
-    for module in (sys.modules[__name__], hints):
+    for module in (sys.modules[__name__], hints, cross_tokenizer):
         for kind in vars(module).values():
             if isinstance(kind, type) and kind.__module__ == module.__name__ and kind.__dict__.get("name"):
                 found[kind.__dict__["name"]] = kind
@@ -298,7 +298,7 @@ class DistillLoss(nn.Module):
                 raise DistillError(f"{name} needs labels, but the batch has none; give labels, or leave {name} out")
             if teacher is not None and teacher.compact is not None:
                 check_reads_some(name, type(term))
-        whole = teacher if teacher is not None and teacher.compact is None else None
+        whole = teacher if teacher is not None and teacher.compact is None and teacher.pairs is None else None
         if "logits" in self.needs and whole is not None and student.logits.shape != whole.logits.shape:
             raise DistillError(
                 f"the student has {student.logits.shape[-1]} classes and the teacher {whole.logits.shape[-1]}; give "

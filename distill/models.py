@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from torch import nn
@@ -131,3 +131,15 @@ def check_outputs(students: nn.ModuleDict, classes: int) -> None:
         told = getattr(config, "num_labels", None) if config is not None else getattr(model, "num_classes", None)
         if isinstance(told, int) and told != classes:
             raise DistillError(f"student {name} has {told} outputs, but classes is {classes}; give as many")
+
+
+def is_plain(terms: object) -> bool:
+    """Whether there are no losses of one's own, which a checkpoint cannot keep among its values."""
+    if isinstance(terms, Mapping):
+        return all(is_plain(value) for value in terms.values())
+    return isinstance(terms, str | int | float | bool | list | tuple | None)
+
+
+def holds_modules(models: Iterable[object]) -> bool:
+    """Whether any is a module, and not the name of one."""
+    return any(isinstance(model, nn.Module) for model in models)

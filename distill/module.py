@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning
@@ -15,19 +15,21 @@ from torchmetrics import MeanMetric
 from distill.arguments import check_given
 from distill.batches import INPUTS, Batch, Task, as_batch, check_labels, device_of, read_labels
 from distill.compact import stored_classes
+from distill.cross_tokenizer import check_apart
 from distill.functional.vocabulary import Vocabulary
 from distill.gathering import Window
 from distill.labels import follow, given_names
-from distill.language import LanguageLoss, next_tokens
+from distill.language import LanguageLoss, known_tokens, next_tokens, read_apart
 from distill.losses import DistillLoss, Terms
-from distill.models import Model, Network, build, check_outputs, terms_of
+from distill.models import Model, Network, build, check_outputs, holds_modules, is_plain, terms_of
 from distill.networks import Frozen, TextNetwork
 from distill.optimizers import check_optimizer, make_optimizer, make_schedule, own_stream
 from distill.order import ViewLoader
 from distill.regimes import method as published, regime as named_regime
+from distill.sampling import Sampler, check_samples
 from distill.scores import Scores, classes_of, score_rows, warn_of
 from distill.terms import Outputs
-from gapbridge.arguments import Count, Whole
+from gapbridge.arguments import Count, NotNegative, Share, Whole
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
@@ -75,6 +77,10 @@ class DistillModule(lightning.LightningModule):
         labels: Names of the classes of texts in the order of the data's labels: networks whose id2label has them in
             another order are read in this one, and a teacher of other classes is refused. None takes the first
             student's own, or else the teacher's.
+        samples: For language models, by student, the shares of batches whose text the student itself has said (`own`)
+            or the teacher has (`teacher`) in place of the data's; None reads the data alone.
+        prompt_tokens: Tokens at the start of a text that samples go on from, where its labels do not mark a prompt.
+        sampling_temperature: At which students sample; 0 takes the likeliest token.
     """
 
     def __init__(
@@ -99,17 +105,23 @@ class DistillModule(lightning.LightningModule):
         chunk: Whole = 256,
         vocabulary: Vocabulary = "mask",
         labels: list[str] | None = None,
+        samples: dict[str, dict[str, Share]] | None = None,
+        prompt_tokens: Count = 32,
+        sampling_temperature: NotNegative = 1.0,
     ) -> None:
         check_given(DistillModule.__init__, locals())
         super().__init__()
         models = student if isinstance(student, Mapping) else {"student": student}
-        held = [k for k, v in (("student", list(models.values())), ("teacher", [teacher])) if _modules(v)]
-        held += ["terms"] if terms is not None and not _plain(terms) else []
+        held = [k for k, v in (("student", list(models.values())), ("teacher", [teacher])) if holds_modules(v)]
+        held += ["terms"] if terms is not None and not is_plain(terms) else []
         self.save_hyperparameters(ignore=held)
         self.regime = named_regime(regime, changes)
         check_optimizer(self.regime)
         by_student = terms_of(models, terms, published(method, regime) if terms is None else None, student, method)
         check_labels(torch.tensor(item_labels or [0]), classes)
+        check_samples(samples or {}, by_student, task)
+        self._apart = check_apart(by_student)
+        self._sampler = Sampler(samples or {}, prompt_tokens, sampling_temperature)
         self.task, self.classes, self.several = task, classes, len(models) > 1
         size = self.regime.image_size if task == "images" else 0
         drop = {"drop_path_rate": self.regime.drop_path, "drop_rate": self.regime.dropout}
@@ -134,7 +146,7 @@ class DistillModule(lightning.LightningModule):
         self.doubts: dict[str, str] = {}
         # Every process makes the hints' memories alike; sending them before each step would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [f"losses.{name}" for name, _ in self.losses.named_buffers()]
-        self._window = Window()
+        self._windows = {name: Window() for name in ("", *self._sampler.samples)}  # samples differ in tokens
         self._labels_checked = False
         self._places: list[dict[str, int]] = []
 
@@ -181,7 +193,10 @@ class DistillModule(lightning.LightningModule):
         if "teacher_logits" in batch:
             return Outputs(batch["teacher_logits"].float())
         if (compact := stored_classes(batch)) is not None:
+            compact = known_tokens(compact, batch) if self.task == "language" else compact
             return Outputs(batch[INPUTS[self.task]].new_empty(0), compact=compact)
+        if self._apart and self._teacher is not None:
+            return read_apart(self._teacher, batch, needs) if "paired" in batch else None
         return None if self._teacher is None else self._teacher(batch, needs)
 
     def training_step(self, given: object, batch_index: int) -> Tensor:
@@ -189,44 +204,55 @@ class DistillModule(lightning.LightningModule):
         batch = as_batch(given, self.task)
         labels = self._labels(batch)
         needs = {name: frozenset(cast(Losses, loss).needs) for name, loss in self.losses.items()}
-        asked = frozenset[str]().union(
-            *(n for name, n in needs.items() if cast(Losses, self.losses[name]).needs_teacher)
-        )
-        teacher = self.teacher(batch, asked) if asked else None
-        epoch = self._epochs(batch_index)
-        step = self.global_step + 1
-        written = step % max(1, self.trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]  # what is logged at other steps goes nowhere
-        every = self.hparams["log_gradients_every"]
-        rows, device = len(batch[INPUTS[self.task]]) if labels is None else len(labels), device_of(batch)
-        together = self.trainer.accumulate_grad_batches
-        pulls = written and every > 0 and batch_index % together == 0 and self._pulls(step, every)
-        weight = self._window.weight(rows, together, device, even=self.task != "language")
-        total = torch.zeros((), device=device)
+        taught = {name: needs[name] for name, loss in self.losses.items() if cast(Losses, loss).needs_teacher}
         stream = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_index)
+        sources = {name: self._sampler.source(name, stream[0], *stream[2:]) for name in self.students}
+        together = [asked for name, asked in taught.items() if sources[name] == "data"]
+        teacher = self.teacher(batch, frozenset[str]().union(*together)) if together else None
+        epoch, device, step = self._epochs(batch_index), device_of(batch), self.global_step + 1
+        written = step % max(1, self.trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]  # what is logged at other steps goes nowhere
+        every, windows = self.hparams["log_gradients_every"], self.trainer.accumulate_grad_batches
+        pulls = written and every > 0 and batch_index % windows == 0 and self._pulls(step, every)
+        weights: dict[str, Tensor | float] = {}
+        total = torch.zeros((), device=device)
         for name, student in self.students.items():
+            read, wanted, told = batch, labels, teacher
+            if sources[name] != "data":
+                speaks = None if self._teacher is None else self._teacher.network
+                read = self._sampler.rows(sources[name], student, batch, speaks, stream)
+                wanted = self._labels(read)
+                told = self.teacher(read, taught[name]) if name in taught else None
+            rows = len(batch[INPUTS[self.task]]) if wanted is None else len(wanted)
+            window = name if name in self._windows else ""
+            if window not in weights:
+                even = self.task != "language"
+                weights[window] = self._windows[window].weight(rows, windows, device, even=even)
             with own_stream(device, *stream):  # what one drops does not hang on how many went before it
-                outputs = student(batch, needs[name])
+                outputs = student(read, needs[name])
                 if not rows and not isinstance(self.losses[name], LanguageLoss):  # texts with nothing to predict
                     total = total + 0.0 * outputs.logits.sum()
                     continue
-                losses = self.losses[name](outputs, teacher, labels, epoch)
+                losses = self.losses[name](outputs, told, wanted, epoch)
             if pulls:
-                self._log_gradients(name, outputs, self._apart(name, losses, outputs, teacher, labels))
+                self._log_gradients(name, outputs, self._terms_apart(name, losses, outputs, told, wanted))
             loss = torch.stack(list(losses.values())).sum()
             if written:
                 values = {self._key("train", name, k): v.detach() for k, v in {"loss": loss, **losses}.items()}
                 self.log_dict(values, batch_size=rows)
-            total = total + weight * loss
+            total = total + weights[window] * loss
         return total
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make of the sum over batches the mean over their rows."""
-        factor = self._window.close(self.trainer.accumulate_grad_batches)
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if gradients and (isinstance(factor, Tensor) or factor != 1):
-            torch._foreach_mul_(gradients, factor)
+        factors = {name: w.close(self.trainer.accumulate_grad_batches) for name, w in self._windows.items()}
+        for name in self.students:
+            factor = factors.get(name, factors[""])
+            trained = [*self.students[name].parameters(), *self.losses[name].parameters()]
+            gradients = [p.grad for p in trained if p.grad is not None]
+            if gradients and (isinstance(factor, Tensor) or factor != 1):
+                torch._foreach_mul_(gradients, factor)
 
-    def _apart(self, name: str, losses: dict[str, Tensor], *arguments: object) -> dict[str, Tensor]:
+    def _terms_apart(self, name: str, losses: dict[str, Tensor], *arguments: object) -> dict[str, Tensor]:
         """The losses as terms that can be differentiated one by one."""
         loss = self.losses[name]
         return cast(dict[str, Tensor], loss(*arguments, apart=True)) if isinstance(loss, LanguageLoss) else losses
@@ -364,14 +390,3 @@ class DistillModule(lightning.LightningModule):
             return
         for name in self.students:
             nn.utils.clip_grad_norm_([*self.students[name].parameters(), *self.losses[name].parameters()], limit)
-
-
-def _plain(terms: object) -> bool:
-    """Whether there are no losses of one's own, which a checkpoint cannot keep among its values."""
-    if isinstance(terms, Mapping):
-        return all(_plain(value) for value in terms.values())
-    return isinstance(terms, str | int | float | bool | list | tuple | None)
-
-
-def _modules(models: Iterable[object]) -> bool:
-    return any(isinstance(model, nn.Module) for model in models)

@@ -134,6 +134,15 @@ def make_schedule(regime: Regime, optimizer: Optimizer, length: int) -> Schedule
     return schedule
 
 
+def seed_of(*place: int) -> int:
+    """A seed for torch's generators that a place names.
+
+    Args:
+        place: Numbers of the place, such as seed, rank, epoch and batch.
+    """
+    return int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest(), "big") >> 1
+
+
 @contextmanager
 def own_stream(device: torch.device, *place: int) -> Iterator[None]:
     """Draw from a stream that a place names, and leave torch's generators as they were.
@@ -145,7 +154,7 @@ def own_stream(device: torch.device, *place: int) -> Iterator[None]:
         device: Whose generator draws.
         place: Numbers of the place, such as seed, rank, epoch and batch.
     """
-    seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest(), "big") >> 1
+    seed = seed_of(*place)
     devices = [device] if device.type != "cpu" else []
     with torch.random.fork_rng(devices=devices, device_type=devices[0].type if devices else "cuda"):
         torch.default_generator.manual_seed(seed)

@@ -37,6 +37,7 @@ class Outputs(NamedTuple):
         rows: Position of every row in the training set, shape (batch,), where a term needs it.
         head: For language models in chunks, what turns features into logits.
         compact: Of a teacher of whom a cache keeps some classes only, in place of the logits.
+        pairs: Of a teacher that reads other tokens: the student's row that each of its rows belongs to, shape (rows,).
     """
 
     logits: Tensor
@@ -45,6 +46,7 @@ class Outputs(NamedTuple):
     rows: Tensor | None = None
     head: LanguageHead | None = None
     compact: Compact | None = None
+    pairs: Tensor | None = None
 
 
 class Term(nn.Module):
