@@ -314,8 +314,9 @@ class DistillModule(lightning.LightningModule):
 
     def _evaluate(self, stage: str, given: object) -> None:
         batch = as_batch(given, self.task)
-        labels, teacher, scores = self._labels(batch), self.teacher(batch), cast(Scores, self.metrics[stage])
-        told = None if teacher is None else teacher.logits
+        labels, scores = self._labels(batch), cast(Scores, self.metrics[stage])
+        teacher = None if self._apart else self.teacher(batch)  # of other tokens nothing is compared token by token
+        told = None if teacher is None or teacher.compact is not None else teacher.logits
         if told is not None and labels is not None and (self.task == "language" or told.shape[-1] == self.classes):
             scores.teach(told, labels)
             self.log(f"{stage}/teacher_accuracy", scores.teacher, on_epoch=True, batch_size=len(labels))

@@ -73,7 +73,7 @@ def _files(recipe: Recipe, training: Regime) -> LightningDataModule:
     from distill.tokens import TokenData
 
     places = network_places(recipe)
-    if len(places) > 1:
+    if len(places) > 1 and not recipe.apart:
         check_tokenizers(
             *(AutoTokenizer.from_pretrained(place, trust_remote_code=False) for place in places), special=False
         )

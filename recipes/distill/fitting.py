@@ -153,6 +153,8 @@ def check_words(recipe: Recipe) -> str:
     """
     from distill.tokenizers import check_tokenizers
 
+    if recipe.apart:
+        return "tokenizers: the teacher reads tokens of its own, compared by uld where both have read the same text"
     names = [network.model for network in (recipe.teacher, recipe.student) if network.model]
     if recipe.kind == "images" or not all(Path(name).expanduser().is_dir() for name in names):
         return "tokenizers: those of teacher and student are compared when the run starts"

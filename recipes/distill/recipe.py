@@ -26,6 +26,7 @@ from recipes.distill.data import data_module, text_files
 from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
 from recipes.distill.grid import check_grid, run_grid
 from recipes.distill.networks import load_network, network, save_network, saved_beside, saved_network, told
+from recipes.distill.language import NO_LIMIT, answer, check_answers
 from recipes.distill.schema import Network, Recipe
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from distill.models import Network as Built
     from distill.module import DistillModule
     from distill.networks import Frozen, TextNetwork
+    from distill.tokens import TokenData
     from recipes.running.folder import RunFolder
 
 __all__ = ["Recipe", "check", "run"]
@@ -64,6 +66,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield check_losses(recipe)
     if recipe.kind != "images":
         yield check_words(recipe)
+    yield from check_answers(recipe)
     config = _limited(recipe.trainer, recipe.training)
     processes = check_fit(recipe, config)
     if line := check_images(recipe, processes, config):
@@ -87,8 +90,9 @@ def _check_terms(recipe: Recipe) -> str:
     for name in recipe.methods:
         with told(RecipeError, f"methods.{name}"):
             check_terms(recipe.terms(name))
-            check_kept(recipe.terms(name), recipe.teacher.keep, recipe.data.classes)
-        if set(recipe.terms(name)) != {"hard"} and not recipe.teacher.model:
+            ids = NO_LIMIT if recipe.kind == "language" else recipe.data.classes  # of ids the run itself knows
+            check_kept(recipe.terms(name), recipe.teacher.keep, ids)
+        if set(recipe.terms(name)) != {"hard"} and not (recipe.teacher.model or recipe.teacher.server):
             raise RecipeError(f"teacher.model: method {name} needs a teacher, got none")
     return f"losses: {', '.join(f'{name} = ' + ' + '.join(recipe.terms(name)) for name in recipe.methods)}"
 
@@ -179,6 +183,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         )
         if recipe.teacher.views:
             cast("CachedImageData", data).fill(cast("Frozen", module._teacher), recipe.teacher.model)
+        if recipe.kind == "language":
+            answer(recipe, cast("TokenData", data), module._teacher, folder, list(module.students.values()))
         trainer = fit(recipe, module, data, folder, "students", recipe.training)
         tested = trainer.test(module, datamodule=data, verbose=False)[0]
     rows += [{"student": name, **_figures(tested, name, len(terms))} for name in terms]
@@ -209,6 +215,8 @@ def _teacher(
         return None, []
     changes = recipe.changes | recipe.teacher.changes
     made = network(recipe, recipe.teacher, classes, student=False)
+    if recipe.apart:  # a share of right tokens of its own says nothing beside the student's
+        return made, []
     data = data_module(recipe, changes)
     if labels and not recipe.teacher.train:
         follow(cast("TextNetwork", made), labels, "the teacher", learns=False)
