@@ -79,7 +79,9 @@ def sampled_by(
     return field
 
 
-def top_of(teacher: Frozen, blocks: Tensor, folder: Path, *, name: str, form: Form, seed: int) -> Answers:
+def top_of(
+    teacher: Frozen, blocks: Tensor, folder: Path, *, name: str, form: Form, seed: int, common: int
+) -> Answers:
     """Let a teacher say what follows every token of every block, once, and keep its largest logits.
 
     Args:
@@ -89,18 +91,19 @@ def top_of(teacher: Frozen, blocks: Tensor, folder: Path, *, name: str, form: Fo
         name: Of the teacher, for the manifest.
         form: Of kind `top`.
         seed: For the manifest.
+        common: Ids below it are compared: those that the students know too.
 
     Returns:
         The fields of :func:`~distill.compact.as_fields`, of all tokens but the last.
     """
-    cache = _begin(folder, teacher, name, blocks, form, f"reads blocks of {blocks.shape[1]} tokens", seed)
-    ids = known_ids(teacher.network)
-    if form.kept >= ids:
-        raise DistillError(f"the cache keeps {form.kept} of {ids} token ids; keep fewer, or ask the teacher anew")
+    common = min(common, known_ids(teacher.network))
+    if form.kept >= common:
+        raise DistillError(f"the cache keeps {form.kept} of {common} token ids; keep fewer, or ask the teacher anew")
+    cache = _begin(folder, teacher, name, blocks, form, f"{_reads(blocks)} with ids below {common}", seed)
     device = next(teacher.network.parameters()).device
 
     def answer(some: Tensor, start: int) -> Rows:
-        logits = teacher({"input_ids": some, "labels": some}).logits
+        logits = teacher({"input_ids": some, "labels": some}).logits[:, :common]
         top = top_classes(logits, form.kept, form.temperatures)
         return {key: part.unflatten(0, (len(some), -1)) for key, part in top._asdict().items()}
 
@@ -119,7 +122,7 @@ def kept_in(cache: TeacherCache) -> Answers:
 
 
 def served_by(
-    ask: Callable[[Tensor], TopClasses], blocks: Tensor, folder: Path, *, name: str, kept: int, seed: int
+    ask: Callable[[Tensor], TopClasses], blocks: Tensor, folder: Path, *, name: str, kept: int, seed: int, common: int
 ) -> Answers:
     """Ask a server once what follows every token of every block, and keep the largest log-probabilities.
 
@@ -130,11 +133,28 @@ def served_by(
         name: Of the server and its model, for the manifest: what the model is worth there cannot be seen.
         kept: Largest log-probabilities of a token.
         seed: For the manifest.
+        common: Ids below it are known to all students.
+
+    Raises:
+        DistillError: If the server's model says a token that a student does not know.
     """
-    form = Form("top", kept=kept)
-    cache = _create(folder, blocks, form, name, "served", "served", f"reads blocks of {blocks.shape[1]} tokens", seed)
-    _fill(cache, blocks, lambda some, start: ask(some)._asdict(), torch.device("cpu"), _READ)
+    cache = _create(folder, blocks, Form("top", kept=kept), name, "served", "served", _reads(blocks), seed)
+
+    def answer(some: Tensor, start: int) -> Rows:
+        top = ask(some)
+        if int(top.ids.max()) >= common:
+            raise DistillError(
+                f"{name} says the token {int(top.ids.max())}, but a student knows the ids 0 to {common - 1}; serve a model "
+                "of the student's tokenizer"
+            )
+        return top._asdict()
+
+    _fill(cache, blocks, answer, torch.device("cpu"), _READ)
     return kept_in(cache)
+
+
+def _reads(blocks: Tensor) -> str:
+    return f"reads blocks of {blocks.shape[1]} tokens"
 
 
 def two_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> Answers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from recipes.distill.data import network_places
 from recipes.distill.networks import told
@@ -94,32 +94,21 @@ def answer(
 
     data.setup()
     blocks, keep, cache = data.splits["train"].tokens, recipe.teacher.keep, folder.path / "cache"
-    name = recipe.teacher.model
+    name, seed = recipe.teacher.model, recipe.seed
+    common = min(known_ids(network) for network in students)
     if any(shares.get("teacher") for shares in (recipe.samples or {}).values()):
-        live = cast("Frozen", teacher)
-        common = min(known_ids(network) for network in (*students, live.network))
-        data.answers.append(
-            sampled_by(
-                live,
-                blocks,
-                cache / "samples",
-                name=name,
-                prompt=recipe.prompt_tokens,
-                temperature=recipe.sampling_temperature,
-                seed=recipe.seed,
-                common=common,
-            )
-        )
+        live, temperature = cast("Frozen", teacher), recipe.sampling_temperature
+        known = min(common, known_ids(live.network))
+        said: dict[str, Any] = {"name": name, "prompt": recipe.prompt_tokens, "temperature": temperature, "seed": seed, "common": known}
+        data.answers.append(sampled_by(live, blocks, cache / "samples", **said))
     if recipe.teacher.server:
         server = Server(recipe.teacher.server, recipe.teacher.served, keep.kept)
         named = f"{recipe.teacher.server} {recipe.teacher.served}"
-        data.answers.append(
-            served_by(server.top, blocks, cache / "top", name=named, kept=keep.kept, seed=recipe.seed)
-        )
+        kept: dict[str, Any] = {"name": named, "kept": keep.kept, "seed": seed, "common": common}
+        data.answers.append(served_by(server.top, blocks, cache / "top", **kept))
     elif keep.kind == "top":
-        data.answers.append(
-            top_of(cast("Frozen", teacher), blocks, cache / "top", name=name, form=keep, seed=recipe.seed)
-        )
+        kept = {"name": name, "form": keep, "seed": seed, "common": common}
+        data.answers.append(top_of(cast("Frozen", teacher), blocks, cache / "top", **kept))
     if recipe.apart:
         places = network_places(recipe)
         theirs, own = (AutoTokenizer.from_pretrained(places[i], trust_remote_code=False) for i in (0, -1))
