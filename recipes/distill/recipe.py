@@ -84,9 +84,12 @@ def _named(recipe: Recipe) -> bool:
 
 
 def _check_terms(recipe: Recipe) -> str:
+    from distill.arguments import check_names
     from distill.compact import check_kept
     from distill.losses import check_terms
 
+    with told(RecipeError, "methods"):
+        check_names(recipe.methods, "student")
     for name in recipe.methods:
         with told(RecipeError, f"methods.{name}"):
             check_terms(recipe.terms(name))

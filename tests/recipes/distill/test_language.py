@@ -13,7 +13,7 @@ from tests.recipes.distill.test_recipe import rows, texts
 pytestmark = pytest.mark.filterwarnings("ignore:.*right on .* of the (validation|test) rows.*")
 
 
-def save_llama(folder, width, seed):
+def save_llama(folder, width, seed, spread=0.02):
     words = len(AutoTokenizer.from_pretrained(folder))
     config = LlamaConfig(
         vocab_size=words,
@@ -25,6 +25,7 @@ def save_llama(folder, width, seed):
         bos_token_id=2,
         eos_token_id=3,
         pad_token_id=0,
+        initializer_range=spread,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -38,7 +39,12 @@ def world(tmp_path_factory) -> tiny.World:
     tiny.save_base(made.folder / "small")
     save_llama(made.folder / "small", 16, 1)
     tiny.save_base(made.folder / "other", words=40)
-    save_llama(made.folder / "other", 32, 2)
+    file = made.folder / "other/tokenizer.json"
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    words["happy"], words["joy"] = words["joy"], words["happy"]
+    file.write_text(json.dumps(content))
+    save_llama(made.folder / "other", 32, 2, 0.5)
     for i in range(12):
         text = "\n".join(sentence for sentence, _ in tiny.sentences("mood", 30, seed=i))
         (made.folder / f"text{i}.txt").write_text(text, encoding="utf-8")
@@ -54,14 +60,14 @@ def language(world, **changes):
         data=data | {"test_rows": 8},
         methods={"kd": {"kd": {}}},
         prompt_tokens=5,
-        changes={"epochs": 1, "batch_size": 8, "optimizer": "adamw", "learning_rate": 3.0e-3, "warmup_epochs": 0},
+        changes={"epochs": 1, "batch_size": 8, "optimizer": "adamw", "learning_rate": 3.0e-3} | {"warmup_epochs": 0, "schedule_on": "update"},
     )
     return recipe | changes
 
 
 METHODS = {
     "ce": {"hard": {}},
-    "forward": {"kd": {}},
+    "plain": {"kd": {}},
     "reverse": {"jsd": {"beta": 1.0}},
     "gkd": {"jsd": {"beta": 0.5}},
     "sequence": {"hard": {}},
@@ -69,11 +75,8 @@ METHODS = {
 SAMPLES = {"reverse": {"own": 1.0}, "gkd": {"own": 0.5}, "sequence": {"teacher": 1.0}}
 
 
-def test_all_of_them_side_by_side_and_resumed(world):
+def test_all_of_them_side_by_side_as_alone(world):
     recipe = language(world, methods=METHODS, samples=SAMPLES)
-    checked = world.run(recipe, "all", "--check")
-    assert checked.code == 0, checked.err
-    assert "samples: reverse reads own 1; gkd reads own 0.5; sequence reads teacher 1" in checked.out
     done = world.run(recipe, "all")
     assert done.code == 0, done.err
     found = rows(world, "all")
@@ -91,7 +94,6 @@ def test_a_teacher_of_language_answers_once(world):
     recipe = language(world, teacher={"model": str(world.base), "keep": {"kind": "top", "kept": 20}})
     done = world.run(recipe, "kept")
     assert done.code == 0, done.err
-    assert "answers once, the 20 largest of every token are kept" in world.run(recipe, "x", "--check").out
     online = world.run(language(world), "online")
     assert online.code == 0, online.err
     mine, live = rows(world, "kept")["kd"], rows(world, "online")["kd"]
@@ -106,9 +108,8 @@ def test_a_server_teaches(world, server, monkeypatch):  # noqa: F811
     assert done.code == 0, done.err
     found = rows(world, "served")
     assert set(found) == {"kd"}
-    kept = world.run(language(world, teacher={"model": str(world.base), "keep": served["keep"]}), "kept_again")
-    assert kept.code == 0, kept.err
-    assert found["kd"]["loss"] == pytest.approx(rows(world, "kept_again")["kd"]["loss"], rel=1e-4)
+    kept = rows(world, "kept")["kd"]["loss"]  # of the test before: the same model's answers
+    assert found["kd"]["loss"] == pytest.approx(kept, rel=1e-4)
 
 
 def test_another_tokenizer_teaches_by_uld_alone(world):
@@ -145,6 +146,7 @@ def test_another_tokenizer_teaches_by_uld_alone(world):
             {"teacher": {"model": "BASE", "keep": {"kind": "top", "kept": 4}}, "methods": {"u": {"uld": {}}}},
             "methods.u: uld compares all of the teacher's outputs",
         ),
+        ({"methods": {"kd-2": {"kd": {}}}}, "a student is called 'kd-2'; give a name that could be a variable's"),
         ({"methods": {"u": {"uld": {}}, "k": {"kd": {}}}}, "methods: u learns by uld from a teacher that reads tokens"),
         (
             {"methods": {"u": {"uld": {}}}, "teacher": {"model": "BASE", "train": True}},
