@@ -25,6 +25,7 @@ from gapbridge.arguments import NotNegative, Positive, Share, accepts, shown
 
 Terms = Mapping[str, Any]  # options by name, or a loss of one's own, see `DistillLoss`
 ENTRY_POINTS = "gapbridge.distill_losses"
+LAYERS = ("student_layers", "teacher_layers")
 
 
 class KD(LogitTerm):
@@ -256,7 +257,8 @@ class DistillLoss(nn.Module):
     @property
     def needs(self) -> set[str]:
         """Fields of `Outputs` that the terms compare; empty where no teacher is needed."""
-        return {str(getattr(term, "needs", "logits")) for term in self.terms.values() if not isinstance(term, HardLoss)}
+        soft = [term for term in self.terms.values() if not isinstance(term, HardLoss)]
+        return {str(getattr(t, "needs", "logits")) for t in soft}.union(*(getattr(t, "layers", ()) for t in soft))
 
     @property
     def needs_teacher(self) -> bool:
@@ -377,7 +379,7 @@ def check_terms(terms: Terms) -> None:
         raise DistillError(f"every weight of {', '.join(terms)} is 0, so there is nothing to learn; raise one")
 
 
-SIZES = ("student_width", "teacher_width", "student_channels", "teacher_channels", "item_labels")
+SIZES = ("student_width", "teacher_width", "student_channels", "teacher_channels", "item_labels", *LAYERS)
 
 
 def _build(made: Choice, sizes: Mapping[str, object]) -> nn.Module:

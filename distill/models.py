@@ -9,6 +9,7 @@ from torch import nn
 
 from distill.arguments import check_names
 from distill.batches import Task
+from distill.ensemble import Ensemble
 from distill.errors import DistillError
 from distill.language import LanguageNetwork
 from distill.losses import Terms
@@ -16,7 +17,7 @@ from distill.networks import ImageNetwork, TextNetwork, image_model, statistics,
 from gapbridge.arguments import shown
 
 Model = nn.Module | str
-Network = ImageNetwork | TextNetwork | LanguageNetwork
+Network = ImageNetwork | TextNetwork | LanguageNetwork | Ensemble
 
 
 def build(
@@ -44,14 +45,14 @@ def build(
     Raises:
         DistillError: If the model cannot be built, or is made already and has no constructor for the options.
     """
-    made_already = isinstance(model, ImageNetwork | TextNetwork | LanguageNetwork)
+    made_already = isinstance(model, Network)
     taken = {"mean", "std", "size"} if task == "images" and not made_already else set()
     if not isinstance(model, str) and (lost := sorted(set(options) - taken)):
         raise DistillError(
             f"the option {lost[0]!r} is given beside a {type(model).__name__} that is made already; give it to what "
             "makes the model, or name the model instead"
         )
-    if isinstance(model, ImageNetwork | TextNetwork | LanguageNetwork):
+    if isinstance(model, Network):
         return model
     rest: dict[str, Any] = {**(drop or {} if isinstance(model, str) else {}), **options}
     if task == "images":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning
@@ -16,6 +17,7 @@ from distill.arguments import check_given
 from distill.batches import INPUTS, Batch, Task, as_batch, check_labels, device_of, read_labels
 from distill.compact import stored_classes
 from distill.cross_tokenizer import check_apart
+from distill.ensemble import voices
 from distill.functional.vocabulary import Vocabulary
 from distill.gathering import Window
 from distill.labels import follow, given_names
@@ -160,7 +162,7 @@ class DistillModule(lightning.LightningModule):
 
     def _follow(self, labels: list[str] | None) -> None:
         """Let all networks mean the same class by the same position."""
-        teacher = [] if self._teacher is None else [self._teacher.network]
+        teacher = [] if self._teacher is None else voices(self._teacher.network)
         told = [
             given_names(getattr(getattr(n.model, "config", None), "id2label", None))
             for n in (*self.students.values(), *teacher)
@@ -182,6 +184,8 @@ class DistillModule(lightning.LightningModule):
         networks = {"student": self.students[name], **({"teacher": self._teacher.network} if self._teacher else {})}
         for role, network in networks.items():
             sizes |= {f"{role}_{key}": value for key, value in cast(Network, network).sizes().items()}
+            if hasattr(network, "layer_width"):
+                sizes[f"{role}_layers"] = partial(network.layer_width, self.regime.image_size)
         return DistillLoss(merged, sizes)
 
     def forward(self, batch: object) -> Tensor:
@@ -265,7 +269,7 @@ class DistillModule(lightning.LightningModule):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _log_gradients(self, name: str, outputs: Outputs, losses: Mapping[str, Tensor]) -> None:
         """Norm of each term's gradient at the student's outputs, before any step rescales it."""
-        tensors = [z for z in (outputs.logits, outputs.features, *outputs.maps) if z is not None and z.requires_grad]
+        tensors = [z for z in (outputs.logits, outputs.features, *outputs.maps, *outputs.layers.values()) if z is not None and z.requires_grad]
         for term, loss in losses.items():
             parts = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
             squares = [part.float().square().sum() for part in parts if part is not None]

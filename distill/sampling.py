@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distill.batches import Batch, device_of
 from distill.draws import Draws
+from distill.ensemble import voices
 from distill.errors import DistillError
 from distill.losses import Terms
 from distill.optimizers import seed_of
@@ -226,10 +227,9 @@ def padded(prompts: list[Tensor], made: list[Tensor], device: torch.device) -> d
 
 def known_ids(network: nn.Module) -> int:
     """How many token ids a language network reads and says."""
-    model: Any = network.model
-    read, said = model.get_input_embeddings(), model.get_output_embeddings()
-    widths = [int(layer.weight.shape[0]) for layer in (read, said) if layer is not None]
-    return min(widths)
+    models: list[Any] = [voice.model for voice in voices(network)]
+    layers = [layer for model in models for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    return min(int(layer.weight.shape[0]) for layer in layers if layer is not None)
 
 
 def _ends(model: nn.Module) -> Tensor:

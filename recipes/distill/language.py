@@ -39,6 +39,15 @@ def check_answers(recipe: Recipe) -> Iterator[str]:
         return
     with told(RecipeError, "methods"):
         check_apart(terms)
+    if teacher.others and recipe.chunk:
+        raise RecipeError(
+            f"teacher.others: what {1 + len(teacher.others)} teachers say together is made of whole logits; set chunk to 0"
+        )
+    if teacher.others and (recipe.apart or any(shares.get("teacher") for shares in samples.values())):
+        raise RecipeError(
+            "teacher.others: several teachers have no common tokenizer for uld and say no text together (samples of the "
+            "teacher); give one teacher"
+        )
     if recipe.apart and (teacher.train or teacher.keep.kind == "top"):
         raise RecipeError(
             "methods: uld compares whole distributions with a teacher that reads tokens of its own, so it can be neither "

@@ -12,12 +12,14 @@ from distill.errors import DistillError
 from recipes.data.models import resolve_model
 from recipes.data.smollm2 import smollm2
 from recipes.distill.schema import Network, Recipe
+from recipes.errors import RecipeError
 from recipes.running.seals import STAMP, damage, stamp
 
 WEIGHTS = "network.safetensors"
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
+    from torch import nn
     from transformers import PreTrainedModel
 
     from distill.models import Network as Built
@@ -46,7 +48,55 @@ def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> 
         name = str(smollm2() if name == "shipped:smollm2" else resolve_model(name))
     size = training.image_size if recipe.kind == "images" else 0
     rank = recipe.lora_rank if student else 0
+    if recipe.kind != "images" and is_twin(name):
+        return build(_routed(name, recipe.kind, options), recipe.kind, classes, 0, False, 0, {})
     return build(name, recipe.kind, classes, size, recipe.channels_last, rank, options)
+
+
+def is_twin(name: str) -> bool:
+    """Whether a model is a twin folder, whose routed model then teaches."""
+    return (Path(name).expanduser() / "twin.json").is_file()
+
+
+def _routed(name: str, kind: str, options: dict[str, Any]) -> nn.Module:
+    """The routed model of a twin folder: for texts the answers of one head, the option `head`."""
+    import twinmerge
+    from twinmerge.errors import CheckpointError
+
+    head = options.pop("head", None)
+    try:
+        twin = twinmerge.load(Path(name).expanduser(), **options)
+        return twin if kind == "language" else twinmerge.as_classifier(twin, head)
+    except (CheckpointError, ValueError, TypeError) as error:
+        raise DistillError(f"the twin {name} cannot teach: {error}") from error
+
+
+def check_twin(recipe: Recipe, config: Network, role: str) -> str:
+    """One sentence about a twin folder as a teacher, without loading it.
+
+    Raises:
+        RecipeError: When it has not the head that is asked for, or the losses ask it for more than it can say.
+    """
+    where = Path(config.model).expanduser()
+    if role == "student":
+        raise RecipeError(f"student.model: {where} is a twin folder; give its base, or a smaller model, and let it teach")
+    try:
+        heads = sorted(json.loads((where / "twin.json").read_text(encoding="utf-8"))["heads"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise RecipeError(f"teacher.model: {where / 'twin.json'} cannot be read ({error}); copy it again") from error
+    if recipe.kind == "language":
+        if recipe.chunk or any(shares.get("teacher") for shares in (recipe.samples or {}).values()):
+            raise RecipeError(
+                f"teacher.model: {where} routes whole texts, so its logits are made whole and it does not go on with "
+                "texts; set chunk to 0 and leave samples of the teacher out"
+            )
+        return f"{role}: routed twin folder {where}"
+    head = config.options.get("head") or (heads[0] if len(heads) == 1 else None)
+    if head not in heads:
+        raise RecipeError(
+            f"teacher.options.head: expected one of {', '.join(heads) or 'no heads'} of the twin {where}, got {head!r}"
+        )
+    return f"{role}: routed twin folder {where}, its head {head}"
 
 
 def saved_beside(recipe: Recipe, data: LightningDataModule) -> dict[str, object]:

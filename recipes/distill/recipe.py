@@ -25,7 +25,16 @@ from recipes.distill.classes import check_classes, class_names
 from recipes.distill.data import data_module, text_files
 from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
 from recipes.distill.grid import check_grid, run_grid
-from recipes.distill.networks import load_network, network, save_network, saved_beside, saved_network, told
+from recipes.distill.networks import (
+    check_twin,
+    is_twin,
+    load_network,
+    network,
+    save_network,
+    saved_beside,
+    saved_network,
+    told,
+)
 from recipes.distill.language import NO_LIMIT, answer, check_answers
 from recipes.distill.schema import Network, Recipe
 from recipes.errors import RecipeError, RunError
@@ -51,13 +60,13 @@ __all__ = ["Recipe", "check", "run"]
 
 def check(recipe: Recipe) -> Iterator[str]:
     """Say where everything comes from, and build image models without memory; write nothing."""
-    networks = {"student": recipe.student, **({"teacher": recipe.teacher} if recipe.teacher.model else {})}
+    networks = [("student", recipe.student), *(("teacher", voice) for voice in recipe.teacher.voices)]
     yield from check_all(
         [
             partial(_check_terms, recipe),
             partial(_check_data, recipe),
-            *(partial(_check_network, recipe, role, network) for role, network in networks.items()),
-            *([partial(check_classes, recipe)] if _named(recipe) else []),
+            *(partial(_check_network, recipe, role, network) for role, network in networks),
+            *(partial(check_classes, recipe, voice) for voice in _named(recipe)),
         ]
     )
     if recipe.grid is not None:
@@ -78,9 +87,10 @@ def check(recipe: Recipe) -> Iterator[str]:
     )
 
 
-def _named(recipe: Recipe) -> bool:
-    """Whether a teacher is taken as it is, with classes of its own that have names."""
-    return recipe.data.task is not None and bool(recipe.teacher.model) and not recipe.teacher.train
+def _named(recipe: Recipe) -> list[Network]:
+    """Teachers that are taken as they are, with classes of their own that have names."""
+    taken = recipe.teacher.voices if recipe.data.task is not None else []
+    return [voice for voice in taken if not (voice is recipe.teacher and recipe.teacher.train)]
 
 
 def _check_terms(recipe: Recipe) -> str:
@@ -123,6 +133,8 @@ def _check_data(recipe: Recipe) -> str:
 
 def _check_network(recipe: Recipe, role: str, network: Network) -> str:
     if recipe.kind != "images":
+        if is_twin(network.model):
+            return check_twin(recipe, network, role)
         if network.model == "shipped:smollm2":
             return f"{role} shipped:smollm2: {smollm2.describe()}"
         return f"{role}: {check_model(network.model)}"
@@ -133,7 +145,7 @@ def _check_network(recipe: Recipe, role: str, network: Network) -> str:
 
 def inputs(recipe: Recipe) -> list[Path]:
     """The user's own files and folders that a run reads; folders of images apart, which may hold millions."""
-    networks = [network for network in (recipe.teacher, recipe.student) if network.model]
+    networks = [*recipe.teacher.voices, recipe.student]
     weights = [
         str(network.options["checkpoint_path"]) for network in networks if network.options.get("checkpoint_path")
     ]
@@ -211,6 +223,7 @@ def _teacher(
     recipe: Recipe, folder: RunFolder, classes: int, labels: list[str] | None
 ) -> tuple[Built | None, list[dict[str, Any]]]:
     """The teacher, trained where the recipe says so, and its row of the table."""
+    from distill.ensemble import Ensemble
     from distill.labels import follow
     from distill.module import DistillModule
 
@@ -223,16 +236,9 @@ def _teacher(
     data = data_module(recipe, changes)
     if labels and not recipe.teacher.train:
         follow(cast("TextNetwork", made), labels, "the teacher", learns=False)
-    module = DistillModule(
-        made,
-        terms={"hard": {}},
-        regime=recipe.regime,
-        changes=changes,
-        task=recipe.kind,
-        classes=classes,
-        chunk=recipe.chunk,
-        labels=labels,
-    )
+    options: dict[str, Any] = {"terms": {"hard": {}}, "regime": recipe.regime, "changes": changes, "labels": labels}
+    options |= {"task": recipe.kind, "classes": classes, "chunk": recipe.chunk}
+    module = DistillModule(made, **options)
     saved = folder.path / "teacher"
     if recipe.teacher.train and saved_network(saved, folder.say):
         load_network(cast("Built", module.students["student"]), saved)
@@ -243,6 +249,12 @@ def _teacher(
             save_network(cast("Built", module.students["student"]), saved, saved_beside(recipe, data))
     else:
         trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
+    if recipe.teacher.others:
+        others = [network(recipe, voice, classes, student=False) for voice in recipe.teacher.others]
+        for other in others if labels else ():
+            follow(cast("TextNetwork", other), labels or [], "a teacher", learns=False)
+        weights = [recipe.teacher.weight, *(voice.weight for voice in recipe.teacher.others)]
+        module = DistillModule(Ensemble([cast("nn.Module", module.students["student"]), *others], weights), **options)
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
     return cast("Built", module.students["student"]), [{"student": "teacher", **_figures(tested, "student", 1)}]
 

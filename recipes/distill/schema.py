@@ -29,6 +29,21 @@ class Network:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Voice(Network):
+    """A further teacher, taken as it is.
+
+    Attributes:
+        weight: Its share of what all teachers say together, beside those of the others.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a weight that is none."""
+        check_positive(self.weight, "weight")
+
+
 @dataclass(frozen=True)
 class Keep(Form):
     """What the cache keeps of an answer; top and sampled keep some classes, which teach kd alone."""
@@ -61,6 +76,8 @@ class Teacher(Network):
         server: Address of an OpenAI-compatible server in place of a model, as in http://localhost:8000/v1; language
             only, with keep.kind top.
         served: Name under which the server knows the model.
+        weight: Its share of what all teachers say together, where there are others.
+        others: Further teachers; what is taught is the mean of all teachers' probabilities, by weight.
     """
 
     train: bool = False
@@ -70,6 +87,21 @@ class Teacher(Network):
     keep: Keep = field(default_factory=Keep)
     server: str = ""
     served: str = ""
+    weight: float = 1.0
+    others: list[Voice] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse teachers that cannot teach together."""
+        check_positive(self.weight, "weight")
+        if self.others and (self.views or not self.model):
+            raise FieldError(
+                "others", f"expected none beside a cache of views or without a model, got {len(self.others)}"
+            )
+
+    @property
+    def voices(self) -> list[Network]:
+        """All teachers that have a model."""
+        return [network for network in (self, *self.others) if network.model]
 
 
 @dataclass
