@@ -20,12 +20,11 @@ from distill.arguments import check_given, check_names
 from distill.errors import DistillError
 from distill.gathering import gather
 from distill.hard import HardLoss
-from distill.terms import Function, LogitTerm, Outputs, Term, check_call, check_values, features_of
+from distill.terms import SIZES, Function, LogitTerm, Outputs, Term, check_call, check_values, features_of
 from gapbridge.arguments import NotNegative, Positive, Share, accepts, shown
 
 Terms = Mapping[str, Any]  # options by name, or a loss of one's own, see `DistillLoss`
 ENTRY_POINTS = "gapbridge.distill_losses"
-LAYERS = ("student_layers", "teacher_layers")
 
 
 class KD(LogitTerm):
@@ -377,9 +376,6 @@ def check_terms(terms: Terms) -> None:
             check_given(inspect.unwrap(made.loss.__init__), made.options, name)
     if not any(made.weight for made in chosen.values()):
         raise DistillError(f"every weight of {', '.join(terms)} is 0, so there is nothing to learn; raise one")
-
-
-SIZES = ("student_width", "teacher_width", "student_channels", "teacher_channels", "item_labels", *LAYERS)
 
 
 def _build(made: Choice, sizes: Mapping[str, object]) -> nn.Module:

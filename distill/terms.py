@@ -16,6 +16,13 @@ from distill.errors import DistillError
 from distill.functional.chunked import LanguageHead
 
 
+# What networks and data may tell a term as it is made, by the names of its arguments.
+SIZES = (
+    *("student_width", "teacher_width", "student_channels", "teacher_channels", "item_labels"),
+    *("student_layers", "teacher_layers"),
+)
+
+
 class Compact(NamedTuple):
     """What a cache keeps of a teacher's logits instead of all.
 

@@ -25,6 +25,7 @@ from recipes.distill.classes import check_classes, class_names
 from recipes.distill.data import data_module, text_files
 from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
 from recipes.distill.grid import check_grid, run_grid
+from recipes.distill.measures import measure
 from recipes.distill.networks import (
     check_twin,
     is_twin,
@@ -203,20 +204,29 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         trainer = fit(recipe, module, data, folder, "students", recipe.training)
         tested = trainer.test(module, datamodule=data, verbose=False)[0]
     rows += [{"student": name, **_figures(tested, name, len(terms))} for name in terms]
+    networks: dict[str, Built] = {name: cast("Built", module.students[name]) for name in terms}
+    measured: dict[str, Any] = {}
     if trainer.is_global_zero:
-        for name in terms:
-            save_network(
-                cast("Built", module.students[name]), folder.path / "students" / name, saved_beside(recipe, data)
-            )
+        for name, student in networks.items():
+            save_network(student, folder.path / "students" / name, saved_beside(recipe, data))
+        alone = teacher is not None and not recipe.teacher.others and not recipe.apart
+        measured = measure(recipe, folder, {**({"teacher": cast("Built", teacher)} if alone else {}), **networks}, trainer)
+    _report(rows, folder, measured, list(module.doubts.values()))
+
+
+def _report(rows: list[dict[str, Any]], folder: RunFolder, measured: Mapping[str, Any], doubts: list[str]) -> None:
+    """The share of the gap that each student closes, and the report."""
     by_name = {row["student"]: row for row in rows}
-    for name in terms:
-        if {"teacher", "ce"} <= set(by_name) and name != "ce":
+    for name, row in by_name.items():
+        if {"teacher", "ce"} <= set(by_name) and name not in ("ce", "teacher"):
             low, high = by_name["ce"]["accuracy"], by_name["teacher"]["accuracy"]
-            by_name[name]["gap_closed"] = (by_name[name]["accuracy"] - low) / (high - low) if high > low else None
+            row["gap_closed"] = (row["accuracy"] - low) / (high - low) if high > low else None
     told_rows = [f"{row['student']} {row['accuracy']:.3f}" for row in rows]
-    doubts = list(module.doubts.values())
-    tables = {"Test rows": rows, **({"Warnings": [{"warning": doubt} for doubt in doubts]} if doubts else {})}
-    folder.finish({"rows": by_name, "warnings": doubts}, tables, summary=f"Test accuracy: {', '.join(told_rows)}.")
+    sizes = [{"network": name, **numbers} for name, numbers in measured.items()]
+    tables = {"Test rows": rows, "Networks": sizes}
+    tables |= {"Warnings": [{"warning": doubt} for doubt in doubts]} if doubts else {}
+    result = {"rows": by_name, "networks": measured, "warnings": doubts}
+    folder.finish(result, tables, summary=f"Test accuracy: {', '.join(told_rows)}.")
 
 
 def _teacher(
