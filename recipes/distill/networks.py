@@ -16,6 +16,7 @@ from recipes.errors import RecipeError
 from recipes.running.seals import STAMP, damage, stamp
 
 WEIGHTS = "network.safetensors"
+SHOWN = ("mean", "std", "size")  # options of how images are shown, which no constructor takes
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from distill.models import Network as Built
+    from distill.networks import ImageNetwork
 
 
 @contextmanager
@@ -107,7 +109,10 @@ def saved_beside(recipe: Recipe, data: LightningDataModule) -> dict[str, object]
         data: Its data module.
     """
     if recipe.kind == "images":
-        return {"labels": getattr(data, "names", None)}
+        built = {k: v for k, v in recipe.student.options.items() if k not in ("pretrained", "checkpoint_path", *SHOWN)}
+        size = int(recipe.student.options.get("size", 0)) or recipe.training.image_size
+        seen = {"size": size, "crop_pct": recipe.training.test_crop}
+        return {"labels": getattr(data, "names", None), "options": built, **seen}
     from transformers import AutoTokenizer
 
     place = recipe.student.model
@@ -118,8 +123,9 @@ def saved_beside(recipe: Recipe, data: LightningDataModule) -> dict[str, object]
 def save_network(made: Built, target: Path, beside: Mapping[str, Any]) -> None:
     """Write the weights as network.safetensors, and what else makes them of use.
 
-    A transformers model is its own folder `model` with its tokenizer, which `pipeline` loads, its classes named in its
-    configuration; beside a network of images stand its classes in `labels.json` where the data names them.
+    A transformers model is its own folder `model` with its tokenizer, and a timm model one that transformers' timm wrapper
+    reads: `pipeline` loads either, its classes named in its configuration. Beside a network of images stand its classes
+    in `labels.json` where the data names them.
 
     Args:
         made: The network.
@@ -135,8 +141,41 @@ def save_network(made: Built, target: Path, beside: Mapping[str, Any]) -> None:
             beside["tokenizer"].save_pretrained(target / "model")
     if beside.get("labels"):
         (target / "labels.json").write_text(json.dumps(beside["labels"]) + "\n", encoding="utf-8")
+    if "options" in beside and (getattr(made.model, "pretrained_cfg", None) or {}).get("architecture"):
+        _save_timm(cast("ImageNetwork", made), target / "model", beside)
     save_model(made.model, str(target / WEIGHTS))
     stamp(target)
+
+
+def _save_timm(made: ImageNetwork, folder: Path, beside: Mapping[str, Any]) -> None:
+    """A timm model as the Hub has them, with what it must be built of and how it is shown images."""
+    from safetensors.torch import save_model
+
+    model = cast("Any", made.model)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    channels = next(len(p[0]) for p in model.parameters() if p.ndim == 4) if _convolves(model) else 3
+    shown = {name: getattr(made, name).flatten().tolist() for name in ("mean", "std")}
+    shown = {name: values * channels if len(values) == 1 else values for name, values in shown.items()}
+    size = made.size or beside["size"]
+    config = {
+        "architecture": model.pretrained_cfg["architecture"],
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "model_args": beside["options"] | ({"img_size": size} if model.pretrained_cfg.get("fixed_input_size") else {}),
+        "pretrained_cfg": {
+            **{key: model.pretrained_cfg[key] for key in ("first_conv", "classifier") if key in model.pretrained_cfg},
+            **{"input_size": [channels, size, size], "interpolation": "bicubic", "crop_pct": beside["crop_pct"]},
+            **{"num_classes": model.num_classes, **shown},
+        },
+    }
+    if beside.get("labels"):
+        config["label_names"] = list(beside["labels"])
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _convolves(model: nn.Module) -> bool:
+    return any(parameter.ndim == 4 for parameter in model.parameters())
 
 
 def saved_network(target: Path, say: Callable[[str], object]) -> bool:
