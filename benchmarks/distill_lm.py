@@ -1,12 +1,13 @@
 """SmolLM2-135M into its own first two layers: forward and reverse KL, JSD on and off policy, sequences, labels alone.
 
 The text is Python's standard library, which every machine has. One run of the recipe a seed trains all students side by
-side on one teacher pass, as a user would (`python -m recipes.run`); it is a cell, kept under ``runs/benchmarks``, and one
-that was stopped goes on from its checkpoint. ``perplexity_<method>`` is that of test blocks. ``choice_<method>`` is the
-task: of four texts, which one goes on from a given beginning, by the student's mean log-probability; a guess is right in
+side on one teacher pass, as a user would (`python -m recipes.run`); it is a cell, kept under ``runs/benchmarks``, and
+one that was stopped goes on from its checkpoint. ``perplexity_<method>`` is that of test blocks. ``choice_<method>`` is
+the task: of four texts, which one goes on from a given beginning, by the student's log-probability; a guess is right in
 a quarter. ``on_policy_over_plain_loop`` is the time of the module's update on own samples over that of the same loop by
 hand, which generates by transformers, computes whole logits and differentiates them; ``peak_memory_gb`` is the resident
-memory of a process that makes such updates, and ``peak_over_plain_loop`` that over the loop's. Under an hour of one core.
+memory of a process that makes such updates, and ``peak_over_plain_loop`` that over the loop's. An hour of
+one free core.
 """
 
 from __future__ import annotations
@@ -58,9 +59,13 @@ def main() -> None:
     torch.set_num_threads(1)
     hush_libraries()
     with kept_in(given.folder) as (folder, cells):
-        scores = [cells.of(f"seed{seed}", lambda s=seed: trained(folder, s, given.blocks)) for seed in range(given.seeds)]
+        scores = [
+            cells.of(f"seed{seed}", lambda s=seed: trained(folder, s, given.blocks)) for seed in range(given.seeds)
+        ]
         speed = cells.of("speed", timed)
-        memory = {side: cells.of(f"memory_{side}", lambda s=side: {"gb": peak_of(s)})["gb"] for side in ("ours", "plain")}
+        memory = {
+            side: cells.of(f"memory_{side}", lambda s=side: {"gb": peak_of(s)})["gb"] for side in ("ours", "plain")
+        }
     figures: dict[str, Figure] = {"on_policy_over_plain_loop": median_ratio(speed["ours"], speed["plain"])}
     figures |= {"peak_memory_gb": memory["ours"], "peak_over_plain_loop": memory["ours"] / memory["plain"]}
     for name in METHODS:
@@ -230,7 +235,9 @@ def plain() -> Callable[[int], None]:
                 log_t = teacher(said).logits[:, PROMPT - 1 : -1].log_softmax(-1)
             log_s = speaker(said).logits[:, PROMPT - 1 : -1].log_softmax(-1)
             log_m = torch.logaddexp(log_t, log_s) - np.log(2)
-            parts = [F.kl_div(log_m, log_p, reduction="none", log_target=True).sum(-1).mean() for log_p in (log_t, log_s)]
+            parts = [
+                F.kl_div(log_m, log_p, reduction="none", log_target=True).sum(-1).mean() for log_p in (log_t, log_s)
+            ]
             loss = 0.5 * (parts[0] + parts[1])
             optimizer.zero_grad()
             loss.backward()

@@ -79,9 +79,7 @@ def sampled_by(
     return field
 
 
-def top_of(
-    teacher: Frozen, blocks: Tensor, folder: Path, *, name: str, form: Form, seed: int, common: int
-) -> Answers:
+def top_of(teacher: Frozen, blocks: Tensor, folder: Path, *, name: str, form: Form, seed: int, common: int) -> Answers:
     """Let a teacher say what follows every token of every block, once, and keep its largest logits.
 
     Args:
@@ -144,8 +142,8 @@ def served_by(
         top = ask(some)
         if int(top.ids.max()) >= common:
             raise DistillError(
-                f"{name} says the token {int(top.ids.max())}, but a student knows the ids 0 to {common - 1}; serve a model "
-                "of the student's tokenizer"
+                f"{name} says the token {int(top.ids.max())}, but a student knows the ids 0 to {common - 1}; serve a "
+                "model of the student's tokenizer"
             )
         return top._asdict()
 
@@ -197,7 +195,7 @@ def two_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenize
 
 
 def _text_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str) -> dict[int, int]:
-    """For every number of characters that some first tokens make, the last token of these; characters cut in two apart."""
+    """For every number of characters that some first tokens make, the last of these; characters cut in two apart."""
     ends = {}
     for place in range(len(ids)):
         read = str(tokenizer.decode(ids[: place + 1], clean_up_tokenization_spaces=False))
@@ -206,9 +204,7 @@ def _text_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str) ->
     return ends
 
 
-def _begin(
-    folder: Path, teacher: Frozen, name: str, blocks: Tensor, form: Form, reads: str, seed: int
-) -> TeacherCache:
+def _begin(folder: Path, teacher: Frozen, name: str, blocks: Tensor, form: Form, reads: str, seed: int) -> TeacherCache:
     """A cache of this very teacher's answers."""
     dtype = str(teacher.dtype).removeprefix("torch.")
     return _create(folder, blocks, form, name, weights_digest(teacher.network), dtype, reads, seed)

@@ -39,7 +39,9 @@ class Ensemble(nn.Module):
         super().__init__()
         if not networks or (weights is not None and len(weights) != len(networks)):
             given = "no weights" if weights is None else f"{len(weights)} weights"
-            raise DistillError(f"an ensemble has {len(networks)} networks and {given}; give one network at least, and as many")
+            raise DistillError(
+                f"an ensemble has {len(networks)} networks and {given}; give one network at least, and as many"
+            )
         self.networks = nn.ModuleList(networks)
         shares = torch.tensor([1.0] * len(networks) if weights is None else list(weights), dtype=torch.float64)
         self.shares: list[float] = (shares / shares.sum()).log().tolist()
@@ -52,14 +54,14 @@ class Ensemble(nn.Module):
         """
         if not needs <= {"logits"}:
             raise DistillError(
-                f"a loss asks several teachers for {', '.join(sorted(needs - {'logits'}))}, but only what they say can be "
-                "averaged; use losses of logits, for language models with chunk 0, or one teacher"
+                f"a loss asks several teachers for {', '.join(sorted(needs - {'logits'}))}, but only what they say can "
+                "be averaged; use losses of logits, for language models with chunk 0, or one teacher"
             )
         said = [cast(Outputs, network(batch)).logits.float() for network in self.networks]
         if len({logits.shape for logits in said}) > 1:
             raise DistillError(
-                f"teachers tell {', '.join(str(logits.shape[-1]) for logits in said)} classes apart; give several of the "
-                "same classes"
+                f"teachers tell {', '.join(str(logits.shape[-1]) for logits in said)} classes apart; give several of "
+                "the same classes"
             )
         parts = [logits.log_softmax(-1) + share for logits, share in zip(said, self.shares, strict=True)]
         return Outputs(torch.stack(parts).logsumexp(0), rows=batch.get("index"))
@@ -72,4 +74,3 @@ class Ensemble(nn.Module):
 def voices(network: nn.Module) -> list[nn.Module]:
     """The networks of an ensemble, or the network itself."""
     return list(network.networks) if isinstance(network, Ensemble) else [network]
-

@@ -1,4 +1,4 @@
-"""Terms with parameters of their own: FitNet by level or by module, CC, CRD, ReviewKD and the curriculum temperature."""
+"""Terms with parameters of their own: FitNet by level or module, CC, CRD, ReviewKD and the curriculum temperature."""
 
 from __future__ import annotations
 

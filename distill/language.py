@@ -36,9 +36,7 @@ def next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     return labels[mask], mask
 
 
-def read_apart(
-    teacher: Callable[[Batch, frozenset[str]], Outputs], batch: Batch, needs: frozenset[str]
-) -> Outputs:
+def read_apart(teacher: Callable[[Batch, frozenset[str]], Outputs], batch: Batch, needs: frozenset[str]) -> Outputs:
     """What a teacher of another tokenizer says, at the places where both have read the same text.
 
     Args:
@@ -133,11 +131,11 @@ def language_head(model: PreTrainedModel) -> LanguageHead:
 class LanguageLoss(nn.Module):
     """Cross-entropy and a divergence of next tokens, in chunks, see `distill.functional.chunked_kd`.
 
-    Under `jsd` with beta 1 on a student's own samples this is the single-step part of MiniLLM's gradient (Gu et al. 2024,
-    arXiv 2306.08543, equation 5), the reverse KL of every next token after the student's own words, exact over the
-    vocabulary. What MiniLLM adds is not here: the gradient through the choice of earlier words (a policy gradient of
-    the later rewards), samples mixed with the teacher's, the normalisation by length, and a language-modelling loss on
-    other text. With any beta, and own samples in a share of the batches, it is GKD (Agarwal et al. 2024, arXiv
+    Under `jsd` with beta 1 on a student's own samples this is the single-step part of MiniLLM's gradient (Gu et al.
+    2024, arXiv 2306.08543, equation 5), the reverse KL of every next token after the student's own words, exact over
+    the vocabulary. What MiniLLM adds is not here: the gradient through the choice of earlier words (a policy gradient
+    of the later rewards), samples mixed with the teacher's, the normalisation by length, and a language-modelling loss
+    on other text. With any beta, and own samples in a share of the batches, it is GKD (Agarwal et al. 2024, arXiv
     2306.13649, algorithm 1).
 
     Args:

@@ -55,7 +55,7 @@ def tensor_of(name: str, output: object) -> Tensor:
     """The tensor among what a module gives: itself, the first of a tuple, or the first of a mapping.
 
     Raises:
-        DistillError: If there is none of shape (batch, width), (batch, places, width) or (batch, channels, rows, columns).
+        DistillError: If there is none of shape (batch, width), (batch, places, width) or (batch, channels, y, x).
     """
     found = output
     while not isinstance(found, Tensor):

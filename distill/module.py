@@ -25,7 +25,7 @@ from distill.language import LanguageLoss, known_tokens, next_tokens, read_apart
 from distill.losses import DistillLoss, Terms
 from distill.models import Model, Network, build, check_outputs, holds_modules, is_plain, terms_of
 from distill.networks import Frozen, TextNetwork
-from distill.optimizers import check_optimizer, make_optimizer, make_schedule, own_stream
+from distill.optimizers import averaged, check_optimizer, make_optimizer, make_schedule, own_stream
 from distill.order import ViewLoader
 from distill.regimes import method as published, regime as named_regime
 from distill.sampling import Sampler, check_samples
@@ -35,7 +35,6 @@ from gapbridge.arguments import Count, NotNegative, Share, Whole
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
-    from timm.utils import ModelEmaV3
 
 Losses = DistillLoss | LanguageLoss
 
@@ -143,7 +142,7 @@ class DistillModule(lightning.LightningModule):
         if compiled:
             for network in (*self.students.values(), *((self._teacher.network,) if self._teacher else ())):
                 network.compile()
-        self.ema = self._average()
+        self.ema = averaged(self.students, self.regime)
         self.metrics = nn.ModuleDict({stage: Scores(models, self.ema is not None) for stage in ("validation", "test")})
         self.doubts: dict[str, str] = {}
         # Every process makes the hints' memories alike; sending them before each step would cost more than the step.
@@ -151,14 +150,6 @@ class DistillModule(lightning.LightningModule):
         self._windows = {name: Window() for name in ("", *self._sampler.samples)}  # samples differ in tokens
         self._labels_checked = False
         self._places: list[dict[str, int]] = []
-
-    def _average(self) -> ModelEmaV3 | None:
-        """The running average of the students' weights, where the regime has one."""
-        if not self.regime.ema:
-            return None
-        from timm.utils import ModelEmaV3
-
-        return ModelEmaV3(self.students, decay=self.regime.ema)
 
     def _follow(self, labels: list[str] | None) -> None:
         """Let all networks mean the same class by the same position."""
@@ -269,7 +260,11 @@ class DistillModule(lightning.LightningModule):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _log_gradients(self, name: str, outputs: Outputs, losses: Mapping[str, Tensor]) -> None:
         """Norm of each term's gradient at the student's outputs, before any step rescales it."""
-        tensors = [z for z in (outputs.logits, outputs.features, *outputs.maps, *outputs.layers.values()) if z is not None and z.requires_grad]
+        tensors = [
+            z
+            for z in (outputs.logits, outputs.features, *outputs.maps, *outputs.layers.values())
+            if z is not None and z.requires_grad
+        ]
         for term, loss in losses.items():
             parts = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
             squares = [part.float().square().sum() for part in parts if part is not None]

@@ -187,13 +187,15 @@ class TextNetwork(nn.Module):
         self.order = None if order is None else torch.tensor(order)
 
     def forward(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs:
-        """Logits, and what else `needs` names: features, the masked mean of the last hidden states; outputs of modules."""
+        """Logits, and what else `needs` names: features (masked means of the last states), outputs of modules."""
         with captured(self.model, needs) as layers:
             made = self._outputs(batch, plain(needs))
         if not layers:
             return made
         kept = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-        rows = {name: out[kept] if out.ndim == 3 and out.shape[:2] == kept.shape else out for name, out in layers.items()}
+        rows = {
+            name: out[kept] if out.ndim == 3 and out.shape[:2] == kept.shape else out for name, out in layers.items()
+        }
         return made._replace(layers=rows)
 
     def layer_width(self, size: int, name: str) -> int:

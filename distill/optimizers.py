@@ -17,6 +17,7 @@ from distill.regimes import Regime
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
+    from timm.utils import ModelEmaV3
 
 
 class SeparateOptimizers(Optimizer):
@@ -106,6 +107,15 @@ def _single(regime: Regime, trained: nn.Module) -> Optimizer:
         groups, regime.optimizer, regime.learning_rate, regime.weight_decay, regime.momentum
     )
     return made
+
+
+def averaged(students: nn.ModuleDict, regime: Regime) -> ModelEmaV3 | None:
+    """The running average of the students' weights, where the regime has one."""
+    if not regime.ema:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(students, decay=regime.ema)
 
 
 def make_schedule(regime: Regime, optimizer: Optimizer, length: int) -> Scheduler:

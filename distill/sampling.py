@@ -102,7 +102,11 @@ class Sampler:
                     "distill.answered.AnsweredTokens does"
                 )
             ids = batch["teacher_samples"]
-            return {"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long(), "labels": _told(ids, self.prompt)}
+            return {
+                "input_ids": ids.clamp(min=0),
+                "attention_mask": (ids >= 0).long(),
+                "labels": _told(ids, self.prompt),
+            }
         prompts, counts = prompts_of(batch, self.prompt)
         common = min(known_ids(network) for network in (student, teacher) if network is not None)
         made = continued(student, prompts, counts, self.temperature, seed_of(*place), common)
@@ -178,9 +182,9 @@ def continued(
             draw = torch.Generator(ids.device).manual_seed(seed_of(seed, length))
             drawn = _draw(model, ids, max(counts[index] for index in group), temperature, draw, common, ends)
             for index, row in zip(group, drawn, strict=True):
-                row = row[: counts[index]]
-                ended = torch.isin(row, ends).nonzero()
-                made[index] = row[: int(ended[0]) + 1] if len(ended) else row
+                said = row[: counts[index]]
+                ended = torch.isin(said, ends.to(said.device)).nonzero()
+                made[index] = said[: int(ended[0]) + 1] if len(ended) else said
     finally:
         for module, mode in modes:
             module.training = mode

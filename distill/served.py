@@ -71,16 +71,18 @@ class Server:
         tops, tokens = found.get("top_logprobs") or [], found.get("tokens") or []
         if len(tops) < len(ids) or [_id(token) for token in tokens[: len(ids)]] != ids:
             raise DistillError(
-                f"{self.url} does not give back the {len(ids)} tokens that it was sent, each with its log-probabilities "
-                "and named by id (token_id:7); serve the model with vLLM, or with a server that echoes prompts so"
+                f"{self.url} does not give back the {len(ids)} tokens that it was sent, each with its log-"
+                "probabilities and named by id (token_id:7); serve the model with vLLM, or one that echoes prompts so"
             )
         made_ids, made_logs = [], []
         for place, top in enumerate(tops[1 : len(ids)]):
-            largest = sorted(((float(log), _id(token)) for token, log in (top or {}).items()), reverse=True)[: self.kept]
+            largest = sorted(((float(log), _id(token)) for token, log in (top or {}).items()), reverse=True)[
+                : self.kept
+            ]
             if len(largest) < self.kept or any(token is None for _, token in largest):
                 raise DistillError(
-                    f"{self.url} gives {len(largest)} log-probabilities named by id after token {place}, but teacher.keep "
-                    f"asks for {self.kept}; keep fewer, or let the server give more (vLLM: --max-logprobs)"
+                    f"{self.url} gives {len(largest)} log-probabilities named by id after token {place}, but "
+                    f"teacher.keep asks for {self.kept}; keep fewer, or let the server give more (vLLM: --max-logprobs)"
                 )
             made_logs.append([log for log, _ in largest])
             made_ids.append([cast(int, token) for _, token in largest])
@@ -99,9 +101,13 @@ class Server:
                 return cast("dict[str, Any]", json.loads(answer.read()))
         except urllib.error.HTTPError as error:
             reason = " ".join(error.read().decode(errors="replace").split())[:200]
-            raise DistillError(f"{self.url} refuses the request ({error.code}: {reason}); see the server's log") from error
+            raise DistillError(
+                f"{self.url} refuses the request ({error.code}: {reason}); see the server's log"
+            ) from error
         except (OSError, ValueError) as error:
-            raise DistillError(f"{self.url} does not answer ({error}); start the server, or correct its address") from error
+            raise DistillError(
+                f"{self.url} does not answer ({error}); start the server, or correct its address"
+            ) from error
 
 
 def _id(token: object) -> int | None:

@@ -15,7 +15,6 @@ from distill.arguments import checked
 from distill.errors import DistillError
 from distill.functional.chunked import LanguageHead
 
-
 # What networks and data may tell a term as it is made, by the names of its arguments.
 SIZES = (
     *("student_width", "teacher_width", "student_channels", "teacher_channels", "item_labels"),

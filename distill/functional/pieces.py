@@ -1,4 +1,4 @@
-"""Any loss of logits over tokens x vocabulary, in pieces whose logits are made again for the gradient and never kept."""
+"""Any loss of logits over tokens x vocabulary, in pieces whose logits are made again for the gradient, never kept."""
 
 from collections.abc import Callable
 

@@ -87,8 +87,8 @@ def check_losses(recipe: Recipe) -> str:
                 needs = DistillLoss(terms, sizes).needs
                 if recipe.teacher.others and needs - {"logits"}:
                     raise RecipeError(
-                        f"methods.{name}: {', '.join(terms)} compare more than logits, which is all that several teachers "
-                        "say together; give one teacher, or losses of logits"
+                        f"methods.{name}: {', '.join(terms)} compare more than logits, which is all that several "
+                        "teachers say together; give one teacher, or losses of logits"
                     )
     return f"losses of {', '.join(recipe.methods)}: fit {recipe.kind}"
 

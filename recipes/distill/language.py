@@ -41,17 +41,18 @@ def check_answers(recipe: Recipe) -> Iterator[str]:
         check_apart(terms)
     if teacher.others and recipe.chunk:
         raise RecipeError(
-            f"teacher.others: what {1 + len(teacher.others)} teachers say together is made of whole logits; set chunk to 0"
+            f"teacher.others: what {1 + len(teacher.others)} teachers say together is made of whole logits; set "
+            "chunk to 0"
         )
     if teacher.others and (recipe.apart or any(shares.get("teacher") for shares in samples.values())):
         raise RecipeError(
-            "teacher.others: several teachers have no common tokenizer for uld and say no text together (samples of the "
-            "teacher); give one teacher"
+            "teacher.others: several teachers have no common tokenizer for uld and say no text together (samples of "
+            "the teacher); give one teacher"
         )
     if recipe.apart and (teacher.train or teacher.keep.kind == "top"):
         raise RecipeError(
-            "methods: uld compares whole distributions with a teacher that reads tokens of its own, so it can be neither "
-            "trained on the student's (teacher.train) nor kept (teacher.keep); leave both out"
+            "methods: uld compares whole distributions with a teacher that reads tokens of its own, so it can be "
+            "neither trained on the student's (teacher.train) nor kept (teacher.keep); leave both out"
         )
     sampled = {name: shares for name, shares in samples.items() if any(shares.values())}
     if not sampled:
@@ -59,8 +60,8 @@ def check_answers(recipe: Recipe) -> Iterator[str]:
         return
     if recipe.prompt_tokens > recipe.data.length - 2:
         raise RecipeError(
-            f"prompt_tokens: {recipe.prompt_tokens} of a block of {recipe.data.length} tokens leave nothing to say; give "
-            f"at most {recipe.data.length - 2}"
+            f"prompt_tokens: {recipe.prompt_tokens} of a block of {recipe.data.length} tokens leave nothing to say; "
+            f"give at most {recipe.data.length - 2}"
         )
     if teacher.keep.kind == "top":
         raise RecipeError(
@@ -108,7 +109,13 @@ def answer(
     if any(shares.get("teacher") for shares in (recipe.samples or {}).values()):
         live, temperature = cast("Frozen", teacher), recipe.sampling_temperature
         known = min(common, known_ids(live.network))
-        said: dict[str, Any] = {"name": name, "prompt": recipe.prompt_tokens, "temperature": temperature, "seed": seed, "common": known}
+        said: dict[str, Any] = {
+            "name": name,
+            "prompt": recipe.prompt_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "common": known,
+        }
         data.answers.append(sampled_by(live, blocks, cache / "samples", **said))
     if recipe.teacher.server:
         server = Server(recipe.teacher.server, recipe.teacher.served, keep.kept)

@@ -81,7 +81,9 @@ def check_twin(recipe: Recipe, config: Network, role: str) -> str:
     """
     where = Path(config.model).expanduser()
     if role == "student":
-        raise RecipeError(f"student.model: {where} is a twin folder; give its base, or a smaller model, and let it teach")
+        raise RecipeError(
+            f"student.model: {where} is a twin folder; give its base, or a smaller model, and let it teach"
+        )
     try:
         heads = sorted(json.loads((where / "twin.json").read_text(encoding="utf-8"))["heads"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
@@ -123,9 +125,9 @@ def saved_beside(recipe: Recipe, data: LightningDataModule) -> dict[str, object]
 def save_network(made: Built, target: Path, beside: Mapping[str, Any]) -> None:
     """Write the weights as network.safetensors, and what else makes them of use.
 
-    A transformers model is its own folder `model` with its tokenizer, and a timm model one that transformers' timm wrapper
-    reads: `pipeline` loads either, its classes named in its configuration. Beside a network of images stand its classes
-    in `labels.json` where the data names them.
+    A transformers model is its own folder `model` with its tokenizer, and a timm model one that transformers' wrapper
+    of timm reads: `pipeline` loads either, its classes named in its configuration. Beside a network of images stand its
+    classes in `labels.json` where the data names them.
 
     Args:
         made: The network.
@@ -165,8 +167,11 @@ def _save_timm(made: ImageNetwork, folder: Path, beside: Mapping[str, Any]) -> N
         "model_args": beside["options"] | ({"img_size": size} if model.pretrained_cfg.get("fixed_input_size") else {}),
         "pretrained_cfg": {
             **{key: model.pretrained_cfg[key] for key in ("first_conv", "classifier") if key in model.pretrained_cfg},
-            **{"input_size": [channels, size, size], "interpolation": "bicubic", "crop_pct": beside["crop_pct"]},
-            **{"num_classes": model.num_classes, **shown},
+            "input_size": [channels, size, size],
+            "interpolation": "bicubic",
+            "crop_pct": beside["crop_pct"],
+            "num_classes": model.num_classes,
+            **shown,
         },
     }
     if beside.get("labels"):

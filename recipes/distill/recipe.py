@@ -25,6 +25,7 @@ from recipes.distill.classes import check_classes, class_names
 from recipes.distill.data import data_module, text_files
 from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
 from recipes.distill.grid import check_grid, run_grid
+from recipes.distill.language import NO_LIMIT, answer, check_answers
 from recipes.distill.measures import measure
 from recipes.distill.networks import (
     check_twin,
@@ -36,7 +37,6 @@ from recipes.distill.networks import (
     saved_network,
     told,
 )
-from recipes.distill.language import NO_LIMIT, answer, check_answers
 from recipes.distill.schema import Network, Recipe
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
@@ -210,7 +210,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         for name, student in networks.items():
             save_network(student, folder.path / "students" / name, saved_beside(recipe, data))
         alone = teacher is not None and not recipe.teacher.others and not recipe.apart
-        measured = measure(recipe, folder, {**({"teacher": cast("Built", teacher)} if alone else {}), **networks}, trainer)
+        measured = measure(
+            recipe, folder, {**({"teacher": cast("Built", teacher)} if alone else {}), **networks}, trainer
+        )
     _report(rows, folder, measured, list(module.doubts.values()))
 
 

@@ -305,7 +305,9 @@ class Recipe(FedBlock):
         if self.kind == "language" and teacher.keep.kind not in ("logits", "top"):
             raise FieldError("teacher.keep.kind", f"expected top for language, got {teacher.keep.kind!r}")
         if bool(teacher.server) != bool(teacher.served):
-            raise FieldError("teacher.served", f"expected a name with a server, and none without, got {teacher.served!r}")
+            raise FieldError(
+                "teacher.served", f"expected a name with a server, and none without, got {teacher.served!r}"
+            )
         if not teacher.server:
             return
         if self.kind != "language" or teacher.model or teacher.keep.kind != "top":

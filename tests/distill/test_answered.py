@@ -52,7 +52,9 @@ def test_the_teacher_speaks_once(tmp_path):
     greedy = sampled_by(teacher, ids[:2], tmp_path / "g", **{**said, "temperature": 0.0})
     wanted = continued(teacher.network, list(ids[:2, :4]), [8, 8], 0.0, 9, IDS)
     assert torch.equal(greedy(1, ids[1])["teacher_samples"][4:], wanted[1])
-    with pytest.raises(DistillError, match="augmentation is 'goes on from 4 tokens at temperature 1 with ids below 30'"):
+    with pytest.raises(
+        DistillError, match="augmentation is 'goes on from 4 tokens at temperature 1 with ids below 30'"
+    ):
         sampled_by(teacher, ids, tmp_path / "c", **{**said, "temperature": 0.5})
     with pytest.raises(DistillError, match="weights is"):
         sampled_by(Frozen(LanguageNetwork(llama(16, 1))), ids, tmp_path / "c", **said)
@@ -124,7 +126,9 @@ class Fake(BaseHTTPRequestHandler):
                 tokens = ["the" for _ in ids]
             if self.fault == "few":
                 tops = [None, *({k: top[k] for k in list(top)[:1]} for top in tops[1:])]
-            choices.append({"index": index, "logprobs": {"tokens": [*tokens, "token_id:1"], "top_logprobs": [*tops, {}]}})
+            choices.append(
+                {"index": index, "logprobs": {"tokens": [*tokens, "token_id:1"], "top_logprobs": [*tops, {}]}}
+            )
         body = json.dumps({"choices": choices[::-1]}).encode()
         self.send_response(500 if self.fault == "down" else 200)
         self.end_headers()
@@ -220,8 +224,9 @@ def test_two_tokenizers_meet_where_both_have_read_the_same(tmp_path):
     student, teacher = llama(8, 3, ids=len(ours)), llama(16, ids=len(theirs))
     for chunk in (0, 4):
         torch.manual_seed(0)
+        terms = {"hard": {} if chunk else {"kind": "ce"}, "uld": {"weight": 1.5}}
         made = DistillModule(
-            {"a": llama(8, 3, ids=len(ours))}, teacher, {"a": {"hard": {"kind": "ce"} if not chunk else {}, "uld": {"weight": 1.5}}},
+            {"a": llama(8, 3, ids=len(ours))}, teacher, {"a": terms},
             task="language", changes=PLAIN, chunk=chunk,
         )  # fmt: skip
         learned = fit(tmp_path, made, blocks)
@@ -244,6 +249,10 @@ def test_two_tokenizers_meet_where_both_have_read_the_same(tmp_path):
 def test_uld_beside_another_loss_of_the_teacher_is_refused():
     with pytest.raises(DistillError, match="a learns by uld from a teacher that reads tokens of its own, and b by kd"):
         DistillModule(
-            {"a": llama(8), "b": llama(8)}, llama(16), {"a": {"uld": {}}, "b": {"kd": {}}}, task="language", changes=PLAIN
+            {"a": llama(8), "b": llama(8)},
+            llama(16),
+            {"a": {"uld": {}}, "b": {"kd": {}}},
+            task="language",
+            changes=PLAIN,
         )
     assert LENGTH == 12

@@ -54,7 +54,11 @@ def test_teachers_that_cannot_speak_together_are_refused():
         Ensemble(networks, [1.0, -1.0])
     with pytest.raises(DistillError, match="hint needs teacher_layers, which the networks or the data do not tell"):
         DistillModule(
-            linear(1), Ensemble(networks), {"hint": {"student": "hidden", "teacher": "hidden"}}, changes=CHANGES, classes=CLASSES
+            linear(1),
+            Ensemble(networks),
+            {"hint": {"student": "hidden", "teacher": "hidden"}},
+            changes=CHANGES,
+            classes=CLASSES,
         )
 
 
@@ -74,7 +78,9 @@ def test_language_teachers_together_judge_own_samples(tmp_path):
 def hinted(student, teacher, names, **options):
     torch.manual_seed(0)
     terms = {"hint": {"student": names[0], "teacher": names[1]}}
-    return DistillModule(student, teacher, terms, changes=CHANGES | {"image_size": 32} | options.pop("changes", {}), **options)
+    return DistillModule(
+        student, teacher, terms, changes=CHANGES | {"image_size": 32} | options.pop("changes", {}), **options
+    )
 
 
 def output_of(model, name, *inputs, **named):
@@ -92,7 +98,11 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads"
 def image_models():
     torch.manual_seed(1)
     cnn = timm.create_model("resnet18", channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), num_classes=CLASSES)
-    return {"cnn": cnn, "wide": timm.create_model("resnet10t", num_classes=CLASSES), "vit": timm.create_model("vit_tiny_patch16_224", **VIT)}
+    return {
+        "cnn": cnn,
+        "wide": timm.create_model("resnet10t", num_classes=CLASSES),
+        "vit": timm.create_model("vit_tiny_patch16_224", **VIT),
+    }
 
 
 @pytest.mark.parametrize(
@@ -120,7 +130,9 @@ def test_hints_between_any_two_image_models(student, teacher, names):
     weight, bias = term.regressor.weight, term.regressor.bias
     places = {4: lambda v: v.mean((2, 3)), 3: lambda v: v.mean(1), 2: lambda v: v}
     if z.ndim == t.ndim == 4:
-        wanted = nn.functional.adaptive_avg_pool2d(nn.functional.conv2d(z, weight[:, :, None, None], bias), t.shape[-2:])
+        wanted = nn.functional.adaptive_avg_pool2d(
+            nn.functional.conv2d(z, weight[:, :, None, None], bias), t.shape[-2:]
+        )
     elif z.ndim != t.ndim:
         wanted, t = places[z.ndim](z) @ weight.T + bias, places[t.ndim](t)
     else:

@@ -1,4 +1,4 @@
-"""Samples of students and teachers: what is drawn, whose turn it is, what is learned from it, and the same on resume."""
+"""Samples of students and teachers: what is drawn, whose turn it is, what is learned, and the same on resume."""
 
 import lightning
 import numpy as np
@@ -76,7 +76,9 @@ def test_samples_are_what_the_model_says():
     assert all(m.training for m in network.modules())
     again = continued(network, prompts, [8, 8, 5], 1.3, 7, IDS)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(found, continued(network, prompts, [8, 8, 5], 1.3, 8, IDS), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(found, continued(network, prompts, [8, 8, 5], 1.3, 8, IDS), strict=True)
+    )
     likely = continued(network, prompts, [8, 8, 8], 0.0, 7, IDS)
     network.eval()
     with torch.no_grad():
@@ -193,7 +195,9 @@ def test_sequences_of_the_teacher_are_learnt_as_labels(tmp_path, chunk):
     kept = words(4, seed=5)
     kept[1, 9:] = -1
     changes = {"epochs": 1, "momentum": 0.0, "weight_decay": 0.0, "learning_rate": 0.5}
-    made = module({"s": {"hard": {"kind": "ce"} if not chunk else {}}}, {"s": {"teacher": 1.0}}, chunk=chunk, changes=changes)
+    made = module(
+        {"s": {"hard": {"kind": "ce"} if not chunk else {}}}, {"s": {"teacher": 1.0}}, chunk=chunk, changes=changes
+    )
     loader = DataLoader(batches(4, 4, teacher_samples=kept), batch_size=None)
     trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(made, loader)
     plain = llama(8, 3)
@@ -255,11 +259,26 @@ def test_a_resumed_training_samples_what_an_unbroken_one_does(tmp_path, step):
     [
         ({"a": {"kd": {}}}, {"a": {"own": 0.5}}, "images", "samples are of language models, but the task is images"),
         ({"a": {"kd": {}}}, {"b": {"own": 0.5}}, "language", "samples are given for 'b', but the students are a"),
-        ({"a": {"kd": {}}}, {"a": {"mine": 0.5}}, "language", "samples of a has no 'mine'; accepted are own and teacher"),
+        (
+            {"a": {"kd": {}}},
+            {"a": {"mine": 0.5}},
+            "language",
+            "samples of a has no 'mine'; accepted are own and teacher",
+        ),
         ({"a": {"kd": {}}}, {"a": {"own": 1.5}}, "language", "the share own of a is 1.5, but it must be from 0 to 1"),
         ({"a": {"kd": {}}}, {"a": {"own": 0.7, "teacher": 0.7}}, "language", "the shares of a add up to 1.4"),
-        ({"a": {"hard": {}, "kd": {}}}, {"a": {"own": 0.5}}, "language", "its own samples, whose labels are what it says"),
-        ({"a": {"hard": {}, "uld": {}}}, {"a": {"teacher": 1.0}}, "language", "which cannot read its samples nor be read"),
+        (
+            {"a": {"hard": {}, "kd": {}}},
+            {"a": {"own": 0.5}},
+            "language",
+            "its own samples, whose labels are what it says",
+        ),
+        (
+            {"a": {"hard": {}, "uld": {}}},
+            {"a": {"teacher": 1.0}},
+            "language",
+            "which cannot read its samples nor be read",
+        ),
     ],
 )
 def test_samples_that_cannot_be_are_refused(terms, samples, task, sentence):

@@ -1,4 +1,4 @@
-"""Language models through the real command: on and off policy, sequences, cached and served teachers, two tokenizers."""
+"""Language models by the real command: on and off policy, sequences, cached and served teachers, two tokenizers."""
 
 import json
 
@@ -60,7 +60,8 @@ def language(world, **changes):
         data=data | {"test_rows": 8},
         methods={"kd": {"kd": {}}},
         prompt_tokens=5,
-        changes={"epochs": 1, "batch_size": 8, "optimizer": "adamw", "learning_rate": 3.0e-3} | {"warmup_epochs": 0, "schedule_on": "update"},
+        changes={"epochs": 1, "batch_size": 8, "optimizer": "adamw", "learning_rate": 3.0e-3}
+        | {"warmup_epochs": 0, "schedule_on": "update"},
     )
     return recipe | changes
 
