@@ -83,8 +83,12 @@ class LayerHint(Term):
         """Mean squared error.
 
         Raises:
-            DistillError: If sequences have different lengths.
+            DistillError: If sequences have different lengths, or a cache stands in for the teacher.
         """
+        if self.teacher not in teacher.layers:
+            raise DistillError(
+                f"the hint compares {self.teacher!r} of the teacher, of whom a cache keeps logits only; ask it anew"
+            )
         mine, target = student.layers[self.student].float(), teacher.layers[self.teacher].detach().float()
         if mine.ndim == 4:
             mine = mine.movedim(1, -1)

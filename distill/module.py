@@ -154,12 +154,13 @@ class DistillModule(lightning.LightningModule):
     def _follow(self, labels: list[str] | None) -> None:
         """Let all networks mean the same class by the same position."""
         teacher = [] if self._teacher is None else voices(self._teacher.network)
+        students = [(name, voice) for name, network in self.students.items() for voice in voices(network)]
         told = [
             given_names(getattr(getattr(n.model, "config", None), "id2label", None))
-            for n in (*self.students.values(), *teacher)
+            for n in (*(voice for _, voice in students), *teacher)
         ]
         names = labels or next((found for found in told if found and len(found) == self.classes), None)
-        for name, network in self.students.items() if names else ():
+        for name, network in students if names else ():
             follow(cast(TextNetwork, network), names or [], f"student {name}", learns=True)
         for network in teacher if names else ():
             follow(cast(TextNetwork, network), names or [], "the teacher", learns=False)

@@ -4,76 +4,89 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
+import torch
+from lightning.pytorch import Callback
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.scores import classes_of
 from recipes.distill.classes import class_names
 from recipes.distill.schema import Recipe
 
 if TYPE_CHECKING:
-    import torch
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningDataModule, Trainer
     from torch import Tensor, nn
 
     from recipes.running.folder import RunFolder
 
-__all__ = ["confusion", "costs", "measure"]
+__all__ = ["Measures", "class_labels", "confusion", "costs"]
 
 ROUNDS = 5  # timed passes; the median of them is told
 SHOWN = 40  # classes that a figure has room for
 Numbers = dict[str, float]
-Rows = Mapping[str, object]
 
 
-def measure(
-    recipe: Recipe, folder: RunFolder, networks: Mapping[str, nn.Module], trainer: Trainer
-) -> dict[str, Numbers]:
-    """What networks cost; of classifiers the confusion of their classes too, as figures of the report.
+class Measures(Callback):
+    """Watches a test: what networks cost on its first batch, and for which classes they take its rows.
 
     Args:
-        recipe: The recipe.
-        folder: Of the run.
         networks: By name, behind the common call.
-        trainer: That has tested them: its data, its device and its limit of test batches hold here too.
-
-    Returns:
-        Of `costs`, by name.
+        classes: Names of the classes; none where nothing is classified.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it where it was given one
-    device = trainer.strategy.root_device
-    found = costs(networks, next(iter(data.test_dataloader())), device)
+
+    def __init__(self, networks: Mapping[str, nn.Module], classes: Sequence[str]) -> None:
+        self.networks, self.classes = dict(networks), list(classes)
+        self.costs: dict[str, Numbers] = {}
+        self.counts = {name: torch.zeros(len(classes), len(classes)) for name in self.networks if classes}
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: object, outputs: object, batch: object, batch_idx: int, *_: object
+    ) -> None:
+        """Look at the very rows that were tested."""
+        given = cast("Mapping[str, Tensor]", batch)
+        with trainer.precision_plugin.forward_context():
+            self.costs = self.costs or costs(self.networks, given)
+            for name, counts in self.counts.items():
+                counts += confusion(self.networks[name], given, len(self.classes)).to(counts)
+
+    def on_test_end(self, trainer: Trainer, pl_module: object) -> None:
+        """Add up what all processes have seen."""
+        for name, counts in self.counts.items():
+            there = counts.to(trainer.strategy.root_device)
+            self.counts[name] = cast("Tensor", trainer.strategy.reduce(there, reduce_op="sum")).cpu()
+
+    def draw(self, folder: RunFolder) -> None:
+        """A figure a network with the counts as CSV: rows are right classes, columns answers."""
+        for name, counts in self.counts.items():
+            _draw(folder, name, counts, self.classes)
+
+
+def class_labels(recipe: Recipe, data: LightningDataModule) -> list[str]:
+    """Names of the classes of a recipe's data, numbers where they have none; nothing for language."""
     if recipe.kind == "language":
-        return found
-    labels = list(getattr(data, "names", None) or class_names(recipe) or map(str, range(recipe.data.classes)))
-    limit = int(sum(trainer.num_test_batches) * trainer.world_size)
-    for name, network in networks.items():
-        counts = confusion(network, islice(data.test_dataloader(), limit), len(labels), device)
-        _draw(folder, name, counts, labels)
-    return found
+        return []
+    return list(getattr(data, "names", None) or class_names(recipe) or map(str, range(recipe.data.classes)))
 
 
-def costs(networks: Mapping[str, nn.Module], given: Rows, device: torch.device) -> dict[str, Numbers]:
+def costs(networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Numbers]:
     """Parameters in millions, GFLOPs of one input (multiplications and additions) and milliseconds of one.
 
     The FLOPs are those of matrix products, convolutions and attention, as torch counts them. Time is that of a batch by
-    its rows, the median of some passes in eval mode on the device; what else the machine does weighs on it.
+    its rows, the median of some passes in eval mode where the batch is; what else the machine does weighs on it.
 
     Args:
         networks: By name, behind the common call.
-        given: A batch.
-        device: Where to measure.
+        batch: Of tensors.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    batch = _moved(given, device)
-    rows = len(next(iter(batch.values())))
+    batch = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    device = next(iter(batch.values())).device
     one = {name: value[:1] for name, value in batch.items()}
     found = {}
     for name, network in networks.items():
-        with _still(network, device):
+        with _still(network):
             with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
                 network(one)
             times = []
@@ -86,48 +99,30 @@ def costs(networks: Mapping[str, nn.Module], given: Rows, device: torch.device) 
         found[name] = {
             "parameters_millions": sum(p.numel() for p in network.parameters()) / 1e6,
             "gflops_per_input": counter.get_total_flops() / 1e9,
-            "ms_per_input": 1e3 * statistics.median(times) / rows,
+            "ms_per_input": 1e3 * statistics.median(times) / len(next(iter(batch.values()))),
         }
     return found
 
 
-def confusion(network: nn.Module, batches: Iterable[Rows], classes: int, device: torch.device) -> Tensor:
-    """How often a class (row) is taken for another (column), shape (classes, classes), whole numbers.
+def confusion(network: nn.Module, batch: Mapping[str, Tensor], classes: int) -> Tensor:
+    """How often a class (row) of a batch is taken for another (column), shape (classes, classes), whole numbers.
 
     Args:
         network: Of images or texts.
-        batches: With labels, indices or distributions, whose likeliest class counts.
+        batch: With labels, indices or distributions, whose likeliest class counts.
         classes: How many there are.
-        device: Where to compute.
     """
-    import torch
-
-    from distill.scores import classes_of
-
-    counts = torch.zeros(classes, classes, dtype=torch.long)
-    with _still(network, device):
-        for given in batches:
-            batch = _moved(given, device)
-            answers = network(batch).logits.argmax(-1).cpu()
-            truth = classes_of(batch["labels"]).cpu().long()
-            counts += torch.bincount(classes * truth + answers, minlength=classes**2).view(classes, classes)
-    return counts
-
-
-def _moved(given: Rows, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a batch, on a device."""
-    import torch
-
-    return {name: value.to(device) for name, value in given.items() if isinstance(value, torch.Tensor)}
+    with _still(network):
+        answers = network(batch).logits.argmax(-1)
+    pairs = classes * classes_of(batch["labels"]).long() + answers
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
 @contextmanager
-def _still(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """A network in eval mode on a device, without gradients; back in its modes afterwards."""
-    import torch
-
+def _still(network: nn.Module) -> Iterator[None]:
+    """A network in eval mode, without gradients; back in its modes afterwards."""
     modes = [(module, module.training) for module in network.modules()]
-    network.eval().to(device)
+    network.eval()
     try:
         with torch.no_grad():
             yield
@@ -149,5 +144,5 @@ def _draw(folder: RunFolder, name: str, counts: Tensor, labels: Sequence[str]) -
     if len(labels) <= SHOWN:
         axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
         axes.set_yticks(range(len(labels)), labels, fontsize=6)
-    rows = [[label, *row] for label, row in zip(labels, counts.tolist(), strict=True)]
+    rows = [[label, *row] for label, row in zip(labels, counts.long().tolist(), strict=True)]
     folder.figure(f"confusion_{name}", figure, rows, ["right class", *labels])

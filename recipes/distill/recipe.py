@@ -26,7 +26,6 @@ from recipes.distill.data import data_module, text_files
 from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
 from recipes.distill.grid import check_grid, run_grid
 from recipes.distill.language import NO_LIMIT, answer, check_answers
-from recipes.distill.measures import measure
 from recipes.distill.networks import (
     check_twin,
     is_twin,
@@ -169,6 +168,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     import lightning
 
     from distill.module import DistillModule
+    from recipes.distill.measures import Measures, class_labels
 
     hush_libraries()
     if recipe.grid is not None:
@@ -202,18 +202,19 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         if recipe.kind == "language":
             answer(recipe, cast("TokenData", data), module._teacher, folder, list(module.students.values()))
         trainer = fit(recipe, module, data, folder, "students", recipe.training)
+        alone = teacher is not None and not recipe.teacher.others and not recipe.apart
+        networks = {name: cast("Built", module.students[name]) for name in terms}
+        measures = Measures(
+            {**({"teacher": cast("Built", teacher)} if alone else {}), **networks}, class_labels(recipe, data)
+        )
+        trainer.callbacks.append(measures)  # type: ignore[attr-defined]  # Lightning makes the list later
         tested = trainer.test(module, datamodule=data, verbose=False)[0]
     rows += [{"student": name, **_figures(tested, name, len(terms))} for name in terms]
-    networks: dict[str, Built] = {name: cast("Built", module.students[name]) for name in terms}
-    measured: dict[str, Any] = {}
     if trainer.is_global_zero:
         for name, student in networks.items():
             save_network(student, folder.path / "students" / name, saved_beside(recipe, data))
-        alone = teacher is not None and not recipe.teacher.others and not recipe.apart
-        measured = measure(
-            recipe, folder, {**({"teacher": cast("Built", teacher)} if alone else {}), **networks}, trainer
-        )
-    _report(rows, folder, measured, list(module.doubts.values()))
+        measures.draw(folder)
+    _report(rows, folder, measures.costs, list(module.doubts.values()))
 
 
 def _report(rows: list[dict[str, Any]], folder: RunFolder, measured: Mapping[str, Any], doubts: list[str]) -> None:

@@ -151,7 +151,7 @@ def test_a_student_of_timm_answers_in_a_pipeline(world):
     cfg = json.loads((place / "model/config.json").read_text())["pretrained_cfg"]
     network = ImageNetwork(model.eval(), tuple(cfg["mean"]), tuple(cfg["std"]))
     with torch.no_grad():
-        pixels = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
         wanted = network({"images": pixels}).logits.softmax(-1)[0].tolist()
     assert said == pytest.approx(dict(zip(["cat", "dog", "emu"], wanted, strict=True)), abs=1e-4)
 
