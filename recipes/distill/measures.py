@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Measures", "class_labels", "confusion", "costs"]
 
-ROUNDS = 5  # timed passes; the median of them is told
+ROUNDS = 3  # timed passes; the median of them is told
 SHOWN = 40  # classes that a figure has room for
 Numbers = dict[str, float]
 
@@ -49,8 +49,8 @@ class Measures(Callback):
         given = cast("Mapping[str, Tensor]", batch)
         with trainer.precision_plugin.forward_context():
             self.costs = self.costs or costs(self.networks, given)
-            for name, counts in self.counts.items():
-                counts += confusion(self.networks[name], given, len(self.classes)).to(counts)
+            for name in self.counts:
+                self.counts[name] += confusion(self.networks[name], given, len(self.classes)).to(self.counts[name])
 
     def on_test_end(self, trainer: Trainer, pl_module: object) -> None:
         """Add up what all processes have seen."""
