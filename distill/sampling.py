@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -196,10 +197,13 @@ def _draw(
 ) -> Tensor:
     """Tokens after equally long prompts, shape (rows, at most count); what follows a row's end means nothing."""
     made: list[Tensor] = []
+    adapted = getattr(model, "get_base_model", None)
+    known = inspect.signature((model if adapted is None else adapted()).forward).parameters
+    last: dict[str, int] = {"logits_to_keep": 1} if "logits_to_keep" in known else {}  # a prompt's own would cost most
     live = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     ends, past, current = ends.to(ids.device), None, ids
     for _ in range(count):
-        said = model(input_ids=current, past_key_values=past, use_cache=True)
+        said = model(input_ids=current, past_key_values=past, use_cache=True, **last)
         past = getattr(said, "past_key_values", None)
         logits = said.logits[:, -1, :common].float()
         if temperature:
