@@ -76,9 +76,8 @@ class Server:
             )
         made_ids, made_logs = [], []
         for place, top in enumerate(tops[1 : len(ids)]):
-            largest = sorted(((float(log), _id(token)) for token, log in (top or {}).items()), reverse=True)[
-                : self.kept
-            ]
+            named = [(float(log), _id(token)) for token, log in (top or {}).items()]
+            largest = sorted(named, key=lambda pair: -pair[0])[: self.kept]
             if len(largest) < self.kept or any(token is None for _, token in largest):
                 raise DistillError(
                     f"{self.url} gives {len(largest)} log-probabilities named by id after token {place}, but "
@@ -87,6 +86,8 @@ class Server:
             made_logs.append([log for log, _ in largest])
             made_ids.append([cast(int, token) for _, token in largest])
         logs = torch.tensor(made_logs, dtype=torch.float64)
+        if not bool(logs.isfinite().all()):
+            raise DistillError(f"{self.url} gives log-probabilities that are not finite; see the server's log")
         rest = (1 - logs.exp().sum(-1, keepdim=True)).clamp(min=_LEAST).log()
         return TopClasses(torch.tensor(made_ids, dtype=torch.int32), logs.float(), rest.float())
 
