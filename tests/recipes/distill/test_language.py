@@ -76,7 +76,7 @@ METHODS = {
 SAMPLES = {"reverse": {"own": 1.0}, "gkd": {"own": 0.5}, "sequence": {"teacher": 1.0}}
 
 
-def test_all_of_them_side_by_side_as_alone(world):
+def test_all_of_them_side_by_side(world):
     recipe = language(world, methods=METHODS, samples=SAMPLES)
     done = world.run(recipe, "all")
     assert done.code == 0, done.err
@@ -86,20 +86,17 @@ def test_all_of_them_side_by_side_as_alone(world):
     manifest = json.loads((world.folder / "all/cache/samples/MANIFEST.json").read_text())
     assert manifest["form"]["kind"] == "tokens"
     assert manifest["identity"]["augmentation"].startswith("goes on from 5 tokens at temperature 1")
-    alone = world.run(language(world, methods={"gkd": METHODS["gkd"]}, samples={"gkd": SAMPLES["gkd"]}), "alone")
-    assert alone.code == 0, alone.err
-    assert rows(world, "alone")["gkd"]["loss"] == found["gkd"]["loss"]
 
 
 def test_a_teacher_of_language_answers_once(world):
     recipe = language(world, teacher={"model": str(world.base), "keep": {"kind": "top", "kept": 20}})
     done = world.run(recipe, "kept")
     assert done.code == 0, done.err
-    online = world.run(language(world), "online")
-    assert online.code == 0, online.err
-    mine, live = rows(world, "kept")["kd"], rows(world, "online")["kd"]
-    assert mine["loss"] == pytest.approx(live["loss"], rel=0.02)
-    assert mine["loss"] != live["loss"]
+    manifest = json.loads((world.folder / "kept/cache/top/MANIFEST.json").read_text())
+    assert manifest["form"] == {"kind": "top", "dtype": "float32", "kept": 20, "temperatures": [1.0], "exponent": 1.0}
+    found = rows(world, "kept")
+    assert set(found) == {"teacher", "kd"}
+    assert found["kd"]["kl"] > 0  # the teacher itself is there for the test rows
 
 
 def test_a_server_teaches(world, server, monkeypatch):  # noqa: F811
