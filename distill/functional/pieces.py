@@ -38,7 +38,8 @@ def in_pieces(
         piece = slice(start, min(start + chunk, len(hidden)))
 
         def part(states: Tensor, piece: slice = piece) -> Tensor:
-            return compare(head.logits(states), piece) * (piece.stop - piece.start)
+            summed: Tensor = compare(head.logits(states), piece) * (piece.stop - piece.start)
+            return summed
 
         made: Tensor = checkpoint(part, hidden[piece], use_reentrant=False, preserve_rng_state=False)
         total = total + made
