@@ -54,8 +54,8 @@ def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> 
         twin = _routed(name, recipe.kind, options)
         if recipe.kind == "texts" and (known := len(cast("PreTrainedModel", twin).config.id2label or ())) != classes:
             raise DistillError(
-                f"the twin {name} tells {known} classes apart by its head, but the data has {classes}; choose the head of "
-                "this task by teacher.options.head"
+                f"the twin {name} tells {known} classes apart by its head, but the data has {classes}; choose the head "
+                "of this task by teacher.options.head"
             )
         return build(twin, recipe.kind, classes, 0, False, 0, {})
     return build(name, recipe.kind, classes, size, recipe.channels_last, rank, options)
