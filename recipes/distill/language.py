@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -96,6 +97,7 @@ def answer(
         folder: Of the run.
         students: Networks that read what the teacher says.
     """
+    import torch
     from transformers import AutoTokenizer
 
     from distill.answered import sampled_by, served_by, top_of, two_tokenizers
@@ -103,6 +105,8 @@ def answer(
     from distill.served import Server
 
     data.setup()
+    if teacher is not None and recipe.trainer.accelerator != "cpu" and torch.cuda.is_available():
+        teacher.network.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     blocks, keep, cache = data.splits["train"].tokens, recipe.teacher.keep, folder.path / "cache"
     name, seed = recipe.teacher.model, recipe.seed
     common = min(known_ids(network) for network in students)
