@@ -17,7 +17,7 @@ from distill.networks import ImageNetwork, TextNetwork, image_model, statistics,
 from gapbridge.arguments import shown
 
 Model = nn.Module | str
-Network = ImageNetwork | TextNetwork | LanguageNetwork | Ensemble
+Network = ImageNetwork | TextNetwork | LanguageNetwork
 
 
 def build(
@@ -45,15 +45,15 @@ def build(
     Raises:
         DistillError: If the model cannot be built, or is made already and has no constructor for the options.
     """
-    made_already = isinstance(model, Network)
+    made_already = isinstance(model, Network | Ensemble)
     taken = {"mean", "std", "size"} if task == "images" and not made_already else set()
     if not isinstance(model, str) and (lost := sorted(set(options) - taken)):
         raise DistillError(
             f"the option {lost[0]!r} is given beside a {type(model).__name__} that is made already; give it to what "
             "makes the model, or name the model instead"
         )
-    if isinstance(model, Network):
-        return model
+    if isinstance(model, Network | Ensemble):
+        return cast(Network, model)  # an ensemble is called alike
     rest: dict[str, Any] = {**(drop or {} if isinstance(model, str) else {}), **options}
     if task == "images":
         mean, std, own = rest.pop("mean", None), rest.pop("std", None), int(rest.pop("size", 0))

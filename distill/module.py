@@ -176,8 +176,8 @@ class DistillModule(lightning.LightningModule):
         networks = {"student": self.students[name], **({"teacher": self._teacher.network} if self._teacher else {})}
         for role, network in networks.items():
             sizes |= {f"{role}_{key}": value for key, value in cast(Network, network).sizes().items()}
-            if hasattr(network, "layer_width"):
-                sizes[f"{role}_layers"] = partial(network.layer_width, self.regime.image_size)
+            if (width := getattr(network, "layer_width", None)) is not None:
+                sizes[f"{role}_layers"] = partial(width, self.regime.image_size)
         return DistillLoss(merged, sizes)
 
     def forward(self, batch: object) -> Tensor:

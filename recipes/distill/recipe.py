@@ -267,7 +267,7 @@ def _teacher(
         for other in others if labels else ():
             follow(cast("TextNetwork", other), labels or [], "a teacher", learns=False)
         weights = [recipe.teacher.weight, *(voice.weight for voice in recipe.teacher.others)]
-        module = DistillModule(Ensemble([cast("nn.Module", module.students["student"]), *others], weights), **options)
+        module = DistillModule(Ensemble([module.students["student"], *others], weights), **options)
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
     return cast("Built", module.students["student"]), [{"student": "teacher", **_figures(tested, "student", 1)}]
 
