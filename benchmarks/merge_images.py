@@ -21,7 +21,7 @@ from twinmerge.methods import methods
 
 SEEDS = (0, 1, 2)
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.5)
-MAIN = 0.2  # density of the recipe
+MAIN = 0.5  # density of the recipe
 CELLS = Path("runs") / "images"
 
 

@@ -19,11 +19,15 @@ from recipes.running.output import outliving_readers
 USAGE = """\
 python -m recipes.run FILE.yaml [key.sub=value ...] [--check] [--print-config] [--resume [CKPT]]
                              [--out DIR] [--force] [--quiet] [--debug]
+                             [--sweep KEY=A,B,C ...] [--seeds N] [--jobs N] [--on ENGINE] [--show NUMBER ...]
        python -m recipes.run --list | --schema NAME | --new NAME"""
 EPILOG = """\
 FILE.yaml is a path, or the name of a shipped recipe (see --list). An override changes one key:
   python -m recipes.run merge.yaml name=mine trainer.max_epochs=3 tasks.0.max_train=64
-A run writes runs/<recipe>-<name>/<n>/. Exit code: 0 done, 1 the run failed, 2 the recipe is wrong, 130 interrupted."""
+A run writes runs/<recipe>-<name>/<n>/. A sweep runs every combination of values under every seed:
+  python -m recipes.run merge.yaml --sweep exclusive.rank=4,16 --seeds 3 --show rows.routed.normalised
+It writes runs/sweeps/<recipe>-<name>/<n>/, and goes on with --resume.
+Exit code: 0 done, 1 the run failed, 2 the recipe is wrong, 130 interrupted."""
 _CHECKPOINT = re.compile(r".*\.ckpt/?")
 
 
@@ -65,6 +69,17 @@ def _parser() -> _Parser:
     )
     add("--out", type=Path, metavar="DIR", help="run folder to use instead of runs/<recipe>-<name>/<n>/")
     add("--force", action="store_true", help="replace the run in --out")
+    add(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=A,B,C",
+        help="run every value; several keys, all combinations",
+    )
+    add("--seeds", metavar="N", help="so many seeds of every combination, or these: 0,5,7")
+    add("--jobs", type=int, metavar="N", help="runs of a sweep at once (1)")
+    add("--on", metavar="ENGINE", help="where a sweep runs: dask:ADDRESS, or slurm:slurm_partition=gpu,timeout_min=60")
+    add("--show", action="append", metavar="NUMBER", help="a number of result.json for a sweep's table, dotted")
     add("--quiet", action="store_true", help="print errors only")
     add("--debug", action="store_true", help="show the traceback of a failure")
     add("--list", action="store_true", help="list the recipes")
@@ -154,6 +169,13 @@ def _dispatch(options: argparse.Namespace, command: Sequence[str]) -> int:
     if options.print_config:
         print(show.to_yaml(parsed.recipe), end="", flush=True)
         return 0
+    if options.sweep or options.seeds is not None:
+        from recipes.running.sweep import sweep
+
+        return sweep(path, parsed, options)
+    for option in ("jobs", "show", "on"):
+        if getattr(options, option) is not None:
+            raise RecipeError(f"--{option}: this is for a sweep; add --sweep or --seeds")
     from recipes.running.execute import check, run
 
     if options.check:

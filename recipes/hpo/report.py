@@ -133,7 +133,9 @@ def draw_curves(recipe: Recipe, rows: Sequence[Row], x: str, folder: RunFolder) 
             axes.set_yscale("symlog", linthresh=0.01)
             axes.axhline(0, color="black", linewidth=0.5)
         axes.legend(fontsize=8)
-    folder.figure(f"curves_{x}", figure, points, ("value", "method", "seed", x, y))
+    told = "A line a training; lower is better" + (", and 0 is as good as the reference." if y == "gap" else ".")
+    title = f"Validation {y} over {x.replace('_', ' ')}"
+    folder.figure(f"curves_{x}", figure, points, ("value", "method", "seed", x, y), title=title, told=told)
 
 
 def draw_grid(recipe: Recipe, table: Sequence[Row], folder: RunFolder) -> None:
@@ -159,7 +161,9 @@ def draw_grid(recipe: Recipe, table: Sequence[Row], folder: RunFolder) -> None:
     axes.set(xlabel=key, ylabel="gap on test episodes", yscale="symlog")
     axes.legend(fontsize=8)
     points = [[row["method"], row[key], row["gap"], row["gap_half_interval"]] for row in rows]
-    folder.figure("gap_by_" + key, figure, points, ("method", key, "gap", "half_interval"))
+    told = "Means over seeds with 95 % intervals; lower is better, and 0 is as good as the reference."
+    columns = ("method", key, "gap", "half_interval")
+    folder.figure("gap_by_" + key, figure, points, columns, title=f"Gap on test episodes over {key}", told=told)
 
 
 def draw_policies(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> None:
@@ -178,9 +182,11 @@ def draw_policies(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> Non
         module = HPOModule.load_from_checkpoint(folder.path / "policies" / f"{name}.ckpt", trust=True).cpu().eval()
         with torch.no_grad():
             if isinstance(simulator, Inventory) and simulator.action_dim == 1 and simulator.lead_time == 2:
-                folder.figure(f"policy_{name}", *_inventory_picture(simulator, module.policy))
+                told = "Where and how much the policy orders, beside the optimal levels."
+                folder.figure(f"policy_{name}", *_inventory_picture(simulator, module.policy), title=name, told=told)
             else:
-                folder.figure(f"policy_{name}", *_mode_map(simulator, module.policy))
+                told = "The mode that the policy takes in every state of the plane."
+                folder.figure(f"policy_{name}", *_mode_map(simulator, module.policy), title=name, told=told)
 
 
 def _inventory_picture(simulator: Inventory, policy: HybridPolicy) -> tuple[Figure, list[list[float]], tuple[str, ...]]:

@@ -28,6 +28,7 @@ DYNAMIC = {  # dynamic merges that a recipe compares, and what the table says of
     "tsv_c": "TSV-Compress, head named, told the router's first choice",
     "smile": "SMILE, head named, experts by token and layer from their leading directions",
     "arrow": "Arrow, head named, experts by token and layer from their first direction",
+    "wemoe": "WEMoE, head named, feed-forward weights by layer, gates learned on unlabelled validation inputs",
 }
 SHARED = "the shared expert"  # how its candidates are called among those of the baselines
 TRIED = {"scale": "scales", "density": "densities", "drop": "drops"}  # options that are tuned, and the key of values
@@ -105,11 +106,11 @@ class Baselines:
         probe: Also fit a linear probe on the frozen base.
         emr: Also EMR-Merging, told the router's first choice for every input.
         knn: Also the twin with a kNN router on the same features.
-        dynamic: Also other dynamic merges: tsv_c, smile, arrow.
+        dynamic: Also other dynamic merges: tsv_c, smile, arrow, wemoe.
         further: Static merges that are compared beside the classic ones, such as breadcrumbs, sce or iso_c.
         data: Static merges that look at inputs, without their labels: fisher, regmean, adamerging, adamerging_layers.
-        data_items: Inputs a task that they look at.
-        data_steps: Steps of AdaMerging.
+        data_items: Inputs a task that they and wemoe look at.
+        data_steps: Steps of AdaMerging, and of the gates of wemoe.
     """
 
     scales: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0])
@@ -155,6 +156,11 @@ class Baselines:
 def seeded(method: str, options: Mapping[str, float], seed: int) -> dict[str, Any]:
     """The options of a method as its keyword arguments, with the seed where it draws masks."""
     return {**options, "seed": seed} if "seed" in arguments_of(method) else dict(options)
+
+
+def deciding(method: str, options: Mapping[str, float], seed: int) -> tuple[object, ...]:
+    """What decides a static merge, beside base and experts; nothing for another package's, whose code may change."""
+    return (method, dict(sorted(options.items())), seed) if method in (*OURS, *FURTHER) else ()
 
 
 class Candidates:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from recipes.merge import rows
+from recipes.merge import rows, wemoe
 from recipes.merge.baselines import DYNAMIC
 from recipes.merge.dynamic import compressed, scored
 from recipes.merge.evaluation import apply_heads
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from twinmerge.twin_mixin import TwinMixin
 
 _RANK = 16  # of experts of tokens where the twin's rank is not one number
-EMR, KNN, TSV_C = "emr", "routed by knn", "tsv_c"
+EMR, KNN, TSV_C, WEMOE = "emr", "routed by knn", "tsv_c", "wemoe"
 
 
 @dataclass
@@ -53,8 +53,8 @@ class Beside:
         """Bytes of each row.
 
         EMR-Merging needs the base, what it elected, the heads and the router (the shared expert that the router reads
-        is not counted), and so do the others over the base, SMILE and Arrow without the router; the kNN router takes
-        the place of the twin's own.
+        is not counted), and so do the others over the base, SMILE, Arrow and WEMoE without the router; the kNN router
+        takes the place of the twin's own.
 
         Args:
             base: Bytes of the base.
@@ -99,6 +99,8 @@ def compared(
         if name == TSV_C:
             factors, models = compressed(model, states, rank)
             told[TSV_C] = (factors.bytes, models)
+        elif name == WEMOE:
+            found.rows[name], found.stored[name] = wemoe.scored(judge, model, states)
         else:
             found.rows[name], found.stored[name] = scored(judge, model, states, name, rank or _RANK)
     for name, (size, models) in told.items():

@@ -72,6 +72,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     from recipes.merge import rows as table
     from recipes.merge.compared import compared
+    from recipes.merge.wemoe import check_blocks
     from recipes.merge.with_data import all_static, check_linear
 
     if not recipe.tasks:
@@ -86,13 +87,13 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     check_rank("exclusive.rank", recipe.exclusive.rank, [tuple(p.shape) for p in model.parameters()], RunError)
     check_routable(recipe.base, tuple(recipe.training.frozen), RunError)
     check_linear(recipe, model)
+    check_blocks(recipe, model)
     experts, tokenizer = _experts(recipe, folder, model)
     if not _goes_on_alone():
         return
     labelled, tasks, experts = _prepared(recipe, folder, experts)
     data, seen = _mixed(recipe, tasks, tokenizer), _mixed(recipe, labelled, tokenizer)
-    judge = table.Judge.of(recipe, folder, tasks, data, experts)
-    model.to(judge.device)  # type: ignore[arg-type]
+    judge = table.Judge.of(recipe, folder, tasks, data, model, experts)
     states = {task: expert.state for task, expert in experts.items()}
     whole = table.whole(judge, model, states)
     judge = judge.settled(whole)

@@ -182,22 +182,40 @@ def _draw_scores(folder: RunFolder, table: list[dict[str, Any]]) -> None:
     axes.barh([r["row"] for r in shown], [100 * r["normalised"] for r in shown], color=colours)
     axes.axvline(100, color="black", linewidth=0.8)
     axes.set_xlabel("mean score, % of the experts (test)")
-    folder.figure("normalised", figure, [[r["row"], r["normalised"]] for r in shown], ["row", "normalised"])
+    folder.figure(
+        "normalised",
+        figure,
+        [[r["row"], r["normalised"]] for r in shown],
+        ["row", "normalised"],
+        title="Every row against the experts",
+        told="The line at 100 % is every input answered by its own expert; the twin's rows are orange.",
+    )
 
 
 def _draw_tasks(folder: RunFolder, raw: list[dict[str, Any]], tasks: list[str]) -> None:
+    from matplotlib import colormaps
+
     figure, axes = _figure(max(6, 1.3 * len(tasks)), 4)
+    colours, shapes = colormaps["tab20"].colors, "os^vD<>P*X"
     for number, row in enumerate(raw):  # one column a task, its rows side by side
         places = [column + 0.7 * (number / max(len(raw) - 1, 1) - 0.5) for column in range(len(tasks))]
-        stands_out = row["row"] in ("experts", "routed")
-        axes.plot(places, [row[t] for t in tasks], "D" if stands_out else "o", markersize=5, label=row["row"])
+        colour, shape = colours[2 * number % 20 + number // 10 % 2], shapes[number % len(shapes)]
+        scores = [row[t] for t in tasks]
+        axes.plot(places, scores, shape, color=colour, markersize=5, label=row["row"])
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylabel("test score")
     if max(row[task] for row in raw for task in tasks) > 2:  # a perplexity beside shares
         axes.set_yscale("symlog", linthresh=1)
     axes.tick_params(axis="x", rotation=30)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    folder.figure("tasks", figure, [[r["row"], *(r[t] for t in tasks)] for r in raw], ["row", *tasks])
+    folder.figure(
+        "tasks",
+        figure,
+        [[r["row"], *(r[t] for t in tasks)] for r in raw],
+        ["row", *tasks],
+        title="Test scores by task",
+        told="One column a task, in it the rows side by side in the order of the legend.",
+    )
 
 
 def _draw_confusion(folder: RunFolder, confusion: list[list[float]], tasks: list[str]) -> None:
@@ -208,7 +226,15 @@ def _draw_confusion(folder: RunFolder, confusion: list[list[float]], tasks: list
     axes.set_xlabel("mean weight of the expert")
     axes.set_ylabel("true task of the input")
     figure.colorbar(image)
-    folder.figure("mixture", figure, [[t, *row] for t, row in zip(tasks, confusion, strict=True)], ["task", *tasks])
+    folder.figure(
+        "mixture",
+        figure,
+        [[t, *row] for t, row in zip(tasks, confusion, strict=True)],
+        ["task", *tasks],
+        title="What the router mixes",
+        told="On a dark diagonal, inputs are given to the expert of their own task; dark cells beside it are tasks "
+        "that the router takes for one another.",
+    )
 
 
 def _draw_residuals(folder: RunFolder, residuals: Mapping[str, Mapping[str, float]]) -> None:
@@ -219,4 +245,11 @@ def _draw_residuals(folder: RunFolder, residuals: Mapping[str, Mapping[str, floa
     axes.set_ylabel("relative residual of the truncation")
     axes.legend(fontsize=7, ncols=2)
     rows = [[task, name, value] for task, values in residuals.items() for name, value in values.items()]
-    folder.figure("residuals", figure, rows, ["task", "parameter", "residual"])
+    folder.figure(
+        "residuals",
+        figure,
+        rows,
+        ["task", "parameter", "residual"],
+        title="What the truncation leaves out",
+        told="Every matrix of every exclusive expert: 0 is kept whole, 1 is lost; a higher rank lowers the curves.",
+    )

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
-from recipes.merge.baselines import SHARED, Candidates, trials, tune
 from recipes.merge.evaluation import (
+    Scores,
     apply_heads,
-    evaluate,
     evaluate_rows,
     evaluation_device,
     in_precision,
     linear_probe,
     with_experts,
-    with_heads,
 )
+from recipes.merge.kept import Kept
 from recipes.merge.precision import NAMED, settled
 from recipes.merge.routing import task_features
-from twinmerge.merging import set_parameters, shared_expert
+from twinmerge.merging import set_parameters
 from twinmerge.modeling_twin import masked_mean
-from twinmerge.recalibration import recalibrate
 from twinmerge.states import states_of
 from twinmerge.twin_parts import Router
 
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
     from recipes.data.image_module import MixedImageDataModule
     from recipes.data.splits import TextTask
     from recipes.data.text_module import MixedTextDataModule
-    from recipes.merge.evaluation import Batch, Counted, Model, Probe, Scores
+    from recipes.merge.evaluation import Batch, Model, Probe
     from recipes.merge.precision import Format
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
@@ -61,6 +59,7 @@ class Judge:
         data: All tasks' inputs.
         batches: Split (`validation`, `test`) -> its batches.
         device: Where models are run.
+        kept: Scores that earlier runs found.
         precision: Number format of all forwards, `32` or `bf16`.
         why: Why it is this one.
     """
@@ -72,6 +71,7 @@ class Judge:
     data: Data
     batches: dict[str, list[Batch]]
     device: torch.device
+    kept: Kept
     precision: Format = "32"
     why: str = ""
 
@@ -82,14 +82,20 @@ class Judge:
         folder: RunFolder,
         tasks: list[TextTask],
         data: Data,
+        model: nn.Module,
         experts: Mapping[str, Expert],
     ) -> Judge:
-        """The judge of a recipe; the data is set up, and the experts' heads move to the device."""
+        """The judge of a recipe; the data is set up, and the base and the experts' heads move to the device."""
         device = evaluation_device(recipe.trainer.accelerator)
+        model.to(device)
         heads = {task: cast("Head", expert.head).to(device) for task, expert in experts.items()}
         data.setup(None)
-        batches = {"validation": list(data.val_dataloader()), "test": list(data.test_dataloader())}
-        return cls(recipe, folder, tasks, heads, data, cast("dict[str, list[Batch]]", batches), device)
+        loaders = {"validation": data.val_dataloader(), "test": data.test_dataloader()}
+        batches = cast("dict[str, list[Batch]]", {split: list(loader) for split, loader in loaders.items()})
+        asked = {task.name: [task.metric, *task.labels] for task in tasks}
+        states = {task: expert.state for task, expert in experts.items()}
+        kept = Kept(folder, model, states, heads, asked, batches, str(device), recipe.training.statistics)
+        return cls(recipe, folder, tasks, heads, data, batches, device, kept)
 
     def settled(self, answer: Model) -> Judge:
         """The judge with its number format: as the recipe says, or found on the middle validation batch."""
@@ -112,6 +118,22 @@ class Judge:
     def score(self, name: str, answer: Model, split: str = "test") -> Scores:
         """The row of a model on a split."""
         return self.score_rows(name, lambda inputs, asked: {name: answer(inputs, asked)}, split)[name]
+
+    def score_once(self, name: str, answer: Callable[[], Model], *of: object, split: str = "test") -> Scores:
+        """The row of a model that is made only where no earlier run has scored it.
+
+        Args:
+            name: Of the row.
+            answer: Makes the model.
+            of: What decides the model, beside the base, the experts and the name.
+            split: What it is scored on.
+        """
+        key = (self.precision, split, name, *of)
+        if found := self.kept.find(*key):
+            return Scores(**found)
+        scores = self.score(name, answer(), split)
+        self.kept.keep(asdict(scores), *key)
+        return scores
 
     def score_rows(
         self, name: str, answer: Callable[[dict[str, Tensor], list[str]], Mapping[str, Tensor]], split: str = "test"
@@ -139,68 +161,8 @@ def experts(judge: Judge, answer: Model) -> tuple[Scores, dict[str, Scores]]:
         judge: What the rows are measured by.
         answer: Of `whole`.
     """
-    return judge.score("experts", answer, "validation"), {"experts": judge.score("experts", answer)}
-
-
-def static(
-    judge: Judge, model: nn.Module, states: Mapping[str, Mapping[str, Tensor]], held: Scores
-) -> tuple[dict[str, tuple[float, dict[str, float]]], dict[str, Scores]]:
-    """The best candidate of every static merge on validation, that of the shared expert where it is tuned, and rows.
-
-    Args:
-        judge: What the rows are measured by.
-        model: The base.
-        states: Task -> the expert's parameters.
-        held: The experts on validation, to which scores are normalised.
-    """
-    recipe, folder, parts = judge.recipe, judge.folder, judge.data.parts("validation")
-    grid, work = [*recipe.baselines.grid(), *recipe.shared.grid()], copy.deepcopy(model)
-    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    candidates = Candidates(named, partial(_called, shared_expert, model, states), recipe.seed)
-    counted: dict[tuple[object, ...], Counted] = {}
-    few = [_images(batch, judge.device) for batch in judge.batches["validation"][:4]]
-    if recipe.training.statistics == "trained":
-        count = sum(len(next(iter(batch.values()))) for batch in few)
-        folder.say(f"static merges: running statistics are taken anew from {count} validation inputs")
-    tried = trials(grid, len(parts))
-
-    def answer_of(method: str, options: Mapping[str, float]) -> Model:
-        method = recipe.shared.method if method == SHARED else method
-        made = set_parameters(work, candidates(method, options))
-        if recipe.training.statistics == "trained":
-            recalibrate(made, few)
-        return with_heads(made, judge.heads)
-
-    steps = sum(count * len(part) for count, part in zip(tried, parts, strict=True))
-    with folder.phase("validation: static candidates", steps) as progress:
-
-        def validate(method: str, options: dict[str, float], part: int) -> float:
-            answer = judge.precise(answer_of(method, options))
-            own = counted.setdefault((method, *options.items()), {})
-            return evaluate(answer, judge.tasks, parts[part], progress.advance, judge.device, own).normalised(held)
-
-        best = tune(grid, validate, len(parts))
-    if len(parts) > 1:
-        folder.say(
-            f"static merges: {tried[0]} candidates on a quarter of the validation rows, the better {tried[1]} on half, "
-            f"{tried[2]} on all"
-        )
-    shown = {method: options for method, (_, options) in best.items() if method != SHARED}
-    return best, {method: judge.score(method, answer_of(method, options)) for method, options in shown.items()}
-
-
-def _images(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in batch.items() if name not in ("labels", "task")}
-
-
-def _called(
-    shared_expert: Callable[..., dict[str, Tensor]],
-    model: nn.Module,
-    states: Mapping[str, Mapping[str, Tensor]],
-    method: str,
-    options: dict[str, float],
-) -> dict[str, Tensor]:
-    return shared_expert(model, states, method, **options)
+    held = judge.score_once("experts", lambda: answer, split="validation")
+    return held, {"experts": judge.score_once("experts", lambda: answer)}
 
 
 def routed(judge: Judge, twin: TwinMixin, read: Read, name: str = "routed") -> dict[str, Scores]:
@@ -256,6 +218,8 @@ def base(
         rows = {"pretrained": apply_heads(states, mask, asked, judge.heads)}
         return rows if probe is None else {**rows, "linear probe": probe(masked_mean(states.tokens, mask), asked)}
 
+    if probe is None:
+        return {"pretrained": judge.score_once("pretrained", lambda: lambda *given: answer(*given)["pretrained"])}
     return judge.score_rows("pretrained", answer)
 
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from recipes.errors import RunError
 from recipes.merge.evaluation import evaluate, with_heads
-from recipes.merge.rows import static
+from recipes.merge.static import static
 from twinmerge.functional.adamerging import adamerging
 from twinmerge.functional.fisher import fisher
 from twinmerge.functional.regmean import regmean
@@ -89,7 +89,7 @@ def with_data(judge: Judge, model: nn.Module, states: States, held: Scores) -> t
     return best, rows
 
 
-def _inputs(judge: Judge, split: str, index: int, most: int) -> list[dict[str, Tensor]]:
+def inputs_of(judge: Judge, split: str, index: int, most: int) -> list[dict[str, Tensor]]:
     """Up to so many inputs of one task, in batches on the device; no label among them."""
     found, left = [], most
     for _, batch in judge.data.by_length(split):
@@ -110,7 +110,7 @@ def _fisher(judge: Judge, model: nn.Module, states: States) -> Iterator[tuple[di
     for index, task, expert in _experts(model, states):
         rows = [
             {k: v[row : row + 1] for k, v in batch.items()}
-            for batch in _inputs(judge, "train", index, judge.recipe.baselines.data_items)
+            for batch in inputs_of(judge, "train", index, judge.recipe.baselines.data_items)
             for row in range(len(next(iter(batch.values()))))
         ]
         parameters = {name: value.requires_grad_() for name, value in expert.named_parameters()}
@@ -128,7 +128,7 @@ def _logits(judge: Judge, task: str, expert: nn.Module, row: Mapping[str, Tensor
 def _regmean(judge: Judge, model: nn.Module, states: States) -> Iterator[tuple[dict[str, float], Merged]]:
     grams = []
     for index, task, expert in _experts(model, states):
-        batches = _inputs(judge, "train", index, judge.recipe.baselines.data_items)
+        batches = inputs_of(judge, "train", index, judge.recipe.baselines.data_items)
         with judge.folder.phase(f"Gram matrices: {task}", len(batches)) as progress:
             runs = ((partial(expert, **batch), batch.get("attention_mask")) for batch in progress.track(batches))
             grams.append(input_grams(expert, runs))
@@ -143,7 +143,7 @@ def _adamerging(
     tasks = [(index, task) for index, task in enumerate(judge.tasks) if task.labels]
     if not tasks:
         raise RunError("baselines.data: AdaMerging needs tasks with labels, whose answers have an entropy; got numbers")
-    batches = {task.name: _inputs(judge, "validation", index, given.data_items) for index, task in tasks}
+    batches = {task.name: inputs_of(judge, "validation", index, given.data_items) for index, task in tasks}
 
     def logits(weights: Mapping[str, Tensor], step: int) -> list[Tensor]:
         found = []

@@ -15,7 +15,7 @@ from recipes.running.environment import describe_environment, process_rank
 from recipes.running.files import plain_json, write_bytes, write_json, write_text
 from recipes.running.inputs import NAME as INPUTS, Noted, added, changed
 from recipes.running.lock import locked, refuse_live
-from recipes.running.page import Report, Row, render
+from recipes.running.page import Picture, Report, Row, render
 from recipes.running.progress import Progress, progress
 from recipes.running.ranks import READY, Board
 from recipes.running.replace import check_replaceable, holds_run, is_unused, remove_run
@@ -81,7 +81,16 @@ class RunFolder:
         """
         return progress(title, total, visible=not self.quiet and process_rank() == 0)
 
-    def figure(self, name: str, figure: "Figure", rows: Sequence[Sequence[object]], columns: Sequence[str]) -> None:
+    def figure(
+        self,
+        name: str,
+        figure: "Figure",
+        rows: Sequence[Sequence[object]],
+        columns: Sequence[str],
+        *,
+        title: str = "",
+        told: str = "",
+    ) -> None:
         """Write `figures/<name>.png` and the numbers behind it as `figures/<name>.csv`.
 
         Args:
@@ -89,13 +98,16 @@ class RunFolder:
             figure: A matplotlib figure.
             rows: The numbers that the figure shows.
             columns: Name of each entry of a row.
+            title: What it shows, for the report; its name where none is given.
+            told: How to read it, a sentence or two for the report.
         """
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"figure name {name!r} is not usable: give letters, digits, '_' or '-'")
         if process_rank() != 0:
             return
         image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=150, bbox_inches="tight")
+        about = {"Title": title or name.replace("_", " "), "Description": told}  # in the file: a resumed run has it too
+        figure.savefig(image, format="png", dpi=150, bbox_inches="tight", metadata=about)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)
@@ -109,6 +121,7 @@ class RunFolder:
         tables: Mapping[str, Sequence[Row]] | None = None,
         figures: Sequence[str] | None = None,
         summary: str = "",
+        animations: Mapping[str, str] | None = None,
     ) -> None:
         """Write `report.html` and, last, `result.json`: a folder with a result is complete.
 
@@ -120,6 +133,7 @@ class RunFolder:
             tables: Rows of each table by its title.
             figures: Names of the figures to show; all of the folder, oldest first, when None.
             summary: What was found, in a paragraph of plain text.
+            animations: GIF files of the folder to show below the figures, by what they are called.
         """
         if process_rank() != 0:
             return
@@ -133,11 +147,22 @@ class RunFolder:
         }
         drawn = sorted((self.path / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns)
         names = [path.stem for path in drawn] if figures is None else figures
-        images = {name: (self.path / "figures" / f"{name}.png").read_bytes() for name in names}
+        images = [_picture(self.path / "figures" / f"{name}.png") for name in names]
+        images += [Picture((self.path / name).read_bytes(), title) for title, name in (animations or {}).items()]
         plain: Any = plain_json(dict(tables or {}))
         page = render(Report(self.title, summary, plain, images, details))
         write_text(self.path / "report.html", page)
         write_json(self.path / "result.json", dict(result))
+
+
+def _picture(path: Path) -> Picture:
+    """A drawn figure with what it says of itself."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        about = dict(image.info)
+    numbers = f"figures/{path.stem}.csv" if path.with_suffix(".csv").is_file() else ""
+    return Picture(path.read_bytes(), str(about.get("Title", path.stem)), str(about.get("Description", "")), numbers)
 
 
 def new_folder(

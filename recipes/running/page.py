@@ -3,21 +3,50 @@
 import base64
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Row = Mapping[str, Any]
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; display: block; overflow-x: auto } caption { text-align: left; color: #57606a }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #d8dee4; text-align: left; white-space: nowrap }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
-figure { margin: 1rem 0 } figcaption { color: #57606a } img { max-width: 100% }
-pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: 13px }
+:root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --line: #d8dee4; --back: #fff; --block: #f6f8fa }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --soft: #9da7b1; --line: #3d444d; --back: #0d1117; --block: #161b22 }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); margin: 0 }
+main { max-width: min(94vw, 82rem); margin: 2rem auto }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem } p { max-width: 62rem }
+nav ul { padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none } a { color: inherit }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 14px }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
+th { font-weight: 600 } tbody th { font-weight: 400 } td { overflow-wrap: break-word; max-width: 26rem }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+figure { margin: 1.2rem 0; break-inside: avoid } figcaption { color: var(--soft); max-width: 62rem }
+img { max-width: min(100%, 56rem); background: #fff; border-radius: 4px }
+pre { background: var(--block); padding: .8rem; overflow-x: auto; font-size: 13px }
+:focus-visible { outline: 2px solid #0969da; outline-offset: 2px }
+@media print {
+  nav { display: none } .scroll { overflow: visible } table { font-size: 11px } pre { white-space: pre-wrap }
+}
 """
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page.
+
+    Attributes:
+        data: Bytes of a PNG or GIF.
+        title: What it shows.
+        told: How to read it, a sentence or two.
+        numbers: The file beside the page that holds its numbers; none where empty.
+    """
+
+    data: bytes
+    title: str
+    told: str = ""
+    numbers: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,14 +57,14 @@ class Report:
         title: Heading of the page.
         summary: One paragraph of plain text: what was found.
         tables: Rows of each table by its title; the keys of the rows are the columns.
-        figures: PNG bytes of each figure by its name.
+        figures: What is drawn.
         details: Blocks of plain text by their heading: the recipe, the environment.
     """
 
     title: str
     summary: str = ""
     tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
-    figures: Mapping[str, bytes] = field(default_factory=dict)
+    figures: Sequence[Picture] = ()
     details: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -45,24 +74,41 @@ def render(report: Report) -> str:
     >>> "<td class='number'>0.25</td>" in render(Report("r", tables={"t": [{"task": "a<b", "score": 0.25}]}))
     True
     """
+    sections = [(title, _table(title, rows)) for title, rows in report.tables.items()]
+    sections += [("Figures", "\n".join(map(_figure, report.figures)))] if report.figures else []
+    sections += [(title, f"<pre tabindex='0'>{_escape(text)}</pre>") for title, text in report.details.items()]
+    links = "".join(f"<li><a href='#s{number}'>{_escape(title)}</a></li>" for number, (title, _) in enumerate(sections))
     parts = [f"<h1>{_escape(report.title)}</h1>"]
     if report.summary:
         parts.append(f"<p>{_escape(report.summary)}</p>")
-    parts += [_table(title, rows) for title, rows in report.tables.items()]
-    parts += [_figure(name, data) for name, data in report.figures.items()]
-    parts += [f"<h2>{_escape(title)}</h2><pre>{_escape(text)}</pre>" for title, text in report.details.items()]
+    parts.append(f"<nav aria-label='Contents'><ul>{links}</ul></nav>")
+    parts += [
+        f"<section aria-labelledby='s{number}'><h2 id='s{number}'>{_escape(title)}</h2>\n{inside}\n</section>"
+        for number, (title, inside) in enumerate(sections)
+    ]
     head = f"<meta charset='utf-8'><title>{_escape(report.title)}</title><style>{_STYLE}</style>"
     view = "<meta name='viewport' content='width=device-width, initial-scale=1'>"
     return (
-        f"<!doctype html>\n<html lang='en'><head>{head}{view}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<!doctype html>\n<html lang='en'><head>{head}{view}</head><body><main>\n"
+        + "\n".join(parts)
+        + "\n</main></body></html>\n"
     )
 
 
 def _table(title: str, rows: Sequence[Row]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th>{_escape(column)}</th>" for column in columns)
-    body = "\n".join(f"<tr>{''.join(_cell(row.get(column)) for column in columns)}</tr>" for row in rows)
-    return f"<h2>{_escape(title)}</h2><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    head = "".join(f"<th scope='col'>{_escape(column)}</th>" for column in columns)
+    body = "\n".join(f"<tr>{''.join(_row(row, columns))}</tr>" for row in rows)
+    region = f"<div class='scroll' role='region' tabindex='0' aria-label='{_escape(title)}'>"
+    return f"{region}<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+
+
+def _row(row: Row, columns: Sequence[str]) -> Iterator[str]:
+    """The cells of a row, the first of them its heading where it is a text."""
+    for place, column in enumerate(columns):
+        value = row.get(column)
+        plain = place == 0 and isinstance(value, str)
+        yield f"<th scope='row'>{_escape(str(value))}</th>" if plain else _cell(value)
 
 
 def _cell(value: object) -> str:
@@ -75,9 +121,12 @@ def _cell(value: object) -> str:
     return f"<td>{_escape(json.dumps(value, default=str))}</td>"
 
 
-def _figure(name: str, data: bytes) -> str:
-    image = f"<img alt='{_escape(name)}' src='data:image/png;base64,{base64.b64encode(data).decode()}'>"
-    return f"<figure>{image}<figcaption>{_escape(name)}</figcaption></figure>"
+def _figure(picture: Picture) -> str:
+    told = f"{picture.title}. {picture.told}" if picture.told else picture.title
+    link = f" <a href='{_escape(picture.numbers)}'>Its numbers</a>" if picture.numbers else ""
+    kind = "gif" if picture.data.startswith(b"GIF8") else "png"
+    image = f"<img alt='{_escape(told)}' src='data:image/{kind};base64,{base64.b64encode(picture.data).decode()}'>"
+    return f"<figure>{image}<figcaption>{_escape(told)}{link}</figcaption></figure>"
 
 
 def _escape(text: str) -> str:

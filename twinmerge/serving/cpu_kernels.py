@@ -2,15 +2,21 @@
 
 vLLM's own copy both factors of its adapter for every token of a batch, and take a token that has no adapter (slot -1)
 for one of the adapter in the last slot: once all slots are filled, a request for the shared model is answered wrongly
-whenever a mixture is answered beside it. These leave such tokens alone, and multiply those of one adapter together.
+whenever a mixture is answered beside it. These leave such tokens alone, multiply those of one adapter together, and
+those of all adapters that have the same factor B, as the mixtures of one twin do.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
-from collections.abc import Callable
+import operator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 log = logging.getLogger("vllm.gapbridge")
@@ -48,7 +54,15 @@ def shrink(x: Tensor, down: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | 
         lengths: tokens of every run; None: 1 each.
         scaling: of the products.
     """
-    _multiply(x, down, y[:, : down.shape[-2]], slots, lengths, scaling, add=False)
+    matrices, rank = down.flatten(0, -3), down.shape[-2]
+    y, x = y[:, :rank], x.to(y.dtype)
+    if lengths is None and len(slots) > 1:  # one product with all slots costs less than one a token
+        every = (x @ matrices.flatten(0, 1).t().to(y.dtype)).view(len(x), -1, rank)
+        own = every[torch.arange(len(x)), slots.clamp(min=0).long()]
+        y.copy_(torch.where((slots >= 0)[:, None], scaling * own, y))
+        return
+    for slot, place in _runs(slots.tolist(), lengths):
+        y[place] = scaling * (x[place] @ matrices[slot].t().to(y.dtype))
 
 
 def expand(z: Tensor, up: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | None, add: bool) -> None:
@@ -62,21 +76,47 @@ def expand(z: Tensor, up: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | No
         lengths: tokens of every run; None: 1 each.
         add: to what stands in y.
     """
-    width = min(y.shape[1], up.shape[-2])
-    _multiply(z, up[..., :width, :], y[:, :width], slots, lengths, 1.0, add)
+    matrices, width = up.flatten(0, -3), min(y.shape[1], up.shape[-2])
+    y, z = y[:, :width], z.to(y.dtype)
+    for slot, place in _runs(_same(up, slots.tolist()), lengths):
+        y[place].addmm_(z[place], matrices[slot, :width].t().to(y.dtype), beta=float(add))
 
 
-def _multiply(
-    x: Tensor, stacked: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | None, scaling: float, add: bool
-) -> None:
-    matrices, x, start = stacked.flatten(0, -3), x.to(y.dtype), 0
-    known = slots.tolist()
-    counts = [1] * len(known) if lengths is None else lengths.tolist()
-    for slot, count in zip(known, counts, strict=True):
-        if slot >= 0:
-            place = slice(start, start + count)
-            y[place].addmm_(x[place], matrices[slot].t().to(y.dtype), beta=float(add), alpha=scaling)
-        start += count
+def _runs(slots: Sequence[int], lengths: Tensor | None) -> Iterator[tuple[int, slice]]:
+    """The tokens of every run of one slot, neighbours of the same slot together; none for tokens without an adapter."""
+    counts = [1] * len(slots) if lengths is None else lengths.tolist()
+    start = 0
+    for slot, group in itertools.groupby(zip(slots, counts, strict=True), key=operator.itemgetter(0)):
+        end = start + sum(count for _, count in group)
+        if slot >= 0 and end > start:
+            yield slot, slice(start, end)
+        start = end
+
+
+@dataclass
+class _Alike:
+    """What was found of a tensor of factors: the first slot that has the very same one as another."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    first: dict[int, int] = field(default_factory=dict)
+
+
+_alike: dict[int, _Alike] = {}
+
+
+def _same(up: Tensor, slots: Sequence[int]) -> list[int]:
+    """For every slot the first one that has the very same factor; found anew whenever one has changed."""
+    if len(set(slots)) < 2:
+        return list(slots)
+    seen = _alike.get(id(up))
+    if seen is None or seen.tensor() is not up or seen.version != up._version:
+        seen = _alike[id(up)] = _Alike(weakref.ref(up), up._version)
+    for slot in slots:
+        if slot >= 0 and slot not in seen.first:
+            alike = (other for other in set(seen.first.values()) if torch.equal(up[other], up[slot]))
+            seen.first[slot] = next(alike, slot)
+    return [seen.first.get(slot, slot) for slot in slots]
 
 
 def sgmv_shrink(

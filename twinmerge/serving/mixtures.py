@@ -1,7 +1,8 @@
 """Mixtures by name, each made into one LoRA adapter: `twin@32,20,12` is the weights in 64ths, one a task.
 
-The weighted sum of T experts of rank r is one adapter of rank T r: the factors A stacked, the factors B side by side,
-each scaled by its expert's weight. That is exact; averaging A and B apart is not.
+The weighted sum of T experts of rank r is one adapter of rank T r: the factors A stacked, each scaled by its expert's
+weight, the factors B side by side. That is exact; averaging A and B apart is not. All mixtures have the same B, so that
+the tokens of several can be multiplied together.
 """
 
 from __future__ import annotations
@@ -139,13 +140,13 @@ class Mixer:
         Args:
             parts: 64ths, one a task.
         """
-        used = [(part / PARTS, expert) for part, expert in zip(parts, self.experts, strict=True) if part]
+        weighted = [(part / PARTS, expert) for part, expert in zip(parts, self.experts, strict=True)]
         tensors: dict[str, Tensor] = {}
         ranks: dict[str, int] = {}
-        for name in sorted({name for _, expert in used for name in expert}):
-            pairs = [(weight, *expert[name]) for weight, expert in used if name in expert]
-            down = torch.cat([down for _, _, down in pairs], 0).contiguous()
-            up = torch.cat([weight * up for weight, up, _ in pairs], 1).contiguous()
+        for name in sorted({name for expert in self.experts for name in expert}):
+            pairs = [(weight, *expert[name]) for weight, expert in weighted if name in expert]
+            down = torch.cat([weight * down for weight, _, down in pairs], 0).contiguous()
+            up = torch.cat([up for _, up, _ in pairs], 1).contiguous()
             module = name.removesuffix(".weight")
             ranks[module] = down.shape[0]
             tensors |= {

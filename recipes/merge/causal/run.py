@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.data.language_rows import load_language
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
-from recipes.merge.baselines import SHARED, Candidates, tune
+from recipes.merge.baselines import SHARED, Candidates, deciding, tune
 from recipes.merge.causal.train import language_model
 from recipes.merge.checks import cached_at
 from recipes.merge.experts import base_checkpoint, check_rank, expert_folder, stored_format_of
@@ -29,11 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from recipes.data.language_rows import LanguageTask
-    from recipes.merge.causal.encode import Row
+    from recipes.merge.causal.bench import Bench
     from recipes.merge.causal.scores import Speaker
     from recipes.merge.causal.table import LanguageScores
-    from recipes.merge.precision import Format
     from recipes.merge.routing import Routing
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
@@ -48,69 +45,6 @@ EXPLAINED = {
     "routed": "mixture from the prompt alone",
     "oracle": "mixture told the true task",
 }
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The tasks in tokens, and how a model is scored on them.
-
-    Attributes:
-        recipe: The recipe.
-        folder: The run folder.
-        tokenizer: Of the base.
-        tasks: All tasks, those that are not merged among them.
-        rows: By split and task.
-        device: Where models are scored.
-        precision: Number format of all forwards, `32` or `bf16`.
-    """
-
-    recipe: Recipe
-    folder: RunFolder
-    tokenizer: PreTrainedTokenizerBase
-    tasks: list[LanguageTask]
-    rows: dict[str, dict[str, list[Row]]]
-    device: torch.device
-    precision: Format = "32"
-
-    @property
-    def merged(self) -> list[LanguageTask]:
-        """The tasks whose experts are merged."""
-        return [task for task in self.tasks if task.name not in self.recipe.unseen]
-
-    def score(
-        self,
-        name: str,
-        speak: Callable[[str], Speaker],
-        split: str = "test",
-        tasks: Sequence[LanguageTask] | None = None,
-    ) -> LanguageScores:
-        """One row of the table.
-
-        Args:
-            name: What the row is called.
-            speak: Task name -> the model that answers it.
-            split: validation or test.
-            tasks: All tasks when None.
-        """
-        from recipes.merge.causal.scores import batches, score
-        from recipes.merge.causal.table import LanguageScores
-        from recipes.merge.evaluation import in_precision
-
-        chosen, size = self.tasks if tasks is None else tasks, self.recipe.eval_batch_size
-        precise = in_precision(self.precision, self.device, score)
-        found: dict[str, float] = {}
-        spent = 0.0
-        total = sum(batches(len(self.rows[split][task.name]), size) for task in chosen)
-        with self.folder.phase(f"{split}: {name}", total) as progress:
-            for task in chosen:
-                speaker, rows = speak(task.name), self.rows[split][task.name]
-                start = time.perf_counter()
-                options = {"batch_size": size, "seed": self.recipe.seed, "tick": progress.advance}
-                found[task.name] = precise(speaker, task, rows, self.tokenizer, **options)
-                spent += time.perf_counter() - start
-        count = sum(len(self.rows[split][task.name]) for task in chosen)
-        lower = frozenset(task.name for task in chosen if task.lower_is_better)
-        return LanguageScores(found, 1000 * spent / count, lower)
 
 
 def run_causal(
@@ -141,15 +75,15 @@ def run_causal(
     bench = _bench(recipe, folder, tokenizer, evaluation_device(recipe.trainer.accelerator))
     read, pad = _read(recipe, folder, where, model, experts), _padding(tokenizer)
     model.to(bench.device)
-    bench = _settled(bench, Speaker(model, pad))
+    bench = _settled(bench, Speaker(model, pad)).remembering(model, read)
     work = copy.deepcopy(model)
 
     def expert(task: str) -> Speaker:
         set_parameters(work, read[task].state)
         return Speaker(work, pad)
 
-    rows = {"experts": bench.score("experts", expert)}
-    rows["pretrained"] = bench.score("pretrained", lambda _: Speaker(model, pad))
+    rows = {"experts": bench.score_once("experts", lambda: expert, "experts")}
+    rows["pretrained"] = bench.score_once("pretrained", lambda: lambda _: Speaker(model, pad), "pretrained")
     own = {task.name: read[task.name] for task in bench.merged}
     static = _static(bench, model, own, expert, work, rows)
     recipe = recipe.with_shared(static, folder.say)
@@ -206,6 +140,7 @@ def _read(
 
 def _bench(recipe: Recipe, folder: RunFolder, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Bench:
     """The tasks with as many training rows as the router reads, in tokens."""
+    from recipes.merge.causal.bench import Bench
     from recipes.merge.causal.encode import Encoder
 
     sources = [replace(source, max_train=recipe.router.items) for source in recipe.tasks]
@@ -261,23 +196,25 @@ def _static(
     candidates = Candidates(
         named, lambda method, options: shared_expert(model, states, method, **options), bench.recipe.seed
     )
-    held = bench.score("experts", expert, "validation", bench.merged)
+    held = bench.score_once("experts", lambda: expert, "experts", split="validation", tasks=bench.merged)
 
-    def merged(method: str, options: dict[str, float]) -> Speaker:
-        method = bench.recipe.shared.method if method == SHARED else method
-        return Speaker(set_parameters(work, candidates(method, options)), pad)
+    def merged(method: str, options: dict[str, float]) -> Callable[[str], Speaker]:
+        return partial(_always, Speaker(set_parameters(work, candidates(merge_of(method), options)), pad))
+
+    def merge_of(method: str) -> str:
+        return bench.recipe.shared.method if method == SHARED else method
 
     def validate(method: str, options: dict[str, float], part: int) -> float:
-        speaker, told = merged(method, options), ", ".join(f"{k} {v:g}" for k, v in options.items())
-        scores = bench.score(f"{method} {told}".strip(), partial(_always, speaker), "validation", bench.merged)
-        return scores.normalised(held)
+        told, decides = ", ".join(f"{k} {v:g}" for k, v in options.items()), deciding(merge_of(method), options, seed)
+        name, make = f"{method} {told}".strip(), partial(merged, method, options)
+        return bench.score_once(name, make, *decides, split="validation", tasks=bench.merged).normalised(held)
 
+    seed = bench.recipe.seed
     static = tune([*bench.recipe.baselines.grid(), *bench.recipe.shared.grid()], validate)
     for method, (_, options) in static.items():
-        if method == SHARED:
-            continue
-        speaker = merged(method, options)
-        rows[method] = bench.score(method, partial(_always, speaker))
+        if method != SHARED:
+            decides = deciding(method, options, seed)
+            rows[method] = bench.score_once(method, partial(merged, method, options), *decides)
     return static
 
 

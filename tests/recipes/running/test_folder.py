@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,17 +61,61 @@ def test_report_is_self_contained(folder):
     from matplotlib.figure import Figure
 
     folder.start("recipe: toy\nname: <b>\n", {"seed": 1}, ["python", "-m", "recipes.run", "a b.yaml"])
-    folder.figure("one", Figure(), [], ["x"])
+    folder.figure("one", Figure(), [], ["x"], title="Levels — of <all>", told="Higher is better.")
+    folder.figure("two_more", Figure(), [], ["x"])
     rows = [{"task": "<script>alert(1)</script>", "score": 0.123456, "count": 1234567}, {"task": "b", "other": [1]}]
     folder.finish({"score": np.float64(0.5), "array": np.arange(2)}, {"Scores": rows}, summary="1 < 2")
     page = (folder.path / "report.html").read_text()
     parsed = Links(page)
     assert parsed.open == []
-    assert [link[:22] for link in parsed.links] == ["data:image/png;base64,"]
+    inside = [f"#s{number}" for number in range(5)]
+    assert [link for link in parsed.links if link.startswith("#")] == inside
+    assert [number for number in inside if f"<h2 id='{number[1:]}'>" in page] == inside
+    other = [link[:22] for link in parsed.links if not link.startswith("#")]
+    picture = "data:image/png;base64,"
+    assert other == [picture, "figures/one.csv", picture, "figures/two_more.csv"]
+    told = "Levels — of &lt;all&gt;. Higher is better."
+    assert f"<img alt='{told}'" in page
+    assert f"<figcaption>{told} <a href='figures/one.csv'>" in page
+    assert "<img alt='two more'" in page
     assert "<script" not in page
-    for text in ("0.1235", "1,234,567", "1 &lt; 2", "name: &lt;b&gt;", "&#x27;a b.yaml&#x27;", "<th>other</th>"):
+    for text in (
+        "0.1235",
+        "1,234,567",
+        "1 &lt; 2",
+        "name: &lt;b&gt;",
+        "&#x27;a b.yaml&#x27;",
+        "<th scope='col'>other</th>",
+    ):
         assert text in page
     assert json.loads((folder.path / "result.json").read_text()) == {"score": 0.5, "array": [0, 1]}
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+def test_a_browser_shows_the_report_without_a_word(folder):
+    from matplotlib.figure import Figure
+
+    folder.figure("one", Figure(), [], ["x"], title="Levels", told="Higher is better.")
+    wide = [{f"a rather long name of a column {i}": "words " * 20 for i in range(3)}]
+    folder.finish({"score": 1.0}, {"Wide": wide}, summary="well")
+    page = folder.path / "report.html"
+    asked = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
+    page.write_text(page.read_text().replace("</body>", asked))  # the page itself has no script
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
+    done = subprocess.run(
+        [*command, "--enable-logging=stderr", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "CONSOLE" not in done.stderr
+    wide, shown = map(int, re.search(r"<title>(\d+) of (\d+)</title>", done.stdout).groups())
+    assert wide <= shown
+    parsed = Links(done.stdout)
+    assert parsed.open == []
+    for text in ("<main>", "aria-labelledby", '<th scope="col">', "Levels. Higher is better."):
+        assert text in done.stdout
 
 
 def test_result_comes_last(folder, monkeypatch):

@@ -70,6 +70,38 @@ def test_tokens_take_the_factors_of_their_slot(
         torch.testing.assert_close(narrow, wanted(x, down, up[:, :3], base[:, :3], each, 0.5), **near)
 
 
+def test_adapters_with_the_same_factor_are_multiplied_together_until_one_changes(
+    installed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x, down = torch.randn(7, TAKEN), torch.randn(SLOTS, 1, RANK, TAKEN)
+    up = torch.randn(1, 1, GIVEN, RANK).repeat(SLOTS, 1, 1, 1)
+    each = [0, 2, 1, -1, 1, 0, 2]
+    products = []
+    multiply = torch.Tensor.addmm_
+    monkeypatch.setattr(torch.Tensor, "addmm_", lambda *a, **k: products.append(a) or multiply(*a, **k))
+
+    def right() -> int:
+        products.clear()
+        z, y = torch.zeros(7, RANK), torch.ones(7, GIVEN)
+        installed.bgmv_shrink(x, down, z, torch.tensor(each), 1.0)
+        installed.bgmv_expand(z, up, y, torch.tensor(each))
+        want = wanted(x, down[:, 0], up[:, 0], torch.ones(7, GIVEN), each, 1.0)
+        torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+        return len(products)
+
+    with torch.inference_mode():
+        assert right() == 2  # before and after the token without an adapter
+        assert right() == 2
+        up[2] += 1.0  # another adapter comes into a slot
+        assert right() == 5
+        up[2] -= 1.0
+        up[2] = up[0]
+        assert right() == 2
+        up[0, 0, 1, 2] = 5.0
+        assert right() == 5
+
+
 def test_what_stands_in_the_output_is_replaced_where_it_is_not_added_to(installed: Any) -> None:
     torch.manual_seed(0)
     z, up, y = torch.randn(2, RANK), torch.randn(SLOTS, GIVEN, RANK), torch.full((2, GIVEN), float("nan"))

@@ -109,4 +109,13 @@ def test_a_plug_in_without_its_settings_does_nothing(monkeypatch: pytest.MonkeyP
 def test_the_configuration_says_every_rank(folder: Path, tmp_path: Path) -> None:
     place: Any = MixtureCache(folder, tmp_path).path("twin@32,32,0")
     config = json.loads((place / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (4, 4, {})
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (6, 6, {})
+
+
+def test_all_mixtures_have_the_same_second_factor(folder: Path) -> None:
+    mixer = Mixer(folder)
+    found = [mixer.adapter(parts)[0] for parts in ((64, 0, 0), (0, 1, 63), (20, 22, 22))]
+    assert all(set(other) == set(found[0]) for other in found)
+    names = [name for name in found[0] if name.endswith(("lora_B.weight", "lora_embedding_A"))]
+    assert names
+    assert all(torch.equal(other[name], found[0][name]) for other in found for name in names)

@@ -1,0 +1,128 @@
+"""Scores that a merge found before, kept in the user's cache under everything that decides them.
+
+A changed base, expert, head, input or number format, another version of a library that computes and any changed line of
+this project make another name, so a score is only found where the same forward would give it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+import recipes
+import twinmerge
+from recipes.data.wheels import cache_root
+
+if TYPE_CHECKING:
+    from recipes.running.folder import RunFolder
+
+LIBRARIES = ("torch", "transformers", "timm", "torchmetrics", "scikit-learn")
+
+
+class Kept:
+    """Scores by what decides them.
+
+    Args:
+        folder: Run folder, for the log.
+        decides: What all of them depend on: tensors, modules, texts, numbers, and mappings and sequences of such.
+    """
+
+    def __init__(self, folder: RunFolder, *decides: object) -> None:
+        self.folder = folder
+        self._root = cache_root() / "scores"
+        self._decides = fingerprint([_code(), decides])
+        self.found = 0
+
+    def find(self, *of: object) -> dict[str, float | dict[str, float]] | None:
+        """What was kept under a name; None for nothing, or for an entry that is damaged."""
+        try:
+            entry = json.loads(self._file(of).read_text(encoding="utf-8"))
+            value, seal = entry["value"], entry["seal"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if seal != fingerprint(json.dumps(value)):
+            return None
+        self.found += 1
+        if self.found == 1:
+            self.folder.say(f"scores of the very same models on the very same inputs are taken from {self._root}")
+        return value
+
+    def keep(self, value: Mapping[str, object], *of: object) -> None:
+        """Keep a value under a name; a cache that cannot be written keeps nothing."""
+        file = self._file(of)
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            seal = fingerprint(json.dumps(value))
+            beside.write_text(json.dumps({"value": value, "seal": seal}), encoding="utf-8")
+            beside.replace(file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+
+    def _file(self, of: Sequence[object]) -> Path:
+        return self._root / f"{fingerprint([self._decides, *of])}.json"
+
+
+def fingerprint(thing: object) -> str:
+    """sha256 of a value and of all that it holds.
+
+    Args:
+        thing: A tensor, a module, a text, a number, None, or mappings, sequences and dataclasses of such.
+
+    Raises:
+        TypeError: For anything else, whose content is not known.
+    """
+    found = hashlib.sha256()
+    _feed(found, thing)
+    return found.hexdigest()
+
+
+def _feed(found: hashlib._Hash, thing: object) -> None:
+    if isinstance(thing, Tensor):
+        plain = thing.detach().cpu().contiguous()
+        found.update(f"tensor {plain.dtype} {tuple(plain.shape)} ".encode())
+        found.update(plain.flatten().view(torch.uint8).numpy().data if plain.numel() else b"")
+    elif isinstance(thing, nn.Module):
+        config = getattr(thing, "config", None)
+        _feed(found, ["module", type(thing).__qualname__, repr(thing), str(config), thing.state_dict()])
+    elif is_dataclass(thing) and not isinstance(thing, type):
+        _feed(found, [type(thing).__qualname__, {field.name: getattr(thing, field.name) for field in fields(thing)}])
+    elif isinstance(thing, Mapping):
+        found.update(f"mapping {len(thing)} ".encode())
+        for name, value in thing.items():
+            _feed(found, name)
+            _feed(found, value)
+    elif thing is None or isinstance(thing, str | int | float):
+        found.update(f"{type(thing).__name__} {len(repr(thing))} {thing!r} ".encode())
+    elif isinstance(thing, Sequence):
+        found.update(f"sequence {len(thing)} ".encode())
+        for value in thing:
+            _feed(found, value)
+    else:
+        raise TypeError(f"expected tensors, modules, texts and numbers, got {type(thing).__name__}")
+
+
+@cache
+def _code() -> str:
+    """Digest of this project's code, with the versions of the libraries that compute."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = ""
+    roots = [Path(package.__file__).parent for package in (twinmerge, recipes) if package.__file__]
+    files = {str(file.relative_to(root.parent)): file for root in roots for file in sorted(root.rglob("*.py"))}
+    return fingerprint([versions, {name: file.read_text(encoding="utf-8") for name, file in files.items()}])

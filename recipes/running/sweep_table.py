@@ -1,0 +1,151 @@
+"""The table of a sweep: every number of its runs, by combination, as a mean over seeds with its interval."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.errors import RecipeError
+from recipes.front.schema import did_you_mean
+from recipes.running.files import write_text
+
+if TYPE_CHECKING:
+    from recipes.running.folder import RunFolder
+
+Settings = Mapping[str, str]
+Done = tuple[Settings, int, dict[str, float], Path]  # settings, seed, every number, folder
+
+
+def numbers(result: object, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a result by its dotted key, lists left out.
+
+    >>> dict(numbers({"a": 1, "b": {"c": 0.5, "d": [1, 2], "e": True, "f": None}}))
+    {'a': 1.0, 'b.c': 0.5}
+    """
+    if isinstance(result, Mapping):
+        for name, value in result.items():
+            yield from numbers(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(result, int | float) and not isinstance(result, bool):
+        yield key, float(result)
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean of independent runs with a 95 % Student interval, which one run has not."""
+    if len(values) < 2:
+        return {"mean": values[0]}
+    from scipy.stats import t as student
+
+    mean = statistics.fmean(values)
+    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def finish(folder: RunFolder, cells: Iterable[tuple[Settings, int, Path]], asked: Sequence[str]) -> None:
+    """Write `runs.csv` with every number of every run, and the table of those asked for: page and `result.json`.
+
+    Args:
+        folder: The sweep's.
+        cells: Settings, seed and folder of every run; those without a result are left out.
+        asked: Dotted keys of results; those at the top of a result where none is named, else all.
+
+    Raises:
+        RecipeError: For a key that no result has.
+    """
+    done = [
+        (settings, seed, dict(numbers(json.loads((place / "result.json").read_text(encoding="utf-8")))), place)
+        for settings, seed, place in cells
+        if (place / "result.json").is_file()
+    ]
+    if not done:
+        return
+    found = list(dict.fromkeys(name for _, _, values, _ in done for name in values))
+    _write_runs(folder.path / "runs.csv", done)
+    for key in asked:
+        if key not in found:
+            raise RecipeError(f"--show {key}: no result has this number; {did_you_mean(key, found)}")
+    shown = list(asked) or [name for name in found if "." not in name] or found
+    rows = list(_rows(done, shown))
+    for name in shown:
+        _draw(folder, name, rows)
+    runs = [
+        {**settings, "seed": seed, "folder": str(place.relative_to(folder.path))} for settings, seed, _, place in done
+    ]
+    table = [{key: value for key, value in row.items() if not isinstance(value, Mapping)} | _flat(row) for row in rows]
+    folder.finish({"rows": rows, "runs": runs}, {"Mean over seeds, 95 % interval": table, "Runs": runs})
+    for line in _lines(table):
+        folder.say(line)
+
+
+def _rows(done: Sequence[Done], shown: Sequence[str]) -> Iterator[dict[str, Any]]:
+    combinations: dict[tuple[tuple[str, str], ...], list[dict[str, float]]] = {}
+    for settings, _, values, _ in done:
+        combinations.setdefault(tuple(settings.items()), []).append(values)
+    for chosen, runs in combinations.items():
+        row: dict[str, Any] = {**dict(chosen), "runs": len(runs)}
+        for name in shown:
+            known = [values[name] for values in runs if name in values and math.isfinite(values[name])]
+            row[name] = interval(known) if known else {}
+        yield row
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, found in row.items():
+        if isinstance(found, Mapping):
+            flat[name] = found.get("mean")
+            if "low" in found:
+                flat |= {f"{name} low": found["low"], f"{name} high": found["high"]}
+    return flat
+
+
+def _lines(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The table for a terminal."""
+    names = list(dict.fromkeys(name for row in table for name in row))
+    text = [names, *([f"{v:.4g}" if isinstance(v := row.get(n), float) else str(v) for n in names] for row in table)]
+    widths = [max(map(len, column)) for column in zip(*text, strict=True)]
+    for line in text:
+        yield "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _write_runs(path: Path, done: Sequence[Done]) -> None:
+    keys = list(dict.fromkeys(key for settings, *_ in done for key in settings))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*keys, "seed", "number", "value"])
+    for settings, seed, values, _ in done:
+        writer.writerows(
+            [*(settings.get(key, "") for key in keys), seed, name, value] for name, value in values.items()
+        )
+    write_text(path, text.getvalue())
+
+
+def _draw(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A number over the one key that is varied, where its values are numbers."""
+    keys = [key for key, value in rows[0].items() if isinstance(value, str)]
+    if len(keys) != 1 or len(rows) < 2:
+        return
+    try:
+        points = sorted((float(row[keys[0]]), row[name]) for row in rows if row[name])
+    except ValueError:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6))
+    axes = figure.add_subplot()
+    places, means = [x for x, _ in points], [found["mean"] for _, found in points]
+    spans = [[abs(found["mean"] - found.get(end, found["mean"])) for _, found in points] for end in ("low", "high")]
+    axes.errorbar(places, means, yerr=spans, marker="o", capsize=3)
+    if min(places) > 0 and max(places) / min(places) >= 10:
+        axes.set_xscale("log")
+    axes.set_xlabel(keys[0])
+    axes.set_ylabel(name)
+    table = [(x, found["mean"], found.get("low"), found.get("high")) for x, found in points]
+    file = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in name)
+    told = "Means over seeds; the bars are 95 % Student intervals."
+    folder.figure(file, figure, table, (keys[0], "mean", "low", "high"), title=f"{name} over {keys[0]}", told=told)

@@ -1,0 +1,124 @@
+"""Scores of earlier runs are found again where everything that decides them is the same, and nowhere else."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from recipes.merge import kept, static
+from recipes.merge.kept import Kept, fingerprint
+from tests.recipes import tiny
+
+
+class Said:
+    """A run folder that keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAPBRIDGE_CACHE", str(tmp_path))
+    return lambda *decides: Kept(Said(), *decides)
+
+
+def test_what_is_found_is_what_was_kept_under_the_same_name(store):
+    value = {"tasks": {"a": 0.5, "b": float("nan")}, "milliseconds": 2.0}
+    store("base", 1).keep(value, "test", {"scale": 0.3})
+    again = store("base", 1)
+    assert json.dumps(again.find("test", {"scale": 0.3})) == json.dumps(value)
+    again.find("test", {"scale": 0.3})
+    assert len(again.folder.lines) == 1
+    assert again.find("test", {"scale": 0.4}) is None
+    assert again.find("validation", {"scale": 0.3}) is None
+    assert store("base", 2).find("test", {"scale": 0.3}) is None
+
+
+def test_every_part_of_a_thing_decides():
+    layer = nn.Linear(3, 2)
+    moved = copy.deepcopy(layer)
+    moved.weight.data[1, 2] += 1e-7
+    things = [1, 1.0, True, "1", None, [1], [[1]], {"a": 1}, {"b": 1}, {"a": [1]}, [1, 1], "a", ["a", "b"], ["ab"]]
+    things += [
+        torch.zeros(2),
+        torch.zeros(1, 2),
+        torch.zeros(2, dtype=torch.float64),
+        torch.ones(2),
+        torch.ones(2).half(),
+    ]
+    things += [torch.ones(2).bfloat16(), torch.tensor([1, 1]), torch.zeros(0), torch.tensor(1.0), torch.eye(3)[:2]]
+    things += [layer, moved, nn.Sequential(layer), nn.LayerNorm(2), nn.LayerNorm(2, eps=1e-3)]
+    names = [fingerprint(thing) for thing in things]
+    assert len(set(names)) == len(things)
+    assert names == [fingerprint(copy.deepcopy(thing)) for thing in things]
+    assert fingerprint(torch.eye(4).T[::2]) == fingerprint(torch.eye(4)[:, ::2].T.clone())
+    with pytest.raises(TypeError, match="got set"):
+        fingerprint({1})
+
+
+def test_a_changed_line_or_library_makes_another_name(store, monkeypatch):
+    store("base").keep({"score": 1.0}, "x")
+    assert store("base").find("x") == {"score": 1.0}
+    monkeypatch.setattr(kept, "version", lambda _: "9")
+    kept._code.cache_clear()
+    assert store("base").find("x") is None
+    monkeypatch.undo()
+    kept._code.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"value": {"score": 2.0}, "seal": "0"}', '{"value": 1}', "[]", "\x00\xff"])
+def test_a_damaged_entry_counts_as_none(store, tmp_path, text):
+    store("base").keep({"score": 1.0}, "x")
+    (entry,) = (tmp_path / "scores").iterdir()
+    entry.write_text(text, encoding="latin-1")
+    assert store("base").find("x") is None
+    store("base").keep({"score": 1.0}, "x")
+    assert store("base").find("x") == {"score": 1.0}
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GAPBRIDGE_CACHE", str(tmp_path / "file"))
+    Kept(Said(), "base").keep({"score": 1.0}, "x")
+    assert Kept(Said(), "base").find("x") is None
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many candidates were scored on validation."""
+    calls = []
+    evaluate = static.evaluate
+    monkeypatch.setattr(static, "evaluate", lambda *given: calls.append(given) or evaluate(*given))
+    return calls
+
+
+def test_a_run_scores_only_what_no_run_has_scored(world, counted):
+    recipe = world.recipe("merge", baselines={"scales": [0.37, 0.63]})
+    first = world.run(recipe, "kept-first")
+    assert first.code == 0, first.err
+    scored = len(counted)
+    assert scored > 8
+    again = world.run(recipe, "kept-again")
+    assert len(counted) == scored
+    assert "are taken from" in again.out
+    assert tiny.numbers(world.folder / "kept-again/result.json") == tiny.numbers(
+        world.folder / "kept-first/result.json"
+    )
+    more = world.run(world.recipe("merge", baselines={"scales": [0.37, 0.63, 0.81]}), "kept-more")
+    assert more.code == 0, more.err
+    assert scored < len(counted) < 2 * scored  # the new scale of each method
+
+
+def test_other_inputs_are_scored_anew(world, counted):
+    recipe = world.recipe("merge", baselines={"scales": [0.41]})
+    assert world.run(recipe, "kept-inputs").code == 0
+    scored = len(counted)
+    recipe["tasks"][0]["max_validation"] = 7
+    assert world.run(recipe, "kept-fewer").code == 0
+    assert len(counted) - scored == scored + 1  # the average is scored anew too, which this world had scored before
