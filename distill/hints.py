@@ -76,7 +76,7 @@ class LayerHint(Term):
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher
-        self.layers = asked([student, teacher])
+        self.asked_layers = asked([student, teacher])
         self.regressor = nn.Linear(student_layers(student), teacher_layers(teacher))
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:

@@ -257,7 +257,7 @@ class DistillLoss(nn.Module):
     def needs(self) -> set[str]:
         """Fields of `Outputs` that the terms compare; empty where no teacher is needed."""
         soft = [term for term in self.terms.values() if not isinstance(term, HardLoss)]
-        return {str(getattr(t, "needs", "logits")) for t in soft}.union(*(getattr(t, "layers", ()) for t in soft))
+        return {str(getattr(t, "needs", "logits")) for t in soft}.union(*(getattr(t, "asked_layers", ()) for t in soft))
 
     @property
     def needs_teacher(self) -> bool:

@@ -64,14 +64,14 @@ class Term(nn.Module):
     Attributes:
         name: What recipes call it; empty for a loss that is only given as an object.
         needs: The field of `Outputs` that it compares.
-        layers: Where that is layers, of which modules, see `distill.layers.asked`.
+        asked_layers: Where that is layers, of which modules, see `distill.layers.asked`.
         needs_labels: Whether it has no value for a batch without labels.
         epoch: Epochs that have passed, for what changes over them.
     """
 
     name: ClassVar[str] = ""
     needs: Literal["logits", "features", "maps", "layers"] = "logits"
-    layers: frozenset[str] = frozenset()
+    asked_layers: frozenset[str] = frozenset()
     needs_labels: bool = False
     epoch: float = 0.0
 
