@@ -283,6 +283,9 @@ class Recipe(FedBlock):
         if self.data.task is not None and self.data.task.kind != "classification":
             raise FieldError("data.task.kind", f"expected classification, got {self.data.task.kind!r}")
         self._check_kept()
+        if self.grid is not None and (self.teacher.others or self.samples):
+            where = "teacher.others" if self.teacher.others else "samples"
+            raise FieldError(where, "expected none with a grid, whose one teacher answers about glyphs")
         if not self.methods:
             raise FieldError("methods", "expected at least one method, got none")
         for where, changes in (("changes", self.changes), ("teacher.changes", self.changes | self.teacher.changes)):

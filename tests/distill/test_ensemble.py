@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification
 
-from distill import DistillError, DistillModule, Ensemble, ImageNetwork, LanguageNetwork
+from distill import DistillError, DistillLoss, DistillModule, Ensemble, ImageNetwork, LanguageNetwork
 from distill.sampling import known_ids
 from tests.distill.nets import CHANGES, CLASSES, Data, linear, trainer
 from tests.distill.test_sampling import llama, words
@@ -165,6 +165,12 @@ def test_hints_of_texts_leave_padding_out(tmp_path):
     before = [p.detach().clone() for p in made.losses.parameters()]
     trainer(tmp_path, max_epochs=1, log_every_n_steps=1).fit(made, DataLoader([batch], batch_size=None))
     assert all(not torch.equal(a, b) for a, b in zip(before, made.losses.parameters(), strict=True))
+
+
+def test_a_loss_of_ones_own_may_have_layers():
+    own = nn.Module()
+    own.layers, own.forward = nn.ModuleList([nn.Linear(2, 2)]), lambda s, t, y: s.logits.sum()
+    assert DistillLoss({"mine": own, "kd": {}}).needs == {"logits"}
 
 
 def test_hints_between_what_is_not_there_are_refused():
