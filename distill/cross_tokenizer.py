@@ -30,12 +30,16 @@ class ULD(Term):
         self.temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """Mean over the common places.
+        """Mean over the student's tokens, of which those without a common place count nothing.
+
+        So it is a mean over the same rows as that of the labels, and batches and processes add up to the whole.
 
         Raises:
             DistillError: If nothing says which rows belong together.
         """
-        return L.uld(student.logits[pairs_of(teacher)], teacher.logits, temperature=self.temperature)
+        pairs = pairs_of(teacher)
+        share = len(pairs) / max(len(student.logits), 1)
+        return share * L.uld(student.logits[pairs], teacher.logits, temperature=self.temperature)
 
 
 def pairs_of(teacher: Outputs) -> Tensor:

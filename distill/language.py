@@ -219,7 +219,8 @@ class LanguageLoss(nn.Module):
                 said = other.logits(theirs[piece])
             return uld(logits, said, temperature=self.temperature)
 
-        return in_pieces(hidden[pairs], head, sorted_rows, chunk=self.chunk)
+        share = len(pairs) / max(len(hidden), 1)  # a mean over all tokens, as that of the labels is
+        return share * in_pieces(hidden[pairs], head, sorted_rows, chunk=self.chunk)
 
     def _chunked(self, student: Outputs, teacher: Outputs, labels: Tensor, alpha: float) -> ChunkedLoss:
         heads = cast(LanguageHead, student.head), cast(LanguageHead, teacher.head)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import nn
@@ -134,13 +134,14 @@ def check_outputs(students: nn.ModuleDict, classes: int) -> None:
             raise DistillError(f"student {name} has {told} outputs, but classes is {classes}; give as many")
 
 
-def is_plain(terms: object) -> bool:
-    """Whether there are no losses of one's own, which a checkpoint cannot keep among its values."""
+def not_plain(models: Mapping[str, object], teacher: object, terms: object) -> list[str]:
+    """Arguments of `DistillModule` that a checkpoint cannot keep among its values: modules, and losses of one's own."""
+    held = [] if not any(isinstance(model, nn.Module) for model in models.values()) else ["student"]
+    held += ["teacher"] if isinstance(teacher, nn.Module) else []
+    return held + ([] if terms is None or _is_plain(terms) else ["terms"])
+
+
+def _is_plain(terms: object) -> bool:
     if isinstance(terms, Mapping):
-        return all(is_plain(value) for value in terms.values())
+        return all(_is_plain(value) for value in terms.values())
     return isinstance(terms, str | int | float | bool | list | tuple | None)
-
-
-def holds_modules(models: Iterable[object]) -> bool:
-    """Whether any is a module, and not the name of one."""
-    return any(isinstance(model, nn.Module) for model in models)

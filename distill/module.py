@@ -23,12 +23,12 @@ from distill.gathering import Window
 from distill.labels import follow, given_names
 from distill.language import LanguageLoss, known_tokens, next_tokens, read_apart
 from distill.losses import DistillLoss, Terms
-from distill.models import Model, Network, build, check_outputs, holds_modules, is_plain, terms_of
+from distill.models import Model, Network, build, check_outputs, not_plain, terms_of
 from distill.networks import Frozen, TextNetwork
 from distill.optimizers import averaged, check_optimizer, make_optimizer, make_schedule, own_stream
 from distill.order import ViewLoader
 from distill.regimes import method as published, regime as named_regime
-from distill.sampling import Sampler, check_samples
+from distill.sampling import Sampler, checked_samples
 from distill.scores import Scores, classes_of, score_rows, warn_of
 from distill.terms import Outputs
 from gapbridge.arguments import Count, NotNegative, Share, Whole
@@ -113,16 +113,13 @@ class DistillModule(lightning.LightningModule):
         check_given(DistillModule.__init__, locals())
         super().__init__()
         models = student if isinstance(student, Mapping) else {"student": student}
-        held = [k for k, v in (("student", list(models.values())), ("teacher", [teacher])) if holds_modules(v)]
-        held += ["terms"] if terms is not None and not is_plain(terms) else []
-        self.save_hyperparameters(ignore=held)
+        self.save_hyperparameters(ignore=not_plain(models, teacher, terms))
         self.regime = named_regime(regime, changes)
         check_optimizer(self.regime)
         by_student = terms_of(models, terms, published(method, regime) if terms is None else None, student, method)
         check_labels(torch.tensor(item_labels or [0]), classes)
-        check_samples(samples or {}, by_student, task)
         self._apart = check_apart(by_student)
-        self._sampler = Sampler(samples or {}, prompt_tokens, sampling_temperature)
+        self._sampler = Sampler(checked_samples(samples, by_student, task), prompt_tokens, sampling_temperature)
         self.task, self.classes, self.several = task, classes, len(models) > 1
         size = self.regime.image_size if task == "images" else 0
         drop = {"drop_path_rate": self.regime.drop_path, "drop_rate": self.regime.dropout}
@@ -130,17 +127,15 @@ class DistillModule(lightning.LightningModule):
         shared = (task, classes, size, channels_last)
         made = {name: build(m, *shared, lora_rank, student_options or {}, own) for name, m in models.items()}
         self.students = nn.ModuleDict(made)
-        self._teacher: Frozen | None = None
-        if teacher is not None:
-            network = build(teacher, *shared, 0, teacher_options or {})
-            self._teacher = Frozen(network, getattr(torch, teacher_dtype))
+        voice = None if teacher is None else build(teacher, *shared, 0, teacher_options or {})
+        self._teacher = None if voice is None else Frozen(voice, getattr(torch, teacher_dtype))
         if task == "texts":
             self._follow(labels)
         self.losses = nn.ModuleDict({name: self._loss(by_student[name], name, item_labels) for name in models})
         if task != "language":
             check_outputs(self.students, classes)
         if compiled:
-            for network in (*self.students.values(), *((self._teacher.network,) if self._teacher else ())):
+            for network in (*self.students.values(), *(() if voice is None else (voice,))):
                 network.compile()
         self.ema = averaged(self.students, self.regime)
         self.metrics = nn.ModuleDict({stage: Scores(models, self.ema is not None) for stage in ("validation", "test")})

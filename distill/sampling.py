@@ -59,6 +59,14 @@ def check_samples(samples: Mapping[str, Mapping[str, float]], terms: Mapping[str
             )
 
 
+def checked_samples(
+    samples: Mapping[str, Mapping[str, float]] | None, terms: Mapping[str, Terms], task: str
+) -> Mapping[str, Mapping[str, float]]:
+    """The shares, after `check_samples`; none where there are none."""
+    check_samples(samples or {}, terms, task)
+    return samples or {}
+
+
 class Sampler:
     """Batches of samples in place of the data's.
 
