@@ -121,10 +121,9 @@ class DistillModule(lightning.LightningModule):
         self._apart = check_apart(by_student)
         self._sampler = Sampler(checked_samples(samples, by_student, task), prompt_tokens, sampling_temperature)
         self.task, self.classes, self.several = task, classes, len(models) > 1
-        size = self.regime.image_size if task == "images" else 0
         drop = {"drop_path_rate": self.regime.drop_path, "drop_rate": self.regime.dropout}
         own = {k: v for k, v in drop.items() if v and task == "images"}
-        shared = (task, classes, size, channels_last)
+        shared = (task, classes, self.regime.image_size if task == "images" else 0, channels_last)
         made = {name: build(m, *shared, lora_rank, student_options or {}, own) for name, m in models.items()}
         self.students = nn.ModuleDict(made)
         voice = None if teacher is None else build(teacher, *shared, 0, teacher_options or {})
