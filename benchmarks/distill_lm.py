@@ -1,6 +1,8 @@
 """SmolLM2-135M into its own first two layers: forward and reverse KL, JSD on and off policy, sequences, labels alone.
 
-The text is Python's standard library, which every machine has. One run of the recipe a seed trains all students side by
+The text is Python's standard library, which every machine has. Cut off after two layers SmolLM2 says nothing of sense,
+and own samples of nonsense teach nothing: so one student is first brought to speech by forward KL, as GKD begins with a
+fine-tuned one, and all methods go on from it with as many updates. One run of the recipe a seed trains all students side by
 side on one teacher pass, as a user would (`python -m recipes.run`); it is a cell, kept under ``runs/benchmarks``, and
 one that was stopped goes on from its checkpoint. ``perplexity_<method>`` is that of test blocks. ``choice_<method>`` is
 the task: of four texts, which one goes on from a given beginning, by the student's log-probability; a guess is right in
@@ -35,7 +37,8 @@ from distill import DistillModule, TokenData
 from recipes.data.smollm2 import smollm2
 from recipes.running.quiet import hush_libraries, silent_trainer
 
-SEEDS, LAYERS, LENGTH, PROMPT, BATCH, BLOCKS, TEST = 3, 2, 48, 24, 4, 160, 32
+SEEDS, LAYERS, LENGTH, PROMPT, BATCH, BLOCKS, TEST = 3, 2, 48, 24, 4, 120, 32
+START, START_SEED, RATES = 600, 1000, (1.0e-3, 2.0e-4)  # blocks and seed of the beginning; learning rates
 ROUNDS, STEPS = 7, 2
 METHODS = {
     "ce": {"hard": {}},
@@ -59,6 +62,7 @@ def main() -> None:
     torch.set_num_threads(1)
     hush_libraries()
     with kept_in(given.folder) as (folder, cells):
+        start = cells.of("start", lambda: {"perplexity": begun(folder, min(START, 5 * given.blocks))})
         scores = [
             cells.of(f"seed{seed}", lambda s=seed: trained(folder, s, given.blocks)) for seed in range(given.seeds)
         ]
@@ -71,6 +75,7 @@ def main() -> None:
     for name in METHODS:
         for figure in ("perplexity", "choice"):
             figures[f"{figure}_{name}"] = spread([row[name][figure] for row in scores])
+    figures["perplexity_start"] = start["perplexity"]
     figures["perplexity_teacher"] = scores[0]["teacher"]["perplexity"]
     figures["choice_teacher"] = scores[0]["teacher"]["choice"]
     rows = [{"seed": i, "method": name, **found} for i, row in enumerate(scores) for name, found in row.items()]
@@ -89,27 +94,32 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
-def recipe(seed: int, blocks: int) -> dict[str, Any]:
-    """The YAML of a seed."""
+def begun(folder: Path, blocks: int) -> float:
+    """Make the student that all methods begin with; its perplexity."""
+    made = recipe(START_SEED, blocks, {"kd": {"kd": {}}}, RATES[0])
+    made["student"] = {"model": "shipped:smollm2", "options": {"num_hidden_layers": LAYERS, "dtype": "float32"}}
+    return float(np.exp(finished(folder / "start", made)["kd"]["loss"]))
+
+
+def recipe(seed: int, blocks: int, methods: dict[str, Any], rate: float) -> dict[str, Any]:
+    """The YAML of a run, but for its student."""
     return {
         "recipe": "distill",
         "name": f"lm{seed}",
         "seed": seed,
         "teacher": {"model": "shipped:smollm2", "options": {"dtype": "float32"}},
-        "student": {"model": "shipped:smollm2", "options": {"num_hidden_layers": LAYERS, "dtype": "float32"}},
         "data": {"source": "files", "path": "python", "length": LENGTH, "rows": blocks, "test_rows": TEST},
         "regime": "A2",
         "changes": {
             "epochs": 1,
             "batch_size": BATCH,
             "optimizer": "adamw",
-            "learning_rate": 5.0e-4,
+            "learning_rate": rate,
             "weight_decay": 0.01,
             "schedule_on": "update",
             "warmup_epochs": 0.1,
         },
-        "methods": METHODS,
-        "samples": SAMPLES,
+        "methods": methods,
         "prompt_tokens": PROMPT,
         "log_gradients_every": 0,
         "trainer": {
@@ -124,15 +134,10 @@ def recipe(seed: int, blocks: int) -> dict[str, Any]:
 
 def trained(folder: Path, seed: int, blocks: int) -> dict[str, Any]:
     """Figures of every method of a seed, and of the teacher."""
-    from recipes.run import main as run
-
-    place, file = folder / f"seed{seed}", folder / f"seed{seed}.yaml"
-    file.write_text(yaml.safe_dump(recipe(seed, blocks), sort_keys=False), encoding="utf-8")
-    if not (place / "result.json").exists():
-        more = ["--resume"] if (place / "recipe.yaml").exists() else []
-        if run([str(file), "--out", str(place), *more]):
-            raise RuntimeError(f"the run {place} failed; see what it said above")
-    found = json.loads((place / "result.json").read_text(encoding="utf-8"))["rows"]
+    place = folder / f"seed{seed}"
+    made = recipe(seed, blocks, METHODS, RATES[1]) | {"samples": SAMPLES}
+    made["student"] = {"model": str((folder / "start/students/kd/model").resolve()), "options": {"dtype": "float32"}}
+    found = finished(place, made)
     models = {name: place / "students" / name / "model" for name in METHODS} | {"teacher": smollm2()}
     data = TokenData(python_files(), str(smollm2()), length=LENGTH, batch_size=BATCH, evaluation_blocks=TEST)
     data.setup()
@@ -145,6 +150,20 @@ def trained(folder: Path, seed: int, blocks: int) -> dict[str, Any]:
         }
         for name, model in models.items()
     }
+
+
+def finished(place: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """Rows of a run's result, after making it, or going on with it, where it is not whole."""
+    from recipes.run import main as run
+
+    file = place.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
+    if not (place / "result.json").exists():
+        more = ["--resume"] if (place / "recipe.yaml").exists() else []
+        if run([str(file), "--out", str(place), *more]):
+            raise RuntimeError(f"the run {place} failed; see what it said above")
+    found: dict[str, Any] = json.loads((place / "result.json").read_text(encoding="utf-8"))["rows"]
+    return found
 
 
 def python_files() -> list[Path]:
