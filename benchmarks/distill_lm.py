@@ -2,14 +2,14 @@
 
 The text is Python's standard library, which every machine has. Cut off after two layers SmolLM2 says nothing of sense,
 and own samples of nonsense teach nothing: so one student is first brought to speech by forward KL, as GKD begins with a
-fine-tuned one, and all methods go on from it with as many updates. One run of the recipe a seed trains all students side by
-side on one teacher pass, as a user would (`python -m recipes.run`); it is a cell, kept under ``runs/benchmarks``, and
-one that was stopped goes on from its checkpoint. ``perplexity_<method>`` is that of test blocks. ``choice_<method>`` is
-the task: of four texts, which one goes on from a given beginning, by the student's log-probability; a guess is right in
-a quarter. ``on_policy_over_plain_loop`` is the time of the module's update on own samples over that of the same loop by
-hand, which generates by transformers, computes whole logits and differentiates them; ``peak_memory_gb`` is the resident
-memory of a process that makes such updates, and ``peak_over_plain_loop`` that over the loop's. An hour of
-one free core.
+fine-tuned one, and all methods go on from it with as many updates. One run of the recipe a seed trains all students
+side by side on one teacher pass, as a user would (`python -m recipes.run`); it is a cell, kept under
+``runs/benchmarks``, and one that was stopped goes on from its checkpoint. ``perplexity_<method>`` is that of test
+blocks. ``choice_<method>`` is the task: of four texts, which one goes on from a given beginning, by the student's
+log-probability; a guess is right in a quarter. ``on_policy_over_plain_loop`` is the time of the module's update on own
+samples over that of the same loop by hand, which generates by transformers, computes whole logits and differentiates
+them; ``peak_memory_gb`` is the resident memory of a process that makes such updates, and ``peak_over_plain_loop`` that
+over the loop's. An hour of one free core.
 """
 
 from __future__ import annotations
