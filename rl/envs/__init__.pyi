@@ -20,6 +20,7 @@ from .markov_game import BatchedGame as BatchedGame
 from .newsvendor import Newsvendor as Newsvendor
 from .parallel import GameAsParallelEnv as GameAsParallelEnv, ParallelGame as ParallelGame
 from .pursuit import PredatorPrey as PredatorPrey
+from .remembering import Remembering as Remembering
 from .spiel_game import SpielGame as SpielGame
 from .stores import Stores as Stores
 from .sumo import Sumo as Sumo
