@@ -1,5 +1,6 @@
 from .cached_data import CachedImageData as CachedImageData
 from .data import ImageData as ImageData
+from .ensemble import Ensemble as Ensemble
 from .errors import DistillError as DistillError
 from .glyphs import Glyphs as Glyphs
 from .hard import HardLoss as HardLoss
@@ -8,6 +9,7 @@ from .hints import (
     CRDHint as CRDHint,
     CurriculumTemperature as CurriculumTemperature,
     FitNetHint as FitNetHint,
+    LayerHint as LayerHint,
     ReviewHint as ReviewHint,
 )
 from .language import LanguageLoss as LanguageLoss, LanguageNetwork as LanguageNetwork

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from distill.errors import DistillError
 
-Kind = Literal["logits", "hidden", "top", "sampled"]
+Kind = Literal["logits", "hidden", "top", "sampled", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Form:
     Attributes:
         kind: `logits`, all of them; `hidden`, the state before the head, whose width may be far below the number of
             classes, and the head once; `top`, the largest logits and the log-sum-exp of the others at some temperatures
-            (for the tails `zero` and `ghost` of :func:`~distill.functional.sparse.top_kd`); or `sampled`, an unbiased
-            sample at the first temperature.
+            (for the tails `zero` and `ghost` of :func:`~distill.functional.sparse.top_kd`); `sampled`, an unbiased
+            sample at the first temperature; or `tokens`, how a language model itself goes on with a text.
         dtype: Of stored logits and states: float32 replays bit for bit, float16 and bfloat16 halve the size.
         kept: Classes of a row, for `top` and `sampled`.
         temperatures: For `top` and `sampled`.
@@ -40,5 +40,5 @@ class Form:
         if (self.kind in ("top", "sampled")) != (self.kept > 0) or not self.temperatures:
             raise DistillError(
                 f"{self.kind} with kept={self.kept} and {len(self.temperatures)} temperatures: top and "
-                "sampled keep at least 1 class at 1 temperature, logits and hidden keep everything (0)"
+                "sampled keep at least 1 class at 1 temperature, the other kinds keep everything (0)"
             )

@@ -1,8 +1,9 @@
-"""Terms with parameters of their own: FitNet, CC, CRD, ReviewKD and the curriculum temperature."""
+"""Terms with parameters of their own: FitNet by level or module, CC, CRD, ReviewKD and the curriculum temperature."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from distill import functional as L
 from distill.errors import DistillError
 from distill.gathering import GlobalBatchNorm2d, gather, world
+from distill.layers import asked
 from distill.terms import LogitTerm, Outputs, Term, features_of
 from gapbridge.arguments import Count, NotNegative, Positive, ProperShare, Seed, Whole
 
@@ -47,6 +49,62 @@ class FitNetHint(Term):
         target = teacher.maps[self.level].detach().float()
         mapped = self.regressor(student.maps[self.level].float())
         return L.hint(_on_grid(mapped, target), target)
+
+
+class LayerHint(Term):
+    """FitNet between any two modules: a linear map of the student's channels, then `functional.hint`.
+
+    Maps (batch, channels, rows, columns) are compared on the teacher's grid, sequences (batch, places, width) place by
+    place, for texts without padding; what has two forms, as a CNN's map and a transformer's sequence, by the mean over
+    places.
+
+    Args:
+        student_layers: From the name of one of the student's modules to the width of what it gives.
+        teacher_layers: Likewise of the teacher.
+        student: Name of the student's module, as `model.named_modules()` has it.
+        teacher: Name of the teacher's module.
+
+    Reference:
+        Romero et al. (2015), arXiv 1412.6550, section 2.2.
+    """
+
+    name = "hint"
+    needs = "layers"
+
+    def __init__(
+        self, student_layers: Callable[[str], int], teacher_layers: Callable[[str], int], student: str, teacher: str
+    ) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher
+        self.asked_layers = asked([student, teacher])
+        self.regressor = nn.Linear(student_layers(student), teacher_layers(teacher))
+
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """Mean squared error.
+
+        Raises:
+            DistillError: If sequences have different lengths, or a cache stands in for the teacher.
+        """
+        if self.teacher not in teacher.layers:
+            raise DistillError(
+                f"the hint compares {self.teacher!r} of the teacher, of whom a cache keeps logits only; ask it anew"
+            )
+        mine, target = student.layers[self.student].float(), teacher.layers[self.teacher].detach().float()
+        if mine.ndim == 4:
+            mine = mine.movedim(1, -1)
+        if mine.ndim != target.ndim:
+            mine = mine.flatten(1, -2).mean(1) if mine.ndim > 2 else mine
+            target = target.mean((2, 3)) if target.ndim == 4 else target.mean(1) if target.ndim == 3 else target
+            return L.hint(self.regressor(mine), target)
+        mapped = self.regressor(mine)
+        if target.ndim == 4:
+            return L.hint(_on_grid(mapped.movedim(-1, 1), target), target)
+        if mapped.shape != target.shape:
+            raise DistillError(
+                f"the hint compares {tuple(mine.shape)} of {self.student!r} with {tuple(target.shape)} of "
+                f"{self.teacher!r}, of other lengths; name modules whose outputs have as many places"
+            )
+        return L.hint(mapped, target)
 
 
 class CorrelationHint(Term):

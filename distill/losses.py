@@ -20,7 +20,7 @@ from distill.arguments import check_given, check_names
 from distill.errors import DistillError
 from distill.gathering import gather
 from distill.hard import HardLoss
-from distill.terms import Function, LogitTerm, Outputs, Term, check_call, check_values, features_of
+from distill.terms import SIZES, Function, LogitTerm, Outputs, Term, check_call, check_values, features_of
 from gapbridge.arguments import NotNegative, Positive, Share, accepts, shown
 
 Terms = Mapping[str, Any]  # options by name, or a loss of one's own, see `DistillLoss`
@@ -206,10 +206,10 @@ def terms_by_name() -> dict[str, type[Term]]:
     Raises:
         DistillError: If two have one name.
     """
-    from distill import hints
+    from distill import cross_tokenizer, hints
 
     found: dict[str, type[Term]] = {}
-    for module in (sys.modules[__name__], hints):
+    for module in (sys.modules[__name__], hints, cross_tokenizer):
         for kind in vars(module).values():
             if isinstance(kind, type) and kind.__module__ == module.__name__ and kind.__dict__.get("name"):
                 found[kind.__dict__["name"]] = kind
@@ -256,7 +256,8 @@ class DistillLoss(nn.Module):
     @property
     def needs(self) -> set[str]:
         """Fields of `Outputs` that the terms compare; empty where no teacher is needed."""
-        return {str(getattr(term, "needs", "logits")) for term in self.terms.values() if not isinstance(term, HardLoss)}
+        soft = [term for term in self.terms.values() if not isinstance(term, HardLoss)]
+        return {str(getattr(t, "needs", "logits")) for t in soft}.union(*(getattr(t, "asked_layers", ()) for t in soft))
 
     @property
     def needs_teacher(self) -> bool:
@@ -298,7 +299,7 @@ class DistillLoss(nn.Module):
                 raise DistillError(f"{name} needs labels, but the batch has none; give labels, or leave {name} out")
             if teacher is not None and teacher.compact is not None:
                 check_reads_some(name, type(term))
-        whole = teacher if teacher is not None and teacher.compact is None else None
+        whole = teacher if teacher is not None and teacher.compact is None and teacher.pairs is None else None
         if "logits" in self.needs and whole is not None and student.logits.shape != whole.logits.shape:
             raise DistillError(
                 f"the student has {student.logits.shape[-1]} classes and the teacher {whole.logits.shape[-1]}; give "
@@ -375,9 +376,6 @@ def check_terms(terms: Terms) -> None:
             check_given(inspect.unwrap(made.loss.__init__), made.options, name)
     if not any(made.weight for made in chosen.values()):
         raise DistillError(f"every weight of {', '.join(terms)} is 0, so there is nothing to learn; raise one")
-
-
-SIZES = ("student_width", "teacher_width", "student_channels", "teacher_channels", "item_labels")
 
 
 def _build(made: Choice, sizes: Mapping[str, object]) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import nn
 
 from distill.arguments import check_names
 from distill.batches import Task
+from distill.ensemble import Ensemble
 from distill.errors import DistillError
 from distill.language import LanguageNetwork
 from distill.losses import Terms
@@ -44,15 +45,15 @@ def build(
     Raises:
         DistillError: If the model cannot be built, or is made already and has no constructor for the options.
     """
-    made_already = isinstance(model, ImageNetwork | TextNetwork | LanguageNetwork)
+    made_already = isinstance(model, Network | Ensemble)
     taken = {"mean", "std", "size"} if task == "images" and not made_already else set()
     if not isinstance(model, str) and (lost := sorted(set(options) - taken)):
         raise DistillError(
             f"the option {lost[0]!r} is given beside a {type(model).__name__} that is made already; give it to what "
             "makes the model, or name the model instead"
         )
-    if isinstance(model, ImageNetwork | TextNetwork | LanguageNetwork):
-        return model
+    if isinstance(model, Network | Ensemble):
+        return cast(Network, model)  # an ensemble is called alike
     rest: dict[str, Any] = {**(drop or {} if isinstance(model, str) else {}), **options}
     if task == "images":
         mean, std, own = rest.pop("mean", None), rest.pop("std", None), int(rest.pop("size", 0))
@@ -131,3 +132,16 @@ def check_outputs(students: nn.ModuleDict, classes: int) -> None:
         told = getattr(config, "num_labels", None) if config is not None else getattr(model, "num_classes", None)
         if isinstance(told, int) and told != classes:
             raise DistillError(f"student {name} has {told} outputs, but classes is {classes}; give as many")
+
+
+def not_plain(models: Mapping[str, object], teacher: object, terms: object) -> list[str]:
+    """Arguments of `DistillModule` that a checkpoint cannot keep among its values: modules, and losses of one's own."""
+    held = [] if not any(isinstance(model, nn.Module) for model in models.values()) else ["student"]
+    held += ["teacher"] if isinstance(teacher, nn.Module) else []
+    return held + ([] if terms is None or _is_plain(terms) else ["terms"])
+
+
+def _is_plain(terms: object) -> bool:
+    if isinstance(terms, Mapping):
+        return all(_is_plain(value) for value in terms.values())
+    return isinstance(terms, str | int | float | bool | list | tuple | None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning
@@ -15,23 +16,25 @@ from torchmetrics import MeanMetric
 from distill.arguments import check_given
 from distill.batches import INPUTS, Batch, Task, as_batch, check_labels, device_of, read_labels
 from distill.compact import stored_classes
+from distill.cross_tokenizer import check_apart
+from distill.ensemble import voices
 from distill.functional.vocabulary import Vocabulary
 from distill.gathering import Window
 from distill.labels import follow, given_names
-from distill.language import LanguageLoss, next_tokens
+from distill.language import LanguageLoss, known_tokens, next_tokens, read_apart
 from distill.losses import DistillLoss, Terms
-from distill.models import Model, Network, build, check_outputs, terms_of
+from distill.models import Model, Network, build, check_outputs, not_plain, terms_of
 from distill.networks import Frozen, TextNetwork
-from distill.optimizers import check_optimizer, make_optimizer, make_schedule, own_stream
+from distill.optimizers import averaged, check_optimizer, make_optimizer, make_schedule, own_stream
 from distill.order import ViewLoader
 from distill.regimes import method as published, regime as named_regime
+from distill.sampling import Sampler, checked_samples
 from distill.scores import Scores, classes_of, score_rows, warn_of
 from distill.terms import Outputs
-from gapbridge.arguments import Count, Whole
+from gapbridge.arguments import Count, NotNegative, Share, Whole
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
-    from timm.utils import ModelEmaV3
 
 Losses = DistillLoss | LanguageLoss
 
@@ -75,6 +78,10 @@ class DistillModule(lightning.LightningModule):
         labels: Names of the classes of texts in the order of the data's labels: networks whose id2label has them in
             another order are read in this one, and a teacher of other classes is refused. None takes the first
             student's own, or else the teacher's.
+        samples: For language models, by student, the shares of batches whose text the student itself has said (`own`)
+            or the teacher has (`teacher`) in place of the data's; None reads the data alone.
+        prompt_tokens: Tokens at the start of a text that samples go on from, where its labels do not mark a prompt.
+        sampling_temperature: At which students sample; 0 takes the likeliest token.
     """
 
     def __init__(
@@ -99,62 +106,55 @@ class DistillModule(lightning.LightningModule):
         chunk: Whole = 256,
         vocabulary: Vocabulary = "mask",
         labels: list[str] | None = None,
+        samples: dict[str, dict[str, Share]] | None = None,
+        prompt_tokens: Count = 32,
+        sampling_temperature: NotNegative = 1.0,
     ) -> None:
         check_given(DistillModule.__init__, locals())
         super().__init__()
         models = student if isinstance(student, Mapping) else {"student": student}
-        held = [k for k, v in (("student", list(models.values())), ("teacher", [teacher])) if _modules(v)]
-        held += ["terms"] if terms is not None and not _plain(terms) else []
-        self.save_hyperparameters(ignore=held)
+        self.save_hyperparameters(ignore=not_plain(models, teacher, terms))
         self.regime = named_regime(regime, changes)
         check_optimizer(self.regime)
         by_student = terms_of(models, terms, published(method, regime) if terms is None else None, student, method)
         check_labels(torch.tensor(item_labels or [0]), classes)
+        self._apart = check_apart(by_student)
+        self._sampler = Sampler(checked_samples(samples, by_student, task), prompt_tokens, sampling_temperature)
         self.task, self.classes, self.several = task, classes, len(models) > 1
-        size = self.regime.image_size if task == "images" else 0
         drop = {"drop_path_rate": self.regime.drop_path, "drop_rate": self.regime.dropout}
         own = {k: v for k, v in drop.items() if v and task == "images"}
-        shared = (task, classes, size, channels_last)
+        shared = (task, classes, self.regime.image_size if task == "images" else 0, channels_last)
         made = {name: build(m, *shared, lora_rank, student_options or {}, own) for name, m in models.items()}
         self.students = nn.ModuleDict(made)
-        self._teacher: Frozen | None = None
-        if teacher is not None:
-            network = build(teacher, *shared, 0, teacher_options or {})
-            self._teacher = Frozen(network, getattr(torch, teacher_dtype))
+        voice = None if teacher is None else build(teacher, *shared, 0, teacher_options or {})
+        self._teacher = None if voice is None else Frozen(voice, getattr(torch, teacher_dtype))
         if task == "texts":
             self._follow(labels)
         self.losses = nn.ModuleDict({name: self._loss(by_student[name], name, item_labels) for name in models})
         if task != "language":
             check_outputs(self.students, classes)
         if compiled:
-            for network in (*self.students.values(), *((self._teacher.network,) if self._teacher else ())):
+            for network in (*self.students.values(), *(() if voice is None else (voice,))):
                 network.compile()
-        self.ema = self._average()
+        self.ema = averaged(self.students, self.regime)
         self.metrics = nn.ModuleDict({stage: Scores(models, self.ema is not None) for stage in ("validation", "test")})
         self.doubts: dict[str, str] = {}
         # Every process makes the hints' memories alike; sending them before each step would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [f"losses.{name}" for name, _ in self.losses.named_buffers()]
-        self._window = Window()
+        self._windows = {name: Window() for name in ("", *self._sampler.samples)}  # samples differ in tokens
         self._labels_checked = False
         self._places: list[dict[str, int]] = []
 
-    def _average(self) -> ModelEmaV3 | None:
-        """The running average of the students' weights, where the regime has one."""
-        if not self.regime.ema:
-            return None
-        from timm.utils import ModelEmaV3
-
-        return ModelEmaV3(self.students, decay=self.regime.ema)
-
     def _follow(self, labels: list[str] | None) -> None:
         """Let all networks mean the same class by the same position."""
-        teacher = [] if self._teacher is None else [self._teacher.network]
+        teacher = [] if self._teacher is None else voices(self._teacher.network)
+        students = [(name, voice) for name, network in self.students.items() for voice in voices(network)]
         told = [
             given_names(getattr(getattr(n.model, "config", None), "id2label", None))
-            for n in (*self.students.values(), *teacher)
+            for n in (*(voice for _, voice in students), *teacher)
         ]
         names = labels or next((found for found in told if found and len(found) == self.classes), None)
-        for name, network in self.students.items() if names else ():
+        for name, network in students if names else ():
             follow(cast(TextNetwork, network), names or [], f"student {name}", learns=True)
         for network in teacher if names else ():
             follow(cast(TextNetwork, network), names or [], "the teacher", learns=False)
@@ -170,6 +170,8 @@ class DistillModule(lightning.LightningModule):
         networks = {"student": self.students[name], **({"teacher": self._teacher.network} if self._teacher else {})}
         for role, network in networks.items():
             sizes |= {f"{role}_{key}": value for key, value in cast(Network, network).sizes().items()}
+            if (width := getattr(network, "layer_width", None)) is not None:
+                sizes[f"{role}_layers"] = partial(width, self.regime.image_size)
         return DistillLoss(merged, sizes)
 
     def forward(self, batch: object) -> Tensor:
@@ -181,7 +183,10 @@ class DistillModule(lightning.LightningModule):
         if "teacher_logits" in batch:
             return Outputs(batch["teacher_logits"].float())
         if (compact := stored_classes(batch)) is not None:
+            compact = known_tokens(compact, batch) if self.task == "language" else compact
             return Outputs(batch[INPUTS[self.task]].new_empty(0), compact=compact)
+        if self._apart and self._teacher is not None:
+            return read_apart(self._teacher, batch, needs) if "paired" in batch else None
         return None if self._teacher is None else self._teacher(batch, needs)
 
     def training_step(self, given: object, batch_index: int) -> Tensor:
@@ -189,44 +194,55 @@ class DistillModule(lightning.LightningModule):
         batch = as_batch(given, self.task)
         labels = self._labels(batch)
         needs = {name: frozenset(cast(Losses, loss).needs) for name, loss in self.losses.items()}
-        asked = frozenset[str]().union(
-            *(n for name, n in needs.items() if cast(Losses, self.losses[name]).needs_teacher)
-        )
-        teacher = self.teacher(batch, asked) if asked else None
-        epoch = self._epochs(batch_index)
-        step = self.global_step + 1
-        written = step % max(1, self.trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]  # what is logged at other steps goes nowhere
-        every = self.hparams["log_gradients_every"]
-        rows, device = len(batch[INPUTS[self.task]]) if labels is None else len(labels), device_of(batch)
-        together = self.trainer.accumulate_grad_batches
-        pulls = written and every > 0 and batch_index % together == 0 and self._pulls(step, every)
-        weight = self._window.weight(rows, together, device, even=self.task != "language")
-        total = torch.zeros((), device=device)
+        taught = {name: needs[name] for name, loss in self.losses.items() if cast(Losses, loss).needs_teacher}
         stream = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_index)
+        sources = {name: self._sampler.source(name, stream[0], *stream[2:]) for name in self.students}
+        together = [asked for name, asked in taught.items() if sources[name] == "data"]
+        teacher = self.teacher(batch, frozenset[str]().union(*together)) if together else None
+        epoch, device, step = self._epochs(batch_index), device_of(batch), self.global_step + 1
+        written = step % max(1, self.trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]  # what is logged at other steps goes nowhere
+        every, windows = self.hparams["log_gradients_every"], self.trainer.accumulate_grad_batches
+        pulls = written and every > 0 and batch_index % windows == 0 and self._pulls(step, every)
+        weights: dict[str, Tensor | float] = {}
+        total = torch.zeros((), device=device)
         for name, student in self.students.items():
+            read, wanted, told = batch, labels, teacher
+            if sources[name] != "data":
+                speaks = None if self._teacher is None else self._teacher.network
+                read = self._sampler.rows(sources[name], student, batch, speaks, stream)
+                wanted = self._labels(read)
+                told = self.teacher(read, taught[name]) if name in taught else None
+            rows = len(batch[INPUTS[self.task]]) if wanted is None else len(wanted)
+            window = name if name in self._windows else ""
+            if window not in weights:
+                even = self.task != "language"
+                weights[window] = self._windows[window].weight(rows, windows, device, even=even)
             with own_stream(device, *stream):  # what one drops does not hang on how many went before it
-                outputs = student(batch, needs[name])
+                outputs = student(read, needs[name])
                 if not rows and not isinstance(self.losses[name], LanguageLoss):  # texts with nothing to predict
                     total = total + 0.0 * outputs.logits.sum()
                     continue
-                losses = self.losses[name](outputs, teacher, labels, epoch)
+                losses = self.losses[name](outputs, told, wanted, epoch)
             if pulls:
-                self._log_gradients(name, outputs, self._apart(name, losses, outputs, teacher, labels))
+                self._log_gradients(name, outputs, self._terms_apart(name, losses, outputs, told, wanted))
             loss = torch.stack(list(losses.values())).sum()
             if written:
                 values = {self._key("train", name, k): v.detach() for k, v in {"loss": loss, **losses}.items()}
                 self.log_dict(values, batch_size=rows)
-            total = total + weight * loss
+            total = total + weights[window] * loss
         return total
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make of the sum over batches the mean over their rows."""
-        factor = self._window.close(self.trainer.accumulate_grad_batches)
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if gradients and (isinstance(factor, Tensor) or factor != 1):
-            torch._foreach_mul_(gradients, factor)
+        factors = {name: w.close(self.trainer.accumulate_grad_batches) for name, w in self._windows.items()}
+        for name in self.students:
+            factor = factors.get(name, factors[""])
+            trained = [*self.students[name].parameters(), *self.losses[name].parameters()]
+            gradients = [p.grad for p in trained if p.grad is not None]
+            if gradients and (isinstance(factor, Tensor) or factor != 1):
+                torch._foreach_mul_(gradients, factor)
 
-    def _apart(self, name: str, losses: dict[str, Tensor], *arguments: object) -> dict[str, Tensor]:
+    def _terms_apart(self, name: str, losses: dict[str, Tensor], *arguments: object) -> dict[str, Tensor]:
         """The losses as terms that can be differentiated one by one."""
         loss = self.losses[name]
         return cast(dict[str, Tensor], loss(*arguments, apart=True)) if isinstance(loss, LanguageLoss) else losses
@@ -239,7 +255,11 @@ class DistillModule(lightning.LightningModule):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _log_gradients(self, name: str, outputs: Outputs, losses: Mapping[str, Tensor]) -> None:
         """Norm of each term's gradient at the student's outputs, before any step rescales it."""
-        tensors = [z for z in (outputs.logits, outputs.features, *outputs.maps) if z is not None and z.requires_grad]
+        tensors = [
+            z
+            for z in (outputs.logits, outputs.features, *outputs.maps, *outputs.layers.values())
+            if z is not None and z.requires_grad
+        ]
         for term, loss in losses.items():
             parts = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
             squares = [part.float().square().sum() for part in parts if part is not None]
@@ -288,8 +308,9 @@ class DistillModule(lightning.LightningModule):
 
     def _evaluate(self, stage: str, given: object) -> None:
         batch = as_batch(given, self.task)
-        labels, teacher, scores = self._labels(batch), self.teacher(batch), cast(Scores, self.metrics[stage])
-        told = None if teacher is None else teacher.logits
+        labels, scores = self._labels(batch), cast(Scores, self.metrics[stage])
+        teacher = None if self._apart else self.teacher(batch)  # of other tokens nothing is compared token by token
+        told = None if teacher is None or teacher.compact is not None else teacher.logits
         if told is not None and labels is not None and (self.task == "language" or told.shape[-1] == self.classes):
             scores.teach(told, labels)
             self.log(f"{stage}/teacher_accuracy", scores.teacher, on_epoch=True, batch_size=len(labels))
@@ -364,14 +385,3 @@ class DistillModule(lightning.LightningModule):
             return
         for name in self.students:
             nn.utils.clip_grad_norm_([*self.students[name].parameters(), *self.losses[name].parameters()], limit)
-
-
-def _plain(terms: object) -> bool:
-    """Whether there are no losses of one's own, which a checkpoint cannot keep among its values."""
-    if isinstance(terms, Mapping):
-        return all(_plain(value) for value in terms.values())
-    return isinstance(terms, str | int | float | bool | list | tuple | None)
-
-
-def _modules(models: Iterable[object]) -> bool:
-    return any(isinstance(model, nn.Module) for model in models)

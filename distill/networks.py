@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distill.arguments import check_given
 from distill.batches import Batch, device_of
 from distill.errors import DistillError
+from distill.layers import captured, plain, width_of
 from distill.small import NAMES, small_model
 from distill.terms import Outputs
 from gapbridge.arguments import Finite, Positive, Whole
@@ -53,7 +54,19 @@ class ImageNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs:
-        """Logits, and what else `needs` names: features, maps."""
+        """Logits, and what else `needs` names: features, maps, outputs of modules."""
+        with captured(self.model, needs) as layers:
+            made = self._outputs(batch, plain(needs))
+        return made._replace(layers=layers) if layers else made
+
+    def layer_width(self, size: int, name: str) -> int:
+        """Channels of what a module of the model gives, for images of a size."""
+        first = next((m for m in self.model.modules() if isinstance(m, nn.Conv2d)), None)
+        channels = max(1 if first is None else first.in_channels, len(self.mean))
+        images = self.mean.new_zeros(2, channels, size, size)
+        return width_of(name, self.model, lambda: self._outputs({"images": images}, frozenset()))
+
+    def _outputs(self, batch: Batch, needs: frozenset[str]) -> Outputs:
         images = batch["images"]
         if self.size and images.shape[-1] != self.size:
             images = F.interpolate(images, size=(self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
@@ -174,7 +187,25 @@ class TextNetwork(nn.Module):
         self.order = None if order is None else torch.tensor(order)
 
     def forward(self, batch: Batch, needs: frozenset[str] = frozenset()) -> Outputs:
-        """Logits, and the masked mean of the last hidden states where `needs` names features."""
+        """Logits, and what else `needs` names: features (masked means of the last states), outputs of modules."""
+        with captured(self.model, needs) as layers:
+            made = self._outputs(batch, plain(needs))
+        if not layers:
+            return made
+        kept = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+        rows = {
+            name: out[kept] if out.ndim == 3 and out.shape[:2] == kept.shape else out for name, out in layers.items()
+        }
+        return made._replace(layers=rows)
+
+    def layer_width(self, size: int, name: str) -> int:
+        """Channels of what a module of the model gives."""
+        device = next(self.model.parameters()).device
+        words = torch.zeros(2, 4, dtype=torch.long, device=device)
+        batch = {"input_ids": words, "attention_mask": torch.ones_like(words)}
+        return width_of(name, self.model, lambda: self._outputs(batch, frozenset()))
+
+    def _outputs(self, batch: Batch, needs: frozenset[str]) -> Outputs:
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
         made = self.model(**inputs, **({"output_hidden_states": True} if "features" in needs else {}))
         features = None
@@ -220,7 +251,9 @@ class Frozen:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             made: Outputs = self.network(batch, needs)
         features = made.features if made.features is None or made.head is not None else made.features.float()
-        return made._replace(logits=made.logits.float(), features=features, maps=tuple(m.float() for m in made.maps))
+        layers = {name: output.float() for name, output in made.layers.items()}
+        maps = tuple(m.float() for m in made.maps)
+        return made._replace(logits=made.logits.float(), features=features, maps=maps, layers=layers)
 
 
 def image_model(name: str, classes: int, size: int = 0, **options: Any) -> nn.Module:

@@ -17,6 +17,7 @@ from distill.regimes import Regime
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
+    from timm.utils import ModelEmaV3
 
 
 class SeparateOptimizers(Optimizer):
@@ -108,6 +109,15 @@ def _single(regime: Regime, trained: nn.Module) -> Optimizer:
     return made
 
 
+def averaged(students: nn.ModuleDict, regime: Regime) -> ModelEmaV3 | None:
+    """The running average of the students' weights, where the regime has one."""
+    if not regime.ema:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(students, decay=regime.ema)
+
+
 def make_schedule(regime: Regime, optimizer: Optimizer, length: int) -> Scheduler:
     """Timm's schedule of a regime, its shape kept where a run has another length.
 
@@ -134,6 +144,15 @@ def make_schedule(regime: Regime, optimizer: Optimizer, length: int) -> Schedule
     return schedule
 
 
+def seed_of(*place: int) -> int:
+    """A seed for torch's generators that a place names.
+
+    Args:
+        place: Numbers of the place, such as seed, rank, epoch and batch.
+    """
+    return int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest(), "big") >> 1
+
+
 @contextmanager
 def own_stream(device: torch.device, *place: int) -> Iterator[None]:
     """Draw from a stream that a place names, and leave torch's generators as they were.
@@ -145,7 +164,7 @@ def own_stream(device: torch.device, *place: int) -> Iterator[None]:
         device: Whose generator draws.
         place: Numbers of the place, such as seed, rank, epoch and batch.
     """
-    seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest(), "big") >> 1
+    seed = seed_of(*place)
     devices = [device] if device.type != "cpu" else []
     with torch.random.fork_rng(devices=devices, device_type=devices[0].type if devices else "cuda"):
         torch.default_generator.manual_seed(seed)

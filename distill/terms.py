@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -13,6 +14,12 @@ from distill import functional as L
 from distill.arguments import checked
 from distill.errors import DistillError
 from distill.functional.chunked import LanguageHead
+
+# What networks and data may tell a term as it is made, by the names of its arguments.
+SIZES = (
+    *("student_width", "teacher_width", "student_channels", "teacher_channels", "item_labels"),
+    *("student_layers", "teacher_layers"),
+)
 
 
 class Compact(NamedTuple):
@@ -37,6 +44,8 @@ class Outputs(NamedTuple):
         rows: Position of every row in the training set, shape (batch,), where a term needs it.
         head: For language models in chunks, what turns features into logits.
         compact: Of a teacher of whom a cache keeps some classes only, in place of the logits.
+        pairs: Of a teacher that reads other tokens: the student's row that each of its rows belongs to, shape (rows,).
+        layers: Outputs of modules by their names, where a term needs them; of texts (tokens, width), without padding.
     """
 
     logits: Tensor
@@ -45,6 +54,8 @@ class Outputs(NamedTuple):
     rows: Tensor | None = None
     head: LanguageHead | None = None
     compact: Compact | None = None
+    pairs: Tensor | None = None
+    layers: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Term(nn.Module):
@@ -53,12 +64,14 @@ class Term(nn.Module):
     Attributes:
         name: What recipes call it; empty for a loss that is only given as an object.
         needs: The field of `Outputs` that it compares.
+        asked_layers: Where that is layers, of which modules, see `distill.layers.asked`.
         needs_labels: Whether it has no value for a batch without labels.
         epoch: Epochs that have passed, for what changes over them.
     """
 
     name: ClassVar[str] = ""
-    needs: Literal["logits", "features", "maps"] = "logits"
+    needs: Literal["logits", "features", "maps", "layers"] = "logits"
+    asked_layers: frozenset[str] = frozenset()
     needs_labels: bool = False
     epoch: float = 0.0
 

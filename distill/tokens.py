@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
@@ -22,22 +22,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Blocks(Dataset[dict[str, Tensor | int]]):
+Fields = dict[str, Any]  # of an item: tensors, mappings of tensors, or numbers
+Answers = Callable[[int, Tensor], Fields]  # from the number of a block and its tokens
+
+
+class Blocks(Dataset[Fields]):
     """Blocks of tokens, each predicted from its own start.
 
     Args:
         tokens: Shape (blocks, length).
+        answers: What else every item has, such as a teacher's answers.
     """
 
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: Tensor, answers: Sequence[Answers] = ()) -> None:
+        self.tokens, self.answers = tokens, list(answers)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, view: int) -> dict[str, Tensor | int]:
+    def __getitem__(self, view: int) -> Fields:
         row = view_of(view, len(self))[0]
-        return {"input_ids": self.tokens[row], "labels": self.tokens[row], "index": row}
+        tokens = self.tokens[row]
+        made: Fields = {"input_ids": tokens, "labels": tokens, "index": row}
+        for answer in self.answers:
+            made |= answer(row, tokens)
+        return made
 
 
 class TokenData(lightning.LightningDataModule):
@@ -76,6 +85,7 @@ class TokenData(lightning.LightningDataModule):
         self.global_batch, self.seed = batch_size, seed
         self.limits = {"train": blocks, "validation": evaluation_blocks, "test": evaluation_blocks}
         self.splits: dict[str, Blocks] = {}
+        self.answers: list[Answers] = []  # of training blocks, see `distill.answered`
 
     def setup(self, stage: str | None = None) -> None:
         """Read and tokenise as many files as are needed, once."""
@@ -112,7 +122,7 @@ class TokenData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> ViewLoader:
         """Blocks in an order of seed, epoch and rank."""
-        blocks = self.splits["train"]
+        blocks = Blocks(self.splits["train"].tokens, self.answers)
         if len(order := ViewOrder(len(blocks), self.batch_size, seed=self.seed)) < self.batch_size:
             raise DistillError(
                 f"{len(order)} training blocks a process do not fill one batch of {self.batch_size}; give more text or "
@@ -120,10 +130,10 @@ class TokenData(lightning.LightningDataModule):
             )
         return ViewLoader(blocks, order, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Tensor | int]]:
+    def val_dataloader(self) -> DataLoader[Fields]:
         """Validation blocks."""
         return DataLoader(self.splits["validation"], self.batch_size)
 
-    def test_dataloader(self) -> DataLoader[dict[str, Tensor | int]]:
+    def test_dataloader(self) -> DataLoader[Fields]:
         """Test blocks."""
         return DataLoader(self.splits["test"], self.batch_size)

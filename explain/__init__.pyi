@@ -1,3 +1,5 @@
+from .curve import chunks as chunks, gap_by_group as gap_by_group, gap_curve as gap_curve
+from .curve_report import GapCurve as GapCurve, Point as Point
 from .errors import ExplainError as ExplainError
 from .explainer import GapExplainer as GapExplainer
 from .metric import ModelGap as ModelGap, PerformanceGap as PerformanceGap

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from explain.functional.rows import Floats
 from explain.functional.shapley import sampling_variance, shapley_map
 from explain.report import GapReport, Kind, Mode, SubsetValue, Term
 from explain.tables import RECALIBRATION
-from explain.trust import judge
+from explain.trust import Trust, judge
 
 TERMS = aggregate_terms(np.eye(4))  # from the expected losses
 
@@ -32,12 +32,14 @@ def assemble(
     counts: NDArray[np.int64] | None,
     support: Overlap,
     *,
+    upstream: NDArray[np.bool_] | None,
+    baseline: tuple[str, ...],
     mode: Mode,
     loss: str,
     level: float,
     interval: str,
     min_shift_z: float,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
 ) -> GapReport:
     """The report on all repeats.
 
@@ -48,6 +50,8 @@ def assemble(
         masks: Subsets, shape (S, p).
         counts: How often each batch drew each of them, where they were sampled.
         support: Overlap of the domains.
+        upstream: Subsets of the baseline columns, where the baseline term is shared out.
+        baseline: Names of the baseline columns in the order to report.
         mode: Of the report.
         loss: Name of the loss.
         level: Of the intervals.
@@ -76,13 +80,29 @@ def assemble(
         mode=mode,
         loss=loss,
         level=level,
-        totals=_totals(sample),
+        totals=_totals(sample) if sample.scored is None else _ends(repeats[0].expectations.value),
         aggregate=aggregate,
         covariate=shares["covariate"][1:],  # no covariate shift is explained by shifting nothing
         outcome=shares["outcome"],
         values=tuple(values),
+        baseline=() if upstream is None else _contributions(sample, repeats, upstream, baseline, level, trust),
         diagnostics={"overlap": support._asdict(), **trust.diagnostics(), "shift": shift, **extra, **settings},
     )
+
+
+def _contributions(
+    sample: Sample,
+    repeats: Sequence[Estimate],
+    masks: NDArray[np.bool_],
+    names: tuple[str, ...],
+    level: float,
+    trust: Trust,
+) -> tuple[Term, ...]:
+    """Shapley values of the baseline columns for the expected loss, which sum to the baseline term."""
+    means = [repeat.baseline for repeat in repeats if repeat.baseline is not None]
+    rows = [1 + sample.upstream.index(name) for name in names]
+    found = combine_means(means, shapley_map(masks)[rows], level, trust.freedom)
+    return _terms(names, found, [trust.terms] * len(names))
 
 
 def _by_name(terms: Terms) -> dict[str, dict[str, float]]:
@@ -107,7 +127,7 @@ class Detail:
 
     def __call__(
         self, kind: Kind, repeats: Sequence[Shares], moved: bool
-    ) -> tuple[tuple[Term, ...], list[SubsetValue], dict[str, Any]]:
+    ) -> tuple[tuple[Term, ...], list[SubsetValue], dict[str, object]]:
         """Shares with the recalibration first, values of subsets by size, and the size of the shift.
 
         Args:
@@ -151,14 +171,25 @@ class Detail:
         total = None if self.counts is None else self.counts.sum(0)
         chosen = [0, *(1 + self.names.index(name) for name in self.order)]
         share = self._terms(repeats, shapley_map(self.masks, total)[chosen], chosen)
+        if self.counts is not None:
+            errors = self._sampled(repeats, chosen) ** 0.5
+            diagnostics["sampling"] = {
+                "subsets": len(self.masks),
+                "pairs_drawn": int(self.counts.sum()) // 2,
+                "se": dict(zip(players, errors.tolist(), strict=True)),
+            }
         return _terms(players, share, self._flags(share)), values, diagnostics
 
     def _terms(self, repeats: Sequence[Shares], maps: Floats, chosen: Sequence[int] = ()) -> Terms:
-        sampling = None
-        if self.counts is not None and len(chosen):
-            values = np.median([1 - repeat.numerators / repeat.denominator for repeat in repeats], axis=0)
-            sampling = sampling_variance(self.masks, self.counts, values)[list(chosen)]
+        sampling = self._sampled(repeats, chosen) if self.counts is not None and len(chosen) else None
         return combine_shares(repeats, maps, self.level, self.interval, self.freedom, sampling)
+
+    def _sampled(self, repeats: Sequence[Shares], chosen: Sequence[int]) -> Floats:
+        """Variance of shares that comes from drawing subsets."""
+        if self.counts is None:
+            return np.zeros(len(chosen))
+        values = np.median([1 - repeat.numerators / repeat.denominator for repeat in repeats], axis=0)
+        return sampling_variance(self.masks, self.counts, values)[list(chosen)]
 
     def _flags(self, terms: Terms) -> Sequence[Status]:
         return statuses(terms.value, terms.variance, self.worst)
@@ -185,6 +216,12 @@ def _totals(sample: Sample) -> dict[str, float]:
         float(part.mean() if share is None else part @ share)
         for part, share in zip(sample.loss, sample.share or (None, None), strict=True)
     )
+    return {"source": source, "target": target, "gap": target - source}
+
+
+def _ends(levels: Floats) -> dict[str, float]:
+    """Totals of a metric from its levels under the four distributions."""
+    source, target = float(levels[0]), float(levels[-1])
     return {"source": source, "target": target, "gap": target - source}
 
 

@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.linear_model import LogisticRegression
 
-from explain.design import Mask, Plain, Quadratic
+from explain.design import Mask, Plain
 from explain.functional.rows import Floats
-from explain.ridge import MomentRidge
+from explain.smooth import QuadraticLogistic, QuadraticRidge
 
 _EDGE = 1e-4  # of a probability
 _TREES: dict[str, Any] = {
@@ -37,15 +36,10 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
         self.categorical_features = categorical_features
         self.crossed = crossed
 
-    def _basis(self, X: Floats, weight: Floats | None) -> Floats:
+    def _numbers(self, X: Floats, weight: Floats | None) -> Floats:
         mask = np.zeros(X.shape[1], bool) if self.categorical_features is None else self.categorical_features
         self.plain_ = Plain(mask).fit(X, weight)
-        plain = self.plain_.transform(X)
-        self.quadratic_ = Quadratic(self.crossed).fit(plain, sample_weight=weight)
-        return self.quadratic_.transform(plain)
-
-    def _seen(self, X: Floats) -> Floats:
-        return self.quadratic_.transform(self.plain_.transform(X))
+        return self.plain_.transform(X)
 
     def _trees(self, X: Floats, residual: Floats, weight: Floats | None) -> HistGradientBoostingRegressor:
         trees = HistGradientBoostingRegressor(categorical_features=self.categorical_features, **_TREES)
@@ -57,14 +51,14 @@ class BoostedRegressor(RegressorMixin, _Boosted):  # type: ignore[misc]
 
     def fit(self, X: Floats, y: Floats, sample_weight: Floats | None = None) -> BoostedRegressor:
         """Fit both."""
-        basis = self._basis(X, sample_weight)
-        self.base_ = MomentRidge().fit(basis, y, sample_weight=sample_weight)
-        self.trees_ = self._trees(X, y - self.base_.predict(basis), sample_weight)
+        numbers = self._numbers(X, sample_weight)
+        self.base_ = QuadraticRidge(self.crossed).fit(numbers, y, sample_weight)
+        self.trees_ = self._trees(X, y - self.base_.predict(numbers), sample_weight)
         return self
 
     def predict(self, X: Floats) -> Floats:
         """Predictions, shape (n,)."""
-        return np.asarray(self.base_.predict(self._seen(X)) + self.trees_.predict(X))
+        return np.asarray(self.base_.predict(self.plain_.transform(X)) + self.trees_.predict(X))
 
 
 class BoostedClassifier(ClassifierMixin, _Boosted):  # type: ignore[misc]
@@ -72,17 +66,17 @@ class BoostedClassifier(ClassifierMixin, _Boosted):  # type: ignore[misc]
 
     def fit(self, X: Floats, y: NDArray[np.generic], sample_weight: Floats | None = None) -> BoostedClassifier:
         """Fit both."""
-        basis = self._basis(X, sample_weight)
-        self.base_ = LogisticRegression(C=1.0, solver="newton-cholesky").fit(basis, y, sample_weight=sample_weight)
+        numbers = self._numbers(X, sample_weight)
+        self.base_ = QuadraticLogistic(self.crossed).fit(numbers, y, sample_weight)
         self.classes_ = self.base_.classes_
-        chances = self.base_.predict_proba(basis)
+        chances = self.base_.predict_proba(numbers)
         labels = range(1, 2) if len(self.classes_) == 2 else range(len(self.classes_))
         self.trees_ = [self._trees(X, (y == self.classes_[k]) - chances[:, k], sample_weight) for k in labels]
         return self
 
     def predict_proba(self, X: Floats) -> Floats:
         """Probabilities, shape (n, classes), each at least 1e-4."""
-        chances = self.base_.predict_proba(self._seen(X))
+        chances = self.base_.predict_proba(self.plain_.transform(X))
         moves = np.column_stack([trees.predict(X) for trees in self.trees_])
         if moves.shape[1] == 1:
             moves = np.hstack([-moves, moves])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from explain.data import Codes, Sample
-from explain.functional.aggregate import expectation_rows
+from explain.functional.aggregate import expectation_rows, shifted_rows
 from explain.functional.density import density_ratio
 from explain.functional.rows import Floats, Rows, quantile
 from explain.functional.values import (
@@ -100,7 +100,7 @@ def fit_fold(sample: Sample, families: Families, train: tuple[Codes, Codes], tes
         means = [*both, *_given_baseline(sample, families.loss, train, both[0])]
         risk = Rows(p_0.source[:, 1:], p_0.target[:, 1:])
     mu_0, mu_1, mu_w, mu_xw = means
-    ratio_x, ratio_w = (_ratio(sample, families.density, train, test, of) for of in (everything, sample.baseline))
+    ratio_x, ratio_w = (ratio(sample, families.density, train, test, of) for of in (everything, sample.baseline))
     return Fold(
         train=train,
         test=test,
@@ -121,13 +121,13 @@ def fit_fold(sample: Sample, families: Families, train: tuple[Codes, Codes], tes
 def _expected(sample: Sample, family: Family, train: tuple[Codes, Codes], loss: Rows) -> list[Rows]:
     """mu_0, mu_1, mu_w and mu_xw of a loss."""
     everything = np.arange(sample.features.source.shape[1])
-    mu_0, mu_1 = (_regress(sample, family, side, train, everything, loss[side]) for side in (0, 1))
+    mu_0, mu_1 = (regress(sample, family, side, train, everything, loss[side]) for side in (0, 1))
     return [mu_0, mu_1, *_given_baseline(sample, family, train, mu_0)]
 
 
 def _given_baseline(sample: Sample, family: Family, train: tuple[Codes, Codes], mu_0: Rows) -> list[Rows]:
     """mu_w and mu_xw."""
-    return [_regress(sample, family, side, train, sample.baseline, mu_0[side]) for side in (0, 1)]
+    return [regress(sample, family, side, train, sample.baseline, mu_0[side]) for side in (0, 1)]
 
 
 def _settled(sample: Sample, family: Family, train: tuple[Codes, Codes], mu: Rows, mu_w: Rows, ratio: Floats) -> Rows:
@@ -153,9 +153,9 @@ def _settled(sample: Sample, family: Family, train: tuple[Codes, Codes], mu: Row
     rows = train[0]
     cap = quantile(ratio[rows], _SETTLED_QUANTILE, sample.weights(0, rows))
     left = (sample.loss.source - mu.source) * np.minimum(ratio, cap)  # a few rows must not carry the regression
-    parts = [(0, _regress(sample, family.smooth, 0, train, sample.baseline, left))]
+    parts = [(0, regress(sample, family.smooth, 0, train, sample.baseline, left))]
     if mu is not mu_w:
-        parts.append((1, _regress(sample, family.smooth, 1, train, sample.baseline, mu.target - mu_w.target)))
+        parts.append((1, regress(sample, family.smooth, 1, train, sample.baseline, mu.target - mu_w.target)))
     found = mu_w
     for side, part in parts:  # noise that is extrapolated would be squared: no further than in the middle of the rows
         inside, weight = part[side][train[side]], sample.weights(side, train[side])
@@ -201,13 +201,33 @@ def expectation_pair(sample: Sample, fold: Fold) -> list[Rows]:
     ]
 
 
+def baseline_piece(sample: Sample, families: Families, fold: Fold, columns: Codes) -> Rows:
+    """Influence values at the held-out rows of the expected loss when some baseline columns are the target's.
+
+    Args:
+        sample: The data.
+        families: Learners.
+        fold: What all subsets share.
+        columns: Of the baseline; none for the expected loss of the source.
+    """
+    held, (test_0, test_1) = fold.held_out, fold.test
+    if not len(columns):
+        return Rows(sample.loss.source[test_0], np.zeros(len(test_1)))
+    if len(columns) == len(sample.baseline):
+        mu, ratio_s = fold.mu_w, fold.ratio_w
+    else:
+        mu = regress(sample, families.loss, 0, fold.train, columns, fold.mu_0.source)
+        ratio_s = ratio(sample, families.density, fold.train, fold.test, columns)
+    return shifted_rows(sample.loss.source[test_0], held(mu), ratio_s[test_0])
+
+
 def covariate_piece(sample: Sample, families: Families, fold: Fold, member: Member) -> Piece:
     """Numerator of v_Z for a subset of players; the denominator for the empty one."""
     if member.any():
         columns = sample.columns(member)
-        mu_s = _regress(sample, families.loss, 0, fold.train, columns, fold.mu_0.source)
-        mean_s = _regress(sample, families.loss, 1, fold.train, sample.baseline, mu_s.target)
-        ratio_s = _ratio(sample, families.density, fold.train, fold.test, columns)
+        mu_s = regress(sample, families.loss, 0, fold.train, columns, fold.mu_0.source)
+        mean_s = regress(sample, families.loss, 1, fold.train, sample.baseline, mu_s.target)
+        ratio_s = ratio(sample, families.density, fold.train, fold.test, columns)
         mu_sw = _settled(sample, families.loss, fold.train, mu_s, mean_s, ratio_s / fold.ratio_w)
     else:
         mu_s, mu_sw, ratio_s = fold.mu_w, fold.settled_w, fold.ratio_w
@@ -250,10 +270,19 @@ def contrasts(folds: Sequence[Fold]) -> list[Floats]:
     return [scale * (known[(k + 1) % count] - known[(k + 2) % count]) for k in range(count)]
 
 
-def _regress(
+def regress(
     sample: Sample, family: Family, domain: int, train: tuple[Codes, Codes], columns: Codes, outcome: Floats
 ) -> Rows:
-    """Regression of an outcome on columns over the training rows of a domain, predicted at every row of both."""
+    """Regression of an outcome on columns over the training rows of a domain, predicted at every row of both.
+
+    Args:
+        sample: The data.
+        family: Learner.
+        domain: 0 for the source, 1 for the target.
+        train: Training rows of both.
+        columns: Of the features.
+        outcome: What to learn, at every row of the domain.
+    """
     X, categorical = sample.features, sample.categorical[columns]
     rows = train[domain]
     weight = sample.weights(domain, rows)
@@ -281,10 +310,18 @@ def _tell_apart(sample: Sample, family: Family, train: tuple[Codes, Codes], colu
     return lambda domain, rows: model.chances(X[domain][rows][:, columns], 2)[:, 1]
 
 
-def _ratio(
+def ratio(
     sample: Sample, family: Family, train: tuple[Codes, Codes], test: tuple[Codes, Codes], columns: Codes
 ) -> Floats:
-    """Density ratio of columns at the source rows, with a mean of 1 over those held out and over the others."""
+    """Density ratio of columns at the source rows, with a mean of 1 over those held out and over the others.
+
+    Args:
+        sample: The data.
+        family: Learner.
+        train: Training rows of both domains.
+        test: Held-out rows.
+        columns: Of the features.
+    """
     target, found = _tell_apart(sample, family, train, columns), np.empty(sample.sizes[0])
     for rows in (train[0], test[0]):
         found[rows] = density_ratio(target(0, rows), sample.mass(train), sample.weights(0, rows))

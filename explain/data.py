@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from explain.encode import Column, encode
 from explain.errors import ExplainError
+from explain.functional.metrics import Metric
 from explain.functional.rows import Floats, Rows
 from explain.outcomes import Losses
 from explain.tables import Frames, find, pick, read_weights
@@ -37,6 +38,20 @@ class Columns:
     ordinal: Mapping[Hashable, Sequence[Hashable]] = field(default_factory=dict)
 
 
+class Scored(NamedTuple):
+    """What a metric is computed from.
+
+    Attributes:
+        kind: The metric.
+        positive: Labels, 0 or 1.
+        score: What the model says of them.
+    """
+
+    kind: Metric
+    positive: Rows
+    score: Rows
+
+
 @dataclass(frozen=True)
 class Sample:
     """What the estimators see of both domains; rows and columns in canonical order.
@@ -47,13 +62,16 @@ class Sample:
         baseline: Columns of the baseline.
         groups: Columns of every player.
         names: Names of the players, in the same order.
+        upstream: Names of the columns of the baseline, in their order.
         loss: Loss of every row.
         table: Loss of every row for every label, shape (n, C); None where labels are not used.
         labels: Codes of the labels; None likewise.
         clusters: Codes of the clusters, common to both domains; None where rows are independent.
         weight: Weights of the rows, positive; None where all count the same.
         pair: Losses of the two models whose difference `loss` is; None where there is one model.
+        scored: What a metric is computed from that is no mean of losses; `loss` is then a loss of rows in its place.
         said: What a reader should know of some columns, by name.
+        origin: Where every row stands in its table.
     """
 
     features: Rows
@@ -67,7 +85,10 @@ class Sample:
     clusters: tuple[Codes, Codes] | None = None
     weight: Rows | None = None
     pair: tuple[Rows, Rows] | None = None
+    scored: Scored | None = None
     said: Mapping[str, object] = field(default_factory=dict)
+    origin: tuple[Codes, Codes] | None = None
+    upstream: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -83,11 +104,11 @@ class Sample:
         """Weights of the rows of a domain, ones where all count the same."""
         return np.ones(self.sizes[domain]) if self.weight is None else self.weight[domain]
 
-    def weights(self, domain: int, rows: Any) -> Floats | None:
+    def weights(self, domain: int, rows: Codes | NDArray[np.bool_] | slice) -> Floats | None:
         """Weights of some rows of a domain; None where all count the same."""
         return None if self.weight is None else self.weight[domain][rows]
 
-    def mass(self, rows: tuple[Any, Any]) -> tuple[float, float]:
+    def mass(self, rows: tuple[Codes, Codes]) -> tuple[float, float]:
         """How much some rows of both domains weigh: their number where all count the same."""
         if self.weight is None:
             return float(len(rows[0])), float(len(rows[1]))
@@ -107,6 +128,10 @@ class Sample:
             labels=part(self.labels),
             clusters=part(self.clusters),
             weight=part(self.weight),
+            origin=part(self.origin),
+            scored=None
+            if self.scored is None
+            else Scored(self.scored.kind, part(self.scored.positive), part(self.scored.score)),
             pair=None if self.pair is None else (part(self.pair[0]), part(self.pair[1])),
         )
 
@@ -123,6 +148,8 @@ def make_sample(
     groups: Mapping[str, Sequence[Hashable]],
     known: Columns,
     seed: int,
+    *,
+    anchored: bool = False,
 ) -> Sample:
     """The data in an order of rows and columns that depends on their content and the seed alone.
 
@@ -138,14 +165,16 @@ def make_sample(
         groups: Columns by player.
         known: Clusters, weights and kinds of columns.
         seed: Of the shuffle.
+        anchored: Whether the first table alone decides the order of columns and the codes of its categories, so that
+            its part is the same whatever it is compared with.
 
     Raises:
         ExplainError: If a column cannot be used as what it is named as.
     """
     names = [*baseline, *(column for part in groups.values() for column in part)]
     weights = None if known.weight is None else read_weights(frames, known.weight)
-    encoded = _encode(frames, losses, weights, names, baseline, known)
-    digests = [_digest(column, weights) for column in encoded]
+    encoded = _encode(frames, losses, weights, names, baseline, known, anchored=anchored)
+    digests = [_digest(column, weights, 1 if anchored else len(frames)) for column in encoded]
     order = sorted(range(len(names)), key=lambda index: (digests[index], index))
     place = {names[index]: rank for rank, index in enumerate(order)}
     matrices = [np.column_stack([encoded[index].parts[side] for index in order]) for side in range(len(frames))]
@@ -155,6 +184,7 @@ def make_sample(
         ties: list[NDArray[np.generic]] = [] if weights is None else [weights[side]]
         ties += [losses.loss[side]] if losses.labels is None else [losses.labels[side]]
         ties += [model[side] for model in pairs]
+        ties += [] if losses.scored is None else [losses.scored.positive[side], losses.scored.score[side]]
         ties += [] if losses.table is None else list(losses.table[side].T)
         rows = np.lexsort([*ties, *matrix.T])
         sorted_rows.append(rows)
@@ -182,7 +212,12 @@ def make_sample(
         clusters=None if known.cluster is None else ordered(_clusters(frames, known.cluster, sorted_rows)),
         weight=ordered(weights),
         pair=None if losses.pair is None else (ordered(losses.pair[0]), ordered(losses.pair[1])),
+        scored=None
+        if losses.scored is None
+        else Scored(losses.scored.kind, ordered(losses.scored.positive), ordered(losses.scored.score)),
         said=dict(sorted(said.items())),
+        upstream=tuple(str(column) for column in sorted(baseline, key=place.__getitem__)),
+        origin=ordered([np.arange(len(part)) for part in losses.loss]),
     )
 
 
@@ -193,6 +228,8 @@ def _encode(
     names: Sequence[Hashable],
     baseline: Sequence[Hashable],
     known: Columns,
+    *,
+    anchored: bool,
 ) -> list[Column]:
     """Every column as numbers."""
     for option, listed in (("categorical", known.categorical), ("ordinal", known.ordinal)):
@@ -211,6 +248,7 @@ def _encode(
             weights,
             categorical=name in known.categorical,
             levels=known.ordinal.get(name),
+            anchored=anchored,
         )
         for name in names
     ]
@@ -228,10 +266,10 @@ def _clusters(frames: Frames, name: Hashable, orders: Sequence[Codes]) -> list[C
     return parts[: len(frames)]
 
 
-def _digest(column: Column, weights: Sequence[Floats] | None) -> bytes:
-    """A hash of the values in every table and their shares, in which a row of weight 2 is two rows."""
+def _digest(column: Column, weights: Sequence[Floats] | None, tables: int) -> bytes:
+    """A hash of the values in the first tables and their shares, in which a row of weight 2 is two rows."""
     digest = hashlib.sha256(bytes([column.category]))
-    for side, part in enumerate(column.parts):
+    for side, part in enumerate(column.parts[:tables]):
         values, codes = np.unique(part, return_inverse=True)
         mass = np.bincount(codes, None if weights is None else weights[side])
         digest.update(values.tobytes() + (mass / max(mass.sum(), 1)).round(9).tobytes())

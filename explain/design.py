@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
@@ -13,6 +15,13 @@ _KNOTS = (0.2, 0.5, 0.8)  # quantiles of a number at which its slope may change
 _CROSSED_KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # where columns are crossed
 _ROWS_PER_TERM = 20  # of the basis, before products with columns of zeros and ones are left out
 _ROWS_PER_CROSSING = 10  # what is learnt from crossed columns is a regression, which hardly has noise
+_MOST_CROSSED = 1000  # products with crossed terms; beyond, time grows faster than anything is learnt
+BLOCK = 25_000  # rows whose basis is in memory at once
+
+
+def blocks_of(rows: int) -> list[slice]:
+    """Slices of at most `BLOCK` rows, one where there are none."""
+    return [slice(start, start + BLOCK) for start in range(0, max(rows, 1), BLOCK)]
 
 
 class Plain(BaseEstimator):  # type: ignore[misc]
@@ -97,15 +106,22 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         self.cross_: tuple[tuple[int, int], ...] = ()
         origin = self._origin(X.shape[1])
         first, others = (np.flatnonzero(origin == inside) for inside in (1, 0))
-        room = len(X) // _ROWS_PER_CROSSING - len(origin)
+        room = min(len(X) // _ROWS_PER_CROSSING - len(origin), _MOST_CROSSED)
         for partners in (others, others[others < X.shape[1]]):
             if not self.cross_ and len(first) * len(partners) <= room:
                 self.cross_ = tuple((int(a), int(b)) for a in first for b in partners)
-        basis = self._basis(X)
-        self.mean_ = weight @ basis
-        self.spread_ = np.sqrt(weight @ (basis - self.mean_) ** 2)
+        parts = blocks_of(len(X))
+        once = [self._basis(X)] if len(parts) == 1 else None  # many blocks are made again for each sum
+        self.mean_ = sum(weight[rows] @ basis for rows, basis in zip(parts, once or self._each(X), strict=True))
+        squares = (
+            weight[rows] @ (basis - self.mean_) ** 2 for rows, basis in zip(parts, once or self._each(X), strict=True)
+        )
+        self.spread_ = np.sqrt(sum(squares))
         self.spread_[self.spread_ < 1e-12] = 1.0
         return self
+
+    def _each(self, X: Floats) -> Iterator[Floats]:
+        return (self._basis(X[rows]) for rows in blocks_of(len(X)))
 
     def _basis(self, X: Floats) -> Floats:
         U = (X - self.centre_) / self.scale_

@@ -44,11 +44,15 @@ class Column(NamedTuple):
 
 
 class _Content(NamedTuple):
-    """What orders values whatever they are called: losses, weights and missing values of every table."""
+    """What orders values whatever they are called: losses, weights and missing values of every table.
+
+    Where it is anchored, the first table decides, and others only the order of what that one does not have.
+    """
 
     losses: Sequence[Floats]
     weights: Sequence[Floats]
     missing: Sequence[NDArray[np.bool_]]
+    anchored: bool = False
 
 
 def encode(
@@ -58,6 +62,7 @@ def encode(
     *,
     categorical: bool = False,
     levels: Sequence[Hashable] | None = None,
+    anchored: bool = False,
 ) -> Column:
     """A feature as numbers.
 
@@ -67,6 +72,7 @@ def encode(
         weights: Weights of the rows; equal when not given.
         categorical: Whether numbers are codes of categories.
         levels: The values from the lowest to the highest, where they have an order of their own.
+        anchored: Whether codes follow the first table alone, those of values that it does not have come last.
 
     Raises:
         ExplainError: If the column is complex, mixes kinds of values, is infinite or wholly missing somewhere, names
@@ -89,7 +95,8 @@ def encode(
         return Column(_ranks(columns, list(levels), missing), False, {"kind": "ordinal", **said})
 
     kind = _kind(columns)
-    content = _Content(losses, [np.ones(len(loss)) for loss in losses] if weights is None else weights, missing)
+    weights = [np.ones(len(loss)) for loss in losses] if weights is None else weights
+    content = _Content(losses, weights, missing, anchored)
     if kind == "category" or categorical:
         return _category(columns, content, kind, said)
     if kind == "date":
@@ -206,16 +213,20 @@ def _canonical(codes: NDArray[np.int64], count: int, content: _Content) -> NDArr
     """Codes by frequency, most frequent first; equally frequent values by their losses, then as they are sorted."""
     present = [~absent for absent in content.missing]
     parts = np.split(codes, np.cumsum([int(part.sum()) for part in present])[:-1])
-    keys: list[Floats] = [np.arange(count, dtype=np.float64)]
+    lost_keys: list[Floats] = []
     counts = []
     for part, loss, weight, here in zip(parts, content.losses, content.weights, present, strict=True):
         mass, lost = weight[here], (weight * loss)[here]
         order = np.lexsort([mass, lost, part])  # sums in one order, whatever that of the rows
         total = max(float(weight.sum()), 1e-300)
         counts.append((np.bincount(part[order], mass[order], count) / total).round(12))
-        keys.append((np.bincount(part[order], lost[order], count) / total).round(12))
-    keys += [-part for part in counts]
-    keys.append(-np.sum(counts, axis=0).round(12))
+        lost_keys.append((np.bincount(part[order], lost[order], count) / total).round(12))
+    keys: list[Floats] = [np.arange(count, dtype=np.float64)]
+    if content.anchored:
+        for shares, losses in reversed(list(zip(counts, lost_keys, strict=True))):
+            keys += [losses, -shares]
+    else:
+        keys += [*lost_keys, *(-part for part in counts), -np.sum(counts, axis=0).round(12)]
     rank = np.empty(count, dtype=np.int64)
     rank[np.lexsort(keys)] = np.arange(count)
     return rank[codes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from explain.crossfit import (
     Fold,
     Piece,
+    baseline_piece,
     contrasts,
     covariate_piece,
     denominator_piece,
@@ -23,9 +24,11 @@ from explain.crossfit import (
 )
 from explain.data import Codes, Sample
 from explain.functional.intervals import Ratios, covariance, critical, fieller, ratio_terms, wald
+from explain.functional.metrics import Levels
 from explain.functional.rows import Floats, Rows, mean, stack
 from explain.functional.values import curvature
-from explain.nuisances import Families
+from explain.levels import Runs, with_levels
+from explain.nuisances import Families, Fitted
 from explain.outcome_shift import outcome_piece
 
 Masks = NDArray[np.bool_]
@@ -62,51 +65,157 @@ class Estimate:
         expectations: Expected losses by domain of the factors.
         covariate: Values of the covariate shift.
         outcome: Values of the outcome shift.
+        rows: Influence values of the expected losses, shape (4, n_0) and (4, n_1).
+        baseline: Expected losses with subsets of the baseline shifted; None where they are not asked for.
         pair: Expected losses of each of two models whose difference is explained; empty where there is one.
     """
 
     expectations: Mean
     covariate: Shares
     outcome: Shares
+    rows: Rows
     pair: tuple[Mean, ...] = ()
+    baseline: Mean | None = None
+
+
+class Case(NamedTuple):
+    """One comparison of two domains.
+
+    Attributes:
+        sample: The data.
+        families: Learners.
+        folds: Fold of every row.
+    """
+
+    sample: Sample
+    families: Families
+    folds: tuple[Codes, Codes]
 
 
 def estimate(
-    sample: Sample, families: Families, masks: Masks, folds: tuple[Codes, Codes], n_bins: int, n_jobs: int | None
-) -> Estimate:
-    """Cross-fit all nuisances and average the influence values.
+    cases: Sequence[Case],
+    masks: Masks,
+    n_bins: int,
+    n_jobs: int | None,
+    upstream: Masks | None = None,
+    *,
+    progress: bool = False,
+) -> list[Estimate]:
+    """Cross-fit all nuisances and average the influence values, of one comparison or of several with one source.
+
+    What several comparisons learn from the same rows is learnt once: fold by fold, and subset by subset.
 
     Args:
-        sample: The data.
-        families: Learners.
+        cases: The comparisons, with equally many folds and the same players.
         masks: Subsets of the players, shape (S, p), the empty and the full one among them.
-        folds: Fold of every row.
         n_bins: Bins of the source risk.
         n_jobs: Of joblib; the backend is the caller's choice, as with `joblib.parallel_config("dask")`.
-    """
-    parts = splits(folds)
-    count = len(parts)
-    partial = np.flatnonzero(~masks.all(1))
-    with Parallel(n_jobs=n_jobs) as parallel:
-        fitted: list[Fold] = parallel(delayed(fit_fold)(sample, families, *part) for part in parts)
-        jobs = [(k, masks[index]) for index in partial for k in range(count)]
-        apart = contrasts(fitted)
-        left = parallel(delayed(covariate_piece)(sample, families, fitted[k], mask) for k, mask in jobs)
-        right = parallel(
-            delayed(outcome_piece)(sample, families, fitted[k], mask, apart[k], n_bins) for k, mask in jobs
-        )
+        upstream: Subsets of the baseline columns whose shifts are wanted too, shape (U, q).
+        progress: Whether to show on the standard error how many folds and subsets are done.
 
-    tests = [fold.test for fold in fitted]
+    Returns:
+        One estimate for each comparison.
+    """
+    partial = np.flatnonzero(~masks.all(1))
+    with Parallel(n_jobs=n_jobs, return_as="generator" if progress else "list") as workers:
+        parallel = watched(workers, progress=progress)
+        scored = [with_levels(*case, parallel) for case in cases]
+        cases = [case._replace(sample=sample) for case, (sample, _) in zip(cases, scored, strict=True)]
+        parts = [splits(case.folds) for case in cases]
+        jobs = [(k, masks[index]) for index in partial for k in range(len(parts[0]))]
+        by_fold = parallel([delayed(_fit)(cases, each) for each in zip(*parts, strict=True)], "folds")
+        fitted: list[list[Fold]] = [list(folds) for folds in zip(*by_fold, strict=True)]
+        apart = [contrasts(folds) for folds in fitted]
+        here = [[folds[k] for folds in fitted] for k in range(len(parts[0]))]
+        left = parallel([delayed(_covariate)(cases, here[k], mask) for k, mask in jobs], "covariate shift")
+        right = parallel(
+            [delayed(_outcome)(cases, here[k], mask, [of[k] for of in apart], n_bins) for k, mask in jobs],
+            "outcome shift",
+        )
+        above = [
+            parallel([delayed(_baseline)(cases, folds, mask) for folds in here], "baseline")
+            for mask in (() if upstream is None else upstream)
+        ]
+    found = [
+        _average(case.sample, masks, fitted[i], [part[i] for part in left], [part[i] for part in right])
+        for i, case in enumerate(cases)
+    ]
+    if upstream is not None:
+        for i, case in enumerate(cases):
+            tests = [fold.test for fold in fitted[i]]
+            rows = stack([_scatter(case.sample, tests, [part[i] for part in parts]) for parts in above])
+            found[i] = replace(found[i], baseline=_mean(case.sample, rows))
+    return [one if levels is None else _of_metric(one, levels) for one, (_, levels) in zip(found, scored, strict=True)]
+
+
+def _of_metric(found: Estimate, levels: Levels) -> Estimate:
+    """The estimate with the metric itself in the place of the means of the loss whose shifts are shared out."""
+    return replace(found, expectations=Mean(levels.value, levels.spread), rows=levels.rows)
+
+
+def watched(workers: Parallel, *, progress: bool) -> Runs:
+    """What runs tasks and, where it is asked to, shows how many are done."""
+
+    def run(tasks: Sequence[object], title: str) -> list[object]:
+        if not progress:
+            return list(workers(tasks))
+        from rich.console import Console
+        from rich.progress import track
+
+        return list(track(workers(tasks), title, len(tasks), console=Console(stderr=True)))
+
+    return run
+
+
+def _learners(cases: Sequence[Case]) -> list[Families]:
+    """Learners of the comparisons, which share what they learn where there are several."""
+    kept: dict[bytes, Fitted] = {}
+    return [case.families if len(cases) == 1 else case.families.keeping(kept) for case in cases]
+
+
+def _fit(cases: Sequence[Case], parts: Sequence[tuple[tuple[Codes, Codes], tuple[Codes, Codes]]]) -> list[Fold]:
+    learners = _learners(cases)
+    return [fit_fold(case.sample, of, *part) for case, of, part in zip(cases, learners, parts, strict=True)]
+
+
+def _covariate(cases: Sequence[Case], folds: Sequence[Fold], mask: NDArray[np.bool_]) -> list[Piece]:
+    learners = _learners(cases)
+    return [covariate_piece(case.sample, of, fold, mask) for case, of, fold in zip(cases, learners, folds, strict=True)]
+
+
+def _baseline(cases: Sequence[Case], folds: Sequence[Fold], mask: NDArray[np.bool_]) -> list[Rows]:
+    learners = _learners(cases)
+    return [
+        baseline_piece(case.sample, of, fold, case.sample.baseline[mask])
+        for case, of, fold in zip(cases, learners, folds, strict=True)
+    ]
+
+
+def _outcome(
+    cases: Sequence[Case], folds: Sequence[Fold], mask: NDArray[np.bool_], apart: Sequence[Floats], n_bins: int
+) -> list[Piece]:
+    parts = zip(cases, _learners(cases), folds, apart, strict=True)
+    return [outcome_piece(case.sample, of, fold, mask, contrast, n_bins) for case, of, fold, contrast in parts]
+
+
+def _average(
+    sample: Sample, masks: Masks, fitted: Sequence[Fold], left: Sequence[Piece], right: Sequence[Piece]
+) -> Estimate:
+    """Averages of the influence values of all folds."""
+    tests, count = [fold.test for fold in fitted], len(fitted)
+    partial = np.flatnonzero(~masks.all(1))
     covariate = [_join(sample, tests, left[i : i + count]) for i in range(0, len(left), count)]
     outcome = [_join(sample, tests, right[i : i + count]) for i in range(0, len(right), count)]
     empty = int(np.flatnonzero(~masks[partial].any(1))[0])
     denominator = _join(sample, tests, [denominator_piece(sample, fold) for fold in fitted])
     pieces = [expectation_piece(sample, fold) for fold in fitted]
     pairs = [expectation_pair(sample, fold) for fold in fitted]
+    rows = _scatter(sample, tests, pieces)
     return Estimate(
-        _mean(sample, _scatter(sample, tests, pieces)),
+        _mean(sample, rows),
         _shares(sample, masks, covariate, covariate[empty]),
         _shares(sample, masks, outcome, denominator),
+        rows,
         tuple(_mean(sample, _scatter(sample, tests, parts)) for parts in zip(*pairs, strict=True)),
     )
 

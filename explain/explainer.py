@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from explain.assemble import assemble, nothing_to_explain
-from explain.crossfit import domain_probability
-from explain.data import Codes, Columns, Sample, make_sample
+from explain.data import Columns, make_sample
 from explain.errors import ExplainError
-from explain.estimate import estimate
-from explain.folds import assign_folds
-from explain.functional.density import Overlap, density_ratio, overlap
+from explain.estimate import Estimate, estimate
 from explain.functional.losses import FINITE_LOSSES
-from explain.functional.rows import Rows
+from explain.functional.metrics import METRIC_NAMES
 from explain.functional.shapley import sample_subsets, subsets
-from explain.nuisances import Families, candidates, choose_families
+from explain.nuisances import candidates, choose_families
 from explain.outcomes import Losses, read_losses
+from explain.plan import EXACT_PLAYERS, Plan, check_counts, common_support, deal, usable_folds
 from explain.report import GapReport, Mode
 from explain.structure import Explainer, check_options
-from explain.tables import DOMAINS, Frames, as_frame, resolve_groups
+from explain.tables import Frames, as_frame, resolve_groups
 from gapbridge.arguments import Count, NotNegative, OpenShare, Processes, Range, Seed
-
-LOSSES = (*FINITE_LOSSES, "squared", "given")
-EXACT_PLAYERS = 10
-SEPARABLE_AUC = 0.99
-MIN_ROWS = 10  # of a domain, for each fold
 
 
 class GapExplainer(Explainer):
@@ -41,9 +35,12 @@ class GapExplainer(Explainer):
         groups: Players by name, each a column or a list of columns; every other column on its own when not given.
         label: Column of the labels.
         prediction: Column of predicted probabilities of the second class (labels sorted), or of predicted numbers for
-            the squared loss; a list of columns gives the probability of every class.
-        loss: "zero_one", "brier" or "log" for labels of finitely many classes, "squared" for numbers, "given" for a
-            column that holds any per-example loss (higher is worse).
+            the squared and the quantile loss; a list of columns gives the probability of every class.
+        loss: "zero_one", "brier" or "log" for labels of finitely many classes, "squared" and "quantile" for numbers,
+            "given" for a column that holds any per-example loss (higher is worse). For two classes also the metrics
+            "f1", "recall", "auc" (each as 1 minus it) and "calibration" (the squared calibration error), which are no
+            means of losses: see :mod:`explain.functional.metrics` for what their terms and shares are.
+        quantile: Which quantile the quantile loss is of.
         loss_column: The column of a given loss.
         outcome: "risk" is the paper's definition of a partial outcome shift and needs labels of finitely many classes;
             "loss" shifts the expected loss itself and takes any loss.
@@ -61,12 +58,16 @@ class GapExplainer(Explainer):
             of a scikit-learn classifier and regressor.
         level: Level of the intervals, in (0, 1).
         interval: Kind of the intervals: "wald", or "fieller" for shares with a weak denominator.
+        attribute_baseline: Whether to share out the baseline term too, an option beyond the paper: in units of the
+            loss, what it changes that the target's distribution of a baseline column (and of those before it) takes
+            the place of the source's, the others following as they do in the source; averaged over all orders.
         min_shift_z: A shift whose size is below so many of its standard errors is not shared out.
         trim: Rows whose probability of the target, given all features, is within this distance of 0 or 1 are left out;
             the explained gap is then that on the common support.
         subset_draws: Pairs of subsets drawn when there are more than 10 players.
         seed: Decides the folds and the subsets; the same seed gives the same bits.
         n_jobs: Processes that work on subsets at once, as joblib counts them: -1 is one a core, none given is one.
+        progress: Whether a bar on the standard error shows how many folds and subsets are done.
 
     Attributes:
         report_: The :class:`~explain.report.GapReport`.
@@ -86,7 +87,10 @@ class GapExplainer(Explainer):
         *,
         label: Hashable = "label",
         prediction: Hashable | list[Hashable] = "prediction",
-        loss: Literal["zero_one", "brier", "log", "squared", "given"] = "zero_one",
+        loss: Literal[
+            "zero_one", "brier", "log", "squared", "quantile", "given", "f1", "recall", "auc", "calibration"
+        ] = "zero_one",
+        quantile: OpenShare = 0.5,
         loss_column: Hashable = "loss",
         outcome: Literal["risk", "loss"] = "risk",
         cluster: Hashable | None = None,
@@ -99,19 +103,22 @@ class GapExplainer(Explainer):
         learners: Any = "auto",
         level: OpenShare = 0.9,
         interval: Literal["wald", "fieller"] = "wald",
+        attribute_baseline: bool = False,
         min_shift_z: NotNegative = 2.0,
         trim: Annotated[float, Range(0, 0.5, below=True)] = 0.0,
         subset_draws: Count = 200,
         seed: Seed = 0,
         n_jobs: Processes | None = None,
+        progress: bool = False,
     ) -> None:
         self.baseline, self.groups = baseline, groups
         self.label, self.prediction = label, prediction
         self.loss, self.loss_column, self.outcome, self.cluster = loss, loss_column, outcome, cluster
+        self.quantile, self.attribute_baseline = quantile, attribute_baseline
         self.weight, self.categorical, self.ordinal = weight, categorical, ordinal
         self.n_bins, self.folds, self.repeats, self.learners = n_bins, folds, repeats, learners
         self.level, self.interval, self.min_shift_z, self.trim = level, interval, min_shift_z, trim
-        self.subset_draws, self.seed, self.n_jobs = subset_draws, seed, n_jobs
+        self.subset_draws, self.seed, self.n_jobs, self.progress = subset_draws, seed, n_jobs, progress
         check_options(self)
 
     def fit(self, source: object, target: object) -> GapExplainer:
@@ -128,11 +135,24 @@ class GapExplainer(Explainer):
         Raises:
             ExplainError: If an option is out of range or the data cannot be explained; the message says what to do.
         """
-        self._check_options()
+        self.check()
         frames = as_frame(source, "source"), as_frame(target, "target")
-        losses = read_losses(frames, self.loss, self.outcome, self.label, self.prediction, self.loss_column)
-        self.report_ = self.explain_losses(frames, losses, "domain", self.loss)
+        self.report_ = self.explain_losses(frames, self.losses(frames), "domain", self.loss_name)
         return self
+
+    @property
+    def loss_name(self) -> str:
+        """What the loss is called in reports."""
+        return METRIC_NAMES.get(self.loss, self.loss)
+
+    def losses(self, frames: Frames) -> Losses:
+        """Losses of the rows of both tables.
+
+        Raises:
+            ExplainError: If labels and predictions do not fit.
+        """
+        given = self.label, self.prediction, self.loss_column
+        return read_losses(frames, self.loss, self.outcome, *given, tau=self.quantile)
 
     def explain_losses(self, frames: Frames, losses: Losses, mode: Mode, loss: str) -> GapReport:
         """The report on two tables whose losses are known.
@@ -146,160 +166,106 @@ class GapExplainer(Explainer):
         Raises:
             ExplainError: As :meth:`fit`.
         """
-        self._check_options()
+        plan = self.plan(frames, losses)
+        options = self.n_bins, self.n_jobs, plan.upstream
+        found = [estimate([case], plan.masks, *options, progress=self.progress)[0] for case in plan.cases()]
+        return self.report(plan, found, mode, loss)
+
+    def plan(self, frames: Frames, losses: Losses, *, anchored: bool = False) -> Plan:
+        """All that is decided before anything is estimated: the rows in order, learners, folds and subsets.
+
+        Args:
+            frames: The source and the target.
+            losses: Of their rows.
+            anchored: Whether the order of the source, the codes of its categories and its folds are the same whatever
+                it is compared with.
+
+        Raises:
+            ExplainError: As :meth:`fit`.
+        """
+        self.check()
         taken = {self.label, self.loss_column, self.cluster, self.weight}
         taken |= set(self.prediction) if isinstance(self.prediction, list) else {self.prediction}
         groups = resolve_groups(list(frames[0].columns), self.baseline, self.groups, taken)
         known = Columns(self.cluster, self.weight, self.categorical, self.ordinal or {})
-        sample = make_sample(frames, losses, self.baseline, groups, known, self.seed)
-        if len(np.unique(np.concatenate(sample.loss))) == 1:
-            return nothing_to_explain(sample, tuple(groups), mode, loss, self.level)
+        sample = make_sample(frames, losses, self.baseline, groups, known, self.seed, anchored=anchored)
+        if sample.scored is None and len(np.unique(np.concatenate(sample.loss))) == 1:
+            return Plan(sample, tuple(groups))
         check_counts(sample, self.folds)
         folds = usable_folds(sample, self.folds)
         families = choose_families(candidates(self.learners), sample)
-        rng = np.random.default_rng([self.seed, 7])
-        sample, support = self._common_support(sample, families, folds, rng)
+        one = np.random.default_rng([self.seed, 7])
+        # The folds of a target are drawn after those of the source: with a generator for each draw, the source's are
+        # the same however many rows the target has.
+        draws = (np.random.default_rng([self.seed, 7, draw]) if anchored else one for draw in itertools.count())
+        sample, support = common_support(sample, families, deal(sample, folds, next(draws)), self.trim)
 
         players, counts = len(sample.groups), None
         if players <= EXACT_PLAYERS:
             masks = subsets(players)
         else:
-            masks, counts = sample_subsets(players, self.subset_draws, rng)
-        repeats = []
-        for _ in range(self.repeats):
-            parts = assign_folds(sample.sizes, folds, rng, sample.labels, sample.clusters, sample.weight)
-            check_folds(sample, parts)
-            repeats.append(estimate(sample, families, masks, parts, self.n_bins, self.n_jobs))
+            masks, counts = sample_subsets(players, self.subset_draws, next(draws))
+        parts = tuple(deal(sample, folds, next(draws)) for _ in range(self.repeats))
+        upstream = subsets(len(self.baseline)) if self.attribute_baseline else None
+        return Plan(sample, tuple(groups), families, support, masks, counts, folds, parts, upstream)
+
+    def report(self, plan: Plan, repeats: Sequence[Estimate], mode: Mode, loss: str) -> GapReport:
+        """The report on what was estimated.
+
+        Args:
+            plan: Of :meth:`plan`.
+            repeats: Estimates with the plan's folds; none where every row has the same loss.
+            mode: Of the report.
+            loss: Name of the loss.
+        """
+        if plan.families is None or plan.support is None:
+            return nothing_to_explain(plan.sample, plan.order, mode, loss, self.level)
         return assemble(
-            sample,
-            tuple(groups),
+            plan.sample,
+            plan.order,
             repeats,
-            masks,
-            counts,
-            support,
+            plan.masks,
+            plan.counts,
+            plan.support,
+            upstream=plan.upstream,
+            baseline=tuple(map(str, self.baseline)),
             mode=mode,
             loss=loss,
             level=self.level,
             interval=self.interval,
             min_shift_z=self.min_shift_z,
             settings={
-                "rows": list(sample.sizes),
-                "folds": folds,
+                "rows": list(plan.sample.sizes),
+                "folds": plan.folds,
                 "repeats": self.repeats,
                 "n_bins": self.n_bins,
                 "outcome": self.outcome,
-                "learners": families.names(),
+                "learners": plan.families.names(),
             },
         )
 
-    def _common_support(
-        self, sample: Sample, families: Families, folds: int, rng: np.random.Generator
-    ) -> tuple[Sample, Overlap]:
-        """The rows within the common support, and how well the domains overlap there."""
-        parts = assign_folds(sample.sizes, folds, rng, sample.labels, sample.clusters, sample.weight)
-        check_folds(sample, parts)
-        probability = domain_probability(sample, families.density, parts)
-        everything = _overlap(sample, probability)
-        if everything.auc > SEPARABLE_AUC:
-            raise ExplainError(
-                f"a classifier tells source from target with an AUC of {everything.auc:.3f}, so hardly any source row "
-                "resembles the target: leave out or coarsen the features that name the domain"
-            )
-        if not self.trim:
-            return sample, everything
-        inside = [(part > self.trim) & (part < 1 - self.trim) for part in probability]
-        kept = float(np.concatenate(inside).mean())
-        trimmed = sample.take(*(np.flatnonzero(part) for part in inside))
-        check_counts(trimmed, folds)
-        usable_folds(trimmed, folds)
-        left = Rows(*(part[rows] for part, rows in zip(probability, inside, strict=True)))
-        return trimmed, _overlap(trimmed, left, kept)
+    def check(self) -> None:
+        """Compare the options with their annotations and with each other.
 
-    def _check_options(self) -> None:
+        Raises:
+            ExplainError: For the first that is not accepted.
+        """
         check_options(self)
         if isinstance(self.baseline, str) or not len(self.baseline):
             raise ExplainError(
                 f"baseline is {self.baseline!r}, but it must be a list of at least one column, as shares of a "
                 "covariate shift are defined given a baseline"
             )
+        if self.attribute_baseline and (self.loss in METRIC_NAMES or len(self.baseline) > EXACT_PLAYERS):
+            why = (
+                f"needs a loss of rows, which the loss '{self.loss}' is not"
+                if self.loss in METRIC_NAMES
+                else f"values all subsets of the baseline, so that {len(self.baseline)} columns are more than the "
+                f"{EXACT_PLAYERS} it takes"
+            )
+            raise ExplainError(f"attribute_baseline {why}: leave it out, or change the other")
         if self.outcome == "risk" and self.loss not in FINITE_LOSSES:
             raise ExplainError(
                 f"outcome='risk' needs the loss for every label, which the loss '{self.loss}' does not give: "
                 f"use one of {', '.join(FINITE_LOSSES)}, or outcome='loss'"
-            )
-
-
-def _overlap(sample: Sample, probability: Rows, kept: float = 1.0) -> Overlap:
-    """Overlap of the domains from held-out probabilities of the target."""
-    rows = tuple(np.arange(size) for size in sample.sizes)
-    ratio = density_ratio(probability.source, sample.mass((rows[0], rows[1])), sample.weights(0, rows[0]))
-    clusters = None if sample.clusters is None else sample.clusters[0]
-    return overlap(ratio, *probability, kept, weights=sample.weight, clusters=clusters)
-
-
-def usable_folds(sample: Sample, folds: int, domains: int = 2) -> int:
-    """As many folds as asked for, or as there are clusters in the domain that has fewest.
-
-    Args:
-        sample: The data.
-        folds: Number of folds asked for.
-        domains: 1 where there is no target.
-
-    Raises:
-        ExplainError: If a domain has a single cluster, whose error nothing would tell.
-    """
-    if sample.clusters is None:
-        return folds
-    counts = [len(np.unique(part)) for part in sample.clusters[:domains]]
-    if min(counts) < 2:
-        raise ExplainError(
-            f"the {DOMAINS[counts.index(min(counts))]} has a single cluster, but an error needs at least two in each "
-            "domain: name a finer cluster"
-        )
-    return min(folds, *counts)
-
-
-def check_folds(sample: Sample, folds: tuple[Codes, Codes]) -> None:
-    """Refuse folds that clusters have made too uneven to learn from.
-
-    Raises:
-        ExplainError: If a domain has no row in a fold or outside of it, or a label does not occur outside of it.
-    """
-    if sample.clusters is None:
-        return
-    for side, part in enumerate(folds):
-        for fold in range(1 + int(max(folds[0].max(), folds[1].max()))):
-            rest = part != fold
-            labels = None if sample.labels is None else sample.labels[side]
-            lost = labels is not None and len(np.unique(labels[rest])) < len(np.unique(labels))
-            if rest.all() or not rest.any() or lost:
-                raise ExplainError(
-                    f"the clusters of the {DOMAINS[side]} cannot be dealt to folds with rows"
-                    + (" of every label" if lost else "")
-                    + " in each: ask for fewer folds or name a finer cluster"
-                )
-
-
-def check_counts(sample: Sample, folds: int, domains: int = 2) -> None:
-    """Refuse a sample that is too small for its folds.
-
-    Args:
-        sample: The data.
-        folds: Number of folds.
-        domains: 1 where there is no target.
-
-    Raises:
-        ExplainError: If a domain, or a class in it, has fewer than 10 rows for each fold.
-    """
-    for side, role in enumerate(DOMAINS[:domains]):
-        needed = MIN_ROWS * folds
-        if sample.sizes[side] < needed:
-            raise ExplainError(f"the {role} has {sample.sizes[side]} usable rows, but {folds} folds need {needed}")
-        if sample.labels is None or sample.table is None:
-            continue
-        counts = np.bincount(sample.labels[side], minlength=sample.table.source.shape[1])
-        if counts.min() < 2 * folds:
-            raise ExplainError(
-                f"a label occurs {counts.min()} times in the {role}, but {folds} folds need {2 * folds} rows of every "
-                "class: merge or leave out rare classes"
             )

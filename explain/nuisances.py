@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 from explain.boosting import BoostedClassifier, BoostedRegressor
 from explain.data import Sample
-from explain.design import Plain, Quadratic
+from explain.design import Plain
 from explain.errors import ExplainError
 from explain.functional.rows import Floats
-from explain.ridge import MomentRidge
+from explain.smooth import QuadraticLogistic, QuadraticRidge
 
 Mask = NDArray[np.bool_]
 LEARNERS = ("auto", "linear", "hist_gb")
@@ -37,6 +37,7 @@ class Family:
         native: Whether the estimators take missing values, and codes of categories (through `categorical_features`), as
             they are; else :class:`~explain.design.Plain` stands before them.
         base: A smoother family for what is noise for the most part; the family itself when not given.
+        kept: Fitted estimators by what they learnt from; none are kept when not given.
     """
 
     name: str
@@ -44,6 +45,11 @@ class Family:
     regressor: BaseEstimator
     native: bool = False
     base: Family | None = None
+    kept: dict[bytes, Fitted] | None = field(default=None, compare=False, repr=False)
+
+    def keeping(self, kept: dict[bytes, Fitted]) -> Family:
+        """The same family, which learns the same thing from the same rows once."""
+        return replace(self, kept=kept, base=None if self.base is None else self.base.keeping(kept))
 
     def fit_classifier(
         self, X: Floats, y: NDArray[np.generic], categorical: Mask, weight: Floats | None = None
@@ -70,6 +76,25 @@ class Family:
         categorical: Mask,
         weight: Floats | None,
         risks: int = 0,
+    ) -> Fitted:
+        if self.kept is None:
+            return self._learn(template, X, y, categorical, weight, risks)
+        key = hashlib.sha256(f"{self.name} {type(template).__name__} {template is self.classifier} {risks}".encode())
+        for part in (X, y, categorical, weight):
+            key.update(b"none" if part is None else f"{part.shape}{part.dtype}".encode())
+            key.update(b"" if part is None else np.ascontiguousarray(part).data)
+        if key.digest() not in self.kept:
+            self.kept[key.digest()] = self._learn(template, X, y, categorical, weight, risks)
+        return self.kept[key.digest()]
+
+    def _learn(
+        self,
+        template: BaseEstimator,
+        X: Floats,
+        y: NDArray[np.generic],
+        categorical: Mask,
+        weight: Floats | None,
+        risks: int,
     ) -> Fitted:
         estimator, plain = clone(template), None
         if risks:
@@ -133,6 +158,10 @@ class Families:
     density: Family
     loss: Family
 
+    def keeping(self, kept: dict[bytes, Fitted]) -> Families:
+        """The same families, which learn the same thing from the same rows once."""
+        return Families(*(family.keeping(kept) for family in (self.outcome, self.density, self.loss)))
+
     def names(self) -> dict[str, str]:
         """Names of the families by kind."""
         return {"outcome": self.outcome.name, "density": self.density.name, "loss": self.loss.name}
@@ -142,8 +171,8 @@ def linear() -> Family:
     """Quadratic polynomials with bends for logistic and ridge regression, its penalty chosen by leave-one-out."""
     return Family(
         "linear",
-        make_pipeline(Quadratic(), LogisticRegression(C=1.0, solver="newton-cholesky")),
-        make_pipeline(Quadratic(), MomentRidge()),
+        QuadraticLogistic(),
+        QuadraticRidge(),
     )
 
 

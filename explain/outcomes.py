@@ -10,12 +10,28 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from explain.errors import ExplainError
-from explain.functional.losses import loss_table, observed_loss, squared_error
+from explain.functional.losses import loss_table, observed_loss, quantile_loss, squared_error
+from explain.functional.metrics import METRICS, Metric
 from explain.functional.rows import Floats
 from explain.tables import DOMAINS, Frames, numbers, pick
 
 Codes = NDArray[np.int64]
 MAX_CLASSES = 50
+LEAST_OF_A_CLASS = 20  # rows of either label in either table, for a metric
+
+
+class Scores(NamedTuple):
+    """What a metric of every table is computed from.
+
+    Attributes:
+        kind: The metric.
+        positive: Labels, 0 or 1.
+        score: Probabilities of the second label, or scores of any scale for the AUC.
+    """
+
+    kind: Metric
+    positive: list[Floats]
+    score: list[Floats]
 
 
 class Losses(NamedTuple):
@@ -26,24 +42,29 @@ class Losses(NamedTuple):
         table: Losses for every label; only where labels are used.
         labels: Codes of the labels, likewise.
         pair: Losses of a first and of a second model whose difference `loss` is; only where two are compared.
+        scored: What a metric is computed from that is no mean of losses; `loss` is then the squared error.
     """
 
     loss: list[Floats]
     table: list[Floats] | None = None
     labels: list[Codes] | None = None
     pair: tuple[list[Floats], list[Floats]] | None = None
+    scored: Scores | None = None
 
 
-def read_losses(frames: Frames, kind: str, outcome: str, label: Hashable, prediction: Any, given: Any) -> Losses:
+def read_losses(
+    frames: Frames, kind: str, outcome: str, label: Hashable, prediction: Any, given: Any, tau: float = 0.5
+) -> Losses:
     """Losses from labels and predictions, or from a column that holds them.
 
     Args:
         frames: The tables.
-        kind: "zero_one", "brier", "log", "squared" or "given".
+        kind: "zero_one", "brier", "log", "squared", "quantile", "given", or a metric.
         outcome: "risk" to keep labels and losses for every label.
         label: Column of the labels.
         prediction: Column of predictions, or a list with the probabilities of every class.
         given: Column of a given loss.
+        tau: Which quantile is predicted, for the quantile loss.
 
     Raises:
         ExplainError: If labels and predictions do not fit.
@@ -53,13 +74,16 @@ def read_losses(frames: Frames, kind: str, outcome: str, label: Hashable, predic
     raw = pick(frames, label, "the label")
     names = prediction if isinstance(prediction, list) else [prediction]
     predicted = [pick(frames, name, "the prediction") for name in names]
-    if kind == "squared":
+    if kind in ("squared", "quantile"):
         outcomes = [numbers(part, label) for part in raw]
         means = [numbers(part, names[0]) for part in predicted[0]]
-        return Losses([squared_error(f, y) for f, y in zip(means, outcomes, strict=True)])
+        pairs = list(zip(means, outcomes, strict=True))
+        return Losses([squared_error(f, y) if kind == "squared" else quantile_loss(f, y, tau) for f, y in pairs])
 
     _one_type(raw, label)
     classes, codes = np.unique(np.concatenate([part.to_numpy() for part in raw]), return_inverse=True)
+    if kind in METRICS:
+        return _scored(kind, classes, np.split(codes, [len(raw[0])]), predicted, label)
     if len(classes) < 2:
         raise ExplainError(f"column '{label}' holds one label, {classes[0]!r}, but at least two classes are needed")
     if len(classes) > MAX_CLASSES:
@@ -81,6 +105,51 @@ def read_losses(frames: Frames, kind: str, outcome: str, label: Hashable, predic
             raise ExplainError(f"the {DOMAINS[position]}'s {error}") from error
     loss = [observed_loss(table, code) for table, code in zip(tables, labels, strict=True)]
     return Losses(loss, tables, labels) if outcome == "risk" else Losses(loss)
+
+
+def _scored(
+    kind: str,
+    classes: NDArray[np.generic],
+    codes: list[NDArray[np.intp]],
+    predicted: list[list[pd.Series]],
+    label: Hashable,
+) -> Losses:
+    """Labels and scores of two classes."""
+    if len(classes) != 2:
+        raise ExplainError(
+            f"column '{label}' holds {len(classes)} different labels, but the loss '{kind}' is defined for 2: make one "
+            "of them the class that counts"
+        )
+    if len(predicted) != 1:
+        raise ExplainError(
+            f"the loss '{kind}' has {len(predicted)} prediction columns, but it needs one: the probability of "
+            f"{classes[1]!r}"
+        )
+    positive = [part.astype(np.float64) for part in codes]
+    for side, part in enumerate(positive):
+        fewest = int(min(part.sum(), len(part) - part.sum()))
+        if len(part) and fewest < LEAST_OF_A_CLASS:
+            raise ExplainError(
+                f"a label occurs {fewest} times in the {DOMAINS[side]}, but the loss '{kind}' needs at least "
+                f"{LEAST_OF_A_CLASS} rows of both"
+            )
+    if kind == "auc":
+        scores = [numbers(part, part.name) for part in predicted[0]]
+    else:
+        chances = [
+            _one_column(part, classes, "zero_one" if kind in ("f1", "recall") else kind) for part in predicted[0]
+        ]
+        scores = [part if part.ndim == 1 else part[:, 1] for part in chances]
+        if any(len(part) and not (part.min() >= 0 and part.max() <= 1) for part in scores):
+            low, high = min(part.min() for part in scores), max(part.max() for part in scores)
+            raise ExplainError(
+                f"predictions range from {low:.4g} to {high:.4g}, but the loss '{kind}' needs probabilities: apply the "
+                "sigmoid first"
+            )
+    # A loss of rows orders categories and chooses learners before the metric's own is known.
+    spread = max(float(np.ptp(np.concatenate(scores))), 1e-12)
+    loss = [((s - min(map(np.min, scores))) / spread - y) ** 2 for s, y in zip(scores, positive, strict=True)]
+    return Losses(loss, scored=Scores(kind, positive, scores))  # type: ignore[arg-type]
 
 
 def _one_column(column: pd.Series, classes: NDArray[np.generic], kind: str) -> Floats:

@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 from explain.assemble import Detail
 from explain.data import Codes, Columns, Sample, make_sample
 from explain.errors import ExplainError
-from explain.estimate import Shares, make_shares
-from explain.explainer import EXACT_PLAYERS, GapExplainer, check_counts, usable_folds
+from explain.estimate import Shares, make_shares, watched
+from explain.explainer import GapExplainer
 from explain.folds import assign_folds
 from explain.functional.intervals import covariance, critical
+from explain.functional.metrics import METRICS
 from explain.functional.rows import Floats
 from explain.functional.shapley import sample_subsets, subsets
 from explain.functional.values import curvature
+from explain.levels import Runs
 from explain.nuisances import Family, best_family, candidates, problem
 from explain.outcomes import Losses, read_losses
+from explain.plan import EXACT_PLAYERS, check_counts, usable_folds
 from explain.report import GapReport
 from explain.structure import Explainer, check_options
 from explain.tables import as_frame, read_weights, resolve_groups
@@ -50,7 +53,8 @@ class ModelGapExplainer(Explainer):
         models: Columns of the first and of the second model: predictions (a list of columns for the probability of
             every class), or losses when the loss is "given".
         label: Column of the labels.
-        loss: "zero_one", "brier", "log", "squared" or "given".
+        loss: "zero_one", "brier", "log", "squared", "quantile" or "given".
+        quantile: Which quantile the quantile loss is of.
         cluster: Column that names the cluster of a row.
         weight: Column of survey or sample weights, as of :class:`~explain.explainer.GapExplainer`.
         categorical: Columns of numbers that are codes of categories.
@@ -64,6 +68,7 @@ class ModelGapExplainer(Explainer):
         subset_draws: Pairs of subsets drawn when there are more than 10 players.
         seed: The same seed gives the same bits.
         n_jobs: Processes that work on subsets at once, as joblib counts them: -1 is one a core, none given is one.
+        progress: Whether a bar on the standard error shows how many subsets are done.
 
     Attributes:
         report_: The :class:`~explain.report.GapReport`, with the shares under `outcome`.
@@ -78,7 +83,8 @@ class ModelGapExplainer(Explainer):
         *,
         models: tuple[Named, Named] = ("first", "second"),
         label: Hashable = "label",
-        loss: Literal["zero_one", "brier", "log", "squared", "given"] = "zero_one",
+        loss: Literal["zero_one", "brier", "log", "squared", "quantile", "given"] = "zero_one",
+        quantile: OpenShare = 0.5,
         cluster: Hashable | None = None,
         weight: Hashable | None = None,
         categorical: Sequence[Hashable] = (),
@@ -92,12 +98,13 @@ class ModelGapExplainer(Explainer):
         subset_draws: Count = 200,
         seed: Seed = 0,
         n_jobs: Processes | None = None,
+        progress: bool = False,
     ) -> None:
         self.groups, self.models, self.label, self.loss, self.cluster = groups, models, label, loss, cluster
-        self.weight, self.categorical, self.ordinal = weight, categorical, ordinal
+        self.weight, self.categorical, self.ordinal, self.quantile = weight, categorical, ordinal, quantile
         self.folds, self.repeats, self.learners, self.level = folds, repeats, learners, level
         self.interval, self.min_shift_z, self.subset_draws = interval, min_shift_z, subset_draws
-        self.seed, self.n_jobs = seed, n_jobs
+        self.seed, self.n_jobs, self.progress = seed, n_jobs, progress
         check_options(self)
 
     def fit(self, table: object) -> ModelGapExplainer:
@@ -116,7 +123,7 @@ class ModelGapExplainer(Explainer):
         check_options(self)
         frame = as_frame(table, "table")
         frames = frame, frame.iloc[:0]
-        first, second = read_pair(frames, self.loss, self.label, self.models)
+        first, second = read_pair(frames, self.loss, self.label, self.models, self.quantile)
         difference = Losses([b - a for a, b in zip(first.loss, second.loss, strict=True)])
         taken = _taken(self.models, self.label, self.cluster, self.weight)
         groups = resolve_groups(list(frame.columns), [], self.groups, taken)
@@ -136,7 +143,9 @@ class ModelGapExplainer(Explainer):
         repeats = []
         for _ in range(self.repeats):
             fold = assign_folds(sample.sizes, folds, rng, clusters=sample.clusters, weight=sample.weight)[0]
-            repeats.append(_estimate(sample, family, masks, fold, self.n_jobs))
+            with Parallel(n_jobs=self.n_jobs, return_as="generator" if self.progress else "list") as workers:
+                parallel = watched(workers, progress=self.progress)
+                repeats.append(_estimate(sample, family, masks, fold, parallel))
         detail = Detail(
             sample.names,
             tuple(groups),
@@ -196,7 +205,8 @@ def gap_of_gaps(
         groups: Players by name; every other column on its own when not given.
         models: Columns of the first and the second model, as of :class:`ModelGapExplainer`.
         label: Column of the labels.
-        loss: "zero_one", "brier", "log", "squared" or "given".
+        loss: "zero_one", "brier", "log", "squared", "quantile" or "given"; metrics such as "auc" are no means of
+            losses, whose difference could be explained row by row.
         **options: Further options of :class:`~explain.explainer.GapExplainer`.
 
     Returns:
@@ -206,7 +216,7 @@ def gap_of_gaps(
         ExplainError: As :meth:`~explain.explainer.GapExplainer.fit`.
     """
     frames = as_frame(source, "source"), as_frame(target, "target")
-    first, second = read_pair(frames, loss, label, models)
+    first, second = read_pair(frames, loss, label, models, options.pop("quantile", 0.5))
     difference = Losses([b - a for a, b in zip(first.loss, second.loss, strict=True)], pair=(first.loss, second.loss))
     taken = [name for name in _taken(models, label) if name != label]
     explainer = GapExplainer(baseline, groups, label=label, prediction=taken, loss="given", outcome="loss", **options)
@@ -214,7 +224,7 @@ def gap_of_gaps(
 
 
 def read_pair(
-    frames: Sequence[pd.DataFrame], loss: str, label: Hashable, models: tuple[Named, Named]
+    frames: Sequence[pd.DataFrame], loss: str, label: Hashable, models: tuple[Named, Named], quantile: float
 ) -> tuple[Losses, Losses]:
     """Losses of the first and of the second model.
 
@@ -223,7 +233,12 @@ def read_pair(
     """
     if isinstance(models, str) or len(models) != 2:
         raise ExplainError(f"models is {models!r}, but the columns of exactly two models are needed, as in ('a', 'b')")
-    first, second = (read_losses(frames, loss, "loss", label, columns, columns) for columns in models)
+    if loss in METRICS:
+        raise ExplainError(
+            f"the loss '{loss}' is no mean of losses of rows, so that the difference of two models has none to share "
+            "out: explain each model's gap by itself, or use brier or log"
+        )
+    first, second = (read_losses(frames, loss, "loss", label, columns, columns, quantile) for columns in models)
     return first, second
 
 
@@ -232,10 +247,10 @@ def _taken(models: tuple[Named, Named], *others: Hashable | None) -> set[Hashabl
     return named | {name for name in others if name is not None}
 
 
-def _estimate(sample: Sample, family: Family, masks: NDArray[np.bool_], fold: Codes, n_jobs: int | None) -> Shares:
+def _estimate(sample: Sample, family: Family, masks: NDArray[np.bool_], fold: Codes, parallel: Runs) -> Shares:
     """Numerators (d - m_s)^2 - (d - m_full)^2 and the denominator d^2 - (d - m_full)^2 of one cross-fit."""
     d = sample.loss.source
-    found = Parallel(n_jobs=n_jobs)(delayed(_predict)(sample, family, mask, fold) for mask in masks)
+    found = parallel([delayed(_predict)(sample, family, mask, fold) for mask in masks], "subsets")
     held, noise = np.stack([part[0] for part in found]), np.array([part[1] for part in found])
     full = int(np.flatnonzero(masks.all(1))[0])
     partial = ~masks.all(1)

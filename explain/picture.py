@@ -37,7 +37,10 @@ def draw(report: GapReport) -> Figure:
     shares = [(name, [term for term in terms if not math.isnan(term.value)]) for name, terms in _shares(report)]
     shares = [(name, terms) for name, terms in shares if terms]
     chances = report.diagnostics.get("overlap", {}).get("chances", [[], []])
-    heights = [3.4] * bool(report.aggregate) + [0.4 * len(terms) + 1.2 for _, terms in shares]
+    heights = [3.4] * bool(report.aggregate)
+    heights += [0.4 * len(report.baseline) + 1.2] * bool(report.baseline) + [
+        0.4 * len(terms) + 1.2 for _, terms in shares
+    ]
     heights += [2.0] * bool(chances[0])
     figure = Figure(figsize=(7, max(sum(heights), 1.0)), layout="constrained")
     if not heights:
@@ -45,6 +48,8 @@ def draw(report: GapReport) -> Figure:
     every = list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if report.aggregate:
         waterfall(report, every.pop(0))
+    if report.baseline:
+        contributions(report, every.pop(0))
     if chances[0]:
         overlapping(chances, every.pop())
     for axes, (name, terms) in zip(every, shares, strict=True):
@@ -92,6 +97,22 @@ def forest(terms: Sequence[Term], axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
 
 
+def contributions(report: GapReport, axes: Axes) -> None:
+    """What the baseline columns contribute to the baseline term, the first on top.
+
+    Args:
+        report: With contributions.
+        axes: Where to draw.
+    """
+    shown = list(reversed(report.baseline))
+    for place, term in enumerate(shown):
+        axes.barh(place, term.value, color=UP if term.value > 0 else DOWN, alpha=0.7)
+        axes.plot([term.low, term.high], [place, place], color="black", linewidth=1)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(shown)), [t.name if t.status == "ok" else f"{t.name} ({t.status})" for t in shown])
+    axes.set_xlabel(f"contribution to the baseline term (beyond the paper), with {100 * report.level:g} % interval")
+
+
 def overlapping(chances: Sequence[Sequence[float]], axes: Axes) -> None:
     """How often rows of each domain look like the target: where the two hardly meet, nothing can be reweighted.
 
@@ -116,9 +137,6 @@ def page(report: GapReport) -> str:
     Returns:
         HTML without scripts or links.
     """
-    picture = io.BytesIO()
-    draw(report).savefig(picture, format="png", dpi=110, metadata={"Software": None})
-    image = base64.b64encode(picture.getvalue()).decode()
     values = [
         {"shift": v.kind, "subset": ", ".join(v.subset) or "(none)", "value": v.value, "low": v.low, "high": v.high}
         | {"status": v.status}
@@ -127,13 +145,26 @@ def page(report: GapReport) -> str:
     met = {row["status"] for row in report.table()} - {"ok"}
     meanings = "".join(f"<li><b>{name}</b>: {html.escape(STATUS_MEANING[name])}</li>" for name in sorted(met))
     parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Performance gap</title><style>{_STYLE}</style>",
         f"<h1>Performance gap</h1><p>{html.escape(report.summary())}</p>",
-        f"<img alt='waterfall and shares' style='max-width:100%' src='data:image/png;base64,{image}'>",
-        f"<h2>Terms</h2>{_table(report.table())}" + (f"<ul>{meanings}</ul>" if meanings else ""),
-        f"<details><summary>Values of all subsets</summary>{_table(values)}</details>" if values else "",
+        image(draw(report), "waterfall and shares"),
+        f"<h2>Terms</h2>{table_of(report.table())}" + (f"<ul>{meanings}</ul>" if meanings else ""),
+        f"<details><summary>Values of all subsets</summary>{table_of(values)}</details>" if values else "",
     ]
-    return "\n".join(parts) + "</html>\n"
+    return whole_page("Performance gap", parts)
+
+
+def whole_page(title: str, parts: Sequence[str]) -> str:
+    """A page of its own: a title and what stands on it, one part below the other."""
+    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
+    return "\n".join([head, *parts]) + "</html>\n"
+
+
+def image(figure: Figure, says: str) -> str:
+    """A figure inside of a page."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
+    data = base64.b64encode(picture.getvalue()).decode()
+    return f"<img alt='{says}' style='max-width:100%' src='data:image/png;base64,{data}'>"
 
 
 def _shares(report: GapReport) -> list[tuple[str, tuple[Term, ...]]]:
@@ -141,7 +172,8 @@ def _shares(report: GapReport) -> list[tuple[str, tuple[Term, ...]]]:
     return [("covariate shift", report.covariate), ("difference" if between else "outcome shift", report.outcome)]
 
 
-def _table(rows: Sequence[dict[str, object]]) -> str:
+def table_of(rows: Sequence[dict[str, object]]) -> str:
+    """Rows as a table of a page."""
     if not rows:
         return ""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])

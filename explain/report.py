@@ -99,6 +99,8 @@ class GapReport:
         covariate: Shapley shares of the conditional covariate shift by variable; they sum to 1.
         outcome: Shapley shares of the conditional outcome shift by variable, with "recalibration" first; they sum to 1.
         values: The values of all subsets behind the shares.
+        baseline: Contributions of the baseline columns to the baseline term, in units of the loss, which sum to it: an
+            option beyond the paper. Empty where it was not asked for.
         diagnostics: Overlap, denominators and fit of the nuisances: plain numbers, texts, lists and dictionaries.
     """
 
@@ -111,11 +113,18 @@ class GapReport:
     outcome: tuple[Term, ...] = ()
     values: tuple[SubsetValue, ...] = ()
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    baseline: tuple[Term, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise ValueError(f"the mode is '{self.mode}', not one of {', '.join(get_args(Mode))}")
-        terms: tuple[Term | SubsetValue, ...] = (*self.aggregate, *self.covariate, *self.outcome, *self.values)
+        terms: tuple[Term | SubsetValue, ...] = (
+            *self.aggregate,
+            *self.baseline,
+            *self.covariate,
+            *self.outcome,
+            *self.values,
+        )
         for status in {term.status for term in terms} - set(STATUS_MEANING):
             raise ValueError(f"the status of a term is '{status}', not one of {', '.join(STATUS_MEANING)}")
 
@@ -131,7 +140,12 @@ class GapReport:
 
     def table(self) -> list[dict[str, Any]]:
         """All terms as rows with the columns part, name, value, se, low, high and status."""
-        parts = (("aggregate", self.aggregate), ("covariate", self.covariate), ("outcome", self.outcome))
+        parts = (
+            ("aggregate", self.aggregate),
+            ("baseline", self.baseline),
+            ("covariate", self.covariate),
+            ("outcome", self.outcome),
+        )
         return [{"part": part, **_row(term)} for part, terms in parts for term in terms]
 
     def to_frame(self) -> pd.DataFrame:
@@ -168,7 +182,10 @@ class GapReport:
 
     def to_json(self) -> str:
         """The report as strict JSON: numbers that are not finite become the texts "nan", "inf" and "-inf"."""
-        return json.dumps(_encode(_row(self)), indent=2, allow_nan=False)
+        found = _row(self)
+        if not self.baseline:
+            del found["baseline"]
+        return json.dumps(encode(found), indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> GapReport:
@@ -198,6 +215,7 @@ class GapReport:
                     for row in found["values"]
                 ),
                 diagnostics=_decode(found["diagnostics"]),
+                baseline=tuple(_term(row) for row in found.get("baseline", ())),
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(
@@ -218,6 +236,10 @@ class GapReport:
             yield ""
             yield f"Terms of the gap, with {100 * self.level:g} % intervals"
             yield from self._waterfall()
+        if self.baseline:
+            yield ""
+            yield f"Contributions to the baseline term (beyond the paper), with {100 * self.level:g} % intervals"
+            yield from (_line(term, _share_bar(term, self.baseline)) for term in self.baseline)
         for title, terms in (
             ("Shares of the covariate shift", self.covariate),
             ("Shares of the outcome shift" if self.mode != "models" else "Shares of the difference", self.outcome),
@@ -226,7 +248,8 @@ class GapReport:
                 yield ""
                 yield f"{title} by variable, with {100 * self.level:g} % intervals"
                 yield from (_line(term, _share_bar(term, terms)) for term in terms)
-        used = {term.status for term in (*self.aggregate, *self.covariate, *self.outcome)} - {"ok"}
+        terms = (*self.aggregate, *self.baseline, *self.covariate, *self.outcome)
+        used = {term.status for term in terms} - {"ok"}
         if used:
             yield ""
             yield from (f"{status}: {STATUS_MEANING[status]}." for status in STATUS_MEANING if status in used)
@@ -266,16 +289,16 @@ def _row(record: Term | SubsetValue | GapReport) -> dict[str, Any]:
     return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
-def _encode(value: object) -> Any:
+def encode(value: object) -> Any:
     """Plain JSON values from dataclasses, tuples, numpy scalars and arrays."""
     if isinstance(value, Term | SubsetValue):
-        return _encode(_row(value))
+        return encode(_row(value))
     if isinstance(value, Mapping):
-        return {str(key): _encode(inner) for key, inner in value.items()}
+        return {str(key): encode(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_encode(inner) for inner in value]
+        return [encode(inner) for inner in value]
     if hasattr(value, "tolist"):  # a numpy scalar or array
-        return _encode(value.tolist())
+        return encode(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -27,20 +27,39 @@ class MomentRidge(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Floats, y: Floats, sample_weight: Floats | None = None) -> MomentRidge:
         """Fit to rows, shape (n, m) and (n,)."""
-        weight = np.ones(len(X)) if sample_weight is None else sample_weight
+        return self.fit_blocks(lambda: [X], y, sample_weight)
+
+    def fit_blocks(
+        self, blocks: Callable[[], Iterable[Floats]], y: Floats, sample_weight: Floats | None = None
+    ) -> MomentRidge:
+        """Fit to rows that are not in memory together.
+
+        Args:
+            blocks: Gives the columns of all rows, block by block, whenever it is called: three times.
+            y: Outcomes of all rows, shape (n,).
+            sample_weight: Weights of all rows.
+        """
+        weight = np.ones(len(y)) if sample_weight is None else sample_weight
         total = weight.sum()
-        self.centre_, self.constant_ = weight @ X / total, float(weight @ y / total)
-        moved, left = X - self.centre_, y - self.constant_
-        heavy = moved * weight[:, None]
-        values, vectors = np.linalg.eigh(heavy.T @ moved)
+        self.centre_ = sum(heavy @ X for X, heavy, _ in _with(blocks, weight, y)) / total
+        self.constant_ = float(weight @ y / total)
+        moments, towards = 0.0, 0.0
+        for X, mass, outcome in _with(blocks, weight, y):
+            moved = X - self.centre_
+            heavy = moved * mass[:, None]
+            moments, towards = moments + heavy.T @ moved, towards + heavy.T @ (outcome - self.constant_)
+        values, vectors = np.linalg.eigh(moments)
         scale = 1 / (np.maximum(values, 0.0)[:, None] + np.array(self.alphas))  # one column a penalty
-        turned = vectors.T @ (heavy.T @ left)
+        turned = vectors.T @ towards
         best = 0
         if len(self.alphas) > 1:
-            seen = moved @ vectors
-            leverage = weight[:, None] * (seen**2 @ scale + 1 / total)
-            error = (left[:, None] - seen @ (turned[:, None] * scale)) / np.maximum(1 - leverage, 1e-9)
-            best = int((weight @ error**2).argmin())
+            errors = np.zeros(len(self.alphas))
+            for X, mass, outcome in _with(blocks, weight, y):
+                seen = (X - self.centre_) @ vectors
+                leverage = mass[:, None] * (seen**2 @ scale + 1 / total)
+                left = (outcome - self.constant_)[:, None] - seen @ (turned[:, None] * scale)
+                errors += mass @ (left / np.maximum(1 - leverage, 1e-9)) ** 2
+            best = int(errors.argmin())
         self.alpha_ = float(self.alphas[best])
         self.coef_ = vectors @ (turned * scale[:, best])
         return self
@@ -48,3 +67,12 @@ class MomentRidge(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: Floats) -> Floats:
         """Predictions, shape (n,)."""
         return np.asarray((X - self.centre_) @ self.coef_ + self.constant_)
+
+
+def _with(blocks: Callable[[], Iterable[Floats]], weight: Floats, y: Floats) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Every block with the weights and outcomes of its rows."""
+    start = 0
+    for X in blocks():
+        stop = start + len(X)
+        yield X, weight[start:stop], y[start:stop]
+        start = stop

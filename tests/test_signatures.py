@@ -64,6 +64,7 @@ EXPLAIN = [
     ("min_shift_z", -1.0),
 ]
 DISTILL = [("lora_rank", -1), ("chunk", -1), ("vocabulary", "masc"), ("log_gradients_every", -1)]
+DISTILL += [("prompt_tokens", 0), ("sampling_temperature", -1.0), ("samples", {"a": {"own": 2.0}})]
 
 
 @pytest.mark.parametrize(("block", "target"), PAIRS)

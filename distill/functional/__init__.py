@@ -11,10 +11,12 @@ from distill.functional.fitnet import hint
 from distill.functional.jsd import generalised_jsd
 from distill.functional.kd import kd
 from distill.functional.mlkd import multi_temperature
+from distill.functional.pieces import in_pieces
 from distill.functional.review import hierarchical_context
 from distill.functional.rkd import rkd
 from distill.functional.sparse import SampledClasses, TopClasses, sampled_classes, sampled_kd, top_classes, top_kd
 from distill.functional.standardise import standardise
+from distill.functional.uld import uld
 from distill.functional.vocabulary import align_vocabularies
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "generalised_jsd",
     "hierarchical_context",
     "hint",
+    "in_pieces",
     "kd",
     "multi_temperature",
     "relation_distance",
@@ -44,4 +47,5 @@ __all__ = [
     "standardise",
     "top_classes",
     "top_kd",
+    "uld",
 ]

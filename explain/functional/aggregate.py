@@ -10,9 +10,27 @@ the gap telescopes:
 
 import numpy as np
 
-from explain.functional.rows import Floats, Rows
+from explain.functional.rows import Floats, Rows, stack
 
 AGGREGATE_TERMS = ("baseline", "covariate", "outcome")
+
+
+def shifted_rows(loss: Floats, mu: Rows, ratio: Floats) -> Rows:
+    r"""Influence values of the expected loss when the distribution of some features is the target's.
+
+    .. math:: P_0[(\ell-\mu)\,\pi] + P_1\,\mu
+
+    Right to first order when either the regression on these features or their density ratio is.
+
+    Args:
+        loss: Loss of the source rows, shape (n_0,).
+        mu: Expected source loss given the features, at the rows of both domains.
+        ratio: Density ratio of the features at the source rows, shape (n_0,).
+
+    Returns:
+        Influence values, shape (n_0,) and (n_1,).
+    """
+    return Rows((loss - mu.source) * ratio, mu.target)
 
 
 def expectation_rows(loss: Rows, mu_x: Rows, mu_w: Rows, ratio_x: Floats, ratio_w: Floats) -> Rows:
@@ -38,12 +56,8 @@ def expectation_rows(loss: Rows, mu_x: Rows, mu_w: Rows, ratio_x: Floats, ratio_
         Singh et al. (2024), "A hierarchical decomposition for explaining ML performance discrepancies",
         arXiv 2402.14254, section 4.1 and equations (22) to (24).
     """
-    source = [loss.source, (loss.source - mu_w.source) * ratio_w, (loss.source - mu_x.source) * ratio_x]
-    target = [mu_w.target, mu_x.target, loss.target]
-    return Rows(
-        np.stack([*source, np.zeros_like(loss.source)]),
-        np.stack([np.zeros_like(loss.target), *target]),
-    )
+    first, last = Rows(loss.source, np.zeros_like(loss.target)), Rows(np.zeros_like(loss.source), loss.target)
+    return stack([first, *(shifted_rows(loss.source, mu, pi) for mu, pi in ((mu_w, ratio_w), (mu_x, ratio_x))), last])
 
 
 def aggregate_terms(expectations: Floats) -> Floats:

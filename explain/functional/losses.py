@@ -86,3 +86,28 @@ def squared_error(predictions: Floats, outcomes: Floats) -> Floats:
         Losses, shape (n,).
     """
     return np.asarray((predictions - outcomes) ** 2, dtype=np.float64)
+
+
+def quantile_loss(predictions: Floats, outcomes: Floats, tau: float) -> Floats:
+    r"""The quantile (pinball) loss of every row, :math:`\max(\tau (y - f), (\tau - 1) (y - f))`.
+
+    Its mean is least where f is the tau-quantile of y; for a tau of 0.5 it is half of the absolute error.
+
+    Args:
+        predictions: Predicted quantiles f, shape (n,).
+        outcomes: y, shape (n,).
+        tau: Which quantile, in (0, 1).
+
+    Returns:
+        Losses, shape (n,).
+
+    Example:
+        >>> import numpy as np
+        >>> quantile_loss(np.array([1.0, 1.0]), np.array([3.0, 0.0]), 0.9).round(3)
+        array([1.8, 0.1])
+
+    Reference:
+        Koenker and Bassett (1978), "Regression quantiles".
+    """
+    left = outcomes - predictions
+    return np.asarray(np.maximum(tau * left, (tau - 1) * left), dtype=np.float64)

@@ -11,7 +11,8 @@ from recipes.data import wheels
 from recipes.data.models import resolve_model
 from recipes.data.sources import load_task
 from recipes.data.text_tasks import TASKS
-from recipes.distill.schema import Recipe
+from recipes.distill.networks import is_twin
+from recipes.distill.schema import Network, Recipe
 from recipes.errors import RecipeError, RunError
 
 __all__ = ["check_classes", "class_names"]
@@ -23,15 +24,21 @@ def class_names(recipe: Recipe) -> list[str] | None:
     return None if task is None else list(load_task(task, recipe.seed).labels)
 
 
-def check_classes(recipe: Recipe) -> str:
+def check_classes(recipe: Recipe, teacher: Network) -> str:
     """Say how the classes of a teacher that is taken as it is belong to those of the data, without fetching either.
+
+    Args:
+        recipe: Of texts.
+        teacher: One of its teachers.
 
     Raises:
         RecipeError: If it knows other classes.
     """
-    task, teacher = recipe.data.task, recipe.teacher
-    if task is None or not teacher.model or teacher.train:
+    task = recipe.data.task
+    if task is None:
         return ""
+    if is_twin(teacher.model):
+        return "teacher's classes: those of the twin's head, compared by name once it is loaded"
     known = teacher.options.get("id2label") or _configured(teacher.model)
     if known is None:
         return "teacher's classes: compared by name once it is fetched"

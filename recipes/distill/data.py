@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -44,15 +44,11 @@ def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | Non
 
 
 def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> LightningDataModule:
-    from transformers import AutoTokenizer
-
     from distill.gathering import own_batch
-    from distill.tokenizers import check_tokenizers
     from recipes.data.text_module import TextDataModule
 
     places = network_places(recipe)
-    if len(places) > 1:
-        check_tokenizers(*(AutoTokenizer.from_pretrained(place, trust_remote_code=False) for place in places))
+    same_words(places)
 
     class Texts(TextDataModule):
         """A text task whose batch is that of an update, on all processes and accumulated batches together."""
@@ -67,16 +63,11 @@ def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> LightningDataM
 
 
 def _files(recipe: Recipe, training: Regime) -> LightningDataModule:
-    from transformers import AutoTokenizer
-
-    from distill.tokenizers import check_tokenizers
     from distill.tokens import TokenData
 
     places = network_places(recipe)
-    if len(places) > 1:
-        check_tokenizers(
-            *(AutoTokenizer.from_pretrained(place, trust_remote_code=False) for place in places), special=False
-        )
+    if not recipe.apart:
+        same_words(places, special=False)
     data = recipe.data
     return TokenData(
         text_files(recipe),
@@ -97,6 +88,26 @@ def text_files(recipe: Recipe) -> list[Path]:
 
 
 def network_places(recipe: Recipe) -> list[str]:
-    """Folder or Hub name of the teacher's model and of the student's, fetched where they ship; one where they agree."""
-    names = dict.fromkeys(n.model for n in (recipe.teacher, recipe.student) if n.model)
+    """Folders or Hub names of the teachers' models and, last, of the student's, fetched where they ship; each once."""
+    own = recipe.student.model
+    names = [*(name for name in dict.fromkeys(n.model for n in recipe.teacher.voices) if name != own), own]
     return [str(smollm2() if name == "shipped:smollm2" else resolve_model(name)) for name in names]
+
+
+def same_words(places: Sequence[str], *, special: bool = True) -> None:
+    """Refuse teachers that read texts as other tokens than the student.
+
+    Args:
+        places: Of `network_places`.
+        special: Whether texts get special tokens.
+
+    Raises:
+        DistillError: With the first difference.
+    """
+    from transformers import AutoTokenizer
+
+    from distill.tokenizers import check_tokenizers
+
+    *theirs, own = (AutoTokenizer.from_pretrained(place, trust_remote_code=False) for place in places)
+    for tokenizer in theirs:
+        check_tokenizers(tokenizer, own, special=special)

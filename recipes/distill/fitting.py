@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from distill.regimes import regime
 from recipes.data import wheels
-from recipes.distill.data import data_module, network_places
+from recipes.distill.data import data_module, network_places, same_words
 from recipes.distill.networks import told
 from recipes.distill.schema import GLYPH, Network, Recipe
 from recipes.errors import RecipeError
@@ -43,6 +44,11 @@ def image_network(recipe: Recipe, role: str, network: Network) -> Any:
         return image_model(network.model, recipe.data.classes, size, **drop, **options), size
 
 
+def _any_layer(name: str) -> int:
+    """Stands for the width of a module of a network of texts, which is not read before the run."""
+    return WIDTH
+
+
 def check_losses(recipe: Recipe) -> str:
     """Make every method's losses for networks of the recipe's kind, and of its sizes where they are images.
 
@@ -56,15 +62,17 @@ def check_losses(recipe: Recipe) -> str:
     from distill.networks import ImageNetwork, statistics
 
     sizes: dict[str, Any] = {"student_width": WIDTH, "teacher_width": WIDTH}
+    sizes |= {"student_layers": _any_layer, "teacher_layers": _any_layer} if recipe.kind == "texts" else {}
     if recipe.kind == "images":
         roles = {"student": recipe.student, **({"teacher": recipe.teacher} if recipe.teacher.model else {})}
         sizes = {"item_labels": torch.arange(2)}
         for role, network in roles.items():
-            made, _ = image_network(recipe, role, network)
-            with told(RecipeError, f"{role}.model"):
+            made, size = image_network(recipe, role, network)
+            with told(RecipeError, f"{role}.model"), torch.device("meta"):
                 numbers = statistics(made, network.options.get("mean"), network.options.get("std"))
-                found = ImageNetwork(made, **numbers, size=0, channels_last=False).sizes()
-            sizes |= {f"{role}_{key}": value for key, value in found.items()}
+                built = ImageNetwork(made, **numbers, size=0, channels_last=False)
+            sizes |= {f"{role}_{key}": value for key, value in built.sizes().items()}
+            sizes[f"{role}_layers"] = partial(built.layer_width, size)
     vocabulary = recipe.arguments().get("vocabulary", "mask")
     for name in recipe.methods:
         terms = recipe.terms(name)
@@ -76,7 +84,12 @@ def check_losses(recipe: Recipe) -> str:
             if recipe.kind == "language" and recipe.chunk:
                 LanguageLoss(terms, vocabulary, recipe.chunk)
             else:
-                DistillLoss(terms, sizes)
+                needs = DistillLoss(terms, sizes).needs
+                if recipe.teacher.others and needs - {"logits"}:
+                    raise RecipeError(
+                        f"methods.{name}: {', '.join(terms)} compare more than logits, which is all that several "
+                        "teachers say together; give one teacher, or losses of logits"
+                    )
     return f"losses of {', '.join(recipe.methods)}: fit {recipe.kind}"
 
 
@@ -151,16 +164,11 @@ def check_words(recipe: Recipe) -> str:
     Raises:
         RecipeError: When one of them reads texts as other tokens.
     """
-    from distill.tokenizers import check_tokenizers
-
-    names = [network.model for network in (recipe.teacher, recipe.student) if network.model]
+    if recipe.apart:
+        return "tokenizers: the teacher reads tokens of its own, compared by uld where both have read the same text"
+    names = [network.model for network in (*recipe.teacher.voices, recipe.student)]
     if recipe.kind == "images" or not all(Path(name).expanduser().is_dir() for name in names):
         return "tokenizers: those of teacher and student are compared when the run starts"
-    from transformers import AutoTokenizer
-
-    places = network_places(recipe)
     with told(RecipeError, "student.model"):
-        if len(places) > 1:
-            made = [AutoTokenizer.from_pretrained(place, trust_remote_code=False) for place in places]
-            check_tokenizers(*made, special=recipe.kind == "texts")
+        same_words(network_places(recipe), special=recipe.kind == "texts")
     return "tokenizers: one and the same"

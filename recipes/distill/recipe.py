@@ -25,7 +25,17 @@ from recipes.distill.classes import check_classes, class_names
 from recipes.distill.data import data_module, text_files
 from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
 from recipes.distill.grid import check_grid, run_grid
-from recipes.distill.networks import load_network, network, save_network, saved_beside, saved_network, told
+from recipes.distill.language import NO_LIMIT, answer, check_answers
+from recipes.distill.networks import (
+    check_twin,
+    is_twin,
+    load_network,
+    network,
+    save_network,
+    saved_beside,
+    saved_network,
+    told,
+)
 from recipes.distill.schema import Network, Recipe
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
@@ -42,6 +52,7 @@ if TYPE_CHECKING:
     from distill.models import Network as Built
     from distill.module import DistillModule
     from distill.networks import Frozen, TextNetwork
+    from distill.tokens import TokenData
     from recipes.running.folder import RunFolder
 
 __all__ = ["Recipe", "check", "run"]
@@ -49,13 +60,13 @@ __all__ = ["Recipe", "check", "run"]
 
 def check(recipe: Recipe) -> Iterator[str]:
     """Say where everything comes from, and build image models without memory; write nothing."""
-    networks = {"student": recipe.student, **({"teacher": recipe.teacher} if recipe.teacher.model else {})}
+    networks = [("student", recipe.student), *(("teacher", voice) for voice in recipe.teacher.voices)]
     yield from check_all(
         [
             partial(_check_terms, recipe),
             partial(_check_data, recipe),
-            *(partial(_check_network, recipe, role, network) for role, network in networks.items()),
-            *([partial(check_classes, recipe)] if _named(recipe) else []),
+            *(partial(_check_network, recipe, role, network) for role, network in networks),
+            *(partial(check_classes, recipe, voice) for voice in _named(recipe)),
         ]
     )
     if recipe.grid is not None:
@@ -64,6 +75,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield check_losses(recipe)
     if recipe.kind != "images":
         yield check_words(recipe)
+    yield from check_answers(recipe)
     config = _limited(recipe.trainer, recipe.training)
     processes = check_fit(recipe, config)
     if line := check_images(recipe, processes, config):
@@ -75,20 +87,25 @@ def check(recipe: Recipe) -> Iterator[str]:
     )
 
 
-def _named(recipe: Recipe) -> bool:
-    """Whether a teacher is taken as it is, with classes of its own that have names."""
-    return recipe.data.task is not None and bool(recipe.teacher.model) and not recipe.teacher.train
+def _named(recipe: Recipe) -> list[Network]:
+    """Teachers that are taken as they are, with classes of their own that have names."""
+    taken = recipe.teacher.voices if recipe.data.task is not None else []
+    return [voice for voice in taken if not (voice is recipe.teacher and recipe.teacher.train)]
 
 
 def _check_terms(recipe: Recipe) -> str:
+    from distill.arguments import check_names
     from distill.compact import check_kept
     from distill.losses import check_terms
 
+    with told(RecipeError, "methods"):
+        check_names(recipe.methods, "student")
     for name in recipe.methods:
         with told(RecipeError, f"methods.{name}"):
             check_terms(recipe.terms(name))
-            check_kept(recipe.terms(name), recipe.teacher.keep, recipe.data.classes)
-        if set(recipe.terms(name)) != {"hard"} and not recipe.teacher.model:
+            ids = NO_LIMIT if recipe.kind == "language" else recipe.data.classes  # of ids the run itself knows
+            check_kept(recipe.terms(name), recipe.teacher.keep, ids)
+        if set(recipe.terms(name)) != {"hard"} and not (recipe.teacher.model or recipe.teacher.server):
             raise RecipeError(f"teacher.model: method {name} needs a teacher, got none")
     return f"losses: {', '.join(f'{name} = ' + ' + '.join(recipe.terms(name)) for name in recipe.methods)}"
 
@@ -116,6 +133,8 @@ def _check_data(recipe: Recipe) -> str:
 
 def _check_network(recipe: Recipe, role: str, network: Network) -> str:
     if recipe.kind != "images":
+        if is_twin(network.model):
+            return check_twin(recipe, network, role)
         if network.model == "shipped:smollm2":
             return f"{role} shipped:smollm2: {smollm2.describe()}"
         return f"{role}: {check_model(network.model)}"
@@ -126,7 +145,7 @@ def _check_network(recipe: Recipe, role: str, network: Network) -> str:
 
 def inputs(recipe: Recipe) -> list[Path]:
     """The user's own files and folders that a run reads; folders of images apart, which may hold millions."""
-    networks = [network for network in (recipe.teacher, recipe.student) if network.model]
+    networks = [*recipe.teacher.voices, recipe.student]
     weights = [
         str(network.options["checkpoint_path"]) for network in networks if network.options.get("checkpoint_path")
     ]
@@ -149,6 +168,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     import lightning
 
     from distill.module import DistillModule
+    from recipes.distill.measures import Measures, class_labels
 
     hush_libraries()
     if recipe.grid is not None:
@@ -179,29 +199,44 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         )
         if recipe.teacher.views:
             cast("CachedImageData", data).fill(cast("Frozen", module._teacher), recipe.teacher.model)
+        if recipe.kind == "language":
+            answer(recipe, cast("TokenData", data), module._teacher, folder, list(module.students.values()))
         trainer = fit(recipe, module, data, folder, "students", recipe.training)
+        alone = teacher is not None and not recipe.teacher.others and not recipe.apart
+        networks = {name: cast("Built", module.students[name]) for name in terms}
+        measures = Measures(
+            {**({"teacher": cast("Built", teacher)} if alone else {}), **networks}, class_labels(recipe, data)
+        )
+        trainer.callbacks.append(measures)  # type: ignore[attr-defined]  # Lightning makes the list later
         tested = trainer.test(module, datamodule=data, verbose=False)[0]
     rows += [{"student": name, **_figures(tested, name, len(terms))} for name in terms]
     if trainer.is_global_zero:
-        for name in terms:
-            save_network(
-                cast("Built", module.students[name]), folder.path / "students" / name, saved_beside(recipe, data)
-            )
+        for name, student in networks.items():
+            save_network(student, folder.path / "students" / name, saved_beside(recipe, data))
+        measures.draw(folder)
+    _report(rows, folder, measures.costs, list(module.doubts.values()))
+
+
+def _report(rows: list[dict[str, Any]], folder: RunFolder, measured: Mapping[str, Any], doubts: list[str]) -> None:
+    """The share of the gap that each student closes, and the report."""
     by_name = {row["student"]: row for row in rows}
-    for name in terms:
-        if {"teacher", "ce"} <= set(by_name) and name != "ce":
+    for name, row in by_name.items():
+        if {"teacher", "ce"} <= set(by_name) and name not in ("ce", "teacher"):
             low, high = by_name["ce"]["accuracy"], by_name["teacher"]["accuracy"]
-            by_name[name]["gap_closed"] = (by_name[name]["accuracy"] - low) / (high - low) if high > low else None
+            row["gap_closed"] = (row["accuracy"] - low) / (high - low) if high > low else None
     told_rows = [f"{row['student']} {row['accuracy']:.3f}" for row in rows]
-    doubts = list(module.doubts.values())
-    tables = {"Test rows": rows, **({"Warnings": [{"warning": doubt} for doubt in doubts]} if doubts else {})}
-    folder.finish({"rows": by_name, "warnings": doubts}, tables, summary=f"Test accuracy: {', '.join(told_rows)}.")
+    sizes = [{"network": name, **numbers} for name, numbers in measured.items()]
+    tables = {"Test rows": rows, "Networks": sizes}
+    tables |= {"Warnings": [{"warning": doubt} for doubt in doubts]} if doubts else {}
+    result = {"rows": by_name, "networks": measured, "warnings": doubts}
+    folder.finish(result, tables, summary=f"Test accuracy: {', '.join(told_rows)}.")
 
 
 def _teacher(
     recipe: Recipe, folder: RunFolder, classes: int, labels: list[str] | None
 ) -> tuple[Built | None, list[dict[str, Any]]]:
     """The teacher, trained where the recipe says so, and its row of the table."""
+    from distill.ensemble import Ensemble
     from distill.labels import follow
     from distill.module import DistillModule
 
@@ -209,19 +244,14 @@ def _teacher(
         return None, []
     changes = recipe.changes | recipe.teacher.changes
     made = network(recipe, recipe.teacher, classes, student=False)
+    if recipe.apart:  # a share of right tokens of its own says nothing beside the student's
+        return made, []
     data = data_module(recipe, changes)
     if labels and not recipe.teacher.train:
         follow(cast("TextNetwork", made), labels, "the teacher", learns=False)
-    module = DistillModule(
-        made,
-        terms={"hard": {}},
-        regime=recipe.regime,
-        changes=changes,
-        task=recipe.kind,
-        classes=classes,
-        chunk=recipe.chunk,
-        labels=labels,
-    )
+    options: dict[str, Any] = {"terms": {"hard": {}}, "regime": recipe.regime, "changes": changes, "labels": labels}
+    options |= {"task": recipe.kind, "classes": classes, "chunk": recipe.chunk}
+    module = DistillModule(made, **options)
     saved = folder.path / "teacher"
     if recipe.teacher.train and saved_network(saved, folder.say):
         load_network(cast("Built", module.students["student"]), saved)
@@ -232,6 +262,12 @@ def _teacher(
             save_network(cast("Built", module.students["student"]), saved, saved_beside(recipe, data))
     else:
         trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
+    if recipe.teacher.others:
+        others = [network(recipe, voice, classes, student=False) for voice in recipe.teacher.others]
+        for other in others if labels else ():
+            follow(cast("TextNetwork", other), labels or [], "a teacher", learns=False)
+        weights = [recipe.teacher.weight, *(voice.weight for voice in recipe.teacher.others)]
+        module = DistillModule(Ensemble([module.students["student"], *others], weights), **options)
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
     return cast("Built", module.students["student"]), [{"student": "teacher", **_figures(tested, "student", 1)}]
 

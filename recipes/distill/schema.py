@@ -29,6 +29,21 @@ class Network:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Voice(Network):
+    """A further teacher, taken as it is.
+
+    Attributes:
+        weight: Its share of what all teachers say together, beside those of the others.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a weight that is none."""
+        check_positive(self.weight, "weight")
+
+
 @dataclass(frozen=True)
 class Keep(Form):
     """What the cache keeps of an answer; top and sampled keep some classes, which teach kd alone."""
@@ -39,8 +54,10 @@ class Keep(Form):
             super().__post_init__()
         except DistillError as error:
             raise FieldError("kind", str(error)) from error
-        if self.kind == "hidden":
-            raise FieldError("kind", "expected logits, top or sampled, got 'hidden', which only your own loop writes")
+        if self.kind in ("hidden", "tokens"):
+            raise FieldError(
+                "kind", f"expected logits, top or sampled, got {self.kind!r}, which only your own loop writes"
+            )
         for index, temperature in enumerate(self.temperatures):
             check_positive(temperature, f"temperatures.{index}")
 
@@ -55,7 +72,12 @@ class Teacher(Network):
         dtype: Type of its weights while it teaches.
         views: Distinct views of an image that it answers once, into a cache under the run folder, and that students see
             over and over; 0 asks it anew about ever new views. Images only.
-        keep: What that cache keeps of an answer.
+        keep: What that cache keeps of an answer. For language, kind top lets the teacher answer once about every block.
+        server: Address of an OpenAI-compatible server in place of a model, as in http://localhost:8000/v1; language
+            only, with keep.kind top.
+        served: Name under which the server knows the model.
+        weight: Its share of what all teachers say together, where there are others.
+        others: Further teachers; what is taught is the mean of all teachers' probabilities, by weight.
     """
 
     train: bool = False
@@ -63,6 +85,23 @@ class Teacher(Network):
     dtype: Literal["float32", "bfloat16"] = "float32"
     views: int = 0
     keep: Keep = field(default_factory=Keep)
+    server: str = ""
+    served: str = ""
+    weight: float = 1.0
+    others: list[Voice] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse teachers that cannot teach together."""
+        check_positive(self.weight, "weight")
+        if self.others and (self.views or not self.model):
+            raise FieldError(
+                "others", f"expected none beside a cache of views or without a model, got {len(self.others)}"
+            )
+
+    @property
+    def voices(self) -> list[Network]:
+        """All teachers that have a model."""
+        return [network for network in (self, *self.others) if network.model]
 
 
 @dataclass
@@ -221,6 +260,9 @@ class Recipe(FedBlock):
     grid: Grid | None = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     if TYPE_CHECKING:  # what the recipe itself reads of the module's arguments
+        samples: dict[str, dict[str, float]] | None = field(init=False)
+        prompt_tokens: int = field(init=False)
+        sampling_temperature: float = field(init=False)
         channels_last: bool = field(init=False)
         lora_rank: int = field(init=False)
         chunk: int = field(init=False)
@@ -240,8 +282,10 @@ class Recipe(FedBlock):
             raise FieldError("teacher.views", f"expected 0 without a teacher of images, got {self.teacher.views}")
         if self.data.task is not None and self.data.task.kind != "classification":
             raise FieldError("data.task.kind", f"expected classification, got {self.data.task.kind!r}")
-        if self.teacher.keep != Keep() and not self.teacher.views:
-            raise FieldError("teacher.keep", "expected teacher.views above 0 with it, got 0: there is no cache")
+        self._check_kept()
+        if self.grid is not None and (self.teacher.others or self.samples):
+            where = "teacher.others" if self.teacher.others else "samples"
+            raise FieldError(where, "expected none with a grid, whose one teacher answers about glyphs")
         if not self.methods:
             raise FieldError("methods", "expected at least one method, got none")
         for where, changes in (("changes", self.changes), ("teacher.changes", self.changes | self.teacher.changes)):
@@ -255,6 +299,33 @@ class Recipe(FedBlock):
                 self.terms(name)
             except DistillError as error:
                 raise FieldError(f"methods.{name}", str(error)) from error
+
+    def _check_kept(self) -> None:
+        """Refuse what no cache keeps, and a server that cannot be asked."""
+        teacher = self.teacher
+        if teacher.keep != Keep() and not teacher.views and self.kind != "language":
+            raise FieldError("teacher.keep", "expected teacher.views above 0 with it, got 0: there is no cache")
+        if self.kind == "language" and teacher.keep.kind not in ("logits", "top"):
+            raise FieldError("teacher.keep.kind", f"expected top for language, got {teacher.keep.kind!r}")
+        if bool(teacher.server) != bool(teacher.served):
+            raise FieldError(
+                "teacher.served", f"expected a name with a server, and none without, got {teacher.served!r}"
+            )
+        if not teacher.server:
+            return
+        if self.kind != "language" or teacher.model or teacher.keep.kind != "top":
+            raise FieldError(
+                "teacher.server",
+                f"expected data of language, no teacher.model and keep.kind top with it, got {self.kind}, "
+                f"{teacher.model!r} and {teacher.keep.kind}",
+            )
+        if teacher.keep.temperatures != (1.0,):
+            raise FieldError("teacher.keep.temperatures", "expected 1.0 alone: a server answers at no other")
+
+    @property
+    def apart(self) -> bool:
+        """Whether the teacher reads tokens of its own."""
+        return any("uld" in self.terms(name) for name in self.methods)
 
     @property
     def kind(self) -> Literal["images", "texts", "language"]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,10 +20,11 @@ from recipes.front.parse import parse
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DomainData", "check_data", "load_domains", "need_columns"]
+__all__ = ["DomainData", "check_data", "cut", "load_domains", "need_columns"]
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 READS_FILES = ("csv", "parquet")
+CHUNKS = ("value", "day", "week", "month", "quarter", "year")
 # Columns of a merge run's table, see `recipes.explain.merged`.
 MERGED = [
     *("task", "label", "words", "confidence", "entropy"),
@@ -41,7 +44,9 @@ class DomainData:
         target_path: For csv and parquet the file with the target rows, when they are apart.
         column: Column that tells the domains; none where there is one domain, or two files.
         source: What it says in source rows: a value, or a bound such as ">= 2006".
-        target: What it says in target rows.
+        target: What it says in target rows; in mode curve all rows but the source's when not given, and never these.
+        chunk: In mode curve what makes domains of the target rows: value (each value of the column is one), day, week,
+            month, quarter or year of the dates in it, or a number of rows in its order.
         max_source: Keep at most this many source rows, drawn with the recipe's seed, after those that train a model; 0
             keeps all.
         max_target: Likewise for the target.
@@ -53,6 +58,7 @@ class DomainData:
     column: str = ""
     source: str | int | float = ""
     target: str | int | float = ""
+    chunk: str | int = ""
     max_source: int = 0
     max_target: int = 0
 
@@ -63,14 +69,18 @@ class DomainData:
             raise FieldError("path", f"expected a path exactly for csv, parquet and merge, got {self.path!r}")
         if self.target_path and self.kind not in READS_FILES:
             raise FieldError("target_path", f"expected none for kind {self.kind}, got {self.target_path!r}")
-        if self.target_path and self.column:
+        if self.target_path and self.column and not self.chunked:
             raise FieldError(
                 "column", f"expected none beside target_path, which tells the domains, got {self.column!r}"
             )
+        if self.chunked:
+            self._check_chunk()
+        tells = bool(self.column) and not self.target_path
         for key in ("source", "target"):
             named = str(getattr(self, key)) != ""
-            if named != bool(self.column):
-                wanted = f"a value of column {self.column!r}" if self.column else "nothing without a column"
+            if named != tells and not (self.chunked and tells and key == "target"):
+                wanted = f"a value of column {self.column!r}" if tells else "nothing without a column"
+                wanted = "nothing beside target_path" if self.column and self.target_path else wanted
                 raise FieldError(key, f"expected {wanted}, got {getattr(self, key)!r}")
             if named:
                 _condition(str(getattr(self, key)), key)
@@ -78,6 +88,19 @@ class DomainData:
             raise FieldError("column", f"expected state for kind acs, got {self.column!r}")
         for key in ("max_source", "max_target"):
             check_range(getattr(self, key), key, low=0)
+
+    def _check_chunk(self) -> None:
+        if not self.column:
+            raise FieldError("column", "expected the column that tells the domains where chunk is given, got ''")
+        if isinstance(self.chunk, int):
+            check_range(self.chunk, "chunk", low=1)
+        elif self.chunk not in CHUNKS:
+            raise FieldError("chunk", f"expected {', '.join(CHUNKS)} or a number of rows, got {self.chunk!r}")
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the target rows are cut into several domains."""
+        return self.chunk != ""
 
     @property
     def two(self) -> bool:
@@ -148,6 +171,8 @@ def load_domains(data: DomainData, say: Callable[[str], None]) -> tuple[pd.DataF
     Raises:
         RunError: When the rows cannot be read, or a domain has none.
     """
+    import pandas as pd
+
     if data.kind == "merge":
         from recipes.explain.merged import read_merged
 
@@ -166,7 +191,10 @@ def load_domains(data: DomainData, say: Callable[[str], None]) -> tuple[pd.DataF
     found = {}
     for key in ("source", "target"):
         wanted = str(getattr(data, key))
-        found[key] = frame[_rows(frame[data.column], wanted)].reset_index(drop=True)
+        rows = _rows(frame[data.column], wanted) if wanted else pd.Series(True, frame.index)
+        if key == "target" and data.chunked:
+            wanted, rows = wanted or "anything else", rows & ~_rows(frame[data.column], str(data.source))
+        found[key] = frame[rows].reset_index(drop=True)
         if not len(found[key]):
             seen = ", ".join(map(str, frame[data.column].drop_duplicates().head(8)))
             raise RunError(f"data.{key}: no row has {data.column} {wanted}; the column holds {seen}")
@@ -185,22 +213,44 @@ def need_columns(frame: pd.DataFrame, columns: list[str], where: str) -> None:
             raise RunError(f"{where}: no column is called {column!r}; the table has {', '.join(present)}")
 
 
-def _condition(text: str, key: str) -> tuple[Callable[[pd.Series, float], pd.Series], float] | None:
-    """The comparison and bound of a text such as ">= 2006"; None for a value."""
+def cut(table: pd.DataFrame, data: DomainData) -> dict[str, pd.DataFrame]:
+    """The target rows as several domains by name, in order.
+
+    Raises:
+        RunError: When the column does not tell them.
+    """
+    from explain import ExplainError, chunks
+
+    try:
+        if isinstance(data.chunk, int):
+            return chunks(table, data.column, rows=data.chunk)
+        return chunks(table, data.column, every=None if data.chunk == "value" else data.chunk)  # type: ignore[arg-type]
+    except ExplainError as error:
+        raise RunError(f"data.chunk: {error}") from error
+
+
+def _condition(text: str, key: str) -> tuple[Callable[..., pd.Series], float | date] | None:
+    """The comparison and bound of a text such as ">= 2006" or "< 2006-01-31"; None for a value."""
     sign = next((sign for sign in OPERATORS if text.startswith(sign)), None)
     if sign is None:
         return None
-    try:
-        return OPERATORS[sign], float(text.removeprefix(sign))
-    except ValueError:
-        raise FieldError(key, f"expected a number after {sign}, as in '{sign} 2006', got {text!r}") from None
+    bound = text.removeprefix(sign).strip()
+    for read in (float, date.fromisoformat):
+        with contextlib.suppress(ValueError):
+            return OPERATORS[sign], read(bound)
+    raise FieldError(
+        key, f"expected a number after {sign}, as in '{sign} 2006', or a date, as in '{sign} 2006-01-31', got {text!r}"
+    )
 
 
 def _rows(column: pd.Series, wanted: str) -> pd.Series:
     import pandas as pd
 
-    numbers = pd.to_numeric(column, errors="coerce")
     bound = _condition(wanted, "")
+    if bound is not None and isinstance(bound[1], date):
+        dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
+        return bound[0](dates, pd.Timestamp(bound[1], tz="UTC"))
+    numbers = pd.to_numeric(column, errors="coerce")
     if bound is not None:
         return bound[0](numbers, bound[1])
     try:

@@ -4,7 +4,8 @@
 explained on held-out source rows (or takes predictions or losses that the table already has), and decomposes the gap.
 The run folder gets ``gap.json`` (a `GapReport`), the waterfall of the aggregate terms, bars with intervals for every
 variable, overlap diagnostics and ``report.html``. The modes: ``domain`` (one model, two domains), ``models`` (two
-models, one domain) and ``gap-of-gaps`` (two models, two domains).
+models, one domain), ``gap-of-gaps`` (two models, two domains) and ``curve`` (one model, many domains against one
+reference, such as the months after it; ``curve.json`` is a `GapCurve`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.errors import RecipeError, RunError
-from recipes.explain.domains import check_data, load_domains, need_columns
+from recipes.explain.domains import check_data, cut, load_domains, need_columns
 from recipes.explain.models import check_model_options, fit, predicted
 from recipes.explain.schema import Recipe
 from recipes.front.preflight import check_all
@@ -25,6 +26,7 @@ from recipes.front.preflight import check_all
 if TYPE_CHECKING:
     import pandas as pd
 
+    from explain.curve_report import GapCurve
     from explain.report import GapReport
     from recipes.running.folder import RunFolder
 
@@ -61,8 +63,8 @@ def _check_explainer(recipe: Recipe) -> str:
 
     try:
         made = _explainer(recipe, [model.columns or ["(model)"] for model in recipe.models])
-        if hasattr(made, "_check_options"):
-            made._check_options()
+        if hasattr(made, "check"):
+            made.check()
     except ExplainError as error:
         raise RecipeError(f"estimation: {error}") from error
     return f"estimation: {recipe.estimation.learners} learners"
@@ -71,19 +73,22 @@ def _check_explainer(recipe: Recipe) -> str:
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Read, train, explain, report."""
     from explain.errors import ExplainError
-    from recipes.explain.report import finish
+    from recipes.explain.report import finish, finish_curve
 
     tables = [table for table in load_domains(recipe.data, folder.say) if table is not None]
     for table in tables:
         need_columns(table, recipe.columns, "the recipe names columns")
     tables, losses, trained_on = _predict(recipe, tables, folder)
     folder.say(f"explaining {' and '.join(f'{len(table):,}' for table in tables)} rows")
+    counts = dict(zip(("source_rows", "target_rows"), map(len, tables), strict=False))
+    extra = {**counts, "training_rows": trained_on}
     try:
-        report = _explain(recipe, tables, losses)
+        if recipe.mode == "curve" or recipe.by:
+            finish_curve(folder, _curve(recipe, tables, losses), extra)
+        else:
+            finish(folder, _explain(recipe, tables, losses), extra)
     except ExplainError as error:
         raise RunError(str(error)) from error
-    counts = dict(zip(("source_rows", "target_rows"), map(len, tables), strict=False))
-    finish(folder, report, {**counts, "training_rows": trained_on})
 
 
 def _predict(
@@ -153,7 +158,20 @@ def _columns(names: list[list[str]]) -> list[Any]:
     return [one[0] if len(one) == 1 else one for one in names]
 
 
-def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapReport:
+def _curve(recipe: Recipe, tables: list[pd.DataFrame], names: list[list[str]]) -> GapCurve:
+    from explain import gap_by_group, gap_curve
+
+    options = _explainer(recipe, names).get_params(deep=False)
+    baseline, groups = options.pop("baseline"), options.pop("groups")
+    if recipe.by:
+        curve = gap_by_group(tables[0], tables[1], recipe.by, baseline, groups, **options)
+    else:
+        parts = cut(tables[1], recipe.data)
+        curve = gap_curve(tables[0], {name: parts[name] for name in parts}, baseline, groups, **options)
+    return replace(curve, loss=recipe.loss) if options["loss"] == "given" else curve
+
+
+def _explain(recipe: Recipe, tables: list[pd.DataFrame], names: list[list[str]]) -> GapReport:
     from explain import gap_of_gaps
 
     if recipe.mode == "gap-of-gaps":
@@ -161,4 +179,4 @@ def _explain(recipe: Recipe, tables: list[Any], names: list[list[str]]) -> GapRe
         report = gap_of_gaps(*tables, models=(columns[0], columns[1]), **_options(recipe))
     else:
         report = _explainer(recipe, names).fit(*tables).report_
-    return replace(report, loss=recipe.loss)
+    return replace(report, loss=recipe.loss) if report.loss == "given" else report

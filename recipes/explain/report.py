@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from explain.picture import forest, overlapping, waterfall
+from explain.picture import contributions, forest, overlapping, waterfall
 from explain.report import STATUS_MEANING, GapReport, Term
 from recipes.running.files import write_text
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from explain.curve_report import GapCurve
     from recipes.running.folder import RunFolder
 
 
-def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
+def finish(folder: RunFolder, report: GapReport, extra: Mapping[str, object]) -> None:
     """Write gap.json, figures, tables, report.html and result.json.
 
     Args:
@@ -28,6 +29,8 @@ def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
     write_text(folder.path / "gap.json", report.to_json() + "\n")
     if report.aggregate:
         _draw_waterfall(folder, report)
+    if report.baseline:
+        _draw_contributions(folder, report)
     for name, terms in (("covariate", report.covariate), ("outcome", report.outcome)):
         if any(not math.isnan(term.value) for term in terms):
             _draw_shares(folder, name, terms, report.level)
@@ -42,11 +45,10 @@ def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
         for v in report.values
     ]
     met = {row["status"] for row in rows}
-    meanings = [{"status": name, "meaning": meaning} for name, meaning in STATUS_MEANING.items() if name in met]
     numbers = [{"diagnostic": name, "value": value} for name, value in _flat(report.diagnostics)]
-    tables: dict[str, list[dict[str, Any]]] = {
+    tables: dict[str, Sequence[Mapping[str, object]]] = {
         "Terms": rows,
-        "What the statuses mean": meanings,
+        "What the statuses mean": _meanings(met),
         "Diagnostics": numbers,
         "Values of subsets": values,
     }
@@ -57,12 +59,59 @@ def finish(folder: RunFolder, report: GapReport, extra: dict[str, Any]) -> None:
         "sign": report.sign,
         "totals": dict(report.totals),
         "aggregate": _numbers(report.aggregate),
+        **({"baseline": _numbers(report.baseline)} if report.baseline else {}),
         "covariate": _numbers(report.covariate),
         "outcome": _numbers(report.outcome),
         **extra,
     }
     folder.finish(result, {title: table for title, table in tables.items() if table}, summary=report.summary())
     folder.say(report.to_text())
+
+
+def finish_curve(folder: RunFolder, curve: GapCurve, extra: Mapping[str, object]) -> None:
+    """Write curve.json, the figure of the curve, tables, report.html and result.json.
+
+    Args:
+        folder: The run folder.
+        curve: What was found.
+        extra: What the run itself knows, such as how many rows were explained.
+    """
+    write_text(folder.path / "curve.json", curve.to_json() + "\n")
+    rows = curve.table()
+    folder.figure("curve", curve.plot(), [list(row.values()) for row in rows], list(rows[0]))
+    shares = [_rounded(row) for row in curve.shares()]
+    met = {row["status"] for row in [*rows, *shares]}
+    tables: dict[str, Sequence[Mapping[str, object]]] = {
+        "Points": [_rounded(row) for row in rows],
+        "Domains that were not explained": [{"domain": name, "reason": why} for name, why in curve.refused.items()],
+        "What the statuses mean": _meanings(met),
+        "Shares by variable": shares,
+    }
+    domains = {
+        name: {
+            "totals": dict(report.totals),
+            **{
+                point.name: {"value": point.value, "low": point.low, "high": point.high, "status": point.status}
+                for point in curve.points
+                if point.domain == name
+            },
+        }
+        for name, report in curve.reports.items()
+    }
+    result = {
+        "mode": "curve",
+        "loss": curve.loss,
+        "level": curve.level,
+        "each_level": curve.each_level,
+        "domains": domains,
+    }
+    result |= {"refused": dict(curve.refused), **extra}
+    folder.finish(result, {title: table for title, table in tables.items() if table}, summary=curve.summary())
+    folder.say(curve.to_text())
+
+
+def _meanings(met: set[object]) -> list[dict[str, object]]:
+    return [{"status": name, "meaning": meaning} for name, meaning in STATUS_MEANING.items() if name in met]
 
 
 def _draw_waterfall(folder: RunFolder, report: GapReport) -> None:
@@ -83,6 +132,13 @@ def _draw_shares(folder: RunFolder, name: str, terms: Sequence[Term], level: flo
     folder.figure(name, figure, rows, ["variable", "share", "low", "high", "status"])
 
 
+def _draw_contributions(folder: RunFolder, report: GapReport) -> None:
+    figure, axes = _figure(7, 0.4 * len(report.baseline) + 1.2)
+    contributions(report, axes)
+    rows = [[t.name, t.value, t.low, t.high, t.status] for t in report.baseline]
+    folder.figure("baseline", figure, rows, ["variable", "contribution", "low", "high", "status"])
+
+
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     # The object interface: it needs no display and leaves no global state behind.
     from matplotlib.figure import Figure
@@ -91,11 +147,11 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _numbers(terms: Sequence[Term]) -> dict[str, dict[str, Any]]:
+def _numbers(terms: Sequence[Term]) -> dict[str, dict[str, object]]:
     return {t.name: {"value": t.value, "se": t.se, "low": t.low, "high": t.high, "status": t.status} for t in terms}
 
 
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+def _rounded(row: Mapping[str, object]) -> dict[str, object]:
     return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
 
 

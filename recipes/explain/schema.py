@@ -10,12 +10,15 @@ from recipes.explain.models import ExplainedModel
 from recipes.fields import FieldError, check_name, check_range, check_seed
 from recipes.front.signature import FedBlock, takes
 
-LOSSES = ("zero_one", "brier", "log", "squared")
+FINITE = ("zero_one", "brier", "log")
+METRICS = ("f1", "recall", "auc", "calibration")
+LOSSES = (*FINITE, "squared", "quantile", *METRICS)
 # Keys of the estimation that mean nothing in mode models, each with the reason.
 UNUSED = {
     "outcome": "the difference of two losses is all that is explained",
     "n_bins": "no source risk is binned",
     "trim": "there is one domain",
+    "attribute_baseline": "there is no baseline term",
 }
 
 
@@ -58,15 +61,18 @@ class Recipe:
         recipe: Always explain.
         name: Name of the run.
         seed: Of the held-out rows, the samples, the model and the folds.
-        mode: domain (one model, two domains), models (two models, one domain) or gap-of-gaps (two of both).
+        mode: domain (one model, two domains), curve (one model, many domains against the source), models (two models,
+            one domain) or gap-of-gaps (two of both).
         data: The table and its domains.
         label: Column of the outcome; none where losses are columns.
-        loss: zero_one, brier or log for classes, squared for numbers; what losses in columns are called.
+        loss: zero_one, brier or log for classes, f1, recall, auc or calibration for two classes (each as a loss),
+            squared or quantile for numbers; what losses in columns are called.
         model: The model that is explained; of two the first, e.g. the teacher.
         second: The other model, e.g. the student.
         train_share: Share of the source rows that train models; they are not analysed.
         baseline: Columns upstream of all others, within which the shifts of the others are looked at.
         groups: What the gap is shared out among: columns by name.
+        by: Column whose values are explained each by itself, as the recall of women and of men; none for all together.
         cluster: Column that tells which rows belong together, such as a patient or a prompt.
         weight: Column of survey or sample weights, such as PWGTP; models that are trained here learn without them.
         categorical: Columns of numbers that are codes of categories.
@@ -78,7 +84,7 @@ class Recipe:
     recipe: Literal["explain"] = "explain"
     name: str = "gap"
     seed: int = 0
-    mode: Literal["domain", "models", "gap-of-gaps"] = "domain"
+    mode: Literal["domain", "curve", "models", "gap-of-gaps"] = "domain"
     data: DomainData = field(default_factory=DomainData)
     label: str = ""
     loss: str = "zero_one"
@@ -86,6 +92,7 @@ class Recipe:
     second: ExplainedModel | None = None
     train_share: float = 0.5
     baseline: list[str] = field(default_factory=list)
+    by: str = ""
     cluster: str = ""
     weight: str = ""
     categorical: list[str] = field(default_factory=list)
@@ -96,10 +103,12 @@ class Recipe:
         """Refuse fields that do not belong together."""
         check_name(self.name, "name")
         check_seed(self.seed)
-        if (self.second is not None) != (self.mode != "domain"):
-            raise FieldError(
-                "second", f"expected {'no' if self.mode == 'domain' else 'a'} second model in mode {self.mode}"
-            )
+        alone = self.mode in ("domain", "curve")
+        if (self.second is None) != alone:
+            raise FieldError("second", f"expected {'no' if alone else 'a'} second model in mode {self.mode}")
+        if self.data.chunked != (self.mode == "curve"):
+            wanted = "what makes the domains, such as value" if self.mode == "curve" else "none"
+            raise FieldError("data.chunk", f"expected {wanted} in mode {self.mode}, got {self.data.chunk!r}")
         if self.data.two != (self.mode != "models"):
             wanted = (
                 "one domain: leave out column and target_path" if self.mode == "models" else "a column or target_path"
@@ -125,10 +134,18 @@ class Recipe:
             raise FieldError("label", f"expected a column unless losses are columns, got {self.label!r}")
         if not all(given) and self.loss not in LOSSES:
             raise FieldError("loss", f"expected {', '.join(LOSSES)}, got {self.loss!r}")
-        if self.loss == "squared" and any(model.fitted for model in self.models):
+        if self.loss in ("squared", "quantile") and any(model.fitted for model in self.models):
             raise FieldError(
-                "loss", "expected a loss for classes: models that are trained here are classifiers, got 'squared'"
+                "loss", f"expected a loss for classes: models that are trained here are classifiers, got {self.loss!r}"
             )
+        if self.loss in METRICS and self.second is not None and not all(given):
+            raise FieldError(
+                "loss", f"expected a loss of rows where two models are compared, which {self.loss!r} is not"
+            )
+        if self.by and self.mode != "domain":
+            raise FieldError("by", f"expected none in mode {self.mode}, got {self.by!r}")
+        if self.by in every:
+            raise FieldError("by", f"expected a column that is neither in baseline nor in groups, got {self.by!r}")
         check_range(self.train_share, "train_share", low=0, high=0.9, low_open=True)
         if self.train_share != Recipe.train_share and not any(model.fitted for model in self.models):
             raise FieldError("train_share", f"expected none where no model is trained, got {self.train_share}")
@@ -152,7 +169,7 @@ class Recipe:
                     "data.max_target", f"expected none in mode models, which has no target, got {self.data.max_target}"
                 )
             return
-        losses = self.loss == "squared" or all(model.kind == "losses" for model in self.models)
+        losses = self.loss not in FINITE or all(model.kind == "losses" for model in self.models)
         if estimation.outcome == "risk" and (self.mode == "gap-of-gaps" or losses):
             why = "mode gap-of-gaps" if self.mode == "gap-of-gaps" else "a loss that is not of a finite label"
             raise FieldError("estimation.outcome", f"expected loss for {why}, got 'risk'")
@@ -170,5 +187,5 @@ class Recipe:
     @property
     def columns(self) -> list[str]:
         """Every column that the table must have."""
-        named = [*self.features, *(name for name in (self.label, self.cluster, self.weight) if name)]
+        named = [*self.features, *(name for name in (self.label, self.by, self.cluster, self.weight) if name)]
         return named + [column for model in self.models for column in model.columns]

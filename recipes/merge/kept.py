@@ -44,28 +44,32 @@ class Kept:
         self._decides = fingerprint([_code(), decides])
         self.found = 0
 
-    def find(self, *of: object) -> dict[str, float | dict[str, float]] | None:
-        """What was kept under a name; None for nothing, or for an entry that is damaged."""
+    def find(self, *of: object) -> tuple[dict[str, float], float] | None:
+        """Scores by task and milliseconds an input of a model; None for one that is not there, or damaged."""
         try:
             entry = json.loads(self._file(of).read_text(encoding="utf-8"))
-            value, seal = entry["value"], entry["seal"]
-        except (OSError, ValueError, KeyError, TypeError):
+            tasks, milliseconds = (
+                {str(task): float(score) for task, score in entry["tasks"].items()},
+                float(entry["ms"]),
+            )
+            whole = entry["seal"] == fingerprint([tasks, milliseconds])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        if seal != fingerprint(json.dumps(value)):
+        if not whole:
             return None
         self.found += 1
         if self.found == 1:
             self.folder.say(f"scores of the very same models on the very same inputs are taken from {self._root}")
-        return value
+        return tasks, milliseconds
 
-    def keep(self, value: Mapping[str, object], *of: object) -> None:
-        """Keep a value under a name; a cache that cannot be written keeps nothing."""
+    def keep(self, tasks: Mapping[str, float], milliseconds: float, *of: object) -> None:
+        """Keep the scores of a model; a cache that cannot be written keeps nothing."""
         file = self._file(of)
         beside = file.with_name(f".{file.name}.{os.getpid()}")
+        entry = {"tasks": dict(tasks), "ms": milliseconds, "seal": fingerprint([dict(tasks), milliseconds])}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            seal = fingerprint(json.dumps(value))
-            beside.write_text(json.dumps({"value": value, "seal": seal}), encoding="utf-8")
+            beside.write_text(json.dumps(entry), encoding="utf-8")
             beside.replace(file)
         except OSError:
             with contextlib.suppress(OSError):

@@ -196,7 +196,7 @@ def _draw_tasks(folder: RunFolder, raw: list[dict[str, Any]], tasks: list[str]) 
     from matplotlib import colormaps
 
     figure, axes = _figure(max(6, 1.3 * len(tasks)), 4)
-    colours, shapes = colormaps["tab20"].colors, "os^vD<>P*X"
+    colours, shapes = colormaps["tab20"](range(20)), "os^vD<>P*X"
     for number, row in enumerate(raw):  # one column a task, its rows side by side
         places = [column + 0.7 * (number / max(len(raw) - 1, 1) - 0.5) for column in range(len(tasks))]
         colour, shape = colours[2 * number % 20 + number // 10 % 2], shapes[number % len(shapes)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -130,9 +130,9 @@ class Judge:
         """
         key = (self.precision, split, name, *of)
         if found := self.kept.find(*key):
-            return Scores(**found)
+            return Scores(*found)
         scores = self.score(name, answer(), split)
-        self.kept.keep(asdict(scores), *key)
+        self.kept.keep(scores.tasks, scores.milliseconds, *key)
         return scores
 
     def score_rows(

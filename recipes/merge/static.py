@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -85,7 +84,7 @@ class _Merges:
         if decides and (found := judge.kept.find(*key)):
             for _ in self.parts[part]:
                 tick()
-            return Scores(**found)
+            return Scores(*found)
         answer = judge.precise(self.model(method, options))
         seen, counted = self.counted.setdefault((method, *options.items()), ([], {}))
         for missing in range(len(seen), part):  # an earlier run has scored it
@@ -94,7 +93,7 @@ class _Merges:
         scores = evaluate(answer, judge.tasks, self.parts[part], tick, judge.device, counted)
         seen.append(part)
         if decides:
-            judge.kept.keep(asdict(scores), *key)
+            judge.kept.keep(scores.tasks, scores.milliseconds, *key)
         return scores
 
     def row(self, method: str, options: Options) -> Scores:

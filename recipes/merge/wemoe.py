@@ -56,7 +56,7 @@ class Gate(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Weights (batch, experts) from inputs (batch, ..., width), averaged over what lies between."""
-        said = self.net(inputs.float())
+        said = cast("Tensor", self.net(inputs.float()))
         if self.mask is not None and said.shape[:-1] == self.mask.shape:
             shares = self.mask.to(said) / self.mask.sum(1, keepdim=True).clamp(min=1).to(said)
             return (said * shares[..., None]).sum(1)

@@ -23,11 +23,16 @@ TERMS = {
     "ctkd": {"hard": {}, "ctkd": {"standardised": True}},
     "features": {"hard": {}, "cc": {"weight": 10.0}, "crd": {"negatives": 6, "weight": 0.1}},
 }
-MAPS = {"fitnet": {"hard": {}, "fitnet": {}}, "review": {"hard": {}, "review": {"width": 8}}}
+MAPS = {
+    "fitnet": {"hard": {}, "fitnet": {}},
+    "review": {"hard": {}, "review": {"width": 8}},
+    "hint": {"hard": {}, "hint": {"student": "layer2", "teacher": "layer3.0.conv2"}},
+}
+APART = {"uld": {"hard": {}, "uld": {"weight": 2.0}}}
 
 
 def main(out: Path, devices: int) -> None:
-    fits = {"pictures": pictures, "maps": maps, "tokens": tokens}
+    fits = {"pictures": pictures, "maps": maps, "tokens": tokens, "apart": apart}
     ends = {}
     for name, fit in fits.items():
         module, trainer = fit(out, devices)
@@ -40,7 +45,7 @@ def settings(devices: int) -> dict[str, Any]:
     return {"devices": devices, "strategy": "ddp" if devices > 1 else "auto", "use_distributed_sampler": False}
 
 
-def tokens(out: Path, devices: int) -> tuple[DistillModule, Any]:
+def tokens(out: Path, devices: int, terms: dict[str, Any] | None = None) -> tuple[DistillModule, Any]:
     """Texts of 2 to 12 tokens, so that processes hold different numbers of them."""
     sizes = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}
     made = []
@@ -49,19 +54,29 @@ def tokens(out: Path, devices: int) -> tuple[DistillModule, Any]:
         made.append(LlamaForCausalLM(LlamaConfig(hidden_size=width, intermediate_size=2 * width, **sizes)))
     ids = torch.randint(40, (32, 12), generator=torch.Generator().manual_seed(0))
     labels = ids.masked_fill(torch.arange(12) > 1 + torch.arange(32)[:, None] ** 2 % 11, -100)
-    terms = {"hard": {}, "kd": {"temperature": 2.0}}
+    terms = terms or {"hard": {}, "kd": {"temperature": 2.0}}
     module = DistillModule(*made, terms, changes=CHANGES, task="language", log_gradients_every=0)
     fit = trainer(out.parent, limit_val_batches=0, max_epochs=2, **settings(devices))
     rows = [{"input_ids": i, "labels": row} for i, row in zip(ids, labels, strict=True)]
+    for row in rows if "uld" in terms else []:
+        paired = (row["labels"] != -100) & (torch.arange(12) % 3 == 1)
+        other = {"input_ids": row["input_ids"].flip(0), "attention_mask": torch.ones(12, dtype=torch.long)}
+        other["labels"] = row["input_ids"].where(paired, -100)
+        row |= {"paired": paired, **{f"teacher_{key}": value for key, value in other.items()}}
     mine = DistributedSampler(rows, devices, int(os.environ.get("LOCAL_RANK", "0")), shuffle=False)
     fit.fit(module, DataLoader(rows, 16 // devices, sampler=mine))
     return module, fit
 
 
+def apart(out: Path, devices: int) -> tuple[DistillModule, Any]:
+    """The same texts, of which every third place is one that a teacher of other tokens has come to as well."""
+    return tokens(out, devices, APART["uld"])
+
+
 def maps(out: Path, devices: int) -> tuple[DistillModule, Any]:
     """ResNets with group norm, which knows no batch; review's fusion has batch norm, over all processes."""
     made = []
-    for seed, width in enumerate((16, 4, 4)):
+    for seed, width in enumerate((16, 4, 4, 4)):
         torch.manual_seed(seed)
         shape = {"layers": (1, 1, 1, 1), "channels": (width, width, 2 * width, 2 * width), "in_chans": 1}
         made.append(ResNet(BasicBlock, num_classes=CLASSES, norm_layer=GroupNorm1, **shape))

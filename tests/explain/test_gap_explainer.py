@@ -240,6 +240,9 @@ def test_more_than_ten_players_are_sampled():
 
     found = GapExplainer(["w"], learners="linear", folds=2, subset_draws=10, n_bins=5).fit(table(0), table(1)).report_
     assert len(found.outcome) == 12
+    sampling = found.diagnostics["shift"]["outcome"]["sampling"]
+    assert sampling["pairs_drawn"] == 10
+    assert 0 < sampling["se"]["z1"] < next(term.se for term in found.outcome if term.name == "z1")
     assert max(found.outcome[1:], key=lambda term: term.value).name in ("z1", "z2")
     assert sum(term.value for term in found.outcome) == pytest.approx(1, abs=1e-8)
 
@@ -304,3 +307,13 @@ def test_weak_overlap_is_flagged():
     source, target = make(900, 0, 1, move=2.6), make(900, 1, 1, move=2.6)
     found = GapExplainer(["w"], {"a": "a", "b": "b"}, **FAST).fit(source, target).report_
     assert {term.status for term in found.aggregate} == {"low-overlap"}
+
+
+def test_a_bar_shows_how_far_it_is_and_changes_nothing(frames, capfd):
+    one, two = (
+        GapExplainer(["w"], {"a": "a"}, progress=progress, **FAST).fit(*frames).report_ for progress in (False, True)
+    )
+    assert one.to_json() == two.to_json()
+    said = capfd.readouterr()
+    assert "outcome shift" in said.err
+    assert said.out == ""

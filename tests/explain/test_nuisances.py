@@ -4,14 +4,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from benchmarks.explain_designs import DESIGNS, truth
-from explain import GapExplainer
+from explain import GapExplainer, design, smooth
 from explain.crossfit import contrasts
 from explain.design import Quadratic
 from explain.functional import Rows
 from explain.ridge import MomentRidge
+from explain.smooth import QuadraticLogistic, QuadraticRidge
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -100,3 +101,24 @@ def test_estimates_average_to_the_truth(learners):
         values, errors = np.array([one[name] for one in found]).T
         allowed = 0.5 * errors.mean() + 2 * values.std(ddof=1) / len(found) ** 0.5
         assert abs(values.mean() - true[name]) < allowed, name
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_blocks_of_rows_are_what_all_rows_at_once_are(monkeypatch, weighted):
+    """The basis of many rows is made block by block; the logistic regression is then Newton's own."""
+    rng = np.random.default_rng(4)
+    X = np.column_stack([rng.normal(size=(700, 3)), rng.integers(0, 2, 700)])
+    weight = rng.uniform(0.5, 2, 700) if weighted else None
+    y = X[:, 0] + X[:, 1] * X[:, 2] + rng.normal(size=700)
+    label = np.array(["a", "b"])[(rng.random(700) < 1 / (1 + np.exp(-2 * X[:, 0] - X[:, 3]))).astype(int)]
+    whole = QuadraticRidge().fit(X, y, weight), QuadraticLogistic().fit(X, label, weight)
+    for module in (design, smooth):
+        monkeypatch.setattr(module, "BLOCK", 150)
+    parts = QuadraticRidge().fit(X, y, weight), QuadraticLogistic().fit(X, label, weight)
+    np.testing.assert_allclose(parts[0].predict(X), whole[0].predict(X), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(parts[1].predict_proba(X), whole[1].predict_proba(X), atol=2e-4)  # sklearn stops earlier
+    tight = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-10)
+    tight.fit(whole[1].quadratic_.transform(X), label, sample_weight=weight)
+    expected = tight.predict_proba(whole[1].quadratic_.transform(X))
+    np.testing.assert_allclose(parts[1].predict_proba(X), expected, atol=1e-6)
+    assert set(parts[1].predict(X)) == {"a", "b"}

@@ -114,8 +114,8 @@ class Bench:
         chosen = self.tasks if tasks is None else tasks
         key = (self.precision, split, [task.name for task in chosen], *of)
         if of and self.kept and (found := self.kept.find(*key)):
-            return LanguageScores(**found, lower=frozenset(task.name for task in chosen if task.lower_is_better))
+            return LanguageScores(*found, frozenset(task.name for task in chosen if task.lower_is_better))
         scores = self.score(name, speak(), split, tasks)
         if of and self.kept:
-            self.kept.keep({"tasks": scores.tasks, "milliseconds": scores.milliseconds}, *key)
+            self.kept.keep(scores.tasks, scores.milliseconds, *key)
         return scores

@@ -66,7 +66,10 @@ def test_a_shift_of_the_risk_is_refused_where_there_is_no_risk(front, tables, ch
             {"data": {"column": "", "source": "", "target": ""}},
             "data: expected a column or target_path in mode domain",
         ),
-        ({"loss": "l1"}, "loss: expected zero_one, brier, log, squared, got 'l1'"),
+        (
+            {"loss": "l1"},
+            "loss: expected zero_one, brier, log, squared, quantile, f1, recall, auc, calibration, got 'l1'",
+        ),
         ({"loss": "squared", "model": {"kind": "logistic", "columns": []}}, "loss: expected a loss for classes"),
         ({"label": None}, "label: expected a column unless losses are columns, got ''"),
         ({"model": {"kind": "losses"}}, "label: expected a column unless losses are columns, got 'label'"),

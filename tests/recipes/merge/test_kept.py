@@ -29,10 +29,10 @@ def store(tmp_path, monkeypatch):
 
 
 def test_what_is_found_is_what_was_kept_under_the_same_name(store):
-    value = {"tasks": {"a": 0.5, "b": float("nan")}, "milliseconds": 2.0}
-    store("base", 1).keep(value, "test", {"scale": 0.3})
+    tasks = {"a": 0.5, "b": float("nan")}
+    store("base", 1).keep(tasks, 2.0, "test", {"scale": 0.3})
     again = store("base", 1)
-    assert json.dumps(again.find("test", {"scale": 0.3})) == json.dumps(value)
+    assert json.dumps(again.find("test", {"scale": 0.3})) == json.dumps([tasks, 2.0])
     again.find("test", {"scale": 0.3})
     assert len(again.folder.lines) == 1
     assert again.find("test", {"scale": 0.4}) is None
@@ -63,8 +63,8 @@ def test_every_part_of_a_thing_decides():
 
 
 def test_a_changed_line_or_library_makes_another_name(store, monkeypatch):
-    store("base").keep({"score": 1.0}, "x")
-    assert store("base").find("x") == {"score": 1.0}
+    store("base").keep({"score": 1.0}, 2.0, "x")
+    assert store("base").find("x") == ({"score": 1.0}, 2.0)
     monkeypatch.setattr(kept, "version", lambda _: "9")
     kept._code.cache_clear()
     assert store("base").find("x") is None
@@ -72,20 +72,22 @@ def test_a_changed_line_or_library_makes_another_name(store, monkeypatch):
     kept._code.cache_clear()
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"value": {"score": 2.0}, "seal": "0"}', '{"value": 1}', "[]", "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"tasks": {"score": 2.0}, "ms": 2.0, "seal": "0"}', '{"tasks": 1}', "[]", "\x00\xff"]
+)
 def test_a_damaged_entry_counts_as_none(store, tmp_path, text):
-    store("base").keep({"score": 1.0}, "x")
+    store("base").keep({"score": 1.0}, 2.0, "x")
     (entry,) = (tmp_path / "scores").iterdir()
     entry.write_text(text, encoding="latin-1")
     assert store("base").find("x") is None
-    store("base").keep({"score": 1.0}, "x")
-    assert store("base").find("x") == {"score": 1.0}
+    store("base").keep({"score": 1.0}, 2.0, "x")
+    assert store("base").find("x") == ({"score": 1.0}, 2.0)
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GAPBRIDGE_CACHE", str(tmp_path / "file"))
-    Kept(Said(), "base").keep({"score": 1.0}, "x")
+    Kept(Said(), "base").keep({"score": 1.0}, 2.0, "x")
     assert Kept(Said(), "base").find("x") is None
 
 
