@@ -15,6 +15,7 @@ from distill.errors import DistillError
 from distill.functional.sparse import TopClasses
 from gapbridge.arguments import shown
 
+Json = dict[str, Any]
 _LEAST = 1e-30  # probability of the rest where rounding leaves none
 
 
@@ -66,7 +67,7 @@ class Server:
         rows = [self._row(choice, ids) for choice, ids in zip(ordered, blocks.tolist(), strict=True)]
         return TopClasses(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
 
-    def _row(self, choice: Mapping[str, Any], ids: list[int]) -> TopClasses:
+    def _row(self, choice: Json, ids: list[int]) -> TopClasses:
         found = choice.get("logprobs") or {}
         tops, tokens = found.get("top_logprobs") or [], found.get("tokens") or []
         if len(tops) < len(ids) or [_id(token) for token in tokens[: len(ids)]] != ids:
@@ -91,7 +92,7 @@ class Server:
         rest = (1 - logs.exp().sum(-1, keepdim=True)).clamp(min=_LEAST).log()
         return TopClasses(torch.tensor(made_ids, dtype=torch.int32), logs.float(), rest.float())
 
-    def _post(self, asked: Mapping[str, object]) -> dict[str, Any]:
+    def _post(self, asked: Mapping[str, object]) -> Json:
         request = urllib.request.Request(  # noqa: S310 - http or https, see above
             f"{self.url}/completions",
             json.dumps(asked).encode(),
@@ -99,7 +100,7 @@ class Server:
         )
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:  # noqa: S310
-                return cast("dict[str, Any]", json.loads(answer.read()))
+                return cast("Json", json.loads(answer.read()))
         except urllib.error.HTTPError as error:
             reason = " ".join(error.read().decode(errors="replace").split())[:200]
             raise DistillError(

@@ -24,6 +24,9 @@ WORDS = ("none", "tanh", "floor", "trunc")
 KINDS = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 
 
+Header = dict[str, Any]  # of a file: JSON, whose parts are checked where they are read
+
+
 class Program:
     """A computation as a file holds it: what it calls, one call after the other.
 
@@ -35,7 +38,7 @@ class Program:
         ValueError: If it calls what a file may not.
     """
 
-    def __init__(self, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    def __init__(self, header: Header, tensors: dict[str, Tensor]) -> None:
         self.header, self.tensors = header, tensors
         self._calls = [
             [(call["name"], _operation(call["call"]), call) for call in _needed(header["calls"], output)]
@@ -55,7 +58,7 @@ class Program:
             which: Its number.
             inputs: In their order.
         """
-        values: dict[str, Any] = {**self.tensors, **dict(zip(self.header["inputs"], inputs, strict=False))}
+        values: Header = {**self.tensors, **dict(zip(self.header["inputs"], inputs, strict=False))}
         for name, call, what in self._calls[which]:
             arguments = [self._read(value, values) for value in what["args"]]
             options = {key: self._read(value, values) for key, value in what["kwargs"].items()}
@@ -116,7 +119,7 @@ class Traced(NamedTuple):
         sources: Names of the weights in the module's state, by their name here.
     """
 
-    header: dict[str, Any]
+    header: Header
     tensors: dict[str, Tensor]
     sources: dict[str, str]
 
@@ -173,7 +176,7 @@ def _stored(value: Tensor) -> Tensor:
     return value.detach().cpu().contiguous().clone()
 
 
-def write_program(path: str | Path, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+def write_program(path: str | Path, header: Header, tensors: dict[str, Tensor]) -> None:
     """Write a program to a file in the format of safetensors, with a sum over all of it.
 
     Args:
@@ -185,7 +188,7 @@ def write_program(path: str | Path, header: Mapping[str, Any], tensors: dict[str
     save_file(tensors, path, metadata={"policy": text, "sha256": digest(text, tensors)})
 
 
-def read_program(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_program(path: str | Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
     """Read what :func:`write_program` wrote.
 
     Args:
@@ -235,7 +238,7 @@ def require_equal(found: Tensor, wanted: Tensor) -> None:
         )
 
 
-def _needed(calls: list[dict[str, Any]], output: str) -> list[dict[str, Any]]:
+def _needed(calls: list[Header], output: str) -> list[Header]:
     """The calls that an output depends on, in order."""
     needed, found = {output}, []
     for call in reversed(calls):

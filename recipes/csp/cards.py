@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
     from recipes.csp.schema import Recipe
     from recipes.running.folder import RunFolder
+    from recipes.running.page import Row
 
+Plays = Mapping[Any, NDArray[np.float64]]  # by information set
 SCALE = 0.4  # of the default radius SCALE / sqrt(n); see benchmarks/csp_leduc.py for how it was chosen
 FOLD, CALL = 0, 1
 COLOURS = {"csp": "tab:blue", "rnr": "tab:orange", "dbr": "tab:green"}
@@ -75,9 +77,7 @@ def _contaminated(highest: float, full_at: int, model: NDArray[np.float64], visi
     return Contamination(model, linear_confidence(visits, highest, full_at))
 
 
-def methods(
-    game: SequenceGame, counts: Mapping[Any, NDArray[np.float64]]
-) -> Iterator[tuple[str, str, ExtensiveSolution]]:
+def methods(game: SequenceGame, counts: Plays) -> Iterator[tuple[str, str, ExtensiveSolution]]:
     """Family, setting and solution of every method on one data set."""
     model = {key: row / row.sum() for key, row in counts.items()}
     visits = {key: float(row.sum()) for key, row in counts.items()}
@@ -102,9 +102,7 @@ def methods(
             yield "dbr", name, solve(partial(_contaminated, highest, full_at))
 
 
-def score(
-    game: SequenceGame, target: Mapping[Hashable, NDArray[np.float64]], counts: Mapping[Any, NDArray[np.float64]]
-) -> list[dict[str, Any]]:
+def score(game: SequenceGame, target: Plays, counts: Plays) -> list[Row]:
     """Rows of all methods on one data set.
 
     Args:
@@ -115,9 +113,7 @@ def score(
     return [row for row, _ in scored(game, target, counts)]
 
 
-def scored(
-    game: SequenceGame, target: Mapping[Hashable, NDArray[np.float64]], counts: Mapping[Any, NDArray[np.float64]]
-) -> list[tuple[dict[str, Any], NDArray[np.float64]]]:
+def scored(game: SequenceGame, target: Plays, counts: Plays) -> list[tuple[Row, NDArray[np.float64]]]:
     """Rows as of :func:`score`, each with the realisation plan of its method."""
     covered, certified = pinned_sets({key: target[key] for key in counts}), certified_information_sets(game, counts)
     plan, value = game.realisation(1, target), solve_extensive(game).value
@@ -175,7 +171,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         f"{csp['worst']:.3f} against the worst target that agrees with it on the data (all exact); the certified plan "
         f"is guaranteed {sure['certified']:.3f} (95 %). {advice}"
     )
-    tables = {"Value ladder": ladder, "Methods": rows, "Glossary": glossary(rows)}
+    tables: dict[str, Sequence[Row]] = {"Value ladder": ladder, "Methods": rows, "Glossary": glossary(rows)}
     folder.finish(outcome, tables, summary=summary)
     folder.say(summary)
 
@@ -208,7 +204,7 @@ def save_plans(folder: RunFolder, name: str, game: SequenceGame, plans: Mapping[
     save_policies(policies, played)
 
 
-def _draw(folder: RunFolder, rows: Sequence[Mapping[str, Any]], visits: Sequence[int], sets: int) -> None:
+def _draw(folder: RunFolder, rows: Sequence[Row], visits: Sequence[int], sets: int) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4))

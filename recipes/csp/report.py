@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from recipes.csp.games import Scenario
     from recipes.csp.schema import Recipe
     from recipes.running.folder import RunFolder
+    from recipes.running.page import Row
     from rl.csp.module import CSPModule
     from rl.csp.worst_case import WorstCase
     from rl.envs.markov_game import BatchedGame
@@ -79,10 +80,7 @@ def finish(
     adversaries = _adversaries(search)
     coverage = _coverage(recipe, problem, agents, scenario)
     warnings = _warnings(recipe, problem, coverage, histories["csp"], ours, search)
-    draw_ladder(folder, ladder)
-    draw_coverage(folder, coverage)
-    draw_histories(folder, histories, recipe.attack.slack)
-    draw_frontier(folder, rows)
+    _draw(recipe, folder, ladder, coverage, histories, rows)
     replays = replay(folder, scenario, problem, search)
     save_policies(agents, problem.game, folder, exact)
     advice = deploy(
@@ -105,7 +103,7 @@ def finish(
         summary += "with the data (estimated, optimistic: no guarantee)"
     summary += "." if ours["obtained"] is None else f", and gets {ours['obtained']:.3f} against the true one."
     summary += f" {advice}"
-    tables = {
+    tables: dict[str, Sequence[Row]] = {
         "Policies": rows,
         "Value ladder": ladder,
         "Adversaries of CSP": adversaries,
@@ -169,6 +167,20 @@ def policy_table(agent: nn.Module, game: BatchedGame) -> NDArray[np.float64]:
     return shares
 
 
+def _draw(
+    recipe: Recipe,
+    folder: RunFolder,
+    ladder: list[dict[str, object]],
+    coverage: list[dict[str, object]],
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    rows: list[dict[str, object]],
+) -> None:
+    draw_ladder(folder, ladder)
+    draw_coverage(folder, coverage)
+    draw_histories(folder, histories, recipe.attack.slack)
+    draw_frontier(folder, rows)
+
+
 def _exact(scenario: Scenario, problem: CSPModule) -> Exact | None:
     from rl.envs.tabular import TabularGame
 
@@ -194,7 +206,7 @@ def _target_table(scenario: Scenario, actions: int) -> NDArray[np.float64]:
     """The true target of a tabular game, measured by asking it often."""
     import torch
 
-    game: Any = scenario.game
+    game = cast("TabularGame", scenario.game)
     asked = game.observations[:, None].repeat_interleave(20_000, 0)
     drawn = scenario.target(asked, None, torch.Generator().manual_seed(0))[:, 0].reshape(-1, 20_000)  # type: ignore[misc]
     return torch.nn.functional.one_hot(drawn, actions).double().mean(1).numpy()
@@ -225,7 +237,7 @@ def _values(
     agent: nn.Module,
     search: WorstCase | None,
     exact: Exact | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """A row of the table of policies."""
     from rl.csp.worst_case import evaluate
 
@@ -253,7 +265,7 @@ def _values(
 
 def _ladder(
     rows: Sequence[Mapping[str, object]], ours: Mapping[str, object], exact: Exact | None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """From Nash to the best response, each with how it is known; only what is certified is called guaranteed."""
     by_name = {row["policy"]: row for row in rows}
     estimated = "estimated (optimistic)"
@@ -279,7 +291,7 @@ def _ladder(
 
 def _coverage(
     recipe: Recipe, problem: CSPModule, agents: Mapping[str, nn.Module], scenario: Scenario
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Which share of a policy's steps the target spends where the data saw it how often."""
     import torch
 
@@ -298,9 +310,9 @@ def _coverage(
 def _warnings(
     recipe: Recipe,
     problem: CSPModule,
-    coverage: Sequence[Mapping[str, Any]],
+    coverage: Sequence[Row],
     history: Sequence[Mapping[str, float]],
-    ours: Mapping[str, Any],
+    ours: Row,
     search: WorstCase,
 ) -> list[dict[str, str]]:
     """What a reader of the numbers must know."""

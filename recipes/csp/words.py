@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recipes.running.page import Row
 
 GLOSSARY = {
     "target": "the opponent that was recorded; every number is about one whose policy does not change",
@@ -32,7 +35,7 @@ GLOSSARY = {
 ENOUGH = 0.005  # a difference of values that is not worth another policy
 
 
-def row_name(row: Mapping[str, Any]) -> str:
+def row_name(row: Row) -> str:
     """What the policy of a row is called: its name, or for card games its method and setting."""
     return str(row["policy"] if "policy" in row else f"{row['method']} {row['setting']}".strip())
 
@@ -42,7 +45,7 @@ def file_name(row: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in row)
 
 
-def glossary(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def glossary(shown: Sequence[Row]) -> list[dict[str, str]]:
     """Rows of the words that a report uses.
 
     Args:
@@ -54,7 +57,7 @@ def glossary(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [{"word": word, "meaning": meaning} for word, meaning in GLOSSARY.items() if word not in absent]
 
 
-def deploy(rows: Sequence[Mapping[str, Any]], certified: str, estimated: str, *, plan: float | None = None) -> str:
+def deploy(rows: Sequence[Row], certified: str, estimated: str, *, plan: float | None = None) -> str:
     """The sentence that says which policy to deploy, and why.
 
     Args:

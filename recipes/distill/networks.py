@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +15,7 @@ from recipes.distill.schema import Network, Recipe
 from recipes.errors import RecipeError
 from recipes.running.seals import STAMP, damage, stamp
 
+Values = dict[str, Any]
 WEIGHTS = "network.safetensors"
 SHOWN = ("mean", "std", "size")  # options of how images are shown, which no constructor takes
 
@@ -66,7 +67,7 @@ def is_twin(name: str) -> bool:
     return (Path(name).expanduser() / "twin.json").is_file()
 
 
-def _routed(name: str, kind: str, options: dict[str, Any]) -> nn.Module:
+def _routed(name: str, kind: str, options: Values) -> nn.Module:
     """The routed model of a twin folder: for texts the answers of one head, the option `head`."""
     import twinmerge
     from twinmerge.errors import CheckpointError
@@ -128,7 +129,7 @@ def saved_beside(recipe: Recipe, data: LightningDataModule) -> dict[str, object]
     return {"tokenizer": AutoTokenizer.from_pretrained(place, trust_remote_code=False)}
 
 
-def save_network(made: Built, target: Path, beside: Mapping[str, Any]) -> None:
+def save_network(made: Built, target: Path, beside: Values) -> None:
     """Write the weights as network.safetensors, and what else makes them of use.
 
     A transformers model is its own folder `model` with its tokenizer, and a timm model one that transformers' wrapper
@@ -155,7 +156,7 @@ def save_network(made: Built, target: Path, beside: Mapping[str, Any]) -> None:
     stamp(target)
 
 
-def _save_timm(made: ImageNetwork, folder: Path, beside: Mapping[str, Any]) -> None:
+def _save_timm(made: ImageNetwork, folder: Path, beside: Values) -> None:
     """A timm model as the Hub has them, with what it must be built of and how it is shown images."""
     from safetensors.torch import save_model
 

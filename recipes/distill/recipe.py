@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from distill.tokens import TokenData
     from recipes.running.folder import RunFolder
 
+Values = dict[str, Any]
 __all__ = ["Recipe", "check", "run"]
 
 
@@ -217,7 +218,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     _report(rows, folder, measures.costs, list(module.doubts.values()))
 
 
-def _report(rows: list[dict[str, Any]], folder: RunFolder, measured: Mapping[str, Any], doubts: list[str]) -> None:
+def _report(rows: list[Values], folder: RunFolder, measured: Values, doubts: list[str]) -> None:
     """The share of the gap that each student closes, and the report."""
     by_name = {row["student"]: row for row in rows}
     for name, row in by_name.items():
@@ -234,7 +235,7 @@ def _report(rows: list[dict[str, Any]], folder: RunFolder, measured: Mapping[str
 
 def _teacher(
     recipe: Recipe, folder: RunFolder, classes: int, labels: list[str] | None
-) -> tuple[Built | None, list[dict[str, Any]]]:
+) -> tuple[Built | None, list[Values]]:
     """The teacher, trained where the recipe says so, and its row of the table."""
     from distill.ensemble import Ensemble
     from distill.labels import follow
@@ -249,7 +250,7 @@ def _teacher(
     data = data_module(recipe, changes)
     if labels and not recipe.teacher.train:
         follow(cast("TextNetwork", made), labels, "the teacher", learns=False)
-    options: dict[str, Any] = {"terms": {"hard": {}}, "regime": recipe.regime, "changes": changes, "labels": labels}
+    options: Values = {"terms": {"hard": {}}, "regime": recipe.regime, "changes": changes, "labels": labels}
     options |= {"task": recipe.kind, "classes": classes, "chunk": recipe.chunk}
     module = DistillModule(made, **options)
     saved = folder.path / "teacher"

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from recipes.errors import RecipeError, RunError
 
@@ -121,7 +120,7 @@ def _slurm(text: str, folder: Path) -> Callable[..., int]:
     except (NameError, TypeError, ValueError, AssertionError) as error:
         raise RecipeError(f"--on slurm: submitit refuses {text}: {' '.join(str(error).split())}") from error
 
-    def submit(*given: Any) -> int:
+    def submit(*given: object) -> int:
         job = executor.submit(run_here, *given)
         while not job.done():
             time.sleep(_EVERY)

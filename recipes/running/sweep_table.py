@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
 
 Settings = Mapping[str, str]
+Line = dict[str, Any]
 Done = tuple[Settings, int, dict[str, float], Path]  # settings, seed, every number, folder
 
 
@@ -82,19 +83,19 @@ def finish(folder: RunFolder, cells: Iterable[tuple[Settings, int, Path]], asked
         folder.say(line)
 
 
-def _rows(done: Sequence[Done], shown: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _rows(done: Sequence[Done], shown: Sequence[str]) -> Iterator[Line]:
     combinations: dict[tuple[tuple[str, str], ...], list[dict[str, float]]] = {}
     for settings, _, values, _ in done:
         combinations.setdefault(tuple(settings.items()), []).append(values)
     for chosen, runs in combinations.items():
-        row: dict[str, Any] = {**dict(chosen), "runs": len(runs)}
+        row: Line = {**dict(chosen), "runs": len(runs)}
         for name in shown:
             known = [values[name] for values in runs if name in values and math.isfinite(values[name])]
             row[name] = interval(known) if known else {}
         yield row
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, object]:
+def _flat(row: Line) -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, found in row.items():
         if isinstance(found, Mapping):
@@ -104,7 +105,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, object]:
     return flat
 
 
-def _lines(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _lines(table: Sequence[Line]) -> Iterator[str]:
     """The table for a terminal."""
     names = list(dict.fromkeys(name for row in table for name in row))
     text = [names, *([f"{v:.4g}" if isinstance(v := row.get(n), float) else str(v) for n in names] for row in table)]
@@ -125,7 +126,7 @@ def _write_runs(path: Path, done: Sequence[Done]) -> None:
     write_text(path, text.getvalue())
 
 
-def _draw(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def _draw(folder: RunFolder, name: str, rows: Sequence[Line]) -> None:
     """A number over the one key that is varied, where its values are numbers."""
     keys = [key for key, value in rows[0].items() if isinstance(value, str)]
     if len(keys) != 1 or len(rows) < 2:

@@ -15,8 +15,10 @@ from rl.csp.dataset import TargetData
 from rl.envs.native_actions import game_action
 from rl.envs.petting_zoo import flat
 
+Given = Any  # of another library, whose parts are checked where they are read
 
-def from_minari(dataset: Any, agents: Sequence[str] | None = None) -> TargetData:
+
+def from_minari(dataset: Given, agents: Sequence[str] | None = None) -> TargetData:
     """The steps of the target's agents in a dataset of Minari.
 
     A dataset of several agents has dictionaries by agent as observations and actions. Observations are flattened and
@@ -35,7 +37,7 @@ def from_minari(dataset: Any, agents: Sequence[str] | None = None) -> TargetData
     """
     names: list[str | None] = [None] if agents is None else list(agents)
     spaces = [_space_of(dataset, name) for name in names]
-    rows: list[tuple[Any, ...]] = []
+    rows: list[tuple[Given, ...]] = []
     for number, episode in enumerate(dataset.iterate_episodes()):
         for player, (name, (looks, moves)) in enumerate(zip(names, spaces, strict=True)):
             seen, done = (part if name is None else part[name] for part in (episode.observations, episode.actions))
@@ -68,8 +70,8 @@ def from_rllib(path: str | Path, policy: str | None = None) -> TargetData:
         FileNotFoundError: If there is no such file.
         ValueError: If the file has another format, packed columns, or no such policy.
     """
-    rows: list[tuple[Any, ...]] = []
-    episodes: dict[Any, int] = {}
+    rows: list[tuple[Given, ...]] = []
+    episodes: dict[Given, int] = {}
     taken: dict[tuple[int, int], int] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -90,12 +92,12 @@ def from_rllib(path: str | Path, policy: str | None = None) -> TargetData:
     return _from_rows(rows, str(path))._replace(last=None)
 
 
-def _batch(path: str | Path, number: int, line: str, policy: str | None) -> Mapping[str, Any] | None:
+def _batch(path: str | Path, number: int, line: str, policy: str | None) -> Mapping[str, Given] | None:
     """The target's part of a line, or None where it has none."""
     try:
         batch = json.loads(line)
         kind = batch["type"]
-        parts: dict[str, Any] = batch["policy_batches"] if kind == "MultiAgentBatch" else {}
+        parts: dict[str, Given] = batch["policy_batches"] if kind == "MultiAgentBatch" else {}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: line {number} is no batch of RLlib's JSON output; give a file that its JsonWriter wrote"
@@ -103,15 +105,15 @@ def _batch(path: str | Path, number: int, line: str, policy: str | None) -> Mapp
     if kind == "MultiAgentBatch":
         if policy is None:
             raise ValueError(f"{path} holds the policies {', '.join(parts)}; say which is the target's with policy=...")
-        found: Mapping[str, Any] | None = parts.get(policy)
+        found: Mapping[str, Given] | None = parts.get(policy)
         return found
     if policy is not None:
         raise ValueError(f"{path} holds batches of one agent, in which no policy has a name; leave policy out")
-    single: Mapping[str, Any] = batch
+    single: Mapping[str, Given] = batch
     return single
 
 
-def _plain(path: str | Path, name: str, column: Any) -> NDArray[Any]:
+def _plain(path: str | Path, name: str, column: Given) -> NDArray[Given]:
     if isinstance(column, str):
         raise ValueError(
             f"{path}: the column {name} is packed, and unpacking it would run its code; write it with "
@@ -120,7 +122,7 @@ def _plain(path: str | Path, name: str, column: Any) -> NDArray[Any]:
     return np.asarray(column)
 
 
-def _space_of(dataset: Any, name: str | None) -> tuple[Any, Any]:
+def _space_of(dataset: Given, name: str | None) -> tuple[Given, Given]:
     """Spaces of observations and actions of an agent."""
     spaces = dataset.observation_space, dataset.action_space
     if name is None:
@@ -133,21 +135,21 @@ def _space_of(dataset: Any, name: str | None) -> tuple[Any, Any]:
     return spaces[0][name], spaces[1][name]
 
 
-def _at(value: Any, t: int) -> Any:
+def _at(value: Given, t: int) -> Given:
     """One step of arrays in dictionaries and tuples of any depth."""
     if isinstance(value, Mapping):
         return {name: _at(part, t) for name, part in value.items()}
     return tuple(_at(part, t) for part in value) if isinstance(value, tuple) else value[t]
 
 
-def _length(value: Any) -> int:
+def _length(value: Given) -> int:
     """Steps of arrays in dictionaries and tuples of any depth."""
     while isinstance(value, Mapping | tuple):
         value = next(iter(value.values())) if isinstance(value, Mapping) else value[0]
     return len(value)
 
 
-def _from_rows(rows: Sequence[tuple[Any, ...]], source: str) -> TargetData:
+def _from_rows(rows: Sequence[tuple[Given, ...]], source: str) -> TargetData:
     if not rows:
         raise ValueError(f"{source} holds no step of the target; record it for at least one episode")
     looks, actions, episodes, steps, players, last, masks = zip(*rows, strict=True)

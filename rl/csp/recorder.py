@@ -13,6 +13,8 @@ from rl.csp.dataset import TargetData, save_data
 from rl.envs.native_actions import action_size, game_action
 from rl.envs.petting_zoo import flat, is_masked, look_space, width_of
 
+Given = Any  # of another library, whose parts are checked where they are read
+
 
 class Recorder:
     """An environment, parallel or with turns, that writes down what the target's agents see and do.
@@ -37,7 +39,7 @@ class Recorder:
         ([0, 0, 0], [False, False, True])
     """
 
-    def __init__(self, environment: Any, target: Sequence[str]) -> None:
+    def __init__(self, environment: Given, target: Sequence[str]) -> None:
         known = list(getattr(environment, "possible_agents", []))
         if not known or isinstance(target, str) or not target or not set(target) <= set(known):
             raise ValueError(
@@ -57,17 +59,17 @@ class Recorder:
         self._discrete = n_actions > 0
         self._turns = hasattr(environment, "agent_iter")
         self._episode = -1
-        self._seen: Mapping[str, Any] = {}
-        self._rows: list[tuple[NDArray[np.float32], Any, int, int, int, Any]] = []
+        self._seen: Mapping[str, Given] = {}
+        self._rows: list[tuple[NDArray[np.float32], Given, int, int, int, Given]] = []
         self._steps: dict[str, int] = {}
         self._cut = False  # whether an episode was left before its end
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Given:
         if name.startswith("_"):
             raise AttributeError(f"Recorder has no {name}")
         return getattr(self._environment, name)
 
-    def reset(self, *args: Any, **kwargs: Any) -> Any:
+    def reset(self, *args: Given, **kwargs: Given) -> Given:
         """Begin an episode."""
         self._cut |= self._open()
         answer = self._environment.reset(*args, **kwargs)
@@ -76,7 +78,7 @@ class Recorder:
         self._seen = {} if self._turns else answer[0]
         return answer
 
-    def step(self, action: Any) -> Any:
+    def step(self, action: Given) -> Given:
         """Note what the target's agents see and do, and go on."""
         if self._episode < 0:
             raise ValueError("step came before reset, so no episode has begun; reset the environment first")
@@ -132,7 +134,7 @@ class Recorder:
         """Whether the present episode has begun and not ended."""
         return self._episode >= 0 and any(self._steps.values()) and bool(self._environment.agents)
 
-    def _note(self, name: str, look: Any, action: Any) -> None:
+    def _note(self, name: str, look: Given, action: Given) -> None:
         """One row."""
         mask = None
         if self._masked:

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from rl.envs.tabular import TabularGame
 from rl.exact.markov import MarkovGame
 
+Given = Any  # of a file, whose parts are checked where they are read
+Words = dict[str, Given]
 Array = NDArray[np.float64]
 LARGEST = 2**24  # bytes of a YAML file
 MATRIX = {"payoff"}
@@ -52,7 +54,7 @@ class FileGame(TabularGame):
         ([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], 1)
     """
 
-    def __init__(self, path: str | Path | None = None, **words: Any) -> None:
+    def __init__(self, path: str | Path | None = None, **words: Given) -> None:
         if (path is None) == (not words):
             raise ValueError("give the path of a file or the words of a game, one of the two")
         given = words if path is None else _read(Path(path))
@@ -96,7 +98,7 @@ class FileGame(TabularGame):
             raise ValueError(f"{what}: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Words:
     """The words of a file."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no game file {path}; give a .yaml or .npz file")
@@ -130,7 +132,7 @@ def _matrix(payoff: ArrayLike, what: str) -> tuple[Array, Array, Array, list[int
     return transition, reward, np.array([1.0, 0.0]), [1], 1
 
 
-def _moves(given: Mapping[str, Any], what: str) -> tuple[Array, Array, Array, list[int]]:
+def _moves(given: Words, what: str) -> tuple[Array, Array, Array, list[int]]:
     """The arrays of a game that is told by names."""
     places = {}
     for word in ("states", "ours", "theirs"):
@@ -176,7 +178,7 @@ def _place(name: object, word: str, places: Mapping[str, Mapping[str, int]], wha
     return places[word][str(name)]
 
 
-def _law(value: object, states: Mapping[str, int], where: str, what: str) -> Array:
+def _law(value: Given, states: Mapping[str, int], where: str, what: str) -> Array:
     """A state, or probabilities by state, as a vector."""
     law = np.zeros(len(states))
     for name, share in (value if isinstance(value, dict) else {value: 1.0}).items():
@@ -198,7 +200,7 @@ def _array(value: ArrayLike, name: str, what: str) -> Array:
     return found
 
 
-def _number(value: Any, name: str, what: str) -> float:
+def _number(value: Given, name: str, what: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.merge.causal.scores import batches, score
 from recipes.merge.causal.table import LanguageScores
@@ -14,6 +14,7 @@ from recipes.merge.kept import Kept
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from recipes.data.language_rows import LanguageTask
@@ -85,7 +86,7 @@ class Bench:
         lower = frozenset(task.name for task in chosen if task.lower_is_better)
         return LanguageScores(found, 1000 * spent / count, lower)
 
-    def remembering(self, model: Any, experts: Mapping[str, Expert]) -> Bench:
+    def remembering(self, model: nn.Module, experts: Mapping[str, Expert]) -> Bench:
         """The bench with the scores that earlier runs found of this base and these experts."""
         judged = [[task.name, task.metric, task.generation] for task in self.tasks]
         rows = {split: self.rows[split] for split in ("validation", "test")}
