@@ -39,7 +39,7 @@ def main() -> None:
             subprocess.run([*command, "--out", str(out), "--force"], check=True)
     runs = [json.loads((cell(seed, MAIN) / "result.json").read_text()) for seed in SEEDS]
     curve = [(d, [json.loads((cell(s, d) / "result.json").read_text()) for s in SEEDS]) for d in DENSITIES]
-    write_results("merge_images", figures_of(runs), tables_of(runs, curve), seeds=len(SEEDS))
+    write_results("merge_images", figures_of(runs) | curve_of(curve), tables_of(runs, curve), seeds=len(SEEDS))
 
 
 def cell(seed: int, density: float) -> Path:
@@ -70,6 +70,16 @@ def figures_of(runs: list[dict[str, Any]]) -> dict[str, Figure]:
     last = runs[-1]["rows"]
     figures["bytes_over_experts"] = last["routed"]["bytes"] / last["experts"]["bytes"]
     figures["bytes_over_base"] = last["routed"]["bytes"] / last["pretrained"]["bytes"]
+    return figures
+
+
+def curve_of(curve: list[tuple[float, list[dict[str, Any]]]]) -> dict[str, Figure]:
+    """The routed row by density, and the megabytes of its twin."""
+    figures: dict[str, Figure] = {}
+    for density, found in curve:
+        rows = [run["rows"]["routed"] for run in found]
+        figures[f"density_{100 * density:.0f}_normalised"] = interval([row["normalised"] for row in rows])
+        figures[f"density_{100 * density:.0f}_megabytes"] = rows[-1]["bytes"] / 1e6
     return figures
 
 
