@@ -31,8 +31,9 @@ def uld(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, weight: T
     Example:
         >>> import torch
         >>> certain = torch.tensor([[0.0, 90.0, 0.0]])
-        >>> uld(certain, torch.tensor([[90.0, 0.0]])), uld(certain, torch.zeros(1, 2))  # other ids, as sure; less sure
-        (tensor(0.), tensor(1.))
+        >>> as_sure, less_sure = uld(certain, torch.tensor([[90.0, 0.0]])), uld(certain, torch.zeros(1, 2))  # other ids
+        >>> round(float(as_sure), 6), round(float(less_sure), 6)
+        (0.0, 1.0)
 
     Reference:
         Boizard et al. (2024), "Towards cross-tokenizer distillation: the universal logit distillation loss for LLMs",

@@ -47,6 +47,7 @@ def test_a_trainer_collects_what_the_explainers_explain(tmp_path):
         assert report.mode == expected.mode
 
 
+@pytest.mark.slow
 def test_two_processes_share_their_rows(tmp_path):
     command = [sys.executable, "-m", "tests.explain.train_metric", str(tmp_path), "2"]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=250)

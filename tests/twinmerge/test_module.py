@@ -180,6 +180,7 @@ def test_mixed_precision(parts: str, tmp_path: Path) -> None:
     assert abs(scores[0] - scores[1]) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo looks at the weights
 def test_compiled_training_step_equals_eager() -> None:
     batch = next(iter(ToyData().train_dataloader()))

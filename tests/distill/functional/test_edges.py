@@ -55,7 +55,27 @@ def value(name, options, student, teacher, labels=LABELS):
 
 
 def test_every_loss_is_tested_here():
-    assert set(terms_by_name()) == {*LOGIT_TERMS, *FEATURES}
+    assert set(terms_by_name()) == {*LOGIT_TERMS, *FEATURES, "uld", "hint"}
+
+
+def test_across_tokenizers_a_masked_token_counts_nothing_and_what_is_no_distribution_is_refused():
+    student, teacher = logits(1), logits(2)[:, :LIVE]
+    masked = torch.cat([student[:, :LIVE], torch.full((ROWS, CLASSES - LIVE), -math.inf).double()], 1)
+    torch.testing.assert_close(losses.uld(masked, teacher), losses.uld(student[:, :LIVE], teacher))
+    for broken in (math.nan, math.inf):
+        for who in (0, 1):
+            both = [student.clone(), teacher.clone()]
+            both[who][2, 3] = broken
+            with pytest.raises(ValueError, match=r"logits hold NaN or \+inf in row 2"):
+                losses.uld(*both)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_features_of_a_hint_between_modules_that_are_not_finite_are_refused(broken):
+    fine, worse = torch.zeros(2, 3), torch.full((2, 3), broken)
+    for pair in ((worse, fine), (fine, worse)):
+        with pytest.raises(ValueError, match="hold NaN or infinities"):
+            losses.hint(*pair)
 
 
 @pytest.mark.parametrize("fill", [-math.inf, torch.finfo(torch.float32).min])

@@ -165,7 +165,7 @@ def test_a_model_whose_logits_are_more_than_a_head_is_not_chunked(language):
     assert "the logits of BertLMHeadModel are not its last hidden state times its head; set chunk to 0" in done.err
 
 
-@pytest.mark.parametrize("name", ["a1", "a2"])
+@pytest.mark.parametrize("name", ["a1", pytest.param("a2", marks=pytest.mark.slow)])
 def test_stronger_recipes_build_the_real_models(world, name):
     path = world.folder / f"imagenet_{name}"
     (path / "train").mkdir(parents=True)

@@ -110,9 +110,9 @@ def test_a_truncated_archive(tmp_path, cut):
 
 
 def test_an_archive_of_absurd_size_is_not_unpacked(tmp_path, monkeypatch):
-    from rl.csp import dataset
+    from rl.csp import reading
 
-    monkeypatch.setattr(dataset, "LARGEST", 10**5)
+    monkeypatch.setattr(reading, "LARGEST", 10**5)
     np.savez_compressed(tmp_path / "bomb.npz", observation=np.zeros((10**5, 10)))
     with pytest.raises(ValueError, match=r"bytes unpack to 80001\d\d"):
         load_data(tmp_path / "bomb.npz")

@@ -118,7 +118,7 @@ def test_run_folder_holds_everything(front, tmp_path):
         "report.html",
         "result.json",
     ]
-    assert json.loads((folder / "result.json").read_text()) == {"score": 1.0, "bad": None, "value": 8.0}
+    assert json.loads((folder / "result.json").read_text()) == {"score": 1.0, "bad": None, "value": 11.0}
     assert (folder / "command.txt").read_text() == "python -m recipes.run r.yaml seed=3\n"
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["seeds"] == {"seed": 3}

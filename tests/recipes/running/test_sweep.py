@@ -135,7 +135,8 @@ def test_a_number_that_no_result_has_is_refused_with_the_nearest(swept):
 
 def test_an_interrupted_sweep_ends_its_runs_and_goes_on(tmp_path):
     (tmp_path / "r.yaml").write_text(TOY)
-    start = "from recipes.running import sweep; from tests.recipes.toy_run import main; import sys; "
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in the background
+    start += "from recipes.running import sweep; from tests.recipes.toy_run import main; import sys; "
     start += "sweep.RUN = ('-m', 'tests.recipes.toy_run'); sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", start, "r.yaml", "do=sleep", "--seeds", "2", "--jobs", "2", "--out", "s"]
     with (tmp_path / "err").open("wb") as log:

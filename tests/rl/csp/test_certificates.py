@@ -114,6 +114,7 @@ def test_a_model_of_stable_baselines_is_certified() -> None:
     likeliest = np.eye(3)[PLAN.argmax(1)]
     wanted = certify(TablePolicy(MAZE.observations, likeliest), data, MAZE).value
     assert certify(Telling(PLAN), data, MAZE, deterministic=True).value == pytest.approx(wanted, abs=1e-6)
+    torch.manual_seed(0)  # the model draws by itself
     assert exact - 0.03 < certify(Model(PLAN), data, MAZE).value <= exact + 1e-9
 
 
