@@ -1,5 +1,6 @@
 """The run folder: everything a run leaves behind, each file written whole or not at all."""
 
+import contextlib
 import csv
 import io
 import os
@@ -159,7 +160,8 @@ def _picture(path: Path) -> Picture:
     """A drawn figure with what it says of itself."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    about: dict[str | tuple[int, int], object] = {}
+    with contextlib.suppress(OSError), Image.open(path) as image:  # of another hand, and no picture: its name says it
         about = dict(image.info)
     numbers = f"figures/{path.stem}.csv" if path.with_suffix(".csv").is_file() else ""
     return Picture(path.read_bytes(), str(about.get("Title", path.stem)), str(about.get("Description", "")), numbers)

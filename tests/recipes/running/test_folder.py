@@ -91,6 +91,13 @@ def test_report_is_self_contained(folder):
     assert json.loads((folder.path / "result.json").read_text()) == {"score": 0.5, "array": [0, 1]}
 
 
+def test_a_figure_that_says_nothing_of_itself_is_called_by_its_name(folder):
+    (folder.path / "figures").mkdir()
+    (folder.path / "figures/mine.png").write_bytes(b"no picture")
+    folder.finish({"score": 1})
+    assert "<img alt='mine'" in (folder.path / "report.html").read_text()
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
 def test_a_browser_shows_the_report_without_a_word(folder):
     from matplotlib.figure import Figure
