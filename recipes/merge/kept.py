@@ -50,7 +50,7 @@ class Kept:
             entry = json.loads(self._file(of).read_text(encoding="utf-8"))
             tasks, milliseconds = (
                 {str(task): float(score) for task, score in entry["tasks"].items()},
-                float(entry["ms"]),
+                float(entry["ms_per_input"]),
             )
             whole = entry["seal"] == fingerprint([tasks, milliseconds])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -66,7 +66,7 @@ class Kept:
         """Keep the scores of a model; a cache that cannot be written keeps nothing."""
         file = self._file(of)
         beside = file.with_name(f".{file.name}.{os.getpid()}")
-        entry = {"tasks": dict(tasks), "ms": milliseconds, "seal": fingerprint([dict(tasks), milliseconds])}
+        entry = {"tasks": dict(tasks), "ms_per_input": milliseconds, "seal": fingerprint([dict(tasks), milliseconds])}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             beside.write_text(json.dumps(entry), encoding="utf-8")

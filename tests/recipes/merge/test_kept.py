@@ -73,7 +73,7 @@ def test_a_changed_line_or_library_makes_another_name(store, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"tasks": {"score": 2.0}, "ms": 2.0, "seal": "0"}', '{"tasks": 1}', "[]", "\x00\xff"]
+    "text", ["", "{", '{"tasks": {"score": 2.0}, "ms_per_input": 2.0, "seal": "0"}', '{"tasks": 1}', "[]", "\x00\xff"]
 )
 def test_a_damaged_entry_counts_as_none(store, tmp_path, text):
     store("base").keep({"score": 1.0}, 2.0, "x")
