@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 CLOCK = {"seconds", "ms_per_input", "mean_s_per_step", "duration", "time", "simulator_seconds", "train_seconds"}
 UNLIKE = {"command.txt", "environment.json", "report.html", "traceback.txt"}  # they tell when, where and how it ran
 SEAL = "MetricsSeal"  # a digest of metrics.csv, which is compared itself, with times in it
 SEALED = ".json.sha256"  # digest of a JSON with times in it, which is compared itself
-DAMAGE = (ValueError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
+DAMAGE = (SafetensorError, ValueError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 UNREAD = ("tensorboard", "figures", "replays")  # drawn from what is compared
 
 
@@ -51,6 +52,14 @@ def _content(file: Path) -> Any:
             whole = {key: cell for key, cell in row.items() if cell and not _is_clock(key)}
             phases.setdefault(whole.get("phase", ""), []).append(whole)
         return phases
+    if file.suffix == ".safetensors":  # whose few words about it come in any order
+        with safe_open(file, "pt") as held:
+            whole = {name: held.get_tensor(name).contiguous() for name in held.offset_keys()}
+            words = held.metadata()
+        digests = {
+            n: hashlib.sha256(t.flatten().view(torch.uint8).numpy().tobytes()).hexdigest() for n, t in whole.items()
+        }
+        return {"words": words, "tensors": {n: [str(t.dtype), list(t.shape), digests[n]] for n, t in whole.items()}}
     if file.suffix == ".json":
         content = _timeless(json.loads(file.read_text(encoding="utf-8")))
         if file.name == "MANIFEST.json":
