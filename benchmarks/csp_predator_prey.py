@@ -19,11 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from scipy.stats import t as student
 
-from benchmarks.common import write_results
+from benchmarks.common import interval, write_results
 from recipes.csp.games import Scenario, build
 from recipes.running.files import write_json
 from recipes.running.quiet import hush_libraries, silent_trainer
@@ -215,13 +213,6 @@ def iteration_times(setup: Setup = SETUP, iterations: int = 10) -> dict[str, lis
     trainer = silent_trainer(max_epochs=1, limit_val_batches=0, callbacks=[InTurns()])
     trainer.fit(module, RolloutDataModule(iterations + 2, setup.episodes))
     return {name: seconds[2:] for name, seconds in times.items()}
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean with Student's 95 % interval over seeds."""
-    mean = float(np.mean(values))
-    half = float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def tuned(setup: Setup, method: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from benchmarks.cells import kept_in
-from benchmarks.common import Figure, median_ratio, write_results
+from benchmarks.common import Figure, interval, median_ratio, write_results
 from distill import DistillModule, TokenData
 from recipes.data.smollm2 import smollm2
 from recipes.running.quiet import hush_libraries, silent_trainer
@@ -74,7 +74,7 @@ def main() -> None:
     figures |= {"peak_memory_gb": memory["ours"], "peak_over_plain_loop": memory["ours"] / memory["plain"]}
     for name in METHODS:
         for figure in ("perplexity", "choice"):
-            figures[f"{figure}_{name}"] = spread([row[name][figure] for row in scores])
+            figures[f"{figure}_{name}"] = interval([row[name][figure] for row in scores])
     figures["perplexity_start"] = start["perplexity"]
     figures["perplexity_teacher"] = scores[0]["teacher"]["perplexity"]
     figures["choice_teacher"] = scores[0]["teacher"]["choice"]
@@ -83,15 +83,6 @@ def main() -> None:
         print(name, value)
     if (given.blocks, given.seeds) == (BLOCKS, SEEDS):
         print(write_results("distill_lm", figures, {"students": rows, "updates": [dict(speed)]}, seeds=SEEDS))
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Mean over seeds with a 95 % interval by Student's t; the value itself where there is one seed."""
-    from scipy.stats import t
-
-    mean, count = float(np.mean(values)), len(values)
-    half = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / count**0.5) if count > 1 else 0.0
-    return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def begun(folder: Path, blocks: int) -> float:

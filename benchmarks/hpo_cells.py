@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t
 
 from recipes.hpo.curves import Curve
 from recipes.hpo.sb3 import cost_of, train_sb3
@@ -131,15 +129,6 @@ def cell(
         f"{name} seed {seed}: {row['cost']:.4f}, gap {row['gap']:+.2%}, {row['cpu_seconds']:.0f} s of CPU", flush=True
     )
     return row
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean with its 95 % interval by Student's t."""
-    mean = statistics.fmean(values)
-    half = 0.0
-    if len(values) > 1:
-        half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def rows_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ import argparse
 import statistics
 from typing import Any, NamedTuple
 
-from benchmarks.common import write_results
-from benchmarks.hpo_cells import cell, interval, rows_of
+from benchmarks.common import interval, write_results
+from benchmarks.hpo_cells import cell, rows_of
 
 SEEDS = 3
 TUNING_SEED = 100

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.common import write_results
-from benchmarks.hpo_cells import cell, interval, rows_of
+from benchmarks.common import interval, write_results
+from benchmarks.hpo_cells import cell, rows_of
 
 SEEDS = 3
 UPDATES, BATCH = 600, 256

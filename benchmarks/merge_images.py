@@ -7,16 +7,12 @@ seed; a seed that is named as an argument is run first.
 """
 
 import json
-import math
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
-
-from benchmarks.common import Figure, write_results
+from benchmarks.common import Figure, interval, write_results
 from twinmerge.methods import methods
 
 SEEDS = (0, 1, 2)
@@ -104,13 +100,6 @@ def tables_of(runs: list[dict[str, Any]], curve: list[tuple[float, list[dict[str
             for density, found in curve
         ],
     }
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean over seeds with a 95 % Student interval."""
-    mean = statistics.fmean(values)
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 if __name__ == "__main__":

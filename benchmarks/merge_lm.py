@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Figure, write_results
-from benchmarks.merge_text8 import interval
+from benchmarks.common import Figure, interval, write_results
 
 SEEDS = (0, 1, 2)
 UNSEEN = (("inflect", "dialogue"), ("pronounce", "trec"), ("trec", "dialogue"))  # left out, a pair for each seed

@@ -8,16 +8,13 @@ as an argument is run first.
 """
 
 import json
-import math
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
-
-from benchmarks.common import Figure, write_results
+from benchmarks.common import Figure, interval, write_results
 from benchmarks.text8_experts import REGIMES, SEEDS, TASKS, expert, make
 
 CELLS = Path("runs") / "text8"
@@ -91,13 +88,6 @@ def over_probe(rows: dict[str, Any]) -> float:
     """The stricter gap: from a linear probe on the frozen base, instead of the experts' heads on it, to the experts."""
     probe = rows["linear probe"]["mean"]
     return float((rows["routed"]["mean"] - probe) / (rows["experts"]["mean"] - probe))
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean over seeds with a 95 % Student interval."""
-    mean = statistics.fmean(values)
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ is a file under `cells/` and is not trained again by ``--resume``.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from distill.regimes import method, regime
 from recipes.distill.schema import RIVALS, Grid, Setting, Terms
 from recipes.errors import RecipeError
 from recipes.running.files import write_json
+from recipes.running.intervals import half_interval
 from recipes.running.quiet import hush_libraries, silent_trainer
 from recipes.running.seals import seal, sealed
 
@@ -205,12 +205,7 @@ def gap(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def interval(values: Sequence[float]) -> dict[str, float]:
     """Mean with a 95 % Student interval; of one value, the value."""
-    from scipy.stats import t as student
-
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return {"value": mean, "low": mean, "high": mean}
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    mean, half = statistics.fmean(values), half_interval(values) or 0.0
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 

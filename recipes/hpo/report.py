@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from recipes.running.files import write_text
+from recipes.running.intervals import half_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,16 +82,11 @@ def summary(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
         recipe: Names the methods and values, in order.
         rows: One for each cell.
     """
-    from scipy.stats import t
-
     table = []
     for value in recipe.grid.each():
         for method in recipe.methods:
             group = [row for row in rows if row["method"] == method and row["value"] == value]
             gaps = [row["gap"] for row in group if row["gap"] is not None]
-            spread = None
-            if len(gaps) > 1:
-                spread = float(t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
             table.append(
                 {
                     "method": method,
@@ -99,7 +94,7 @@ def summary(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
                     "seeds": len(group),
                     "cost": statistics.fmean(row["cost"] for row in group),
                     "gap": statistics.fmean(gaps) if gaps else None,
-                    "gap_half_interval": spread,
+                    "gap_half_interval": half_interval(gaps),
                     "reference": group[0]["reference"],
                     "reference_cost": group[0]["reference_cost"],
                     "simulator_steps": group[0]["simulator_steps"],

@@ -99,8 +99,8 @@ def _feed(found: hashlib._Hash, thing: object) -> None:
         found.update(f"tensor {plain.dtype} {tuple(plain.shape)} ".encode())
         found.update(plain.flatten().view(torch.uint8).numpy().data if plain.numel() else b"")
     elif isinstance(thing, nn.Module):
-        config = getattr(thing, "config", None)
-        _feed(found, ["module", type(thing).__qualname__, repr(thing), str(config), thing.state_dict()])
+        config, settings = getattr(thing, "config", None), {name: _settings(one) for name, one in thing.named_modules()}
+        _feed(found, ["module", repr(thing), str(config), settings, thing.state_dict()])
     elif is_dataclass(thing) and not isinstance(thing, type):
         _feed(found, [type(thing).__qualname__, {field.name: getattr(thing, field.name) for field in fields(thing)}])
     elif isinstance(thing, Mapping):
@@ -116,6 +116,16 @@ def _feed(found: hashlib._Hash, thing: object) -> None:
             _feed(found, value)
     else:
         raise TypeError(f"expected tensors, modules, texts and numbers, got {type(thing).__name__}")
+
+
+def _settings(module: nn.Module) -> list[object]:
+    """What a module does beside its tensors: its class, and its attributes that are plain values or functions."""
+    plain = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    kept = {
+        name: value for name, value in plain.items() if value is None or isinstance(value, str | int | float | tuple)
+    }
+    called = {name: getattr(value, "__qualname__", "") for name, value in plain.items() if callable(value)}
+    return [type(module).__module__, type(module).__qualname__, {n: str(value) for n, value in kept.items()}, called]
 
 
 @cache

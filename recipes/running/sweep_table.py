@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.errors import RecipeError
 from recipes.front.schema import did_you_mean
 from recipes.running.files import write_text
+from recipes.running.intervals import half_interval
 
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
@@ -37,14 +38,9 @@ def numbers(result: object, key: str = "") -> Iterator[tuple[str, float]]:
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean of independent runs with a 95 % Student interval, which one run has not."""
-    if len(values) < 2:
-        return {"mean": values[0]}
-    from scipy.stats import t as student
-
-    mean = statistics.fmean(values)
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    """Mean of independent runs with its interval, which one run has not."""
+    mean, half = statistics.fmean(values), half_interval(values)
+    return {"mean": mean} if half is None else {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def finish(folder: RunFolder, cells: Iterable[tuple[Settings, int, Path]], asked: Sequence[str]) -> None:

@@ -90,7 +90,8 @@ class Bench:
         """The bench with the scores that earlier runs found of this base and these experts."""
         judged = [[task.name, task.metric, task.generation] for task in self.tasks]
         rows = {split: self.rows[split] for split in ("validation", "test")}
-        words = [str(self.tokenizer), self.tokenizer.get_vocab()]
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)  # says how tokens become text, too
+        words = [str(self.tokenizer), self.tokenizer.get_vocab(), "" if backend is None else backend.to_str()]
         states = {task: expert.state for task, expert in experts.items()}
         given = [judged, rows, words, self.recipe.seed, self.recipe.eval_batch_size, str(self.device)]
         return replace(self, kept=Kept(self.folder, model, states, *given))

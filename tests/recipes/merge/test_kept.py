@@ -6,10 +6,12 @@ import json
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from recipes.merge import kept, static
 from recipes.merge.kept import Kept, fingerprint
 from tests.recipes import tiny
+from twinmerge import Head
 
 
 class Said:
@@ -60,6 +62,28 @@ def test_every_part_of_a_thing_decides():
     assert fingerprint(torch.eye(4).T[::2]) == fingerprint(torch.eye(4)[:, ::2].T.clone())
     with pytest.raises(TypeError, match="got set"):
         fingerprint({1})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"pooling": "first"}, {"layer_norm": True}, {"dense": True, "activation": "gelu"}, {"unit": True}, {"norm": 1e-3}],
+    ids=str,
+)
+def test_heads_with_the_same_weights_that_read_otherwise_differ(other):
+    plain = {"dense": True} if "dense" in other else {"norm": 1e-5} if "norm" in other else {}
+    one, two = Head(4, 2, **plain), Head(4, 2, **other)
+    two.load_state_dict(one.state_dict())
+    assert fingerprint({"a": one}) != fingerprint({"a": two})
+    assert fingerprint({"a": one}) == fingerprint({"a": copy.deepcopy(one)})
+
+
+def test_models_with_the_same_weights_that_compute_otherwise_differ():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    names = []
+    for more in ({}, {"hidden_act": "relu"}, {"layer_norm_eps": 1e-3}, {"num_attention_heads": 4}):
+        torch.manual_seed(0)
+        names.append(fingerprint(BertModel(BertConfig(vocab_size=9, **{**sizes, **more})).eval()))
+    assert len(set(names)) == 4
 
 
 def test_a_changed_line_or_library_makes_another_name(store, monkeypatch):
