@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import csp_mujoco
 from benchmarks.csp_predator_prey import CELLS, Setup, cell, main as measure
 from recipes.csp.games import build
 from rl.csp.dataset import record_target
@@ -35,22 +36,10 @@ SETUP = Setup(
     name="csp_halfsumo",
     game="half_sumo",
     game_arguments={},
-    arguments={
-        "agent_rate": 2e-3,
-        "proxy_rate": 1e-3,
-        "epochs": 4,
-        "minibatches": 4,
-        "divergence": "forward",
-        "entropy_start": 0.01,
-        "entropy_end": 0.0,
-        "discount": 0.995,
-        "radius": 0.6,
-        "count_power": 1.0,
-        "hidden": [64, 64],
-    },
+    arguments={**csp_mujoco.SETUP.arguments, "radius": 0.6},
     candidates={
         "csp": [{"coefficient": 0.2}, {"coefficient": 1.0}, {"coefficient": 5.0}],
-        "rnr": [{"model_share": 0.5}, {"model_share": 0.75}, {"model_share": 0.9}],
+        "rnr": csp_mujoco.SETUP.candidates["rnr"],
         "dbr": [
             {"gate_limit": 0.9, "radius": 0.6},
             {"gate_limit": 0.99, "radius": 0.3},

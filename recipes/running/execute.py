@@ -51,7 +51,7 @@ def run(parsed: Parsed, options: argparse.Namespace, command: Sequence[str]) -> 
     """
     with ExitStack() as hold:
         folder = RunFolder(Path(), f"{parsed.name}-{parsed.recipe.name}", quiet=options.quiet)
-        folder.reads = partial(_reads, parsed)
+        folder.reads = partial(reads_of, parsed)
         folder.board = hold.enter_context(board(None if runfolder.FOLDER_KEY in os.environ else options.out))
         if options.resume is not None:
             if not _reopen(parsed, options, folder, hold):
@@ -69,7 +69,7 @@ def run(parsed: Parsed, options: argparse.Namespace, command: Sequence[str]) -> 
 def _open(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold: ExitStack) -> None:
     """Check the recipe, then make the folder of a new run."""
     # What `--force` must leave alone.
-    needed = [Path(options.words[0]), *_reads(parsed)] if options.force else []
+    needed = [Path(options.words[0]), *reads_of(parsed)] if options.force else []
     named = list(named_paths(parsed.plain)) if options.force else []
     if process_rank() == 0:
         if options.out is not None:
@@ -135,7 +135,7 @@ def _tell_lost_rows(metrics: Path) -> None:
         )
 
 
-def _reads(parsed: Parsed) -> list[Path]:
+def reads_of(parsed: Parsed) -> list[Path]:
     """The user's own files that a recipe says it reads, and the modules of the user's that it imports."""
     named: Callable[[Any], list[Path]] = getattr(table.load(parsed.name), "inputs", lambda _: [])
     return [*(path.expanduser() for path in named(parsed.recipe)), *user_modules(parsed.plain)]

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,15 @@ from recipes.front.parse import Parsed, parse
 from recipes.front.show import to_yaml
 from recipes.running.engines import STOP, Command, check_engine, engine
 from recipes.running.environment import process_rank
-from recipes.running.execute import check
+from recipes.running.execute import check, reads_of
 from recipes.running.files import write_json, write_text
 from recipes.running.folder import RUNS, RunFolder, run_numbers
+from recipes.running.inputs import added, changed, read_noted
 from recipes.running.lock import locked
 from recipes.running.sweep_table import finish
 
 RUN = ("-m", "gapbridge")  # how one run is started: the words after the interpreter
-ABOUT, CELLS, LOGS = "sweep.json", "cells", "logs"
+ABOUT, RECIPE, CELLS, LOGS = "sweep.json", "recipe.yaml", "cells", "logs"
 _MOST = 10_000  # runs of one sweep
 
 
@@ -35,12 +36,10 @@ class Sweep:
     """What is varied.
 
     Attributes:
-        words: Recipe file and overrides of all runs, as on the command line.
         values: Dotted key -> the values tried, as text.
         seeds: Of every combination.
     """
 
-    words: tuple[str, ...]
     values: dict[str, list[str]]
     seeds: list[int]
 
@@ -139,23 +138,25 @@ def sweep(path: Path, base: Parsed, options: argparse.Namespace) -> int:
     Returns:
         The exit code: 1 where a run failed; the others are reported.
     """
-    plan = _plan(path, base, options)
-    parsed = _all_parsed(path, plan)
+    plan = _plan(base, options)
+    parsed = _all_parsed(path, options.words[1:], plan)
     if options.check or options.resume is None:
-        _check(plan, parsed, quiet=options.quiet)
+        _check(plan, list(parsed.values()), quiet=options.quiet)
     if options.check:
         return 0
     folder, jobs = _folder(base, plan, options), options.jobs or 1
     run = RunFolder(folder, f"sweep of {base.name}-{base.recipe.name}", quiet=options.quiet)
     again = f"the same command with --resume --out {folder}"
     with locked(folder):
-        write_text(folder / "recipe.yaml", to_yaml(base.recipe))
+        write_text(folder / RECIPE, to_yaml(base.recipe))
         write_json(folder / ABOUT, {"keys": plan.values, "seeds": plan.seeds})
+        _check_inputs(plan, folder, parsed)
         try:
             failed = _run_all(plan, run, jobs, options.on)
         except KeyboardInterrupt:
             print(f"interrupted; go on with {again}", file=sys.stderr)
             return 130
+        _check_inputs(plan, folder, parsed)
         finish(
             run, [(cell.settings, cell.seed, folder / CELLS / cell.name) for cell in plan.cells()], options.show or []
         )
@@ -167,14 +168,14 @@ def sweep(path: Path, base: Parsed, options: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(path: Path, base: Parsed, options: argparse.Namespace) -> Sweep:
+def _plan(base: Parsed, options: argparse.Namespace) -> Sweep:
     """What is varied, and a refusal of what a sweep does not take."""
     if process_rank() != 0 or "WORLD_SIZE" in os.environ:
         raise RecipeError("--sweep: a sweep starts its runs itself; start it once, and not under torchrun or SLURM")
     varied = [values_of(word) for word in options.sweep]
     if len(dict(varied)) < len(varied):
         raise RecipeError("--sweep: a key stands there twice; name all its values at once")
-    plan = Sweep((str(path), *options.words[1:]), dict(varied), seeds_of(options.seeds, base.recipe.seed))
+    plan = Sweep(dict(varied), seeds_of(options.seeds, base.recipe.seed))
     if len(plan) > _MOST:
         raise RecipeError(f"--sweep: these are {len(plan)} runs; at most {_MOST} are made")
     if options.jobs is not None and options.jobs < 1:
@@ -187,15 +188,15 @@ def _plan(path: Path, base: Parsed, options: argparse.Namespace) -> Sweep:
     return plan
 
 
-def _all_parsed(path: Path, plan: Sweep) -> list[Parsed]:
+def _all_parsed(path: Path, overrides: Sequence[str], plan: Sweep) -> dict[str, Parsed]:
     """Every combination under the first seed, and all that is wrong with any of them."""
     problems: list[str] = []
-    parsed: list[Parsed] = []
+    parsed: dict[str, Parsed] = {}
     for cell in plan.cells():
         if cell.seed != plan.seeds[0]:
             continue
         try:
-            parsed.append(parse(path, [*plan.words[1:], *cell.words]))
+            parsed[str(cell.settings)] = parse(path, [*overrides, *cell.words])
         except RecipeError as error:
             problems += error.problems
     if problems:
@@ -212,6 +213,22 @@ def _check(plan: Sweep, parsed: Sequence[Parsed], *, quiet: bool) -> None:
         print(f"sweep: {len(plan)} runs, {' x '.join(filter(None, [varied, f'{len(plan.seeds)} seeds']))}", flush=True)
 
 
+def _check_inputs(plan: Sweep, folder: Path, parsed: Mapping[str, Parsed]) -> None:
+    """Refuse files of the user's that are not as a finished run read them: one table would mix two of them.
+
+    Raises:
+        RecipeError: With the file and the run.
+    """
+    for cell in plan.cells():
+        place = folder / CELLS / cell.name
+        if (place / "result.json").is_file():
+            noted = read_noted(place) or {}
+            if fault := changed(noted) or added(noted, reads_of(parsed[str(cell.settings)])):
+                raise RecipeError(
+                    f"{fault} since {place} read it; put it back and go on with --resume, or start a new sweep"
+                )
+
+
 def _folder(base: Parsed, plan: Sweep, options: argparse.Namespace) -> Path:
     """The folder of a new sweep, or the one that is gone on with."""
     parent = RUNS / "sweeps" / f"{base.name}-{base.recipe.name}"
@@ -225,7 +242,7 @@ def _folder(base: Parsed, plan: Sweep, options: argparse.Namespace) -> Path:
     folder = options.out or parent / str(max(run_numbers(parent), default=0))
     if not (folder / ABOUT).is_file():
         raise RecipeError(f"--resume: no sweep is in {folder}; start one without it, or name its folder with --out")
-    if (folder / "recipe.yaml").read_text(encoding="utf-8") != to_yaml(base.recipe):
+    if (folder / RECIPE).read_text(encoding="utf-8") != to_yaml(base.recipe):
         raise RecipeError(f"--resume: the recipe of the sweep in {folder} was another one; put it back, or start anew")
     known = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     if list(known["keys"]) != list(plan.values):
@@ -247,7 +264,7 @@ def _run_all(plan: Sweep, run: RunFolder, jobs: int, on: str | None) -> list[Cel
         run.phase("sweep", len(missing)) as progress,
         ThreadPoolExecutor(jobs) as pool,
     ):
-        waiting = {pool.submit(_run, plan.words, cell, folder, start): cell for cell in missing}
+        waiting = {pool.submit(_run, cell, folder, start): cell for cell in missing}
         try:
             while waiting:
                 for one in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -264,13 +281,12 @@ def _run_all(plan: Sweep, run: RunFolder, jobs: int, on: str | None) -> list[Cel
     return failed
 
 
-def _run(words: Sequence[str], cell: Cell, folder: Path, start: Command) -> int:
+def _run(cell: Cell, folder: Path, start: Command) -> int:
     """One run, or what is left of it; its exit code."""
     place = folder / CELLS / cell.name
     begun = ["--resume"] if (place / "recipe.yaml").is_file() else []
-    return start(
-        [sys.executable, *RUN, *words, *cell.words, "--out", str(place), *begun], folder / LOGS / f"{cell.name}.log"
-    )
+    words = [str(folder / RECIPE), *cell.words, "--out", str(place), *begun]  # the user's file may change meanwhile
+    return start([sys.executable, *RUN, *words], folder / LOGS / f"{cell.name}.log")
 
 
 def _last_line(log: Path) -> str:

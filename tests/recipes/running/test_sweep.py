@@ -55,7 +55,7 @@ def test_every_value_runs_under_every_seed(swept, tmp_path):
 
 
 def test_several_keys_make_every_combination():
-    cells = Sweep((), {"a": ["1", "2"], "b": ["x", "y"]}, [0, 3]).cells()
+    cells = Sweep({"a": ["1", "2"], "b": ["x", "y"]}, [0, 3]).cells()
     assert [cell.name for cell in cells] == [f"a={a},b={b},seed={s}" for a in (1, 2) for b in "xy" for s in (0, 3)]
 
 
@@ -80,6 +80,23 @@ def test_values_and_seeds_are_added_by_resuming(swept, tmp_path):
     assert (other.code, "the recipe of the sweep in s was another one" in other.err) == (2, True)
     other = swept("r.yaml", "--sweep", "method.scale=2", "--out", "s", "--resume")
     assert (other.code, "varies method.rank; values and seeds may be added" in other.err) == (2, True)
+
+
+def test_runs_of_other_inputs_or_another_recipe_are_not_mixed_in_one_table(swept, tmp_path):
+    (tmp_path / "data.csv").write_text("a")
+    words = ("r.yaml", "path=data.csv", "--out", "s", "--sweep")
+    assert swept(*words, "method.rank=2", r=TOY).code == 0
+    (tmp_path / "data.csv").write_text("b")
+    done = swept(*words, "method.rank=2,3", "--resume")
+    assert (done.code, "data.csv has changed since s/cells/method.rank=2,seed=0 read it" in done.err) == (2, True)
+    (tmp_path / "data.csv").write_text("a")
+    (tmp_path / "r.yaml").write_text("recipe: toy\nnote: other\n")  # runs take the sweep's own copy
+    done = swept(*words, "method.rank=2,3", "--resume")
+    assert (done.code, "was another one" in done.err) == (2, True)
+    (tmp_path / "r.yaml").write_text(TOY)
+    assert swept(*words, "method.rank=2,3", "--resume").code == 0
+    assert "note" not in (tmp_path / "s/cells/method.rank=3,seed=0/command.txt").read_text()
+    assert "s/recipe.yaml" in (tmp_path / "s/cells/method.rank=3,seed=0/command.txt").read_text()
 
 
 def test_a_check_looks_at_every_combination_and_writes_nothing(swept, tmp_path):
