@@ -153,7 +153,7 @@ class Recipe:
                 student=Network(student.model, dict(student.options)),
                 name=name,
                 seed=self.seed,
-                data=Data(source="merge", path=str(run), length=self.length),
+                data=Data(source="merge", path=str(run), length=self.length or Data.length),
                 regime=self.regime,
                 changes=self.changes | student.changes,
                 methods={name: student.losses} if student.losses else {"kd": {}},
