@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,21 @@ from torch import Tensor, nn
 from distill.arguments import checked
 from distill.functional.checks import NOTHING, check_rows
 from gapbridge.arguments import ProperShare
+
+if TYPE_CHECKING:
+    from distill.regimes import Regime
+
+
+def with_hard(terms: Mapping[str, Any], regime: Regime) -> Mapping[str, Any]:
+    """Losses of a student, with the regime's loss of the labels where the terms do not say another.
+
+    Args:
+        terms: As of `distill.losses.DistillLoss`.
+        regime: Of the training.
+    """
+    plain = isinstance(terms.get("hard"), Mapping) and "loss" not in terms["hard"]
+    hard = {"kind": regime.hard, "reduction": regime.hard_reduction, "smoothing": regime.smoothing}
+    return {**terms, "hard": {**hard, **terms["hard"]}} if plain else terms
 
 
 class HardLoss(nn.Module):
