@@ -76,9 +76,7 @@ def _digest(twin: Path, data: MixedTextDataModule, splits: Sequence[str]) -> str
     return told.hexdigest()
 
 
-def _answers(
-    teacher: Frozen, data: MixedTextDataModule, split: str, folder: RunFolder, device: torch.device
-) -> Tensor:
+def _answers(teacher: Frozen, data: MixedTextDataModule, split: str, folder: RunFolder, device: torch.device) -> Tensor:
     import torch
 
     total = -(-len(data.rows(split)) // data.eval_batch_size)

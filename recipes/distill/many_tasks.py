@@ -136,7 +136,9 @@ def _rows(
         said: list[Tensor] = []
         network.to(device).eval()
 
-        def answer(inputs: dict[str, Tensor], asked: list[str], made: ManyHeads = network, kept: list[Tensor] = said) -> Tensor:
+        def answer(
+            inputs: dict[str, Tensor], asked: list[str], made: ManyHeads = network, kept: list[Tensor] = said
+        ) -> Tensor:
             logits = made.asked(inputs, asked)
             kept.append(logits.argmax(-1).cpu())
             return logits

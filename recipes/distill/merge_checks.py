@@ -97,9 +97,7 @@ def check_masked(recipe: Recipe, name: str, loss: DistillLoss) -> None:
     widths = _widths(merge_run(recipe.data.path), Path(recipe.voices[0].model).expanduser())
     draw = torch.Generator().manual_seed(0)
     masked = torch.tensor([[k >= width for k in range(max(widths))] for width in widths for _ in range(4)])
-    student, teacher = (
-        torch.randn(masked.shape, generator=draw).masked_fill(masked, float("-inf")) for _ in range(2)
-    )
+    student, teacher = (torch.randn(masked.shape, generator=draw).masked_fill(masked, float("-inf")) for _ in range(2))
     try:
         loss(Outputs(student), Outputs(teacher), torch.zeros(len(masked), dtype=torch.long))
     except (DistillError, ValueError) as error:
