@@ -1,4 +1,4 @@
-"""What a twin says about the texts of its merge, asked once: a text is the same in every epoch, and so is the answer."""
+"""What a twin says about the inputs of its merge, asked once: they are the same in every epoch, and so is it."""
 
 from __future__ import annotations
 

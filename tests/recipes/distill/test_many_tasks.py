@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import twinmerge
 from distill.networks import Frozen
 from recipes.distill.answers import FIELD, answer_once
-from recipes.distill.many_heads import ManyHeads, student, teacher
+from recipes.distill.many_heads import student, teacher
 from recipes.distill.merge_run import merge_run
 from recipes.distill.schema import Network
 from recipes.distill.shorter import shorter
@@ -197,6 +197,7 @@ class Silent:
         raise RuntimeError("the teacher was asked")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_stopped(world, done):
     killed = many(world, methods={"kd": {"kd": {}}, "ce": {}})
     fuse = world.folder / "fuse"
@@ -246,11 +247,8 @@ def test_a_pre_flight_says_what_is_learned_and_writes_nothing(world):
 
 
 def test_features_are_compared_with_a_live_teacher(world):
-    assert isinstance(
-        student(Network(), teacher(world.folder / "merge/merged", LABELS), world.folder / "merge/merged"), ManyHeads
-    )
     recipe = many(world, methods={"rkd": {"kd": {}, "rkd": {"distance": 1.0, "angle": 1.0}}})
-    recipe["changes"] |= {"epochs": 1}
+    recipe["changes"] |= {"epochs": 1, "batch_size": 15}  # of 210 rows: no batch is too small for relations
     done = world.run(recipe, "features")
     assert done.code == 0, done.err
     assert set(load_file(world.folder / "features/cache/answers.safetensors")) == {"validation", "test"}
