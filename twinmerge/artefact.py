@@ -121,7 +121,9 @@ def save(
     with whole_folder(target, overwrite=overwrite) as out:
         stock = _save_shared(twin, out, max_shard_size)
         ranks = {
-            task: write_expert(twin, i, out / "experts" / task) for i, task in enumerate(twin.tasks) if not twin.unrouted
+            task: write_expert(twin, i, out / "experts" / task)
+            for i, task in enumerate(twin.tasks)
+            if not twin.unrouted
         }
         (out / "heads").mkdir()
         for task, head in twin.heads.items():

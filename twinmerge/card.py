@@ -39,7 +39,9 @@ def model_card(description: Mapping[str, Any], name: str, recipe: str = "") -> s
     if description.get("ranks") == {}:
         return _START.format(tags="multi-task", name=name) + _dense(description, tasks, made)
     start = _START.format(tags="merge, twin-merging, lora", name=name)
-    return start + f"""\
+    return (
+        start
+        + f"""\
 A Twin-Merging model (Lu et al. 2024, arXiv 2406.15479): a shared expert merged from fine-tunes of {base}, one low-rank
 exclusive expert per task ({tasks}), and a router that gives every input its own mixture.
 
@@ -54,6 +56,7 @@ For a fixed mixture with PEFT use `add_weighted_adapter(..., combination_type="c
 and B apart, which is another and wrong model. PEFT mixes matrices only, and its `merge_and_unload` adds to a tied
 output layer twice: where experts also changed norms or biases, or to merge tied weights, use `twinmerge.densify`.
 {told}{norms}{made}"""
+    )
 
 
 def _dense(description: Mapping[str, Any], tasks: str, made: str) -> str:

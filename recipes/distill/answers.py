@@ -1,4 +1,4 @@
-"""What a twin says about the texts of its merge, asked once: a text is the same in every epoch, and so is the answer."""
+"""What a twin says about the inputs of its merge, asked once: they are the same in every epoch, and so is it."""
 
 from __future__ import annotations
 
@@ -76,9 +76,7 @@ def _digest(twin: Path, data: MixedTextDataModule, splits: Sequence[str]) -> str
     return told.hexdigest()
 
 
-def _answers(
-    teacher: Frozen, data: MixedTextDataModule, split: str, folder: RunFolder, device: torch.device
-) -> Tensor:
+def _answers(teacher: Frozen, data: MixedTextDataModule, split: str, folder: RunFolder, device: torch.device) -> Tensor:
     import torch
 
     total = -(-len(data.rows(split)) // data.eval_batch_size)

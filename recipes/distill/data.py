@@ -54,9 +54,7 @@ def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> LightningDataM
     same_words(places)
     made, evaluated = load_task(task, recipe.seed), 2 * training.batch_size
     options: dict[str, Any] = {"batch_size": training.batch_size, "eval_batch_size": evaluated}
-    return dealt(TextDataModule, training)(
-        made, places[-1], max_length=recipe.data.length, seed=recipe.seed, **options
-    )
+    return dealt(TextDataModule, training)(made, places[-1], max_length=recipe.data.length, seed=recipe.seed, **options)
 
 
 def dealt(kind: type[Mixed], training: Regime) -> type[Mixed]:

@@ -56,7 +56,9 @@ class ManyHeads(TextNetwork):
     def _answer(self, batch: Batch, **options: object) -> object:
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
         rows = len(next(iter(inputs.values())))
-        return self._asked(inputs, [self.tasks[i] for i in batch.get("task", torch.zeros(rows)).long().tolist()], options)
+        return self._asked(
+            inputs, [self.tasks[i] for i in batch.get("task", torch.zeros(rows)).long().tolist()], options
+        )
 
     def _asked(
         self, inputs: dict[str, Tensor], tasks: Sequence[str], options: Mapping[str, object] | None = None

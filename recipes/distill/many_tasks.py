@@ -20,7 +20,6 @@ from recipes.errors import RunError
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
     from torch import Tensor
 
     from distill.module import DistillModule
@@ -37,7 +36,7 @@ __all__ = ["run_merge"]
 
 def run_merge(recipe: Recipe, folder: RunFolder) -> None:
     """Teacher, students, table, report."""
-    from recipes.distill.many_heads import ManyHeads, teacher
+    from recipes.distill.many_heads import teacher
     from recipes.distill.measures import Measures
 
     hush_libraries()
@@ -102,7 +101,7 @@ def _module(recipe: Recipe, taught: ManyHeads, twin: Path) -> DistillModule:
 
 
 def _answers(recipe: Recipe, module: DistillModule, data: MixedTextDataModule, folder: RunFolder, twin: Path) -> None:
-    """Ask the teacher once: about validation and test inputs, and about training inputs where only logits are learned."""
+    """Ask the teacher once: about validation and test inputs, and those of training where only logits are learned."""
     from distill.losses import DistillLoss
     from distill.networks import Frozen
     from recipes.distill.answers import answer_once
@@ -136,7 +135,9 @@ def _rows(
         said: list[Tensor] = []
         network.to(device).eval()
 
-        def answer(inputs: dict[str, Tensor], asked: list[str], made: ManyHeads = network, kept: list[Tensor] = said) -> Tensor:
+        def answer(
+            inputs: dict[str, Tensor], asked: list[str], made: ManyHeads = network, kept: list[Tensor] = said
+        ) -> Tensor:
             logits = made.asked(inputs, asked)
             kept.append(logits.argmax(-1).cpu())
             return logits

@@ -33,8 +33,8 @@ def check_teacher(recipe: Recipe, network: Network) -> str:
     where = Path(network.model).expanduser()
     if not is_twin(network.model):
         raise RecipeError(
-            f"teacher.model: {network.model!r} is no twin folder; leave it out for the merge's own, or give the merged/ of "
-            "another merge of these tasks"
+            f"teacher.model: {network.model!r} is no twin folder; leave it out for the merge's own, or give the "
+            "merged/ of another merge of these tasks"
         )
     run = merge_run(recipe.data.path)
     lacking = [task.name for task in run.recipe.tasks if task.name not in _heads(where)]
@@ -97,14 +97,13 @@ def check_masked(recipe: Recipe, name: str, loss: DistillLoss) -> None:
     widths = _widths(merge_run(recipe.data.path), Path(recipe.voices[0].model).expanduser())
     draw = torch.Generator().manual_seed(0)
     masked = torch.tensor([[k >= width for k in range(max(widths))] for width in widths for _ in range(4)])
-    student, teacher = (
-        torch.randn(masked.shape, generator=draw).masked_fill(masked, float("-inf")) for _ in range(2)
-    )
+    student, teacher = (torch.randn(masked.shape, generator=draw).masked_fill(masked, float("-inf")) for _ in range(2))
     try:
         loss(Outputs(student), Outputs(teacher), torch.zeros(len(masked), dtype=torch.long))
     except (DistillError, ValueError) as error:
         raise RecipeError(
-            f"methods.{name}: its losses cannot compare tasks of {', '.join(map(str, widths))} classes in one batch: {error}"
+            f"methods.{name}: its losses cannot compare tasks of {', '.join(map(str, widths))} classes in one batch: "
+            f"{error}"
         ) from error
 
 

@@ -9,7 +9,7 @@ block the recipe runs the comparison over data sizes, regimes and seeds instead,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from distill.cached_data import CachedImageData
     from distill.data import ImageData
     from distill.models import Network as Built
-    from distill.module import DistillModule
     from distill.networks import Frozen, TextNetwork
     from distill.tokens import TokenData
     from recipes.running.folder import RunFolder

@@ -318,7 +318,9 @@ class Recipe(FedBlock):
             raise FieldError("data.path", "expected the folder of a merge run with source merge, got ''")
         plain, none, student = Data(), "a merge's teacher is its twin", "students are made whole"
         decided: dict[str, tuple[object, object, str]] = {
-            **{f"data.{key}": (getattr(self.data, key), getattr(plain, key), "the merge decides it") for key in DECIDED},
+            **{
+                f"data.{key}": (getattr(self.data, key), getattr(plain, key), "the merge decides it") for key in DECIDED
+            },
             "teacher.options": (self.teacher.options, {}, none),
             "teacher.train": (self.teacher.train, False, none),
             "teacher.others": (self.teacher.others, [], none),

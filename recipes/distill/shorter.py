@@ -62,7 +62,9 @@ def kept_layers(total: int | None, options: Mapping[str, Any]) -> list[int] | No
         return spread(total, value)
     whole = isinstance(value, list | tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
     if not whole or not value or list(value) != sorted(set(value)) or value[0] < 0 or value[-1] >= total:
-        raise DistillError(f"options.layers is {value!r}; give ascending numbers of the model's layers, 0 to {total - 1}")
+        raise DistillError(
+            f"options.layers is {value!r}; give ascending numbers of the model's layers, 0 to {total - 1}"
+        )
     return list(value)
 
 
