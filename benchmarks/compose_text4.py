@@ -1,7 +1,7 @@
 """Four text experts composed into dense students over three seeds: students against twin, experts and static merges.
 
-Every seed is one run of ``compose.yaml`` through the real command; experts, twin and router are in the user's cache, and
-finished seeds are kept, so that an interrupted benchmark goes on where it stopped. For the first seed the run is
+Every seed is one run of ``compose.yaml`` through the real command; experts, twin and router are in the cache, and
+finished seeds are kept, so that an interrupted benchmark goes on where it stopped. For one seed the run is
 repeated with one more epoch of the student of the base's size (a run of its own, whose scores count for nothing here):
 ``reused_stages`` is how many of experts' merge, twin's router and other students it took from the cache. About half an
 hour of one core a seed; a seed that is named as an argument is run first.

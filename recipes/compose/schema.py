@@ -84,7 +84,6 @@ class Recipe:
         students: The students by name.
         regime: How students are trained: a regime of the recipe distill.
         changes: Values of the regime that are different here.
-        length: Longest text of a student, in tokens; 0 takes that of the merge.
         trainer: Arguments of lightning.Trainer for the students.
         explain: How their losses are explained.
         taken: Folders of finished runs that are taken as stages: of merge, or of a student by its name.
@@ -97,7 +96,6 @@ class Recipe:
     students: dict[str, Student] = field(default_factory=lambda: {"dense": Student()})
     regime: str = "A2"
     changes: dict[str, Any] = field(default_factory=dict)
-    length: int = 0
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     explain: Explained = field(default_factory=Explained)
     taken: dict[str, str] = field(default_factory=dict)
@@ -106,8 +104,6 @@ class Recipe:
         """Refuse stages that do not belong together, and what no stage could be made of."""
         check_name(self.name, "name")
         check_seed(self.seed)
-        if self.length and self.length < 2:
-            raise FieldError("length", f"expected 0, or 2 or more, got {self.length}")
         if (self.merge is None) != (MERGE in self.taken):
             got = "both" if self.merge else "neither"
             raise FieldError("merge", f"expected exactly one of merge and taken.merge, got {got}")
@@ -153,7 +149,7 @@ class Recipe:
                 student=Network(student.model, dict(student.options)),
                 name=name,
                 seed=self.seed,
-                data=Data(source="merge", path=str(run), length=self.length or Data.length),
+                data=Data(source="merge", path=str(run)),
                 regime=self.regime,
                 changes=self.changes | student.changes,
                 methods={name: student.losses} if student.losses else {"kd": {}},

@@ -105,7 +105,6 @@ def test_a_run_that_is_taken_counts_by_its_content(tmp_path):
         (["explain.groups={}"], "explain.groups: expected at least one group"),
         (["explain.groups={a: [task], b: [task]}"], "explain: groups: column 'task' is listed twice"),
         (["explain.examples=-1"], "explain.examples"),
-        (["length=1"], "length: expected 0, or 2 or more, got 1"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
