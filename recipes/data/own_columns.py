@@ -81,8 +81,9 @@ def _looked_up(source: TaskSource, task: TextTask, name: str, found: Sequence[Ma
         there = known[text if source.test else text_key(text), task.labels[int(label)]]
         if source.test and any(value != there[0] for value in there):
             raise RunError(
-                f"data.columns: the test rows of task {task.name!r} hold {text!r} {len(there)} times with several values "
-                f"of {name!r}, so that which belongs to which cannot be told; leave the column out, or drop the copies"
+                f"data.columns: the test rows of task {task.name!r} hold {text!r} {len(there)} times with several "
+                f"values of {name!r}, so that which belongs to which cannot be told; leave the column out, or drop the "
+                "copies"
             )
         values.append(there[0])
     return values

@@ -31,7 +31,8 @@ def students(merged):
 @pytest.fixture(scope="module")
 def table(merged, students):
     said = []
-    found = read_merged(merged.folder / "merge", said.append, students, examples=True, columns=["number", "who"])
+    with merged.inside():
+        found = read_merged(merged.folder / "merge", said.append, students, examples=True, columns=["number", "who"])
     assert "2 experts, the twin and 1 students" in said[0]
     return found
 
@@ -91,9 +92,8 @@ def test_columns_that_cannot_be_told_apart_or_are_nowhere_are_refused(tmp_path):
     with pytest.raises(RunError, match="hold 'one' 2 times with several values of 'n'"):
         own_columns([source], [load_task(source, 0)], ["n"])
     cut = TaskSource("c", source="csv", path=str(tmp_path / "whole.csv"))
-    (tmp_path / "whole.csv").write_text(
-        "\n".join(["text,label,n", *lines, *(f"TEXT {i},a,x" for i in range(0, 20, 2))])
-    )
+    copies = [f"TEXT {i},a,x" for i in range(0, 20, 2)]
+    (tmp_path / "whole.csv").write_text("\n".join(["text,label,n", *lines, *copies]))
     found = load_task(cut, 0)
     wanted = [float(text.split()[1]) for text in found.test.texts]  # of copies, the first is kept
     assert own_columns([cut], [found], ["n"])["n"].tolist() == wanted
@@ -113,7 +113,8 @@ def test_the_recipe_explains_a_student(merged, students):
     done = merged.run(made, "explained")
     assert done.code == 0, done.err
     result = json.loads((merged.folder / "explained/result.json").read_text())
-    frame = read_merged(merged.folder / "merge", lambda _: None, students)
+    with merged.inside():
+        frame = read_merged(merged.folder / "merge", lambda _: None, students)
     assert result["totals"]["first"] == pytest.approx(frame["twin_log"].mean())
     assert result["totals"]["second"] == pytest.approx(frame["small_log"].mean())
     for data, said in (
