@@ -37,9 +37,7 @@ __all__ = [
 
 NOTHING_AMISS: dict[str, set[str]] = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
 FORMAT_VERSION = 3  # the newest that is read: a folder without exclusive experts, one dense model with several heads
-WITH_EXPERTS = (
-    2  # of all other folders; 1 had router.safetensors beside the shared expert, where vLLM takes it for weights
-)
+WITH_EXPERTS = 2  # of all others; 1 had router.safetensors beside the shared expert, where vLLM takes it for weights
 
 
 def read_expert(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill.networks import Frozen
+    from recipes.data.image_module import MixedImageDataModule
     from recipes.data.text_module import MixedTextDataModule
     from recipes.running.folder import RunFolder
 
@@ -27,7 +28,7 @@ FIELD = "teacher_logits"  # what `DistillModule` reads in the teacher's place
 def answer_once(
     teacher: Frozen,
     twin: Path,
-    data: MixedTextDataModule,
+    data: MixedTextDataModule | MixedImageDataModule,
     splits: Sequence[str],
     folder: RunFolder,
     device: torch.device,
@@ -65,7 +66,7 @@ def answer_once(
         data.note(split, FIELD, logits)
 
 
-def _digest(twin: Path, data: MixedTextDataModule, splits: Sequence[str]) -> str:
+def _digest(twin: Path, data: MixedTextDataModule | MixedImageDataModule, splits: Sequence[str]) -> str:
     """Names a twin, by the digests that its folder has of its files, and the rows that it is asked about."""
     told = hashlib.sha256((twin / "MANIFEST.json").read_bytes())
     for split in splits:
@@ -76,7 +77,13 @@ def _digest(twin: Path, data: MixedTextDataModule, splits: Sequence[str]) -> str
     return told.hexdigest()
 
 
-def _answers(teacher: Frozen, data: MixedTextDataModule, split: str, folder: RunFolder, device: torch.device) -> Tensor:
+def _answers(
+    teacher: Frozen,
+    data: MixedTextDataModule | MixedImageDataModule,
+    split: str,
+    folder: RunFolder,
+    device: torch.device,
+) -> Tensor:
     import torch
 
     total = -(-len(data.rows(split)) // data.eval_batch_size)

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
     from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
 
+    from recipes.data.image_module import MixedImageDataModule
     from recipes.data.text_module import MixedTextDataModule
 
-Mixed = TypeVar("Mixed", bound="MixedTextDataModule")
+Mixed = TypeVar("Mixed", bound="MixedTextDataModule | MixedImageDataModule")
 
 
 def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | None = None) -> LightningDataModule:
@@ -61,7 +62,7 @@ def dealt(kind: type[Mixed], training: Regime) -> type[Mixed]:
     """A data module whose batch is that of an update, on all processes and accumulated batches together.
 
     Args:
-        kind: Of texts.
+        kind: Of texts or images.
         training: Under which it is learned from.
     """
     from distill.gathering import own_batch

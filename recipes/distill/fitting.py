@@ -123,7 +123,7 @@ def check_fit(recipe: Recipe, config: TrainerConfig) -> int:
             )
         own = training.batch_size // parts
         views = recipe.teacher.views and not where  # a cache's views are mixed image by image
-        if recipe.kind == "images" and training.mixes and own % 2 and not views:
+        if recipe.kind == "images" and recipe.data.source != "merge" and training.mixes and own % 2 and not views:
             raise RecipeError(
                 f"{where}changes.batch_size: mixup pairs the images of a batch, so it must be even on every process, "
                 f"got {own}"

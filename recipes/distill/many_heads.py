@@ -47,6 +47,7 @@ class ManyHeads(TextNetwork):
         super().__init__(model)
         self.tasks = tuple(tasks)
         self.classes = max(cast("Head", head).out_proj.out_features for head in model.heads.values())
+        self.told = dict(vars(model.config))
         model.config.num_labels = self.classes  # unnamed: a class is another in every task
 
     def asked(self, inputs: dict[str, Tensor], tasks: Sequence[str]) -> Tensor:
@@ -54,7 +55,9 @@ class ManyHeads(TextNetwork):
         return self._asked(inputs, tasks).logits
 
     def _answer(self, batch: Batch, **options: object) -> object:
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
+        names = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+        inputs = {name: batch[name] for name in names if name in batch}
+        inputs |= {"pixel_values": batch["images"]} if "images" in batch else {}
         rows = len(next(iter(inputs.values())))
         return self._asked(
             inputs, [self.tasks[i] for i in batch.get("task", torch.zeros(rows)).long().tolist()], options
@@ -162,5 +165,6 @@ def save_student(made: ManyHeads, folder: Path, twin: Path, card: Mapping[str, o
         card: Facts for its description.
     """
     model = cast("PreTrainedModel", made.model.to("cpu").eval())
-    model.config.num_labels = 2  # transformers' own for a body, which has no classes
+    vars(model.config).clear()
+    vars(model.config).update(made.told)  # without the number of classes, which a body has not
     return save(model, folder, tokenizer=twin, card=card, overwrite=True)

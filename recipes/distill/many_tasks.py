@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill.module import DistillModule
+    from recipes.data.image_module import MixedImageDataModule
     from recipes.data.splits import TextTask
     from recipes.data.text_module import MixedTextDataModule
     from recipes.distill.many_heads import ManyHeads
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from recipes.merge.evaluation import Scores
     from recipes.running.folder import RunFolder
 
+    Mixed = MixedTextDataModule | MixedImageDataModule
+
 Values = dict[str, Any]
-__all__ = ["run_merge"]
+__all__ = ["report", "row_of", "run_merge"]
 
 
 def run_merge(recipe: Recipe, folder: RunFolder) -> None:
@@ -64,14 +67,16 @@ def run_merge(recipe: Recipe, folder: RunFolder) -> None:
         for name, row in rows.items():
             row |= {key: value for key, value in found.get(name, {}).items() if key in ("loss", "kl")}
             row["bytes"] = bytes_of[name]
-        _report(run, rows, folder, measures.costs, list(module.doubts.values()))
+        report(run, rows, folder, measures.costs, list(module.doubts.values()))
 
 
-def _data(recipe: Recipe, run: MergeRun, tasks: Sequence[TextTask], twin: Path) -> MixedTextDataModule:
+def _data(recipe: Recipe, run: MergeRun, tasks: Sequence[TextTask], twin: Path) -> Mixed:
     """The inputs of all tasks, in the batches of an update."""
     from recipes.data.text_module import MixedTextDataModule
     from recipes.distill.data import dealt
 
+    if recipe.kind == "images":
+        return _pictures(recipe, run, tasks)
     if recipe.student.model:
         same_words([str(twin), str(resolve_model(recipe.student.model))])
     batch = recipe.training.batch_size
@@ -83,6 +88,23 @@ def _data(recipe: Recipe, run: MergeRun, tasks: Sequence[TextTask], twin: Path) 
         seed=recipe.seed,
         eval_batch_size=2 * batch,
     )
+
+
+def _pictures(recipe: Recipe, run: MergeRun, tasks: Sequence[TextTask]) -> MixedImageDataModule:
+    from recipes.data.image_module import MixedImageDataModule, look_of
+    from recipes.distill.data import dealt
+
+    class Pictures(dealt(MixedImageDataModule, recipe.training)):  # type: ignore[misc]  # a class that is made here
+        """Batches under the name by which a distillation reads images; on the scale of the merge's base."""
+
+        def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+            made = super().on_after_batch_transfer(batch, dataloader_idx)
+            return {"images" if name == "pixel_values" else name: value for name, value in made.items()}
+
+    merge, batch = run.recipe, recipe.training.batch_size
+    look, changed = look_of(merge.base, merge.training.image_size), merge.training.augmentation
+    options: Values = {"batch_size": batch, "eval_batch_size": 2 * batch, "augmentation": changed}
+    return cast("MixedImageDataModule", Pictures(tasks, look, seed=recipe.seed, **options))
 
 
 def _module(recipe: Recipe, taught: ManyHeads, twin: Path) -> DistillModule:
@@ -97,10 +119,10 @@ def _module(recipe: Recipe, taught: ManyHeads, twin: Path) -> DistillModule:
         lightning.seed_everything(recipe.seed, workers=True, verbose=False)
         students[name] = student(recipe.student, taught, twin)
     classes = taught.classes
-    return DistillModule(students, taught, terms, task="texts", classes=classes, **recipe.arguments())
+    return DistillModule(students, taught, terms, task=recipe.kind, classes=classes, **recipe.arguments())
 
 
-def _answers(recipe: Recipe, module: DistillModule, data: MixedTextDataModule, folder: RunFolder, twin: Path) -> None:
+def _answers(recipe: Recipe, module: DistillModule, data: Mixed, folder: RunFolder, twin: Path) -> None:
     """Ask the teacher once: about validation and test inputs, and those of training where only logits are learned."""
     from distill.losses import DistillLoss
     from distill.networks import Frozen
@@ -108,7 +130,8 @@ def _answers(recipe: Recipe, module: DistillModule, data: MixedTextDataModule, f
     from recipes.merge.evaluation import evaluation_device
 
     needs = frozenset[str]().union(*(cast("DistillLoss", loss).needs for loss in module.losses.values()))
-    splits = ["validation", "test", *(["train"] if needs == {"logits"} else [])]
+    same = needs == {"logits"} and getattr(data, "augmentation", "none") == "none"  # in every epoch
+    splits = ["validation", "test", *(["train"] if same else [])]
     device = evaluation_device(recipe.trainer.accelerator)
     answer_once(cast("Frozen", module._teacher), twin, data, splits, folder, device)
 
@@ -147,7 +170,7 @@ def _rows(
             scores[name] = evaluate(forward, tasks, batches, progress.advance, device)
         answers[name] = torch.cat(said)
     return {
-        name: _row(score, scores["teacher"], {} if name == "teacher" else _agreed(answers, name, number, tasks))
+        name: row_of(score, scores["teacher"], {} if name == "teacher" else _agreed(answers, name, number, tasks))
         for name, score in scores.items()
     }
 
@@ -158,7 +181,14 @@ def _agreed(answers: Mapping[str, Tensor], name: str, number: Tensor, tasks: Seq
     return {task.name: float(same[number == i].mean()) for i, task in enumerate(tasks)} | {"": float(same.mean())}
 
 
-def _row(score: Scores, teacher: Scores, agreed: Mapping[str, float]) -> Values:
+def row_of(score: Scores, teacher: Scores, agreed: Mapping[str, float]) -> Values:
+    """The row of a network in the table.
+
+    Args:
+        score: Its scores.
+        teacher: Those of the teacher.
+        agreed: Its agreement with the teacher by task, and over all rows under the empty name; none for the teacher.
+    """
     row: Values = {"mean": score.mean, "tasks": score.tasks, "ms_per_input": score.milliseconds}
     if agreed:
         row["over_teacher"] = score.normalised(teacher)
@@ -182,7 +212,16 @@ def _bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
-def _report(run: MergeRun, rows: dict[str, Values], folder: RunFolder, costs: Values, doubts: list[str]) -> None:
+def report(run: MergeRun, rows: dict[str, Values], folder: RunFolder, costs: Values, doubts: list[str]) -> None:
+    """The run's result and report.
+
+    Args:
+        run: The merge.
+        rows: By network, the teacher's first.
+        folder: Of the run.
+        costs: Of `recipes.distill.measures.costs`.
+        doubts: What speaks against the teacher, a sentence each.
+    """
     summary = [
         {
             "network": name,

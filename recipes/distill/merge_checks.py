@@ -92,7 +92,16 @@ def check_masked(recipe: Recipe, name: str, loss: DistillLoss) -> None:
 
     from distill.terms import Outputs
 
+    if recipe.kind == "language":  # a token is the same in every task
+        if recipe.apart:
+            raise RecipeError(f"methods.{name}: uld is for other tokens, but student and twin read the same; take kd")
+        return
     if not loss.needs <= {"logits"}:
+        if recipe.kind == "images":
+            raise RecipeError(
+                f"methods.{name}: its losses compare {', '.join(sorted(loss.needs - {'logits'}))}, but students of a "
+                "merge of images are taught by logits; give losses of these, such as kd"
+            )
         return
     widths = _widths(merge_run(recipe.data.path), Path(recipe.voices[0].model).expanduser())
     draw = torch.Generator().manual_seed(0)

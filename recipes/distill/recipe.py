@@ -25,7 +25,6 @@ from recipes.distill.data import data_module, text_files
 from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
 from recipes.distill.grid import check_grid, run_grid
 from recipes.distill.language import NO_LIMIT, answer, check_answers
-from recipes.distill.many_tasks import run_merge
 from recipes.distill.merge_checks import check_student, check_teacher
 from recipes.distill.merge_run import check_merge_run, merge_run
 from recipes.distill.networks import (
@@ -194,7 +193,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         run_grid(recipe, recipe.grid, folder)
         return
     if recipe.data.source == "merge":
-        run_merge(recipe, folder)
+        _run_merge(recipe, folder)
         return
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     with told(RunError):
@@ -237,6 +236,17 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             save_network(student, folder.path / "students" / name, saved_beside(recipe, data))
         measures.draw(folder)
     _report(rows, folder, measures.costs, list(module.doubts.values()))
+
+
+def _run_merge(recipe: Recipe, folder: RunFolder) -> None:
+    if recipe.kind == "language":
+        from recipes.distill.many_prompts import run_prompts
+
+        run_prompts(recipe, folder)
+        return
+    from recipes.distill.many_tasks import run_merge
+
+    run_merge(recipe, folder)
 
 
 def _report(rows: list[Values], folder: RunFolder, measured: Values, doubts: list[str]) -> None:

@@ -143,6 +143,12 @@ class Data:
 
 
 DECIDED = ("pattern", "classes", "grey", "test_rows", "length")  # keys of the data that a merge decides
+# Values of a regime about images and about networks that a merge's data and students do not take.
+SHOWN = (
+    *("image_size", "drop_path", "dropout", "repeats", "auto_augment", "mixup", "cutmix", "mix_probability"),
+    *("switch_probability", "color_jitter", "erase", "crop", "padding", "scale", "ratio", "interpolation", "flip"),
+    "test_crop",
+)
 Terms = dict[str, dict[str, Any]]
 
 
@@ -316,11 +322,10 @@ class Recipe(FedBlock):
         """Refuse what the merge decides, and what is not done with its data."""
         if not self.data.path:
             raise FieldError("data.path", "expected the folder of a merge run with source merge, got ''")
-        plain, none, student = Data(), "a merge's teacher is its twin", "students are made whole"
+        plain, none = Data(), "a merge's teacher is its twin"
         decided: dict[str, tuple[object, object, str]] = {
-            **{
-                f"data.{key}": (getattr(self.data, key), getattr(plain, key), "the merge decides it") for key in DECIDED
-            },
+            **{f"data.{key}": (getattr(self.data, key), getattr(plain, key), "it decides this") for key in DECIDED},
+            "teacher.changes": (self.teacher.changes, {}, none),
             "teacher.options": (self.teacher.options, {}, none),
             "teacher.train": (self.teacher.train, False, none),
             "teacher.others": (self.teacher.others, [], none),
@@ -330,8 +335,12 @@ class Recipe(FedBlock):
             "teacher.dtype": (self.teacher.dtype, "float32", "its router reads what it computes"),
             "grid": (self.grid, None, "a grid has data of its own"),
             "samples": (self.samples or None, None, "the inputs are the merge's"),
-            "lora_rank": (self.lora_rank, 0, student),
+            "lora_rank": (self.lora_rank, 0, "students are made whole"),
         }
+        if shown := sorted(set(self.changes) & set(SHOWN)):
+            raise FieldError(f"changes.{shown[0]}", "expected none with a merge as data, whose inputs are as they are")
+        if self.kind == "language":
+            decided["chunk"] = (self.chunk, 0, "a routed twin's logits are made whole")
         for where, (given, wanted, why) in decided.items():
             if given != wanted:
                 told = "none" if wanted in (None, [], {}, "", Keep()) else str(wanted).lower()

@@ -41,12 +41,9 @@ print(float(states.abs().sum()), *logits.flatten().tolist(), *whole.config.id2la
 """
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> tiny.World:
-    made = tiny.World(tmp_path_factory.mktemp("many"))
-    done = made.run(made.recipe("merge", trainer={"max_epochs": 6}), "merge")
-    assert done.code == 0, done.err
-    return made
+@pytest.fixture
+def world(merged) -> tiny.World:
+    return merged
 
 
 def many(world, **changes):
@@ -70,10 +67,10 @@ def many(world, **changes):
 
 
 @pytest.fixture(scope="module")
-def done(world) -> Path:
-    made = world.run(many(world, methods={"kd": {"kd": {}}, "ce": {}}), "many")
+def done(merged) -> Path:
+    made = merged.run(many(merged, methods={"kd": {"kd": {}}, "ce": {}}), "many")
     assert made.code == 0, made.err
-    return world.folder / "many"
+    return merged.folder / "many"
 
 
 def result(folder):
