@@ -33,7 +33,7 @@ def answer(recipe: Recipe, stage: Stage, merge: Stage, students: Sequence[Stage]
             return True
         folder.say(f"stage {stage.name}: begins in {stage.folder}")
         places = {student.name: student_of(student) for student in students}
-        made = read_merged(merge.folder, folder.say, students=places, texts=True, columns=recipe.explain.columns)
+        made = read_merged(merge.folder, folder.say, places, examples=True, columns=recipe.explain.columns)
         with whole_file(stage.folder / TABLE) as file:
             made.to_parquet(file, index=False)
         write_json(stage.folder / RESULT, {"rows": len(made), "columns": list(made.columns)})

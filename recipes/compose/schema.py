@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from distill.errors import DistillError
 from distill.regimes import regime
+from recipes.distill.merge_run import merge_kind
 from recipes.distill.schema import Data, Network, Recipe as Distillation
 from recipes.explain.domains import DomainData
 from recipes.explain.models import ExplainedModel
@@ -17,6 +18,12 @@ from recipes.merge.schema import Recipe as Merge
 from recipes.running.trainer import TrainerConfig
 
 MERGE = "merge"  # name of the first stage
+GROUPS = {
+    "task": ["task"],
+    "length": ["words"],
+    "confidence": ["confidence", "entropy"],
+    "router": ["router_confidence"],
+}
 MODELS = ("expert", "twin")  # what the students are compared with, and no student may be called
 
 
@@ -28,13 +35,13 @@ class Student:
         model: Its body: a folder, a Hub name or shipped:minilm; empty is the base of the experts, started from the
             twin's shared expert.
         options: For its constructor, as num_hidden_layers.
-        losses: Losses and their options; none takes kd as it was published for the regime.
+        losses: Losses and their options, as in the recipe distill; kd alone reads no labels.
         changes: Values of the regime that are different for this student.
     """
 
     model: str = ""
     options: dict[str, Any] = field(default_factory=dict)
-    losses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    losses: dict[str, dict[str, Any]] = field(default_factory=lambda: {"kd": {"temperature": 2.0}})
     changes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -44,23 +51,16 @@ class Explained:
 
     Attributes:
         loss: zero_one (a wrong answer), brier or log.
-        groups: What the difference is shared out among: columns by name. The columns are task, label, words (of the
-            text), confidence and entropy (of the expert), router_confidence (largest weight of the mixture), and those
-            of `columns`.
+        groups: What the difference is shared out among: columns by name. The columns are task, source, label, words
+            (of a text), confidence and entropy (of the expert), router_confidence (largest weight of the mixture), and
+            those of `columns`. None at all takes task, length (words), confidence and router.
         columns: Further columns of the tasks' own files.
         examples: How many inputs on which the models differ are shown.
         estimation: How the shares are estimated.
     """
 
     loss: Literal["zero_one", "brier", "log"] = "zero_one"
-    groups: dict[str, list[str]] = field(
-        default_factory=lambda: {
-            "task": ["task"],
-            "length": ["words"],
-            "confidence": ["confidence", "entropy"],
-            "router": ["router_confidence"],
-        }
-    )
+    groups: dict[str, list[str]] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     examples: int = 12
     estimation: Estimation = field(default_factory=Estimation)
@@ -68,8 +68,6 @@ class Explained:
     def __post_init__(self) -> None:
         """Refuse what cannot be explained."""
         check_range(self.examples, "examples", low=0, high=1000)
-        if not self.groups or not all(self.groups.values()):
-            raise FieldError("groups", f"expected at least one group, each of at least one column, got {self.groups}")
 
 
 @dataclass
@@ -117,6 +115,8 @@ class Recipe:
             check_name(name, "students")
             if name in (MERGE, *MODELS):
                 raise FieldError(f"students.{name}", f"expected another name than {', '.join((MERGE, *MODELS))}")
+            if not student.losses:
+                raise FieldError(f"students.{name}.losses", "expected at least one loss, got none")
             try:
                 regime(self.regime, self.changes | student.changes)
             except DistillError as error:
@@ -152,11 +152,23 @@ class Recipe:
                 data=Data(source="merge", path=str(run)),
                 regime=self.regime,
                 changes=self.changes | student.changes,
-                methods={name: student.losses} if student.losses else {"kd": {}},
+                methods={name: student.losses},
                 trainer=self.trainer,
             )
         except FieldError as error:
             raise FieldError(f"students.{name}", f"{error.where}: {error.message}") from error
+
+    def _groups(self) -> dict[str, list[str]]:
+        """What losses are shared out among; images have no length."""
+        if self.explain.groups:
+            return self.explain.groups
+        images = self.merge is not None and self.merge.tasks[0].kind == "images"
+        taken = merge_kind(self.taken[MERGE]) if MERGE in self.taken else "texts"
+        return {
+            name: columns
+            for name, columns in GROUPS.items()
+            if "words" not in columns or not (images or taken == "images")
+        }
 
     def pairs(self) -> list[tuple[str, str]]:
         """What is compared with what: the experts with the twin, and the twin with every student."""
@@ -175,7 +187,7 @@ class Recipe:
         first, second = (ExplainedModel("losses", columns=[f"{model}_{self.explain.loss}"]) for model in pair)
         try:
             return Explanation(
-                groups=self.explain.groups,
+                groups=self._groups(),
                 name="-".join(pair),
                 seed=self.seed,
                 mode="models",

@@ -98,7 +98,8 @@ def _stage(recipe: Recipe, name: str, made: Merge | Distillation | Explanation |
 
 def _stored(name: str, decides: object) -> Path:
     """Folder in the user's cache for what these values decide, with the code of this project."""
-    key = json.dumps([built_with(*PACKAGES), decides], sort_keys=True)
+    # Stages are runs of other recipes: what this one makes of them is told anew every time.
+    key = json.dumps([built_with(*PACKAGES, without="recipes.compose"), decides], sort_keys=True)
     return cache_root() / "stages" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 

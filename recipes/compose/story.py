@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.compose.pictures import draw_contributions, draw_stages
-from recipes.compose.schema import Recipe
+from recipes.compose.schema import MODELS, Recipe
 from recipes.compose.stages import TABLE, Stage
+from recipes.front.parse import parse
 from recipes.running.intervals import half_interval
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Stages = tuple[Stage, list[Stage], Stage, list[Stage]]
+ROUNDED = 1e-6  # what single precision makes of a share
 LONGEST = 240  # characters of an input that are shown
 
 
@@ -70,6 +72,7 @@ def finish(recipe: Recipe, folder: RunFolder, stages: Stages, reused: Sequence[s
     scores = _scores(merge, students)
     split = {pair: parts(table, pair, recipe.explain.loss) for pair in recipe.pairs()}
     outcome = _outcome(recipe, stages, scores, split)
+    outcome["answers_equal_scores"] = apart = _apart(recipe, merge, table, scores)
     outcome |= {
         "stages": {s.name: str(s.folder) for s in (merge, *students, answers, *why)},
         "reused_stages": [*reused],
@@ -84,10 +87,16 @@ def finish(recipe: Recipe, folder: RunFolder, stages: Stages, reused: Sequence[s
         "Who lost what, and where": [{"model": name, **_flat(row)} for name, row in scores.items()],
         "From step to step": _steps(split),
         "What the differences depend on": [row for stage in why for row in _shares(stage)],
+        "What the statuses mean": _meanings(why),
         "Inputs on which they differ": _examples(recipe, table),
         "Stages": [_stage_row(stage, stage.name in reused) for stage in (merge, *students, answers, *why)],
     }
     told = _summary(recipe, scores, split)
+    if apart > ROUNDED:
+        told += (
+            f" Shares of right answers here and in the stages' own reports differ by up to {apart:.4f}: those were "
+            "scored in another number format, or on another machine."
+        )
     folder.finish(outcome, {title: rows for title, rows in tables.items() if rows}, summary=told)
     folder.say(told)
 
@@ -117,6 +126,22 @@ def _scores(merge: Stage, students: Sequence[Stage]) -> dict[str, Row]:
             "tasks": tasks,
         }
     return table
+
+
+def _apart(recipe: Recipe, merge: Stage, table: pd.DataFrame, scores: Mapping[str, Row]) -> float:
+    """Largest difference of a share of right answers between this table and the reports of the stages."""
+    tasks = (recipe.merge or parse(merge.folder / "recipe.yaml").recipe).tasks
+    right = 1 - table.groupby("task")[[f"{model}_zero_one" for model in (*MODELS, *recipe.students)]].mean()
+    named = {"expert": "experts"}
+    return max(
+        (
+            abs(float(right.loc[task.name, f"{model}_zero_one"]) - scores[named.get(model, model)]["tasks"][task.name])
+            for task in tasks
+            if task.metric == "accuracy"
+            for model in (*MODELS, *recipe.students)
+        ),
+        default=0.0,
+    )
 
 
 def _flat(row: Row) -> Row:
@@ -171,10 +196,18 @@ def _shares(stage: Stage) -> list[Row]:
         {
             "step": stage.name.replace("-", " to "),
             "group": name,
-            **{key: term[key] for key in ("value", "low", "high", "status")},
+            "share": term["value"],
+            **{key: term[key] for key in ("low", "high", "status")},
         }
         for name, term in told["outcome"].items()
     ]
+
+
+def _meanings(why: Sequence[Stage]) -> list[Row]:
+    from explain.report import STATUS_MEANING
+
+    met = {row["status"] for stage in why for row in _shares(stage)}
+    return [{"status": name, "meaning": meaning} for name, meaning in STATUS_MEANING.items() if name in met]
 
 
 def _examples(recipe: Recipe, table: pd.DataFrame) -> list[Row]:

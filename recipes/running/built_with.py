@@ -12,11 +12,12 @@ LIBRARIES = ("torch", "lightning", "transformers", "timm", "torchmetrics", "scik
 
 
 @cache
-def built_with(*packages: str) -> str:
+def built_with(*packages: str, without: str = "none") -> str:
     """Digest of every Python file of some packages, with the versions of the libraries that compute.
 
     Args:
         packages: Names of top-level packages; none of them is imported.
+        without: A package within them whose files do not count, such as recipes.compose.
     """
     found = hashlib.sha256()
     for library in LIBRARIES:
@@ -28,7 +29,9 @@ def built_with(*packages: str) -> str:
         spec = importlib.util.find_spec(package)
         for root in map(Path, (spec.submodule_search_locations if spec else None) or []):
             for file in sorted(root.rglob("*.py")):
-                content = file.read_bytes()
-                found.update(f"{package}/{file.relative_to(root).as_posix()} {len(content)}\n".encode())
+                name, content = f"{package}/{file.relative_to(root).as_posix()}", file.read_bytes()
+                if name.startswith(f"{without.replace('.', '/')}/"):
+                    continue
+                found.update(f"{name} {len(content)}\n".encode())
                 found.update(content)
     return found.hexdigest()

@@ -116,8 +116,8 @@ def search(path: Path, base: Parsed, options: argparse.Namespace) -> int:
     about = {"keys": wanted.plan.values, "seeds": wanted.plan.seeds, "for": wanted.number, "largest": wanted.largest}
     if options.resume is not None and json.loads((folder / ABOUT).read_text(encoding="utf-8")) != about:
         raise RecipeError(
-            f"--resume: the search in {folder} was over other values, under other seeds or for another number; put them "
-            "back (only --trials may grow), or start a new one"
+            f"--resume: the search in {folder} was over other values, under other seeds or for another number; put "
+            "them back (only --trials may grow), or start a new one"
         )
     with locked(folder):
         write_text(folder / RECIPE, to_yaml(base.recipe))
