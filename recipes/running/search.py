@@ -186,7 +186,7 @@ def _search(
             chosen.append(_choose(study, spaces, base.recipe.seed, len(chosen)))
         write_json(folder / TRIALS, chosen)
         now = chosen[len(values) : min(len(values) + together, wanted.trials)]
-        cells = [cell for settings in now for cell in wanted.cells(settings)]
+        cells = [cell for settings in now for cell in wanted.cells(settings) if cell not in failed]  # chosen again
         _check_trials(run, options, cells)
         failed += run_all(cells, run, jobs, options.on)
         for settings in now:
@@ -267,6 +267,8 @@ def _ended(place: Path, number: str) -> float:
 
 def _logged(metrics: Path, number: str) -> float:
     column = number.removeprefix(LOGGED)
+    if not metrics.is_file():
+        raise RecipeError(f"{number}: the runs of this recipe log no {METRICS}; name a number of result.json")
     with metrics.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     told = [row[column] for row in rows if row.get(column)]
