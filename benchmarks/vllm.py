@@ -8,10 +8,10 @@ rank 8 that plain PEFT wrote. All is greedy, in float32. The environment of vLLM
 throughput is that of eight clients, in rounds that alternate between the routed front and a vLLM server without
 adapters that serves the shared model; prompts are new in every round, so that mixtures are made and loaded in the time
 that is measured. Further sides tell the shares of the price: the experts' own adapters on a vLLM without the plug-in
-(`stock`, on the small twin alone) and on the one with it, which has our products of adapters on CPUs (`adapters`), both without the front; and
-mixtures asked for by name from the front, which are loaded already and not routed (`named`). Requests for the shared
-model beside others for adapters are compared too, on both servers. What is measured of one twin is kept in
-``runs/vllm.jsonl``, and a run that was stopped goes on behind it: remove the file to measure anew.
+(`stock`, on the small twin alone) and on the one with it, which has our products of adapters on CPUs (`adapters`), both
+without the front; and mixtures asked for by name from the front, which are loaded already and not routed (`named`).
+Requests for the shared model beside others for adapters are compared too, on both servers. What is measured of one twin
+is kept in ``runs/vllm.jsonl``, and a run that was stopped goes on behind it: remove the file to measure anew.
 """
 
 import contextlib
