@@ -12,6 +12,7 @@ from benchmarks import families
 from recipes.explain.merged import read_merged
 from tests.recipes.merge.test_images import paint, recipe
 from tests.recipes.tiny import World
+from twinmerge.states import states_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -59,9 +60,8 @@ def test_a_merge_of_images_teaches_one_student(world):
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         wanted = model.classify(pixel_values=images, head="shades").logits
-        assert torch.allclose(
-            model.heads["shades"](twinmerge.modeling_twin.states_of(body, body(images))), wanted, atol=1e-5
-        )
+        alone = model.heads["shades"](states_of(body, body(images)))
+    assert torch.allclose(alone, wanted, atol=1e-5)
     with world.inside():
         table = read_merged(world.folder / "merge", lambda _: None, {"kd": folder}, examples=True)
     assert "words" not in table.columns
