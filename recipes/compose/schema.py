@@ -145,7 +145,9 @@ class Recipe:
         kind, tasks = self.kind, self.merge.tasks if self.merge else []
         for index, task in enumerate(tasks):
             if task.kind == "regression":
-                told = f"expected classes, since losses of numbers are not compared, got {task.kind!r}; leave {task.name!r} out"
+                told = (
+                    f"expected classes, since losses of numbers are not compared, got {task.kind!r}; leave the task out"
+                )
                 raise FieldError(f"merge.tasks.{index}.kind", told)
         if self.explain.columns and kind != "texts":
             why = NO_COLUMNS if kind == "language" else "expected none with images, whose files have no columns"

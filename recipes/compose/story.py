@@ -143,7 +143,7 @@ def _as_scored(merge: Mapping[str, Any], row: Row) -> Scores:
 
 
 def _over(made: Scores, twin: Scores) -> float:
-    """A score as a share of the twin's: of the means, but where these leave out perplexities, by task as `normalised`."""
+    """A score as a share of the twin's: of the means, or by task where a mean would leave perplexities out."""
     if getattr(made, "lower", None) or not twin.mean:
         return made.normalised(twin)
     return made.mean / twin.mean
