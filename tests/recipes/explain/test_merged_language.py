@@ -1,8 +1,8 @@
 """The table of a merge of language models: every loss against plain forwards of one row at a time."""
 
-import dataclasses
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ LOSSES = ("zero_one", "brier", "log")
 def world(tmp_path_factory) -> tiny_lm.World:
     """A merge of four LoRA experts, one of each kind of task, and a student that is the base with other weights."""
     made = tiny_lm.World(tmp_path_factory.mktemp("spoken"))
+    few = {"max_train": 60, "max_validation": 10, "max_test": 14}
     plain = tiny_lm.tiny.task_source(made.folder, "mood") | {"name": "plain", "language": {"form": "text"}}
     tasks = [
         tiny_lm.source(made.folder, "mood", "perplexity"),
@@ -35,15 +36,8 @@ def world(tmp_path_factory) -> tiny_lm.World:
         tiny_lm.chats(made.folder),
         plain,
     ]
-    tasks = [task | {"max_train": 60, "max_validation": 10, "max_test": 14} for task in tasks]
-    recipe = made.causal(
-        "merge",
-        tasks,
-        training={"lora_rank": 4},
-        trainer={"max_epochs": 2},
-        exclusive={"rank": 4},
-        router={"items": 40},
-    )
+    options = {"exclusive": {"rank": 4}, "router": {"items": 40}, "trainer": {"max_epochs": 2}}
+    recipe = made.causal("merge", [task | few for task in tasks], training={"lora_rank": 4}, **options)
     done = made.run(recipe | {"baselines": {"scales": [0.5]}}, "merge")
     assert done.code == 0, done.err
     tiny_lm.save_llama(made.folder / "students/small/model", seed=5)
@@ -156,20 +150,19 @@ def test_the_shares_and_perplexities_are_those_of_the_merge(world, table):
         assert np.exp(mood[f"{model}_log"].mean()) == pytest.approx(scored[row]["tasks"]["mood"], rel=1e-4)
 
 
-def test_batches_change_no_number(world, table, monkeypatch):
+@pytest.mark.parametrize("size", [1, 3])
+def test_batches_change_no_number(world, table, monkeypatch, size):
     def other(folder, recipe, *given, **named):
-        return whole(folder, dataclasses.replace(recipe, eval_batch_size=1 + 2 * size), *given, **named)
+        return merged_language.language_rows(folder, replace(recipe, eval_batch_size=size), *given, **named)
 
-    whole = merged_language.language_rows
-    for size in (0, 1):  # rows alone, and by threes
-        monkeypatch.setattr("recipes.explain.merged.language_rows", other)
-        found = asked(world, examples=True)
-        assert list(found.columns) == list(table.columns)
-        for name in table.columns:
-            if table[name].dtype.kind == "f":
-                assert np.allclose(found[name], table[name], atol=1e-5)
-            else:
-                assert found[name].tolist() == table[name].tolist()
+    monkeypatch.setattr("recipes.explain.merged.language_rows", other)
+    found = asked(world, examples=True)
+    assert list(found.columns) == list(table.columns)
+    for name in table.columns:
+        if table[name].dtype.kind == "f":
+            assert np.allclose(found[name], table[name], atol=1e-5)
+        else:
+            assert found[name].tolist() == table[name].tolist()
 
 
 def test_the_recipe_explains_the_twin_and_refuses_what_it_cannot_read(world, table):
