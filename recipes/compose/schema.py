@@ -172,6 +172,7 @@ class Recipe:
             FieldError: When the recipe distill refuses it.
         """
         student = self.students[name]
+        whole: dict[str, Any] = {"chunk": 0} if self.kind == "language" else {}  # as a routed twin's logits are made
         try:
             return Distillation(
                 student=Network(student.model, dict(student.options)),
@@ -182,7 +183,7 @@ class Recipe:
                 changes=self.changes | student.changes,
                 methods={name: student.losses},
                 trainer=self.trainer,
-                **({"chunk": 0} if self.kind == "language" else {}),
+                **whole,
             )
         except FieldError as error:
             raise FieldError(f"students.{name}", f"{error.where}: {error.message}") from error

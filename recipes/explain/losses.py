@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,5 +46,5 @@ def entropy(logits: Tensor) -> Tensor:
     >>> [round(float(value), 4) for value in entropy(torch.tensor([[0.0, 0.0], [50.0, 0.0]]))]
     [1.0, 0.0]
     """
-    largest = torch.tensor(float(logits.shape[-1])).log()
-    return torch.special.entr(logits.softmax(-1)).sum(-1) / largest
+    found: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
+    return found / math.log(logits.shape[-1])
