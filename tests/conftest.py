@@ -40,6 +40,14 @@ ALLOWED_KEYS = {
 ALLOWED_THREADS = ("TMonitor", "tqdm", "QueueFeederThread", "QueueManagerThread", "ThreadPoolExecutor", "asyncio")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unhurried_disk() -> Iterator[None]:
+    """Files are not forced to the disk: no test pulls the plug, and a run folder would wait for a dozen of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: os.fstat(file) and None)  # what is no open file fails as before
+        yield
+
+
 @pytest.fixture(autouse=True)
 def environment_police() -> Iterator[None]:
     """Restore the environment, and fail a test that leaves a variable behind."""
