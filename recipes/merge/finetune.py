@@ -270,7 +270,8 @@ def train_expert(
 def _data(base: str, task: TextTask, where: Path | str, training: Training, seed: int) -> LightningDataModule:
     """The rows of a task as its model reads them."""
     if task.kind == "images":
-        from recipes.data.image_module import ImageDataModule, look_of
+        from recipes.data.image_module import ImageDataModule
+        from recipes.data.looks import look_of
 
         look = look_of(base, training.image_size)
         return ImageDataModule(

@@ -205,7 +205,8 @@ def _write(
 
 def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> MixedTextDataModule | MixedImageDataModule:
     if recipe.tasks[0].kind == "images":
-        from recipes.data.image_module import MixedImageDataModule, look_of
+        from recipes.data.image_module import MixedImageDataModule
+        from recipes.data.looks import look_of
 
         look, batch = look_of(recipe.base, recipe.training.image_size), recipe.training.batch_size
         rows = recipe.eval_batch_size

@@ -11,8 +11,9 @@ from PIL import Image
 
 import twinmerge
 from benchmarks import families
-from recipes.data.image_module import ImageDataModule, Look, MixedImageDataModule
+from recipes.data.image_module import ImageDataModule, MixedImageDataModule
 from recipes.data.image_tasks import IMAGE_TASKS, Picture
+from recipes.data.looks import Look
 from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
