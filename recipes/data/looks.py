@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from recipes.data.models import resolve_model
+from recipes.data.models import reader_of, resolve_model
 from recipes.errors import RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from PIL.Image import Image
 
-    from recipes.data.image_tasks import Picture
+    from transformers import PreTrainedModel
 
-__all__ = ["Look", "look_of"]
+    from recipes.data.image_tasks import Picture
+    from recipes.data.models import Reader
+    from recipes.data.task_source import TaskSource
+
+__all__ = ["Look", "look_of", "saved_reader"]
 
 SHAPES = (600, 400), (500, 800)  # width and height of images by which a processor is asked what it does
 COLOUR = (200, 110, 40)
+BICUBIC = 3  # of Pillow, and so of transformers' processors
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,12 @@ class Look:
 
         Without a processor its shorter side is brought to the size, and the rest of the longer one is cut off.
         """
+        return self.cut(picture.open().convert("RGB"))
+
+    def cut(self, image: Image) -> Tensor:
+        """What `resized` makes of an image in red, green and blue."""
         from torchvision.transforms import v2
 
-        image = picture.open().convert("RGB")
         if self.processed is None:
             pixels = v2.functional.pil_to_tensor(image)
             bicubic = v2.InterpolationMode.BICUBIC
@@ -118,12 +127,11 @@ def _processor(base: str | Path) -> Callable[[Image], Tensor]:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:160]
         raise RunError(f"the base {base} has no image processor ({reason}); give a base that reads images") from error
+    return partial(_pixels, made)
 
-    def processed(image: Image) -> Tensor:
-        found: Tensor = made(images=[image], return_tensors="pt")["pixel_values"][0]
-        return found
 
-    return processed
+def _pixels(processor: Callable[..., Mapping[str, Tensor]], image: Image) -> Tensor:
+    return processor(images=[image], return_tensors="pt")["pixel_values"][0]
 
 
 def _seen(base: str | Path, processed: Callable[[Image], Tensor], image: Image) -> Tensor:
@@ -139,3 +147,41 @@ def _seen(base: str | Path, processed: Callable[[Image], Tensor], image: Image) 
             "three channels of pixels; give another base"
         )
     return found.float()
+
+
+def saved_reader(where: Path | str, tasks: Sequence[TaskSource], look: Look | None, model: PreTrainedModel) -> Reader | None:
+    """What to save beside a model, so that who loads both gives it the inputs that it was trained on.
+
+    Args:
+        where: Folder or Hub id of the tokenizer or processor.
+        tasks: Of the recipe.
+        look: How the model saw images; None for texts.
+        model: To be saved; the processor of timm's models stands in its configuration, which is changed.
+
+    Returns:
+        The tokenizer or the processor; None where no processor of this kind makes what the look makes.
+    """
+    reader = reader_of(where, tasks)
+    if look is None or look.processed is not None:
+        return reader
+    if hasattr(reader, "data_config"):  # of timm
+        whole = {"input_size": [3, look.size, look.size], "crop_pct": 1.0, "crop_mode": "center"}
+        model.config.pretrained_cfg = {**model.config.pretrained_cfg, **whole, "interpolation": "bicubic"}
+        made = type(reader)(pretrained_cfg=model.config.pretrained_cfg)
+    else:
+        whole = {"size": {"shortest_edge": look.size}, "crop_size": {"height": look.size, "width": look.size}}
+        whole |= {"do_resize": True, "do_center_crop": True, "resample": BICUBIC, "crop_pct": 1.0}
+        made = type(reader).from_dict({**reader.to_dict(), **whole})
+    return made if _agree(look, made) else None
+
+
+def _agree(look: Look, reader: Callable[..., Mapping[str, Tensor]]) -> bool:
+    """Whether a processor makes the same of two images as a look, but for a pixel's shift and roundings."""
+    from PIL.Image import radial_gradient
+
+    for shape in SHAPES:
+        image = radial_gradient("L").resize(shape).convert("RGB")
+        wanted, found = look.normalised(look.cut(image)[None])[0], _pixels(reader, image)
+        if found.shape != wanted.shape or (found - wanted).abs().max() * min(look.std) > 0.04:
+            return False
+    return True

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import transformers
 from PIL import Image
 
 from recipes.data.image_tasks import Picture
-from recipes.data.looks import look_of
+from recipes.data.looks import look_of, saved_reader
+from recipes.data.task_source import TaskSource
 from recipes.errors import RunError
 
 PROCESSORS = {  # how each cuts an image of another shape
@@ -77,6 +79,39 @@ def test_another_side_shows_the_whole_image(image: Picture, tmp_path: Path) -> N
     assert found.shape == (24, 24, 3)
     assert (found.float() - torch.from_numpy(np.array(wanted)).float()).abs().max() <= 2
     assert look_of(tmp_path, 40).resized(image).equal(look_of(tmp_path).resized(image))
+
+
+TASKS = [TaskSource(name="mnist", kind="images")]
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_who_loads_a_model_with_its_processor_gives_it_the_images_of_its_training(
+    name: str, image: Picture, tmp_path: Path
+) -> None:
+    PROCESSORS[name].save_pretrained(tmp_path)
+    look = look_of(tmp_path, 24)
+    model = SimpleNamespace(config=None)
+    made = saved_reader(tmp_path, TASKS, look, model)  # type: ignore[arg-type]  # which only timm's would need
+    assert made is not None
+    made.save_pretrained(tmp_path / "saved")
+    again = look_of(tmp_path / "saved")
+    assert (again.size, again.mean, again.std) == (24, look.mean, look.std)
+    assert (again.resized(image).int() - look.resized(image).int()).abs().max() <= 12
+    own = saved_reader(tmp_path, TASKS, look_of(tmp_path), model)  # type: ignore[arg-type]
+    assert own is not None
+    assert own.to_dict() == PROCESSORS[name].to_dict()  # type: ignore[union-attr]
+
+
+def test_timm_says_it_in_the_configuration_of_the_model(image: Picture, tmp_path: Path) -> None:
+    told = {"input_size": [3, 40, 40], "crop_pct": 0.875, "interpolation": "bilinear", "mean": [0.5] * 3}
+    config = transformers.TimmWrapperConfig(architecture="resnet18", pretrained_cfg=told)
+    config.save_pretrained(tmp_path)
+    look = look_of(tmp_path, 24)
+    saved_reader(tmp_path, TASKS, look, SimpleNamespace(config=config))  # type: ignore[arg-type]
+    config.save_pretrained(tmp_path / "saved")
+    again = look_of(tmp_path / "saved")
+    assert (again.size, again.mean) == (24, look.mean)
+    assert (again.resized(image).int() - look.resized(image).int()).abs().max() <= 12
 
 
 def test_what_no_task_can_use_is_refused(tmp_path: Path) -> None:
