@@ -96,7 +96,9 @@ def look_of(base: str | Path, size: int = 0) -> Look:
     from PIL.Image import new
 
     processed = _processor(base)
-    found = [[_seen(base, processed, new("RGB", shape, colour)) for shape in SHAPES] for colour in (0, 0xFFFFFF, COLOUR)]
+    found = [
+        [_seen(base, processed, new("RGB", shape, colour)) for shape in SHAPES] for colour in (0, 0xFFFFFF, COLOUR)
+    ]
     black, white, colour = (images[0][:, images[0].shape[1] // 2, images[0].shape[2] // 2] for images in found)
     std = 1 / (white - black)
     mean = -black * std
@@ -140,7 +142,9 @@ def _seen(base: str | Path, processed: Callable[[Image], Tensor], image: Image) 
         found = processed(image)
     except Exception as error:  # each processor raises its own
         reason = " ".join(str(error).split())[:160]
-        raise RunError(f"the image processor of the base {base} fails on an image ({reason}); give another base") from error
+        raise RunError(
+            f"the image processor of the base {base} fails on an image ({reason}); give another base"
+        ) from error
     if found.ndim != 3 or found.shape[0] != 3:
         raise RunError(
             f"the image processor of the base {base} makes {tuple(found.shape)} out of an image, and tasks of images need "
@@ -149,7 +153,9 @@ def _seen(base: str | Path, processed: Callable[[Image], Tensor], image: Image) 
     return found.float()
 
 
-def saved_reader(where: Path | str, tasks: Sequence[TaskSource], look: Look | None, model: PreTrainedModel) -> Reader | None:
+def saved_reader(
+    where: Path | str, tasks: Sequence[TaskSource], look: Look | None, model: PreTrainedModel
+) -> Reader | None:
     """What to save beside a model, so that who loads both gives it the inputs that it was trained on.
 
     Args:

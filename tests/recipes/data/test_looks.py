@@ -1,6 +1,5 @@
 """A base's images are those that its own processor makes, or a sentence says why they cannot be."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,8 +62,7 @@ def test_images_are_those_of_the_processor(name: str, image: Picture, tmp_path: 
 def test_images_are_those_of_timm(mode: str, image: Picture, tmp_path: Path) -> None:
     told = {"input_size": [3, 40, 40], "crop_pct": 0.875, "crop_mode": mode, "interpolation": "bilinear"}
     told |= {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
-    config = {"model_type": "timm_wrapper", "architecture": "resnet18", "pretrained_cfg": told}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    transformers.TimmWrapperConfig(architecture="resnet18", pretrained_cfg=told).save_pretrained(tmp_path)
     same(tmp_path, image)
     assert look_of(tmp_path).mean == pytest.approx((0.4, 0.5, 0.6))
     assert look_of(tmp_path).std == pytest.approx((0.2, 0.3, 0.25))
