@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL.Image import Image
-
     from transformers import PreTrainedModel
 
     from recipes.data.image_tasks import Picture
@@ -105,16 +104,16 @@ def look_of(base: str | Path, size: int = 0) -> Look:
     look = Look(size, tuple(mean.tolist()), tuple(std.tolist()))
     if not torch.allclose(look.normalised(torch.tensor(COLOUR).view(1, 3, 1, 1)).flatten(), colour, atol=1e-4):
         raise RunError(
-            f"the image processor of the base {base} does more to colours than to scale each channel; give a base whose "
-            "processor normalises red, green and blue by a mean and a standard deviation"
+            f"the image processor of the base {base} does more to colours than to scale each channel; give a base "
+            "whose processor normalises red, green and blue by a mean and a standard deviation"
         )
     own = {min(image.shape[1:]) for image in found[0]}
     if size and {size} != own:
         return look
     if len(own) > 1:
         raise RunError(
-            f"the image processor of the base {base} makes images of {' and '.join(map(str, sorted(own)))} pixels out of "
-            "two sizes, and a task needs one; set training.image_size"
+            f"the image processor of the base {base} makes images of {' and '.join(map(str, sorted(own)))} pixels out "
+            "of two sizes, and a task needs one; set training.image_size"
         )
     return Look(own.pop(), look.mean, look.std, processed)
 
@@ -147,8 +146,8 @@ def _seen(base: str | Path, processed: Callable[[Image], Tensor], image: Image) 
         ) from error
     if found.ndim != 3 or found.shape[0] != 3:
         raise RunError(
-            f"the image processor of the base {base} makes {tuple(found.shape)} out of an image, and tasks of images need "
-            "three channels of pixels; give another base"
+            f"the image processor of the base {base} makes {tuple(found.shape)} out of an image, and tasks of images "
+            "need three channels of pixels; give another base"
         )
     return found.float()
 

@@ -117,7 +117,7 @@ def test_what_no_task_can_use_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does more to colours than to scale each channel"):
         look_of(tmp_path / "turned")
     transformers.ViTImageProcessor(do_resize=False).save_pretrained(tmp_path / "as they are")
-    with pytest.raises(RunError, match="images of 400 and 500 pixels out of two sizes, .*set training.image_size"):
+    with pytest.raises(RunError, match=r"images of 400 and 500 pixels out of two sizes, .*set training.image_size"):
         look_of(tmp_path / "as they are")
     assert look_of(tmp_path / "as they are", 32).size == 32
     (tmp_path / "none").mkdir()
