@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL.Image import Image
-    from transformers import PreTrainedModel
+    from transformers import BaseImageProcessor, PreTrainedModel
 
     from recipes.data.image_tasks import Picture
     from recipes.data.models import Reader
@@ -169,15 +169,16 @@ def saved_reader(
     reader = reader_of(where, tasks)
     if look is None or look.processed is not None:
         return reader
-    if hasattr(reader, "data_config"):  # of timm
+    processor = cast("BaseImageProcessor", reader)
+    if hasattr(processor, "data_config"):  # of timm
         whole = {"input_size": [3, look.size, look.size], "crop_pct": 1.0, "crop_mode": "center"}
         model.config.pretrained_cfg = {**model.config.pretrained_cfg, **whole, "interpolation": "bicubic"}
-        made = type(reader)(pretrained_cfg=model.config.pretrained_cfg)
+        made = type(processor).from_dict({"pretrained_cfg": model.config.pretrained_cfg})
     else:
         whole = {"size": {"shortest_edge": look.size}, "crop_size": {"height": look.size, "width": look.size}}
         whole |= {"do_resize": True, "do_center_crop": True, "resample": BICUBIC, "crop_pct": 1.0}
-        made = type(reader).from_dict({**reader.to_dict(), **whole})
-    return made if _agree(look, made) else None
+        made = type(processor).from_dict({**processor.to_dict(), **whole})
+    return cast("Reader", made) if _agree(look, made) else None
 
 
 def _agree(look: Look, reader: Callable[..., Mapping[str, Tensor]]) -> bool:

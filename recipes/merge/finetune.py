@@ -260,7 +260,8 @@ def train_expert(
         "test": test,
     }
     if trainer.is_global_zero:
-        reader = saved_reader(where, [source], getattr(data, "look", None), module.model)
+        model = cast("PreTrainedModel", module.model)
+        reader = saved_reader(where, [source], getattr(data, "look", None), model)
         with whole_folder(target, overwrite=True) as out:
             save_expert(module, reader, card, out)
         shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
