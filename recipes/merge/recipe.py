@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.data.models import load_body, reader_of, resolve_model
+from recipes.data.models import load_body, resolve_model
 from recipes.data.sources import load_task
 from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
@@ -169,6 +169,7 @@ def _write(
     beside: Beside,
 ) -> None:
     """The twin folder, and the report of the run."""
+    from recipes.data.looks import saved_reader
     from recipes.merge import report
     from recipes.merge.precision import NAMED
     from twinmerge.artefact import model_card, save
@@ -189,7 +190,7 @@ def _write(
     target = save(
         twin,
         folder.path / "merged",
-        tokenizer=reader_of(tokenizer, recipe.tasks),
+        tokenizer=saved_reader(tokenizer, recipe.tasks, getattr(judge.data, "look", None), twin),
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
         texts=texts,
         labels={task: expert.labels or [] for task, expert in experts.items()},
@@ -205,7 +206,8 @@ def _write(
 
 def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> MixedTextDataModule | MixedImageDataModule:
     if recipe.tasks[0].kind == "images":
-        from recipes.data.image_module import MixedImageDataModule, look_of
+        from recipes.data.image_module import MixedImageDataModule
+        from recipes.data.looks import look_of
 
         look, batch = look_of(recipe.base, recipe.training.image_size), recipe.training.batch_size
         rows = recipe.eval_batch_size
