@@ -1,0 +1,116 @@
+"""A merge of files that is killed (SIGKILL) at any moment goes on when it is called again, and ends in the same bytes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.twinmerge.big.small import config, write_family
+from twinmerge.big.writing import Journal, Shard, Writer, header_of
+
+# Every child is killed before one of the calls that change files, so that it ends where no handler runs.
+KILLS = """
+import hashlib, json, os, signal, sys
+from pathlib import Path
+from twinmerge.big.merge import merge_files
+from twinmerge.big.twin import twin_files
+from twinmerge.functional import blocks
+
+root, every = Path(sys.argv[1]), int(sys.argv[2])
+blocks.BLOCK = 1500
+base, experts = root / "base", {f"e{i}": root / f"e{i}" for i in range(2)}
+jobs = {
+    "merged": lambda out: merge_files(base, experts, out, method="ties", shard="40KB", vocabulary="pad"),
+    "twin": lambda out: twin_files(base, experts, out, rank=2, shard="40KB", vocabulary="pad"),
+}
+CALLS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.copyfile"}
+count, limit = 0, 0
+
+def tick():
+    global count
+    count += 1
+    if count == limit:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(lambda event, _: tick() if limit and event in CALLS else None)
+pwrite = os.pwrite
+
+def write(*given):
+    tick()
+    return pwrite(*given)
+
+os.pwrite = write
+
+def digest(folder):
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+            for f in sorted(folder.rglob("*")) if f.is_file()}
+
+def forked(job, out, at):
+    global limit, count
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    limit, count = at, 0
+    try:
+        job(out)
+        print(json.dumps(["calls", count]), flush=True)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+for name, job in jobs.items():
+    whole = root / f"whole-{name}" / "model"
+    assert forked(job, whole, 10**9) == 0
+    expected, at, kills = digest(whole), 1, 0
+    while True:
+        out = root / f"{name}-{at}" / "model"
+        status = forked(job, out, at)
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL, status
+        assert forked(job, out, at + every // 2 + 1) in (0, signal.SIGKILL)  # and once more while it goes on
+        assert forked(job, out, 10**9) in (0, 256) and out.exists()  # a whole one is not written over
+        found = digest(out)
+        assert found == expected, (name, at, [f for f in {*found, *expected} if found.get(f) != expected.get(f)])
+        assert [p.name for p in out.parent.iterdir()] == ["model"], (at, list(out.parent.iterdir()))
+        at, kills = at + every, kills + 1
+    print(json.dumps([name, kills]), flush=True)
+"""
+
+
+def test_a_merge_killed_at_any_call_ends_in_the_same_bytes(tmp_path):
+    write_family(tmp_path, 2, vocab=64, files=2)
+    for index, rows in enumerate((70, 60)):  # experts with other vocabularies, whose embeddings are written anew
+        from safetensors.torch import load_file, save_file
+
+        for file in (tmp_path / f"e{index}").glob("*.safetensors"):
+            tensors = load_file(file)
+            for name in ("model.embed_tokens.weight", "lm_head.weight"):
+                if name in tensors:
+                    tensors[name] = tensors[name].repeat(2, 1)[:rows].clone()
+            save_file(tensors, file, metadata={"format": "pt"})
+        (tmp_path / f"e{index}/config.json").write_text(json.dumps(config(False, vocab=rows)))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLS, str(tmp_path), "9"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-2000:]
+    counts = dict(json.loads(line) for line in done.stdout.splitlines() if '"calls"' not in line)
+    assert min(counts["merged"], counts["twin"]) > 5, counts
+
+
+def test_a_file_without_its_header_gets_it(tmp_path):
+    shard = Shard("model.safetensors", {"w": ("F32", (3, 4))})
+    (tmp_path / shard.name).touch()  # all that a killed process left
+    Writer(tmp_path, [shard]).close()
+    start = header_of(shard)
+    assert (tmp_path / shard.name).read_bytes() == start + bytes(48)
+
+
+def test_a_line_that_was_cut_off_is_not_gone_on_with(tmp_path):
+    file = tmp_path / ".journal"
+    file.write_text("task\ntensor a\nfactors e0 w 0.1")
+    journal = Journal(file)
+    journal.note("factors e0 v 0.5")
+    assert journal.done == {"tensor a", "factors e0 v 0.5"}
+    assert Journal(file).done == journal.done
