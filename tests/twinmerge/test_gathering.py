@@ -43,14 +43,14 @@ def test_sampled_fisher_information_is_the_exact_one_on_average():
     torch.manual_seed(0)
     layer, inputs = nn.Linear(4, 3), torch.randn(2, 5, 4)  # five places an input
     exact = fisher_information(dict(layer.named_parameters()), [lambda x=x: layer(x) for x in inputs.flatten(0, 1)])
-    repeats = 3000
+    repeats = 700
     found = sampled_fisher_information(
         {**dict(layer.named_parameters()), "unused": torch.ones(2, requires_grad=True)},
         [lambda x=x: layer(x) for x in inputs] * repeats,
         seed=1,
     )
     for name, value in exact.items():  # of all places of an input
-        torch.testing.assert_close(found[name], 5 * value, rtol=0.1, atol=0.01)
+        torch.testing.assert_close(found[name], 5 * value, rtol=0.15, atol=0.02)
     assert not found["unused"].any()
     with pytest.raises(ValueError, match="no input"):
         sampled_fisher_information({}, [])

@@ -225,10 +225,11 @@ def test_gates_read_the_prompt_alone_and_keep_to_it(base, family):
 @pytest.mark.parametrize("kind", ["smile", "arrow"])
 def test_experts_by_token_answer_a_batch_as_every_row_alone(base, family, kind):
     model, states = family
-    made, _ = layered(model, states, 32, kind)
+    made, _ = layered(model, states, 8, kind)  # at full rank all experts see as much of a token, and any may be taken
     rows = rows_of(base)
     for row, logs in zip(rows, completion_logs(Speaker(made, 0), rows), strict=True):
         assert float(logs.sum()) == pytest.approx(alone(made, row.tokens, row.prompt), rel=1e-3)
+    made, _ = layered(model, states, 32, kind)
     layer, name = made.model.layers[1].mlp.up_proj, "model.layers.1.mlp.up_proj.weight"
     inputs = torch.randn(2, 5, 32)
     wanted = sum(layer.gates(inputs)[..., t, None] * (inputs @ one[name].T) for t, one in enumerate(states.values()))
