@@ -109,7 +109,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     routing = train_router(recipe.router, features, len(tasks), recipe.seed, folder)
     twin.router = routing.router.to(judge.device)
     rows |= table.routed(judge, twin, read) | table.oracle(judge, twin)
-    beside = compared(judge, model, states, twin, features, read)
+    beside = compared(judge, model, states, twin, features, read, stored)
     rows |= {**beside.rows, **own}
 
     twin.router = None  # it keeps its precision
@@ -166,7 +166,7 @@ def _write(
     experts: Mapping[str, Expert],
     made: tuple[TwinMixin, Exclusive, Routing],
     found: tuple[dict[str, Scores], dict[str, tuple[float, dict[str, float]]], list[TextTask]],
-    beside: Beside,
+    beside: Beside[Scores],
 ) -> None:
     """The twin folder, and the report of the run."""
     from recipes.data.looks import saved_reader
@@ -196,7 +196,8 @@ def _write(
         labels={task: expert.labels or [] for task, expert in experts.items()},
         overwrite=True,
     )
-    base, places = sum(p.nbytes for p in model.parameters()), report.places(target)
+    stored = next(twin.parameters()).dtype  # of one model as of the twin's shared expert
+    base, places = stored.itemsize * sum(p.numel() for p in model.parameters()), report.places(target)
     size = {**report.sizes(base, experts, target), **beside.sizes(base, places)}
     outcome = report.result(rows, static, routing.numbers, size, labelled)
     outcome |= {"twin_bytes": places, "scored_in": NAMED[judge.precision], "shared": asdict(recipe.shared)}
