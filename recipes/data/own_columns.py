@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.data.splits import text_key
 from recipes.data.tables import absent, read_columns
@@ -41,7 +41,7 @@ def own_columns(
 
     made: dict[str, pd.Series] = {}
     for name in wanted:
-        values: list[Any] = []
+        values: list[object] = []
         for source, task in zip(sources, tasks, strict=True):
             found = _values(source, name)
             values += [None] * len(task.test) if found is None else _looked_up(source, task, name, found)
@@ -53,7 +53,7 @@ def own_columns(
     return made
 
 
-def _values(source: TaskSource, name: str) -> list[dict[str, Any]] | None:
+def _values(source: TaskSource, name: str) -> list[dict[str, object]] | None:
     """Rows of the file that the test rows were read or cut from; None where they have no such column."""
     if source.source not in FILES or source.kind == "images":
         return None
@@ -67,9 +67,9 @@ def _values(source: TaskSource, name: str) -> list[dict[str, Any]] | None:
     return [row for _, row in parts["test" if source.test else "train"]]
 
 
-def _looked_up(source: TaskSource, task: TextTask, name: str, found: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _looked_up(source: TaskSource, task: TextTask, name: str, found: Sequence[Mapping[str, object]]) -> list[object]:
     """A value for every test row; of rows that a cut made one, that of the first, which the cut has kept."""
-    known: dict[Any, list[Any]] = {}
+    known: dict[object, list[object]] = {}
     for row in found:
         texts = tuple(str(row[column]).strip() for column in source.text)
         text = texts[0] if len(texts) == 1 else (texts[0], texts[1])

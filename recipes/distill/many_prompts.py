@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -23,7 +23,7 @@ from recipes.data.models import resolve_model
 from recipes.distill.data import dealt, same_words
 from recipes.distill.many_tasks import report, row_of
 from recipes.distill.merge_run import MergeRun, merge_run
-from recipes.distill.networks import told
+from recipes.distill.networks import Values, told
 from recipes.distill.prompt_data import PromptData
 from recipes.distill.shorter import KEYS, kept_layers, shorter
 from recipes.distill.training import figures, fit
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
     from twinmerge.twin_mixin import TwinMixin
 
-Values = dict[str, Any]
 __all__ = ["PromptRouted", "run_prompts"]
 
 
@@ -173,8 +172,8 @@ def _scores(
     bench = replace(bench_of(run.recipe, folder, tokenizer, device), precision=precision)
     found = {}
     for name, network in networks.items():
-        model = cast("Any", network.to(device).eval()).model
-        speaker = Speaker(model, padding_of(tokenizer), model.route if name == "teacher" else None)
+        twin = cast("TwinMixin", network.to(device).eval().model)
+        speaker = Speaker(twin, padding_of(tokenizer), twin.route if name == "teacher" else None)
         found[name] = bench.score(name, lambda _, speaker=speaker: speaker, tasks=bench.merged)
     return found
 

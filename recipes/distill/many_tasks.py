@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from recipes.data.models import resolve_model
 from recipes.distill.data import same_words
 from recipes.distill.merge_run import MergeRun, merge_run
-from recipes.distill.networks import told
+from recipes.distill.networks import Values, told
 from recipes.distill.training import figures, fit
 from recipes.errors import RunError
 from recipes.running.quiet import hush_libraries
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     Mixed = MixedTextDataModule | MixedImageDataModule
 
-Values = dict[str, Any]
 __all__ = ["report", "row_of", "run_merge"]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from distill.regimes import regime
 from recipes.data import wheels
@@ -28,6 +28,7 @@ from recipes.distill.language import NO_LIMIT, answer, check_answers
 from recipes.distill.merge_checks import check_student, check_teacher
 from recipes.distill.merge_run import check_merge_run, merge_run
 from recipes.distill.networks import (
+    Values,
     check_twin,
     is_twin,
     load_network,
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from distill.tokens import TokenData
     from recipes.running.folder import RunFolder
 
-Values = dict[str, Any]
 __all__ = ["Recipe", "check", "run"]
 
 

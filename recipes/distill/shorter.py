@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from distill.errors import DistillError
 
@@ -34,7 +34,7 @@ def spread(total: int, count: int) -> list[int]:
     return [0] if count == 1 else [round(i * (total - 1) / (count - 1)) for i in range(count)]
 
 
-def kept_layers(total: int | None, options: Mapping[str, Any]) -> list[int] | None:
+def kept_layers(total: int | None, options: Mapping[str, object]) -> list[int] | None:
     """The layers that a student's options keep of a model; None keeps all.
 
     Args:
@@ -96,7 +96,7 @@ def shorter(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     if kinds := getattr(config, "layer_types", None):
         config.layer_types = [kinds[i] for i in kept]
     with torch.random.fork_rng(devices=[]):  # every weight is copied in, so that none may be drawn
-        made = type(model)(config).to(model.dtype)
+        made = type(model)(config)
     place = re.compile(rf"{re.escape(lists[0])}\.(\d+)\.")
     number = {str(old): str(new) for new, old in enumerate(kept)}
     state = {}
@@ -106,5 +106,6 @@ def shorter(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
             state[name] = value
         elif found[1] in number:
             state[f"{lists[0]}.{number[found[1]]}.{name[found.end() :]}"] = value
+    cast("nn.Module", made).to(model.dtype)
     made.load_state_dict(state)
     return cast("PreTrainedModel", made.eval())

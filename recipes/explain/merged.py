@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -187,7 +187,7 @@ def _experts(recipe: Recipe, tasks: Sequence[TextTask], device: torch.device) ->
     return with_experts(experts, heads)
 
 
-def _losses(found: Mapping[str, Tensor], truth: int) -> Iterator[tuple[str, Any]]:
+def _losses(found: Mapping[str, Tensor], truth: int) -> Iterator[tuple[str, float]]:
     """The losses of every model on one input, by column."""
     for name, logits in found.items():
         chance = logits.softmax(-1)
