@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from twinmerge.folders import Expert
     from twinmerge.twin_mixin import TwinMixin
 
-__all__ = ["Recipe", "check", "finished", "inputs", "run"]
+__all__ = ["Recipe", "check", "finished", "inputs", "mixed", "run"]
 
 
 def inputs(recipe: Recipe) -> list[Path]:
@@ -92,7 +92,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     if not _goes_on_alone():
         return
     labelled, tasks, experts = _prepared(recipe, folder, experts)
-    data, seen = _mixed(recipe, tasks, tokenizer), _mixed(recipe, labelled, tokenizer)
+    data, seen = mixed(recipe, tasks, tokenizer), mixed(recipe, labelled, tokenizer)
     judge = table.Judge.of(recipe, folder, tasks, data, model, experts)
     states = {task: expert.state for task, expert in experts.items()}
     whole = table.whole(judge, model, states)
@@ -205,7 +205,14 @@ def _write(
     report.finish(folder, outcome, exclusive.residuals, routing.mixture, more={"Number format": why})
 
 
-def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> MixedTextDataModule | MixedImageDataModule:
+def mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> MixedTextDataModule | MixedImageDataModule:
+    """All tasks' inputs in the batches in which a merge scores them.
+
+    Args:
+        recipe: Of the merge.
+        tasks: Its tasks.
+        tokenizer: Where the tokenizer of texts is.
+    """
     if recipe.tasks[0].kind == "images":
         from recipes.data.image_module import MixedImageDataModule
         from recipes.data.looks import look_of
