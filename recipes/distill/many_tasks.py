@@ -90,7 +90,8 @@ def _data(recipe: Recipe, run: MergeRun, tasks: Sequence[TextTask], twin: Path) 
 
 
 def _pictures(recipe: Recipe, run: MergeRun, tasks: Sequence[TextTask]) -> MixedImageDataModule:
-    from recipes.data.image_module import MixedImageDataModule, look_of
+    from recipes.data.image_module import MixedImageDataModule
+    from recipes.data.looks import look_of
     from recipes.distill.data import dealt
 
     class Pictures(dealt(MixedImageDataModule, recipe.training)):  # type: ignore[misc]  # a class that is made here
