@@ -49,7 +49,8 @@ def draw_contributions(folder: RunFolder, split: Mapping[tuple[str, str], list[P
 
     figure = Figure(figsize=(8, 0.5 * sum(map(len, split.values())) + 1.2), layout="constrained")
     axes = figure.subplots()
-    rows, ticks = [], []
+    rows: list[list[object]] = []
+    ticks: list[str] = []
     for (first, second), found in split.items():
         for part in found:
             place = -len(rows)
