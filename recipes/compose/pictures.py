@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from recipes.compose.story import Part
+    from recipes.compose.story import Part, Row
     from recipes.running.folder import RunFolder
 
 BOX = {"boxstyle": "round,pad=0.5", "facecolor": "#f6f8fa", "edgecolor": "#57606a"}
 
 
-def draw_stages(folder: RunFolder, scores: Mapping[str, Mapping[str, Any]], students: Iterable[str]) -> None:
+def draw_stages(folder: RunFolder, scores: Mapping[str, Row], students: Iterable[str]) -> None:
     """Experts, twin and students as boxes, with score and size of each."""
     from matplotlib.figure import Figure
 

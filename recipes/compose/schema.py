@@ -9,7 +9,7 @@ from typing import Any, Literal
 from distill.errors import DistillError
 from distill.regimes import regime
 from recipes.distill.merge_run import merge_kind
-from recipes.distill.schema import Data, Network, Recipe as Distillation
+from recipes.distill.schema import Data, Network, Recipe as Distillation, Terms
 from recipes.explain.domains import DomainData
 from recipes.explain.models import ExplainedModel
 from recipes.explain.schema import Estimation, Recipe as Explanation
@@ -41,7 +41,7 @@ class Student:
 
     model: str = ""
     options: dict[str, Any] = field(default_factory=dict)
-    losses: dict[str, dict[str, Any]] = field(default_factory=lambda: {"kd": {"temperature": 2.0}})
+    losses: Terms = field(default_factory=lambda: {"kd": {"temperature": 2.0}})
     changes: dict[str, Any] = field(default_factory=dict)
 
 
