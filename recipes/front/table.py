@@ -62,6 +62,9 @@ TABLE: dict[str, Entry] = {
     "explain": Entry("recipes.explain.recipe", "explain why a model does worse there than here, with intervals"),
     "hpo": Entry("recipes.hpo.recipe", "hybrid discrete-continuous control by unbiased mixed gradients"),
     "csp": Entry("recipes.csp.recipe", "adapt a policy to an opponent known only through data, conservatively"),
+    "compose": Entry(
+        "recipes.compose.recipe", "from experts to a dense student, with an explanation of what it still loses"
+    ),
     "export": Entry("recipes.merge.export", "convert a twin folder: dense, PEFT folders, Lightning checkpoint"),
 }
 

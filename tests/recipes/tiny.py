@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -153,15 +154,17 @@ class World:
             made[key] = before | value if isinstance(before, dict) and isinstance(value, dict) else value
         return made
 
+    @contextlib.contextmanager
+    def inside(self, cache: str = "cache") -> Iterator[None]:
+        """In the folder of this world, with its cache."""
+        there = mock.patch.dict(os.environ, {"GAPBRIDGE_CACHE": str(self.folder / cache)})
+        with contextlib.chdir(self.folder), there:
+            yield
+
     def run(self, recipe: dict[str, object], out: str, *words: str, cache: str = "cache") -> Outcome:
         """Run the command in this process; the run folder is `out` of this world."""
         said, complained = io.StringIO(), io.StringIO()
-        with (
-            contextlib.chdir(self.folder),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(complained),
-            mock.patch.dict(os.environ, {"GAPBRIDGE_CACHE": str(self.folder / cache)}),
-        ):
+        with self.inside(cache), contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
             code = main([self._written(recipe, out), "--out", out, *words])
         return Outcome(code, said.getvalue(), complained.getvalue())
 
