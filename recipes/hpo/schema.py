@@ -196,7 +196,7 @@ def training_of(recipe: Recipe, method: str, advised: Mapping[str, object] | Non
         method: One of its methods.
         advised: What `rl.hpo.advise` says of the simulator, for the method auto; its own changes come first.
     """
-    changes = {**((advised or {}) if method == AUTO else {}), **recipe.methods[method]}
+    changes: dict[str, Any] = {**((advised or {}) if method == AUTO else {}), **recipe.methods[method]}
     return dataclasses.replace(recipe.training, **changes)
 
 

@@ -78,7 +78,7 @@ def family(request, base):
 @pytest.fixture
 def seen(base, family):
     """What the methods look at: two tasks of three rows of several lengths."""
-    model, states = family
+    model, _ = family
     rows = rows_of(base)
     recipe = SimpleNamespace(
         seed=3, baselines=Baselines(data_items=3, data_steps=4), training=SimpleNamespace(batch_size=2)
