@@ -98,7 +98,9 @@ def layered(
         if not any(change.any() for change in changes):
             continue
         found = [truncated_svd(change, min(rank, *change.shape)) for change in changes]
-        ups, downs = (torch.stack(side).to(stored).float() for side in zip(*((f.up, f.down) for f in found), strict=True))
+        ups, downs = (
+            torch.stack(side).to(stored).float() for side in zip(*((f.up, f.down) for f in found), strict=True)
+        )
         with torch.no_grad():
             module.weight.copy_(start[weight])
         biases = None

@@ -159,9 +159,7 @@ def ensembled(
     return made.eval(), gates, size
 
 
-def learn(
-    gates: Sequence[Gate], answers: Callable[[int], Iterable[Tensor]], steps: int, folder: RunFolder
-) -> None:
+def learn(gates: Sequence[Gate], answers: Callable[[int], Iterable[Tensor]], steps: int, folder: RunFolder) -> None:
     """Make the answers to unlabelled inputs sure, by the gates alone.
 
     Args:
@@ -181,9 +179,7 @@ def learn(
             progress.advance()
 
 
-def scored(
-    judge: Judge, model: nn.Module, states: States, stored: torch.dtype = torch.float32
-) -> tuple[Scores, int]:
+def scored(judge: Judge, model: nn.Module, states: States, stored: torch.dtype = torch.float32) -> tuple[Scores, int]:
     """The row of WEMoE, and the bytes of what it stores beside the base.
 
     Raises:

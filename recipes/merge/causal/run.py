@@ -192,9 +192,7 @@ def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
     return padding_of(tokenizer)
 
 
-def _rows(
-    bench: Bench, model: Any, pad: int, experts: Mapping[str, Expert], expert: Callable[[str], Speaker]
-) -> Rows:
+def _rows(bench: Bench, model: Any, pad: int, experts: Mapping[str, Expert], expert: Callable[[str], Speaker]) -> Rows:
     """What merges look at beside the weights, and the experts on validation, to which scores are normalised."""
     from recipes.merge.causal.with_data import Rows
 

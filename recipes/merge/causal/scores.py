@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from recipes.data.language_task import Generation
     from recipes.merge.causal.encode import Row
 
-Route = Callable[[Tensor, Tensor], Tensor]  # prompts and their mask -> weights (batch, experts), or (batch, ..., experts)
+Route = Callable[
+    [Tensor, Tensor], Tensor
+]  # prompts and their mask -> weights (batch, experts), or (batch, ..., experts)
 Hold = Callable[[Tensor], AbstractContextManager[object]]
 
 
@@ -155,9 +157,7 @@ def completion_logs(speaker: Speaker, rows: Sequence[Row]) -> list[Tensor]:
     weights = speaker.weights([row.tokens[: row.prompt] for row in rows])
     ids, mask = speaker.batch([row.tokens for row in rows], left=False)
     with speaker.holding(weights):
-        logits = speaker.model(
-            input_ids=ids, attention_mask=mask, use_cache=False, **speaker.mixture(weights)
-        ).logits
+        logits = speaker.model(input_ids=ids, attention_mask=mask, use_cache=False, **speaker.mixture(weights)).logits
     found = []
     for index, row in enumerate(rows):
         said = ids[index, row.prompt : len(row.tokens)]

@@ -1,4 +1,4 @@
-"""A merge of files that is killed (SIGKILL) at any moment goes on when it is called again, and ends in the same bytes."""
+"""A merge of files that is killed (SIGKILL) at any moment goes on when it is called again and ends in the same bytes."""
 
 import json
 import os
@@ -88,7 +88,7 @@ print(kills, flush=True)
 """
 
 
-@pytest.mark.parametrize(("what", "every"), [("merged", 5), pytest.param("twin", 7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("what", "every"), [("merged", 8), pytest.param("twin", 7, marks=pytest.mark.slow)])
 def test_a_merge_killed_at_any_call_ends_in_the_same_bytes(what, every, tmp_path):
     _, experts = write_family(tmp_path, 2, vocab=64, files=2)
     for folder, rows in zip(experts.values(), (70, 60), strict=True):  # embeddings are written anew
@@ -100,7 +100,7 @@ def test_a_merge_killed_at_any_call_ends_in_the_same_bytes(what, every, tmp_path
         (folder / "config.json").write_text(json.dumps(config(vocab=rows)))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLS, str(tmp_path), str(every), what]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 10
 

@@ -78,7 +78,7 @@ def family(request, base):
 @pytest.fixture
 def seen(base, family):
     """What the methods look at: two tasks of three rows of several lengths."""
-    model, states = family
+    model, _ = family
     rows = rows_of(base)
     recipe = SimpleNamespace(
         seed=3, baselines=Baselines(data_items=3, data_steps=4), training=SimpleNamespace(batch_size=2)
@@ -249,9 +249,7 @@ def test_experts_by_token_answer_a_batch_as_every_row_alone(base, family, kind):
 def test_rows_of_layers_that_a_base_lacks_are_refused_before_the_run(tmp_path, asked, sentence):
     sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 20}
     GPT2Config(architectures=["GPT2LMHeadModel"], **sizes).save_pretrained(tmp_path)  # its layers are no nn.Linear
-    recipe = SimpleNamespace(
-        base=str(tmp_path), baselines=Baselines(**asked), training=SimpleNamespace(model="causal")
-    )
+    recipe = SimpleNamespace(base=str(tmp_path), baselines=Baselines(**asked), training=SimpleNamespace(model="causal"))
     with pytest.raises(RecipeError, match=sentence):
         check_layers(recipe, RecipeError)
     recipe.baselines = Baselines(data=["fisher", "adamerging"], dynamic=["tsv_c"])
