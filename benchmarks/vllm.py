@@ -8,9 +8,10 @@ rank 8 that plain PEFT wrote. All is greedy, in float32. The environment of vLLM
 throughput is that of eight clients, in rounds that alternate between the routed front and a vLLM server without
 adapters that serves the shared model; prompts are new in every round, so that mixtures are made and loaded in the time
 that is measured. Further sides tell the shares of the price: the experts' own adapters on a vLLM without the plug-in
-(`stock`) and on the one with it, which has our products of adapters on CPUs (`adapters`), both without the front; and
-mixtures asked for by name from the front, which are loaded already and not routed (`named`). Requests for the shared
-model beside others for adapters are compared too, on both servers.
+(`stock`, on the small twin alone) and on the one with it, which has our products of adapters on CPUs (`adapters`), both
+without the front; and mixtures asked for by name from the front, which are loaded already and not routed (`named`).
+Requests for the shared model beside others for adapters are compared too, on both servers. What is measured of one twin
+is kept in ``runs/vllm.jsonl``, and a run that was stopped goes on behind it: remove the file to measure anew.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import twinmerge
+from benchmarks.cells import Cells
 from benchmarks.common import interleaved_times, median_ratio, write_results
 from recipes.data.smollm2 import smollm2
 from twinmerge.checkpoints import inspect_checkpoint, read_lora
@@ -47,6 +49,7 @@ from twinmerge.serving.vllm_server import end, free_port, running, wait_for
 
 TASKS, WORDS, CONTEXT = ("colours", "sums", "tales"), 512, 256
 PROMPTS, NEW, NEW_SMOLLM2, CLIENTS, ROUNDS, EACH = 30, 16, 32, 8, 4, 2
+KEPT = Path("runs") / "vllm.jsonl"
 OPTIONS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT))
 
 
@@ -57,10 +60,10 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     figures: dict[str, Any] = {}
     tables: dict[str, list[dict[str, Any]]] = {}
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    cells = Cells(KEPT)
     for prefix, base, new in (("small_", small_base, NEW), ("", smollm2_base, NEW_SMOLLM2)):
-        with tempfile.TemporaryDirectory() as place:
-            folder = make_twin(Path(place), base(Path(place)))
-            found, rows = measure(folder, python, new, compared=base is small_base)
+        found, rows = cells.of(base.__name__, partial(measured, base, python, new)).values()
         same = [name for name in found if name.endswith(("_equal", "_from_shared"))]
         figures |= {name if name in same else f"{prefix}{name}": value for name, value in found.items()}
         tables |= {name if name == "prompts" else f"{prefix}{name}": table for name, table in rows.items()}
@@ -71,16 +74,22 @@ def main() -> None:
     print(figures)
 
 
-def measure(
-    folder: Path, python: str, new: int, compared: bool
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+def measured(base: Callable[[Path], Path], python: str, new: int) -> dict[str, Any]:
+    """Figures and tables of a twin on a base, which is made for it."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = make_twin(Path(place), base(Path(place)))
+        figures, tables = measure(folder, python, new, small=base is small_base)
+    return {"figures": figures, "tables": tables}
+
+
+def measure(folder: Path, python: str, new: int, small: bool) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Figures and tables of one twin.
 
     Args:
         folder: of the twin.
         python: of vLLM's environment.
         new: tokens of an answer.
-        compared: compare tokens, too.
+        small: compare tokens, too, and measure vLLM without the plug-in.
     """
     loras = [f"{task}={folder / 'experts' / task}" for task in TASKS]
     figures: dict[str, Any] = {}
@@ -90,7 +99,7 @@ def measure(
             twin, tokenizer = load(folder, "float32", "cpu")
             app = create_app(VllmEngine(server.address, server.cache), twin, tokenizer, Limits(CONTEXT))
             with listening(app) as front:
-                if compared:
+                if small:
                     figures, tables["prompts"] = compare(folder, twin, server.address, front)
                     print(figures)
                 plain.ready()
@@ -102,12 +111,14 @@ def measure(
                 }
                 times = throughput(sides, new)
                 routing = interleaved_times({"routing": lambda: PromptRouter(twin).weigh(prompts(8, 0))}, repeats=9)
-        slots = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", str(len(TASKS))]
-        with plain_server(folder, python, [*slots, "--lora-modules", *loras]) as stock:
-            stock.ready()
-            if compared:
+        if small:  # a token of SmolLM2 takes it ten seconds
+            slots = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", str(len(TASKS))]
+            with plain_server(folder, python, [*slots, "--lora-modules", *loras]) as stock:
+                stock.ready()
                 figures["stock_shared_beside_adapters_equal"] = beside(stock.address, TASKS)
-            later = throughput({"stock": (stock.address, list(TASKS)), "plain": (plain.address, ["shared"])}, new)
+                later = throughput({"stock": (stock.address, list(TASKS)), "plain": (plain.address, ["shared"])}, new)
+            figures["stock_over_plain_throughput"] = median_ratio(later["plain"], later["stock"])
+            tables["stock_rounds"] = by_round(later)
     for slower, faster in (
         ("routed", "plain"),
         ("routed", "named"),
@@ -115,11 +126,13 @@ def measure(
         ("adapters", "plain"),
     ):
         figures[f"{slower}_over_{faster}_throughput"] = median_ratio(times[faster], times[slower])
-    figures["stock_over_plain_throughput"] = median_ratio(later["plain"], later["stock"])
     figures["routing_of_eight_prompts_s"] = statistics.median(routing["routing"])
-    for title, measured in (("rounds", times), ("stock_rounds", later)):
-        tables[title] = [{f"{name}_s": seconds[turn] for name, seconds in measured.items()} for turn in range(ROUNDS)]
-    return figures, tables
+    return figures, tables | {"rounds": by_round(times)}
+
+
+def by_round(times: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Seconds of every side, a row for each round."""
+    return [{f"{name}_s": seconds[turn] for name, seconds in times.items()} for turn in range(ROUNDS)]
 
 
 def environment() -> str:

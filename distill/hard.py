@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,23 @@ from torch import Tensor, nn
 from distill.arguments import checked
 from distill.functional.checks import NOTHING, check_rows
 from gapbridge.arguments import ProperShare
+
+if TYPE_CHECKING:
+    from distill.regimes import Regime
+
+
+def with_hard(terms: Mapping[str, object], regime: Regime) -> Mapping[str, object]:
+    """Losses of a student, with the regime's loss of the labels where the terms do not say another.
+
+    Args:
+        terms: As of `distill.losses.DistillLoss`.
+        regime: Of the training.
+    """
+    given = terms.get("hard")
+    if not isinstance(given, Mapping) or "loss" in given:
+        return terms
+    hard = {"kind": regime.hard, "reduction": regime.hard_reduction, "smoothing": regime.smoothing}
+    return {**terms, "hard": {**hard, **given}}
 
 
 class HardLoss(nn.Module):

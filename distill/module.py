@@ -20,6 +20,7 @@ from distill.cross_tokenizer import check_apart
 from distill.ensemble import voices
 from distill.functional.vocabulary import Vocabulary
 from distill.gathering import Window
+from distill.hard import with_hard
 from distill.labels import follow, given_names
 from distill.language import LanguageLoss, known_tokens, next_tokens, read_apart
 from distill.losses import DistillLoss, Terms
@@ -163,16 +164,13 @@ class DistillModule(lightning.LightningModule):
         """The losses of a student, with the regime's hard loss where the terms do not say another."""
         if self.task == "language" and self.hparams["chunk"]:
             return LanguageLoss(terms, self.hparams["vocabulary"], self.hparams["chunk"])
-        hard = {"kind": self.regime.hard, "reduction": self.regime.hard_reduction, "smoothing": self.regime.smoothing}
-        plain = isinstance(terms.get("hard"), Mapping) and "loss" not in terms["hard"]
-        merged = {**terms, **({"hard": {**hard, **terms["hard"]}} if plain else {})}
         sizes: dict[str, object] = {} if item_labels is None else {"item_labels": torch.tensor(item_labels)}
         networks = {"student": self.students[name], **({"teacher": self._teacher.network} if self._teacher else {})}
         for role, network in networks.items():
             sizes |= {f"{role}_{key}": value for key, value in cast(Network, network).sizes().items()}
             if (width := getattr(network, "layer_width", None)) is not None:
                 sizes[f"{role}_layers"] = partial(width, self.regime.image_size)
-        return DistillLoss(merged, sizes)
+        return DistillLoss(with_hard(terms, self.regime), sizes)
 
     def forward(self, batch: object) -> Tensor:
         """Logits of the first student, shape (rows, classes)."""

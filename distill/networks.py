@@ -206,8 +206,7 @@ class TextNetwork(nn.Module):
         return width_of(name, self.model, lambda: self._outputs(batch, frozenset()))
 
     def _outputs(self, batch: Batch, needs: frozenset[str]) -> Outputs:
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
-        made = self.model(**inputs, **({"output_hidden_states": True} if "features" in needs else {}))
+        made = self._answer(batch, **({"output_hidden_states": True} if "features" in needs else {}))
         features = None
         if "features" in needs:
             hidden = getattr(made, "hidden_states", None)
@@ -216,11 +215,16 @@ class TextNetwork(nn.Module):
                     f"a term compares features, but {type(self.model).__name__} gives no hidden_states; give a model "
                     "of transformers, or terms that compare logits"
                 )
-            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[..., None].to(hidden[-1].dtype)
+            mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))[..., None].to(hidden[-1].dtype)
             features = (hidden[-1] * mask).sum(1) / mask.sum(1)
         logits = logits_of(made)
         logits = logits if self.order is None else logits[:, self.order]
         return Outputs(logits, features, (), batch.get("index"))
+
+    def _answer(self, batch: Batch, **options: object) -> object:
+        """What the model makes of a batch: logits (rows, classes), or an object that has them."""
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
+        return self.model(**inputs, **options)
 
     def sizes(self) -> dict[str, object]:
         """Width of the hidden states."""

@@ -1,7 +1,8 @@
 """The twin folder: save a routed model, verify it, and load it routed, shared or as one expert.
 
 Everything in the folder is readable by stock tools: the shared expert by `from_pretrained`, every exclusive expert as a
-PEFT LoRA folder, and the routed model by `from_pretrained(..., trust_remote_code=True)`.
+PEFT LoRA folder, and the routed model by `from_pretrained(..., trust_remote_code=True)`. A twin that no expert changes,
+one dense model with several heads, is such a folder without exclusive experts.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from twinmerge.attaching import UnroutableError, statistics
+from twinmerge.card import model_card
 from twinmerge.checkpoints import inspect_checkpoint, read_json, with_report
 from twinmerge.dense import densify, stock_view
 from twinmerge.errors import CheckpointError
 from twinmerge.modeling_twin import (
     FORMAT_VERSION,
     LOADERS,
+    WITH_EXPERTS,
     Loader,
     TwinClassifier,
     TwinMixin,
@@ -117,7 +120,11 @@ def save(
     _check_labels(twin, given)
     with whole_folder(target, overwrite=overwrite) as out:
         stock = _save_shared(twin, out, max_shard_size)
-        ranks = {task: write_expert(twin, i, out / "experts" / task) for i, task in enumerate(twin.tasks)}
+        ranks = {
+            task: write_expert(twin, i, out / "experts" / task)
+            for i, task in enumerate(twin.tasks)
+            if not twin.unrouted
+        }
         (out / "heads").mkdir()
         for task, head in twin.heads.items():
             _save_module(head, out / "heads" / f"{task}.safetensors")
@@ -128,7 +135,7 @@ def save(
         (out / "modeling_twin.py").write_text(bundle(), encoding="utf-8")
         description = {
             **(card or {}),
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if twin.unrouted else WITH_EXPERTS,
             "tasks": list(twin.tasks),
             "base_class": stock,
             "router_reads": twin.router_reads,
@@ -240,48 +247,6 @@ def bundle() -> str:
     return "\n\n\n".join((f"{start}\n\nfrom __future__ import annotations", *bodies)) + "\n"
 
 
-def model_card(description: Mapping[str, Any], name: str, recipe: str = "") -> str:
-    """README.md of a twin folder: what it holds, how to load it, and the recipe that made it."""
-    tasks = ", ".join(description["tasks"])
-    base = description.get("base", "the base")
-    left = description.get("left_out") or {}
-    lost = "".join(f"{', ' if i else ''}{share:.2%} of {task}" for i, (task, share) in enumerate(left.items()))
-    told = (
-        "\nWhat the experts changed and their folders do not hold is left to the shared expert (of the squared "
-        f"differences: {lost}).\n"
-        if any(left.values())
-        else ""
-    )
-    norms = (
-        "\nRunning statistics of batch norms are averaged in the shared expert, and mixed for every input as the\n"
-        "parameters are in the routed model; nothing was recalibrated.\n"
-        if description.get("batch_norms")
-        else ""
-    )
-    made = f"\n## Recipe\n\n```yaml\n{recipe.rstrip()}\n```\n" if recipe else ""
-    return f"""---
-library_name: transformers
-tags: [merge, twin-merging, lora]
----
-
-# {name}
-
-A Twin-Merging model (Lu et al. 2024, arXiv 2406.15479): a shared expert merged from fine-tunes of {base}, one low-rank
-exclusive expert per task ({tasks}), and a router that gives every input its own mixture.
-
-| call | gives |
-|---|---|
-| `AutoModel….from_pretrained(folder)` | the shared expert, a {description["base_class"]}; no code of this folder |
-| `PeftModel.from_pretrained(shared, folder + "/experts/<task>")` | the shared expert with one exclusive expert |
-| `AutoModel….from_pretrained(folder, trust_remote_code=True)` | the routed model; runs this folder's modeling_twin.py |
-| `twinmerge.load(folder, mode="routed")` | the same, manifest verified, no code of this folder run |
-
-For a fixed mixture with PEFT use `add_weighted_adapter(..., combination_type="cat")`; `"linear"` averages the factors A
-and B apart, which is another and wrong model. PEFT mixes matrices only, and its `merge_and_unload` adds to a tied
-output layer twice: where experts also changed norms or biases, or to merge tied weights, use `twinmerge.densify`.
-{told}{norms}{made}"""
-
-
 def digest(folder: Path) -> dict[str, dict[str, Any]]:
     """Bytes and sha256 of every file, as a manifest has them; names that begin with a dot are left out."""
     found = {}
@@ -357,11 +322,9 @@ def load(folder: str | Path, mode: str = "routed", *, check: bool = True, **opti
         if any(not _NAME.fullmatch(name) for name in (*tasks, *card["heads"])):
             raise CheckpointError(f"{root / 'twin.json'} names a task that is no folder name; the folder is not ours.")
         task = mode.partition(":")[2]
-        if mode not in ("routed", "shared") and (not mode.startswith("expert:") or task not in tasks):
-            known = ", ".join(tasks)
-            raise CheckpointError(
-                f"mode '{mode}' is unknown; choose routed, shared or expert:<task> with a task of {known}."
-            )
+        if mode not in ("routed", "shared") and (not mode.startswith("expert:") or task not in card["ranks"]):
+            known = f", shared or expert:<task> with a task of {', '.join(tasks)}" if card["ranks"] else " or shared"
+            raise CheckpointError(f"mode '{mode}' is unknown; choose routed{known}.")
         model = _stock_model(root, options)
         if mode == "shared":
             return model

@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 NOTHING_AMISS: dict[str, set[str]] = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-FORMAT_VERSION = 2  # 1 had router.safetensors beside the shared expert, where vLLM takes it for weights
+FORMAT_VERSION = 3  # the newest that is read: a folder without exclusive experts, one dense model with several heads
+WITH_EXPERTS = 2  # of all others; 1 had router.safetensors beside the shared expert, where vLLM takes it for weights
 
 
 def read_expert(
@@ -119,7 +120,11 @@ def assemble(model: transformers.PreTrainedModel, folder: Path) -> TwinMixin:
         )
     refuse_spread(model)
     shared = {**dict(model.named_parameters(remove_duplicate=False)), **statistics(model)}
-    experts = [read_expert(folder / "experts" / task, shared, card["ranks"][task]) for task in card["tasks"]]
+    ranks = card["ranks"]
+    if ranks or card["format_version"] < FORMAT_VERSION:
+        experts = [read_expert(folder / "experts" / task, shared, ranks[task]) for task in card["tasks"]]
+    else:
+        experts = [{} for _ in card["tasks"]]
     router = None
     if card["router"] is not None:
         router = Router(**card["router"])

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .attaching import attach_experts, register_states
 from .mixture import Difference, Mixture, cached_length, caches_in, remember
 from .proving import body_forward, probe_of, prove, whole_forward
-from .routed_layers import ADDED, RoutedLinear
+from .routed_layers import ADDED, RoutedLayer, RoutedLinear
 from .shrinking import find_siblings
 from .states import body_of, states_of, token_states
 from .timm_models import as_stock, call_timm
@@ -60,8 +60,18 @@ class TwinMixin(TwinChecks):
     def __reduce__(self) -> tuple[object, ...]:  # the class is made at run time, so pickle must be told how
         return _blank_twin, (type(self).__bases__[1],), self.__dict__
 
+    @property
+    def unrouted(self) -> bool:
+        """Whether no exclusive expert changes anything: one model with several heads, in which nothing is mixed."""
+        return not any(isinstance(module, RoutedLayer) for module in self.modules())
+
     def route(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor:
-        """The mixture of each input, from the input alone: shape (batch, tasks), rows summing to 1."""
+        """The mixture of each input, from the input alone: shape (batch, tasks), rows summing to 1.
+
+        Of an `unrouted` twin without a router it is one row of zeros: there is nothing to mix.
+        """
+        if self.router is None and self.unrouted:
+            return torch.zeros(1, len(self.tasks), device=self.device)
         if self.router is None:
             raise ValueError("this twin has no router; pass router_weights of shape (batch, tasks), or train a router.")
         return self.router.weights(self.features(input_ids, attention_mask, **kwargs))
@@ -203,9 +213,12 @@ class TwinMixin(TwinChecks):
             kwargs: passed on to the encoder.
 
         Raises:
-            ValueError: for a head that this twin does not have.
+            ValueError: for a head that this twin does not have, or none where there is no router to choose it.
         """
         if router_weights is None:
+            if head is None and self.router is None:
+                known = ", ".join(self.heads) or "no heads"
+                raise ValueError(f"this twin has no router to choose the head; name one as head, of {known}.")
             router_weights = self.route(input_ids, attention_mask, **kwargs)
         router_weights = self._weights(router_weights)
         named = {"attention_mask": attention_mask, self.main_input_name: input_ids, **kwargs}
@@ -301,7 +314,8 @@ def attach(
         tasks: names of the experts.
         experts: per task, parameter name -> (up (m, r), down (r, n)) of the weight as the layer multiplies it
             (out x in; embeddings: rows x width; convolutions: out x in*kernel; fused experts: with a leading
-            dimension), or a difference of the parameter's shape. A tied weight goes by any of its names.
+            dimension), or a difference of the parameter's shape. A tied weight goes by any of its names. Nothing of
+            any task makes one dense model with several heads.
         router: None leaves the twin without one.
 
     Returns:

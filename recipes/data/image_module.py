@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -11,80 +11,22 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.data.models import resolve_model
 from recipes.errors import RunError
 from recipes.running.resume import ResumableLoader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from recipes.data.image_tasks import Picture
+    from recipes.data.looks import Look
     from recipes.data.splits import TextTask
 
-__all__ = ["Augmentation", "ImageDataModule", "Look", "MixedImageDataModule", "look_of"]
+__all__ = ["Augmentation", "ImageDataModule", "MixedImageDataModule"]
 
 Batch = dict[str, Tensor]
 Augmentation = Literal["none", "crop", "flip", "trivial"]
 _SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a base sees images.
-
-    Attributes:
-        size: Side in pixels.
-        mean: Of every channel, of images in [0, 1].
-        std: Likewise.
-    """
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def resized(self, picture: Picture) -> Tensor:
-        """A picture of three channels, its shorter side brought to the size and cut at the centre: (3, size, size)."""
-        from torchvision.transforms import v2
-
-        image = v2.functional.pil_to_tensor(picture.open().convert("RGB"))
-        bicubic = v2.InterpolationMode.BICUBIC
-        image = v2.functional.resize(image, [self.size], interpolation=bicubic, antialias=True)
-        made: Tensor = v2.functional.center_crop(image, [self.size, self.size])
-        return made
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """Images of 8 bits, shape (batch, 3, size, size), as the base takes them."""
-        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (images.float() / 255 - mean) / std
-
-
-def look_of(base: str | Path, size: int = 0) -> Look:
-    """How a base sees images, by its processor.
-
-    Args:
-        base: ``shipped:`` name, folder or Hub id.
-        size: Side in pixels instead of the processor's; 0 takes that.
-
-    Raises:
-        RunError: When the base has no image processor, or one that says no size, mean and standard deviation.
-    """
-    from transformers import AutoImageProcessor
-
-    where = resolve_model(base) if isinstance(base, str) else base
-    try:
-        made = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise RunError(f"the base {base} has no image processor ({reason}); give a base that reads images") from error
-    data = getattr(made, "data_config", None)  # timm's
-    if data is not None:
-        own, mean, std = data["input_size"][-1], data["mean"], data["std"]
-    else:
-        sides = getattr(made, "crop_size", None) or made.size
-        own = next(sides[key] for key in ("height", "shortest_edge") if sides.get(key))
-        mean, std = made.image_mean, made.image_std
-    return Look(size or int(own), tuple(map(float, mean)), tuple(map(float, std)))
+Listed = tuple["Picture", int, int, int]  # a picture, its class, the number of its task, and its place in the split
 
 
 class Row(NamedTuple):
@@ -106,15 +48,15 @@ class Row(NamedTuple):
 class _Rows(Dataset[Row]):
     """Pictures of a split, resized when they are asked for."""
 
-    def __init__(self, rows: Sequence[tuple[Picture, int, int]], look: Look) -> None:
+    def __init__(self, rows: Sequence[Listed], look: Look) -> None:
         self.rows, self.look = rows, look
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
-        picture, label, task = self.rows[index]
-        return Row(self.look.resized(picture), label, task, index)
+        picture, label, task, place = self.rows[index]
+        return Row(self.look.resized(picture), label, task, place)
 
 
 class MixedImageDataModule(LightningDataModule):
@@ -151,7 +93,8 @@ class MixedImageDataModule(LightningDataModule):
         self.tasks, self.look, self.seed = tuple(tasks), look, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or 2 * batch_size
         self.augmentation: Augmentation = augmentation
-        self._rows: dict[str, list[tuple[Picture, int, int]]] = {}
+        self._rows: dict[str, list[Listed]] = {}
+        self._noted: dict[str, dict[str, Tensor]] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """List the splits of a stage.
@@ -160,25 +103,36 @@ class MixedImageDataModule(LightningDataModule):
             stage: ``fit``, ``validate``, ``test`` or ``predict``; None for every split.
         """
         for split in _SPLITS[stage] if stage else ("train", "validation", "test"):
-            self._rows[split] = [
+            listed = [
                 (picture, int(label), number)
                 for number, task in enumerate(self.tasks)
                 for picture, label in zip(getattr(task, split).texts, getattr(task, split).labels, strict=True)
             ]
+            self._rows[split] = [(*row, place) for place, row in enumerate(listed)]
 
-    def _collate(self, rows: list[Row]) -> Batch:
+    def _collate(self, rows: list[Row], split: str = "") -> Batch:
         return {
             "pixel_values": self.look.normalised(torch.stack([row.pixels for row in rows])),
             "labels": torch.tensor([row.label for row in rows]),
             **({} if len(self.tasks) == 1 else {"task": torch.tensor([row.task for row in rows])}),
+            **self._noted_of(rows, split),
         }
 
     def _raw(self, rows: list[Row]) -> Batch:
-        return {
-            "pixel_values": torch.stack([row.pixels for row in rows]),
-            "labels": torch.tensor([row.label for row in rows]),
-            "index": torch.tensor([row.place for row in rows]),
-        }
+        images = {"pixel_values": torch.stack([row.pixels for row in rows])}
+        places = {"index": torch.tensor([row.place for row in rows])}
+        return {**self._collate(rows, "train"), **images, **places}
+
+    def _noted_of(self, rows: list[Row], split: str) -> Batch:
+        return {name: values[[row.place for row in rows]] for name, values in self._noted.get(split, {}).items()}
+
+    def rows(self, split: str) -> Sequence[dict[str, object]]:
+        """What every row of a split is, tasks one by one: the digest of its picture, its label and its task."""
+        return [{"picture": row[0].key, "labels": row[1], "task": row[2]} for row in self._rows[split]]
+
+    def note(self, split: str, name: str, values: Tensor) -> None:
+        """Give every row of a split a further field of its batches, `values` of shape (rows, ...)."""
+        self._noted.setdefault(split, {})[name] = values
 
     def train_dataloader(self) -> ResumableLoader:
         """Training images in an order given by seed, epoch and rank, which a checkpoint resumes in the middle."""
@@ -199,7 +153,7 @@ class MixedImageDataModule(LightningDataModule):
                 with drawing(self.seed, epoch, index):
                     made.append(change(image))
             images = torch.stack(made)
-        return {"pixel_values": self.look.normalised(images), "labels": batch["labels"]}
+        return {**{k: v for k, v in batch.items() if k != "index"}, "pixel_values": self.look.normalised(images)}
 
     def _change(self) -> Callable[[Tensor], Tensor] | None:
         from torchvision.transforms import v2
@@ -217,11 +171,11 @@ class MixedImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Row]:
         """Validation images, all tasks shuffled together."""
-        return self._evaluated(self._ordered("validation"))
+        return self._evaluated(self._ordered("validation"), "validation")
 
     def test_dataloader(self) -> DataLoader[Row]:
         """Test images, likewise."""
-        return self._evaluated(self._ordered("test"))
+        return self._evaluated(self._ordered("test"), "test")
 
     def predict_dataloader(self) -> DataLoader[Row]:
         """The test images."""
@@ -232,26 +186,27 @@ class MixedImageDataModule(LightningDataModule):
         rows = _Rows(self._rows[split], self.look)
         for start in range(0, len(rows), self.eval_batch_size):
             positions = list(range(start, min(len(rows), start + self.eval_batch_size)))
-            yield positions, self._collate([rows[i] for i in positions])
+            yield positions, self._collate([rows[i] for i in positions], split)
 
     def parts(self, split: str, least: int = 32) -> list[list[Batch]]:
         """Batches of a quarter, a further quarter and the other half of every task's rows of a split.
 
         With fewer than `least` rows of a task in the first quarter there is one part, the whole split.
         """
-        shares: list[list[tuple[Picture, int, int]]] = [[], [], []]
+        shares: list[list[Listed]] = [[], [], []]
         numbers = dict.fromkeys(range(len(self.tasks)), 0)
         for row in self._ordered(split):
             shares[(0, 2, 1, 2)[numbers[row[2]] % 4]].append(row)
             numbers[row[2]] += 1
         if min(numbers.values()) < 4 * least:
             shares = [self._ordered(split)]
-        return [list(self._evaluated(share)) for share in shares]
+        return [list(self._evaluated(share, split)) for share in shares]
 
-    def _evaluated(self, rows: Sequence[tuple[Picture, int, int]]) -> DataLoader[Row]:
-        return DataLoader(_Rows(rows, self.look), self.eval_batch_size, collate_fn=self._collate)
+    def _evaluated(self, rows: Sequence[Listed], split: str) -> DataLoader[Row]:
+        collate = partial(self._collate, split=split)
+        return DataLoader(_Rows(rows, self.look), self.eval_batch_size, collate_fn=collate)
 
-    def _ordered(self, split: str) -> list[tuple[Picture, int, int]]:
+    def _ordered(self, split: str) -> list[Listed]:
         rows = list(self._rows[split])
         random.Random(self.seed).shuffle(rows)  # noqa: S311 - rows must not stand task by task
         return rows

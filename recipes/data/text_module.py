@@ -190,6 +190,15 @@ class MixedTextDataModule(LightningDataModule):
             positions = order[start : start + self.eval_batch_size]
             yield positions, collate([rows[i] for i in positions])  # type: ignore[misc]
 
+    def rows(self, split: str) -> Sequence[Row]:
+        """Rows of a split as they are batched, tasks one by one: lists of numbers, a label and a task."""
+        return self._rows[split]
+
+    def note(self, split: str, name: str, values: torch.Tensor) -> None:
+        """Give every row of a split a further field of its batches, `values` of shape (rows, ...)."""
+        for row, value in zip(self._rows[split], values.tolist(), strict=True):
+            row[name] = value
+
     def parts(self, split: str, least: int = 32) -> list[list[Batch]]:
         """Batches of a quarter, a further quarter and the other half of every task's rows of a split.
 

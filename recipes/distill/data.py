@@ -6,7 +6,7 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from distill.regimes import Regime, regime
 from recipes.data.image_tasks import shipped_path
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from lightning import Trainer
     from lightning.pytorch import LightningDataModule
     from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
+
+    from recipes.data.image_module import MixedImageDataModule
+    from recipes.data.text_module import MixedTextDataModule
+
+Mixed = TypeVar("Mixed", bound="MixedTextDataModule | MixedImageDataModule")
 
 
 def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | None = None) -> LightningDataModule:
@@ -44,22 +49,32 @@ def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | Non
 
 
 def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> LightningDataModule:
-    from distill.gathering import own_batch
     from recipes.data.text_module import TextDataModule
 
     places = network_places(recipe)
     same_words(places)
+    made, evaluated = load_task(task, recipe.seed), 2 * training.batch_size
+    options: dict[str, Any] = {"batch_size": training.batch_size, "eval_batch_size": evaluated}
+    return dealt(TextDataModule, training)(made, places[-1], max_length=recipe.data.length, seed=recipe.seed, **options)
 
-    class Texts(TextDataModule):
-        """A text task whose batch is that of an update, on all processes and accumulated batches together."""
+
+def dealt(kind: type[Mixed], training: Regime) -> type[Mixed]:
+    """A data module whose batch is that of an update, on all processes and accumulated batches together.
+
+    Args:
+        kind: Of texts or images.
+        training: Under which it is learned from.
+    """
+    from distill.gathering import own_batch
+
+    class Dealt(kind):  # type: ignore[valid-type,misc]  # a class that is given is none to the type checker
+        """Dealt out to processes and accumulated batches."""
 
         def train_dataloader(self) -> TRAIN_DATALOADERS:
             self.batch_size = own_batch(training.batch_size, cast("Trainer", self.trainer).accumulate_grad_batches)
             return super().train_dataloader()
 
-    made, evaluated = load_task(task, recipe.seed), 2 * training.batch_size
-    options: dict[str, Any] = {"batch_size": training.batch_size, "eval_batch_size": evaluated}
-    return Texts(made, places[-1], max_length=recipe.data.length, seed=recipe.seed, **options)
+    return Dealt
 
 
 def _files(recipe: Recipe, training: Regime) -> LightningDataModule:
@@ -90,7 +105,7 @@ def text_files(recipe: Recipe) -> list[Path]:
 def network_places(recipe: Recipe) -> list[str]:
     """Folders or Hub names of the teachers' models and, last, of the student's, fetched where they ship; each once."""
     own = recipe.student.model
-    names = [*(name for name in dict.fromkeys(n.model for n in recipe.teacher.voices) if name != own), own]
+    names = [*(name for name in dict.fromkeys(n.model for n in recipe.voices) if name != own), own]
     return [str(smollm2() if name == "shipped:smollm2" else resolve_model(name)) for name in names]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from distill.regimes import regime
 from recipes.data import wheels
 from recipes.distill.data import data_module, network_places, same_words
+from recipes.distill.merge_checks import check_masked
 from recipes.distill.networks import told
 from recipes.distill.schema import GLYPH, Network, Recipe
 from recipes.errors import RecipeError
@@ -57,13 +58,15 @@ def check_losses(recipe: Recipe) -> str:
     """
     import torch
 
+    from distill.hard import with_hard
     from distill.language import LanguageLoss
     from distill.losses import DistillLoss
     from distill.networks import ImageNetwork, statistics
 
+    merge = recipe.data.source == "merge"
     sizes: dict[str, Any] = {"student_width": WIDTH, "teacher_width": WIDTH}
     sizes |= {"student_layers": _any_layer, "teacher_layers": _any_layer} if recipe.kind == "texts" else {}
-    if recipe.kind == "images":
+    if recipe.kind == "images" and not merge:
         roles = {"student": recipe.student, **({"teacher": recipe.teacher} if recipe.teacher.model else {})}
         sizes = {"item_labels": torch.arange(2)}
         for role, network in roles.items():
@@ -76,15 +79,17 @@ def check_losses(recipe: Recipe) -> str:
     vocabulary = recipe.arguments().get("vocabulary", "mask")
     for name in recipe.methods:
         terms = recipe.terms(name)
-        if recipe.kind != "images" and "crd" in terms:
-            raise RecipeError(
-                f"methods.{name}: crd needs the class of every training row, which {recipe.kind} do not give"
-            )
+        if (recipe.kind != "images" or merge) and "crd" in terms:
+            source = "the tasks of a merge" if merge else recipe.kind
+            raise RecipeError(f"methods.{name}: crd needs the class of every training row, which {source} do not give")
         with told(RecipeError, f"methods.{name}"), torch.device("cpu"):
             if recipe.kind == "language" and recipe.chunk:
                 LanguageLoss(terms, vocabulary, recipe.chunk)
             else:
-                needs = DistillLoss(terms, sizes).needs
+                loss = DistillLoss(with_hard(terms, recipe.training), sizes)
+                needs = loss.needs
+                if merge:
+                    check_masked(recipe, name, loss)
                 if recipe.teacher.others and needs - {"logits"}:
                     raise RecipeError(
                         f"methods.{name}: {', '.join(terms)} compare more than logits, which is all that several "
@@ -118,7 +123,7 @@ def check_fit(recipe: Recipe, config: TrainerConfig) -> int:
             )
         own = training.batch_size // parts
         views = recipe.teacher.views and not where  # a cache's views are mixed image by image
-        if recipe.kind == "images" and training.mixes and own % 2 and not views:
+        if recipe.kind == "images" and recipe.data.source != "merge" and training.mixes and own % 2 and not views:
             raise RecipeError(
                 f"{where}changes.batch_size: mixup pairs the images of a batch, so it must be even on every process, "
                 f"got {own}"
@@ -166,7 +171,9 @@ def check_words(recipe: Recipe) -> str:
     """
     if recipe.apart:
         return "tokenizers: the teacher reads tokens of its own, compared by uld where both have read the same text"
-    names = [network.model for network in (*recipe.teacher.voices, recipe.student)]
+    if recipe.data.source == "merge" and not recipe.student.model:
+        return "tokenizers: one and the same"
+    names = [network.model for network in (*recipe.voices, recipe.student)]
     if recipe.kind == "images" or not all(Path(name).expanduser().is_dir() for name in names):
         return "tokenizers: those of teacher and student are compared when the run starts"
     with told(RecipeError, "student.model"):

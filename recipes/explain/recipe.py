@@ -55,6 +55,7 @@ def inputs(recipe: Recipe) -> list[Path]:
     return [
         *(Path(data.path) / part for part in merged if data.path),
         *([Path(data.target_path)] if data.target_path else []),
+        *(Path(given) / part for given in data.students.values() for part in ("", "model")),
     ]
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.data.models import load_body, reader_of, resolve_model
+from recipes.data.models import load_body, resolve_model
 from recipes.data.sources import load_task
 from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from twinmerge.folders import Expert
     from twinmerge.twin_mixin import TwinMixin
 
-__all__ = ["Recipe", "check", "finished", "inputs", "run"]
+__all__ = ["Recipe", "check", "finished", "inputs", "mixed", "run"]
 
 
 def inputs(recipe: Recipe) -> list[Path]:
@@ -92,7 +92,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     if not _goes_on_alone():
         return
     labelled, tasks, experts = _prepared(recipe, folder, experts)
-    data, seen = _mixed(recipe, tasks, tokenizer), _mixed(recipe, labelled, tokenizer)
+    data, seen = mixed(recipe, tasks, tokenizer), mixed(recipe, labelled, tokenizer)
     judge = table.Judge.of(recipe, folder, tasks, data, model, experts)
     states = {task: expert.state for task, expert in experts.items()}
     whole = table.whole(judge, model, states)
@@ -169,6 +169,7 @@ def _write(
     beside: Beside[Scores],
 ) -> None:
     """The twin folder, and the report of the run."""
+    from recipes.data.looks import saved_reader
     from recipes.merge import report
     from recipes.merge.precision import NAMED
     from twinmerge.artefact import model_card, save
@@ -189,7 +190,7 @@ def _write(
     target = save(
         twin,
         folder.path / "merged",
-        tokenizer=reader_of(tokenizer, recipe.tasks),
+        tokenizer=saved_reader(tokenizer, recipe.tasks, getattr(judge.data, "look", None), twin),
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
         texts=texts,
         labels={task: expert.labels or [] for task, expert in experts.items()},
@@ -204,9 +205,17 @@ def _write(
     report.finish(folder, outcome, exclusive.residuals, routing.mixture, more={"Number format": why})
 
 
-def _mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> MixedTextDataModule | MixedImageDataModule:
+def mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> MixedTextDataModule | MixedImageDataModule:
+    """All tasks' inputs in the batches in which a merge scores them.
+
+    Args:
+        recipe: Of the merge.
+        tasks: Its tasks.
+        tokenizer: Where the tokenizer of texts is.
+    """
     if recipe.tasks[0].kind == "images":
-        from recipes.data.image_module import MixedImageDataModule, look_of
+        from recipes.data.image_module import MixedImageDataModule
+        from recipes.data.looks import look_of
 
         look, batch = look_of(recipe.base, recipe.training.image_size), recipe.training.batch_size
         rows = recipe.eval_batch_size

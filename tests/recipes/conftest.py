@@ -12,6 +12,7 @@ import pytest
 
 from recipes.front import table
 from recipes.run import main
+from tests.recipes import tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,19 @@ class Outcome:
     out: str
     err: str
     cpu: float = 0.0
+
+
+@pytest.fixture(scope="session")
+def merged(tmp_path_factory) -> tiny.World:
+    """A world with a finished merge of mood and topic in its folder `merge`; mood's file has two further columns."""
+    world = tiny.World(tmp_path_factory.mktemp("merged"))
+    told = tiny.sentences("mood", 150)
+    lines = [f"{text},{label},{number},{text.split()[1]}" for number, (text, label) in enumerate(told)]
+    (world.folder / "mood.csv").write_text("\n".join(["text,label,number,who", *lines]) + "\n", encoding="utf-8")
+    recipe = world.recipe("merge", trainer={"max_epochs": 4}, baselines={"scales": [0.5], "probe": False})
+    done = world.run(recipe, "merge")
+    assert done.code == 0, done.err
+    return world
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertLMHeadModel, BertModel, PreTrainedTokenizerFast
 
 from recipes.run import main
+from tests.nursery import Nursery
 
 ROOT = Path(__file__).parents[2]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -152,15 +154,17 @@ class World:
             made[key] = before | value if isinstance(before, dict) and isinstance(value, dict) else value
         return made
 
+    @contextlib.contextmanager
+    def inside(self, cache: str = "cache") -> Iterator[None]:
+        """In the folder of this world, with its cache."""
+        there = mock.patch.dict(os.environ, {"GAPBRIDGE_CACHE": str(self.folder / cache)})
+        with contextlib.chdir(self.folder), there:
+            yield
+
     def run(self, recipe: dict[str, object], out: str, *words: str, cache: str = "cache") -> Outcome:
         """Run the command in this process; the run folder is `out` of this world."""
         said, complained = io.StringIO(), io.StringIO()
-        with (
-            contextlib.chdir(self.folder),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(complained),
-            mock.patch.dict(os.environ, {"GAPBRIDGE_CACHE": str(self.folder / cache)}),
-        ):
+        with self.inside(cache), contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
             code = main([self._written(recipe, out), "--out", out, *words])
         return Outcome(code, said.getvalue(), complained.getvalue())
 
@@ -177,6 +181,12 @@ class World:
             timeout=patience,
             check=False,
         )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def fork(self, nursery: Nursery, recipe: dict[str, object], out: str, *words: str, cache: str = "cache") -> Outcome:
+        """Run the command in a process of its own that has imported already what is heavy."""
+        command = ("-m", "recipes.run", self._written(recipe, out), "--out", out, *words)
+        [done] = nursery.run(command, folder=self.folder, GAPBRIDGE_CACHE=str(self.folder / cache))
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def _written(self, recipe: dict[str, object], out: str) -> str:

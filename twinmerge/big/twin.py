@@ -203,14 +203,14 @@ def _describe(
 ) -> None:
     """Card, code and manifest of a twin folder."""
     from twinmerge.artefact import MANIFEST, bundle, digest, model_card
-    from twinmerge.modeling_twin import FORMAT_VERSION
+    from twinmerge.modeling_twin import WITH_EXPERTS
 
     (out / "heads").mkdir(exist_ok=True)
     (out / "modeling_twin.py").write_text(bundle(), encoding="utf-8")
     card = {
         "base": base,
         "residuals": {task: row["residuals"] for task, row in told.items()},
-        "format_version": FORMAT_VERSION,
+        "format_version": WITH_EXPERTS,
         "tasks": list(told),
         "base_class": architecture,
         "router_reads": "last",

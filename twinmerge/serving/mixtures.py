@@ -70,15 +70,18 @@ def tasks_of(folder: Path) -> list[str]:
     """The tasks of a twin folder, in order.
 
     Raises:
-        CheckpointError: when it is no twin folder.
+        CheckpointError: when it is no twin folder, or one without exclusive experts.
     """
     try:
         card = json.loads((folder / "twin.json").read_text(encoding="utf-8"))
-        return [str(task) for task in card["tasks"]]
+        tasks, routed = [str(task) for task in card["tasks"]], bool(card["ranks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} is not a twin folder ({error}); give one that twinmerge.save wrote."
         ) from error
+    if not routed:
+        raise CheckpointError(f"{folder} has no exclusive experts to mix; serve it as the plain model that it is.")
+    return tasks
 
 
 class Mixer:

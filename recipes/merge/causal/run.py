@@ -82,7 +82,7 @@ def run_causal(
     if not goes_on_alone():
         return
     tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    bench = _bench(recipe, folder, tokenizer, evaluation_device(recipe.trainer.accelerator))
+    bench = bench_of(recipe, folder, tokenizer, evaluation_device(recipe.trainer.accelerator))
     read, pad = _read(recipe, folder, where, model, experts), _padding(tokenizer)
     model.to(bench.device)
     bench = _settled(bench, Speaker(model, pad)).remembering(model, read)
@@ -151,8 +151,15 @@ def _read(
     return read
 
 
-def _bench(recipe: Recipe, folder: RunFolder, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Bench:
-    """The tasks with as many training rows as the router reads, in tokens."""
+def bench_of(recipe: Recipe, folder: RunFolder, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Bench:
+    """What a causal merge is scored by: the tasks with as many training rows as the router reads, in tokens.
+
+    Args:
+        recipe: Of the merge.
+        folder: Of the run that scores.
+        tokenizer: Of the base.
+        device: Where models are scored.
+    """
     from recipes.merge.causal.bench import Bench
     from recipes.merge.causal.encode import Encoder
 
