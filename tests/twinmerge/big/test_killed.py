@@ -1,4 +1,4 @@
-"""A merge of files that is killed (SIGKILL) at any moment goes on when it is called again and ends in the same bytes."""
+"""A merge of files that is killed (SIGKILL) at any moment ends in the same bytes when it is called again."""
 
 import json
 import os
