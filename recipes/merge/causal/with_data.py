@@ -1,9 +1,9 @@
 """What static merges with data look at in tasks of language models; the merges are those of `recipes.merge.with_data`.
 
-Fisher information and Gram matrices come from training rows as the expert read them. An answer is one of so many tokens at
-every place that was learned that it is drawn from the expert's own distribution, and the row's answer is read as context
-alone. AdaMerging and WEMoE see validation prompts and nothing of their answers: the entropy is that of the token that comes
-next.
+Fisher information and Gram matrices come from training rows as the expert read them. An answer is one of so many tokens
+at every place that was learned that it is drawn from the expert's own distribution, and the row's answer is read as
+context alone. AdaMerging and WEMoE see validation prompts and nothing of their answers: the entropy is that of the
+token that comes next.
 """
 
 from __future__ import annotations
