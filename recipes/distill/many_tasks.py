@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, cast
 from recipes.data.models import resolve_model
 from recipes.distill.data import same_words
 from recipes.distill.merge_run import MergeRun, merge_run
-from recipes.distill.networks import Values, told
+from recipes.distill.networks import told
+from recipes.distill.schema import Values
 from recipes.distill.training import figures, fit
 from recipes.errors import RunError
 from recipes.running.quiet import hush_libraries
