@@ -3,13 +3,14 @@
 Both sides merge three experts of the same random checkpoint from the same mergekit configuration, each run in a process
 of its own on one thread, in rounds in which each runs once, in turns the one or the other first. `time_ratio_*` is
 processor time of ours over mergekit's and `peak_ratio_*` the largest resident memory likewise, Python and torch
-included; the worst over the sizes is the figure. Mapped pages of files count as memory. `max_difference_fp32` is over all values of a float32 checkpoint whose
-differences are as large as its weights: smaller ones are rounded to few magnitudes, and of those that are equal at a
-threshold mergekit keeps any. `extraction_speedup` is the full SVD that extraction by mergekit makes of a matrix of the
-larger size against ours, at rank 16, `extraction_residual_ratio` what ours leaves over what the SVD leaves. mergekit
-lies in an environment of its own: `bash benchmarks/mergekit_cpu/make.sh FOLDER` and `GAPBRIDGE_MERGEKIT=FOLDER`. Takes
-hours for all sizes and rounds on a busy core; `--sizes 135M --rounds 1` is quick. With `--folder` what is measured is
-kept there, and the same command goes on behind the last size, method and round.
+included; the worst over the sizes is the figure. Mapped pages of files count as memory. `max_difference_fp32` is over
+all values of a float32 checkpoint whose differences are as large as its weights: smaller ones are rounded to few
+magnitudes, and of those that are equal at a threshold mergekit keeps any. `extraction_speedup` is the full SVD that
+extraction by mergekit makes of a matrix of the larger size against ours, at rank 16, `extraction_residual_ratio` what
+ours leaves over what the SVD leaves. mergekit lies in an environment of its own: `bash benchmarks/mergekit_cpu/make.sh
+FOLDER` and `GAPBRIDGE_MERGEKIT=FOLDER`. Takes hours for all sizes and rounds on a busy core; `--sizes 135M --rounds 1`
+is quick. With `--folder` what is measured is kept there, and the same command goes on behind the last size, method and
+round.
 """
 
 import argparse

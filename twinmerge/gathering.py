@@ -55,8 +55,8 @@ def sampled_fisher_information(
     r"""Diagonal Fisher information of a model that says one of many tokens at every place of an input.
 
     :math:`E_x \sum_i E_{y_i \sim p(y_i|x_{<i})} (\nabla_\theta \log p(y_i|x_{<i}))^2`, of which every input gives an
-    unbiased estimate: a token is drawn at every place, and the gradient of the sum of their log-probabilities is squared.
-    Terms of two places vanish on average, as the draws are independent and every gradient has mean zero.
+    unbiased estimate: a token is drawn at every place, and the gradient of the sum of their log-probabilities is
+    squared. Terms of two places vanish on average, as the draws are independent and every gradient has mean zero.
 
     Args:
         parameters: Of an expert by name; they need gradients.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from recipes.data.splits import text_key
 from recipes.data.tables import absent, read_columns
@@ -12,7 +12,7 @@ from recipes.errors import RunError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from recipes.data.splits import TextTask
+    from recipes.data.splits import Text, TextTask
     from recipes.data.task_source import TaskSource
 
 __all__ = ["own_columns"]
@@ -77,11 +77,11 @@ def _looked_up(source: TaskSource, task: TextTask, name: str, found: Sequence[Ma
         value = None if absent(row[name]) else row[name]
         known.setdefault((text if source.test else text_key(text), label), []).append(value)
     values = []
-    for text, label in zip(task.test.texts, task.test.labels, strict=True):
-        there = known[text if source.test else text_key(text), task.labels[int(label)]]
+    for asked, number in zip(task.test.texts, task.test.labels, strict=True):
+        there = known[asked if source.test else text_key(cast("Text", asked)), task.labels[int(number)]]
         if source.test and any(value != there[0] for value in there):
             raise RunError(
-                f"data.columns: the test rows of task {task.name!r} hold {text!r} {len(there)} times with several "
+                f"data.columns: the test rows of task {task.name!r} hold {asked!r} {len(there)} times with several "
                 f"values of {name!r}, so that which belongs to which cannot be told; leave the column out, or drop the "
                 "copies"
             )

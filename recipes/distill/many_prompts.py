@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -23,8 +24,9 @@ from recipes.data.models import resolve_model
 from recipes.distill.data import dealt, same_words
 from recipes.distill.many_tasks import report, row_of
 from recipes.distill.merge_run import MergeRun, merge_run
-from recipes.distill.networks import Values, told
+from recipes.distill.networks import told
 from recipes.distill.prompt_data import PromptData
+from recipes.distill.schema import Values
 from recipes.distill.shorter import KEYS, kept_layers, shorter
 from recipes.distill.training import figures, fit
 from recipes.errors import RunError
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
     from distill.batches import Batch
     from recipes.data.language_rows import LanguageTask
     from recipes.distill.schema import Network, Recipe
+    from recipes.merge.causal.scores import Speaker
     from recipes.merge.causal.table import LanguageScores
+    from recipes.merge.precision import Format
     from recipes.running.folder import RunFolder
     from twinmerge.twin_mixin import TwinMixin
 
@@ -142,7 +146,8 @@ def _student(config: Network, twin: Path) -> PreTrainedModel:
     try:
         if config.model:
             where = resolve_model(config.model)
-            model = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, **options)
+            made = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, **options)
+            model = cast("PreTrainedModel", made)
         else:
             model = twinmerge.load(twin, "shared", check=False, **options)
     except (CheckpointError, OSError, ValueError, TypeError, RuntimeError) as error:
@@ -150,7 +155,7 @@ def _student(config: Network, twin: Path) -> PreTrainedModel:
         raise DistillError(f"the student {config.model or twin} cannot be loaded: {reason}") from error
     vars(model.config).pop("auto_map", None)  # of the twin's folder, whose code it does not run
     kept = kept_layers(getattr(model.config, "num_hidden_layers", None), config.options)
-    return cast("PreTrainedModel", model if kept is None else shorter(model, kept))
+    return model if kept is None else shorter(model, kept)
 
 
 def _scores(
@@ -168,14 +173,18 @@ def _scores(
     from recipes.merge.precision import NAMED
 
     device = evaluation_device(recipe.trainer.accelerator)
-    precision = next((kind for kind, name in NAMED.items() if name == run.scored_in), "32")
+    precision: Format = next((kind for kind, name in NAMED.items() if name == run.scored_in), "32")
     bench = replace(bench_of(run.recipe, folder, tokenizer, device), precision=precision)
     found = {}
     for name, network in networks.items():
         twin = cast("TwinMixin", network.to(device).eval().model)
         speaker = Speaker(twin, padding_of(tokenizer), twin.route if name == "teacher" else None)
-        found[name] = bench.score(name, lambda _, speaker=speaker: speaker, tasks=bench.merged)
+        found[name] = bench.score(name, partial(_always, speaker), tasks=bench.merged)
     return found
+
+
+def _always(speaker: Speaker, task: str) -> Speaker:
+    return speaker
 
 
 @torch.no_grad()

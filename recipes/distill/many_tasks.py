@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, cast
 from recipes.data.models import resolve_model
 from recipes.distill.data import same_words
 from recipes.distill.merge_run import MergeRun, merge_run
-from recipes.distill.networks import Values, told
+from recipes.distill.networks import told
+from recipes.distill.schema import Values
 from recipes.distill.training import figures, fit
 from recipes.errors import RunError
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from distill.module import DistillModule
     from recipes.data.image_module import MixedImageDataModule
@@ -114,7 +115,7 @@ def _module(recipe: Recipe, taught: ManyHeads, twin: Path) -> DistillModule:
     from recipes.distill.many_heads import student
 
     terms = {name: recipe.terms(name) for name in recipe.methods}
-    students = {}
+    students: dict[str, nn.Module | str] = {}
     for name in terms:  # all from the same initial weights
         lightning.seed_everything(recipe.seed, workers=True, verbose=False)
         students[name] = student(recipe.student, taught, twin)

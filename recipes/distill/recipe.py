@@ -28,7 +28,6 @@ from recipes.distill.language import NO_LIMIT, answer, check_answers
 from recipes.distill.merge_checks import check_student, check_teacher
 from recipes.distill.merge_run import check_merge_run, merge_run
 from recipes.distill.networks import (
-    Values,
     check_twin,
     is_twin,
     load_network,
@@ -38,7 +37,7 @@ from recipes.distill.networks import (
     saved_network,
     told,
 )
-from recipes.distill.schema import Network, Recipe
+from recipes.distill.schema import Network, Recipe, Values
 from recipes.distill.training import figures, fit, limited
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all

@@ -60,12 +60,13 @@ def kept_layers(total: int | None, options: Mapping[str, object]) -> list[int] |
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= total:
             raise DistillError(f"options.num_hidden_layers is {value!r}; give 1 to {total}, the layers of the model")
         return spread(total, value)
-    whole = isinstance(value, list | tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
-    if not whole or not value or list(value) != sorted(set(value)) or value[0] < 0 or value[-1] >= total:
+    given_layers = value if isinstance(value, list | tuple) else []
+    kept = [i for i in given_layers if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < total]
+    if not kept or len(kept) != len(given_layers) or kept != sorted(set(kept)):
         raise DistillError(
             f"options.layers is {value!r}; give ascending numbers of the model's layers, 0 to {total - 1}"
         )
-    return list(value)
+    return kept
 
 
 def shorter(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
 
-Row = TypeVar("Row", bound="Scores", covariant=True)
+Row_co = TypeVar("Row_co", bound="Scores", covariant=True)
 States = Mapping[str, Mapping[str, "Tensor"]]
 Merged = dict[str, "Tensor"]
 Tuned = dict[str, tuple[float, dict[str, float]]]
@@ -68,7 +68,7 @@ def all_static(judge: Judge, model: nn.Module, states: States, held: Scores) -> 
     return recipe, best | looked, rows | more
 
 
-class Source(Protocol[Row]):
+class Source(Protocol[Row_co]):
     """What methods with data look at, and what their rows are measured by."""
 
     @property
@@ -91,11 +91,11 @@ class Source(Protocol[Row]):
     def validated(self, name: str, model: nn.Module) -> float:
         """Normalised score of a candidate on validation."""
 
-    def row(self, name: str, model: nn.Module) -> Row:
+    def row(self, name: str, model: nn.Module) -> Row_co:
         """Scores of the best candidate on test."""
 
 
-def with_data(source: Source[Row], model: nn.Module, states: States) -> tuple[Tuned, dict[str, Row]]:
+def with_data(source: Source[Row_co], model: nn.Module, states: States) -> tuple[Tuned, dict[str, Row_co]]:
     """The methods that the recipe asks for: the best candidate of each on validation, and their rows.
 
     Args:
@@ -104,7 +104,7 @@ def with_data(source: Source[Row], model: nn.Module, states: States) -> tuple[Tu
         states: Task -> the expert's parameters.
     """
     best: Tuned = {}
-    rows: dict[str, Row] = {}
+    rows: dict[str, Row_co] = {}
     work = copy.deepcopy(model)
     for name in source.recipe.baselines.data:
         found = [

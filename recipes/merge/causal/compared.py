@@ -1,8 +1,8 @@
 """Other dynamic merges of language models beside the twin: what they make is that of `recipes.merge.compared`.
 
-All see what the twin sees, the prompt alone. EMR-Merging and TSV-Compress must know the task and are told the first choice
-of the twin's router; the kNN router reads the features of the twin's own; the gates of WEMoE read the prompt, and what they
-said is held while the answer is. SMILE and Arrow choose experts by token as they are read and said.
+All see what the twin sees, the prompt alone. EMR-Merging and TSV-Compress must know the task and are told the first
+choice of the twin's router; the kNN router reads the features of the twin's own; the gates of WEMoE read the prompt,
+and what they said is held while the answer is. SMILE and Arrow choose experts by token as they are read and said.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from recipes.merge.routing import train_router
 from twinmerge.states import body_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from recipes.merge.causal.bench import Bench
     from recipes.merge.causal.with_data import Rows
     from recipes.merge.routing import Features
     from twinmerge.twin_mixin import TwinMixin

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 import torchmetrics.text
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.data.language_task import GENERATED
 from twinmerge.modeling_twin import TwinMixin
@@ -201,12 +201,12 @@ def _likeliest(speaker: Speaker, rows: Sequence[Row]) -> Tensor:
     return total.masked_fill(~own, -torch.inf).argmax(-1) == right
 
 
-def _places(model: Any, positions: Tensor) -> dict[str, Tensor]:
+def _places(model: nn.Module, positions: Tensor) -> dict[str, Tensor]:
     """Positions for a model that takes them; others count from the mask."""
     return {"position_ids": positions} if "position_ids" in inspect.signature(model.forward).parameters else {}
 
 
-def places(model: Any, mask: Tensor) -> dict[str, Tensor]:
+def places(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
     """Positions of tokens behind padding, for a model that takes them.
 
     Args:
@@ -216,7 +216,7 @@ def places(model: Any, mask: Tensor) -> dict[str, Tensor]:
     return _places(model, (mask.cumsum(-1) - 1).clamp(min=0))
 
 
-def next_logits(model: Any, run: Callable[..., Any], ids: Tensor, mask: Tensor) -> Tensor:
+def next_logits(model: nn.Module, run: Callable[..., Any], ids: Tensor, mask: Tensor) -> Tensor:
     """Logits (batch, tokens) of what follows prompts that are padded on the left.
 
     Args:

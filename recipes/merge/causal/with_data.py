@@ -1,9 +1,9 @@
 """What static merges with data look at in tasks of language models; the merges are those of `recipes.merge.with_data`.
 
-Fisher information and Gram matrices come from training rows as the expert read them. An answer is one of so many tokens at
-every place that was learned that it is drawn from the expert's own distribution, and the row's answer is read as context
-alone. AdaMerging and WEMoE see validation prompts and nothing of their answers: the entropy is that of the token that comes
-next.
+Fisher information and Gram matrices come from training rows as the expert read them. An answer is one of so many tokens
+at every place that was learned that it is drawn from the expert's own distribution, and the row's answer is read as
+context alone. AdaMerging and WEMoE see validation prompts and nothing of their answers: the entropy is that of the
+token that comes next.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch.func import functional_call
 
@@ -22,6 +22,7 @@ from twinmerge.states import body_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from recipes.merge.causal.bench import Bench
     from recipes.merge.causal.encode import Row
@@ -61,7 +62,7 @@ class Rows:
 
     def grams(self, task: str, expert: nn.Module) -> dict[str, Tensor]:
         """Gram matrices of the inputs of an expert's linear layers; rows of one length are read together, unpadded."""
-        model: Any = expert
+        model = cast("PreTrainedModel", expert)
         output = model.get_output_embeddings()  # merged by its inputs too, unless it is tied to the embedding
         own = any(one is output and f"{name}.weight" in self.changed for name, one in model.named_modules())
         reader, speaker = model if own else body_of(model), Speaker(expert, self.pad)
@@ -93,15 +94,14 @@ class Rows:
 
     def validated(self, name: str, model: nn.Module) -> float:
         """Normalised score of a candidate on validation."""
-        return self._scored(name, model, split="validation", tasks=self.bench.merged).normalised(self.held)
+        speaker = Speaker(model, self.pad)
+        scores = self.bench.score(name, lambda _: speaker, "validation", self.bench.merged)
+        return scores.normalised(self.held)
 
     def row(self, name: str, model: nn.Module) -> LanguageScores:
         """Scores of the best candidate on test."""
-        return self._scored(name, model)
-
-    def _scored(self, name: str, model: nn.Module, **options: Any) -> LanguageScores:
         speaker = Speaker(model, self.pad)
-        return self.bench.score(name, lambda _: speaker, **options)
+        return self.bench.score(name, lambda _: speaker)
 
     def _of(self, split: str, task: str) -> list[Row]:
         return self.bench.rows[split][task][: self.recipe.baselines.data_items]
