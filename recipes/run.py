@@ -20,6 +20,7 @@ USAGE = """\
 python -m recipes.run FILE.yaml [key.sub=value ...] [--check] [--print-config] [--resume [CKPT]]
                              [--out DIR] [--force] [--quiet] [--debug]
                              [--sweep KEY=A,B,C ...] [--seeds N] [--jobs N] [--on ENGINE] [--show NUMBER ...]
+                             [--trials N --minimise NUMBER | --maximise NUMBER]
        python -m recipes.run --list | --schema NAME | --new NAME"""
 EPILOG = """\
 FILE.yaml is a path, or the name of a shipped recipe (see --list). An override changes one key:
@@ -79,6 +80,9 @@ def _parser() -> _Parser:
     add("--seeds", metavar="N", help="so many seeds of every combination, or these: 0,5,7")
     add("--jobs", type=int, metavar="N", help="runs of a sweep at once (1)")
     add("--on", metavar="ENGINE", help="where a sweep runs: dask:ADDRESS, or slurm:slurm_partition=gpu,timeout_min=60")
+    add("--trials", type=int, metavar="N", help="let Optuna choose N combinations of values and ranges LOW..HIGH[:log]")
+    add("--minimise", metavar="NUMBER", help="what the trials are for: a number of result.json, or metrics:COLUMN")
+    add("--maximise", metavar="NUMBER", help="likewise, where more is better")
     add("--show", action="append", metavar="NUMBER", help="a number of result.json for a sweep's table, dotted")
     add("--quiet", action="store_true", help="print errors only")
     add("--debug", action="store_true", help="show the traceback of a failure")
@@ -169,6 +173,13 @@ def _dispatch(options: argparse.Namespace, command: Sequence[str]) -> int:
     if options.print_config:
         print(show.to_yaml(parsed.recipe), end="", flush=True)
         return 0
+    if options.trials is not None:
+        from recipes.running.search import search
+
+        return search(path, parsed, options)
+    for option in ("minimise", "maximise"):
+        if getattr(options, option) is not None:
+            raise RecipeError(f"--{option}: this is for a search; add --trials N")
     if options.sweep or options.seeds is not None:
         from recipes.running.sweep import sweep
 

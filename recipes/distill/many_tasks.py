@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, cast
 from recipes.data.models import resolve_model
 from recipes.distill.data import same_words
 from recipes.distill.merge_run import MergeRun, merge_run
-from recipes.distill.networks import Values, told
+from recipes.distill.networks import told
+from recipes.distill.schema import Values
 from recipes.distill.training import figures, fit
 from recipes.errors import RunError
 from recipes.running.quiet import hush_libraries
@@ -90,7 +91,8 @@ def _data(recipe: Recipe, run: MergeRun, tasks: Sequence[TextTask], twin: Path) 
 
 
 def _pictures(recipe: Recipe, run: MergeRun, tasks: Sequence[TextTask]) -> MixedImageDataModule:
-    from recipes.data.image_module import MixedImageDataModule, look_of
+    from recipes.data.image_module import MixedImageDataModule
+    from recipes.data.looks import look_of
     from recipes.distill.data import dealt
 
     class Pictures(dealt(MixedImageDataModule, recipe.training)):  # type: ignore[misc]  # a class that is made here

@@ -12,22 +12,17 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-import recipes
-import twinmerge
 from recipes.data.wheels import cache_root
+from recipes.running.built_with import built_with
 
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
-
-LIBRARIES = ("torch", "transformers", "timm", "torchmetrics", "scikit-learn")
 
 
 class Kept:
@@ -41,7 +36,7 @@ class Kept:
     def __init__(self, folder: RunFolder, *decides: object) -> None:
         self.folder = folder
         self._root = cache_root() / "scores"
-        self._decides = fingerprint([_code(), decides])
+        self._decides = fingerprint([built_with("twinmerge", "recipes"), decides])
         self.found = 0
 
     def find(self, *of: object) -> tuple[dict[str, float], float] | None:
@@ -126,17 +121,3 @@ def _settings(module: nn.Module) -> list[object]:
     }
     called = {name: getattr(value, "__qualname__", "") for name, value in plain.items() if callable(value)}
     return [type(module).__module__, type(module).__qualname__, {n: str(value) for n, value in kept.items()}, called]
-
-
-@cache
-def _code() -> str:
-    """Digest of this project's code, with the versions of the libraries that compute."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = ""
-    roots = [Path(package.__file__).parent for package in (twinmerge, recipes) if package.__file__]
-    files = {str(file.relative_to(root.parent)): file for root in roots for file in sorted(root.rglob("*.py"))}
-    return fingerprint([versions, {name: file.read_text(encoding="utf-8") for name, file in files.items()}])

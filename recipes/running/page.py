@@ -56,7 +56,8 @@ class Report:
     Attributes:
         title: Heading of the page.
         summary: One paragraph of plain text: what was found.
-        tables: Rows of each table by its title; the keys of the rows are the columns.
+        tables: Rows of each table by its title; the keys of the rows are the columns. A value of `text` and `href` is a
+            link to a file beside the page.
         figures: What is drawn.
         details: Blocks of plain text by their heading: the recipe, the environment.
     """
@@ -118,6 +119,8 @@ def _cell(value: object) -> str:
         return f"<td>{_escape(str(value))}</td>"
     if isinstance(value, int | float):
         return f"<td class='number'>{_escape(f'{value:,}' if isinstance(value, int) else f'{value:.4g}')}</td>"
+    if isinstance(value, Mapping) and set(value) == {"text", "href"} and ":" not in str(value["href"]):
+        return f"<td><a href='{_escape(str(value['href']))}'>{_escape(str(value['text']))}</a></td>"
     return f"<td>{_escape(json.dumps(value, default=str))}</td>"
 
 

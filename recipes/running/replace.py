@@ -19,7 +19,7 @@ FILES = {
 }
 FOLDERS = {
     *("checkpoints", "tensorboard", "figures", "experts", "merged", "static", "tokenizer", "teacher", "students"),
-    *("cache", "cells", "policies", "replays", "dense"),
+    *("cache", "cells", "policies", "replays", "dense", "stages"),
 }
 LEFT = re.compile(r"\.(.+?)(\.\d+)?\.(part|old)")
 

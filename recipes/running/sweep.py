@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from recipes.running.lock import locked
 from recipes.running.sweep_table import finish
 
 RUN = ("-m", "gapbridge")  # how one run is started: the words after the interpreter
+_NUMBER = r"([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
+RANGE = re.compile(rf"{_NUMBER}\.\.{_NUMBER}(:log)?")  # LOW..HIGH, or LOW..HIGH:log
 ABOUT, RECIPE, CELLS, LOGS = "sweep.json", "recipe.yaml", "cells", "logs"
 _MOST = 10_000  # runs of one sweep
 
@@ -138,43 +140,54 @@ def sweep(path: Path, base: Parsed, options: argparse.Namespace) -> int:
     Returns:
         The exit code: 1 where a run failed; the others are reported.
     """
-    plan = _plan(base, options)
+    plan = plan_of(base, options)
     parsed = _all_parsed(path, options.words[1:], plan)
     if options.check or options.resume is None:
         _check(plan, list(parsed.values()), quiet=options.quiet)
     if options.check:
         return 0
-    folder, jobs = _folder(base, plan, options), options.jobs or 1
+    folder, jobs = folder_of(base, plan, options), options.jobs or 1
     run = RunFolder(folder, f"sweep of {base.name}-{base.recipe.name}", quiet=options.quiet)
     again = f"the same command with --resume --out {folder}"
     with locked(folder):
         write_text(folder / RECIPE, to_yaml(base.recipe))
         write_json(folder / ABOUT, {"keys": plan.values, "seeds": plan.seeds})
-        _check_inputs(plan, folder, parsed)
+        check_inputs(plan.cells(), folder, parsed)
         try:
-            failed = _run_all(plan, run, jobs, options.on)
+            failed = run_all(plan.cells(), run, jobs, options.on)
         except KeyboardInterrupt:
             print(f"interrupted; go on with {again}", file=sys.stderr)
             return 130
-        _check_inputs(plan, folder, parsed)
+        check_inputs(plan.cells(), folder, parsed)
         finish(
             run, [(cell.settings, cell.seed, folder / CELLS / cell.name) for cell in plan.cells()], options.show or []
         )
     for cell in failed:
-        print(f"{cell.name} failed: {_last_line(folder / LOGS / f'{cell.name}.log')}", file=sys.stderr)
+        print(f"{cell.name} failed: {last_line(folder / LOGS / f'{cell.name}.log')}", file=sys.stderr)
     if failed:
         raise RunError(f"{len(failed)} of {len(plan)} runs failed; {again} tries them once more")
     run.say(f"done: {folder}")
     return 0
 
 
-def _plan(base: Parsed, options: argparse.Namespace) -> Sweep:
-    """What is varied, and a refusal of what a sweep does not take."""
+def plan_of(base: Parsed, options: argparse.Namespace) -> Sweep:
+    """What is varied.
+
+    Args:
+        base: The recipe before its keys are varied.
+        options: The command line.
+
+    Raises:
+        RecipeError: For what a sweep does not take.
+    """
     if process_rank() != 0 or "WORLD_SIZE" in os.environ:
         raise RecipeError("--sweep: a sweep starts its runs itself; start it once, and not under torchrun or SLURM")
     varied = [values_of(word) for word in options.sweep]
     if len(dict(varied)) < len(varied):
         raise RecipeError("--sweep: a key stands there twice; name all its values at once")
+    ranges = [value for _, values in varied for value in values if RANGE.fullmatch(value)]
+    if ranges and options.trials is None:
+        raise RecipeError(f"--sweep: {ranges[0]} is a range, which --trials N tries values of; or name the values")
     plan = Sweep(dict(varied), seeds_of(options.seeds, base.recipe.seed))
     if len(plan) > _MOST:
         raise RecipeError(f"--sweep: these are {len(plan)} runs; at most {_MOST} are made")
@@ -213,13 +226,18 @@ def _check(plan: Sweep, parsed: Sequence[Parsed], *, quiet: bool) -> None:
         print(f"sweep: {len(plan)} runs, {' x '.join(filter(None, [varied, f'{len(plan.seeds)} seeds']))}", flush=True)
 
 
-def _check_inputs(plan: Sweep, folder: Path, parsed: Mapping[str, Parsed]) -> None:
+def check_inputs(cells: Iterable[Cell], folder: Path, parsed: Mapping[str, Parsed]) -> None:
     """Refuse files of the user's that are not as a finished run read them: one table would mix two of them.
+
+    Args:
+        cells: Of the sweep.
+        folder: Of the sweep.
+        parsed: The recipe of every combination of settings.
 
     Raises:
         RecipeError: With the file and the run.
     """
-    for cell in plan.cells():
+    for cell in cells:
         place = folder / CELLS / cell.name
         if (place / "result.json").is_file():
             noted = read_noted(place) or {}
@@ -229,8 +247,17 @@ def _check_inputs(plan: Sweep, folder: Path, parsed: Mapping[str, Parsed]) -> No
                 )
 
 
-def _folder(base: Parsed, plan: Sweep, options: argparse.Namespace) -> Path:
-    """The folder of a new sweep, or the one that is gone on with."""
+def folder_of(base: Parsed, plan: Sweep, options: argparse.Namespace) -> Path:
+    """The folder of a new sweep, or the one that is gone on with.
+
+    Args:
+        base: The recipe before its keys are varied.
+        plan: What is varied.
+        options: The command line.
+
+    Raises:
+        RecipeError: When something else is there, or a sweep of another recipe or other keys.
+    """
     parent = RUNS / "sweeps" / f"{base.name}-{base.recipe.name}"
     if options.resume is None:
         folder: Path = options.out or parent / str(max(run_numbers(parent), default=0) + 1)
@@ -253,18 +280,25 @@ def _folder(base: Parsed, plan: Sweep, options: argparse.Namespace) -> Path:
     return folder
 
 
-def _run_all(plan: Sweep, run: RunFolder, jobs: int, on: str | None) -> list[Cell]:
-    """Run every cell that has no result, some at once; those that failed."""
+def run_all(cells: Sequence[Cell], run: RunFolder, jobs: int, on: str | None) -> list[Cell]:
+    """Run every cell that has no result, some at once; those that failed.
+
+    Args:
+        cells: Of the sweep.
+        run: Its folder.
+        jobs: How many at once.
+        on: The engine.
+    """
     folder = run.path
     (folder / LOGS).mkdir(exist_ok=True)
-    missing = [cell for cell in plan.cells() if not (folder / CELLS / cell.name / "result.json").is_file()]
+    missing = [cell for cell in cells if not (folder / CELLS / cell.name / "result.json").is_file()]
     failed: list[Cell] = []
     with (
         engine(on, folder, jobs) as start,
         run.phase("sweep", len(missing)) as progress,
         ThreadPoolExecutor(jobs) as pool,
     ):
-        waiting = {pool.submit(_run, cell, folder, start): cell for cell in missing}
+        waiting = {pool.submit(run_cell, cell, folder, start): cell for cell in missing}
         try:
             while waiting:
                 for one in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -281,7 +315,7 @@ def _run_all(plan: Sweep, run: RunFolder, jobs: int, on: str | None) -> list[Cel
     return failed
 
 
-def _run(cell: Cell, folder: Path, start: Command) -> int:
+def run_cell(cell: Cell, folder: Path, start: Command) -> int:
     """One run, or what is left of it; its exit code."""
     place = folder / CELLS / cell.name
     begun = ["--resume"] if (place / "recipe.yaml").is_file() else []
@@ -289,6 +323,7 @@ def _run(cell: Cell, folder: Path, start: Command) -> int:
     return start([sys.executable, *RUN, *words], folder / LOGS / f"{cell.name}.log")
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """What a run said last, and where the rest is."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return next((line for line in reversed(lines) if line.strip()), "it said nothing") + f" (log: {log})"

@@ -43,13 +43,21 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean} if half is None else {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def finish(folder: RunFolder, cells: Iterable[tuple[Settings, int, Path]], asked: Sequence[str]) -> None:
+def finish(
+    folder: RunFolder,
+    cells: Iterable[tuple[Settings, int, Path]],
+    asked: Sequence[str],
+    more: Mapping[str, object] | None = None,
+    told: str = "",
+) -> None:
     """Write `runs.csv` with every number of every run, and the table of those asked for: page and `result.json`.
 
     Args:
         folder: The sweep's.
         cells: Settings, seed and folder of every run; those without a result are left out.
         asked: Dotted keys of results; those at the top of a result where none is named, else all.
+        more: Further entries of `result.json`.
+        told: What was found, for the page.
 
     Raises:
         RecipeError: For a key that no result has.
@@ -74,7 +82,8 @@ def finish(folder: RunFolder, cells: Iterable[tuple[Settings, int, Path]], asked
         {**settings, "seed": seed, "folder": str(place.relative_to(folder.path))} for settings, seed, _, place in done
     ]
     table = [{key: value for key, value in row.items() if not isinstance(value, Mapping)} | _flat(row) for row in rows]
-    folder.finish({"rows": rows, "runs": runs}, {"Mean over seeds, 95 % interval": table, "Runs": runs})
+    found_out = {"rows": rows, "runs": runs, **(more or {})}
+    folder.finish(found_out, {"Mean over seeds, 95 % interval": table, "Runs": runs}, summary=told)
     for line in _lines(table):
         folder.say(line)
 

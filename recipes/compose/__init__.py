@@ -1,0 +1,1 @@
+"""From experts to dense students in one run."""

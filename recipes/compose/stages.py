@@ -1,0 +1,241 @@
+"""The stages of a composition: each an ordinary run of another recipe, in the user's cache under what decides it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.compose.schema import MERGE, Recipe
+from recipes.data.wheels import cache_root
+from recipes.errors import RecipeError, RunError
+from recipes.front import table
+from recipes.front.show import to_yaml
+from recipes.running.built_with import built_with
+from recipes.running.files import remove_parts, write_text
+from recipes.running.folder import FOLDER_KEY
+from recipes.running.inputs import note
+from recipes.running.seals import STAMP, damage, stamp
+
+if TYPE_CHECKING:
+    from recipes.distill.schema import Recipe as Distillation
+    from recipes.explain.schema import Recipe as Explanation
+    from recipes.merge.schema import Recipe as Merge
+    from recipes.running.folder import RunFolder
+
+ANSWERS, TABLE = "answers", "answers.parquet"
+PACKAGES = ("distill", "explain", "gapbridge", "recipes", "twinmerge")
+RESULT = "result.json"
+_TURN = 5.0  # seconds between two looks at a stage that another run makes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step, which has its run folder before it has run.
+
+    Attributes:
+        name: merge, a student's name, answers, or the two models whose losses are explained.
+        folder: Of its run.
+        recipe: What is run; None for the answers, and where a finished run is taken.
+        taken: Whether the user named its folder.
+    """
+
+    name: str
+    folder: Path
+    recipe: object = None
+    taken: bool = False
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What its run found.
+
+        Raises:
+            RunError: When it has no result, or one that cannot be read.
+        """
+        try:
+            found = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"stage {self.name}: {self.folder / RESULT} cannot be read ({error})") from error
+        if not isinstance(found, dict):
+            raise RunError(f"stage {self.name}: {self.folder / RESULT} holds no mapping")
+        return found
+
+
+def plan(recipe: Recipe) -> tuple[Stage, list[Stage], Stage, list[Stage]]:
+    """The stages: the merge, the students, the table of all answers, and what is explained from it."""
+    merge = _stage(recipe, MERGE, recipe.merging())
+    students = [
+        _stage(recipe, name, None if name in recipe.taken else recipe.distillation(name, merge.folder), merge)
+        for name in recipe.students
+    ]
+    read = [merge, *students]
+    decides = [recipe.explain.columns, *(part for one in read for part in (one.name, str(one.folder), _content(one)))]
+    answers = Stage(ANSWERS, _stored(ANSWERS, decides))
+    table = answers.folder / TABLE
+    why = [_stage(recipe, "-".join(pair), recipe.explanation(pair, table), answers) for pair in recipe.pairs()]
+    return merge, students, answers, why
+
+
+def _stage(recipe: Recipe, name: str, made: Merge | Distillation | Explanation | None, *after: Stage) -> Stage:
+    """A stage, with the folder that its recipe, the user's files that it reads and what it is made from decide."""
+    if made is None:
+        return Stage(name, Path(recipe.taken[name]).expanduser(), taken=True)
+    read: Iterable[Path] = getattr(table.load(made.recipe), "inputs", lambda _: [])(made)
+    own = [path for path in read if not any(path.is_relative_to(stage.folder) for stage in after)]
+    files = {name: entry[-1] for name, entry in note(own).items()}
+    decides = [to_yaml(made, comments=False), files, *map(_content, after)]
+    return Stage(name, _stored(made.recipe, decides), made)
+
+
+def _stored(name: str, decides: object) -> Path:
+    """Folder in the user's cache for what these values decide, with the code of this project."""
+    # Stages are runs of other recipes: what this one makes of them is told anew every time.
+    key = json.dumps([built_with(*PACKAGES, without="recipes.compose"), decides], sort_keys=True)
+    return cache_root() / "stages" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def _content(stage: Stage) -> dict[str, object]:
+    """Digests of the files of a finished run that is taken; a folder of ours has them in its name."""
+    if not stage.taken:
+        return {}
+    parts = [stage.folder, *(path for path in sorted(stage.folder.rglob("*")) if path.is_dir())]
+    return {name: entry[-1] for name, entry in note(parts).items()}
+
+
+def check_taken(stage: Stage) -> str:
+    """One line about a finished run that is taken as a stage.
+
+    Raises:
+        RecipeError: When it is none, or of another recipe.
+    """
+    from recipes.front.parse import parse
+
+    key, wanted = f"taken.{stage.name}", "merge" if stage.name == MERGE else "distill"
+    if not (stage.folder / RESULT).is_file():
+        raise RecipeError(f"{key}: {stage.folder} is no finished run; give the folder of a finished {wanted} run")
+    try:
+        found = parse(stage.folder / "recipe.yaml").name
+    except RecipeError as error:
+        raise RecipeError(f"{key}: {error}") from error
+    if found != wanted:
+        raise RecipeError(f"{key}: {stage.folder} is a run of recipe {found}; expected one of {wanted}")
+    return f"stage {stage.name}: taken from {stage.folder}"
+
+
+def ready(folder: Path) -> bool:
+    """Whether a stage in the cache is there and whole."""
+    return (folder / RESULT).is_file() and not ((folder / STAMP).is_file() and damage(folder, remember=True))
+
+
+def make(stage: Stage, run: RunFolder) -> bool:
+    """Run a stage, or what is left of it, unless it is in the cache; true where it was there.
+
+    Args:
+        stage: The stage.
+        run: Of the composition: where the recipe of the stage is written, and what tells the user.
+
+    Raises:
+        RunError: When it failed.
+        KeyboardInterrupt: When it was interrupted.
+    """
+    if stage.taken:
+        run.say(f"stage {stage.name}: taken from {stage.folder}")
+        return True
+    with alone(stage.folder, run):
+        if settled(stage.folder, run):
+            run.say(f"stage {stage.name}: cached in {stage.folder}")
+            return True
+        file = run.path / "stages" / f"{stage.name}.yaml"
+        write_text(file, to_yaml(stage.recipe))
+        begun = ["--resume"] if (stage.folder / "recipe.yaml").is_file() else []
+        quiet = ["--quiet"] if run.quiet else []
+        run.say(f"stage {stage.name}: {'goes on' if begun else 'begins'} in {stage.folder}")
+        code = _run([sys.executable, "-m", "gapbridge", str(file), "--out", str(stage.folder), *begun, *quiet])
+        if code in (130, -signal.SIGINT, -signal.SIGTERM):
+            raise KeyboardInterrupt
+        if code:
+            raise RunError(f"stage {stage.name} failed, for the reason above; its run is in {stage.folder}")
+        stamp(stage.folder)
+    return False
+
+
+def settled(folder: Path, run: RunFolder) -> bool:
+    """Whether a stage is finished and whole; a damaged one is told and removed, a new one is stamped."""
+    if not (folder / RESULT).is_file():
+        return False
+    if not (folder / STAMP).is_file():  # its run ended while nobody waited for it
+        stamp(folder)
+        return True
+    if not (fault := damage(folder, remember=True)):
+        return True
+    run.say(f"{folder} {fault}: it is made again")
+    shutil.rmtree(folder)
+    return False
+
+
+@contextmanager
+def alone(folder: Path, run: RunFolder) -> Iterator[None]:
+    """Of the runs that want one stage, one makes it and the others wait.
+
+    Args:
+        folder: Of the stage.
+        run: What tells the user.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    told = False
+    while True:
+        with suppress(Timeout):
+            lock.acquire(timeout=_TURN)
+            break
+        if not told:
+            run.say(f"another run makes {folder}; this one waits for it")
+        told = True
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run a command in a session of its own, to which interruptions are passed on once; its exit code."""
+    given = {key: value for key, value in os.environ.items() if key != FOLDER_KEY}
+    with subprocess.Popen(words, env=given, start_new_session=True) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def show(stage: Stage, into: Path, figures: Iterable[str] = ("*.png", "*.csv")) -> None:
+    """Copy what a reader wants of a stage: its report, its numbers and its recipe.
+
+    Args:
+        stage: Finished.
+        into: Folder of the composition's run, which gets `stages/<name>`.
+        figures: Which files of its figures.
+    """
+    target = into / "stages" / stage.name
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    remove_parts(target)
+    found = [stage.folder / name for name in ("report.html", RESULT, "recipe.yaml", "gap.json")]
+    found += [file for pattern in figures for file in sorted((stage.folder / "figures").glob(pattern))]
+    for file in found:
+        if file.is_file():
+            shutil.copyfile(file, target / file.relative_to(stage.folder))

@@ -1,0 +1,209 @@
+"""Which stages a changed line makes again, and what a composition refuses."""
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from recipes.compose import stages
+from recipes.compose.recipe import check, inputs
+from recipes.compose.schema import Recipe
+from recipes.compose.stages import Stage, make, plan, ready
+from recipes.errors import RecipeError, RunError
+from recipes.front.parse import parse
+from recipes.running.folder import RunFolder
+
+FILE = Path(stages.__file__).with_name("compose.yaml")
+
+
+def parsed(*words: str) -> Recipe:
+    return parse(FILE, words).recipe
+
+
+def names(recipe: Recipe) -> dict[str, str]:
+    merge, students, answers, why = plan(recipe)
+    return {stage.name: stage.folder.name for stage in (merge, *students, answers, *why)}
+
+
+def changed(*words: str) -> set[str]:
+    before, after = names(parsed()), names(parsed(*words))
+    return {name for name in after if before.get(name) != after[name]}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAPBRIDGE_CACHE", str(tmp_path / "cache"))
+
+
+ALL = {"merge", "dense", "small", "answers", "expert-twin", "twin-dense", "twin-small"}
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        (["name=other"], set()),
+        (["explain.examples=3"], set()),
+        (["explain.estimation.folds=3"], {"expert-twin", "twin-dense", "twin-small"}),
+        (["explain.columns=[year]"], {"answers", "expert-twin", "twin-dense", "twin-small"}),
+        (["students.dense.changes.epochs=9"], ALL - {"merge", "small"}),
+        (["changes.epochs=9"], ALL - {"merge"}),
+        (["trainer.max_epochs=9"], ALL - {"merge"}),
+        (["merge.exclusive.rank=8"], ALL),
+        (["seed=1"], ALL),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_changed_line_makes_again_what_depends_on_it(words, again):
+    assert changed(*words) == again
+
+
+def test_a_changed_file_of_the_users_makes_again_what_reads_it(tmp_path):
+    file = tmp_path / "own.csv"
+    file.write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(60)))
+    task = f"{{name: own, source: csv, path: {file}, text: [text], label: label}}"
+    words = ["merge.tasks=[{name: trec, max_train: 64}, " + task + "]"]
+    before = names(parsed(*words))
+    assert file in inputs(parsed(*words))
+    file.write_text(file.read_text().replace("word 3,", "other 3,"))
+    after = names(parsed(*words))
+    assert all(before[name] != after[name] for name in ALL)
+
+
+def test_other_code_makes_everything_again(monkeypatch):
+    before = names(parsed())
+    monkeypatch.setattr(stages, "built_with", lambda *packages, without: f"other code of {packages}")
+    after = names(parsed())
+    assert all(before[name] != after[name] for name in ALL)
+
+
+def test_a_run_that_is_taken_counts_by_its_content(tmp_path):
+    run = tmp_path / "run"
+    (run / "merged").mkdir(parents=True)
+    (run / "result.json").write_text("{}")
+    (run / "merged" / "model.safetensors").write_bytes(b"one")
+    recipe = dataclasses.replace(parsed(), merge=None, taken={"merge": str(run)})
+    before = names(recipe)
+    assert before["merge"] == "run"
+    (run / "merged" / "model.safetensors").write_bytes(b"two")
+    after = names(recipe)
+    assert {name for name in after if after[name] != before[name]} == ALL - {"merge"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["taken.merge=runs/x"], "merge: expected exactly one of merge and taken.merge, got both"),
+        (["merge.seed=3"], "merge.seed: expected none"),
+        (["students={}"], "students: expected at least one, got none"),
+        (["students={twin: {}}"], "students.twin: expected another name than merge, expert, twin"),
+        (["students.dense.changes={epoch: 3}"], "students.dense.changes"),
+        (["students.dense.losses={}"], "students.dense.losses: expected at least one loss, got none"),
+        (["regime=A7"], "regime"),
+        (["taken={other: runs/x}"], "taken.other: expected merge or one of dense, small"),
+        (["explain.groups={a: []}"], "explain: groups: expected at least one group, each of at least one column"),
+        (["explain.groups={a: [task], b: [task]}"], "explain: groups: column 'task' is listed twice"),
+        (["explain.examples=-1"], "explain.examples"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_composed_is_refused(words, said):
+    with pytest.raises(RecipeError) as error:
+        parsed(*words)
+    assert said in str(error.value)
+
+
+def test_a_folder_that_is_no_such_run_is_refused(tmp_path):
+    recipe = dataclasses.replace(parsed(), taken={"dense": str(tmp_path)})
+    with pytest.raises(
+        RecipeError, match=r"taken\.dense: .* is no finished run; give the folder of a finished distill"
+    ):
+        list(check(recipe))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["students.dense.losses={kdd: {}}"], "students.dense: methods.dense: "),
+        (["students.dense.losses={kd: {temperatur: 2}}"], "students.dense: methods.dense: "),
+        (["trainer.devices=3"], "students.dense: "),
+        (["students.dense.model=../gone"], "students.dense: "),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_students_are_checked_before_their_twin_is_there(words, said, monkeypatch):
+    monkeypatch.setattr("recipes.merge.recipe.check", lambda recipe: iter(()))  # it has its own tests
+    with pytest.raises(RecipeError) as error:
+        list(check(parsed(*words)))
+    assert str(error.value).startswith(said)
+
+
+def test_it_is_started_once(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="starts its stages itself"):
+        list(check(parsed()))
+
+
+class Ran:
+    """A stand-in for the command that runs a stage."""
+
+    def __init__(self, code: int = 0) -> None:
+        self.code, self.words = code, []
+
+    def __call__(self, words) -> int:
+        self.words.append([str(word) for word in words])
+        folder = Path(words[words.index("--out") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text("recipe: merge\n")
+        if self.code == 0:
+            (folder / "result.json").write_text(json.dumps({"made": len(self.words)}))
+        return self.code
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    return RunFolder(tmp_path / "run", "test")
+
+
+def test_a_stage_is_made_once_goes_on_and_is_made_again_when_damaged(run, monkeypatch, capsys):
+    stage = plan(parsed())[0]
+    monkeypatch.setattr(stages, "_run", stopped := Ran(130))
+    with pytest.raises(KeyboardInterrupt):
+        make(stage, run)
+    assert not ready(stage.folder)
+    monkeypatch.setattr(stages, "_run", ran := Ran())
+    assert not make(stage, run)  # made now
+    assert "--resume" in ran.words[0]
+    assert "--resume" not in stopped.words[0]
+    assert make(stage, run)  # was there
+    assert len(ran.words) == 1
+    assert ready(stage.folder)
+    (stage.folder / "result.json").write_text('{"made": 7}')
+    assert not ready(stage.folder)
+    assert not make(stage, run)
+    assert "it is made again" in capsys.readouterr().out
+    assert stage.result == {"made": 2}
+
+
+@pytest.mark.parametrize("code", [-signal.SIGTERM, -signal.SIGINT])
+def test_a_stage_that_is_ended_is_an_interruption(run, monkeypatch, code):
+    monkeypatch.setattr(stages, "_run", Ran(code))
+    with pytest.raises(KeyboardInterrupt):
+        make(plan(parsed())[0], run)
+
+
+def test_a_stage_that_fails_ends_the_run_in_a_sentence(run, monkeypatch):
+    monkeypatch.setattr(stages, "_run", Ran(1))
+    stage = plan(parsed())[0]
+    with pytest.raises(RunError, match=rf"stage merge failed, for the reason above; its run is in {stage.folder}"):
+        make(stage, run)
+
+
+def test_a_result_that_cannot_be_read_is_a_sentence(tmp_path):
+    with pytest.raises(RunError, match="cannot be read"):
+        _ = Stage("merge", tmp_path).result
+    (tmp_path / "result.json").write_text("[1]")
+    with pytest.raises(RunError, match="holds no mapping"):
+        _ = Stage("merge", tmp_path).result
