@@ -8,17 +8,23 @@ imports or about a launcher needs a `subprocess` instead.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "lightning", "torchmetrics", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
@@ -29,6 +35,7 @@ class Nursery:
     """One process that has imported `HEAVY`, and what it forks."""
 
     def __init__(self) -> None:
+        self._orders = 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.nursery"],
             cwd=ROOT,
@@ -83,9 +90,14 @@ class Nursery:
     def _ask(self, order: dict[str, Any]) -> list[int]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._orders += 1
+        self._process.stdin.write(json.dumps(order | {"number": self._orders}) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        for line in self._process.stdout:
+            number, codes = json.loads(line)
+            if number == self._orders:  # an answer that a test did not wait for is not that to the next one
+                return codes
+        raise RuntimeError("the process that tests fork from has ended")
 
     def close(self) -> None:
         """End the process."""
@@ -101,23 +113,20 @@ def serve() -> dict[str, Any] | None:
             if child == 0:
                 return task
             children.append(child)
-        print(json.dumps(wait(children, order["timeout"])), flush=True)
+        print(json.dumps([order["number"], wait(children, order["timeout"])]), flush=True)
     return None
 
 
 def wait(children: list[int], timeout: float) -> list[int]:
     """Return how each ended, as `subprocess` tells it; whoever has not in so many seconds is killed."""
-    import signal
-    import time
-
-    end, codes = time.monotonic() + timeout, {}
+    last, codes = time.monotonic() + timeout, {}
     while len(codes) < len(children):
         for child in children:
             if child not in codes:
                 ended, status = os.waitpid(child, os.WNOHANG)
                 if ended:
                     codes[child] = os.waitstatus_to_exitcode(status)
-                elif time.monotonic() > end:
+                elif time.monotonic() > last:
                     os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
     return [codes[child] for child in children]
@@ -125,8 +134,6 @@ def wait(children: list[int], timeout: float) -> list[int]:
 
 def become(task: dict[str, Any]) -> None:
     """Be the program of a task: its folder, environment, output and words."""
-    import signal
-
     for name, handle in (("out", 1), ("err", 2)):
         file = os.open(task[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(file, handle)
@@ -148,9 +155,32 @@ def become(task: dict[str, Any]) -> None:
         exec(compile(name, "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102 - code of our own tests
 
 
+def end(task: dict[str, Any]) -> NoReturn:
+    """Be the program of a task, and end as its interpreter would, but for taking apart all that was imported."""
+    code: object = 0
+    try:
+        become(task)
+    except SystemExit as ended:
+        code = 0 if ended.code is None else ended.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)
+
+
 if __name__ == "__main__":
     for module in HEAVY:
         importlib.import_module(module)
+    gc.freeze()  # what is imported is not looked through, and so not copied, by every process that is forked
     chosen = serve()
     if chosen is not None:
-        become(chosen)
+        end(chosen)

@@ -25,8 +25,8 @@ from recipes.distill.data import dealt, same_words
 from recipes.distill.many_tasks import report, row_of
 from recipes.distill.merge_run import MergeRun, merge_run
 from recipes.distill.networks import told
-from recipes.distill.schema import Values
 from recipes.distill.prompt_data import PromptData
+from recipes.distill.schema import Values
 from recipes.distill.shorter import KEYS, kept_layers, shorter
 from recipes.distill.training import figures, fit
 from recipes.errors import RunError
