@@ -4,6 +4,7 @@
 """
 
 import ast
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,16 +38,22 @@ def sources(root: Path = ROOT) -> dict[str, Path]:
     return {".".join(path.relative_to(root).with_suffix("").parts): path for path in files}
 
 
-def imports(tree: ast.Module, package: str) -> Iterator[str]:
+@functools.lru_cache(maxsize=1000)
+def nodes(source: str) -> tuple[ast.AST, ...]:
+    """Every node of a module's source, found once for all that is counted."""
+    return tuple(ast.walk(ast.parse(source)))
+
+
+def imports(source: str, package: str) -> Iterator[str]:
     """Dotted names that a module can import, inside functions too; what only a type checker reads does not count."""
     typing_only = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes(source)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for statement in node.body
         for inner in ast.walk(statement)
     }
-    for node in ast.walk(tree):
+    for node in nodes(source):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
@@ -63,7 +70,7 @@ def circles(modules: Mapping[str, Path]) -> list[list[str]]:
     edges = {
         name: {
             other
-            for other in imports(ast.parse(path.read_text(encoding="utf-8")), name.rpartition(".")[0])
+            for other in imports(path.read_text(encoding="utf-8"), name.rpartition(".")[0])
             if other in modules and other != name and not other.endswith("__init__")
         }
         for name, path in modules.items()
@@ -89,7 +96,7 @@ def long_functions(modules: Mapping[str, Path], limit: int = 60) -> list[dict[st
     """Functions with more lines than the limit, docstring apart."""
     rows = []
     for path in modules.values():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path.read_text(encoding="utf-8")):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node, clean=False)
                 lines = (node.end_lineno or 0) - node.lineno + 1 - (text.count("\n") + 1 if text else 0)
@@ -106,8 +113,8 @@ def long_files(modules: Mapping[str, Path], limit: int = 400) -> list[dict[str, 
 
 def uses_of_any(modules: Mapping[str, Path]) -> int:
     """How often a type is `Any`, imports apart."""
-    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in modules.values())
-    return sum(isinstance(node, ast.Name) and node.id == "Any" for tree in trees for node in ast.walk(tree))
+    every = (node for path in modules.values() for node in nodes(path.read_text(encoding="utf-8")))
+    return sum(isinstance(node, ast.Name) and node.id == "Any" for node in every)
 
 
 def yaml_without_tiny() -> list[str]:

@@ -49,11 +49,11 @@ RUNS = {"task_arithmetic": MERGE, "ties": MERGE, "dare": MERGE, "twin": TWIN}
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """The sha256 of every file of a folder."""
+    """The sha256 of every file in a folder."""
     found = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         with file.open("rb") as stream:
-            found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[str(file.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
     return found
 
 

@@ -1,15 +1,16 @@
 """Merging files beside mergekit: time, memory and tensors, linear, task arithmetic and TIES; and LoRA extraction.
 
 Both sides merge three experts of the same random checkpoint from the same mergekit configuration, each run in a process
-of its own on one thread, in rounds in which each runs once. `time_ratio_*` is processor time of ours over mergekit's
-and `peak_ratio_*` the largest resident memory likewise, Python and torch included; the worst over the sizes is the
-figure. Mapped pages of files count as memory. `max_difference_fp32` is over all values of a float32 checkpoint whose
-differences are as large as its weights: smaller ones are rounded to few magnitudes, and of those that are equal at a
-threshold mergekit keeps any. `extraction_speedup` is the full SVD that extraction by mergekit makes of a matrix of the
-larger size against ours, at rank 16, `extraction_residual_ratio` what ours leaves over what the SVD leaves. mergekit
-lies in an environment of its own: `bash benchmarks/mergekit_cpu/make.sh FOLDER` and `GAPBRIDGE_MERGEKIT=FOLDER`. Takes
-hours for all sizes and rounds on a busy core; `--sizes 135M --rounds 1` is quick. With `--folder` what is measured is
-kept there, and the same command goes on behind the last size, method and round.
+of its own on one thread, in rounds in which each runs once, in turns the one or the other first. `time_ratio_*` is
+processor time of ours over mergekit's and `peak_ratio_*` the largest resident memory likewise, Python and torch
+included; the worst over the sizes is the figure. Mapped pages of files count as memory. `max_difference_fp32` is over
+all values of a float32 checkpoint whose differences are as large as its weights: smaller ones are rounded to few
+magnitudes, and of those that are equal at a threshold mergekit keeps any. `extraction_speedup` is the full SVD that
+extraction by mergekit makes of a matrix of the larger size against ours, at rank 16, `extraction_residual_ratio` what
+ours leaves over what the SVD leaves. mergekit lies in an environment of its own: `bash benchmarks/mergekit_cpu/make.sh
+FOLDER` and `GAPBRIDGE_MERGEKIT=FOLDER`. Takes hours for all sizes and rounds on a busy core; `--sizes 135M --rounds 1`
+is quick. With `--folder` what is measured is kept there, and the same command goes on behind the last size, method and
+round.
 """
 
 import argparse
@@ -58,15 +59,23 @@ def configuration(models: Sequence[Path], method: str, folder: Path, dtype: str)
     return file
 
 
-def both(file: Path) -> dict[str, Used]:
-    """Run mergekit and ours once each; leaves the folders `theirs` and `ours` beside the configuration."""
+def both(file: Path, turn: int = 0) -> dict[str, Used]:
+    """Run mergekit and ours once each; leaves the folders `theirs` and `ours` beside the configuration.
+
+    Args:
+        file: The configuration.
+        turn: In odd ones ours runs first, so that neither always finds the files read.
+    """
     ours = file.with_name("ours")
     for out in (ours, file.with_name("theirs")):
         shutil.rmtree(out, ignore_errors=True)
-    return {
-        "theirs": measured([str(ENVIRONMENT / "bin/python"), str(RUN_ALL), str(file.parent)], {"PYTHONPATH": ""}),
-        "ours": measured([sys.executable, "-c", OURS, str(file), "--out", str(ours)]),
+    runs = {
+        "theirs": partial(
+            measured, [str(ENVIRONMENT / "bin/python"), str(RUN_ALL), str(file.parent)], {"PYTHONPATH": ""}
+        ),
+        "ours": partial(measured, [sys.executable, "-c", OURS, str(file), "--out", str(ours)]),
     }
+    return {side: runs[side]() for side in sorted(runs, reverse=turn % 2 == 0)}
 
 
 def difference(ours: Path, theirs: Path) -> float:
@@ -87,15 +96,15 @@ def rounds_of(name: str, rounds: int, folder: Path, cells: Cells) -> list[dict[s
     rows: list[dict[str, object]] = []
     for turn in range(rounds):
         for method in PARAMETERS:
-            found = cells.of(f"{name} {method} {turn}", partial(_measured, name, method, folder / name))
+            found = cells.of(f"{name} {method} {turn}", partial(_measured, name, method, folder / name, turn))
             rows.append({"size": name, "method": method, "round": turn, **found})
     shutil.rmtree(folder / name, ignore_errors=True)
     return rows
 
 
-def _measured(name: str, method: str, folder: Path) -> dict[str, object]:
+def _measured(name: str, method: str, folder: Path, turn: int) -> dict[str, object]:
     models = family_in(folder, SIZES[name], EXPERTS)
-    used = both(configuration(models, method, folder, "bfloat16"))
+    used = both(configuration(models, method, folder, "bfloat16"), turn)
     shutil.rmtree(folder / method)
     return {
         f"{side}_{what}": value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,18 @@ if TYPE_CHECKING:
     from distill.regimes import Regime
 
 
-def with_hard(terms: Mapping[str, Any], regime: Regime) -> Mapping[str, Any]:
+def with_hard(terms: Mapping[str, object], regime: Regime) -> Mapping[str, object]:
     """Losses of a student, with the regime's loss of the labels where the terms do not say another.
 
     Args:
         terms: As of `distill.losses.DistillLoss`.
         regime: Of the training.
     """
-    plain = isinstance(terms.get("hard"), Mapping) and "loss" not in terms["hard"]
+    given = terms.get("hard")
+    if not isinstance(given, Mapping) or "loss" in given:
+        return terms
     hard = {"kind": regime.hard, "reduction": regime.hard_reduction, "smoothing": regime.smoothing}
-    return {**terms, "hard": {**hard, **terms["hard"]}} if plain else terms
+    return {**terms, "hard": {**hard, **given}}
 
 
 class HardLoss(nn.Module):

@@ -10,7 +10,6 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from distill.gathering import gather
 from distill.hard import HardLoss
 from distill.terms import SIZES, Function, LogitTerm, Outputs, Term, check_call, check_values, features_of
 from gapbridge.arguments import NotNegative, Positive, Share, accepts, shown
+from gapbridge.installed import entry_points
 
 Terms = Mapping[str, Any]  # options by name, or a loss of one's own, see `DistillLoss`
 ENTRY_POINTS = "gapbridge.distill_losses"
@@ -213,7 +213,7 @@ def terms_by_name() -> dict[str, type[Term]]:
         for kind in vars(module).values():
             if isinstance(kind, type) and kind.__module__ == module.__name__ and kind.__dict__.get("name"):
                 found[kind.__dict__["name"]] = kind
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in entry_points(ENTRY_POINTS):
         if point.name in found or point.name == "hard":
             raise DistillError(f"the package of {point.value} names its loss {point.name!r}, which is taken; rename it")
         found[point.name] = point.load()

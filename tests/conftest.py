@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.nursery import Nursery
+
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 os.environ.update(OFFLINE)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,6 +38,14 @@ ALLOWED_KEYS = {
 }
 # threads of libraries that live as long as the process
 ALLOWED_THREADS = ("TMonitor", "tqdm", "QueueFeederThread", "QueueManagerThread", "ThreadPoolExecutor", "asyncio")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unhurried_disk() -> Iterator[None]:
+    """Files are not forced to the disk: no test pulls the plug, and a run folder would wait for a dozen of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: os.fstat(file) and None)  # what is no open file fails as before
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -110,17 +120,31 @@ def child_police() -> Iterator[None]:
 
 def _children() -> set[str]:
     """Return command lines and ids of the living children, where the system tells them (/proc)."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # takes nothing from whoever waits for one
+    except ChildProcessError:  # there is none, and most tests need no look at every process of the machine
+        return set()
+    mine, found = str(os.getpid()).encode(), set()
+    for number in filter(str.isdigit, os.listdir("/proc")):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
-            command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            with open(f"/proc/{number}/stat", "rb", buffering=0) as stat:
+                fields = stat.read(4096).rpartition(b")")[2].split()
+            if fields[1] != mine or fields[0] == b"Z":
+                continue
+            command = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:  # it ended while we looked
             continue
-        helper = "resource_tracker" in command or "semaphore_tracker" in command
-        if fields[1] == str(os.getpid()) and fields[0] != "Z" and not helper:
-            found.add(f"{stat.parent.name}: {command}")
+        if "resource_tracker" not in command and "semaphore_tracker" not in command:
+            found.add(f"{number}: {command}")
     return found
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Processes of their own that need not import torch and its like anew."""
+    made = Nursery()
+    yield made
+    made.close()
 
 
 def pytest_configure(config: pytest.Config) -> None:

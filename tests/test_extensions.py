@@ -24,7 +24,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture
 def outside(installed, tmp_path):
-    """Run Python in an empty folder with the package installed."""
+    """Run Python in an empty folder with the package installed, as its user's shell would."""
 
     def run(*words):
         return subprocess.run(
@@ -36,6 +36,17 @@ def outside(installed, tmp_path):
             timeout=120,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def inside(installed, tmp_path, nursery):
+    """Run code in an empty folder with the package installed."""
+
+    def run(code):
+        [done] = nursery.run(("-c", code), folder=tmp_path, PYTHONPATH=f"{ROOT}:{installed}")
+        return done
 
     return run
 
@@ -94,8 +105,8 @@ Shared("midpoint", {"density": 0.5})
 """
 
 
-def test_a_merge_method_from_outside_is_used_by_name_in_yaml_and_as_a_function(outside):
-    done = outside("-c", MERGED)
+def test_a_merge_method_from_outside_is_used_by_name_in_yaml_and_as_a_function(inside):
+    done = inside(MERGED)
     assert done.stdout.splitlines() == [
         "[[1.0, 0.0]]",
         "[[2.0, 0.0]]",
@@ -115,8 +126,8 @@ DistillLoss({"mean_gap": {"power": 0.0}})
 """
 
 
-def test_a_loss_from_outside_is_used_by_name(outside):
-    done = outside("-c", DISTILLED)
+def test_a_loss_from_outside_is_used_by_name(inside):
+    done = inside(DISTILLED)
     assert done.stdout == "2.0\n"
     assert "power: expected a finite number > 0, got 0.0" in done.stderr
 
@@ -158,6 +169,6 @@ print(type(game).__name__, type(held.agent).__name__, type(held.optimizers()[0].
 """
 
 
-def test_a_policy_an_optimizer_and_a_game_from_outside_are_trained_with(outside):
-    done = outside("-W", "ignore", "-c", ACTED)
+def test_a_policy_an_optimizer_and_a_game_from_outside_are_trained_with(inside):
+    done = inside(ACTED)
     assert done.stdout.split() == ["SGD", "True", "Coin", "LinearSeat", "SGD"], done.stderr

@@ -40,8 +40,8 @@ def imported_names(node, path, root=ROOT) -> Iterator[str]:
 
 
 def all_imports(path, root=ROOT):
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    return {name for node in ast.walk(tree) for name in imported_names(node, path, root)}
+    every = house.nodes(path.read_text(encoding="utf-8"))
+    return {name for node in every for name in imported_names(node, path, root)}
 
 
 def top_level_imports(path, root=ROOT):
@@ -120,8 +120,8 @@ def floor_breaches(root=ROOT):
         name = module_name(path, root)
         if name in {"recipes", "recipes.run"}:
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for other in sorted({found for found in house.imports(tree, name.rpartition(".")[0]) if "recipes." in found}):
+        imported = house.imports(path.read_text(encoding="utf-8"), name.rpartition(".")[0])
+        for other in sorted({found for found in imported if "recipes." in found}):
             if floor_of(other) > floor_of(name):
                 yield f"{path.relative_to(root)} imports {other}: inside recipes, imports go downwards"
 
@@ -129,10 +129,10 @@ def floor_breaches(root=ROOT):
 def upward_breaches(root=ROOT):
     """Imports inside a wing that go up: functional knows errors and the names of methods, and nothing of modules."""
     for wing in WINGS:
+        files = {module_name(other, root) for other in sources(wing, root)}
         for path in sources(wing, root):
             if "functional" not in path.relative_to(root).with_suffix("").parts:
                 continue
-            files = {module_name(other, root) for other in sources(wing, root)}
             for other in sorted(all_imports(path, root) & files):
                 if "functional" not in other.split(".") and other.split(".")[-1] not in {"errors", "methods", wing}:
                     yield f"{path.relative_to(root)} imports {other}: functional stands below the modules"
@@ -146,6 +146,13 @@ def name_breaches(root=ROOT):
             for alias in node.names if isinstance(node, ast.ImportFrom) else []:
                 if (alias.asname or alias.name) in files:
                     yield f"{stub.relative_to(root)} exports {alias.name}, which is a file too: rename the file"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Keep no trees of the sources for the tests of other files."""
+    yield
+    house.nodes.cache_clear()
 
 
 BREACHES = [

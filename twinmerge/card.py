@@ -59,7 +59,7 @@ output layer twice: where experts also changed norms or biases, or to merge tied
     )
 
 
-def _dense(description: Mapping[str, Any], tasks: str, made: str) -> str:
+def _dense(description: Mapping[str, object], tasks: str, made: str) -> str:
     """The card of a folder without exclusive experts."""
     return f"""\
 One dense {description["base_class"]} with a head for every task ({tasks}); it has

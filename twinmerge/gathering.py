@@ -49,6 +49,44 @@ def fisher_information(parameters: Mapping[str, Tensor], answers: Iterable[Calla
     return {name: value / count for name, value in found.items()}
 
 
+def sampled_fisher_information(
+    parameters: Mapping[str, Tensor], answers: Iterable[Callable[[], Tensor]], *, seed: int = 0
+) -> dict[str, Tensor]:
+    r"""Diagonal Fisher information of a model that says one of many tokens at every place of an input.
+
+    :math:`E_x \sum_i E_{y_i \sim p(y_i|x_{<i})} (\nabla_\theta \log p(y_i|x_{<i}))^2`, of which every input gives an
+    unbiased estimate: a token is drawn at every place, and the gradient of the sum of their log-probabilities is
+    squared. Terms of two places vanish on average, as the draws are independent and every gradient has mean zero.
+
+    Args:
+        parameters: Of an expert by name; they need gradients.
+        answers: For every input, what gives its logits, shape (places, tokens).
+        seed: Of the draws.
+
+    Returns:
+        Information by name, float32, of the parameters' shapes; zero for what no answer depends on.
+
+    Raises:
+        ValueError: When there is no input.
+
+    Reference:
+        Matena and Raffel (2022), arXiv 2111.09832, section 3.1, where classes are too many to sum over.
+    """
+    found = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in parameters.items()}
+    generator, count = torch.Generator().manual_seed(seed), 0
+    for answer in answers:
+        logs = F.log_softmax(answer().float(), -1)
+        drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator).to(logs.device)
+        slopes = torch.autograd.grad(logs.gather(-1, drawn).sum(), list(parameters.values()), allow_unused=True)
+        for name, slope in zip(parameters, slopes, strict=True):
+            if slope is not None:
+                found[name].addcmul_(slope, slope)
+        count += 1
+    if not count:
+        raise ValueError("there is no input to take Fisher information from: give at least one")
+    return {name: value / count for name, value in found.items()}
+
+
 def input_grams(model: nn.Module, runs: Iterable[tuple[Run, Tensor | None]]) -> dict[str, Tensor]:
     r"""Gram matrices :math:`X^T X / n` of the inputs of every linear layer.
 

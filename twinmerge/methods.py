@@ -6,10 +6,10 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, NamedTuple
 
 from gapbridge.arguments import check_arguments
+from gapbridge.installed import entry_points
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ def methods() -> dict[str, str]:
         ValueError: When an installed package registers a name that is taken.
     """
     found = {**OURS, **FURTHER}
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+    for point in entry_points(GROUP):
         if point.name in found:
             raise ValueError(f"the merge method {point.name} is registered as {point.value} and {found[point.name]}.")
         found[point.name] = point.value

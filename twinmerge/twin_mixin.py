@@ -216,7 +216,7 @@ class TwinMixin(TwinChecks):
             ValueError: for a head that this twin does not have, or none where there is no router to choose it.
         """
         if router_weights is None:
-            if head is None and self.router is None:
+            if head is None and self.router is None and self.unrouted:
                 known = ", ".join(self.heads) or "no heads"
                 raise ValueError(f"this twin has no router to choose the head; name one as head, of {known}.")
             router_weights = self.route(input_ids, attention_mask, **kwargs)

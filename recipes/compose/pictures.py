@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from recipes.compose.story import Part
+    from recipes.compose.story import Part, Row
     from recipes.running.folder import RunFolder
 
 BOX = {"boxstyle": "round,pad=0.5", "facecolor": "#f6f8fa", "edgecolor": "#57606a"}
 
 
-def draw_stages(folder: RunFolder, scores: Mapping[str, Mapping[str, Any]], students: Iterable[str]) -> None:
+def draw_stages(folder: RunFolder, scores: Mapping[str, Row], students: Iterable[str]) -> None:
     """Experts, twin and students as boxes, with score and size of each."""
     from matplotlib.figure import Figure
 
@@ -49,7 +49,8 @@ def draw_contributions(folder: RunFolder, split: Mapping[tuple[str, str], list[P
 
     figure = Figure(figsize=(8, 0.5 * sum(map(len, split.values())) + 1.2), layout="constrained")
     axes = figure.subplots()
-    rows, ticks = [], []
+    rows: list[list[object]] = []
+    ticks: list[str] = []
     for (first, second), found in split.items():
         for part in found:
             place = -len(rows)

@@ -48,13 +48,32 @@ def check(recipe: Recipe) -> Iterator[str]:
         for line in table.load("merge").check(merged):
             yield f"merge: {line}"
     yield from check_all([partial(check_taken, stage) for stage in (merge, *students) if stage.taken])
+    there = merge.taken or ready(merge.folder)
     for stage in students:
-        if not stage.taken and (merge.taken or ready(merge.folder)):
-            for line in table.load("distill").check(stage.recipe):
-                yield f"{stage.name}: {line}"
+        if not stage.taken:
+            lines = table.load("distill").check(stage.recipe) if there else _check_alone(recipe, stage.name)
+            yield from (f"{stage.name}: {line}" for line in lines)
     for stage in (merge, *students, answers, *why):
         if not stage.taken:
             yield f"stage {stage.name}: {'cached in' if ready(stage.folder) else 'to be made in'} {stage.folder}"
+
+
+def _check_alone(recipe: Recipe, name: str) -> Iterator[str]:
+    """What is known of a student before its twin is there."""
+    from recipes.data.models import check_model
+    from recipes.distill.fitting import check_fit
+    from recipes.distill.recipe import check_methods
+    from recipes.distill.training import limited
+
+    student = recipe.distillation(name, Path("run"))
+    steps = [partial(check_methods, student)]
+    if student.student.model:
+        steps.append(partial(check_model, student.student.model))
+    try:
+        yield from check_all(steps)
+        check_fit(student, limited(student.trainer, student.training))
+    except RecipeError as error:
+        raise RecipeError(*(f"students.{name}: {problem}" for problem in error.problems)) from error
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distill.errors import DistillError
 from distill.regimes import regime
 from recipes.data.language_task import NO_COLUMNS
 from recipes.distill.merge_run import merge_kind
-from recipes.distill.schema import Data, Network, Recipe as Distillation
+from recipes.distill.schema import Data, Network, Recipe as Distillation, Terms, Values
 from recipes.explain.domains import DomainData
 from recipes.explain.models import ExplainedModel
 from recipes.explain.schema import Estimation, Recipe as Explanation
@@ -41,9 +41,9 @@ class Student:
     """
 
     model: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    losses: dict[str, dict[str, Any]] = field(default_factory=lambda: {"kd": {"temperature": 2.0}})
-    changes: dict[str, Any] = field(default_factory=dict)
+    options: Values = field(default_factory=dict)
+    losses: Terms = field(default_factory=lambda: {"kd": {"temperature": 2.0}})
+    changes: Values = field(default_factory=dict)
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Recipe:
     merge: Merge | None = None
     students: dict[str, Student] = field(default_factory=lambda: {"dense": Student()})
     regime: str = "A2"
-    changes: dict[str, Any] = field(default_factory=dict)
+    changes: Values = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     explain: Explained = field(default_factory=Explained)
     taken: dict[str, str] = field(default_factory=dict)

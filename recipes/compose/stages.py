@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recipes.compose.schema import MERGE, Recipe
 from recipes.data.wheels import cache_root
@@ -55,7 +55,7 @@ class Stage:
     taken: bool = False
 
     @property
-    def result(self) -> dict[str, object]:
+    def result(self) -> dict[str, Any]:
         """What its run found.
 
         Raises:

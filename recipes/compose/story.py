@@ -110,14 +110,14 @@ def student_of(stage: Stage) -> Path:
 
 def _scores(merge: Stage, students: Sequence[Stage]) -> dict[str, Row]:
     """Mean, score by task, share of the experts' and of the twin's, bytes and time of every model that is compared."""
-    found: Any = merge.result
+    found = merge.result
     rows, best = found["rows"], found["best_static"]
     named = {"experts": "experts", "pretrained": "pretrained", f"best static ({best})": best, "twin": "routed"}
     kept = ("mean", "normalised", "bytes", "ms_per_input", "tasks")
     table: dict[str, Row] = {name: {key: rows[row][key] for key in kept} for name, row in named.items()}
     expert, twin = (_as_scored(found, rows[name]) for name in ("experts", "routed"))
     for stage in students:
-        one: Any = stage.result
+        one = stage.result
         scored = next(row for name, row in one["rows"].items() if name != "teacher")
         made = _as_scored(found, scored)
         table[stage.name] = {
@@ -131,7 +131,7 @@ def _scores(merge: Stage, students: Sequence[Stage]) -> dict[str, Row]:
     return table
 
 
-def _as_scored(merge: Mapping[str, Any], row: Row) -> Scores:
+def _as_scored(merge: Row, row: Row) -> Scores:
     """A row as the merge reads it: of language models some tasks are perplexities, which are better when lower."""
     from recipes.merge.causal.table import LanguageScores
     from recipes.merge.evaluation import Scores
@@ -182,13 +182,13 @@ def _flat(row: Row) -> Row:
 
 def _outcome(
     recipe: Recipe, stages: Stages, scores: Mapping[str, Row], split: Mapping[tuple[str, str], list[Part]]
-) -> dict[str, Any]:
+) -> Row:
     """The numbers of result.json."""
     why = stages[3]
-    explained: dict[str, Any] = {}
+    explained: Row = {}
     apart = 0.0
     for stage, (pair, found) in zip(why, split.items(), strict=True):
-        told: Any = stage.result
+        told = stage.result
         gap = float(told["totals"]["gap"])
         apart = max(apart, abs(sum(part.value for part in found) - gap))
         by_task = {part.task: {"value": part.value, "half_interval": part.half} for part in found}
@@ -216,7 +216,7 @@ def _steps(split: Mapping[tuple[str, str], list[Part]]) -> list[Row]:
 
 
 def _shares(stage: Stage) -> list[Row]:
-    told: Any = stage.result
+    told = stage.result
     return [
         {
             "step": stage.name.replace("-", " to "),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -12,82 +11,21 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.data.models import resolve_model
 from recipes.errors import RunError
 from recipes.running.resume import ResumableLoader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from recipes.data.image_tasks import Picture
+    from recipes.data.looks import Look
     from recipes.data.splits import TextTask
 
-__all__ = ["Augmentation", "ImageDataModule", "Look", "MixedImageDataModule", "look_of"]
+__all__ = ["Augmentation", "ImageDataModule", "MixedImageDataModule"]
 
 Batch = dict[str, Tensor]
 Augmentation = Literal["none", "crop", "flip", "trivial"]
 _SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a base sees images.
-
-    Attributes:
-        size: Side in pixels.
-        mean: Of every channel, of images in [0, 1].
-        std: Likewise.
-    """
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def resized(self, picture: Picture) -> Tensor:
-        """A picture of three channels, its shorter side brought to the size and cut at the centre: (3, size, size)."""
-        from torchvision.transforms import v2
-
-        image = v2.functional.pil_to_tensor(picture.open().convert("RGB"))
-        bicubic = v2.InterpolationMode.BICUBIC
-        image = v2.functional.resize(image, [self.size], interpolation=bicubic, antialias=True)
-        made: Tensor = v2.functional.center_crop(image, [self.size, self.size])
-        return made
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """Images of 8 bits, shape (batch, 3, size, size), as the base takes them."""
-        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (images.float() / 255 - mean) / std
-
-
-def look_of(base: str | Path, size: int = 0) -> Look:
-    """How a base sees images, by its processor.
-
-    Args:
-        base: ``shipped:`` name, folder or Hub id.
-        size: Side in pixels instead of the processor's; 0 takes that.
-
-    Raises:
-        RunError: When the base has no image processor, or one that says no size, mean and standard deviation.
-    """
-    from transformers import AutoImageProcessor
-
-    where = resolve_model(base) if isinstance(base, str) else base
-    try:
-        made = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise RunError(f"the base {base} has no image processor ({reason}); give a base that reads images") from error
-    data = getattr(made, "data_config", None)  # timm's
-    if data is not None:
-        own, mean, std = data["input_size"][-1], data["mean"], data["std"]
-    else:
-        sides = getattr(made, "crop_size", None) or made.size
-        own = next(sides[key] for key in ("height", "shortest_edge") if sides.get(key))
-        mean, std = made.image_mean, made.image_std
-    return Look(size or int(own), tuple(map(float, mean)), tuple(map(float, std)))
-
-
 Listed = tuple["Picture", int, int, int]  # a picture, its class, the number of its task, and its place in the split
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from recipes.data.splits import text_key
 from recipes.data.tables import absent, read_columns
@@ -12,7 +12,7 @@ from recipes.errors import RunError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from recipes.data.splits import TextTask
+    from recipes.data.splits import Text, TextTask
     from recipes.data.task_source import TaskSource
 
 __all__ = ["own_columns"]
@@ -41,7 +41,7 @@ def own_columns(
 
     made: dict[str, pd.Series] = {}
     for name in wanted:
-        values: list[Any] = []
+        values: list[object] = []
         for source, task in zip(sources, tasks, strict=True):
             found = _values(source, name)
             values += [None] * len(task.test) if found is None else _looked_up(source, task, name, found)
@@ -53,7 +53,7 @@ def own_columns(
     return made
 
 
-def _values(source: TaskSource, name: str) -> list[dict[str, Any]] | None:
+def _values(source: TaskSource, name: str) -> list[dict[str, object]] | None:
     """Rows of the file that the test rows were read or cut from; None where they have no such column."""
     if source.source not in FILES or source.kind == "images":
         return None
@@ -67,9 +67,9 @@ def _values(source: TaskSource, name: str) -> list[dict[str, Any]] | None:
     return [row for _, row in parts["test" if source.test else "train"]]
 
 
-def _looked_up(source: TaskSource, task: TextTask, name: str, found: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _looked_up(source: TaskSource, task: TextTask, name: str, found: Sequence[Mapping[str, object]]) -> list[object]:
     """A value for every test row; of rows that a cut made one, that of the first, which the cut has kept."""
-    known: dict[Any, list[Any]] = {}
+    known: dict[object, list[object]] = {}
     for row in found:
         texts = tuple(str(row[column]).strip() for column in source.text)
         text = texts[0] if len(texts) == 1 else (texts[0], texts[1])
@@ -77,11 +77,11 @@ def _looked_up(source: TaskSource, task: TextTask, name: str, found: Sequence[Ma
         value = None if absent(row[name]) else row[name]
         known.setdefault((text if source.test else text_key(text), label), []).append(value)
     values = []
-    for text, label in zip(task.test.texts, task.test.labels, strict=True):
-        there = known[text if source.test else text_key(text), task.labels[int(label)]]
+    for asked, number in zip(task.test.texts, task.test.labels, strict=True):
+        there = known[asked if source.test else text_key(cast("Text", asked)), task.labels[int(number)]]
         if source.test and any(value != there[0] for value in there):
             raise RunError(
-                f"data.columns: the test rows of task {task.name!r} hold {text!r} {len(there)} times with several "
+                f"data.columns: the test rows of task {task.name!r} hold {asked!r} {len(there)} times with several "
                 f"values of {name!r}, so that which belongs to which cannot be told; leave the column out, or drop the "
                 "copies"
             )

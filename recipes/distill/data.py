@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from recipes.data.image_module import MixedImageDataModule
     from recipes.data.text_module import MixedTextDataModule
+    from recipes.distill.prompt_data import PromptData
 
-Mixed = TypeVar("Mixed", bound="MixedTextDataModule | MixedImageDataModule")
+Mixed = TypeVar("Mixed", bound="MixedTextDataModule | MixedImageDataModule | PromptData")
 
 
 def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | None = None) -> LightningDataModule:

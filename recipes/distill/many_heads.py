@@ -52,23 +52,22 @@ class ManyHeads(TextNetwork):
 
     def asked(self, inputs: dict[str, Tensor], tasks: Sequence[str]) -> Tensor:
         """Logits (rows, most classes of a task) of inputs, each by the head of the task that is named for its row."""
-        return self._asked(inputs, tasks).logits
+        return self._asked(inputs, tasks, hidden=False).logits
 
     def _answer(self, batch: Batch, **options: object) -> object:
         names = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
         inputs = {name: batch[name] for name in names if name in batch}
         inputs |= {"pixel_values": batch["images"]} if "images" in batch else {}
         rows = len(next(iter(inputs.values())))
-        return self._asked(
-            inputs, [self.tasks[i] for i in batch.get("task", torch.zeros(rows)).long().tolist()], options
-        )
+        numbers = batch.get("task", torch.zeros(rows)).long().tolist()
+        return self._asked(inputs, [self.tasks[i] for i in numbers], hidden=bool(options.get("output_hidden_states")))
 
-    def _asked(
-        self, inputs: dict[str, Tensor], tasks: Sequence[str], options: Mapping[str, object] | None = None
-    ) -> TwinOutput:
+    def _asked(self, inputs: dict[str, Tensor], tasks: Sequence[str], *, hidden: bool) -> TwinOutput:
         twin = cast("TwinMixin", self.model)
-        weights = twin.route(**inputs)  # apart, as what else is asked for is no input of the router
-        return twin.classify(**inputs, head=tasks, router_weights=weights, **(options or {}))
+        weights = twin.route(**inputs)  # apart, as hidden states are asked of the answer alone
+        if hidden:
+            return twin.classify(**inputs, head=tasks, router_weights=weights, output_hidden_states=True)
+        return twin.classify(**inputs, head=tasks, router_weights=weights)
 
 
 def teacher(where: Path, labels: Mapping[str, Sequence[str]]) -> ManyHeads:

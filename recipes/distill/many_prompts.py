@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -25,6 +26,7 @@ from recipes.distill.many_tasks import report, row_of
 from recipes.distill.merge_run import MergeRun, merge_run
 from recipes.distill.networks import told
 from recipes.distill.prompt_data import PromptData
+from recipes.distill.schema import Values
 from recipes.distill.shorter import KEYS, kept_layers, shorter
 from recipes.distill.training import figures, fit
 from recipes.errors import RunError
@@ -38,11 +40,12 @@ if TYPE_CHECKING:
     from distill.batches import Batch
     from recipes.data.language_rows import LanguageTask
     from recipes.distill.schema import Network, Recipe
+    from recipes.merge.causal.scores import Speaker
     from recipes.merge.causal.table import LanguageScores
+    from recipes.merge.precision import Format
     from recipes.running.folder import RunFolder
     from twinmerge.twin_mixin import TwinMixin
 
-Values = dict[str, Any]
 __all__ = ["PromptRouted", "run_prompts"]
 
 
@@ -143,7 +146,8 @@ def _student(config: Network, twin: Path) -> PreTrainedModel:
     try:
         if config.model:
             where = resolve_model(config.model)
-            model = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, **options)
+            made = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, **options)
+            model = cast("PreTrainedModel", made)
         else:
             model = twinmerge.load(twin, "shared", check=False, **options)
     except (CheckpointError, OSError, ValueError, TypeError, RuntimeError) as error:
@@ -151,7 +155,7 @@ def _student(config: Network, twin: Path) -> PreTrainedModel:
         raise DistillError(f"the student {config.model or twin} cannot be loaded: {reason}") from error
     vars(model.config).pop("auto_map", None)  # of the twin's folder, whose code it does not run
     kept = kept_layers(getattr(model.config, "num_hidden_layers", None), config.options)
-    return cast("PreTrainedModel", model if kept is None else shorter(model, kept))
+    return model if kept is None else shorter(model, kept)
 
 
 def _scores(
@@ -169,14 +173,18 @@ def _scores(
     from recipes.merge.precision import NAMED
 
     device = evaluation_device(recipe.trainer.accelerator)
-    precision = next((kind for kind, name in NAMED.items() if name == run.scored_in), "32")
+    precision: Format = next((kind for kind, name in NAMED.items() if name == run.scored_in), "32")
     bench = replace(bench_of(run.recipe, folder, tokenizer, device), precision=precision)
     found = {}
     for name, network in networks.items():
-        model = cast("Any", network.to(device).eval()).model
-        speaker = Speaker(model, padding_of(tokenizer), model.route if name == "teacher" else None)
-        found[name] = bench.score(name, lambda _, speaker=speaker: speaker, tasks=bench.merged)
+        twin = cast("TwinMixin", network.to(device).eval().model)
+        speaker = Speaker(twin, padding_of(tokenizer), twin.route if name == "teacher" else None)
+        found[name] = bench.score(name, partial(_always, speaker), tasks=bench.merged)
     return found
+
+
+def _always(speaker: Speaker, task: str) -> Speaker:
+    return speaker
 
 
 @torch.no_grad()

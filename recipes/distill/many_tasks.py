@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from recipes.data.models import resolve_model
 from recipes.distill.data import same_words
 from recipes.distill.merge_run import MergeRun, merge_run
 from recipes.distill.networks import told
+from recipes.distill.schema import Values
 from recipes.distill.training import figures, fit
 from recipes.errors import RunError
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from distill.module import DistillModule
     from recipes.data.image_module import MixedImageDataModule
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     Mixed = MixedTextDataModule | MixedImageDataModule
 
-Values = dict[str, Any]
 __all__ = ["report", "row_of", "run_merge"]
 
 
@@ -91,7 +91,8 @@ def _data(recipe: Recipe, run: MergeRun, tasks: Sequence[TextTask], twin: Path) 
 
 
 def _pictures(recipe: Recipe, run: MergeRun, tasks: Sequence[TextTask]) -> MixedImageDataModule:
-    from recipes.data.image_module import MixedImageDataModule, look_of
+    from recipes.data.image_module import MixedImageDataModule
+    from recipes.data.looks import look_of
     from recipes.distill.data import dealt
 
     class Pictures(dealt(MixedImageDataModule, recipe.training)):  # type: ignore[misc]  # a class that is made here
@@ -114,7 +115,7 @@ def _module(recipe: Recipe, taught: ManyHeads, twin: Path) -> DistillModule:
     from recipes.distill.many_heads import student
 
     terms = {name: recipe.terms(name) for name in recipe.methods}
-    students = {}
+    students: dict[str, nn.Module | str] = {}
     for name in terms:  # all from the same initial weights
         lightning.seed_everything(recipe.seed, workers=True, verbose=False)
         students[name] = student(recipe.student, taught, twin)

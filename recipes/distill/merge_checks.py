@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from distill.errors import DistillError
 from recipes.data.models import check_model, is_here, resolve_model
@@ -65,8 +65,7 @@ def check_student(recipe: Recipe, network: Network) -> str:
     if not place or not (Path(place) / "config.json").is_file():
         return f"student: {line}"
     try:
-        config: dict[str, Any] = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
-        total = config.get("num_hidden_layers")
+        total = json.loads((Path(place) / "config.json").read_text(encoding="utf-8")).get("num_hidden_layers")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise RecipeError(f"student.model: {place}/config.json cannot be read ({error}); copy it again") from error
     try:
@@ -121,9 +120,9 @@ def _widths(run: MergeRun, twin: Path) -> list[int]:
     return [max(2, len(heads[task.name].get("labels") or ())) for task in run.recipe.tasks]
 
 
-def _heads(twin: Path) -> dict[str, Any]:
+def _heads(twin: Path) -> dict[str, dict[str, list[str]]]:
     try:
-        found: dict[str, Any] = dict(json.loads((twin / "twin.json").read_text(encoding="utf-8"))["heads"])
+        found = dict(json.loads((twin / "twin.json").read_text(encoding="utf-8"))["heads"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise RecipeError(f"teacher.model: {twin / 'twin.json'} cannot be read ({error}); copy it again") from error
-    return found
+    return cast("dict[str, dict[str, list[str]]]", found)

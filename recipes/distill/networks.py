@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 from distill.errors import DistillError
 from recipes.data.models import resolve_model
 from recipes.data.smollm2 import smollm2
-from recipes.distill.schema import Network, Recipe
+from recipes.distill.schema import Network, Recipe, Values
 from recipes.errors import RecipeError
 from recipes.running.seals import STAMP, damage, stamp
 
-Values = dict[str, Any]
 WEIGHTS = "network.safetensors"
 SHOWN = ("mean", "std", "size")  # options of how images are shown, which no constructor takes
 

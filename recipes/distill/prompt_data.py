@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
@@ -13,8 +13,9 @@ from recipes.merge.causal.encode import IGNORED, Encoder
 from recipes.running.resume import ResumableLoader
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from torch.utils.data import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from recipes.data.language_rows import LanguageTask
@@ -48,7 +49,7 @@ class PromptData(LightningDataModule):
         super().__init__()
         self.tasks, self.tokenizer = tuple(tasks), tokenizer
         self.batch_size, self.max_length, self.seed = batch_size, max_length, seed
-        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._rows: dict[str, list[dict[str, list[int] | int]]] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Tokenise the three splits, once."""
@@ -63,8 +64,8 @@ class PromptData(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Training rows in an order given by seed, epoch and rank, which a checkpoint resumes in the middle."""
-        rows: Any = self._rows["train"]
-        lengths = [len(row["input_ids"]) for row in rows]
+        lengths = [_length(row) for row in self._rows["train"]]
+        rows = cast("Dataset[object]", self._rows["train"])
         return ResumableLoader(rows, self.batch_size, seed=self.seed, lengths=lengths, collate_fn=self._collate)
 
     def val_dataloader(self) -> DataLoader[object]:
@@ -76,5 +77,9 @@ class PromptData(LightningDataModule):
         return self._sorted("test")
 
     def _sorted(self, split: str) -> DataLoader[object]:
-        rows: Any = sorted(self._rows[split], key=lambda row: len(row["input_ids"]))
-        return DataLoader(rows, 2 * self.batch_size, collate_fn=self._collate)
+        rows = sorted(self._rows[split], key=_length)
+        return DataLoader(cast("Dataset[object]", rows), 2 * self.batch_size, collate_fn=self._collate)
+
+
+def _length(row: Mapping[str, list[int] | int]) -> int:
+    return len(cast("list[int]", row["input_ids"]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from distill.regimes import regime
 from recipes.data import wheels
@@ -37,7 +37,7 @@ from recipes.distill.networks import (
     saved_network,
     told,
 )
-from recipes.distill.schema import Network, Recipe
+from recipes.distill.schema import Network, Recipe, Values
 from recipes.distill.training import figures, fit, limited
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from distill.tokens import TokenData
     from recipes.running.folder import RunFolder
 
-Values = dict[str, Any]
 __all__ = ["Recipe", "check", "run"]
 
 
@@ -64,7 +63,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     networks = [("student", recipe.student), *(("teacher", voice) for voice in recipe.voices)]
     yield from check_all(
         [
-            partial(_check_terms, recipe),
+            partial(check_methods, recipe),
             partial(_check_data, recipe),
             *(partial(_check_network, recipe, role, network) for role, network in networks),
             *(partial(check_classes, recipe, voice) for voice in _named(recipe)),
@@ -94,7 +93,12 @@ def _named(recipe: Recipe) -> list[Network]:
     return [voice for voice in taken if not (voice is recipe.teacher and recipe.teacher.train)]
 
 
-def _check_terms(recipe: Recipe) -> str:
+def check_methods(recipe: Recipe) -> str:
+    """One sentence about the losses of every method.
+
+    Raises:
+        RecipeError: For losses that do not exist, do not fit what the cache keeps, or lack a teacher.
+    """
     from distill.arguments import check_names
     from distill.compact import check_kept
     from distill.losses import check_terms

@@ -15,6 +15,9 @@ from recipes.fields import FieldError, check_name, check_positive, check_range, 
 from recipes.front.signature import FedBlock, takes
 from recipes.running.trainer import TrainerConfig
 
+Values = dict[str, Any]  # options and changes: what their names take is known where they are used
+Terms = dict[str, Values]
+
 
 @dataclass
 class Network:
@@ -30,7 +33,7 @@ class Network:
     """
 
     model: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Values = field(default_factory=dict)
 
 
 @dataclass
@@ -85,7 +88,7 @@ class Teacher(Network):
     """
 
     train: bool = False
-    changes: dict[str, Any] = field(default_factory=dict)
+    changes: Values = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"
     views: int = 0
     keep: Keep = field(default_factory=Keep)
@@ -149,9 +152,6 @@ SHOWN = (
     *("switch_probability", "color_jitter", "erase", "crop", "padding", "scale", "ratio", "interpolation", "flip"),
     "test_crop",
 )
-Terms = dict[str, dict[str, Any]]
-
-
 RIVALS = ("dkd", "dist")
 
 
@@ -170,7 +170,7 @@ class Setting:
     """
 
     regime: str
-    changes: dict[str, Any] = field(default_factory=dict)
+    changes: Values = field(default_factory=dict)
     updates: int = 1000
     augment: bool = False
 
@@ -269,8 +269,8 @@ class Recipe(FedBlock):
     student: Network = field(default_factory=Network)
     data: Data = field(default_factory=Data)
     regime: str = "A2"
-    changes: dict[str, Any] = field(default_factory=dict)
-    methods: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"kd": {}})
+    changes: Values = field(default_factory=dict)
+    methods: dict[str, Terms] = field(default_factory=lambda: {"kd": {}})
     grid: Grid | None = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     if TYPE_CHECKING:  # what the recipe itself reads of the module's arguments
@@ -387,7 +387,7 @@ class Recipe(FedBlock):
             return merge_kind(self.data.path)
         return {"task": "texts", "files": "language"}.get(self.data.source, "images")  # type: ignore[return-value]
 
-    def terms(self, name: str) -> dict[str, dict[str, Any]]:
+    def terms(self, name: str) -> Terms:
         """Losses of a method: its own, else the published ones."""
         return self.methods[name] or method(name, self.regime)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from distill.errors import DistillError
 
@@ -34,7 +34,7 @@ def spread(total: int, count: int) -> list[int]:
     return [0] if count == 1 else [round(i * (total - 1) / (count - 1)) for i in range(count)]
 
 
-def kept_layers(total: int | None, options: Mapping[str, Any]) -> list[int] | None:
+def kept_layers(total: int | None, options: Mapping[str, object]) -> list[int] | None:
     """The layers that a student's options keep of a model; None keeps all.
 
     Args:
@@ -60,12 +60,13 @@ def kept_layers(total: int | None, options: Mapping[str, Any]) -> list[int] | No
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= total:
             raise DistillError(f"options.num_hidden_layers is {value!r}; give 1 to {total}, the layers of the model")
         return spread(total, value)
-    whole = isinstance(value, list | tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
-    if not whole or not value or list(value) != sorted(set(value)) or value[0] < 0 or value[-1] >= total:
+    given_layers = value if isinstance(value, list | tuple) else []
+    kept = [i for i in given_layers if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < total]
+    if not kept or len(kept) != len(given_layers) or kept != sorted(set(kept)):
         raise DistillError(
             f"options.layers is {value!r}; give ascending numbers of the model's layers, 0 to {total - 1}"
         )
-    return list(value)
+    return kept
 
 
 def shorter(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
@@ -96,7 +97,7 @@ def shorter(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     if kinds := getattr(config, "layer_types", None):
         config.layer_types = [kinds[i] for i in kept]
     with torch.random.fork_rng(devices=[]):  # every weight is copied in, so that none may be drawn
-        made = type(model)(config).to(model.dtype)
+        made = type(model)(config)
     place = re.compile(rf"{re.escape(lists[0])}\.(\d+)\.")
     number = {str(old): str(new) for new, old in enumerate(kept)}
     state = {}
@@ -106,5 +107,6 @@ def shorter(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
             state[name] = value
         elif found[1] in number:
             state[f"{lists[0]}.{number[found[1]]}.{name[found.end() :]}"] = value
+    cast("nn.Module", made).to(model.dtype)
     made.load_state_dict(state)
     return cast("PreTrainedModel", made.eval())

@@ -100,8 +100,8 @@ class DomainData:
             raise FieldError("students", f"expected another name than {taken[0]!r}, which the merge's own model has")
         for name in self.students:
             check_name(name, "students")
-        if taken := [name for name in self.columns if name in self.merged]:
-            raise FieldError("columns", f"expected further columns; {taken[0]!r} is one of the table's own")
+        if known := [name for name in self.columns if name in self.merged]:
+            raise FieldError("columns", f"expected further columns; {known[0]!r} is one of the table's own")
 
     def _check_chunk(self) -> None:
         if not self.column:

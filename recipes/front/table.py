@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_type_hints
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_type_hints
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
 
+from gapbridge.installed import entry_points
 from recipes.errors import RecipeError
 from recipes.front.signature import source_of
 
@@ -75,7 +76,7 @@ def entries() -> dict[str, Entry]:
         RecipeError: When an installed package registers a name that is taken.
     """
     found = dict(TABLE)
-    for point in _outside():
+    for point in entry_points(GROUP):
         if point.name in found:
             raise RecipeError(
                 f"{_origin(point)} registers the recipe {point.name}, and {found[point.name].module} has that name; "
@@ -131,12 +132,8 @@ def _fault(name: str, module: ModuleType) -> str:
 
 def shipped() -> dict[str, Path]:
     """Return the recipe files that ship with the recipes, by file name."""
-    files = [path for point in _outside() for path in _files(point)]
+    files = [path for point in entry_points(GROUP) for path in _files(point)]
     return {path.name: path for path in [*files, *sorted(SHIPPED.rglob("*.yaml"))]}
-
-
-def _outside() -> list[EntryPoint]:
-    return sorted(entry_points(group=GROUP), key=lambda point: point.name)
 
 
 def _files(point: EntryPoint) -> list[Path]:

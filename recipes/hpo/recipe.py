@@ -70,9 +70,9 @@ def check(recipe: Recipe) -> Iterator[str]:
 
             reference_of(recipe.reference, simulator, simulator.sample_noise(8, torch.Generator().manual_seed(0)))
         where = "" if value is None else f" at {recipe.grid.argument} {value}"
-        advice = advise(simulator)
+        advice = advise(simulator, smooth=asked[1] != "score")  # the check above has looked for what it looks for
         if AUTO in recipe.methods:
-            arguments[AUTO] = training_of(recipe, AUTO, simulator).arguments()
+            arguments[AUTO] = training_of(recipe, AUTO, advice.options).arguments()
         for method, given in arguments.items():
             try:
                 check_options(given, simulator)
@@ -188,12 +188,14 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
     import lightning
 
     from rl.errors import SimulatorError
+    from rl.hpo.advice import advise
     from rl.hpo.data import SeedDataModule
     from rl.hpo.module import HPOModule
 
     lightning.seed_everything(cell.seed, workers=True, verbose=False)  # a user's simulator may draw from what is global
     arguments = {**recipe.simulator.init_args, **({} if cell.value is None else {recipe.grid.argument: cell.value})}
-    training = training_of(recipe, cell.method, make_simulator(recipe, cell.value))
+    simulator = make_simulator(recipe, cell.value)
+    training = training_of(recipe, cell.method, advise(simulator).options if cell.method == AUTO else None)
     module = HPOModule(recipe.simulator.class_path, arguments, **training.arguments(), seed=cell.seed)
     data = SeedDataModule(**dataclasses.asdict(recipe.episodes), seed=cell.seed)
     noises = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -188,19 +188,15 @@ class Recipe:
                 raise FieldError(f"methods.{name}.{error.where}", error.message) from error
 
 
-def training_of(recipe: Recipe, method: str, simulator: HybridSimulator | None = None) -> Training:
+def training_of(recipe: Recipe, method: str, advised: Mapping[str, object] | None = None) -> Training:
     """How a method trains.
 
     Args:
         recipe: The recipe.
         method: One of its methods.
-        simulator: What it trains in, for the method auto.
+        advised: What `rl.hpo.advise` says of the simulator, for the method auto; its own changes come first.
     """
-    changes = dict(recipe.methods[method])
-    if method == AUTO and simulator is not None:
-        from rl.hpo.advice import advise
-
-        changes = {**advise(simulator).options, **changes}
+    changes: dict[str, Any] = {**((advised or {}) if method == AUTO else {}), **recipe.methods[method]}
     return dataclasses.replace(recipe.training, **changes)
 
 

@@ -103,13 +103,13 @@ class Baselines:
         scales: Coefficients tried for task arithmetic, TIES, DARE and TSV-Merge.
         densities: Densities tried for TIES.
         drops: Drop rates tried for DARE.
-        probe: Also fit a linear probe on the frozen base.
+        probe: Also fit a linear probe on the frozen base of encoders; what a language model answers needs none.
         emr: Also EMR-Merging, told the router's first choice for every input.
         knn: Also the twin with a kNN router on the same features.
         dynamic: Also other dynamic merges: tsv_c, smile, arrow, wemoe.
         further: Static merges that are compared beside the classic ones, such as breadcrumbs, sce or iso_c.
         data: Static merges that look at inputs, without their labels: fisher, regmean, adamerging, adamerging_layers.
-        data_items: Inputs a task that they and wemoe look at.
+        data_items: Inputs a task that they and wemoe look at, of a causal merge at most the router's.
         data_steps: Steps of AdaMerging, and of the gates of wemoe.
     """
 

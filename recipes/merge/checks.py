@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.data.language_rows import check_language
-from recipes.data.models import check_model, load_body, own_code
+from recipes.data.models import check_model, is_here, load_body, own_code
 from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
@@ -28,6 +28,7 @@ from recipes.merge.experts import (
 )
 from recipes.merge.finetune import check_training
 from recipes.merge.kinds import check_kind
+from recipes.merge.layers import check_layers
 from recipes.merge.routable import check_routable
 from recipes.merge.schema import Recipe
 from recipes.running.quiet import hush_libraries
@@ -69,6 +70,7 @@ def check(recipe: Recipe) -> Iterator[str]:
                 if recipe.training.model == "encoder"
                 else []
             ),
+            *([partial(_check_rows, recipe)] if recipe.baselines.data or recipe.baselines.dynamic else []),
         ]
     )
     if trained := [task for task in recipe.tasks if task.name not in given]:
@@ -103,6 +105,12 @@ def _check_base(recipe: Recipe) -> str:
         return "base: not here as a folder, so that experts are compared with it when the run starts"
     check_kind(recipe.base, recipe.tasks, base.config)
     return f"base: {len(base.tensors)} tensors, {base.bytes / 1e6:.1f} MB"
+
+
+def _check_rows(recipe: Recipe) -> str:
+    if not is_here(recipe.base):
+        return "further rows: the base is not here as a folder, so that its layers are looked at when the run starts"
+    return check_layers(recipe, RecipeError)
 
 
 def _check_expert(recipe: Recipe, task: TaskSource, given: str | None, base: Checkpoint | None) -> str:

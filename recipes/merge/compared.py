@@ -10,14 +10,14 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import torch
 
 from recipes.merge import rows, wemoe
 from recipes.merge.baselines import DYNAMIC
 from recipes.merge.dynamic import compressed, scored
-from recipes.merge.evaluation import apply_heads
+from recipes.merge.evaluation import Scores, apply_heads
 from recipes.merge.routing import train_router
 from twinmerge.functional.emr import Elected, emr
 from twinmerge.merging import set_parameters, shared_expert
@@ -27,18 +27,19 @@ from twinmerge.twin_parts import Router
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from recipes.merge.evaluation import Scores
     from recipes.merge.routing import Features
     from recipes.merge.rows import Judge, Read
+    from recipes.merge.schema import Recipe
     from twinmerge.modeling_twin import Head
     from twinmerge.twin_mixin import TwinMixin
 
-_RANK = 16  # of experts of tokens where the twin's rank is not one number
+RANK = 16  # of experts of tokens where the twin's rank is not one number
+Row = TypeVar("Row", bound=Scores)
 EMR, KNN, TSV_C, WEMOE = "emr", "routed by knn", "tsv_c", "wemoe"
 
 
 @dataclass
-class Beside:
+class Beside(Generic[Row]):
     """Rows, and the bytes that each of them needs.
 
     Attributes:
@@ -46,7 +47,7 @@ class Beside:
         stored: By row name, bytes of the elected vector with masks and rescalers, or of the router.
     """
 
-    rows: dict[str, Scores] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
     stored: dict[str, int] = field(default_factory=dict)
 
     def sizes(self, base: int, places: Mapping[str, int]) -> dict[str, int]:
@@ -78,7 +79,8 @@ def compared(
     twin: TwinMixin,
     features: Mapping[str, Features],
     read: Read,
-) -> Beside:
+    stored: torch.dtype = torch.float32,
+) -> Beside[Scores]:
     """The rows that the recipe asks for.
 
     Args:
@@ -88,22 +90,16 @@ def compared(
         twin: With its router; it is given back.
         features: `train`, `validation` and `test` -> the router's features and task ids.
         read: Router features of the test batches.
+        stored: Number format in which the twin is saved, and what the others add to the base too.
     """
-    found, router = Beside(), cast("Router", twin.router)
-    told: dict[str, tuple[int, list[nn.Module]]] = {}
-    if judge.recipe.baselines.emr:
-        vector, models = elected(model, states)
-        told[EMR] = (vector.bytes, models)
-    rank = judge.recipe.exclusive.rank
+    found, router = Beside[Scores](), cast("Router", twin.router)
     for name in judge.recipe.baselines.dynamic:
-        if name == TSV_C:
-            factors, models = compressed(model, states, rank)
-            told[TSV_C] = (factors.bytes, models)
-        elif name == WEMOE:
-            found.rows[name], found.stored[name] = wemoe.scored(judge, model, states)
-        else:
-            found.rows[name], found.stored[name] = scored(judge, model, states, name, rank or _RANK)
-    for name, (size, models) in told.items():
+        if name == WEMOE:
+            found.rows[name], found.stored[name] = wemoe.scored(judge, model, states, stored)
+        elif name != TSV_C:
+            rank = judge.recipe.exclusive.rank or RANK
+            found.rows[name], found.stored[name] = scored(judge, model, states, name, rank, stored)
+    for name, size, models in told(judge.recipe, model, states, stored):
         with torch.no_grad():
             picked = iter([router(part.to(judge.device)).argmax(-1) for part in read[0]])
         row = judge.score(name, partial(_picked, models, judge.heads, picked))
@@ -119,18 +115,46 @@ def compared(
     return found
 
 
-def elected(model: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> tuple[Elected, list[nn.Module]]:
-    """What EMR-Merging stores, and its model of every task."""
+def told(
+    recipe: Recipe, model: nn.Module, states: Mapping[str, Mapping[str, Tensor]], stored: torch.dtype
+) -> Iterator[tuple[str, int, list[nn.Module]]]:
+    """The merges that a recipe asks for and that must know the task: name, bytes, and a model of every task.
+
+    Args:
+        recipe: The recipe.
+        model: The base; left as it is.
+        states: Task -> the expert's parameters.
+        stored: Number format in which it is kept.
+    """
+    if recipe.baselines.emr:
+        vector, models = elected(model, states, stored)
+        yield EMR, vector.bytes, models
+    if TSV_C in recipe.baselines.dynamic:
+        yield TSV_C, *compressed(model, states, recipe.exclusive.rank, stored)
+
+
+def elected(
+    model: nn.Module, states: Mapping[str, Mapping[str, Tensor]], stored: torch.dtype = torch.float32
+) -> tuple[Elected, list[nn.Module]]:
+    """What EMR-Merging stores, and its model of every task.
+
+    Args:
+        model: The base; left as it is.
+        states: Task -> the expert's parameters.
+        stored: Number format in which the elected vector is kept.
+    """
     kept: list[Elected] = []
     base = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def first(pretrained: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        kept.append(emr(pretrained, experts))
-        return kept[0].expert(pretrained, 0)
+        made = emr(pretrained, experts)
+        kept.append(made._replace(vector={name: value.to(stored) for name, value in made.vector.items()}))
+        kept.append(made._replace(vector={name: value.float() for name, value in kept[0].vector.items()}))
+        return kept[1].expert(pretrained, 0)
 
     whole = shared_expert(model, states, first)  # means of batch norms' statistics too, as for every static merge
     return kept[0], [
-        set_parameters(copy.deepcopy(model), {**whole, **kept[0].expert(base, index)}) for index in range(len(states))
+        set_parameters(copy.deepcopy(model), {**whole, **kept[1].expert(base, index)}) for index in range(len(states))
     ]
 
 

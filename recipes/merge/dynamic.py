@@ -56,17 +56,29 @@ class GatedLinear(nn.Module):
         return out
 
 
-def compressed(model: nn.Module, states: States, rank: int | None) -> tuple[Compressed, list[nn.Module]]:
-    """What TSV-Compress stores, and its model of every task."""
+def compressed(
+    model: nn.Module, states: States, rank: int | None, stored: torch.dtype = torch.float32
+) -> tuple[int, list[nn.Module]]:
+    """The bytes of what TSV-Compress stores, and its model of every task.
+
+    Args:
+        model: The base; left as it is.
+        states: Task -> the expert's parameters.
+        rank: Of every factor; None for the paper's.
+        stored: Number format in which the factors are kept.
+    """
     base = {name: parameter.detach() for name, parameter in model.named_parameters()}
     own = [{name: state[name] for name in base} for state in states.values()]
-    whole, made = shared_expert(model, states, "average"), tsv_c(base, own, rank=rank)
-    return made, [
+    whole, kept = shared_expert(model, states, "average"), _kept(tsv_c(base, own, rank=rank), stored)
+    made = _kept(kept, torch.float32)
+    return kept.bytes, [
         set_parameters(copy.deepcopy(model), {**whole, **made.expert(base, index)}) for index in range(len(own))
     ]
 
 
-def layered(model: nn.Module, states: States, rank: int, kind: str) -> tuple[nn.Module, int]:
+def layered(
+    model: nn.Module, states: States, rank: int, kind: str, stored: torch.dtype = torch.float32
+) -> tuple[nn.Module, int]:
     """The model whose linear layers choose experts, by SMILE or Arrow, and the bytes of the experts.
 
     Args:
@@ -74,9 +86,10 @@ def layered(model: nn.Module, states: States, rank: int, kind: str) -> tuple[nn.
         states: Task -> the expert's parameters.
         rank: Of every factor.
         kind: `smile` or `arrow`.
+        stored: Number format in which the factors are kept.
     """
     start = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    made, stored = set_parameters(copy.deepcopy(model), shared_expert(model, states, "average")), 0
+    made, size = set_parameters(copy.deepcopy(model), shared_expert(model, states, "average")), 0
     for name, module in list(made.named_modules()):
         if not isinstance(module, nn.Linear) or f"{name}.weight" not in start:
             continue
@@ -85,28 +98,42 @@ def layered(model: nn.Module, states: States, rank: int, kind: str) -> tuple[nn.
         if not any(change.any() for change in changes):
             continue
         found = [truncated_svd(change, min(rank, *change.shape)) for change in changes]
-        ups, downs = torch.stack([low.up for low in found]), torch.stack([low.down for low in found])
+        ups, downs = (
+            torch.stack(side).to(stored).float() for side in zip(*((f.up, f.down) for f in found), strict=True)
+        )
         with torch.no_grad():
             module.weight.copy_(start[weight])
         biases = None
         if module.bias is not None and f"{name}.bias" in start:
             bias = start[f"{name}.bias"]
             biases = torch.stack([state[f"{name}.bias"].to(bias) - bias for state in states.values()])
+            biases = biases.to(stored).to(bias.dtype)
             with torch.no_grad():
                 module.bias.copy_(bias)
         gates: Callable[[Tensor], Tensor]
         if kind == "smile":
             gates = partial(smile_gates, directions=nn.functional.normalize(downs, dim=-1))
         else:
-            first = torch.stack([prototype_of(low.up, low.down) for low in found])
+            first = torch.stack([prototype_of(up, down) for up, down in zip(ups, downs, strict=True)])
             gates = partial(arrow_gates, prototypes=first, top_k=min(2, len(found)))
         parent: Any = made.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], GatedLinear(module, ups, downs, biases, gates))
-        stored += ups.nbytes + downs.nbytes + (0 if biases is None else biases.nbytes)
-    return made.eval(), stored
+        size += stored.itemsize * (ups.numel() + downs.numel() + (0 if biases is None else biases.numel()))
+    return made.eval(), size
 
 
-def scored(judge: Judge, model: nn.Module, states: States, kind: str, rank: int) -> tuple[Scores, int]:
+def scored(
+    judge: Judge, model: nn.Module, states: States, kind: str, rank: int, stored: torch.dtype = torch.float32
+) -> tuple[Scores, int]:
     """The row of SMILE or Arrow, and the bytes of its experts."""
-    made, stored = layered(model, states, rank, kind)
-    return judge.score(kind, with_heads(made, judge.heads)), stored
+    made, size = layered(model, states, rank, kind, stored)
+    return judge.score(kind, with_heads(made, judge.heads)), size
+
+
+def _kept(made: Compressed, kind: torch.dtype) -> Compressed:
+    """What TSV-Compress stores in a number format."""
+    factors = [
+        {name: low._replace(up=low.up.to(kind), down=low.down.to(kind)) for name, low in own.items()}
+        for own in made.factors
+    ]
+    return Compressed(factors, [{name: value.to(kind) for name, value in own.items()} for own in made.vectors])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from recipes.data.language_rows import check_language
-from recipes.data.models import check_model, load_body, reader_of, resolve_model
+from recipes.data.models import check_model, load_body, resolve_model
 from recipes.data.sources import check_task, here, load_task
 from recipes.data.tables import own_files
 from recipes.data.task_source import TaskSource
@@ -233,6 +233,7 @@ def train_expert(
         return train_language(base, source, training, trainer_config, seed, target, folder)
     import lightning
 
+    from recipes.data.looks import saved_reader
     from twinmerge.artefact import whole_folder
 
     lightning.seed_everything(seed, workers=True, verbose=False)
@@ -259,8 +260,10 @@ def train_expert(
         "test": test,
     }
     if trainer.is_global_zero:
+        model = cast("PreTrainedModel", module.model)
+        reader = saved_reader(where, [source], getattr(data, "look", None), model)
         with whole_folder(target, overwrite=True) as out:
-            save_expert(module, reader_of(where, [source]), card, out)
+            save_expert(module, reader, card, out)
         shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them
     trainer.strategy.barrier()  # no process reads the expert before it is there
     folder.say(f"expert {source.name}: test score {test:.3f}")
@@ -270,7 +273,8 @@ def train_expert(
 def _data(base: str, task: TextTask, where: Path | str, training: Training, seed: int) -> LightningDataModule:
     """The rows of a task as its model reads them."""
     if task.kind == "images":
-        from recipes.data.image_module import ImageDataModule, look_of
+        from recipes.data.image_module import ImageDataModule
+        from recipes.data.looks import look_of
 
         look = look_of(base, training.image_size)
         return ImageDataModule(
@@ -315,12 +319,13 @@ def head_seed(task: str, heads: str, seed: int) -> int:
     return zlib.crc32(f"{task} {seed}".encode()) if heads == "fixed" else seed
 
 
-def save_expert(module: FinetuneModule, reader: Reader, card: dict[str, Any], out: Path) -> None:
+def save_expert(module: FinetuneModule, reader: Reader | None, card: dict[str, Any], out: Path) -> None:
     """Write the model (HF or PEFT folder), its tokenizer or processor, its head, expert.json and their digests."""
     from safetensors.torch import save_file
 
     cast("PreTrainedModel", module.model).save_pretrained(out)
-    reader.save_pretrained(out)
+    if reader is not None:
+        reader.save_pretrained(out)
     if module.head is not None:
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in module.head.state_dict().items()}, out / "head.safetensors"

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.data.models import load_body, reader_of, resolve_model
+from recipes.data.models import load_body, resolve_model
 from recipes.data.sources import load_task
 from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
@@ -109,7 +109,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     routing = train_router(recipe.router, features, len(tasks), recipe.seed, folder)
     twin.router = routing.router.to(judge.device)
     rows |= table.routed(judge, twin, read) | table.oracle(judge, twin)
-    beside = compared(judge, model, states, twin, features, read)
+    beside = compared(judge, model, states, twin, features, read, stored)
     rows |= {**beside.rows, **own}
 
     twin.router = None  # it keeps its precision
@@ -166,9 +166,10 @@ def _write(
     experts: Mapping[str, Expert],
     made: tuple[TwinMixin, Exclusive, Routing],
     found: tuple[dict[str, Scores], dict[str, tuple[float, dict[str, float]]], list[TextTask]],
-    beside: Beside,
+    beside: Beside[Scores],
 ) -> None:
     """The twin folder, and the report of the run."""
+    from recipes.data.looks import saved_reader
     from recipes.merge import report
     from recipes.merge.precision import NAMED
     from twinmerge.artefact import model_card, save
@@ -189,13 +190,14 @@ def _write(
     target = save(
         twin,
         folder.path / "merged",
-        tokenizer=reader_of(tokenizer, recipe.tasks),
+        tokenizer=saved_reader(tokenizer, recipe.tasks, getattr(judge.data, "look", None), twin),
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
         texts=texts,
         labels={task: expert.labels or [] for task, expert in experts.items()},
         overwrite=True,
     )
-    base, places = sum(p.nbytes for p in model.parameters()), report.places(target)
+    stored = next(twin.parameters()).dtype  # of one model as of the twin's shared expert
+    base, places = stored.itemsize * sum(p.numel() for p in model.parameters()), report.places(target)
     size = {**report.sizes(base, experts, target), **beside.sizes(base, places)}
     outcome = report.result(rows, static, routing.numbers, size, labelled)
     outcome |= {"twin_bytes": places, "scored_in": NAMED[judge.precision], "shared": asdict(recipe.shared)}
@@ -212,7 +214,8 @@ def mixed(recipe: Recipe, tasks: list[TextTask], tokenizer: Path | str) -> Mixed
         tokenizer: Where the tokenizer of texts is.
     """
     if recipe.tasks[0].kind == "images":
-        from recipes.data.image_module import MixedImageDataModule, look_of
+        from recipes.data.image_module import MixedImageDataModule
+        from recipes.data.looks import look_of
 
         look, batch = look_of(recipe.base, recipe.training.image_size), recipe.training.batch_size
         rows = recipe.eval_batch_size

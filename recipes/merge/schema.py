@@ -255,9 +255,6 @@ class Recipe:
         for key, plain in (("vocabulary", "strict"), ("labels", {})):
             if getattr(self, key) != plain:
                 raise FieldError(key, f"expected {plain!r} for model 'causal', got {getattr(self, key)!r}")
-        for key in ("data", "dynamic"):
-            if found := getattr(self.baselines, key):
-                raise FieldError(f"baselines.{key}", f"expected none for model 'causal', got {found!r}")
         if unknown := sorted(set(self.unseen) - set(names)):
             raise FieldError("unseen", f"no task is called {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
         if len(names) - len(set(self.unseen)) < 2:

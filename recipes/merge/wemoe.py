@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from recipes.merge.evaluation import Scores
     from recipes.merge.rows import Judge
     from recipes.merge.schema import Recipe
+    from recipes.running.folder import RunFolder
 
 States = Mapping[str, Mapping[str, Tensor]]
 INITIAL, RATE, SPREAD = 0.3, 1e-3, 0.01  # as in the authors' code
@@ -53,9 +54,12 @@ class Gate(nn.Module):
         nn.init.constant_(cast("Tensor", self.net[2].bias), INITIAL)
         self.mask: Tensor | None = None  # of the batch, (batch, tokens)
         self.weights: Tensor | None = None  # of the batch, (batch, experts)
+        self.held: Tensor | None = None  # what the batch has whatever its inputs are, as while an answer is said
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Weights (batch, experts) from inputs (batch, ..., width), averaged over what lies between."""
+        if self.held is not None:  # a search by beams has several rows an input, side by side
+            return self.held.repeat_interleave(len(inputs) // len(self.held), 0)
         said = cast("Tensor", self.net(inputs.float()))
         if self.mask is not None and said.shape[:-1] == self.mask.shape:
             shares = self.mask.to(said) / self.mask.sum(1, keepdim=True).clamp(min=1).to(said)
@@ -120,23 +124,26 @@ def check_blocks(recipe: Recipe, model: nn.Module) -> None:
         )
 
 
-def ensembled(model: nn.Module, states: States) -> tuple[nn.Module, list[Gate], int]:
+def ensembled(
+    model: nn.Module, states: States, stored: torch.dtype = torch.float32
+) -> tuple[nn.Module, list[Gate], int]:
     """The model with gates before its feed-forward blocks, the gates, and the bytes of changes and gates.
 
     Args:
         model: The base; left as it is.
         states: Task -> the expert's parameters.
+        stored: Number format in which the changes are kept; the gates keep theirs, as a router does.
     """
     start = {name: parameter.detach() for name, parameter in model.named_parameters()}
     merged = shared_expert(model, states, "task_arithmetic", scale=INITIAL)
-    made, gates, stored = set_parameters(copy.deepcopy(model), merged), list[Gate](), 0
+    made, gates, size = set_parameters(copy.deepcopy(model), merged), list[Gate](), 0
     for names in blocks_of(model).values():
         width = cast("nn.Linear", model.get_submodule(names[0])).in_features
         gates.append(Gate(width, len(states)).to(next(model.parameters()).device))
-        stored += sum(value.nbytes for value in gates[-1].parameters())
+        size += sum(value.nbytes for value in gates[-1].parameters())
         for place, name in enumerate(names):
             layer = cast("nn.Linear", made.get_submodule(name))
-            changes, biases = (_changes(start, states, f"{name}.{kind}") for kind in ("weight", "bias"))
+            changes, biases = (_changes(start, states, f"{name}.{kind}", stored) for kind in ("weight", "bias"))
             if changes is None:  # tied to something else: it stays merged
                 continue
             with torch.no_grad():
@@ -145,14 +152,34 @@ def ensembled(model: nn.Module, states: States) -> tuple[nn.Module, list[Gate], 
                     layer.bias.copy_(start[f"{name}.bias"])
             parent: Any = made.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], EnsembledLinear(layer, gates[-1], place == 0, changes, biases))
-            stored += changes.nbytes + (0 if biases is None else biases.nbytes)
+            size += stored.itemsize * (changes.numel() + (0 if biases is None else biases.numel()))
     made.requires_grad_(False)
     for gate in gates:
         gate.requires_grad_()
-    return made.eval(), gates, stored
+    return made.eval(), gates, size
 
 
-def scored(judge: Judge, model: nn.Module, states: States) -> tuple[Scores, int]:
+def learn(gates: Sequence[Gate], answers: Callable[[int], Iterable[Tensor]], steps: int, folder: RunFolder) -> None:
+    """Make the answers to unlabelled inputs sure, by the gates alone.
+
+    Args:
+        gates: Of `ensembled`.
+        answers: Logits (rows, labels) of a batch of every task, by the number of the step.
+        steps: Of Adam.
+        folder: Run folder, for progress.
+    """
+    learned = [value for gate in gates for value in gate.parameters()]
+    optimizer = torch.optim.Adam(learned, lr=RATE)
+    with folder.phase("gates of wemoe", steps) as progress:
+        for step in range(steps):
+            optimizer.zero_grad()
+            for logits in answers(step):
+                entropy(logits).backward(inputs=learned)  # type: ignore[no-untyped-call]
+            optimizer.step()
+            progress.advance()
+
+
+def scored(judge: Judge, model: nn.Module, states: States, stored: torch.dtype = torch.float32) -> tuple[Scores, int]:
     """The row of WEMoE, and the bytes of what it stores beside the base.
 
     Raises:
@@ -164,7 +191,7 @@ def scored(judge: Judge, model: nn.Module, states: States) -> tuple[Scores, int]
         raise RunError("baselines.dynamic: wemoe learns from the entropy of labels; got only numbers to predict")
     with torch.random.fork_rng():
         torch.manual_seed(judge.recipe.seed)
-        made, gates, stored = ensembled(model, states)
+        made, gates, size = ensembled(model, states, stored)
     answer = with_heads(made, judge.heads)
 
     def masked(batch: dict[str, Tensor], asked: list[str]) -> Tensor:
@@ -173,24 +200,20 @@ def scored(judge: Judge, model: nn.Module, states: States) -> tuple[Scores, int]
         return answer(batch, asked)
 
     batches = {task.name: inputs_of(judge, "validation", index, options.data_items) for index, task in tasks}
-    learned = [value for gate in gates for value in gate.parameters()]
-    optimizer = torch.optim.Adam(learned, lr=RATE)
-    with judge.folder.phase("gates of wemoe", options.data_steps) as progress:
-        for step in range(options.data_steps):
-            optimizer.zero_grad()
-            for _, task in tasks:
-                batch = batches[task.name][step % len(batches[task.name])]
-                count = len(next(iter(batch.values())))
-                logits = masked(batch, [task.name] * count)[:, : len(task.labels)]
-                entropy(logits).backward(inputs=learned)  # type: ignore[no-untyped-call]
-            optimizer.step()
-            progress.advance()
-    return judge.score("wemoe", masked), stored
+
+    def answers(step: int) -> Iterator[Tensor]:
+        for _, task in tasks:
+            batch = batches[task.name][step % len(batches[task.name])]
+            count = len(next(iter(batch.values())))
+            yield masked(batch, [task.name] * count)[:, : len(task.labels)]
+
+    learn(gates, answers, options.data_steps, judge.folder)
+    return judge.score("wemoe", masked), size
 
 
-def _changes(start: Mapping[str, Tensor], states: States, name: str) -> Tensor | None:
+def _changes(start: Mapping[str, Tensor], states: States, name: str, stored: torch.dtype) -> Tensor | None:
     """What the experts add to a parameter, one by one; None where the base has none of this name."""
     if name not in start:
         return None
     base = start[name]
-    return torch.stack([state[name].to(base) - base for state in states.values()])
+    return torch.stack([(state[name].to(base) - base).to(stored).to(base.dtype) for state in states.values()])

@@ -2,7 +2,8 @@
 
 Fisher information and the Gram matrices of RegMean come from training inputs, of which no label is read. AdaMerging
 learns its coefficients on the validation inputs, without their labels; the paper takes the test inputs, which here only
-report.
+report. What is looked at is a `Source`: that of encoders is here, that of language models in
+`recipes.merge.causal.with_data`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from torch.func import functional_call
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from recipes.merge.evaluation import Scores
     from recipes.merge.rows import Judge
     from recipes.merge.schema import Recipe
+    from recipes.running.folder import RunFolder
 
+Row_co = TypeVar("Row_co", bound="Scores", covariant=True)
 States = Mapping[str, Mapping[str, "Tensor"]]
 Merged = dict[str, "Tensor"]
 Tuned = dict[str, tuple[float, dict[str, float]]]
@@ -46,7 +49,9 @@ def check_linear(recipe: Recipe, model: nn.Module) -> None:
     """
     from torch import nn
 
-    if any(isinstance(module, nn.Linear) for module in model.modules()):
+    answers: Callable[[], object] = getattr(model, "get_output_embeddings", lambda: None)
+    output = answers()  # of a language model, which is tied to the embedding or the only one
+    if any(isinstance(module, nn.Linear) and module is not output for module in model.modules()):
         return
     for key, names in (("data", recipe.baselines.data), ("dynamic", recipe.baselines.dynamic)):
         if found := [name for name in names if name in OF_LINEAR_LAYERS]:
@@ -59,34 +64,93 @@ def all_static(judge: Judge, model: nn.Module, states: States, held: Scores) -> 
     """The recipe with its shared expert tuned, the best candidate of every static merge, and their rows."""
     best, rows = static(judge, model, states, held)
     recipe = judge.recipe.with_shared(best, judge.folder.say)
-    looked, more = with_data(judge, model, states, held)
+    looked, more = with_data(Encoders(judge, model, held), model, states)
     return recipe, best | looked, rows | more
 
 
-def with_data(judge: Judge, model: nn.Module, states: States, held: Scores) -> tuple[Tuned, dict[str, Scores]]:
+class Source(Protocol[Row_co]):
+    """What methods with data look at, and what their rows are measured by."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the run."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Of the run."""
+
+    def information(self, task: str, expert: nn.Module) -> Merged:
+        """Fisher information of an expert on training inputs of its task."""
+
+    def grams(self, task: str, expert: nn.Module) -> Merged:
+        """Gram matrices of the inputs of an expert's linear layers on training inputs of its task."""
+
+    def logits(self) -> Callable[[Mapping[str, Tensor], int], Sequence[Tensor]]:
+        """Logits of unlabelled validation inputs of every task, by weights and the number of a step."""
+
+    def validated(self, name: str, model: nn.Module) -> float:
+        """Normalised score of a candidate on validation."""
+
+    def row(self, name: str, model: nn.Module) -> Row_co:
+        """Scores of the best candidate on test."""
+
+
+def with_data(source: Source[Row_co], model: nn.Module, states: States) -> tuple[Tuned, dict[str, Row_co]]:
     """The methods that the recipe asks for: the best candidate of each on validation, and their rows.
 
     Args:
-        judge: What the rows are measured by.
+        source: What is looked at and what rows are measured by.
         model: The base; left as it is.
         states: Task -> the expert's parameters.
-        held: The experts on validation, to which scores are normalised.
     """
     best: Tuned = {}
-    rows: dict[str, Scores] = {}
+    rows: dict[str, Row_co] = {}
     work = copy.deepcopy(model)
-    for name in judge.recipe.baselines.data:
-        found: list[tuple[float, dict[str, float], Merged]] = []
-        for options, merged in _MERGES[name](judge, model, states):
-            answer = judge.precise(with_heads(set_parameters(work, merged), judge.heads))
-            steps = len(judge.batches["validation"])
-            with judge.folder.phase(f"validation: {name}", steps) as progress:
-                score = evaluate(answer, judge.tasks, judge.batches["validation"], progress.advance, judge.device)
-            found.append((score.normalised(held), options, merged))
+    for name in source.recipe.baselines.data:
+        found = [
+            (source.validated(name, set_parameters(work, merged)), options, merged)
+            for options, merged in _MERGES[name](source, model, states)
+        ]
         score_of, chosen, merged = max(found, key=lambda one: one[0])
         best[name] = (score_of, chosen)
-        rows[name] = judge.score(name, with_heads(set_parameters(work, merged), judge.heads))
+        rows[name] = source.row(name, set_parameters(work, merged))
     return best, rows
+
+
+def _experts(model: nn.Module, states: States) -> Iterator[tuple[str, nn.Module]]:
+    for task, state in states.items():
+        yield task, set_parameters(copy.deepcopy(model), state)
+
+
+def _fisher(source: Source[Scores], model: nn.Module, states: States) -> Iterator[tuple[dict[str, float], Merged]]:
+    information = [source.information(task, expert) for task, expert in _experts(model, states)]
+    yield {}, shared_expert(model, states, fisher, information=information)
+
+
+def _regmean(source: Source[Scores], model: nn.Module, states: States) -> Iterator[tuple[dict[str, float], Merged]]:
+    grams = [source.grams(task, expert) for task, expert in _experts(model, states)]
+    for shrink in SHRINKS:
+        yield {"shrink": shrink}, shared_expert(model, states, regmean, inputs=grams, shrink=shrink)
+
+
+def _adamerging(
+    layers: bool, source: Source[Scores], model: nn.Module, states: States
+) -> Iterator[tuple[dict[str, float], Merged]]:
+    steps, logits = source.recipe.baselines.data_steps, source.logits()
+
+    def learned(base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]]) -> Merged:
+        return adamerging(base, experts, logits=logits, layers=layers, steps=steps).weights
+
+    source.folder.say(f"AdaMerging {'by layer' if layers else 'by task'}: {steps} steps on validation inputs")
+    yield {}, shared_expert(model, states, learned)
+
+
+_MERGES: Mapping[str, Callable[[Source[Scores], nn.Module, States], Iterator[tuple[dict[str, float], Merged]]]] = {
+    "fisher": _fisher,
+    "regmean": _regmean,
+    "adamerging": partial(_adamerging, False),
+    "adamerging_layers": partial(_adamerging, True),
+}
 
 
 def inputs_of(judge: Judge, split: str, index: int, most: int) -> list[dict[str, Tensor]]:
@@ -100,69 +164,75 @@ def inputs_of(judge: Judge, split: str, index: int, most: int) -> list[dict[str,
     return found
 
 
-def _experts(model: nn.Module, states: States) -> Iterator[tuple[int, str, nn.Module]]:
-    for index, (task, state) in enumerate(states.items()):
-        yield index, task, set_parameters(copy.deepcopy(model), state)
+class Encoders:
+    """The inputs of encoders, whose answers are those of a head a task.
 
+    Args:
+        judge: What the rows are measured by.
+        model: The base; left as it is.
+        held: The experts on validation, to which scores are normalised.
+    """
 
-def _fisher(judge: Judge, model: nn.Module, states: States) -> Iterator[tuple[dict[str, float], Merged]]:
-    information = []
-    for index, task, expert in _experts(model, states):
+    def __init__(self, judge: Judge, model: nn.Module, held: Scores) -> None:
+        self.judge, self.model, self.held = judge, model, held
+        self.recipe, self.folder = judge.recipe, judge.folder
+        self.places = {task.name: index for index, task in enumerate(judge.tasks)}
+
+    def information(self, task: str, expert: nn.Module) -> Merged:
+        """Fisher information of an expert, exact in the labels."""
         rows = [
             {k: v[row : row + 1] for k, v in batch.items()}
-            for batch in inputs_of(judge, "train", index, judge.recipe.baselines.data_items)
+            for batch in inputs_of(self.judge, "train", self.places[task], self.recipe.baselines.data_items)
             for row in range(len(next(iter(batch.values()))))
         ]
+
+        def logits(row: Mapping[str, Tensor]) -> Tensor:
+            found: Tensor = self.judge.heads[task](states_of(expert, expert(**row)), row.get("attention_mask"))
+            return found[0]
+
         parameters = {name: value.requires_grad_() for name, value in expert.named_parameters()}
-        with judge.folder.phase(f"Fisher information: {task}", len(rows)) as progress:
-            answers = (partial(_logits, judge, task, expert, row) for row in progress.track(rows))
-            information.append(fisher_information(parameters, answers))
-    yield {}, shared_expert(model, states, fisher, information=information)
+        with self.folder.phase(f"Fisher information: {task}", len(rows)) as progress:
+            return fisher_information(parameters, (partial(logits, row) for row in progress.track(rows)))
 
-
-def _logits(judge: Judge, task: str, expert: nn.Module, row: Mapping[str, Tensor]) -> Tensor:
-    logits: Tensor = judge.heads[task](states_of(expert, expert(**row)), row.get("attention_mask"))
-    return logits[0]
-
-
-def _regmean(judge: Judge, model: nn.Module, states: States) -> Iterator[tuple[dict[str, float], Merged]]:
-    grams = []
-    for index, task, expert in _experts(model, states):
-        batches = inputs_of(judge, "train", index, judge.recipe.baselines.data_items)
-        with judge.folder.phase(f"Gram matrices: {task}", len(batches)) as progress:
+    def grams(self, task: str, expert: nn.Module) -> Merged:
+        """Gram matrices of the inputs of an expert's linear layers; padding does not count."""
+        batches = inputs_of(self.judge, "train", self.places[task], self.recipe.baselines.data_items)
+        with self.folder.phase(f"Gram matrices: {task}", len(batches)) as progress:
             runs = ((partial(expert, **batch), batch.get("attention_mask")) for batch in progress.track(batches))
-            grams.append(input_grams(expert, runs))
-    for shrink in SHRINKS:
-        yield {"shrink": shrink}, shared_expert(model, states, regmean, inputs=grams, shrink=shrink)
+            return input_grams(expert, runs)
 
+    def logits(self) -> Callable[[Mapping[str, Tensor], int], Sequence[Tensor]]:
+        """Logits of the tasks that have labels.
 
-def _adamerging(
-    layers: bool, judge: Judge, model: nn.Module, states: States
-) -> Iterator[tuple[dict[str, float], Merged]]:
-    given = judge.recipe.baselines
-    tasks = [(index, task) for index, task in enumerate(judge.tasks) if task.labels]
-    if not tasks:
-        raise RunError("baselines.data: AdaMerging needs tasks with labels, whose answers have an entropy; got numbers")
-    batches = {task.name: inputs_of(judge, "validation", index, given.data_items) for index, task in tasks}
+        Raises:
+            RunError: Where none has.
+        """
+        judge, most = self.judge, self.recipe.baselines.data_items
+        named = [task.name for task in judge.tasks if task.labels]
+        if not named:
+            raise RunError(
+                "baselines.data: AdaMerging needs tasks with labels, whose answers have an entropy; got numbers"
+            )
+        batches = {name: inputs_of(judge, "validation", self.places[name], most) for name in named}
 
-    def logits(weights: Mapping[str, Tensor], step: int) -> list[Tensor]:
-        found = []
-        for _, task in tasks:
-            batch = batches[task.name][step % len(batches[task.name])]
-            read = states_of(model, functional_call(model, dict(weights), kwargs=batch))
-            found.append(judge.heads[task.name](read, batch.get("attention_mask")))
+        def found(weights: Mapping[str, Tensor], step: int) -> list[Tensor]:
+            made = []
+            for name, given in batches.items():
+                batch = given[step % len(given)]
+                read = states_of(self.model, functional_call(self.model, dict(weights), kwargs=batch))
+                made.append(judge.heads[name](read, batch.get("attention_mask")))
+            return made
+
         return found
 
-    def learned(base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]]) -> Merged:
-        return adamerging(base, experts, logits=logits, layers=layers, steps=given.data_steps).weights
+    def validated(self, name: str, model: nn.Module) -> float:
+        """Normalised score of a candidate on validation."""
+        judge, batches = self.judge, self.judge.batches["validation"]
+        with self.folder.phase(f"validation: {name}", len(batches)) as progress:
+            answer = judge.precise(with_heads(model, judge.heads))
+            score = evaluate(answer, judge.tasks, batches, progress.advance, judge.device)
+        return score.normalised(self.held)
 
-    judge.folder.say(f"AdaMerging {'by layer' if layers else 'by task'}: {given.data_steps} steps on validation inputs")
-    yield {}, shared_expert(model, states, learned)
-
-
-_MERGES: Mapping[str, Callable[[Judge, nn.Module, States], Iterator[tuple[dict[str, float], Merged]]]] = {
-    "fisher": _fisher,
-    "regmean": _regmean,
-    "adamerging": partial(_adamerging, False),
-    "adamerging_layers": partial(_adamerging, True),
-}
+    def row(self, name: str, model: nn.Module) -> Scores:
+        """Scores of the best candidate on test."""
+        return self.judge.score(name, with_heads(model, self.judge.heads))

@@ -202,10 +202,11 @@ def _search(
 def _choose(study: Study, spaces: Mapping[str, BaseDistribution], seed: int, number: int) -> dict[str, Setting]:
     """The settings of the next trial, which depend on the seed, its number and the trials before it alone."""
     from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
 
     study.sampler = TPESampler(seed=(seed * _SEEDS + number) % 2**32, constant_liar=True)
     trial = study.ask(dict(spaces))
-    study.tell(trial, state=_state("FAIL"))  # it is told with its value once it has run
+    study.tell(trial, state=TrialState.FAIL)  # it is told with its value once it has run
     return dict(trial.params)
 
 
@@ -216,12 +217,6 @@ def _tell(
 
     if value is not None:
         study.add_trial(create_trial(params=dict(settings), distributions=dict(spaces), value=value))
-
-
-def _state(name: str) -> object:
-    from optuna.trial import TrialState
-
-    return TrialState[name]
 
 
 def _read(file: Path) -> list[dict[str, Setting]]:

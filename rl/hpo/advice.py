@@ -25,7 +25,7 @@ class Advice(NamedTuple):
     reason: str
 
 
-def advise(simulator: HybridSimulator) -> Advice:
+def advise(simulator: HybridSimulator, *, smooth: bool = False) -> Advice:
     """Advise an estimator.
 
     ``score`` where the mixed gradient has nothing to follow or would be biased: no gradient, a jump within a mode, a
@@ -35,6 +35,7 @@ def advise(simulator: HybridSimulator) -> Advice:
 
     Args:
         simulator: The simulator.
+        smooth: Whether `rl.envs.check_simulator` has let it pass for ``mixed``, so that this need not be tried again.
 
     Raises:
         SimulatorError: If nothing can be trained in it.
@@ -48,7 +49,8 @@ def advise(simulator: HybridSimulator) -> Advice:
         check_simulator(simulator)
         return Advice(dict(SCORE), "the simulator is declared not differentiable")
     try:
-        check_simulator(simulator, estimator="mixed")
+        if not smooth:
+            check_simulator(simulator, estimator="mixed")
     except SimulatorError as error:
         check_simulator(simulator, estimator="score")  # what breaks this, nothing can be trained in
         return Advice(dict(SCORE), f"the mixed gradient would be wrong ({str(error).split(';')[0]})")

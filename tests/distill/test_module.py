@@ -1,10 +1,6 @@
 """DistillModule through the Trainer: the teacher's place, several students, processes, precisions, checkpoints, CLI."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning
@@ -18,7 +14,6 @@ from distill.losses import terms_by_name
 from tests.distill.nets import CHANGES, CLASSES, Data, linear, trainer
 from tests.distill.train_ddp import APART, MAPS, TERMS
 
-ROOT = Path(__file__).parents[2]
 ONE_CHANNEL = {"student_options": {"in_chans": 1}, "teacher_options": {"in_chans": 1}}
 KD = {"hard": {"weight": 0.3}, "kd": {"weight": 0.7, "temperature": 2.0}}
 pytestmark = [
@@ -102,21 +97,14 @@ def test_students_side_by_side_are_students_alone(tmp_path):
             torch.testing.assert_close(one, other)
 
 
-@pytest.mark.timeout(900)
-def test_two_processes_end_where_one_does(tmp_path):
+def test_two_processes_end_where_one_does(tmp_path, nursery):
     assert set(terms_by_name()) == {term for terms in (TERMS | MAPS | APART).values() for term in terms} - {"hard"}
-    ends = []
-    for devices in (1, 2):
-        out = tmp_path / f"{devices}.safetensors"
-        subprocess.run(
-            [sys.executable, "-m", "tests.distill.train_ddp", str(out), str(devices)],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PL_DISABLE_FORK": "1"},
-            check=True,
-            capture_output=True,
-            timeout=400,
-        )
-        ends.append(load_file(out))
+    out = [tmp_path / f"{devices}.safetensors" for devices in (1, 2)]
+    words = ("-m", "tests.distill.train_ddp")
+    alone = nursery.run([*words, out[0], 1], folder=tmp_path)
+    for done in (*alone, *nursery.ranks(*words, out[1], 2, folder=tmp_path)):
+        assert done.returncode == 0, done.stderr[-3000:]
+    ends = [load_file(file) for file in out]
     assert ends[0].keys() == ends[1].keys()
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, atol=1e-5, rtol=1e-4, msg=name, equal_nan=True)
@@ -299,6 +287,6 @@ def test_lightning_cli_runs_it_unchanged(tmp_path, monkeypatch):
     arguments += ["--seed_everything", "0", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     arguments += ["--trainer.enable_checkpointing", "false", "--trainer.enable_model_summary", "false"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["cli"])
+    monkeypatch.setattr("sys.argv", ["cli"])
     cli = LightningCLI(DistillModule, Data, args=arguments, save_config_callback=None)
     assert cli.trainer.global_step == 3

@@ -34,7 +34,7 @@ def merged(tmp_path_factory) -> tiny.World:
     told = tiny.sentences("mood", 150)
     lines = [f"{text},{label},{number},{text.split()[1]}" for number, (text, label) in enumerate(told)]
     (world.folder / "mood.csv").write_text("\n".join(["text,label,number,who", *lines]) + "\n", encoding="utf-8")
-    recipe = world.recipe("merge", trainer={"max_epochs": 4}, baselines={"scales": [0.5], "probe": False})
+    recipe = world.recipe("merge", trainer={"max_epochs": 3}, baselines={"scales": [0.5], "probe": False})
     done = world.run(recipe, "merge")
     assert done.code == 0, done.err
     return world

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertLMHeadModel, BertModel, PreTrainedTokenizerFast
 
 from recipes.run import main
+from tests.nursery import Nursery
 
 ROOT = Path(__file__).parents[2]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -180,6 +181,12 @@ class World:
             timeout=patience,
             check=False,
         )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def fork(self, nursery: Nursery, recipe: dict[str, object], out: str, *words: str, cache: str = "cache") -> Outcome:
+        """Run the command in a process of its own that has imported already what is heavy."""
+        command = ("-m", "recipes.run", self._written(recipe, out), "--out", out, *words)
+        [done] = nursery.run(command, folder=self.folder, GAPBRIDGE_CACHE=str(self.folder / cache))
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def _written(self, recipe: dict[str, object], out: str) -> str:

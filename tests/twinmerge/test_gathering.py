@@ -13,7 +13,7 @@ from twinmerge.errors import CheckpointError
 from twinmerge.functional import blocks
 from twinmerge.functional.fisher import fisher
 from twinmerge.functional.regmean import regmean
-from twinmerge.gathering import fisher_information, input_grams
+from twinmerge.gathering import fisher_information, input_grams, sampled_fisher_information
 
 
 @pytest.mark.parametrize("labels", [3, 1])
@@ -37,6 +37,23 @@ def test_fisher_information_is_the_expected_squared_slope(labels):
     assert not found["unused"].any()
     with pytest.raises(ValueError, match="no input"):
         fisher_information({}, [])
+
+
+def test_sampled_fisher_information_is_the_exact_one_on_average():
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(4, 3), torch.randn(2, 5, 4)  # five places an input
+    exact = fisher_information(dict(layer.named_parameters()), [lambda x=x: layer(x) for x in inputs.flatten(0, 1)])
+    repeats = 700
+    found = sampled_fisher_information(
+        {**dict(layer.named_parameters()), "unused": torch.ones(2, requires_grad=True)},
+        [lambda x=x: layer(x) for x in inputs] * repeats,
+        seed=1,
+    )
+    for name, value in exact.items():  # of all places of an input
+        torch.testing.assert_close(found[name], 5 * value, rtol=0.15, atol=0.02)
+    assert not found["unused"].any()
+    with pytest.raises(ValueError, match="no input"):
+        sampled_fisher_information({}, [])
 
 
 def test_gram_matrices_leave_padding_out():

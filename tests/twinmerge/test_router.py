@@ -1,8 +1,5 @@
 """The router's training: one process and two end with the same weights; temperature, neighbours, top-k."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from hypothesis import assume, given, settings, strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.nursery import Nursery
 from tests.twinmerge import tiny
 from tests.twinmerge.train_ddp import features, main
 from twinmerge import FeatureDataModule, Router, RouterModule, fit_temperature, knn_router
@@ -23,14 +21,11 @@ pytestmark = [
 ]
 
 
-def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
-    root, out = Path(__file__).parents[2], [tmp_path / f"{devices}.safetensors" for devices in (1, 2)]
+def test_two_processes_end_with_the_weights_of_one(tmp_path: Path, nursery: Nursery) -> None:
+    out = [tmp_path / f"{devices}.safetensors" for devices in (1, 2)]
     main(out[0], 1)
-    command = [sys.executable, "-m", "tests.twinmerge.train_ddp", str(out[1]), "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 280}
-    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, **options)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in nursery.ranks("-m", "tests.twinmerge.train_ddp", out[1], 2, folder=tmp_path):
+        assert done.returncode == 0, done.stderr[-3000:]
     results = [load_file(file) for file in out]
     assert results[0].keys() == results[1].keys()
     assert any(n.startswith("twin.") and "experts_" in n for n in results[0])

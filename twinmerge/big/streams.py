@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ class FileModel(OutOfCore):
         """Merge what the journal does not have; what is not merged is copied."""
         rule = prepare([self.tensors(name) for name in self.places if name in self.names])
         order = [name for name in self.places if f"tensor {name}" not in self.journal.done]
-        for name, following in zip(order, [*order[1:], ""], strict=True):
+        for name, following in zip_longest(order, order[1:], fillvalue=""):
             if following:
                 self._expect(following)
             if name in self.names:

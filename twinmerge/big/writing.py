@@ -25,6 +25,7 @@ from twinmerge.errors import CheckpointError
 from twinmerge.whole_folder import restore_interrupted, settle
 
 Entry = tuple[str, tuple[int, ...]]  # number format as safetensors writes it, and shape
+_OPEN = 64  # files that are held open; small shards are many
 JOURNAL = ".journal"  # no part of the folder: manifests pass over names with a dot
 
 
@@ -93,10 +94,9 @@ class Writer:
         self._open: dict[Path, int] = {}
         for shard in self.shards:
             start, file = header_of(shard), folder / shard.name
-            if not file.exists():
-                with file.open("wb") as stream:
-                    stream.write(start)
-                    stream.truncate(len(start) + shard.bytes)
+            # Also over a file that is there: a process that was killed may have made it and written no header.
+            self._put(file, 0, memoryview(start))
+            os.truncate(file, len(start) + shard.bytes)
             at = len(start)
             for name, (dtype, shape) in shard.tensors.items():
                 self.places[name] = Place(file, at, dtype, shape)
@@ -108,11 +108,16 @@ class Writer:
         kind = DTYPES[place.dtype]
         raw = values.detach().to("cpu", kind).contiguous().view(-1)
         view = raw.view(torch.uint8).numpy().data if raw.numel() else memoryview(b"")
-        offset, done = place.offset + start * kind.itemsize, 0
-        if place.file not in self._open:
-            self._open[place.file] = os.open(place.file, os.O_WRONLY)
+        self._put(place.file, place.offset + start * kind.itemsize, view)
+
+    def _put(self, file: Path, offset: int, view: memoryview) -> None:
+        done = 0
+        if file not in self._open:
+            if len(self._open) == _OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[file] = os.open(file, os.O_WRONLY | os.O_CREAT, 0o666)
         while done < len(view):
-            done += os.pwrite(self._open[place.file], view[done:], offset + done)
+            done += os.pwrite(self._open[file], view[done:], offset + done)
 
     def close(self) -> None:
         """Write the index of several files, and close them."""
@@ -133,8 +138,11 @@ class Journal:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        lines = file.read_text(encoding="utf-8").split("\n")[1:-1]  # a line that was cut off has no end
-        self.done = set(lines)
+        text = file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a line that was cut off has no end, and the next one would go on in it
+            os.truncate(file, len(whole.encode()))
+        self.done = set(whole.split("\n")[1:-1])
 
     def note(self, what: str) -> None:
         """Say that a part is written."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_PIECE = 2**16  # values that are worked on at once: what is held of them stays in a core's cache
+
 
 def elected(
     vectors: Sequence[Tensor],
@@ -32,17 +34,36 @@ def elected(
     Reference:
         Yadav et al. (2023), arXiv 2306.01708, algorithm 1, steps 2 and 3.
     """
-    # In float64 the sum does not depend on the order of the experts, and so neither does a close election.
-    total = torch.zeros_like(vectors[0], dtype=torch.float64)
-    for vector, vote in zip(vectors, votes or weights, strict=True):
-        total.add_(vector, alpha=vote)
-    sign = total.sign_().to(vectors[0].dtype)
-    if undecided_up:
-        sign = torch.where(sign == 0, 1.0, sign)
+    flat = [vector.reshape(-1) for vector in vectors]
+    merged = torch.empty_like(flat[0])
+    step = _PIECE if merged.device.type == "cpu" else max(1, len(merged))
+    for start in range(0, len(merged), step):
+        parts = [vector[start : start + step] for vector in flat]
+        sign = _signs(parts, votes or weights, undecided_up)
+        merged[start : start + step] = _agreeing(parts, weights, sign, normalize)
+    return merged.view(vectors[0].shape)
+
+
+def _agreeing(vectors: Sequence[Tensor], weights: Sequence[float], sign: Tensor, normalize: bool) -> Tensor:
     merged, shares = torch.zeros_like(sign), torch.zeros_like(sign)
     for vector, weight in zip(vectors, weights, strict=True):
-        agrees = (vector * (sign if weight >= 0 else -sign) > 0).to(sign.dtype)
-        merged.addcmul_(vector, agrees, value=weight)
+        own = vector * sign
+        own = (own if weight >= 0 else own.neg_()).relu_()  # the magnitude of what agrees
+        merged.add_(own, alpha=abs(weight))
         if normalize:
-            shares.add_(agrees, alpha=weight)
-    return merged / torch.where(shares == 0, 1.0, shares) if normalize else merged
+            shares.add_(own.sign_(), alpha=weight)
+    merged.mul_(sign)
+    if not normalize:
+        return merged
+    if min(weights) > 0:  # where nothing agrees the sum is 0, whatever it is divided by
+        return merged.div_(shares.clamp_(min=min(weights)))
+    return merged.div_(shares.masked_fill_(shares == 0, 1.0))
+
+
+def _signs(vectors: Sequence[Tensor], votes: Sequence[float], undecided_up: bool) -> Tensor:
+    # In float64 the sum does not depend on the order of the experts, and so neither does a close election.
+    total = torch.zeros_like(vectors[0], dtype=torch.float64)
+    for vector, vote in zip(vectors, votes, strict=True):
+        total.add_(vector.double(), alpha=vote)
+    total.sign_()
+    return (total.add_(0.5).sign_() if undecided_up else total).to(vectors[0].dtype)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _WIDTH = 16
@@ -38,10 +39,16 @@ class _Search:
         self.counters = torch.zeros(2**_WIDTH, dtype=torch.int64)
 
     def look(self, bits: Tensor, shift: int, width: int, first: bool) -> None:
-        if not first:
-            bits = bits[bits >> (shift + width) == self.known] & (2 ** (shift + width) - 1)
-        digits = bits >> shift
-        self.counters += torch.bincount(digits.view(-1), minlength=2**_WIDTH).cpu()
+        if first:
+            self.counters += torch.bincount((bits >> shift).view(-1), minlength=2**_WIDTH).cpu()
+            return
+        digits = bits - (self.known << (shift + width))
+        if shift:
+            digits >>= shift
+        # What is smaller or larger than all in question is counted before and behind them, which is cheaper than to
+        # pick the others.
+        digits.clamp_(-1, 2**width).add_(1)
+        self.counters[: 2**width] += torch.bincount(digits.view(-1), minlength=2**width + 2)[1:-1].cpu()
 
     def narrow(self, width: int) -> None:
         above = self.counters.flip(0).cumsum(0)
@@ -92,6 +99,16 @@ def kth_largest(
     ]
 
 
+def at_least(vector: Tensor, threshold: float) -> Tensor:
+    """A vector's values of at least so large a magnitude, 0 elsewhere.
+
+    >>> at_least(torch.tensor([1.0, -2.0, 3.0]), 2.0)
+    tensor([ 0., -2.,  3.])
+    """
+    below = torch.tensor(threshold, dtype=vector.dtype).nextafter(torch.tensor(-torch.inf, dtype=vector.dtype))
+    return F.hardshrink(vector, float(below))
+
+
 class Largest:
     """Says of magnitudes, given block by block in order, which are the k largest; of equal ones the first count.
 
@@ -101,7 +118,15 @@ class Largest:
     """
 
     def __init__(self, kth: Kth, count: int) -> None:
-        self.value, self.room = kth.value, count - kth.larger
+        self.value, self.room, self.all = kth.value, count - kth.larger, count - kth.larger >= kth.equal
+
+    def kept(self, vector: Tensor) -> Tensor:
+        """The block's values whose magnitudes are among the largest, 0 elsewhere."""
+        if self.all:
+            return at_least(vector, self.value)
+        if self.room <= 0:
+            return F.hardshrink(vector, self.value)
+        return torch.where(self._equal(vector.abs()), vector, F.hardshrink(vector, self.value))
 
     def of(self, magnitudes: Tensor) -> Tensor:
         """Boolean mask of the block's magnitudes that are among the largest."""

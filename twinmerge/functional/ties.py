@@ -9,7 +9,7 @@ from torch import Tensor
 from twinmerge.functional.blocks import Block, Prepare, Rule, State, Step, Tensors
 from twinmerge.functional.election import elected
 from twinmerge.functional.state import merge_blocks
-from twinmerge.functional.thresholds import Largest, kth_largest
+from twinmerge.functional.thresholds import Largest, at_least, kth_largest
 from twinmerge.functional.weights import Setting, setting_at, settings_at
 
 Vectors = Callable[[Tensors, Block], list[Tensor]]  # the task vectors of a block, sparse or not
@@ -69,8 +69,9 @@ def ties(
         masks = kept_of_tensor(tensors, settings_at(density, tensors))
 
         def step(block: Block) -> Tensor:
-            vectors = [v if m is None else v.mul_(m.of(v.abs())) for v, m in zip(block.vectors, masks, strict=True)]
-            return block.base + factor * elected(vectors, shares, normalize=normalize, undecided_up=True)
+            vectors = [v if m is None else m.kept(v) for v, m in zip(block.vectors, masks, strict=True)]
+            merged = elected(vectors, shares, normalize=normalize, undecided_up=True)
+            return merged.mul_(factor).add_(block.base)
 
         return step
 
@@ -95,10 +96,9 @@ def trimmed_model(
             factor, shares = setting_at(scale, tensors), settings_at(weights, tensors)
 
             def step(block: Block) -> Tensor:
-                vectors = vectors_of(tensors, block)
-                for vector, threshold in zip(vectors, thresholds, strict=True):
-                    vector.mul_(vector.abs() >= threshold)
-                return block.base + factor * elected(vectors, shares, normalize=normalize)
+                pairs = zip(vectors_of(tensors, block), thresholds, strict=True)
+                vectors = [at_least(vector, threshold) for vector, threshold in pairs]
+                return elected(vectors, shares, normalize=normalize).mul_(factor).add_(block.base)
 
             return step
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from recipes.data.language_rows import LanguageTask
     from recipes.merge.causal.encode import Row
-    from recipes.merge.causal.scores import Speaker
+    from recipes.merge.causal.scores import Panel, Speaker
     from recipes.merge.precision import Format
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
@@ -58,7 +58,7 @@ class Bench:
     def score(
         self,
         name: str,
-        speak: Callable[[str], Speaker],
+        speak: Callable[[str], Speaker | Panel],
         split: str = "test",
         tasks: Sequence[LanguageTask] | None = None,
     ) -> LanguageScores:
@@ -99,7 +99,7 @@ class Bench:
     def score_once(
         self,
         name: str,
-        speak: Callable[[], Callable[[str], Speaker]],
+        speak: Callable[[], Callable[[str], Speaker | Panel]],
         *of: object,
         split: str = "test",
         tasks: Sequence[LanguageTask] | None = None,

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from recipes.data.language_rows import load_language
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
-from recipes.merge.baselines import SHARED, Candidates, deciding, tune
+from recipes.merge.baselines import DATA, DYNAMIC, SHARED, Candidates, deciding, tune
 from recipes.merge.causal.train import language_model
 from recipes.merge.checks import cached_at
 from recipes.merge.experts import base_checkpoint, check_rank, expert_folder, stored_format_of
 from recipes.merge.finetune import alone_with, train_expert
+from recipes.merge.layers import check_layers
 from recipes.merge.routing import train_router
 from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from recipes.merge.causal.bench import Bench
     from recipes.merge.causal.scores import Speaker
     from recipes.merge.causal.table import LanguageScores
-    from recipes.merge.routing import Routing
+    from recipes.merge.causal.with_data import Rows
+    from recipes.merge.compared import Beside
+    from recipes.merge.routing import Features, Routing
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
     from twinmerge.exclusive import Exclusive
@@ -42,7 +45,11 @@ EXPLAINED = {
     "experts": "every prompt by its own expert",
     "pretrained": "the base as it is",
     **dict.fromkeys(methods(), "static"),
+    **DATA,
     "routed": "mixture from the prompt alone",
+    "routed by knn": "mixture by votes of the nearest training prompts",
+    "emr": "EMR-Merging, told the router's first choice",
+    **{name: said.replace(", head named", "") for name, said in DYNAMIC.items()},
     "oracle": "mixture told the true task",
 }
 
@@ -61,12 +68,15 @@ def run_causal(
     import torch
     from transformers import AutoTokenizer
 
+    from recipes.merge.causal.compared import compared
     from recipes.merge.causal.scores import Speaker
     from recipes.merge.evaluation import evaluation_device
     from twinmerge.merging import set_parameters
 
     hush_libraries()
     where = resolve_model(recipe.base)
+    if recipe.baselines.data or recipe.baselines.dynamic:
+        check_layers(recipe, RunError)
     experts, model = _experts(recipe, folder, where), language_model(where).eval()
     check_rank("exclusive.rank", recipe.exclusive.rank, [tuple(p.shape) for p in model.parameters()], RunError)
     if not goes_on_alone():
@@ -85,7 +95,8 @@ def run_causal(
     rows = {"experts": bench.score_once("experts", lambda: expert, "experts")}
     rows["pretrained"] = bench.score_once("pretrained", lambda: lambda _: Speaker(model, pad), "pretrained")
     own = {task.name: read[task.name] for task in bench.merged}
-    static = _static(bench, model, own, expert, work, rows)
+    seen = _rows(bench, model, pad, own, expert)
+    static = _static(seen, own, work, rows)
     recipe = recipe.with_shared(static, folder.say)
     bench = replace(bench, recipe=recipe)
     with folder.phase("exclusive experts", 1) as progress:
@@ -94,12 +105,14 @@ def run_causal(
     stored = getattr(torch, stored_format_of(recipe, where))
     twin.to(bench.device, stored).float().eval()  # what is scored has the precision of what is saved
     twin.router_reads = recipe.router.features
-    routing = _router(bench, twin, pad)
+    routing, features = _router(bench, twin, pad)
     rows["routed"] = bench.score("routed", lambda _: Speaker(twin, pad, twin.route))
     rows["oracle"] = bench.score("oracle", lambda task: Speaker(twin, pad, _told(twin, task)), tasks=bench.merged)
+    beside = compared(seen, {task: one.state for task, one in own.items()}, twin, features, stored)
+    rows |= beside.rows
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored).router = routing.router.cpu()
-    _finish(bench, rows, static, routing, twin, exclusive, own)
+    _finish(bench, rows, static, routing, (twin, exclusive, beside), own)
 
 
 def _experts(recipe: Recipe, folder: RunFolder, where: Path | str) -> dict[str, Path]:
@@ -186,27 +199,32 @@ def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
     return padding_of(tokenizer)
 
 
+def _rows(bench: Bench, model: Any, pad: int, experts: Mapping[str, Expert], expert: Callable[[str], Speaker]) -> Rows:
+    """What merges look at beside the weights, and the experts on validation, to which scores are normalised."""
+    from recipes.merge.causal.with_data import Rows
+
+    held = bench.score_once("experts", lambda: expert, "experts", split="validation", tasks=bench.merged)
+    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    changed = [n for n, own in named.items() if any(not own.equal(e.state[n].to(own)) for e in experts.values())]
+    return Rows(bench, model, pad, changed, held)
+
+
 def _static(
-    bench: Bench,
-    model: Any,
-    experts: Mapping[str, Expert],
-    expert: Callable[[str], Speaker],
-    work: Any,
-    rows: dict[str, LanguageScores],
+    seen: Rows, experts: Mapping[str, Expert], work: Any, rows: dict[str, LanguageScores]
 ) -> dict[str, tuple[float, dict[str, float]]]:
     """Tune every static merge on validation, and add the best of each to the rows."""
     from recipes.merge.causal.scores import Speaker
+    from recipes.merge.with_data import with_data
     from twinmerge.merging import set_parameters, shared_expert
 
-    pad, states = _padding(bench.tokenizer), {task: one.state for task, one in experts.items()}
+    bench, model, states = seen.bench, seen.model, {task: one.state for task, one in experts.items()}
     named = {name: parameter.detach() for name, parameter in model.named_parameters()}
     candidates = Candidates(
         named, lambda method, options: shared_expert(model, states, method, **options), bench.recipe.seed
     )
-    held = bench.score_once("experts", lambda: expert, "experts", split="validation", tasks=bench.merged)
 
     def merged(method: str, options: dict[str, float]) -> Callable[[str], Speaker]:
-        return partial(_always, Speaker(set_parameters(work, candidates(merge_of(method), options)), pad))
+        return partial(_always, Speaker(set_parameters(work, candidates(merge_of(method), options)), seen.pad))
 
     def merge_of(method: str) -> str:
         return bench.recipe.shared.method if method == SHARED else method
@@ -214,7 +232,7 @@ def _static(
     def validate(method: str, options: dict[str, float], part: int) -> float:
         told, decides = ", ".join(f"{k} {v:g}" for k, v in options.items()), deciding(merge_of(method), options, seed)
         name, make = f"{method} {told}".strip(), partial(merged, method, options)
-        return bench.score_once(name, make, *decides, split="validation", tasks=bench.merged).normalised(held)
+        return bench.score_once(name, make, *decides, split="validation", tasks=bench.merged).normalised(seen.held)
 
     seed = bench.recipe.seed
     static = tune([*bench.recipe.baselines.grid(), *bench.recipe.shared.grid()], validate)
@@ -222,15 +240,17 @@ def _static(
         if method != SHARED:
             decides = deciding(method, options, seed)
             rows[method] = bench.score_once(method, partial(merged, method, options), *decides)
-    return static
+    looked, more = with_data(seen, model, states)
+    rows |= more
+    return static | looked
 
 
 def _always(speaker: Speaker, task: str) -> Speaker:
     return speaker
 
 
-def _router(bench: Bench, twin: TwinMixin, pad: int) -> Routing:
-    """Train the router on what the shared expert makes of the prompts; the twin has it then."""
+def _router(bench: Bench, twin: TwinMixin, pad: int) -> tuple[Routing, dict[str, Features]]:
+    """Train the router on what the shared expert makes of the prompts, and those features; the twin has it then."""
     import torch
 
     from recipes.merge.causal.scores import Speaker
@@ -252,7 +272,7 @@ def _router(bench: Bench, twin: TwinMixin, pad: int) -> Routing:
         features[split] = (torch.cat(found)[torch.tensor(order).argsort()], torch.tensor(ids))
     routing = train_router(bench.recipe.router, features, len(bench.merged), bench.recipe.seed, bench.folder)
     twin.router = routing.router.to(bench.device)
-    return routing
+    return routing, features
 
 
 def _told(twin: TwinMixin, task: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -268,8 +288,7 @@ def _finish(
     rows: Mapping[str, LanguageScores],
     static: Mapping[str, tuple[float, dict[str, float]]],
     routing: Routing,
-    twin: TwinMixin,
-    exclusive: Exclusive,
+    made: tuple[TwinMixin, Exclusive, Beside[LanguageScores]],
     experts: Mapping[str, Expert],
 ) -> None:
     """Write the twin folder and the report."""
@@ -277,14 +296,14 @@ def _finish(
     from recipes.merge.precision import NAMED
     from twinmerge.artefact import model_card, save
 
-    recipe, folder = bench.recipe, bench.folder
+    recipe, folder, (twin, exclusive, beside) = bench.recipe, bench.folder, made
     main = {name: _part(row, [task.name for task in bench.merged]) for name, row in rows.items()}
-    made = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
+    source = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
     about = {"tasks": list(experts), "base": recipe.base, "base_class": type(twin).__bases__[1].__name__}
     found = report.result(main, static, routing.numbers, {})
     texts = {
-        "recipe.yaml": made,
-        "README.md": model_card(about, recipe.name, made),
+        "recipe.yaml": source,
+        "README.md": model_card(about, recipe.name, source),
         "result.json": json.dumps(plain_json(found), indent=2) + "\n",
     }
     sources = {task: expert.digest for task, expert in experts.items()}
@@ -296,9 +315,10 @@ def _finish(
         texts=texts,
         overwrite=True,
     )
-    base = sum(f.stat().st_size for f in target.glob("model*.safetensors"))
-    outcome = report.result(main, static, routing.numbers, report.sizes(base, experts, target))
-    outcome |= {"twin_bytes": report.places(target), "scored_in": NAMED[bench.precision]}
+    base, places = sum(f.stat().st_size for f in target.glob("model*.safetensors")), report.places(target)
+    size = {**report.sizes(base, experts, target), **beside.sizes(base, places)}
+    outcome = report.result(main, static, routing.numbers, size)
+    outcome |= {"twin_bytes": places, "scored_in": NAMED[bench.precision]}
     outcome["shared"] = asdict(recipe.shared)
     outcome["metrics"] = {task.name: task.metric for task in bench.tasks}
     more = {}

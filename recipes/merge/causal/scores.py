@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 import torchmetrics.text
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.data.language_task import GENERATED
 from twinmerge.modeling_twin import TwinMixin
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from recipes.data.language_task import Generation
     from recipes.merge.causal.encode import Row
 
-Route = Callable[[Tensor, Tensor], Tensor]  # prompts and their mask -> weights (batch, experts)
+Route = Callable[
+    [Tensor, Tensor], Tensor
+]  # prompts and their mask -> weights (batch, experts), or (batch, ..., experts)
+Hold = Callable[[Tensor], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,18 @@ class Speaker:
     Attributes:
         model: A causal language model in eval mode; of a twin every row has its own mixture.
         pad: Token that fills a batch.
-        route: For a twin, the mixture of every prompt: nothing of the completion is seen.
+        route: For a twin and its like, the mixture of every prompt: nothing of the completion is seen.
+        hold: For a model that has mixtures and is no twin, what holds them for the forwards inside.
     """
 
     model: Any
     pad: int
     route: Route | None = None
+    hold: Hold | None = None
+
+    def split(self, rows: Sequence[Row]) -> Iterator[tuple[Speaker, Sequence[Row]]]:
+        """The rows with the model that answers them: all with this one."""
+        yield self, rows
 
     def weights(self, prompts: Sequence[Sequence[int]]) -> Tensor | None:
         """The mixture of every prompt; None for a model that is no twin."""
@@ -57,9 +66,43 @@ class Speaker:
             mask.append([0] * empty * left + [1] * len(row) + [0] * empty * (not left))
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
+    def held(self, weights: Tensor | None) -> AbstractContextManager[object]:
+        """The mixtures of a batch for the forwards inside; nothing for a model that has none."""
+        if isinstance(self.model, TwinMixin):
+            return self.model.mixture.use(weights)
+        return self.holding(weights)
+
+    def holding(self, weights: Tensor | None) -> AbstractContextManager[object]:
+        """As `held`, for forwards that tell a twin its mixtures in their arguments, see `mixture`."""
+        return nullcontext() if weights is None or self.hold is None else self.hold(weights)
+
+    def mixture(self, weights: Tensor | None) -> dict[str, Tensor]:
+        """The mixtures as an argument of a twin's forward; nothing for other models."""
+        return {} if weights is None or self.hold is not None else {"router_weights": weights}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One model an expert, of which a router's first choice answers every prompt.
+
+    Attributes:
+        speakers: The models, in the order of the router's outputs.
+        router: Whose mixture of a prompt picks.
+    """
+
+    speakers: Sequence[Speaker]
+    router: Speaker
+
+    def split(self, rows: Sequence[Row]) -> Iterator[tuple[Speaker, Sequence[Row]]]:
+        """The rows with the model that answers them, by model."""
+        weights = self.router.weights([row.tokens[: row.prompt] for row in rows])
+        picked = [] if weights is None else weights.argmax(-1).tolist()
+        for index in sorted(set(picked)):
+            yield self.speakers[index], [row for row, one in zip(rows, picked, strict=True) if one == index]
+
 
 def score(
-    speaker: Speaker,
+    speaker: Speaker | Panel,
     task: LanguageTask,
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
@@ -71,7 +114,7 @@ def score(
     """A model's score on rows of a task: a share from 0 to 1, or a perplexity.
 
     Args:
-        speaker: The model.
+        speaker: The model, or several that share the rows.
         task: Names the metric and the generation.
         rows: Its rows in tokens.
         tokenizer: Decodes generated answers.
@@ -81,21 +124,26 @@ def score(
     """
     order = sorted(rows, key=lambda row: len(row.tokens))
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    asked = _asked(speaker, parts, tick)
     with torch.no_grad():
         if task.metric in GENERATED:
-            return _generated(speaker, task, parts, tokenizer, seed, tick)
+            return _generated(asked, task, tokenizer, seed)
         if task.metric == "choice":
-            right = 0
-            for part in parts:
-                right += int(_likeliest(speaker, part).sum())
-                tick()
-            return right / len(rows)
+            return sum(int(_likeliest(one, mine).sum()) for one, mine in asked) / len(rows)
         spent, count = 0.0, 0
-        for part in parts:
-            logs = completion_logs(speaker, part)
+        for one, mine in asked:
+            logs = completion_logs(one, mine)
             spent, count = spent - float(sum(log.sum() for log in logs)), count + sum(map(len, logs))
-            tick()
     return float(torch.tensor(spent / count, dtype=torch.float64).exp())
+
+
+def _asked(
+    speaker: Speaker | Panel, parts: Sequence[Sequence[Row]], tick: Callable[[], object]
+) -> Iterator[tuple[Speaker, Sequence[Row]]]:
+    """The batches, each by the models that answer it."""
+    for part in parts:
+        yield from speaker.split(part)
+        tick()
 
 
 def batches(rows: int, batch_size: int) -> int:
@@ -108,7 +156,8 @@ def completion_logits(speaker: Speaker, rows: Sequence[Row]) -> Iterator[tuple[T
     """Row by row, logits of float64 (tokens, vocabulary) for the tokens after the prompt, and those tokens."""
     weights = speaker.weights([row.tokens[: row.prompt] for row in rows])
     ids, mask = speaker.batch([row.tokens for row in rows], left=False)
-    logits = speaker.model(input_ids=ids, attention_mask=mask, use_cache=False, **_mixture(weights)).logits
+    with speaker.holding(weights):
+        logits = speaker.model(input_ids=ids, attention_mask=mask, use_cache=False, **speaker.mixture(weights)).logits
     for index, row in enumerate(rows):
         said = ids[index, row.prompt : len(row.tokens)]
         yield logits[index, row.prompt - 1 : len(row.tokens) - 1].double(), said
@@ -138,9 +187,8 @@ def chosen(speaker: Speaker, rows: Sequence[Row]) -> Tensor:
     prompts = [row.tokens[: row.prompt] for row in rows]
     weights = speaker.weights(prompts)
     ids, mask = speaker.batch(prompts)
-    with _held(speaker.model, weights):
-        places = _places(speaker.model, (mask.cumsum(-1) - 1).clamp(min=0))
-        asked = speaker.model(input_ids=ids, attention_mask=mask, use_cache=True, **places)
+    with speaker.held(weights):
+        asked = speaker.model(input_ids=ids, attention_mask=mask, use_cache=True, **places(speaker.model, mask))
     # Rows with fewer choices are filled with their first one, which is left out again below.
     said = [row.choices[i] if i < len(row.choices) else row.choices[0] for row in rows for i in range(many)]
     answering, told = speaker.batch(said, left=False)
@@ -148,7 +196,7 @@ def chosen(speaker: Speaker, rows: Sequence[Row]) -> Tensor:
     cache.batch_repeat_interleave(many)
     known = mask.repeat_interleave(many, 0)
     first = known.sum(-1, keepdim=True)
-    with _held(speaker.model, None if weights is None else weights.repeat_interleave(many, 0)):
+    with speaker.held(None if weights is None else weights.repeat_interleave(many, 0)):
         rest = speaker.model(
             input_ids=answering,
             attention_mask=torch.cat([known, told], -1),
@@ -163,18 +211,35 @@ def chosen(speaker: Speaker, rows: Sequence[Row]) -> Tensor:
     return total.masked_fill(~own, -torch.inf).argmax(-1)
 
 
-def _places(model: Any, positions: Tensor) -> dict[str, Tensor]:
+def _places(model: nn.Module, positions: Tensor) -> dict[str, Tensor]:
     """Positions for a model that takes them; others count from the mask."""
     return {"position_ids": positions} if "position_ids" in inspect.signature(model.forward).parameters else {}
 
 
-def _held(model: Any, weights: Tensor | None) -> Any:
-    """The mixture of a batch for the forwards inside; nothing for a model that is no twin."""
-    return model.mixture.use(weights) if isinstance(model, TwinMixin) else nullcontext()
+def places(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
+    """Positions of tokens behind padding, for a model that takes them.
+
+    Args:
+        model: The model.
+        mask: 1 for its tokens, shape (rows, tokens).
+    """
+    return _places(model, (mask.cumsum(-1) - 1).clamp(min=0))
 
 
-def _mixture(weights: Tensor | None) -> dict[str, Tensor]:
-    return {} if weights is None else {"router_weights": weights}
+def next_logits(model: nn.Module, run: Callable[..., Any], ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits (batch, tokens) of what follows prompts that are padded on the left.
+
+    Args:
+        model: The model, for what its forward takes.
+        run: The forward, or one with other weights.
+        ids: Prompts.
+        mask: 1 for their tokens.
+    """
+    takes = inspect.signature(model.forward).parameters
+    only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    named = {"input_ids": ids, "attention_mask": mask, **places(model, mask), **only}
+    found: Tensor = run(**named, use_cache=False).logits[:, -1]
+    return found
 
 
 def answers(
@@ -183,16 +248,18 @@ def answers(
     """Generated answers to prompts in tokens, cut at the end of text and at what stops them."""
     ids, mask = speaker.batch(prompts)
     drawn = {"temperature": generation.temperature, "top_p": generation.top_p} if generation.do_sample else {}
-    made = speaker.model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=generation.max_new_tokens,
-        num_beams=generation.num_beams,
-        do_sample=generation.do_sample,
-        pad_token_id=speaker.pad,
-        **drawn,
-        **_mixture(speaker.weights(prompts)),
-    )
+    weights = speaker.weights(prompts)
+    with speaker.holding(weights):
+        made = speaker.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=generation.max_new_tokens,
+            num_beams=generation.num_beams,
+            do_sample=generation.do_sample,
+            pad_token_id=speaker.pad,
+            **drawn,
+            **speaker.mixture(weights),
+        )
     for tokens in made[:, ids.shape[1] :]:
         text = str(tokenizer.decode(tokens, skip_special_tokens=True))
         for stop in generation.stop:
@@ -201,20 +268,19 @@ def answers(
 
 
 def _generated(
-    speaker: Speaker,
+    asked: Iterator[tuple[Speaker, Sequence[Row]]],
     task: LanguageTask,
-    parts: Sequence[Sequence[Row]],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
-    tick: Callable[[], object],
 ) -> float:
     said: list[str] = []
+    right: list[str] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for part in parts:
-            said += answers(speaker, [row.tokens[: row.prompt] for row in part], task.generation, tokenizer)
-            tick()
-    return judged(task.metric, said, [row.reference for part in parts for row in part])
+        for one, rows in asked:
+            said += answers(one, [row.tokens[: row.prompt] for row in rows], task.generation, tokenizer)
+            right += [row.reference for row in rows]
+    return judged(task.metric, said, right)
 
 
 def judged(metric: str, said: Sequence[str], right: Sequence[str]) -> float:

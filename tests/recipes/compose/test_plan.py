@@ -122,6 +122,23 @@ def test_a_folder_that_is_no_such_run_is_refused(tmp_path):
         list(check(recipe))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["students.dense.losses={kdd: {}}"], "students.dense: methods.dense: "),
+        (["students.dense.losses={kd: {temperatur: 2}}"], "students.dense: methods.dense: "),
+        (["trainer.devices=3"], "students.dense: "),
+        (["students.dense.model=../gone"], "students.dense: "),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_students_are_checked_before_their_twin_is_there(words, said, monkeypatch):
+    monkeypatch.setattr("recipes.merge.recipe.check", lambda recipe: iter(()))  # it has its own tests
+    with pytest.raises(RecipeError) as error:
+        list(check(parsed(*words)))
+    assert str(error.value).startswith(said)
+
+
 def test_it_is_started_once(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="starts its stages itself"):

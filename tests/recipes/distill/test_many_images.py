@@ -14,7 +14,7 @@ from tests.recipes.merge.test_images import paint, recipe
 from tests.recipes.tiny import World
 from twinmerge.states import states_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from recipes.distill.merge_run import merge_run
 from recipes.distill.prompt_data import PromptData
 from tests.recipes.merge.causal import tiny_lm
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*right on .* of the (validation|test) rows.*")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*right on .* of the (validation|test) rows.*")]
 
 
 @pytest.fixture(scope="module")

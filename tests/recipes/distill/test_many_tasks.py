@@ -95,16 +95,23 @@ def test_a_students_row_stands_beside_those_of_the_merge(world, done):
     )
 
 
-def test_the_saved_student_is_plain_transformers_and_a_twin_folder_without_experts(world, done, tmp_path):
-    folder = done / "students/kd/model"
+TEXTS = ["the cook laughed with joy", "our teacher ate warm bread today"]
+
+
+def answers(folder):
+    """The student, two texts in tokens, and what it says of their topic."""
     model = twinmerge.load(folder)
-    words = transformers.AutoTokenizer.from_pretrained(folder)
-    texts = ["the cook laughed with joy", "our teacher ate warm bread today"]
-    batch = dict(words(texts, padding=True, return_tensors="pt"))
+    batch = dict(transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt"))
     with torch.no_grad():
-        wanted = model.classify(**batch, head="topic").logits
+        return model, batch, model.classify(**batch, head="topic").logits
+
+
+@pytest.mark.slow
+def test_a_process_of_plain_transformers_loads_the_student(done, tmp_path):
+    folder = done / "students/kd/model"
+    _, batch, wanted = answers(folder)
+    with torch.no_grad():
         states = twinmerge.load(folder, "shared")(**batch).last_hidden_state
-    assert wanted.shape == (2, 3)
     code = [sys.executable, "-c", ALONE, str(folder), "topic"]
     env = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     alone = subprocess.run(code, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
@@ -113,6 +120,17 @@ def test_the_saved_student_is_plain_transformers_and_a_twin_folder_without_exper
     assert float(total) == pytest.approx(float(states.abs().sum()), rel=1e-5)
     assert list(map(float, rest[:6])) == pytest.approx(wanted.flatten().tolist(), abs=1e-5)
     assert rest[6:] == list(LABELS["topic"])
+
+
+def test_the_saved_student_is_a_stock_body_and_a_twin_folder_without_experts(world, done):
+    folder = done / "students/kd/model"
+    model, batch, wanted = answers(folder)
+    assert wanted.shape == (2, 3)
+    body = transformers.AutoModel.from_pretrained(folder).eval()
+    assert type(body) is transformers.BertModel
+    with torch.no_grad():
+        states = body(**batch).last_hidden_state
+        assert torch.allclose(model.heads["topic"](states, batch["attention_mask"]), wanted, atol=1e-5)
     with pytest.raises(ValueError, match="has no router to choose the head; name one as head, of mood, topic"):
         model.classify(**batch)
     module = FinetuneModule(str(folder), question="mood")
@@ -243,6 +261,7 @@ def test_a_pre_flight_says_what_is_learned_and_writes_nothing(world):
     assert world.files() == before
 
 
+@pytest.mark.slow
 def test_features_are_compared_with_a_live_teacher(world):
     recipe = many(world, methods={"rkd": {"kd": {}, "rkd": {"distance": 1.0, "angle": 1.0}}})
     recipe["changes"] |= {"epochs": 1, "batch_size": 15}  # of 210 rows: no batch is too small for relations

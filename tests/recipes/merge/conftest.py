@@ -7,7 +7,7 @@ import pytest
 from tests.recipes import tiny
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")  # files of other folders may run between two of this one
 def world(tmp_path_factory) -> tiny.World:
     """A world in which the default merge was run once."""
     world = tiny.World(tmp_path_factory.mktemp("merge"))

@@ -251,17 +251,17 @@ def test_a_damaged_cache_entry_is_named_and_made_again(world):
 # Interruption.
 
 
-def test_a_merge_killed_in_its_second_expert_goes_on_to_the_same_end(world):
+def test_a_merge_killed_in_its_second_expert_goes_on_to_the_same_end(world, nursery):
     fuse = world.folder / "fuse"
     callback = {"class_path": "tests.recipes.tiny.KillOnce", "init_args": {"fuse": str(fuse), "step": 17}}
     recipe = world.recipe("merge", trainer={"callbacks": [callback]})
     fuse.write_text(f"{int(signal.SIGKILL)} topic")
-    broken = world.spawn(recipe, "killed", cache="other")
+    broken = world.fork(nursery, recipe, "killed", cache="other")
     assert broken.code == -signal.SIGKILL
     entries = [f.name.split("-")[0] for f in (world.folder / "other/experts").iterdir() if not f.name.startswith(".")]
     assert entries == ["mood"]
     assert not (world.folder / "killed/merged").exists()
-    again = world.spawn(recipe, "killed", "--resume", cache="other")
+    again = world.fork(nursery, recipe, "killed", "--resume", cache="other")
     assert again.code == 0, again.err
     assert "expert mood: found" in again.out
     assert "train mood" not in again.out + again.err

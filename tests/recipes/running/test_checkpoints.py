@@ -22,7 +22,6 @@ from recipes.running.files import PART, remove_parts, write_text
 from recipes.running.folder import RunFolder
 from recipes.running.seals import STAMP, damage, stamp
 from recipes.running.trainer import TrainerConfig, build_trainer
-from tests.recipes.conftest import ROOT
 from tests.reliability.compare import differences
 
 
@@ -127,7 +126,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_names_the_file(tmp_path, monk
     assert (path.read_bytes() if content else list(tmp_path.iterdir())) == (content or [])
 
 
-def test_a_file_that_cannot_grow_is_an_error_of_that_file(tmp_path):
+def test_a_file_that_cannot_grow_is_an_error_of_that_file(tmp_path, nursery):
     lines = [
         "import resource, signal, sys, torch",
         "from recipes.running.checkpoints import WholeCheckpoints",
@@ -138,9 +137,7 @@ def test_a_file_that_cannot_grow_is_an_error_of_that_file(tmp_path):
         "except OSError as error:",
         "    print(error.filename)",
     ]
-    words = [sys.executable, "-c", "\n".join(lines)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    [done] = nursery.run(("-c", "\n".join(lines)), folder=tmp_path)
     assert done.stdout == "big.ckpt\n", done.stderr
     assert list(tmp_path.iterdir()) == []
 

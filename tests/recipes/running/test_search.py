@@ -86,7 +86,10 @@ def test_a_failed_trial_counts_for_nothing(searched, tmp_path):
             ["--trials", "1", "--minimise", "valu", "--sweep", "method.rank=1..4"],
             "valu: no result has this number; did you",
         ),
-        (["--trials", "1", "--minimise", "metrics:x", "--sweep", "method.rank=1..4"], "metrics:x: the runs of this recipe log no metrics.csv"),
+        (
+            ["--trials", "1", "--minimise", "metrics:x", "--sweep", "method.rank=1..4"],
+            "metrics:x: the runs of this recipe log no metrics.csv",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

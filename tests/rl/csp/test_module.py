@@ -127,9 +127,9 @@ def test_resumed_from_the_end_of_an_epoch_it_ends_bit_equal(tmp_path):
     assert torch.equal(weights(whole), weights(again))
 
 
-def test_two_processes_end_with_the_same_weights(tmp_path):
-    done = _spawn("ddp", tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_end_with_the_same_weights(tmp_path, nursery):
+    for done in nursery.ranks("-m", "tests.rl.csp.ddp_program", tmp_path, folder=tmp_path):
+        assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first.keys() == second.keys()
     for name, value in first.items():
@@ -137,22 +137,6 @@ def test_two_processes_end_with_the_same_weights(tmp_path):
     module = CSPModule(Dilemma(), dilemma_data(), **FAST)
     module.load_state_dict(first)
     assert answer(module)[PUSH] > 0.9
-
-
-def _spawn(mode, folder):
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    root = Path(__file__).parents[3]
-    return subprocess.run(
-        [sys.executable, "-m", "tests.rl.csp.ddp_program", str(folder)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])

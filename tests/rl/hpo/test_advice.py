@@ -44,3 +44,9 @@ def test_the_estimator_follows_from_the_simulator(simulator: HybridSimulator, es
     assert advice.options["estimator"] == estimator
     assert why in advice.reason
     HPOModule(simulator, hidden=[4], **advice.options)  # type: ignore[arg-type]
+
+
+def test_what_the_checker_has_let_pass_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = advise(switched_lqr(2, 2)), advise(Newsvendor())
+    monkeypatch.setattr("rl.hpo.advice.check_simulator", None)
+    assert (advise(switched_lqr(2, 2), smooth=True), advise(Newsvendor(), smooth=True)) == plain

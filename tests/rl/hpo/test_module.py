@@ -1,8 +1,5 @@
 """Training as a LightningModule: one process and two, resume, the command line, checkpoints, precision, compilation."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from rl.hpo.diagnostics import gradient_report, signal_and_noise
 from rl.hpo.module import HPOModule
 from rl.hpo.simulators import active_parts, load_simulator
 from rl.processes import moments
+from tests.nursery import Nursery
 from tests.rl.hpo.train_ddp import QUIET, data, main, module
 
 pytestmark = [
@@ -39,14 +37,11 @@ def batch(groups: int = 2, episodes: int = 4) -> Seeds:
     return Seeds(group_seeds(0, "train", 0, range(groups)), episodes)
 
 
-def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
-    root, out = Path(__file__).parents[3], [tmp_path / f"{devices}.safetensors" for devices in (1, 2)]
+def test_two_processes_end_with_the_weights_of_one(tmp_path: Path, nursery: Nursery) -> None:
+    out = [tmp_path / f"{devices}.safetensors" for devices in (1, 2)]
     main(out[0], 1)
-    command = [sys.executable, "-m", "tests.rl.hpo.train_ddp", str(out[1]), "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 280}
-    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, **options)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in nursery.ranks("-m", "tests.rl.hpo.train_ddp", out[1], 2, folder=tmp_path):
+        assert done.returncode == 0, done.stderr[-3000:]
     one, two = (load_file(file) for file in out)
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -136,7 +131,7 @@ def test_the_command_line_of_lightning_works_unchanged(monkeypatch: pytest.Monke
     words += ["--model.hidden=[8]", "--data.updates_per_epoch=2", "--data.batch_size=8", "--data.group_size=4"]
     words += ["--data.validation_episodes=8", "--data.test_episodes=8", "--trainer.max_epochs=1"]
     words += [f"--trainer.{key}={str(value).lower()}" for key, value in QUIET.items()]
-    monkeypatch.setattr(sys, "argv", ["train"])
+    monkeypatch.setattr("sys.argv", ["train"])
     cli = LightningCLI(HPOModule, SeedDataModule, args=words, save_config_callback=None)
     assert "validation/cost" in cli.trainer.callback_metrics
 

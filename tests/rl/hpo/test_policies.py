@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from rl.hpo.policies import HybridPolicy
 from rl.hpo.policy_file import export_policy, load_policy, save_policy
 from rl.hpo.surrogate import mixed_surrogate
 from rl.programs import digest
+from tests.nursery import Nursery
 from tests.rl.hpo.test_module import batch, fit
 from tests.rl.hpo.train_ddp import QUIET, data, module
 
@@ -78,7 +77,7 @@ def test_a_policy_acts_outside_as_it_does_inside_and_so_does_its_file(name: str,
         state, _ = simulator.step(state, mode, inside.detach(), noise, t)
 
 
-def test_a_file_loads_without_the_simulator_in_another_process(tmp_path: Path) -> None:
+def test_a_file_loads_without_the_simulator_in_another_process(tmp_path: Path, nursery: Nursery) -> None:
     class Own(Newsvendor):
         def action_map(self, raw: torch.Tensor, state: Any) -> torch.Tensor:
             return 3.0 * torch.sigmoid(raw)
@@ -90,9 +89,7 @@ def test_a_file_loads_without_the_simulator_in_another_process(tmp_path: Path) -
         f"print(load_policy({str(tmp_path / 'policy.safetensors')!r}).act([0.25]).parameters.item()); "
         "assert 'rl.envs.newsvendor' not in sys.modules"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=Path(__file__).parents[3]
-    )
+    [done] = nursery.run(("-c", program), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(policy.act([0.25]).parameters.item(), rel=1e-5)
     (tmp_path / "other.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")

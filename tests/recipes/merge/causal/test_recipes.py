@@ -142,6 +142,39 @@ def test_the_twin_folder_gives_the_scores_of_the_table(world, merged):
     assert merged["rows"]["oracle"]["tasks"] == pytest.approx(merged["rows"]["experts"]["tasks"], abs=0.05)
 
 
+RIVALS = {
+    "data": ["fisher", "regmean", "adamerging", "adamerging_layers"],
+    "dynamic": ["tsv_c", "smile", "arrow", "wemoe"],
+}
+
+
+def test_a_merge_has_the_rows_with_data_and_the_dynamic_rivals_that_it_is_asked_for(world, merged):
+    tasks = [tiny_lm.source(world.folder, "mood"), tiny_lm.source(world.folder, "topic", "choice")]
+    given = {"scales": [0.5], **RIVALS, "emr": True, "knn": True, "data_items": 24, "data_steps": 10}
+    given_experts = {task: str(world.folder / "experts/experts" / task) for task in ("mood", "topic")}
+    recipe = world.causal("merge", tasks, experts=given_experts, exclusive={"rank": 8}, baselines=given)
+    checked = world.run(recipe, "checked", "--check")
+    assert "further rows: fisher, regmean, adamerging, adamerging_layers, tsv_c, smile, arrow, wemoe" in checked.out
+    done = world.run(recipe, "rivals")
+    assert done.code == 0, done.err
+    result = json.loads((world.folder / "rivals/result.json").read_text())
+    own = [*ROWS[:-2], *RIVALS["data"], *ROWS[-2:], "smile", "arrow", "wemoe", "emr", "tsv_c", "routed by knn"]
+    assert list(result["rows"]) == own
+    rows = result["rows"]
+    assert rows["experts"]["tasks"] == merged["rows"]["experts"]["tasks"]
+    base = rows["pretrained"]["bytes"]
+    for name in RIVALS["data"]:
+        assert rows[name]["bytes"] == base
+        assert name in result["tuned"]
+    for name in own[-6:]:
+        assert rows[name]["bytes"] > base
+    # What is told the router's first choice is as good as the experts where the router knows the task.
+    assert rows["tsv_c"]["normalised"] > rows["average"]["normalised"]
+    assert result["tuned"]["regmean"]["shrink"] in (0.1, 0.5, 0.9)
+    report = (world.folder / "rivals/report.html").read_text()
+    assert "EMR-Merging, told the router&#x27;s first choice" in report or "told the router's first choice" in report
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
