@@ -12,8 +12,8 @@ from twinmerge.methods import FURTHER, OURS
 
 Entry = tuple[str, tuple[int, ...]]
 
-# Passes over the checkpoints, the last of which writes; nanoseconds a value and expert of all passes together, reading
-# them from the page cache included, as a core of a virtual machine took for SmolLM2-135M.
+# Passes over the checkpoints, the last of which writes; nanoseconds a value and expert of all passes together. Those of
+# linear merges were measured on one core of a virtual machine, on SmolLM2-135M; the others are guesses beside them.
 PASSES: Mapping[str, int] = {"ties": 3, "dare_ties": 3, "breadcrumbs": 3, "sce": 4, "pcb": 4, "iso_c": 2, "knots": 3}
 COST: Mapping[str, float] = {"average": 12.0, "linear": 12.0, "task_arithmetic": 12.0, "ties": 40.0, "dare": 30.0}
 FURTHER_COST = 30.0  # of other methods
