@@ -8,6 +8,7 @@ from typing import Literal
 
 from distill.errors import DistillError
 from distill.regimes import regime
+from recipes.data.language_task import NO_COLUMNS
 from recipes.distill.merge_run import merge_kind
 from recipes.distill.schema import Data, Network, Recipe as Distillation, Terms, Values
 from recipes.explain.domains import DomainData
@@ -50,11 +51,11 @@ class Explained:
     """How the losses of two models on the same inputs are explained.
 
     Attributes:
-        loss: zero_one (a wrong answer), brier or log.
+        loss: zero_one (a wrong answer), brier or log; for language models log, nats a token, tells most.
         groups: What the difference is shared out among: columns by name. The columns are task, source, label, words
             (of a text), confidence and entropy (of the expert), router_confidence (largest weight of the mixture), and
             those of `columns`. None at all takes task, length (words), confidence and router.
-        columns: Further columns of the tasks' own files.
+        columns: Further columns of the tasks' own files; of texts with classes only.
         examples: How many inputs on which the models differ are shown.
         estimation: How the shares are estimated.
     """
@@ -124,10 +125,37 @@ class Recipe:
                 raise FieldError(where, str(error)) from error
         if unknown := sorted(set(self.taken) - {MERGE, *self.students}):
             raise FieldError(f"taken.{unknown[0]}", f"expected {MERGE} or one of {', '.join(self.students)}")
+        self._check_kind()
         for name in self.students:
             self.distillation(name, Path("run"))
         for pair in self.pairs():
             self.explanation(pair, Path("answers.parquet"))
+
+    @property
+    def kind(self) -> Literal["images", "texts", "language"]:
+        """What the tasks of the merge are made of."""
+        if self.merge is None:
+            return merge_kind(self.taken[MERGE])
+        if self.merge.training.model == "causal":
+            return "language"
+        return "images" if self.merge.tasks[0].kind == "images" else "texts"
+
+    def _check_kind(self) -> None:
+        """Refuse at once what the stages after the merge would refuse once it is made."""
+        kind, tasks = self.kind, self.merge.tasks if self.merge else []
+        for index, task in enumerate(tasks):
+            if task.kind == "regression":
+                told = (
+                    f"expected classes, since losses of numbers are not compared, got {task.kind!r}; leave the task out"
+                )
+                raise FieldError(f"merge.tasks.{index}.kind", told)
+        if self.explain.columns and kind != "texts":
+            why = NO_COLUMNS if kind == "language" else "expected none with images, whose files have no columns"
+            raise FieldError("explain.columns", f"{why}, got {self.explain.columns}")
+        for name, student in self.students.items():
+            if kind == "language" and "uld" in student.losses:
+                told = "expected another loss than uld, which is for other tokens than the twin's, such as kd, got uld"
+                raise FieldError(f"students.{name}.losses", told)
 
     def merging(self) -> Merge | None:
         """The recipe of the merge; None where a run is taken."""
@@ -144,6 +172,7 @@ class Recipe:
             FieldError: When the recipe distill refuses it.
         """
         student = self.students[name]
+        whole: dict[str, Any] = {"chunk": 0} if self.kind == "language" else {}  # as a routed twin's logits are made
         try:
             return Distillation(
                 student=Network(student.model, dict(student.options)),
@@ -154,6 +183,7 @@ class Recipe:
                 changes=self.changes | student.changes,
                 methods={name: student.losses},
                 trainer=self.trainer,
+                **whole,
             )
         except FieldError as error:
             raise FieldError(f"students.{name}", f"{error.where}: {error.message}") from error
@@ -162,13 +192,7 @@ class Recipe:
         """What losses are shared out among; images have no length."""
         if self.explain.groups:
             return self.explain.groups
-        images = self.merge is not None and self.merge.tasks[0].kind == "images"
-        taken = merge_kind(self.taken[MERGE]) if MERGE in self.taken else "texts"
-        return {
-            name: columns
-            for name, columns in GROUPS.items()
-            if "words" not in columns or not (images or taken == "images")
-        }
+        return {name: columns for name, columns in GROUPS.items() if "words" not in columns or self.kind != "images"}
 
     def pairs(self) -> list[tuple[str, str]]:
         """What is compared with what: the experts with the twin, and the twin with every student."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from recipes.running.intervals import half_interval
 if TYPE_CHECKING:
     import pandas as pd
 
+    from recipes.merge.evaluation import Scores
     from recipes.running.folder import RunFolder
 
 Row = dict[str, Any]
@@ -107,37 +109,60 @@ def student_of(stage: Stage) -> Path:
 
 
 def _scores(merge: Stage, students: Sequence[Stage]) -> dict[str, Row]:
-    """Mean, score by task, share of the experts', bytes and time of every model that is compared."""
+    """Mean, score by task, share of the experts' and of the twin's, bytes and time of every model that is compared."""
     found = merge.result
     rows, best = found["rows"], found["best_static"]
     named = {"experts": "experts", "pretrained": "pretrained", f"best static ({best})": best, "twin": "routed"}
     kept = ("mean", "normalised", "bytes", "ms_per_input", "tasks")
     table: dict[str, Row] = {name: {key: rows[row][key] for key in kept} for name, row in named.items()}
-    expert = rows["experts"]["tasks"]
+    expert, twin = (_as_scored(found, rows[name]) for name in ("experts", "routed"))
     for stage in students:
         one = stage.result
         scored = next(row for name, row in one["rows"].items() if name != "teacher")
-        tasks = scored["tasks"]
+        made = _as_scored(found, scored)
         table[stage.name] = {
-            "mean": sum(tasks.values()) / len(tasks),
-            "normalised": sum(tasks[task] / expert[task] for task in tasks) / len(tasks),
+            "mean": made.mean,
+            "normalised": made.normalised(expert),
+            "over_twin": _over(made, twin),
             "bytes": scored["bytes"],
             "ms_per_input": scored["ms_per_input"],
-            "tasks": tasks,
+            "tasks": made.tasks,
         }
     return table
 
 
+def _as_scored(merge: Mapping[str, Any], row: Row) -> Scores:
+    """A row as the merge reads it: of language models some tasks are perplexities, which are better when lower."""
+    from recipes.merge.causal.table import LanguageScores
+    from recipes.merge.evaluation import Scores
+
+    if "metrics" not in merge:
+        return Scores(row["tasks"], row["ms_per_input"])
+    lower = frozenset(task for task in row["tasks"] if merge["metrics"][task] == "perplexity")
+    return LanguageScores(row["tasks"], row["ms_per_input"], lower)
+
+
+def _over(made: Scores, twin: Scores) -> float:
+    """A score as a share of the twin's: of the means, or by task where a mean would leave perplexities out."""
+    if getattr(made, "lower", None) or not twin.mean:
+        return made.normalised(twin)
+    return made.mean / twin.mean
+
+
 def _apart(recipe: Recipe, merge: Stage, table: pd.DataFrame, scores: Mapping[str, Row]) -> float:
     """Largest difference of a share of right answers between this table and the reports of the stages."""
-    tasks = (recipe.merge or parse(merge.folder / "recipe.yaml").recipe).tasks
+    merged = recipe.merge or parse(merge.folder / "recipe.yaml").recipe
+    shares = [
+        task.name
+        for task in merged.tasks
+        if task.name not in merged.unseen and (task.language or task).metric in ("accuracy", "choice")
+    ]
     right = 1 - table.groupby("task")[[f"{model}_zero_one" for model in (*MODELS, *recipe.students)]].mean()
     named = {"expert": "experts"}
     return max(
         (
-            abs(float(right.loc[task.name, f"{model}_zero_one"]) - scores[named.get(model, model)]["tasks"][task.name])
-            for task in tasks
-            if task.metric == "accuracy"
+            abs(float(right.loc[task, f"{model}_zero_one"]) - scores[named.get(model, model)]["tasks"][task])
+            for task in shares
             for model in (*MODELS, *recipe.students)
         ),
         default=0.0,
@@ -159,7 +184,7 @@ def _outcome(
     recipe: Recipe, stages: Stages, scores: Mapping[str, Row], split: Mapping[tuple[str, str], list[Part]]
 ) -> Row:
     """The numbers of result.json."""
-    why, twin = stages[3], scores["twin"]["mean"]
+    why = stages[3]
     explained: Row = {}
     apart = 0.0
     for stage, (pair, found) in zip(why, split.items(), strict=True):
@@ -170,7 +195,7 @@ def _outcome(
         explained[stage.name] = {"models": list(pair), "gap": gap, "by_task": by_task, "shares": told["outcome"]}
     return {
         "rows": dict(scores),
-        "student_over_twin": {name: scores[name]["mean"] / twin for name in recipe.students},
+        "student_over_twin": {name: scores[name]["over_twin"] for name in recipe.students},
         "explained": explained,
         "explained_equals_measured": apart,
     }
@@ -253,13 +278,21 @@ def _adopt(folder: RunFolder, stage: Stage) -> None:
 def _summary(recipe: Recipe, scores: Mapping[str, Row], split: Mapping[tuple[str, str], list[Part]]) -> str:
     best = next(name for name in scores if name.startswith("best static"))
     twin, static = scores["twin"], scores[best]
-    told = [f"The twin has {twin['normalised']:.1%} of the experts' score, the {best} {static['normalised']:.1%}."]
+    told = [
+        f"The twin has {_percent(twin['normalised'])} of the experts' score, "
+        f"the {best} {_percent(static['normalised'])}."
+    ]
     for name in recipe.students:
         found = split["twin", name]
         worst, gap = max(found, key=lambda part: part.value), sum(part.value for part in found)
         one = scores[name]
         told.append(
-            f"Student {name} has {one['normalised']:.1%}, and {one['mean'] / twin['mean']:.1%} of the twin's mean; of "
-            f"the {gap:+.4f} {recipe.explain.loss} loss that it adds, {worst.value:+.4f} is on {worst.task}."
+            f"Student {name} has {_percent(one['normalised'])}, and {_percent(one['over_twin'])} of the twin's score; "
+            f"of the {gap:+.4f} {recipe.explain.loss} loss that it adds, {worst.value:+.4f} is on {worst.task}."
         )
     return " ".join(told)
+
+
+def _percent(share: float | None) -> str:
+    """A share for a reader; a run's result has none where every task's expert scores nothing."""
+    return "an unknown share" if share is None or math.isnan(share) else f"{share:.1%}"

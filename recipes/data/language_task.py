@@ -7,11 +7,12 @@ from typing import Literal
 
 from recipes.fields import FieldError, check_positive, check_range
 
-__all__ = ["GENERATED", "Form", "Generation", "Language", "LanguageMetric"]
+__all__ = ["GENERATED", "NO_COLUMNS", "Form", "Generation", "Language", "LanguageMetric"]
 
 Form = Literal["pairs", "chat", "text"]
 LanguageMetric = Literal["exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "bleu", "perplexity", "choice"]
 GENERATED = ("exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "bleu")  # metrics that need generated answers
+NO_COLUMNS = "expected none with a merge of language models, beside whose rows no further columns are read"
 
 
 @dataclass

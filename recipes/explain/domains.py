@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from recipes.data import wheels
 from recipes.data.acs import ACS_NEEDS, acs_available, read_acs
 from recipes.data.gss import GSS_COLUMNS, LABEL, read_gss
+from recipes.data.language_task import NO_COLUMNS
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError, check_name, check_range
 from recipes.front.parse import parse
@@ -151,11 +152,14 @@ def check_data(data: DomainData, wanted: list[str]) -> str:
         for name in ("recipe.yaml", "result.json", "merged/twin.json"):
             if not (folder / name).is_file():
                 raise RecipeError(f"data.path: {data.path} has no {name}; {MERGE_ADVICE}")
-        images = _check_merge(folder)
-        if images and "words" in [*wanted, data.column]:
+        kind = _check_merge(folder)
+        if kind == "images" and "words" in [*wanted, data.column]:
             raise RecipeError("data: no column is called 'words', since the tasks of this merge are of images")
+        if kind == "language" and data.columns:
+            raise RecipeError(f"data.columns: {NO_COLUMNS}, got {data.columns}; leave them out")
+        needed = "config.json" if kind == "language" else "twin.json"
         for name, given in data.students.items():
-            if not any((Path(given).expanduser() / part / "twin.json").is_file() for part in ("", "model")):
+            if not any((Path(given).expanduser() / part / needed).is_file() for part in ("", "model")):
                 raise RecipeError(f"data.students.{name}: {given} holds no student; {STUDENT_ADVICE}")
         beside = f", with {', '.join(data.students)}" if data.students else ""
         return f"data: test inputs of the merge run {folder}{beside}"
@@ -170,8 +174,8 @@ def check_data(data: DomainData, wanted: list[str]) -> str:
     return f"data: {', '.join(map(str, files))} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
 
 
-def _check_merge(folder: Path) -> bool:
-    """Refuse a merge run whose recipe says that nothing can be compared; whether its tasks are of images."""
+def _check_merge(folder: Path) -> Literal["images", "texts", "language"]:
+    """Refuse a merge run whose recipe says that nothing can be compared; what its tasks are made of."""
     try:
         made = parse(folder / "recipe.yaml").recipe
     except RecipeError as error:
@@ -182,8 +186,8 @@ def _check_merge(folder: Path) -> bool:
     if numeric := [task.name for task in tasks if task.kind == "regression"]:
         raise RecipeError(f"data.path: task {numeric[0]!r} is a regression, and losses are compared for classes only")
     if made.training.model == "causal":
-        raise RecipeError(f"data.path: {folder} merges language models, and losses are compared for classes only")
-    return any(task.kind == "images" for task in tasks)
+        return "language"
+    return "images" if any(task.kind == "images" for task in tasks) else "texts"
 
 
 def load_domains(data: DomainData, say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.nn.functional as F
 
+from recipes.data.language_task import NO_COLUMNS
 from recipes.data.models import load_body, resolve_model
 from recipes.data.own_columns import own_columns
 from recipes.data.sources import load_task
 from recipes.data.splits import TextTask
 from recipes.errors import RecipeError, RunError
+from recipes.explain.losses import entropy, losses
+from recipes.explain.merged_language import language_rows
+from recipes.explain.places import expert_place, student_folder
 from recipes.front.parse import parse
-from recipes.merge.checks import cached_at
 from recipes.merge.evaluation import Model, evaluation_device, with_experts
-from recipes.merge.experts import base_checkpoint, expert_folder, read_expert
+from recipes.merge.experts import base_checkpoint, read_expert
 from recipes.merge.recipe import mixed
 from recipes.merge.schema import Recipe
 from recipes.merge.zero_shot import with_zero_shot
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from twinmerge.twin_mixin import TwinMixin
     from twinmerge.twin_parts import Head
 
-__all__ = ["read_merged", "student_folder"]
+__all__ = ["read_merged"]
 
 Row = dict[str, object]
 
@@ -48,11 +50,13 @@ def read_merged(
     """Run the experts, the routed twin and its students over the test inputs of all tasks of a merge.
 
     Args:
-        folder: Run folder of a finished merge of texts or images.
+        folder: Run folder of a finished merge.
         say: Called with a line of progress.
-        students: Folders of dense models with the same heads, by name, as `recipe: distill` saves them.
+        students: Folders of dense models with the same heads, by name, as `recipe: distill` saves them; of a merge of
+            language models plain causal ones.
         examples: Also what each model answers, and the text.
-        columns: Further columns of the user's own files; a task that has none of a name leaves it empty.
+        columns: Further columns of the user's own files; a task that has none of a name leaves it empty. None for
+            language models.
 
     Returns:
         A frame with a row for each test input: `task`, `source` (of the task), `label`, `words` (of the text; not of
@@ -61,9 +65,17 @@ def read_merged(
         the students the columns `<model>_zero_one`, `<model>_brier` and `<model>_log`, and the further columns. With
         examples also `<model>_answer`, in the form of `label`, and `text`.
 
+        A row of language models is a prompt with the completion that is right: `label` is the task's name, as there are
+        no classes, and `words` and `text` are the prompt's. `confidence` is the mean probability that the expert gives
+        to the completion's tokens, and `entropy` the mean over its next-token distributions there. The losses `log`
+        (nats a token) and `brier` are means over the completion's tokens, each read after those before it. `zero_one`
+        is 1 unless each of them, the end included, is the model's first choice, which is what greedy generation says;
+        in tasks of multiple choice it is 1 where another choice is the likeliest. Answers are the chosen choice, or the
+        tokens that the model puts first.
+
     Raises:
         RunError: When the run is damaged, was made of experts that are gone, or has a regression task, a student has
-            other heads, or no task has a further column.
+            other heads or tokens, or no task has a further column.
     """
     import pandas as pd
 
@@ -72,11 +84,15 @@ def read_merged(
         recipe = parse(folder / "recipe.yaml").recipe
     except RecipeError as error:
         raise RunError(f"data.path: {error}") from error
+    device = evaluation_device(recipe.trainer.accelerator)
+    if recipe.training.model == "causal":
+        if columns:
+            raise RunError(f"data.columns: {NO_COLUMNS}, got {list(columns)}; leave them out")
+        return pd.DataFrame(language_rows(folder, recipe, say, students or {}, device, examples=examples))
     tasks = [load_task(source, recipe.seed) for source in recipe.tasks]
     if numeric := [task.name for task in tasks if not task.labels]:
         raise RunError(f"data.path: task {numeric[0]!r} is a regression, and losses are compared for classes only")
     beside = own_columns(recipe.tasks, tasks, columns)
-    device = evaluation_device(recipe.trainer.accelerator)
     models, twin = _models(folder, recipe, tasks, students or {}, device)
     known = [
         row for task, source in zip(tasks, recipe.tasks, strict=True) for row in _known(task, source.source, examples)
@@ -100,12 +116,6 @@ def read_merged(
                     answers = {f"{name}_answer": int(row.argmax()) for name, row in found.items()}
                     rows[at] |= {name: f"{task.name}: {task.labels[place]}" for name, place in answers.items()}
     return pd.DataFrame(rows).assign(**beside)
-
-
-def student_folder(given: Path) -> Path:
-    """The folder of a student's model, by its own name or by that of the folder `students/<method>` around it."""
-    where = given.expanduser()
-    return where / "model" if (where / "model" / "twin.json").is_file() else where
 
 
 def _known(task: TextTask, source: str, examples: bool) -> Iterator[Row]:
@@ -163,16 +173,14 @@ def _experts(recipe: Recipe, tasks: Sequence[TextTask], device: torch.device) ->
     """The experts as one model that is told the task."""
     from twinmerge.errors import CheckpointError
     from twinmerge.folders import mapped
-    from twinmerge.local import local_folder
     from twinmerge.merging import set_parameters
 
     where = resolve_model(recipe.base)
-    model, base, given = load_body(where), base_checkpoint(recipe.base), recipe.given()
+    model, base = load_body(where), base_checkpoint(recipe.base)
     read: dict[str, Expert] = {}
     try:
         for task, source in zip(tasks, recipe.tasks, strict=True):
-            own = given.get(task.name)
-            place = (expert_folder(own) or local_folder(own)) if own else cached_at(recipe, source)
+            place = expert_place(recipe, source)
             read[task.name] = read_expert(place, base, where, model, recipe.vocabulary, recipe.labels.get(task.name))
         if recipe.training.heads == "zeroshot":
             read = with_zero_shot(recipe, list(tasks), read)
@@ -190,14 +198,9 @@ def _experts(recipe: Recipe, tasks: Sequence[TextTask], device: torch.device) ->
 def _losses(found: Mapping[str, Tensor], truth: int) -> Iterator[tuple[str, float]]:
     """The losses of every model on one input, by column."""
     for name, logits in found.items():
-        chance = logits.softmax(-1)
-        brier = (chance.square().sum() - 2 * chance[truth] + 1) / 2
-        yield f"{name}_zero_one", float(logits.argmax() != truth)
-        yield f"{name}_brier", float(brier)
-        yield f"{name}_log", float(F.cross_entropy(logits[None], torch.tensor([truth])))
+        for loss, value in losses(logits[None], torch.tensor([truth])).items():
+            yield f"{name}_{loss}", float(value)
 
 
 def _confidence(logits: Tensor) -> Row:
-    chance = logits.softmax(-1)
-    entropy = -(chance * logits.log_softmax(-1)).sum() / torch.tensor(float(len(chance))).log()
-    return {"confidence": float(chance.max()), "entropy": float(entropy)}
+    return {"confidence": float(logits.softmax(-1).max()), "entropy": float(entropy(logits[None]))}

@@ -152,23 +152,34 @@ def batches(rows: int, batch_size: int) -> int:
 
 
 @torch.no_grad()
-def completion_logs(speaker: Speaker, rows: Sequence[Row]) -> list[Tensor]:
-    """Log-probability of every token after the prompt, one tensor of float64 a row."""
+def completion_logits(speaker: Speaker, rows: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Row by row, logits of float64 (tokens, vocabulary) for the tokens after the prompt, and those tokens."""
     weights = speaker.weights([row.tokens[: row.prompt] for row in rows])
     ids, mask = speaker.batch([row.tokens for row in rows], left=False)
     with speaker.holding(weights):
         logits = speaker.model(input_ids=ids, attention_mask=mask, use_cache=False, **speaker.mixture(weights)).logits
-    found = []
     for index, row in enumerate(rows):
         said = ids[index, row.prompt : len(row.tokens)]
-        before = logits[index, row.prompt - 1 : len(row.tokens) - 1].double()
-        found.append(F.log_softmax(before, -1).gather(-1, said[:, None])[:, 0].cpu())
-    return found
+        yield logits[index, row.prompt - 1 : len(row.tokens) - 1].double(), said
+
+
+def completion_logs(speaker: Speaker, rows: Sequence[Row]) -> list[Tensor]:
+    """Log-probability of every token after the prompt, one tensor of float64 a row."""
+    return [
+        F.log_softmax(before, -1).gather(-1, said[:, None])[:, 0].cpu()
+        for before, said in completion_logits(speaker, rows)
+    ]
+
+
+def _likeliest(speaker: Speaker, rows: Sequence[Row]) -> Tensor:
+    """Whether the right choice has the largest log-probability; shape (rows,)."""
+    found = chosen(speaker, rows)
+    return found == torch.tensor([row.answer for row in rows], device=found.device)
 
 
 @torch.no_grad()
-def _likeliest(speaker: Speaker, rows: Sequence[Row]) -> Tensor:
-    """Whether the right choice has the largest log-probability, its end of text included; shape (rows,).
+def chosen(speaker: Speaker, rows: Sequence[Row]) -> Tensor:
+    """Index of the choice with the largest log-probability, its end of text included; shape (rows,).
 
     The prompt is read once, and its cache is shared by the choices.
     """
@@ -197,8 +208,7 @@ def _likeliest(speaker: Speaker, rows: Sequence[Row]) -> Tensor:
     logs = F.log_softmax(before, -1).gather(-1, answering[..., None])[..., 0]
     total = (logs * told).sum(-1).view(len(rows), many)
     own = torch.tensor([[i < len(row.choices) for i in range(many)] for row in rows], device=total.device)
-    right = torch.tensor([row.answer for row in rows], device=total.device)
-    return total.masked_fill(~own, -torch.inf).argmax(-1) == right
+    return total.masked_fill(~own, -torch.inf).argmax(-1)
 
 
 def _places(model: nn.Module, positions: Tensor) -> dict[str, Tensor]:
