@@ -27,7 +27,7 @@ from recipes.merge.finetune import alone_with, train_expert
 from recipes.merge.routable import check_routable
 from recipes.merge.routing import batch_features, task_features, train_router
 from recipes.merge.schema import Recipe
-from recipes.merge.zero_shot import with_zero_shot
+from recipes.merge.zero_shot import unnamed, with_zero_shot
 from recipes.running.environment import process_rank
 from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
@@ -130,6 +130,8 @@ def _prepared(
         for note in task.notes:
             folder.say(f"task {task.name}: {note}")
     if recipe.training.heads == "zeroshot":
+        for told in filter(None, map(unnamed, labelled)):
+            folder.say(told)
         experts = with_zero_shot(recipe, labelled, experts)
     return labelled, tasks, _in_order(labelled, experts)
 

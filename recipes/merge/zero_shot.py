@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from twinmerge.folders import Expert
 
 
+def unnamed(task: TextTask) -> str:
+    """A sentence about a task whose classes have numbers for names; empty where they have names.
+
+    Args:
+        task: With the names of its classes.
+    """
+    if not all(label.strip().lstrip("-").isdigit() for label in task.labels):
+        return ""
+    return (
+        f"task {task.name}: its classes are called {', '.join(task.labels[:3])} and so on, and a zero-shot head reads "
+        "these numbers as names, which is right for digits alone; give a data set that names its classes"
+    )
+
+
 def with_zero_shot(recipe: Recipe, tasks: Sequence[TextTask], experts: Mapping[str, Expert]) -> dict[str, Expert]:
     """The experts with zero-shot heads of the whole base, which holds the text model too.
 
