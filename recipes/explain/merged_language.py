@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -26,12 +26,14 @@ from recipes.merge.causal.train import language_model
 from recipes.merge.experts import base_checkpoint
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from recipes.data.language_rows import Item, LanguageTask
     from recipes.data.task_source import TaskSource
     from recipes.merge.causal.encode import Row as Tokens
     from recipes.merge.schema import Recipe
+    from twinmerge.twin_mixin import TwinMixin
 
 __all__ = ["language_rows"]
 
@@ -93,14 +95,14 @@ def _speakers(
 
     pad = padding_of(words)
     try:
-        twin: Any = twinmerge.load(folder / "merged", dtype=torch.float32).eval().to(device)
+        twin = cast("TwinMixin", twinmerge.load(folder / "merged", dtype=torch.float32).eval().to(device))
     except CheckpointError as error:
         raise RunError(f"data.path: {error}") from error
     found = {"twin": Speaker(twin, pad, twin.route)}
     for name, given in students.items():
         where = student_folder(given)
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, trust_remote_code=False)
             own = AutoTokenizer.from_pretrained(where, trust_remote_code=False).get_vocab()
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -111,7 +113,7 @@ def _speakers(
     return found
 
 
-def _experts(recipe: Recipe, device: torch.device) -> Callable[[TaskSource], Any]:
+def _experts(recipe: Recipe, device: torch.device) -> Callable[[TaskSource], nn.Module]:
     """Gives a task's expert; there is one model, which takes the weights of the last that was asked for."""
     from twinmerge.errors import CheckpointError
     from twinmerge.language_folder import read_language_folder
@@ -119,9 +121,9 @@ def _experts(recipe: Recipe, device: torch.device) -> Callable[[TaskSource], Any
 
     where, headers = resolve_model(recipe.base), base_checkpoint(recipe.base)
     base = language_model(where).eval()
-    work = copy.deepcopy(base).to(device)
+    work: nn.Module = copy.deepcopy(base).to(device)
 
-    def of(source: TaskSource) -> Any:
+    def of(source: TaskSource) -> nn.Module:
         try:
             read = read_language_folder(expert_place(recipe, source), where, base, headers=headers)
         except CheckpointError as error:
