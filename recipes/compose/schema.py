@@ -172,7 +172,7 @@ class Recipe:
             FieldError: When the recipe distill refuses it.
         """
         student = self.students[name]
-        whole: dict[str, Any] = {"chunk": 0} if self.kind == "language" else {}  # as a routed twin's logits are made
+        whole: Values = {"chunk": 0} if self.kind == "language" else {}  # as a routed twin's logits are made
         try:
             return Distillation(
                 student=Network(student.model, dict(student.options)),
