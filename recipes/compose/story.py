@@ -131,7 +131,7 @@ def _scores(merge: Stage, students: Sequence[Stage]) -> dict[str, Row]:
     return table
 
 
-def _as_scored(merge: Mapping[str, Any], row: Row) -> Scores:
+def _as_scored(merge: Row, row: Row) -> Scores:
     """A row as the merge reads it: of language models some tasks are perplexities, which are better when lower."""
     from recipes.merge.causal.table import LanguageScores
     from recipes.merge.evaluation import Scores
