@@ -14,7 +14,7 @@ from recipes.data.models import resolve_model
 from recipes.data.smollm2 import smollm2
 from recipes.data.sources import load_task
 from recipes.data.task_source import TaskSource
-from recipes.distill.schema import Recipe
+from recipes.distill.schema import Recipe, Values
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -55,7 +55,7 @@ def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> LightningDataM
     places = network_places(recipe)
     same_words(places)
     made, evaluated = load_task(task, recipe.seed), 2 * training.batch_size
-    options: dict[str, Any] = {"batch_size": training.batch_size, "eval_batch_size": evaluated}
+    options: Values = {"batch_size": training.batch_size, "eval_batch_size": evaluated}
     return dealt(TextDataModule, training)(made, places[-1], max_length=recipe.data.length, seed=recipe.seed, **options)
 
 

@@ -11,7 +11,7 @@ from recipes.data import wheels
 from recipes.distill.data import data_module, network_places, same_words
 from recipes.distill.merge_checks import check_masked
 from recipes.distill.networks import told
-from recipes.distill.schema import GLYPH, Network, Recipe
+from recipes.distill.schema import GLYPH, Network, Recipe, Values
 from recipes.errors import RecipeError
 from recipes.running.lengths import check_batches
 from recipes.running.trainer import TrainerConfig, check_trainer
@@ -64,7 +64,7 @@ def check_losses(recipe: Recipe) -> str:
     from distill.networks import ImageNetwork, statistics
 
     merge = recipe.data.source == "merge"
-    sizes: dict[str, Any] = {"student_width": WIDTH, "teacher_width": WIDTH}
+    sizes: Values = {"student_width": WIDTH, "teacher_width": WIDTH}
     sizes |= {"student_layers": _any_layer, "teacher_layers": _any_layer} if recipe.kind == "texts" else {}
     if recipe.kind == "images" and not merge:
         roles = {"student": recipe.student, **({"teacher": recipe.teacher} if recipe.teacher.model else {})}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError
 from distill.regimes import method, regime
-from recipes.distill.schema import RIVALS, Grid, Setting, Terms
+from recipes.distill.schema import RIVALS, Grid, Setting, Terms, Values
 from recipes.errors import RecipeError
 from recipes.running.files import write_json
 from recipes.running.intervals import half_interval
@@ -64,7 +64,7 @@ def run_grid(recipe: Recipe, grid: Grid, folder: RunFolder) -> None:
     report(grid, results, accuracy, folder)
 
 
-def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[tuple[object, ...]]) -> list[dict[str, Any]]:
+def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[tuple[object, ...]]) -> list[Values]:
     """The contents of all cells, in their order, made side by side."""
     from joblib import Parallel, delayed
 
@@ -76,7 +76,7 @@ def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[tuple[object
     return made
 
 
-def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int | None = None) -> dict[str, Any]:
+def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int | None = None) -> Values:
     """The content of a cell's file, made where it is missing; without a seed it is the tuning."""
     path = out / "cells" / f"{name}-{size}-{'tuning' if seed is None else seed}.json"
     if not sealed(path):
@@ -113,7 +113,7 @@ def teach(recipe: Recipe, grid: Grid, out: Path) -> Network:
     return made
 
 
-def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: nn.Module) -> dict[str, Any]:
+def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: nn.Module) -> Values:
     """The best candidate of every method on validation, the published one among them."""
     tried = {
         f"{name}_{number}": terms

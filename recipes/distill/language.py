@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from recipes.distill.data import network_places
 from recipes.distill.networks import told
-from recipes.distill.schema import Recipe
+from recipes.distill.schema import Recipe, Values
 from recipes.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def answer(
     if any(shares.get("teacher") for shares in (recipe.samples or {}).values()):
         live, temperature = cast("Frozen", teacher), recipe.sampling_temperature
         known = min(common, known_ids(live.network))
-        said: dict[str, Any] = {
+        said: Values = {
             "name": name,
             "prompt": recipe.prompt_tokens,
             "temperature": temperature,
@@ -124,7 +124,7 @@ def answer(
     if recipe.teacher.server:
         server = Server(recipe.teacher.server, recipe.teacher.served, keep.kept)
         named = f"{recipe.teacher.server} {recipe.teacher.served}"
-        kept: dict[str, Any] = {"name": named, "kept": keep.kept, "seed": seed, "common": common}
+        kept: Values = {"name": named, "kept": keep.kept, "seed": seed, "common": common}
         data.answers.append(served_by(server.top, blocks, cache / "top", **kept))
     elif keep.kind == "top":
         kept = {"name": name, "form": keep, "seed": seed, "common": common}
