@@ -164,7 +164,7 @@ def make(stage: Stage, run: RunFolder) -> bool:
             raise KeyboardInterrupt
         if code:
             raise RunError(f"stage {stage.name} failed, for the reason above; its run is in {stage.folder}")
-        stamp(stage.folder)
+        _settle(stage.folder)
     return False
 
 
@@ -173,13 +173,19 @@ def settled(folder: Path, run: RunFolder) -> bool:
     if not (folder / RESULT).is_file():
         return False
     if not (folder / STAMP).is_file():  # its run ended while nobody waited for it
-        stamp(folder)
+        _settle(folder)
         return True
     if not (fault := damage(folder, remember=True)):
         return True
     run.say(f"{folder} {fault}: it is made again")
     shutil.rmtree(folder)
     return False
+
+
+def _settle(folder: Path) -> None:
+    """Stamp a finished stage, without the checkpoints of its trainings: it is not trained on, and they are large."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    stamp(folder)
 
 
 @contextmanager

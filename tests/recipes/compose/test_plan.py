@@ -156,6 +156,7 @@ class Ran:
         folder = Path(words[words.index("--out") + 1])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text("recipe: merge\n")
+        (folder / "checkpoints").mkdir(exist_ok=True)
         if self.code == 0:
             (folder / "result.json").write_text(json.dumps({"made": len(self.words)}))
         return self.code
@@ -177,6 +178,7 @@ def test_a_stage_is_made_once_goes_on_and_is_made_again_when_damaged(run, monkey
     assert not make(stage, run)  # made now
     assert "--resume" in ran.words[0]
     assert "--resume" not in stopped.words[0]
+    assert not (stage.folder / "checkpoints").exists()
     assert make(stage, run)  # was there
     assert len(ran.words) == 1
     assert ready(stage.folder)
