@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from recipes.errors import RecipeError
-from recipes.front import parse, table
+from recipes.front import parse
 from recipes.run import main
 from tests.reliability.server import ROOT
 
@@ -157,12 +157,6 @@ def within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def remember_packages() -> None:
-    """Look for installed recipes once and not for every case, which is half of a case's time."""
-    installed = table._outside()
-    table._outside = lambda: installed  # type: ignore[assignment]
-
-
 def parse_many(words: list[str]) -> int:
     """Parse recipes; words: the first number, how many, the file for the findings.
 
@@ -170,7 +164,6 @@ def parse_many(words: list[str]) -> int:
     """
     file = Path("mutated.yaml")
     found: dict[str, Any] = {"accepted": 0, "refused": 0, "faults": []}
-    remember_packages()
     for number in range(int(words[0]), int(words[0]) + int(words[1])):
         text, overrides = mutated(number)
         file.write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -190,7 +183,6 @@ def parse_many(words: list[str]) -> int:
 def check_many(words: list[str]) -> int:
     """Put recipes through `--check`; words: the first number, how many, the file for the findings."""
     found: dict[str, Any] = {"accepted": 0, "refused": 0, "unforeseen": [], "written": [], "faults": []}
-    remember_packages()
     before = {path.name for path in Path().iterdir()} | {"mutated.yaml"}
     for number in range(int(words[0]), int(words[0]) + int(words[1])):
         text, overrides = mutated(number)

@@ -28,7 +28,7 @@ def contributed(front, tmp_path, monkeypatch):
         for module in ("contributed", "contributed.lines"):
             monkeypatch.delitem(sys.modules, module, raising=False)
         point = EntryPoint(name, "contributed.lines", table.GROUP)
-        monkeypatch.setattr(table, "_outside", lambda: [point])
+        monkeypatch.setattr(table, "entry_points", lambda group: [point])
         return front(*words, r=YAML.replace("count", name))
 
     return run

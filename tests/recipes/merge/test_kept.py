@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from recipes.merge import kept, static
+from recipes.merge import static
 from recipes.merge.kept import Kept, fingerprint
+from recipes.running import built_with
 from tests.recipes import tiny
 from twinmerge import Head
 
@@ -89,11 +90,25 @@ def test_models_with_the_same_weights_that_compute_otherwise_differ():
 def test_a_changed_line_or_library_makes_another_name(store, monkeypatch):
     store("base").keep({"score": 1.0}, 2.0, "x")
     assert store("base").find("x") == ({"score": 1.0}, 2.0)
-    monkeypatch.setattr(kept, "version", lambda _: "9")
-    kept._code.cache_clear()
-    assert store("base").find("x") is None
-    monkeypatch.undo()
-    kept._code.cache_clear()
+    with monkeypatch.context() as now:
+        now.setattr(built_with, "version", lambda _: "9")
+        built_with.built_with.cache_clear()
+        assert store("base").find("x") is None
+    built_with.built_with.cache_clear()
+    assert store("base").find("x") == ({"score": 1.0}, 2.0)
+
+
+def test_changed_code_of_the_named_packages_counts(tmp_path, monkeypatch):
+    for name in ("one", "one/inner", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("a = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    digest = built_with.built_with.__wrapped__
+    before = digest("one"), digest("one", without="one.inner"), digest("two")
+    assert len(set(before)) == 3
+    (tmp_path / "one/inner/__init__.py").write_text("a = 2\n")
+    after = digest("one"), digest("one", without="one.inner"), digest("two")
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, True]
 
 
 @pytest.mark.parametrize(
