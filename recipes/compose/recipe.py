@@ -47,7 +47,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     if merged := recipe.merging():
         for line in table.load("merge").check(merged):
             yield f"merge: {line}"
-    yield from check_all([partial(check_taken, stage) for stage in (merge, *students) if stage.taken])
+    yield from check_all([partial(check_taken, stage, merge) for stage in (merge, *students) if stage.taken])
     there = merge.taken or ready(merge.folder)
     for stage in students:
         if not stage.taken:

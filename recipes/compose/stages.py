@@ -111,11 +111,15 @@ def _content(stage: Stage) -> dict[str, object]:
     return {name: entry[-1] for name, entry in note(parts).items()}
 
 
-def check_taken(stage: Stage) -> str:
+def check_taken(stage: Stage, merge: Stage) -> str:
     """One line about a finished run that is taken as a stage.
 
+    Args:
+        stage: The stage.
+        merge: The merge, whose tasks a student must have learned.
+
     Raises:
-        RecipeError: When it is none, or of another recipe.
+        RecipeError: When it is none, of another recipe, or a student of other tasks.
     """
     from recipes.front.parse import parse
 
@@ -128,7 +132,27 @@ def check_taken(stage: Stage) -> str:
         raise RecipeError(f"{key}: {error}") from error
     if found != wanted:
         raise RecipeError(f"{key}: {stage.folder} is a run of recipe {found}; expected one of {wanted}")
+    if wanted == "distill" and _tested_on(Path(str(stage.result.get("merge"))), key) != _tested_on(merge, key):
+        raise RecipeError(
+            f"{key}: {stage.folder} learned from a merge of other tasks or another seed, so that its scores are of "
+            "other inputs; give a student of this merge"
+        )
     return f"stage {stage.name}: taken from {stage.folder}"
+
+
+def _tested_on(merge: Stage | Path, key: str) -> tuple[object, object]:
+    """What decides the test inputs of a merge: its tasks and its seed."""
+    from recipes.front.parse import parse
+
+    if isinstance(merge, Stage) and merge.recipe is not None:
+        made: Any = merge.recipe
+        return made.tasks, made.seed
+    folder = merge.folder if isinstance(merge, Stage) else merge
+    try:
+        read = parse(folder / "recipe.yaml").recipe
+        return read.tasks, read.seed
+    except (RecipeError, AttributeError) as error:
+        raise RecipeError(f"{key}: the merge that it learned from, {folder}, cannot be read ({error})") from error
 
 
 def ready(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from recipes.compose.schema import Recipe
 from recipes.compose.stages import Stage, make, plan, ready
 from recipes.errors import RecipeError, RunError
 from recipes.front.parse import parse
+from recipes.front.show import to_yaml
 from recipes.running.folder import RunFolder
 
 FILE = Path(stages.__file__).with_name("compose.yaml")
@@ -137,6 +138,26 @@ def test_students_are_checked_before_their_twin_is_there(words, said, monkeypatc
     with pytest.raises(RecipeError) as error:
         list(check(parsed(*words)))
     assert str(error.value).startswith(said)
+
+
+def test_a_student_of_other_inputs_is_refused(tmp_path, monkeypatch):
+    recipe, run, other = parsed(), tmp_path / "small", tmp_path / "merge"
+    monkeypatch.setattr("recipes.merge.recipe.check", lambda merge: iter(()))
+    for folder, made, result in (
+        (other, dataclasses.replace(recipe.merging(), seed=3), {}),
+        (run, recipe.distillation("small", other), {"merge": str(other)}),
+    ):
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(to_yaml(made))
+        (folder / "result.json").write_text(json.dumps(result))
+    taken = dataclasses.replace(recipe, taken={"small": str(run)})
+    with pytest.raises(RecipeError, match=r"taken\.small: .* learned from a merge of other tasks or another seed"):
+        list(check(taken))
+    (other / "recipe.yaml").write_text(to_yaml(recipe.merging()))
+    assert f"stage small: taken from {run}" in list(check(taken))
+    (other / "recipe.yaml").unlink()
+    with pytest.raises(RecipeError, match=r"taken\.small: the merge that it learned from, .* cannot be read"):
+        list(check(taken))
 
 
 def test_it_is_started_once(monkeypatch):
