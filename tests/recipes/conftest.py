@@ -62,11 +62,12 @@ def command(tmp_path) -> Callable[..., Outcome]:
     """Run the command in a process of its own, in an empty folder."""
 
     def run(*words: object, flags: tuple[str, ...] = (), timeout: float = 120) -> Outcome:
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, *flags, "-m", "tests.recipes.toy_run", *map(str, words)],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=kept | {"PYTHONPATH": str(ROOT)},  # a user's interpreter compiles what it imports once
             capture_output=True,
             text=True,
             timeout=timeout,
