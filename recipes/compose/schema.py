@@ -25,7 +25,9 @@ GROUPS = {
     "confidence": ["confidence", "entropy"],
     "router": ["router_confidence"],
 }
-MODELS = ("expert", "twin")  # what the students are compared with, and no student may be called
+MODELS = ("expert", "twin")  # what the students are compared with
+ANSWERS = "answers"  # name of the stage before the explanations
+TAKEN = (MERGE, ANSWERS, *MODELS, "experts", "pretrained", "teacher")  # names of stages and of rows of their tables
 
 
 @dataclass
@@ -114,8 +116,9 @@ class Recipe:
             raise FieldError("students", "expected at least one, got none")
         for name, student in self.students.items():
             check_name(name, "students")
-            if name in (MERGE, *MODELS):
-                raise FieldError(f"students.{name}", f"expected another name than {', '.join((MERGE, *MODELS))}")
+            taken = [*TAKEN, *map("-".join, self.pairs())]
+            if name in taken:
+                raise FieldError(f"students.{name}", f"expected another name than {', '.join(taken)}")
             if not student.losses:
                 raise FieldError(f"students.{name}.losses", "expected at least one loss, got none")
             try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.compose.schema import MERGE, Recipe
+from recipes.compose.schema import ANSWERS, MERGE, Recipe
 from recipes.data.wheels import cache_root
 from recipes.errors import RecipeError, RunError
 from recipes.front import table
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from recipes.merge.schema import Recipe as Merge
     from recipes.running.folder import RunFolder
 
-ANSWERS, TABLE = "answers", "answers.parquet"
+TABLE = "answers.parquet"
 PACKAGES = ("distill", "explain", "gapbridge", "recipes", "twinmerge")
 RESULT = "result.json"
 _TURN = 5.0  # seconds between two looks at a stage that another run makes
@@ -132,6 +132,12 @@ def check_taken(stage: Stage, merge: Stage) -> str:
         raise RecipeError(f"{key}: {error}") from error
     if found != wanted:
         raise RecipeError(f"{key}: {stage.folder} is a run of recipe {found}; expected one of {wanted}")
+    students = [path.name for path in sorted((stage.folder / "students").glob("*/"))]
+    if wanted == "distill" and len(students) != 1:
+        raise RecipeError(
+            f"{key}: expected a run of one student, got {', '.join(students) or 'none'} in {stage.folder}; distil it "
+            "alone"
+        )
     if wanted == "distill" and _tested_on(Path(str(stage.result.get("merge"))), key) != _tested_on(merge, key):
         raise RecipeError(
             f"{key}: {stage.folder} learned from a merge of other tasks or another seed, so that its scores are of "

@@ -118,7 +118,7 @@ def _scores(merge: Stage, students: Sequence[Stage]) -> dict[str, Row]:
     expert, twin = (_as_scored(found, rows[name]) for name in ("experts", "routed"))
     for stage in students:
         one = stage.result
-        scored = next(row for name, row in one["rows"].items() if name != "teacher")
+        scored = one["rows"][student_of(stage).name]
         made = _as_scored(found, scored)
         table[stage.name] = {
             "mean": made.mean,

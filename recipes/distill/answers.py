@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from recipes.running.environment import process_rank
 from recipes.running.files import whole_file
+from recipes.running.seals import seal, sealed
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,8 @@ def answer_once(
     """Give every row of some splits the teacher's logits, in float32.
 
     They are kept in `cache/answers.safetensors` of the run folder under a digest of the twin and of all rows, so that a
-    resumed run learns from the same numbers; where either has changed, the teacher is asked again.
+    resumed run learns from the same numbers; where either has changed, or the file is damaged, the teacher is asked
+    again.
 
     Args:
         teacher: The twin.
@@ -51,13 +53,12 @@ def answer_once(
     file = folder.path / "cache" / "answers.safetensors"
     name = _digest(twin, data, splits)
     found: dict[str, Tensor] = {}
-    if file.is_file():
-        try:
-            with safe_open(file, "pt") as kept:
-                if (kept.metadata() or {}).get("of") == name:
-                    found = {split: kept.get_tensor(split) for split in splits}
-        except Exception:  # whatever a damaged file provokes: it is made again
-            folder.say(f"{file} cannot be read: the teacher answers again")
+    if file.is_file() and not sealed(file):
+        folder.say(f"{file} is not as it was written: the teacher answers again")
+    elif file.is_file():
+        with safe_open(file, "pt") as kept:
+            if (kept.metadata() or {}).get("of") == name:
+                found = {split: kept.get_tensor(split) for split in splits}
     if not found:
         found = {split: _answers(teacher, data, split, folder, device) for split in splits}
         if process_rank() == 0:
@@ -103,3 +104,4 @@ def _write(file: Path, found: dict[str, Tensor], name: str) -> None:
 
     with whole_file(file) as stream:
         stream.write(save(found, metadata={"of": name}))
+    seal(file)

@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,14 +25,14 @@ from recipes.running.lock import locked
 from recipes.running.sweep import (
     ABOUT,
     CELLS,
-    LOGS,
+    MOST,
     RANGE,
     RECIPE,
     Cell,
     Sweep,
     check_inputs,
+    ended,
     folder_of,
-    last_line,
     plan_of,
     run_all,
 )
@@ -90,6 +90,10 @@ class Search:
         """The runs of a trial: one for each seed."""
         return [Cell({key: str(value) for key, value in settings.items()}, seed) for seed in self.plan.seeds]
 
+    def runs(self, chosen: Iterable[Mapping[str, Setting]]) -> list[Cell]:
+        """The runs of some trials; settings that were chosen twice are run, and counted, once."""
+        return list({cell.name: cell for settings in chosen for cell in self.cells(settings)}.values())
+
 
 def search(path: Path, base: Parsed, options: argparse.Namespace) -> int:
     """Check the ends of every range, run trial after trial, and write table, figures, page and the best settings.
@@ -127,19 +131,14 @@ def search(path: Path, base: Parsed, options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print(f"interrupted; go on with the same command with --resume --out {folder}", file=sys.stderr)
             return 130
-    for cell in failed:
-        print(f"{cell.name} failed: {last_line(folder / LOGS / f'{cell.name}.log')}", file=sys.stderr)
-    if failed:
-        raise RunError(f"{len(failed)} runs failed; the others are reported")
-    run.say(f"done: {folder}")
-    return 0
+    return ended(run, failed, f"{len(failed)} runs failed; the others are reported")
 
 
 def _wanted(base: Parsed, options: argparse.Namespace) -> Search:
     if find_spec("optuna") is None:
         raise RecipeError("--trials: optuna is not installed; run: pip install 'gapbridge[tune]'")
-    if options.trials < 1:
-        raise RecipeError(f"--trials {options.trials}: expected how many combinations are tried, at least 1")
+    if not 1 <= options.trials <= MOST:
+        raise RecipeError(f"--trials {options.trials}: expected how many combinations are tried, 1 to {MOST}")
     named = [word for word in (options.minimise, options.maximise) if word]
     if len(named) != 1:
         raise RecipeError("--trials: say what the trials are for, by either --minimise NUMBER or --maximise NUMBER")
@@ -186,7 +185,7 @@ def _search(
             chosen.append(_choose(study, spaces, base.recipe.seed, len(chosen)))
         write_json(folder / TRIALS, chosen)
         now = chosen[len(values) : min(len(values) + together, wanted.trials)]
-        cells = [cell for settings in now for cell in wanted.cells(settings) if cell not in failed]  # chosen again
+        cells = [cell for cell in wanted.runs(now) if cell not in failed]  # which are not tried again at once
         _check_trials(run, options, cells)
         failed += run_all(cells, run, jobs, options.on)
         for settings in now:
@@ -195,7 +194,7 @@ def _search(
             run.say(
                 f"trial {len(values)}: {_told(settings)}: {'failed' if values[-1] is None else f'{values[-1]:.6g}'}"
             )
-    _finish(wanted, run, chosen, values, options.show or [])
+    _finish(wanted, run, chosen[: len(values)], values, options.show or [])  # more may have been tried before
     return failed
 
 
@@ -293,7 +292,7 @@ def _finish(
         "best": {"settings": dict(best), "value": value, "trial": place + 1},
         "trials": [{"settings": dict(s), "value": v} for s, v in zip(chosen, values, strict=True)],
     }
-    cells = [cell for settings in chosen for cell in wanted.cells(settings)]
+    cells = wanted.runs(chosen)
     shown = list(dict.fromkeys([*([] if wanted.number.startswith(LOGGED) else [wanted.number]), *asked]))
     finish(run, [(cell.settings, cell.seed, run.path / CELLS / cell.name) for cell in cells], shown, more, told)
     run.say(told)

@@ -30,7 +30,7 @@ RUN = ("-m", "gapbridge")  # how one run is started: the words after the interpr
 _NUMBER = r"([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
 RANGE = re.compile(rf"{_NUMBER}\.\.{_NUMBER}(:log)?")  # LOW..HIGH, or LOW..HIGH:log
 ABOUT, RECIPE, CELLS, LOGS = "sweep.json", "recipe.yaml", "cells", "logs"
-_MOST = 10_000  # runs of one sweep
+MOST = 10_000  # runs of one sweep
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,25 @@ def sweep(path: Path, base: Parsed, options: argparse.Namespace) -> int:
         finish(
             run, [(cell.settings, cell.seed, folder / CELLS / cell.name) for cell in plan.cells()], options.show or []
         )
+    return ended(run, failed, f"{len(failed)} of {len(plan)} runs failed; {again} tries them once more")
+
+
+def ended(run: RunFolder, failed: Sequence[Cell], told: str) -> int:
+    """Name the runs that failed, each with its log; the exit code where none did.
+
+    Args:
+        run: Of the sweep.
+        failed: The runs.
+        told: What is said of them all.
+
+    Raises:
+        RunError: Where some did.
+    """
     for cell in failed:
-        print(f"{cell.name} failed: {last_line(folder / LOGS / f'{cell.name}.log')}", file=sys.stderr)
+        print(f"{cell.name} failed: {_last_line(run.path / LOGS / f'{cell.name}.log')}", file=sys.stderr)
     if failed:
-        raise RunError(f"{len(failed)} of {len(plan)} runs failed; {again} tries them once more")
-    run.say(f"done: {folder}")
+        raise RunError(told)
+    run.say(f"done: {run.path}")
     return 0
 
 
@@ -185,12 +199,15 @@ def plan_of(base: Parsed, options: argparse.Namespace) -> Sweep:
     varied = [values_of(word) for word in options.sweep]
     if len(dict(varied)) < len(varied):
         raise RecipeError("--sweep: a key stands there twice; name all its values at once")
-    ranges = [value for _, values in varied for value in values if RANGE.fullmatch(value)]
-    if ranges and options.trials is None:
-        raise RecipeError(f"--sweep: {ranges[0]} is a range, which --trials N tries values of; or name the values")
+    for key, values in varied:
+        for value in filter(RANGE.fullmatch, values):
+            if options.trials is None:
+                raise RecipeError(f"--sweep: {value} is a range, which --trials N tries values of; or name the values")
+            if len(values) > 1:
+                raise RecipeError(f"--sweep {key}: expected one range or some values, got {value} among values")
     plan = Sweep(dict(varied), seeds_of(options.seeds, base.recipe.seed))
-    if len(plan) > _MOST:
-        raise RecipeError(f"--sweep: these are {len(plan)} runs; at most {_MOST} are made")
+    if options.trials is None and len(plan) > MOST:
+        raise RecipeError(f"--sweep: these are {len(plan)} runs; at most {MOST} are made")
     if options.jobs is not None and options.jobs < 1:
         raise RecipeError(f"--jobs {options.jobs}: expected how many runs go on at once, at least 1")
     check_engine(options.on)
@@ -298,7 +315,7 @@ def run_all(cells: Sequence[Cell], run: RunFolder, jobs: int, on: str | None) ->
         run.phase("sweep", len(missing)) as progress,
         ThreadPoolExecutor(jobs) as pool,
     ):
-        waiting = {pool.submit(run_cell, cell, folder, start): cell for cell in missing}
+        waiting = {pool.submit(_run_cell, cell, folder, start): cell for cell in missing}
         try:
             while waiting:
                 for one in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -315,7 +332,7 @@ def run_all(cells: Sequence[Cell], run: RunFolder, jobs: int, on: str | None) ->
     return failed
 
 
-def run_cell(cell: Cell, folder: Path, start: Command) -> int:
+def _run_cell(cell: Cell, folder: Path, start: Command) -> int:
     """One run, or what is left of it; its exit code."""
     place = folder / CELLS / cell.name
     begun = ["--resume"] if (place / "recipe.yaml").is_file() else []
@@ -323,7 +340,6 @@ def run_cell(cell: Cell, folder: Path, start: Command) -> int:
     return start([sys.executable, *RUN, *words], folder / LOGS / f"{cell.name}.log")
 
 
-def last_line(log: Path) -> str:
-    """What a run said last, and where the rest is."""
+def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return next((line for line in reversed(lines) if line.strip()), "it said nothing") + f" (log: {log})"

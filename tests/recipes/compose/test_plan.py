@@ -98,7 +98,9 @@ def test_a_run_that_is_taken_counts_by_its_content(tmp_path):
         (["taken.merge=runs/x"], "merge: expected exactly one of merge and taken.merge, got both"),
         (["merge.seed=3"], "merge.seed: expected none"),
         (["students={}"], "students: expected at least one, got none"),
-        (["students={twin: {}}"], "students.twin: expected another name than merge, expert, twin"),
+        (["students={twin: {}}"], "students.twin: expected another name than merge, answers, expert, twin"),
+        (["students={experts: {}}"], "students.experts: expected another name than"),
+        (["students={a: {}, twin-a: {}}"], "students.twin-a: expected another name than"),
         (["students.dense.changes={epoch: 3}"], "students.dense.changes"),
         (["students.dense.losses={}"], "students.dense.losses: expected at least one loss, got none"),
         (["regime=A7"], "regime"),
@@ -150,11 +152,16 @@ def test_a_student_of_other_inputs_is_refused(tmp_path, monkeypatch):
         folder.mkdir()
         (folder / "recipe.yaml").write_text(to_yaml(made))
         (folder / "result.json").write_text(json.dumps(result))
+    (run / "students" / "small").mkdir(parents=True)
     taken = dataclasses.replace(recipe, taken={"small": str(run)})
     with pytest.raises(RecipeError, match=r"taken\.small: .* learned from a merge of other tasks or another seed"):
         list(check(taken))
     (other / "recipe.yaml").write_text(to_yaml(recipe.merging()))
     assert f"stage small: taken from {run}" in list(check(taken))
+    (run / "students" / "another").mkdir()
+    with pytest.raises(RecipeError, match=r"taken\.small: expected a run of one student, got another, small in"):
+        list(check(taken))
+    (run / "students" / "another").rmdir()
     (other / "recipe.yaml").unlink()
     with pytest.raises(RecipeError, match=r"taken\.small: the merge that it learned from, .* cannot be read"):
         list(check(taken))

@@ -5,26 +5,16 @@ import json
 import pytest
 
 from recipes.errors import RecipeError
-from recipes.running import sweep
 from recipes.running.search import Search
 from recipes.running.sweep import Sweep
-from tests.recipes.conftest import ROOT
 
 pytest.importorskip("optuna")
 TOY = "recipe: toy\n"
 
 
-@pytest.fixture
-def searched(front, monkeypatch):
-    """The front, whose searches start the toy recipe in processes of their own."""
-    monkeypatch.setattr(sweep, "RUN", ("-m", "tests.recipes.toy_run"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return front
-
-
-def test_trials_are_chosen_and_the_best_is_named(searched, tmp_path):
+def test_trials_are_chosen_and_the_best_is_named(swept, tmp_path):
     words = ("r.yaml", "--sweep", "method.rank=1..64:log", "--sweep", "method.kind=ties,dare", "--maximise", "value")
-    done = searched(*words, "--trials", "3", "--out", "s", "--jobs", "2", r=TOY)
+    done = swept(*words, "--trials", "3", "--out", "s", "--jobs", "2", r=TOY)
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "s/result.json").read_text())
     tried = found["trials"]
@@ -37,15 +27,15 @@ def test_trials_are_chosen_and_the_best_is_named(searched, tmp_path):
     assert "Best of 3 trials by value" in page
 
 
-def test_a_search_that_goes_on_chooses_what_it_would_have_chosen(searched, tmp_path):
+def test_a_search_that_goes_on_chooses_what_it_would_have_chosen(swept, tmp_path):
     words = ("r.yaml", "--sweep", "method.scale=0.1..0.9", "--minimise", "value")
-    assert searched(*words, "--trials", "3", "--out", "whole", r=TOY).code == 0
-    assert searched(*words, "--trials", "2", "--out", "parts").code == 0
-    assert searched(*words, "--trials", "3", "--out", "parts", "--resume").code == 0
+    assert swept(*words, "--trials", "3", "--out", "whole", r=TOY).code == 0
+    assert swept(*words, "--trials", "2", "--out", "parts").code == 0
+    assert swept(*words, "--trials", "3", "--out", "parts", "--resume").code == 0
     whole, parts = (json.loads((tmp_path / name / "trials.json").read_text()) for name in ("whole", "parts"))
     assert whole == parts
     assert len({trial["method.scale"] for trial in whole}) == 3
-    other = searched(
+    other = swept(
         "r.yaml",
         "--sweep",
         "method.scale=0.1..0.8",
@@ -59,9 +49,9 @@ def test_a_search_that_goes_on_chooses_what_it_would_have_chosen(searched, tmp_p
     assert "was over other values, under other seeds or for another number" in other.err
 
 
-def test_a_failed_trial_counts_for_nothing(searched, tmp_path):
+def test_a_failed_trial_counts_for_nothing(swept, tmp_path):
     words = ("r.yaml", "--sweep", "do=nothing,fail", "--maximise", "value", "--trials", "4", "--out", "s")
-    done = searched(*words, r=TOY)
+    done = swept(*words, r=TOY)
     assert done.code == 1
     assert "do=fail,seed=0 failed: it cannot be done" in done.err
     found = json.loads((tmp_path / "s/result.json").read_text())
@@ -77,6 +67,10 @@ def test_a_failed_trial_counts_for_nothing(searched, tmp_path):
         (["--trials", "2", "--minimise", "value", "--maximise", "value"], "by either"),
         (["--minimise", "value"], "--minimise: this is for a search; add --trials N"),
         (["--sweep", "method.rank=1..4"], "1..4 is a range, which --trials N tries values of"),
+        (
+            ["--trials", "2", "--minimise", "value", "--sweep", "note=1..4,x"],
+            "expected one range or some values, got 1..4",
+        ),
         (["--trials", "2", "--minimise", "value", "--sweep", "method.rank=8..4"], "a range is LOW..HIGH"),
         (["--trials", "2", "--minimise", "value", "--sweep", "method.rank=0..4:log"], "a range is LOW..HIGH"),
         (["--trials", "2", "--minimise", "value", "--sweep", "method.rank=0..4"], "method.rank: expected"),
@@ -93,13 +87,26 @@ def test_a_failed_trial_counts_for_nothing(searched, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_searched_is_refused(searched, words, said):
+def test_what_cannot_be_swept_is_refused(swept, words, said):
     if "--sweep" not in words and "--minimise" in words and "--trials" in words and "0" not in words:
         words = [*words, "--sweep", "method.rank=1..4"]
-    done = searched("r.yaml", *words, r=TOY)
+    done = swept("r.yaml", *words, r=TOY)
     assert done.code in (1, 2)
     assert said in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_run_that_is_chosen_twice_counts_once_in_the_table(swept, tmp_path):
+    words = ("r.yaml", "--sweep", "method.rank=2,3", "--maximise", "value", "--out", "s", "--seeds", "2")
+    words += ("--jobs", "4")  # two trials at once, which may be the same
+    assert swept(*words, "--trials", "5", r=TOY).code == 0
+    found = json.loads((tmp_path / "s/result.json").read_text())
+    tried = {trial["settings"]["method.rank"] for trial in found["trials"]}
+    assert {row["method.rank"]: row["runs"] for row in found["rows"]} == dict.fromkeys(tried, 2)
+    assert len(found["runs"]) == 2 * len(tried)
+    assert swept(*words, "--trials", "3", "--resume").code == 0  # fewer than were tried
+    assert len(json.loads((tmp_path / "s/result.json").read_text())["trials"]) == 3
+    assert len(json.loads((tmp_path / "s/trials.json").read_text())) == 5
 
 
 def test_ranges_are_of_whole_numbers_or_not():

@@ -13,20 +13,11 @@ import pytest
 from scipy import stats
 
 from recipes.errors import RecipeError
-from recipes.running import sweep
 from recipes.running.lock import refuse_live
 from recipes.running.sweep import Cell, Sweep, seeds_of, values_of
 from tests.recipes.conftest import ROOT
 
 TOY = "recipe: toy\n"
-
-
-@pytest.fixture
-def swept(front, monkeypatch):
-    """The front, whose sweeps start the toy recipe in processes of their own."""
-    monkeypatch.setattr(sweep, "RUN", ("-m", "tests.recipes.toy_run"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return front
 
 
 def test_every_value_runs_under_every_seed(swept, tmp_path):
