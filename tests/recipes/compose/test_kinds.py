@@ -74,7 +74,7 @@ def merge(tmp_path) -> Stage:
 
 
 def student(folder, tasks) -> Stage:
-    (folder / "dense").mkdir()
+    (folder / "dense/students/kd").mkdir(parents=True)
     made = {"tasks": tasks, "ms_per_input": 1.0, "bytes": 1}
     (folder / "dense/result.json").write_text(json.dumps({"rows": {"teacher": made, "kd": made}}))
     return Stage("dense", folder / "dense", taken=True)
