@@ -23,7 +23,7 @@ from distill.errors import DistillError
 from distill.gathering import own_batch
 from distill.glyphs import Glyphs
 from distill.order import ViewLoader, ViewOrder, view_of
-from distill.pictures import eight_bits, open_image, upright
+from distill.pictures import FORMATS, eight_bits, open_image, upright
 from distill.regimes import Regime, regime as named_regime
 from distill.transforms import evaluation_transform, mixup, train_transform
 from distill.views import Labelled
@@ -228,8 +228,16 @@ class ImageData(lightning.LightningDataModule):
         return batch
 
 
-def read_images(source: Source, path: str, rows: int = 0) -> dict[str, Images | Rows]:
+def read_images(
+    source: Source, path: str, rows: int = 0, names: Mapping[str, tuple[str, ...]] = NAMES
+) -> dict[str, Images | Rows]:
     """Splits of a source: data sets of (PIL image, label) with a list `targets`.
+
+    Args:
+        source: As of `ImageData`.
+        path: Likewise.
+        rows: Of a source that is made on demand.
+        names: What the folder of a split may be called, the first that is there is taken.
 
     Raises:
         DistillError: If the files are missing, empty or of another form.
@@ -253,10 +261,7 @@ def read_images(source: Source, path: str, rows: int = 0) -> dict[str, Images | 
         return {"train": Images(table[:, :-1].reshape(-1, 28, 28), table[:, -1])}
     if source == "fashion_mnist":
         parts = {"train": "train", "test": "t10k"}
-        return {
-            k: Images(_idx(where, f"{v}-images-idx3-ubyte"), _idx(where, f"{v}-labels-idx1-ubyte"))
-            for k, v in parts.items()
-        }
+        return {k: _labelled(where, v) for k, v in parts.items()}
     if source == "cifar100":
         from torchvision.datasets import CIFAR100
 
@@ -264,19 +269,19 @@ def read_images(source: Source, path: str, rows: int = 0) -> dict[str, Images | 
             return {"train": CIFAR100(str(where), train=True), "test": CIFAR100(str(where), train=False)}
         except RuntimeError as error:
             raise DistillError(f"{where} does not hold cifar-100-python as torchvision keeps it ({error})") from error
-    return _folder(where)
+    return _folder(where, names)
 
 
-def _folder(where: Path) -> dict[str, ImageFolder]:
+def _folder(where: Path, called: Mapping[str, tuple[str, ...]]) -> dict[str, ImageFolder]:
     from torchvision.datasets import ImageFolder
 
     made: dict[str, ImageFolder] = {}
-    for split, names in NAMES.items():
+    for split, names in called.items():
         folder = next((where / name for name in names if (where / name).is_dir()), None)
         if folder is None:
             continue
         if any(entry.is_dir() for entry in folder.iterdir()):
-            made[split] = ImageFolder(str(folder), loader=open_image, allow_empty=True)
+            made[split] = ImageFolder(str(folder), loader=open_image, is_valid_file=_is_image, allow_empty=True)
         if split not in made or not made[split].targets:
             raise DistillError(
                 f"data folder {folder} holds no images; put them into one folder a class, as in {folder.name}/cat/1.jpg"
@@ -291,8 +296,13 @@ def _folder(where: Path) -> dict[str, ImageFolder]:
         if made[split].classes != made.get("train", made[split]).classes:
             raise DistillError(f"data folder {folder} has other classes than train; give every split the same folders")
     if "train" not in made:
-        raise DistillError(f"data folder {where} has no folder train; put images into {where}/train/<class>/")
+        name = called["train"][0]
+        raise DistillError(f"data folder {where} has no folder {name}; put images into {where}/{name}/<class>/")
     return made
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(FORMATS)
 
 
 def _hub(name: str) -> dict[str, Images | Rows]:
@@ -321,13 +331,26 @@ class _HubRows(Rows):
         return eight_bits(upright(cast("HubSet", self.images)[index]["image"])), self.targets[index]
 
 
+def _labelled(folder: Path, part: str) -> Images:
+    """The images of a part of MNIST's form, with their labels."""
+    images, labels = _idx(folder, f"{part}-images-idx3-ubyte"), _idx(folder, f"{part}-labels-idx1-ubyte")
+    if len(images) != len(labels):
+        raise DistillError(
+            f"{folder} has {len(images)} images of {part} and {len(labels)} labels; give files that belong together"
+        )
+    return Images(images, labels)
+
+
 def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
     """An idx file, packed or not."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
-            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            shape = np.frombuffer(content, ">i4", content[3], 4)
-            return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
+            try:
+                content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+                shape = np.frombuffer(content, ">i4", content[3], 4)
+                return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
+            except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
+                raise DistillError(f"{path} is no whole idx file ({error}); copy it again") from error
     raise DistillError(f"{folder} has no {name} nor {name}.gz; give the folder of the four idx files")
 
 

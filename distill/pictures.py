@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -12,14 +12,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def open_image(path: str) -> Image:
-    """An image file as PIL reads it, upright, of 8 bits a channel.
+FORMATS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")  # of a folder's images
+
+
+def open_image(path: str | BinaryIO) -> Image:
+    """An image file as PIL reads it, upright, of 8 bits a channel; of several frames the first.
 
     A camera's rotation (EXIF) is applied, and 16 bits are brought to 8 by their high byte: PIL's own conversion would
     cut all that is above 255 to white.
 
     Args:
-        path: Of the file.
+        path: Of the file, or its content.
 
     Raises:
         DistillError: If it cannot be read, with its name.
@@ -30,9 +33,33 @@ def open_image(path: str) -> Image:
         with read_image(path) as file:
             image = upright(file)
             image.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DistillError(f"the image {path} cannot be read ({error}); repair or remove it") from error
+    except Exception as error:  # each of PIL's readers raises its own, and the guard against huge images too
+        raise unreadable(path, error) from error
     return eight_bits(image)
+
+
+def check_header(path: str) -> None:
+    """Refuse a file whose header is that of no image; its pixels are not read.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        DistillError: If it cannot be read, with its name.
+    """
+    from PIL.Image import open as read_image
+
+    try:
+        with read_image(path):
+            pass
+    except Exception as error:  # as above
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | BinaryIO, error: Exception) -> DistillError:
+    """What is said of an image that cannot be read."""
+    name = f"image {path}" if isinstance(path, str) else "content of an image"
+    return DistillError(f"the {name} cannot be read ({error}); repair or remove it")
 
 
 def eight_bits(image: Image) -> Image:

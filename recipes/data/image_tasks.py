@@ -11,27 +11,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from recipes.data import wheels
 from recipes.data.solar_cells import CELLS, read_cells
+from recipes.data.tables import absent, class_of, hub_split, named
 from recipes.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import datasets
     from PIL.Image import Image
 
     from recipes.data.task_source import TaskSource
 
 __all__ = [
-    "IMAGES",
     "IMAGE_TASKS",
     "Found",
     "Picture",
     "ShippedImages",
     "check_images",
-    "image_files",
     "read_pictures",
     "shipped_path",
 ]
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
+HEADERS = 5_000  # of a split, about as many as a pre-flight opens
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts the idx files
 
 
@@ -93,18 +94,15 @@ class Picture:
         Raises:
             RunError: When it cannot be read.
         """
-        from distill.errors import DistillError
-        from distill.pictures import eight_bits, open_image, upright
+        from distill.pictures import open_image
 
         try:
             if isinstance(self.source, str):
                 return open_image(self.source)
             if isinstance(self.source, bytes):
-                from PIL.Image import open as read_image
-
-                return eight_bits(upright(read_image(io.BytesIO(self.source))))
+                return open_image(io.BytesIO(self.source))
             image = self.source[self.index][0]
-        except (DistillError, OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # a data set's reader raises its own
             raise RunError(f"an image cannot be read: {error}") from error
         return image
 
@@ -127,16 +125,12 @@ class Found(NamedTuple):
     Attributes:
         rows: Picture and name of its class, by split.
         names: Of the classes in the order of the source; empty where it has none.
+        missing: Rows that were left out for want of an image or a class.
     """
 
     rows: dict[str, list[tuple[Picture, str]]]
     names: tuple[str, ...]
-
-
-def image_files(source: TaskSource) -> list[Path]:
-    """The image files of a folder source, in order."""
-    folder = Path(source.path).expanduser()
-    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in IMAGES]
+    missing: int = 0
 
 
 def check_images(source: TaskSource) -> str:
@@ -163,6 +157,7 @@ def check_images(source: TaskSource) -> str:
             found = read_pictures(source)
             for rows in found.rows.values():
                 rows[0][0].open()
+                _check_files([picture.source for picture, _ in rows if isinstance(picture.source, str)])
             counts = {split: len(rows) for split, rows in found.rows.items()}
     except RunError as error:
         raise RecipeError(str(error)) from error
@@ -181,10 +176,40 @@ def read_pictures(source: TaskSource) -> Found:
     if source.source == "hub":
         return _read_hub(source)
     if source.source != "shipped":
-        door, path = ("fashion_mnist" if source.source == "idx" else "folder"), source.path
-        return _door(door, str(Path(path).expanduser()), 0, (), source.name, _stamp(Path(path).expanduser()))
+        door, path = ("fashion_mnist" if source.source == "idx" else "folder"), Path(source.path).expanduser()
+        return _door(door, str(path), 0, (), source.name, _stamp(path), _called(source))
     shipped = IMAGE_TASKS[source.shipped]
     return _door(shipped.door, shipped_path(source.shipped), shipped.rows, shipped.classes, source.name)
+
+
+def _called(source: TaskSource) -> tuple[tuple[str, str], ...]:
+    """The folders of splits that a source names itself, which must be there."""
+    named = {"train": source.train, "validation": source.validation, "test": source.test}
+    called = tuple((split, name) for split, name in named.items() if name and (split, name) != ("train", "train"))
+    path = Path(source.path).expanduser()
+    for _, name in called:
+        if path.is_dir() and not (path / name).is_dir():
+            held = ", ".join(sorted(entry.name for entry in path.iterdir() if entry.is_dir())) or "no folder"
+            raise RunError(f"task {source.name!r}: {path} has no folder {name}; it holds {held}")
+    return called
+
+
+def _check_files(files: list[str]) -> None:
+    """Look at the sizes of all image files, and at the headers of as many as are read in seconds.
+
+    Raises:
+        RunError: For one that cannot be read, with its name.
+    """
+    from distill.errors import DistillError
+    from distill.pictures import check_header
+
+    if empty := [file for file in files if not Path(file).stat().st_size]:
+        raise RunError(f"the image {empty[0]} has no content; repair or remove it ({len(empty)} such files)")
+    try:
+        for file in files[:: max(1, len(files) // HEADERS)]:
+            check_header(file)
+    except DistillError as error:
+        raise RunError(str(error)) from error
 
 
 def shipped_path(name: str) -> str:
@@ -208,15 +233,24 @@ def _stamp(folder: Path) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _door(door: str, path: str, rows: int, classes: tuple[str, ...], task: str, stamp: str = "") -> Found:
+def _door(
+    door: str,
+    path: str,
+    rows: int,
+    classes: tuple[str, ...],
+    task: str,
+    stamp: str = "",
+    called: tuple[tuple[str, str], ...] = (),
+) -> Found:
     """Through a door of the distill wing, or the cells' own; kept, since a run asks for a task several times."""
-    from distill.data import read_images
+    from distill.data import NAMES, read_images
     from distill.errors import DistillError
 
     try:
         if door == "solar_cells":
             return Found({"train": [(Picture(file), name) for file, name in read_cells(Path(path))]}, classes)
-        read: dict[str, Any] = dict(read_images(door, path, rows))  # type: ignore[arg-type]  # one of its sources
+        splits = NAMES | {split: (name,) for split, name in called}
+        read: dict[str, Any] = dict(read_images(door, path, rows, splits))  # type: ignore[arg-type]  # one of its sources
     except (DistillError, OSError, ValueError) as error:
         raise RunError(f"task {task!r}: {error}") from error
     names = classes or tuple(getattr(read["train"], "classes", None) or ())
@@ -251,6 +285,10 @@ def _check_parquet(source: TaskSource) -> int:
                     "under 'text' and the class under 'label'"
                 )
         count += header.metadata.num_rows
+        if first := next(header.iter_batches(1, columns=[source.image_column]), None):
+            content = _content(first.to_pylist()[0][source.image_column])
+            if content is not None:
+                Picture(content).open()
     return count
 
 
@@ -266,17 +304,41 @@ def _read_parquet(source: TaskSource) -> Found:
     import pandas as pd
 
     _check_parquet(source)
-    rows: list[tuple[Picture, str]] = []
+    rows, missing = [], 0
     for file in _parquet_files(source):
         frame = pd.read_parquet(file, columns=[source.image_column, source.label])
-        for image, label in zip(frame[source.image_column], frame[source.label], strict=True):
-            content = image.get("bytes") if isinstance(image, dict) else image
-            if not isinstance(content, bytes):
-                raise RunError(
-                    f"task {source.name!r}: column {source.image_column!r} of {file} holds no bytes of image files"
-                )
-            rows.append((Picture(content), str(label)))
-    return Found({"train": rows}, ())
+        contents = [_content(image) for image in frame[source.image_column]]
+        given = [None if content is None else Picture(content) for content in contents]
+        found = _complete(source, file, given, frame[source.label])
+        rows += found
+        missing += len(frame) - len(found)
+    return Found({"train": rows}, (), missing)
+
+
+def _content(image: object) -> bytes | None:
+    """The bytes of an image file in a table; None where it holds none."""
+    content = image.get("bytes") if isinstance(image, dict) else image
+    return content if isinstance(content, bytes) and content else None
+
+
+def _complete(
+    source: TaskSource, where: str, pictures: Sequence[Picture | None], labels: Iterable[object]
+) -> list[tuple[Picture, str]]:
+    """The rows of a table that have an image and a class.
+
+    Raises:
+        RunError: For a row without one of them, where the source does not say that such are dropped.
+    """
+    rows = []
+    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True), start=1):
+        at = f"task {source.name!r}: {where}, row {number}"
+        if picture is not None and not absent(label):
+            rows.append((picture, class_of(at, source, label)))
+        elif not source.drop_missing:
+            column = source.image_column if picture is None else source.label
+            what = "holds no content of an image file" if picture is None else f"is {label!r}, which is no class"
+            raise RunError(f"{at}: column {column!r} {what}; repair it, or drop such rows with 'drop_missing: true'")
+    return rows
 
 
 def _read_hub(source: TaskSource) -> Found:
@@ -284,27 +346,34 @@ def _read_hub(source: TaskSource) -> Found:
 
     rows: dict[str, list[tuple[Picture, str]]] = {}
     names: tuple[str, ...] = ()
+    missing = 0
     splits = {"train": source.train, "validation": source.validation, "test": source.test}
     for split, asked in splits.items():
         if not asked:
             continue
-        try:
-            read = datasets.load_dataset(source.path, source.subset or None, split=asked)
-        except Exception as error:  # the library raises its own and its backends' errors
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(f"task {source.name!r}: {source.path} cannot be loaded from the Hub ({reason})") from error
+        where, read = hub_split(source, asked)
         for column in (source.image_column, source.label):
             if column not in read.column_names:
                 raise RunError(
                     f"task {source.name!r}: {source.path} has no column {column!r}; it has "
                     f"{', '.join(read.column_names)}"
                 )
-        names = tuple(getattr(read.features[source.label], "names", None) or ())
+        kind = read.features[source.image_column]
+        if kind == datasets.Value("binary"):
+            read = read.cast_column(source.image_column, datasets.Image())
+        elif not isinstance(kind, datasets.Image):
+            raise RunError(
+                f"task {source.name!r}: column {source.image_column!r} of {where} holds no images; name the column "
+                "that does under 'text'"
+            )
+        labels = read[source.label]
+        if isinstance(feature := read.features[source.label], datasets.ClassLabel):
+            names = tuple(feature.names)
+            labels = named(labels, names)
         images = _Column(read, source.image_column)
-        rows[split] = [
-            (Picture(images, i), names[label] if names else str(label)) for i, label in enumerate(read[source.label])
-        ]
-    return Found(rows, names)
+        rows[split] = _complete(source, where, [Picture(images, i) for i in range(len(read))], labels)
+        missing += len(read) - len(rows[split])
+    return Found(rows, names, missing)
 
 
 class _Column:
@@ -316,4 +385,7 @@ class _Column:
     def __getitem__(self, index: int) -> tuple[Image]:
         from distill.pictures import eight_bits, upright
 
-        return (eight_bits(upright(self.rows[index][self.column])),)
+        image = self.rows[index][self.column]
+        if image is None:
+            raise ValueError(f"row {index + 1} of the data set has none; leave it out of the data set")
+        return (eight_bits(upright(image)),)

@@ -97,7 +97,9 @@ def load_task(source: TaskSource, seed: int) -> TextTask:
     notes: list[str] = []
     names: tuple[str, ...]
     if source.kind == "images":
-        pictures, names = image_tasks.read_pictures(source)
+        pictures, names, missing = image_tasks.read_pictures(source)
+        if missing:
+            notes.append(f"{missing} rows without an image or label were left out")
         told = replace(source, overlap="drop") if source.source == "shipped" else source
         read = apart(told, {split: Labelled(rows) for split, rows in pictures.items()}, notes)
     elif source.source == "shipped":

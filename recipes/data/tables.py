@@ -11,7 +11,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from recipes.data.image_tasks import image_files
 from recipes.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
@@ -23,7 +22,19 @@ if TYPE_CHECKING:
     from recipes.data.splits import Text
     from recipes.data.task_source import TaskSource
 
-__all__ = ["Rows", "absent", "first_rows", "own_files", "read_columns", "read_splits", "split_files"]
+__all__ = [
+    "Rows",
+    "absent",
+    "class_of",
+    "first_rows",
+    "hub_split",
+    "image_files",
+    "named",
+    "own_files",
+    "read_columns",
+    "read_splits",
+    "split_files",
+]
 
 MISSING = frozenset({"", "<NA>", "nan", "NaN", "NaT", "#N/A"})  # how the usual tools write a value that is not there
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
@@ -69,6 +80,14 @@ def split_files(source: TaskSource) -> dict[str, list[Path]]:
     if not files:
         raise RecipeError(f"{where}: no file matches {path}; give an existing path or glob")
     return {"train": files}
+
+
+def image_files(source: TaskSource) -> list[Path]:
+    """The image files of a folder source, in order."""
+    from distill.pictures import FORMATS
+
+    folder = Path(source.path).expanduser()
+    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in FORMATS]
 
 
 def own_files(source: TaskSource) -> list[Path]:
@@ -187,18 +206,23 @@ def _read_hub(source: TaskSource) -> tuple[dict[str, Rows], tuple[str, ...]]:
     rows: dict[str, Rows] = {}
     names: tuple[str, ...] = ()
     for split, name in _wanted(source).items():
-        where, data = _hub_split(source, name)
+        where, data = hub_split(source, name)
         _need_columns(source, where, data.column_names, [*source.text, source.label])
         columns = {column: list(data[column]) for column in [*source.text, source.label]}
         feature = data.features[source.label]
         if isinstance(feature, datasets.ClassLabel) and source.kind == "classification":
             names = tuple(feature.names)
-            columns[source.label] = [names[y] if y is not None and y >= 0 else None for y in columns[source.label]]
+            columns[source.label] = named(columns[source.label], names)
         _rows(source, where, columns, rows.setdefault(split, Rows()))
     return rows, names
 
 
-def _hub_split(source: TaskSource, name: str) -> tuple[str, datasets.Dataset]:
+def named(labels: Iterable[int | None], names: tuple[str, ...]) -> list[str | None]:
+    """The names of a Hub data set's classes; None for those without one, as hidden labels are."""
+    return [names[label] if label is not None and label >= 0 else None for label in labels]
+
+
+def hub_split(source: TaskSource, name: str) -> tuple[str, datasets.Dataset]:
     """What a split of a Hub data set is called in messages, and the split."""
     import datasets
 
@@ -225,7 +249,7 @@ def read_columns(source: TaskSource, wanted: list[str]) -> dict[str, list[tuple[
     """
     parts: dict[str, list[tuple[str, Any]]] = {}
     if source.source == "hub":
-        parts = {split: [_hub_split(source, name)] for split, name in _wanted(source).items()}
+        parts = {split: [hub_split(source, name)] for split, name in _wanted(source).items()}
     else:
         for split, files in split_files(source).items():
             parts[split] = [(str(file), _read_file(source, file)) for file in files]
@@ -275,9 +299,28 @@ def absent(value: object) -> bool:
     return value is None or str(value).strip() in MISSING
 
 
+def class_of(at: str, source: TaskSource, value: object) -> str:
+    """The name of a class.
+
+    Args:
+        at: The row, for messages.
+        source: Of classification, of texts or images.
+        value: The label, not `absent`.
+
+    Raises:
+        RunError: For several labels at once.
+    """
+    if not isinstance(value, str | bytes) and hasattr(value, "__len__"):
+        raise RunError(
+            f"{at}: label column {source.label!r} is {value!r}, which are several labels, and a task has one for each "
+            "row; name a column of single classes"
+        )
+    return str(value).strip()
+
+
 def _label(at: str, source: TaskSource, value: Any) -> str | float:
     if source.kind == "classification" and not absent(value):
-        return str(value).strip()
+        return class_of(at, source, value)
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -36,7 +36,7 @@ class TaskSource:
         subset: Configuration of a Hub data set.
         text: The text column, or two columns for sentence pairs; of images the image column (default: image).
         label: The label column.
-        train: Split name on the Hub, file name without its ending in a folder.
+        train: Split name on the Hub, file name without its ending in a folder; of images the folder's own folder.
         validation: Likewise; empty cuts 10 % from train.
         test: Likewise; empty cuts 20 % from train.
         delimiter: Between the columns of csv files; empty takes a tab for ``.tsv`` and a comma for others.
@@ -114,6 +114,11 @@ class TaskSource:
             raise FieldError("language", "expected none for kind 'images', got some")
         if self.source in ("csv", "jsonl"):
             raise FieldError("source", f"expected shipped, folder, idx, parquet or hub for images, got {self.source!r}")
+        for key in ("train", "validation", "test"):
+            if self.source in ("shipped", "idx") and getattr(self, key) != getattr(TaskSource, key):
+                raise FieldError(
+                    key, f"expected none for images of source {self.source!r}, whose splits have names of their own"
+                )
 
     @property
     def image_column(self) -> str:

@@ -43,13 +43,16 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
     task, where = {k: v for k, v in asdict(source).items() if k not in READING or v != getattr(TaskSource, k)}, base
     plain = asdict(type(training)())
     settings = {k: v for k, v in asdict(training).items() if k not in LATER or v != plain[k]}
-    contents = []
+    contents: list[Path] = []
     if (folder := Path(base).expanduser()).is_dir():
         contents += [f for f in sorted(folder.iterdir()) if f.suffix in WEIGHTS]
         where = ""
     if source.source in ("csv", "jsonl", "parquet", "folder", "idx"):
-        contents += [file for files in split_files(source).values() for file in files]
+        files = [file for files in split_files(source).values() for file in files]
+        contents += files
         task["path"] = ""
+        if source.kind == "images" and source.source == "folder":  # where an image stands says its split and its class
+            task["path"] = [file.relative_to(Path(source.path).expanduser()).as_posix() for file in files]
     arguments = {key: value for key, value in asdict(trainer).items() if key not in SILENT}
     decides = [where, seed, task, settings, arguments, *map(digest, contents)]
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
