@@ -10,7 +10,7 @@ the package. A family is `silent` when it is neither exact nor refused by `merge
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -275,8 +275,16 @@ def error_of(twin: Any, model: Any, experts: Mapping[str, Any], inputs: Mapping[
     return worst
 
 
-def outcome(family: str, model: Any) -> dict[str, Any]:
-    """exact, refused or silent, with the error or the reason."""
+def outcome(
+    family: str, model: Any, further: Callable[[Any, Mapping[str, Tensor]], str] = lambda *_: ""
+) -> dict[str, Any]:
+    """exact, refused or silent, with the error or the reason.
+
+    Args:
+        family: its name.
+        model: of the family.
+        further: what else is amiss with a twin on these inputs, in words.
+    """
     inputs = probe_inputs(model, ROWS) or {}
     if "input_ids" in inputs:  # longer than the batch that attach tries, and another order
         for key, value in inputs.items():
@@ -304,7 +312,8 @@ def outcome(family: str, model: Any) -> dict[str, Any]:
             "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
         }
     error_ = error_of(twin, model, experts, inputs, weights)
-    return row | {"outcome": "exact" if error_ <= 1e-4 else "silent", "error": error_, "reason": ""}
+    amiss = further(twin, inputs)
+    return row | {"outcome": "silent" if error_ > 1e-4 or amiss else "exact", "error": error_, "reason": amiss}
 
 
 def sweep() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

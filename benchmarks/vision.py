@@ -2,16 +2,18 @@
 
 As in `benchmarks/families.py` each is built from a tiny configuration, three fine-tunes of it are merged at full rank,
 and one routed batch in which every image has a mixture of its own is compared with one dense model per image. The
-router's features of a batch must also be those of each image alone, and as many as the body has channels.
+router's features of a batch must also be those of each image alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import timm
 import torch
 import transformers
+from torch import Tensor
 
 from benchmarks import families
 from twinmerge.layouts import probe_inputs
@@ -43,8 +45,12 @@ TIMM: dict[str, dict[str, Any]] = {
     "resnetv2_50": {"channels": (8, 16, 16, 16), "layers": (1, 1, 1, 1), "stem_chs": 8},
     "regnetx_002": {},
     "regnety_002": {},
-    "tf_efficientnet_lite0": {"channel_multiplier": 0.25, "depth_multiplier": 0.3},
-    "efficientnet_b0": {"channel_multiplier": 0.25, "depth_multiplier": 0.3},
+    "tf_efficientnet_lite0": {},
+    "efficientnet_b0": {},
+    "test_efficientnet": {},
+    "test_efficientnet_gn": {},
+    "test_efficientnet_ln": {},
+    "test_efficientnet_evos": {},
     "tf_efficientnetv2_b0": {"channel_multiplier": 0.25, "depth_multiplier": 0.3},
     "mobilenetv2_035": {},
     "mobilenetv3_small_050": {},
@@ -63,6 +69,9 @@ TIMM: dict[str, dict[str, Any]] = {
     "efficientformer_l1": {},
     "fastvit_t8": {},
     "nfnet_l0": {},
+    "test_nfnet": {},
+    "test_byobnet": {},
+    "test_mambaout": {},
     "inception_next_atto": {},
 }
 TOWERS = {
@@ -72,7 +81,7 @@ TOWERS = {
     "clip classifier": "CLIPForImageClassification",
     "siglip classifier": "SiglipForImageClassification",
 }
-PARAMETERS = 1_000_000  # of a tiny model, at most
+PARAMETERS = 4_500_000  # of a small model, at most
 
 
 def tower(name: str) -> Any:
@@ -107,6 +116,17 @@ def of_timm(name: str) -> Any:
     return model
 
 
+def features_amiss(twin: Any, inputs: Mapping[str, Tensor]) -> str:
+    """How the router's features of a batch differ from those of each image alone; empty where they do not."""
+    with torch.no_grad():
+        together = twin.features(**inputs)
+        alone = torch.cat([twin.features(**{k: v[i : i + 1] for k, v in inputs.items()}) for i in range(families.ROWS)])
+    if together.shape != alone.shape:
+        return f"features of {tuple(together.shape)} and {tuple(alone.shape)}"
+    error = float((together - alone).abs().max() / alone.abs().max().clamp_min(1e-6))
+    return f"features differ by {error:.1e}" if error > 1e-4 else ""
+
+
 def _moved(model: Any) -> Any:
     for parameter in model.parameters():  # zeros and ones would hide a difference that goes unused
         parameter.data += 0.05 * torch.randn(parameter.shape)
@@ -130,6 +150,6 @@ def rows_of(names: tuple[str, ...] = ()) -> tuple[list[dict[str, Any]], list[dic
         except Exception as error:  # whatever timm says to sizes that it does not know
             left.append({"family": name, "reason": " ".join(str(error).split())[:160]})
             continue
-        rows.append(families.outcome(name, model))
+        rows.append(families.outcome(name, model, features_amiss))
         print(rows[-1], flush=True)
     return rows, left

@@ -229,8 +229,9 @@ def escaping(model: nn.Module, run: Run, inputs: Mapping[str, object], units: Ma
             p.requires_grad_(False)
         for p in changed.values():
             p.requires_grad_(True)
-        with torch.enable_grad():
-            out = [t for t in tree_leaves(run(double, inputs)) if isinstance(t, Tensor) and t.requires_grad]
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in the middle of
+            own = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
+            out = [t for t in tree_leaves(run(double, own)) if isinstance(t, Tensor) and t.requires_grad]
             total = sum((t.float().sum() for t in out), torch.zeros(()))
             if not total.requires_grad:
                 return set()

@@ -72,9 +72,21 @@ def find_layouts(twin: TwinMixin, inputs: Mapping[str, object], run: Run) -> Non
             reason = reason or "its inputs lie another way than in another forward"
             raise ValueError(f"'{name}' cannot be routed per input: {reason}; {way}.")
         module.layout = cast(Layout, both)
-    leaves = {name: mixed_leaves(module) for name, module in units.items()}
-    if lost := sorted(escaping(twin, run, pair, leaves)):
-        raise ValueError(f"'{lost[0]}' is read outside of the part that does not see its experts; {way}.")
+    refuse_escaping(twin, pair, run)
+
+
+def refuse_escaping(twin: TwinMixin, inputs: Mapping[str, object], run: Run) -> None:
+    """Refuse inputs on which a weight is read past the routed module that holds it, which would miss its experts.
+
+    Raises:
+        ValueError: with the name of the parameter.
+    """
+    leaves = {name: mixed_leaves(m) for name, m in twin.named_modules() if isinstance(m, RoutedLayer)}
+    if lost := sorted(escaping(twin, run, inputs, leaves)):
+        raise ValueError(
+            f"'{lost[0]}' is read outside of the part that sees its experts by a forward on such inputs (of this size, "
+            "with these options); freeze it in the experts, or give inputs of another size or other options."
+        )
 
 
 def mixed_leaves(module: RoutedLayer) -> list[str]:

@@ -210,7 +210,7 @@ class RoutedAny(RoutedLayer):
     dimension; further ones too, or a first dimension of 1, or they are vectors (positions), which all rows share.
 
     Attributes:
-        experts_dense: parameter name -> differences (experts, *shape).
+        experts_dense: parameter name -> differences (experts, *shape), of kernels (experts, channels, the rest).
         experts_ups: parameter name -> left factors (experts, ..., m, r).
         experts_downs: parameter name -> right factors (experts, ..., r, n); the product, in the parameter's shape, is
             the difference.
@@ -218,7 +218,8 @@ class RoutedAny(RoutedLayer):
 
     def attach(self, dense: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Keep the differences of each parameter (dots in names become slashes)."""
-        self.experts_dense = _parameters(dense)
+        # Torch takes five dimensions for a video, which channels_last does not know.
+        self.experts_dense = _parameters({name: d.flatten(2) if d.dim() == 5 else d for name, d in dense.items()})
         self.experts_ups = _parameters({name: up for name, (up, _) in factors.items()})
         self.experts_downs = _parameters({name: down for name, (_, down) in factors.items()})
 

@@ -14,18 +14,33 @@ from torch import Tensor
 
 from .layouts import Run
 from .mixture import Mixture, cached_length, caches_in
-from .proving import find_layouts
+from .proving import find_layouts, refuse_escaping
 
 if TYPE_CHECKING:  # apart from the other, so that a twin folder's one file leaves this circle out
     from .twin_mixin import TwinMixin
 
+EACH = "a mixture for each input"
 _MEDIA = ("pixel", "image", "video", "audio", "input_features", "input_values", "bbox")
+
+# What a forward shows beside its answer; it goes the same way with it and without.
+_SEEN = ("return_dict", "use_cache", "output_hidden_states", "output_attentions")
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Stock
 else:
     _Stock = object
+
+
+def asked_for(kwargs: Mapping[str, object]) -> frozenset[str]:
+    """What decides which way a forward takes: the names of its tensors, the size of images, and what is switched on.
+
+    Args:
+        kwargs: of a forward.
+    """
+    tensors = {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
+    sizes = (f"{k} of {tuple(v.shape[1:])}" for k, v in tensors.items() if v.dim() > 3 and any(m in k for m in _MEDIA))
+    return frozenset([*tensors, *sizes, *(k for k, v in kwargs.items() if v is True and k not in _SEEN)])
 
 
 class TwinChecks(_Stock):
@@ -65,10 +80,12 @@ class TwinChecks(_Stock):
         return weights
 
     def _check_layouts(self, weights: Tensor, kwargs: Mapping[str, Any], run: Run) -> None:
-        """Find out, once for inputs of these names, where the rows of a batch lie in every routed module.
+        """Find out, once for inputs of this kind, where the rows of a batch lie in every routed module.
+
+        Under one row nothing is dealt out, and it is only found out whether every module sees its experts.
 
         Raises:
-            ValueError: when one of them cannot be routed per input.
+            ValueError: when one of them cannot be routed per input, or a weight is read past its module.
         """
         names = frozenset(k for k, v in kwargs.items() if isinstance(v, Tensor))
         main = kwargs.get(self.main_input_name)
@@ -79,9 +96,13 @@ class TwinChecks(_Stock):
                         f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to "
                         "which cannot be told apart; give one each, or one row of router weights."
                     )
-        if weights.shape[0] > 1 and not cached_length(kwargs) and not any(names <= known for known in self._checked):
-            find_layouts(cast("TwinMixin", self), kwargs, run)
-            self._checked.append(names)
+        asked = asked_for(kwargs) | ({EACH} if weights.shape[0] > 1 else set())
+        if cached_length(kwargs) or any(asked <= known for known in self._checked):
+            return
+        given = {k: v for k, v in kwargs.items() if "Cache" not in type(v).__name__}
+        check = find_layouts if weights.shape[0] > 1 else refuse_escaping
+        check(cast("TwinMixin", self), given, run)
+        self._checked.append(asked)
 
     def _drafting(self, assistant: Any, weights: Tensor) -> AbstractContextManager[None]:
         """The mixture of an assistant that is a twin too; an assistant has no prompt of its own to route.

@@ -24,7 +24,7 @@ from .routed_layers import ADDED, RoutedLayer, RoutedLinear
 from .shrinking import find_siblings
 from .states import body_of, states_of, token_states
 from .timm_models import as_stock, call_timm
-from .twin_checks import TwinChecks
+from .twin_checks import EACH, TwinChecks, asked_for
 from .twin_parts import Head, Router, TwinOutput, generated_state, masked_mean
 
 Function = Callable[..., object]
@@ -351,7 +351,7 @@ def attach(
     if probe is not None:
         find_siblings(twin, RoutedLinear, probe.run, probe.inputs)
         prove(twin, probe.inputs)
-        twin._checked.append(frozenset(probe.inputs))
+        twin._checked.append(asked_for(probe.inputs) | {EACH})
     return twin
 
 

@@ -40,6 +40,8 @@ QUICK += [
         "convnext_atto",
         "resnet18",
         "densenet121",
+        "test_efficientnet",
+        "test_efficientnet_evos",
         "tf_efficientnetv2_b0",
     )
 ]
