@@ -219,13 +219,8 @@ def _taken(
     apart = moved if head is not None else set()
     state = {n: body[n].detach() if n in body and n not in apart else p for n, p in pretrained.items()}
     error = 0.0
-    if head is not None and card is None:
-        inputs = random_inputs(original)
-        states, logits = states_and_logits(original, inputs)
-        with _holding(model, state) as same, torch.no_grad():
-            if same is not None:
-                states = states_of(same, same(**inputs))
-        error = _same(where, "the expert read", head(states, inputs.get("attention_mask")), logits)
+    if card is None and (head is not None or original.main_input_name == "pixel_values"):
+        error = _compared(original, head, model, state, where)
     if head is not None:
         head.label_names, head.problem = labels, getattr(original.config, "problem_type", None)
     terms, note = _terms(found, pretrained, state, apart)
@@ -234,6 +229,24 @@ def _taken(
         digest.update(file.read_bytes())
     note = f"{line}{note}" + ("" if head is None else f", head on {head.pooling}")
     return Expert(state, terms, head, labels, digest.hexdigest(), found.bytes, error, note)
+
+
+def _compared(
+    original: PreTrainedModel, head: Head | None, model: nn.Module, state: Mapping[str, Tensor], where: Path
+) -> float:
+    """The difference of what was read, on the base's class, to the folder's own model; without a head of the states."""
+    inputs = random_inputs(original)
+    if head is not None:
+        states, wanted = states_and_logits(original, inputs)
+    else:
+        with torch.no_grad():
+            states = states_of(original, original(**inputs))
+        wanted = states.tokens
+    with _holding(model, state) as same, torch.no_grad():
+        if same is not None:
+            states = states_of(same, same(**inputs))
+    found = states.tokens if head is None else head(states, inputs.get("attention_mask"))
+    return _same(where, "the expert read", found, wanted)
 
 
 @contextmanager

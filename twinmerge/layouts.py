@@ -57,7 +57,7 @@ def probe_inputs(model: PreTrainedModel, rows: int = 2) -> dict[str, Tensor] | N
         config = getattr(config, "backbone_config", None) or config
         size = _side(model) or getattr(config, "image_size", None) or getattr(config, "input_size", 64)
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        made = {main: torch.randn(rows, getattr(config, "num_channels", 3), height, width, generator=generator)}
+        made = {main: torch.randn(rows, _channels(model, config), height, width, generator=generator)}
     elif main == "input_values":
         made = {main: torch.randn(rows, 4000, generator=generator)}
     elif main == "input_features":
@@ -73,6 +73,16 @@ def probe_inputs(model: PreTrainedModel, rows: int = 2) -> dict[str, Tensor] | N
         for k, v in made.items()
         if k in accepted
     }
+
+
+def _channels(model: PreTrainedModel, config: object) -> int:
+    """The channels of a model's images: of one of timm, whose configuration does not say, its first convolution's."""
+    told = getattr(config, "num_channels", None)
+    if isinstance(told, int):
+        return told
+    inner = getattr(model, "timm_model", None)
+    first = next((m for m in inner.modules() if isinstance(m, nn.Conv2d)), None) if inner is not None else None
+    return 3 if first is None else first.in_channels
 
 
 def _side(model: PreTrainedModel) -> object:

@@ -47,11 +47,23 @@ def check_routable(config: PretrainedConfig, frozen: tuple[str, ...] = ()) -> tu
     Raises:
         ValueError: as `preflight`.
     """
+    model = small_model(config)
+    return type(model).__name__, preflight(model, frozen)
+
+
+def small_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A two-layer model of a configuration with random weights, in float32; of CLIP and its kin, the tower that sees.
+
+    Args:
+        config: of the base.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = config.vision_config if config.model_type in PAIRS else config  # of CLIP, the tower
-        model = AutoModel.from_config(small_config(config), dtype=torch.float32, trust_remote_code=False)
-    return type(model).__name__, preflight(model, frozen)
+        config = config.vision_config if config.model_type in PAIRS else config
+        made: PreTrainedModel = AutoModel.from_config(
+            small_config(config), dtype=torch.float32, trust_remote_code=False
+        )
+    return made
 
 
 def preflight(model: PreTrainedModel, frozen: tuple[str, ...] = ()) -> float:

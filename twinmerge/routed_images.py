@@ -5,7 +5,8 @@ Part of a twin folder's ``modeling_twin.py``.
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,8 +75,8 @@ def _convolved(conv: RoutedLayer, x: Tensor, kernel: Tensor, bias: Tensor | None
 class RoutedBatchNorm(RoutedLayer):
     """Batch norm with per-input statistics, scale and shift, all running statistics mixed as the parameters are.
 
-    Under a mixture the running statistics are always used, in training too: those of a batch would mix its inputs.
-    Modules within it (timm's dropout and activation) follow the norm.
+    The running statistics are always used, in training too, and with the shared expert alone: those of a batch would mix
+    its inputs, and statistics that move would leave their differences behind. Modules within it (timm's dropout and activation) follow the norm.
     """
 
     experts_weight: nn.Parameter | None
@@ -89,6 +90,13 @@ class RoutedBatchNorm(RoutedLayer):
         self.experts_bias = None if bias is None else nn.Parameter(bias)
         self.register_buffer("experts_mean", mean)
         self.register_buffer("experts_var", var)
+        self.training = False
+
+    def train(self, mode: bool = True) -> Self:
+        """The mode of the modules within it alone."""
+        super().train(mode)
+        self.training = False
+        return self
 
     def routed(self, x: Tensor) -> Tensor:
         """Activations of shape (count or 1, channels, ...)."""
@@ -135,23 +143,52 @@ def image_kind(module: nn.Module) -> type[RoutedLayer] | None:
 
 
 def _is_linear(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
-    """Whether a convolution is linear in its kernel, as one with its own padding is and one that scales it is not."""
+    """Whether a convolution with a forward of its own, such as its own padding, may be routed as a plain one.
+
+    It must be linear in its kernel (one that standardises it is not), and take one with another number of outputs (one
+    that scales or masks its kernel is made for its own).
+    """
     generator = torch.Generator().manual_seed(0)
     sides = [(k - 1) * d + 1 + s for k, d, s in zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)]
-    x, first, second = (
-        torch.randn(shape, generator=generator).to(conv.weight)
-        for shape in ((2, conv.in_channels, *sides), conv.weight.shape, conv.weight.shape)
-    )
 
-    def of(kernel: Tensor) -> Tensor:
-        return cast(Tensor, functional_call(conv, {"weight": kernel}, (x,)))
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(conv.weight)
+
+    x = drawn(2, conv.in_channels, *sides)
+    first, second = drawn(*conv.weight.shape), drawn(*conv.weight.shape)
+
+    def of(kernel: Tensor, given: Tensor = x, groups: int = conv.groups) -> Tensor:
+        made = replica(conv, {"weight": kernel}, type(conv))
+        made._parameters["bias"] = None
+        cast(nn.Conv2d, made).groups = groups
+        return cast(Tensor, made.forward(given))
 
     with torch.no_grad():
         try:
-            whole, parts = of(first + second) + of(torch.zeros_like(first)), of(first) + of(second)
+            whole, parts = of(first + second), of(first) + of(second)
+            bias = cast(Tensor, functional_call(conv, {"weight": first}, (x,))) - of(first)
+            wide = of(torch.cat([first, second]), torch.cat([x, x], 1), 2 * conv.groups)
         except (RuntimeError, TypeError, ValueError, AttributeError):
             return False
-    return whole.dim() == x.dim() and torch.allclose(whole, parts, rtol=1e-2, atol=1e-3 * float(parts.abs().max()))
+    if whole.dim() != x.dim():
+        return False
+    added = torch.zeros_like(whole) if conv.bias is None else conv.bias.reshape(-1, *[1] * len(sides)).expand_as(whole)
+    more = conv.groups > 1 or _takes_more(of, first, second)
+    pairs = ((whole, parts), (bias, added), (wide, torch.cat([of(first), of(second)], 1)))
+    return more and all(_near(one, other, float(parts.abs().max())) for one, other in pairs)
+
+
+def _takes_more(of: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) -> bool:
+    """Whether an ungrouped convolution takes kernels of another number of outputs, each as by itself."""
+    try:
+        both = of(torch.cat([first, second]))
+        return _near(both, torch.cat([of(first), of(second)], 1), float(both.abs().max()))
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _near(one: Tensor, other: Tensor, scale: float) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-2, atol=1e-3 * scale)
 
 
 def _norm_first(norm: nn.modules.batchnorm._BatchNorm) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from recipes.data.models import Reader
     from recipes.data.task_source import TaskSource
 
-__all__ = ["Look", "look_of", "saved_reader"]
+__all__ = ["Look", "check_reader", "check_taken", "look_of", "saved_reader"]
 
 SHAPES = (600, 400), (500, 800)  # width and height of images by which a processor is asked what it does
 COLOUR = (200, 110, 40)
@@ -107,15 +107,82 @@ def look_of(base: str | Path, size: int = 0) -> Look:
             f"the image processor of the base {base} does more to colours than to scale each channel; give a base "
             "whose processor normalises red, green and blue by a mean and a standard deviation"
         )
-    own = {min(image.shape[1:]) for image in found[0]}
-    if size and {size} != own:
+    shapes = {tuple(image.shape[1:]) for image in found[0]}
+    if size and shapes != {(size, size)}:
         return look
+    own = sorted({min(shape) for shape in shapes})
     if len(own) > 1:
         raise RunError(
-            f"the image processor of the base {base} makes images of {' and '.join(map(str, sorted(own)))} pixels out "
+            f"the image processor of the base {base} makes images of {' and '.join(map(str, own))} pixels out "
             "of two sizes, and a task needs one; set training.image_size"
         )
-    return Look(own.pop(), look.mean, look.std, processed)
+    if shapes != {(own[0], own[0])}:
+        told = " and ".join(f"{height} x {width}" for height, width in sorted(shapes))
+        raise RunError(
+            f"the image processor of the base {base} makes images of {told} pixels, and tasks of images are squares; "
+            "set training.image_size, to which whole images are resized"
+        )
+    return Look(own[0], look.mean, look.std, processed)
+
+
+def check_taken(model: PreTrainedModel, look: Look) -> None:
+    """Try a model on one image as the tasks will give it.
+
+    Args:
+        model: The base, or one like it; its mode is kept.
+        look: How it is to see images.
+
+    Raises:
+        RunError: When it takes no such image.
+    """
+    mode = model.training
+    image = torch.zeros(1, 3, look.size, look.size, dtype=model.dtype, device=model.device)
+    try:
+        with torch.no_grad():
+            model.eval()(pixel_values=image)
+    except Exception as error:  # each model raises its own
+        reason = " ".join(str(error).split())[:160].rstrip(".")
+        raise RunError(
+            f"training.image_size: a {type(model).__name__} takes no images of 3 x {look.size} x {look.size} pixels "
+            f"({reason}); set the size and the channels that the base was made for, or give another base"
+        ) from error
+    finally:
+        model.train(mode)
+
+
+def check_reader(where: Path, look: Look) -> str:
+    """Why an expert was trained on other images than a merge gives it; empty where it was not, or does not say.
+
+    Args:
+        where: Folder of the expert.
+        look: Of the merge.
+
+    Returns:
+        Words that go on after the folder's name.
+    """
+    try:
+        reader = _processor(where)
+    except RunError:
+        return ""
+    if _agree(look, reader):
+        return ""
+    try:
+        own = look_of(where)
+    except RunError as error:
+        return f"has an image processor of its own ({error})"
+    if (own.mean, own.std) != (look.mean, look.std):
+        what = f"are normalised by mean {_told(own.mean)} and deviation {_told(own.std)}, and here by "
+        what += f"{_told(look.mean)} and {_told(look.std)}"
+    else:
+        what = f"have {own.size} pixels a side, and here {look.size}" if own.size != look.size else "are cut otherwise"
+    return (
+        f"was trained on other images by its own processor: they {what}; give an expert that sees images as the base "
+        "does, set training.image_size, or correct its processor if that is wrong"
+    )
+
+
+def _told(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.3g}" for value in values)
 
 
 def _processor(base: str | Path) -> Callable[[Image], Tensor]:
@@ -178,16 +245,16 @@ def saved_reader(
         whole = {"size": {"shortest_edge": look.size}, "crop_size": {"height": look.size, "width": look.size}}
         whole |= {"do_resize": True, "do_center_crop": True, "resample": BICUBIC, "crop_pct": 1.0}
         made = type(processor).from_dict({**processor.to_dict(), **whole})
-    return cast("Reader", made) if _agree(look, made) else None
+    return cast("Reader", made) if _agree(look, partial(_pixels, made)) else None
 
 
-def _agree(look: Look, reader: Callable[..., Mapping[str, Tensor]]) -> bool:
+def _agree(look: Look, reader: Callable[[Image], Tensor]) -> bool:
     """Whether a processor makes the same of two images as a look, but for a pixel's shift and roundings."""
     from PIL.Image import radial_gradient
 
     for shape in SHAPES:
         image = radial_gradient("L").resize(shape).convert("RGB")
-        wanted, found = look.normalised(look.cut(image)[None])[0], _pixels(reader, image)
+        wanted, found = look.normalised(look.cut(image)[None])[0], reader(image)
         if found.shape != wanted.shape or (found - wanted).abs().max() * min(look.std) > 0.04:
             return False
     return True

@@ -39,16 +39,21 @@ def read_all(
     Raises:
         RunError: For one that cannot be read exactly.
     """
+    from recipes.data.looks import check_reader, look_of
     from twinmerge.errors import CheckpointError
     from twinmerge.local import local_folder
     from twinmerge.vocabulary import fit_vocabulary
 
     where = resolve_model(recipe.base)
+    images = bool(recipe.tasks) and recipe.tasks[0].kind == "images"
+    look = look_of(recipe.base, recipe.training.image_size) if images else None
     experts: dict[str, Expert] = {}
     places: dict[str, Path] = {}
     for name, one in given.items():
         try:
             places[name] = expert_folder(one) or local_folder(one)
+            if look is not None and (fault := check_reader(places[name], look)):
+                raise RunError(f"experts.{name}: {places[name]} {fault}")
             base, labels = base_checkpoint(recipe.base), recipe.labels.get(name)
             experts[name] = read_expert(places[name], base, where, model, recipe.vocabulary, labels)
         except CheckpointError as error:

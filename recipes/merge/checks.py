@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.data.language_rows import check_language
-from recipes.data.models import check_model, is_here, load_body, own_code
+from recipes.data.models import check_model, is_here, load_body, own_code, reads_images
 from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
@@ -29,13 +29,14 @@ from recipes.merge.experts import (
 from recipes.merge.finetune import check_training
 from recipes.merge.kinds import check_kind
 from recipes.merge.layers import check_layers
-from recipes.merge.routable import check_routable
+from recipes.merge.routable import check_images_taken, check_routable
 from recipes.merge.schema import Recipe
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from recipes.data.looks import Look
     from twinmerge.checkpoints import Checkpoint
 
 READ_IN_FULL = 4e9  # bytes of a base up to which a pre-flight reads foreign experts in full
@@ -68,6 +69,11 @@ def check(recipe: Recipe) -> Iterator[str]:
             *(
                 [partial(check_routable, recipe.base, tuple(recipe.training.frozen), RecipeError)]
                 if recipe.training.model == "encoder"
+                else []
+            ),
+            *(
+                [partial(check_images_taken, recipe.base, recipe.training.image_size)]
+                if recipe.tasks[0].kind == "images"
                 else []
             ),
             *([partial(_check_rows, recipe)] if recipe.baselines.data or recipe.baselines.dynamic else []),
@@ -104,6 +110,11 @@ def _check_base(recipe: Recipe) -> str:
     if base is None:
         return "base: not here as a folder, so that experts are compared with it when the run starts"
     check_kind(recipe.base, recipe.tasks, base.config)
+    if not recipe.tasks and reads_images(base.config):
+        raise RecipeError(
+            f"tasks: expected tasks of images, as the base {recipe.base} reads images, got none; name them, or merge "
+            "the experts without data by twinmerge.merge_folders"
+        )
     return f"base: {len(base.tensors)} tensors, {base.bytes / 1e6:.1f} MB"
 
 
@@ -147,6 +158,8 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
         raise RecipeError(f"experts.{name}: {where} {fault}")
     try:
         line = inspect_expert(where, base, recipe.vocabulary)
+        if base is not None and task is not None and task.kind == "images":
+            _check_sight(recipe, where)
         if base is None or is_own(where) or recipe.training.model == "causal":
             return f"expert {name}: {line}"
         if base.bytes > READ_IN_FULL:
@@ -160,6 +173,22 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
     except (CheckpointError, RunError) as error:
         raise RecipeError(f"experts.{name}: {error}") from error
     return f"expert {name}: {expert.note}"
+
+
+def _check_sight(recipe: Recipe, where: Path) -> None:
+    """Refuse an expert that was trained on other images than the merge gives it."""
+    from recipes.data.looks import check_reader
+
+    hush_libraries()
+    if fault := check_reader(where, _look(recipe.base, recipe.training.image_size)):
+        raise RunError(f"{where} {fault}")
+
+
+@functools.cache
+def _look(base: str, size: int) -> Look:
+    from recipes.data.looks import look_of
+
+    return look_of(base, size)
 
 
 @functools.cache

@@ -31,6 +31,7 @@ from recipes.merge.adapters import adapted, check_quantised
 from recipes.merge.causal.train import train_language
 from recipes.merge.experts import check_base, expert_damage
 from recipes.merge.kinds import check_kind
+from recipes.merge.routable import check_images_taken
 from recipes.merge.schema import Training, check_tasks
 from recipes.merge.sharding import check_sharding
 from recipes.running.environment import process_rank
@@ -96,6 +97,8 @@ def check(recipe: Recipe) -> Iterator[str]:
     base = check_base(recipe.base, {"training.lora_rank": recipe.training.lora_rank})
     if base is not None:
         check_kind(recipe.base, recipe.tasks, base.config)
+    if recipe.tasks[0].kind == "images":
+        yield check_images_taken(recipe.base, recipe.training.image_size)
     check_training(recipe.training, recipe.trainer, recipe.tasks)
     yield f"plan: {len(recipe.tasks)} experts, {told(recipe.trainer)} each, saved under experts/<task>"
 
@@ -233,7 +236,7 @@ def train_expert(
         return train_language(base, source, training, trainer_config, seed, target, folder)
     import lightning
 
-    from recipes.data.looks import saved_reader
+    from recipes.data.looks import check_taken, saved_reader
     from twinmerge.artefact import whole_folder
 
     lightning.seed_everything(seed, workers=True, verbose=False)
@@ -241,6 +244,8 @@ def train_expert(
     where = resolve_model(base)
     data = _data(base, task, where, training, seed)
     module = _module(source, task.labels, where, training, seed)
+    if (look := getattr(data, "look", None)) is not None:
+        check_taken(cast("PreTrainedModel", module.model), look)
     trainer = build_trainer(_for_unread(trainer_config, module), folder, source.name)
     folder.say(f"expert {source.name}: {len(task.train.texts)} training rows, {len(task.labels) or 1} labels")
     trainer.fit(module, datamodule=data, ckpt_path=folder.checkpoint_of(source.name))
@@ -261,7 +266,7 @@ def train_expert(
     }
     if trainer.is_global_zero:
         model = cast("PreTrainedModel", module.model)
-        reader = saved_reader(where, [source], getattr(data, "look", None), model)
+        reader = saved_reader(where, [source], look, model)
         with whole_folder(target, overwrite=True) as out:
             save_expert(module, reader, card, out)
         shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them

@@ -121,6 +121,8 @@ class Training:
         for key in ("lora_alpha", "lora_dropout", "lora_targets"):
             if getattr(self, key) and not self.lora_rank:
                 raise FieldError(key, f"expected none without lora_rank, got {getattr(self, key)}")
+        if self.statistics == "trained" and self.lora_rank:
+            raise FieldError("statistics", "expected frozen with a lora_rank, as adapters hold none, got 'trained'")
         if self.qlora and (self.model != "causal" or not self.lora_rank):
             raise FieldError("qlora", "expected false without model 'causal' and a lora_rank, got true")
         if self.packing and self.model != "causal":
