@@ -239,8 +239,9 @@ def _compared(
     if head is not None:
         states, wanted = states_and_logits(original, inputs)
     else:
+        inner, _ = parts(original)
         with torch.no_grad():
-            states = states_of(original, original(**inputs))
+            states = states_of(inner, inner(**inputs))
         wanted = states.tokens
     with _holding(model, state) as same, torch.no_grad():
         if same is not None:

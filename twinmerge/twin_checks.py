@@ -96,6 +96,7 @@ class TwinChecks(_Stock):
                         f"{name} has {kwargs[name].shape[0]} rows for {main.shape[0]} inputs, and which belong to "
                         "which cannot be told apart; give one each, or one row of router weights."
                     )
+            self._check_one_each(main, names)
         asked = asked_for(kwargs) | ({EACH} if weights.shape[0] > 1 else set())
         if cached_length(kwargs) or any(asked <= known for known in self._checked):
             return
@@ -103,6 +104,23 @@ class TwinChecks(_Stock):
         check = find_layouts if weights.shape[0] > 1 else refuse_escaping
         check(cast("TwinMixin", self), given, run)
         self._checked.append(asked)
+
+    def _check_one_each(self, main: Tensor, names: frozenset[str]) -> None:
+        """Refuse as many images as texts of which one text has none: another then has two, of which one is not its own.
+
+        Raises:
+            ValueError: for such a batch, of a model whose texts say where their images stand.
+        """
+        for kind, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            said = (getattr(self.config, f"{kind}_token_{end}", None) for end in ("id", "index"))
+            token = next((one for one in said if isinstance(one, int)), None)
+            if key not in names or token is None or main.dim() != 2 or main.is_floating_point():
+                continue
+            if lacking := (~(main == token).any(1)).nonzero().flatten().tolist():
+                raise ValueError(
+                    f"input {lacking[0]} has no {kind} and another has several, and each has the mixture of the input "
+                    f"in its place; give every input one {kind}, or one row of router weights."
+                )
 
     def _drafting(self, assistant: Any, weights: Tensor) -> AbstractContextManager[None]:
         """The mixture of an assistant that is a twin too; an assistant has no prompt of its own to route.

@@ -329,7 +329,7 @@ def attach(
     model, experts = as_stock(model, experts)
     if isinstance(model, TwinMixin):
         raise ValueError("the model is a twin already; attach all experts at once, to the stock model.")
-    if hasattr(model, "logit_scale") and hasattr(model, "get_image_features"):
+    if hasattr(model, "get_text_features") and hasattr(model, "get_image_features"):  # CLIP and its kin
         raise ValueError(
             f"a {type(model).__name__} compares every image of a batch with every text, and each has a mixture of its "
             "own; attach its vision_model, with a zero_shot_head for the texts."

@@ -250,3 +250,19 @@ def test_a_model_with_images_routes_on_its_images() -> None:
             assert torch.equal(out, dense.generate(**one, max_new_tokens=4, min_new_tokens=4, do_sample=False)[0])
     with pytest.raises(ValueError, match="cannot be told apart"):
         twin(**inputs | {"pixel_values": torch.cat([inputs["pixel_values"]] * 2)}, router_weights=tiny.mixtures(3))
+
+
+def test_as_many_images_as_texts_are_not_taken_for_one_each() -> None:
+    model = llava()
+    twin = attach(model, tiny.TASKS, tiny.differences(model)).eval()
+    none, two = [1, 5, 6, 7, 8, 9, 5, 6, 7, 8], [1, 63, 63, 63, 63, 5, 63, 63, 63, 63]
+    images, ids = tiny.images(2), torch.tensor([none, two])  # the second text's images are in both places
+    for given in (ids, ids.flip(0)):
+        with pytest.raises(ValueError, match=r"has no image and another has several.* give every input one image"):
+            twin(input_ids=given, **images, router_weights=tiny.mixtures(2))
+        with pytest.raises(ValueError, match="has no image and another has several"):
+            twin.generate(input_ids=given, **images, router_weights=tiny.mixtures(2), max_new_tokens=1)
+    with torch.no_grad():
+        got = twin(input_ids=ids, **images, router_weights=tiny.mixtures(1)).logits
+        wanted = densify(twin, dict(zip(twin.tasks, tiny.mixtures(1)[0].tolist(), strict=True)))
+        torch.testing.assert_close(got, wanted(input_ids=ids, **images).logits, rtol=1e-4, atol=1e-4)

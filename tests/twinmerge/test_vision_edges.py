@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import transformers
 from torch import Tensor, nn
 
 from benchmarks import families, vision
@@ -129,6 +130,9 @@ def test_a_body_that_computes_otherwise_than_the_base_is_refused(tmp_path: Path)
     base.save_pretrained(tmp_path / "base")
     base.save_pretrained(tmp_path / "expert")
     assert read_folder(tmp_path / "expert", tmp_path / "base", base).error == 0
+    dense = families.build("deit")  # a class whose head is none that is read gives its body
+    transformers.DeiTForImageClassificationWithTeacher(dense.config).save_pretrained(tmp_path / "other")
+    assert read_folder(tmp_path / "other", tmp_path / "none", dense).head is None
     card = json.loads((tmp_path / "expert" / "config.json").read_text())
     card["downsample_in_bottleneck"] = not card["downsample_in_bottleneck"]  # the same tensors, another model
     (tmp_path / "expert" / "config.json").write_text(json.dumps(card))

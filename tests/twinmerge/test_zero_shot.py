@@ -58,6 +58,33 @@ def test_a_zero_shot_head_gives_the_models_own_logits(kind: str) -> None:
     assert head.label_names == labels
 
 
+def test_texts_are_as_long_as_the_model_was_made_for() -> None:
+    model, tokenizer = pair("siglip"), foreign.tokenizer()  # which does not say how long
+    head = zero_shot_head(model, tokenizer, ["word3", "word5"], ["word7 {}"])
+    long = zero_shot_head(pair("clip"), tokenizer, ["word3"], [" ".join(["word7"] * 40) + " {}"])
+    assert long.out_proj.weight.isfinite().all()
+    tokenizer.model_max_length = 16
+    wanted = zero_shot_head(model, tokenizer, ["word3", "word5"], ["word7 {}"])
+    torch.testing.assert_close(head.out_proj.weight, wanted.out_proj.weight)
+
+
+def test_a_zero_shot_head_of_align_divides_by_its_temperature() -> None:
+    image = {"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320}
+    text = SIZES | {"vocab_size": 64, "max_position_embeddings": 16}
+    kind = transformers.AlignModel
+    model = tiny.make(kind, kind.config_class(text_config=text, vision_config=image, projection_dim=320))
+    tokenizer, labels, x = foreign.tokenizer(), ["word3", "word5"], torch.randn(2, 3, 32, 32)
+    head = zero_shot_head(model, tokenizer, labels, ["word7 {}"])
+    texts = tokenizer([f"word7 {n}" for n in labels], return_tensors="pt", padding=True)
+    texts = {k: v for k, v in texts.items() if k != "token_type_ids"}
+    with torch.no_grad():
+        wanted = model(pixel_values=x, **texts).logits_per_image
+        got = head(states_of(model.vision_model, model.vision_model(pixel_values=x)))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="compares every image of a batch with every text"):
+        attach(model, ["a"], [{}])
+
+
 def test_what_names_no_classes_is_refused() -> None:
     model, tokenizer = pair("clip"), foreign.tokenizer()
     with pytest.raises(ValueError, match="reads no texts; give the whole CLIP"):
