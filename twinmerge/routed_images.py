@@ -75,8 +75,9 @@ def _convolved(conv: RoutedLayer, x: Tensor, kernel: Tensor, bias: Tensor | None
 class RoutedBatchNorm(RoutedLayer):
     """Batch norm with per-input statistics, scale and shift, all running statistics mixed as the parameters are.
 
-    The running statistics are always used, in training too, and with the shared expert alone: those of a batch would mix
-    its inputs, and statistics that move would leave their differences behind. Modules within it (timm's dropout and activation) follow the norm.
+    The running statistics are always used, in training too, and with the shared expert alone: those of a batch would
+    mix its inputs, and statistics that move would leave their differences behind. Modules within it (timm's dropout and
+    activation) follow the norm.
     """
 
     experts_weight: nn.Parameter | None

@@ -61,4 +61,5 @@ def check_images_taken(base: str, size: int) -> str:
         check_taken(small_model(AutoConfig.from_pretrained(resolve_model(base), trust_remote_code=False)), look)
     except RunError as error:
         raise RecipeError(str(error)) from error
-    return f"images: {look.size} x {look.size} pixels, {'as its processor cuts them' if look.processed else 'resized whole'}"
+    how = "as its processor cuts them" if look.processed else "resized whole"
+    return f"images: {look.size} x {look.size} pixels, {how}"

@@ -72,7 +72,7 @@ def test_a_zero_shot_head_of_align_divides_by_its_temperature() -> None:
     image = {"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320}
     text = SIZES | {"vocab_size": 64, "max_position_embeddings": 16}
     kind = transformers.AlignModel
-    model = tiny.make(kind, kind.config_class(text_config=text, vision_config=image, projection_dim=320))
+    model = tiny.make(kind, kind.config_class(text_config=text, vision_config=image, projection_dim=80))
     tokenizer, labels, x = foreign.tokenizer(), ["word3", "word5"], torch.randn(2, 3, 32, 32)
     head = zero_shot_head(model, tokenizer, labels, ["word7 {}"])
     texts = tokenizer([f"word7 {n}" for n in labels], return_tensors="pt", padding=True)

@@ -90,5 +90,5 @@ def test_adapters_hold_no_running_statistics() -> None:
 def test_experts_of_images_are_not_merged_as_those_of_texts(tmp_path: Path) -> None:
     base = model(tmp_path / "base", "resnet")
     recipe = Recipe(base=str(base), tasks=[], experts={"a": str(base), "b": str(base)})
-    with pytest.raises(RecipeError, match="expected tasks of images, as the base .* reads images, got none"):
+    with pytest.raises(RecipeError, match=r"expected tasks of images, as the base .* reads images, got none"):
         _check_base(recipe)
