@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,11 @@ def recalibrate(model: Model, batches: Iterable[Mapping[str, Tensor]]) -> Model:
         batches: inputs of its forward; every batch counts alike.
 
     Returns:
-        The same model; unchanged where it has no batch norm.
+        The same model; unchanged where it has no batch norm, and in those that no forward reaches.
 
     Raises:
-        ValueError: for a twin, whose statistics are mixed input by input, or without any batch.
+        ValueError: for a twin, whose statistics are mixed input by input, without any batch, or for one of so few
+            values that they have no variance; the model is then as it was.
     """
     if isinstance(model, TwinChecks):
         raise ValueError("a twin mixes its experts' statistics input by input; recalibrate the stock model before.")
@@ -37,7 +38,9 @@ def recalibrate(model: Model, batches: Iterable[Mapping[str, Tensor]]) -> Model:
     if not given:
         raise ValueError("no batch is given to take the statistics from; give a few batches of unlabelled images.")
     modes, momenta = {m: m.training for m in model.modules()}, [norm.momentum for norm in norms]
+    before = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]
     model.eval()
+    done = False
     try:
         for norm in norms:
             norm.reset_running_stats()
@@ -46,9 +49,19 @@ def recalibrate(model: Model, batches: Iterable[Mapping[str, Tensor]]) -> Model:
         with torch.no_grad():
             for batch in given if norms else []:
                 model(**batch)
+        done = True
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "a batch of one image leaves a batch norm one value for each channel, which has no variance; give batches "
+            "of at least two images, or larger ones."
+        ) from error
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, old in zip(norms, momenta, before, strict=True):
             norm.momentum = momentum
+            if not done or not int(cast(Tensor, norm.num_batches_tracked)):  # no forward has reached it
+                norm.load_state_dict({**norm.state_dict(), **old})
         for module, mode in modes.items():
             module.training = mode
     return model

@@ -63,7 +63,9 @@ class _Merges:
             named, lambda method, options: shared_expert(model, states, method, **options), judge.recipe.seed
         )
         self.counted: dict[tuple[object, ...], tuple[list[int], Counted]] = {}
-        batches = judge.batches["validation"][:4]
+        held = judge.batches["validation"]
+        several = [batch for batch in held if len(next(iter(batch.values()))) > 1]  # one input has no variance
+        batches = (several or held)[:4]
         self.few = [{k: v.to(judge.device) for k, v in b.items() if k not in ("labels", "task")} for b in batches]
         self.anew = judge.recipe.training.statistics == "trained"
         if self.anew:

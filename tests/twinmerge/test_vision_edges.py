@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from benchmarks import families, vision
-from twinmerge import merge, wrap_timm
+from twinmerge import merge, recalibrate, wrap_timm
 from twinmerge.attaching import attach_layer
 from twinmerge.errors import CheckpointError
 from twinmerge.folders import read_folder
@@ -138,3 +138,17 @@ def test_a_body_that_computes_otherwise_than_the_base_is_refused(tmp_path: Path)
     (tmp_path / "expert" / "config.json").write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match="its configuration is not the base's"):
         read_folder(tmp_path / "expert", tmp_path / "base", base)
+
+
+def test_statistics_that_cannot_be_taken_anew_stay_as_they_are() -> None:
+    model = vision.of_timm("resnet18")
+    model.unused = nn.BatchNorm2d(4)
+    model.unused.running_mean.fill_(7.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    several = {"pixel_values": images()}
+    with pytest.raises(ValueError, match=r"a batch of one image leaves a batch norm one value for each channel"):
+        recalibrate(model, [several, {"pixel_values": images()[:1]}])  # the last map has one place
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    recalibrate(model, [several])
+    assert model.unused.running_mean.eq(7.0).all()
+    assert not torch.equal(model.state_dict()["timm_model.bn1.running_mean"], before["timm_model.bn1.running_mean"])
