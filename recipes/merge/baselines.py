@@ -24,6 +24,8 @@ DATA = {  # static merges that look at inputs of the tasks, and what the table s
     "adamerging": "static, a coefficient a task learned on unlabelled validation inputs",
     "adamerging_layers": "static, a coefficient a task and tensor learned on unlabelled validation inputs",
 }
+ADAMERGING = "twinmerge.functional.adamerging:adamerging"
+TAKEN = ("information", "inputs", "logits", "layers", "steps")  # arguments of these that a run fills in itself
 DYNAMIC = {  # dynamic merges that a recipe compares, and what the table says of them
     "tsv_c": "TSV-Compress, head named, told the router's first choice",
     "smile": "SMILE, head named, experts by token and layer from their leading directions",
@@ -37,12 +39,14 @@ TRIED = {"scale": "scales", "density": "densities", "drop": "drops"}  # options 
 @functools.cache
 def arguments_of(method: str) -> list[str]:
     """Keyword arguments of a static merge, known without importing torch."""
-    return names_of(WITH_DATA[method].function if method in WITH_DATA else methods()[method])[2:]
+    if method in DATA:
+        return names_of(WITH_DATA[method].function if method in WITH_DATA else ADAMERGING)[2:]
+    return names_of(methods()[method])[2:]
 
 
 def options_of(method: str) -> list[str]:
-    """Options of a static merge that a recipe sets: all but the seed, which is the recipe's."""
-    return [name for name in arguments_of(method) if name != "seed"]
+    """Options of a static merge that a recipe sets: all but the seed, which is the recipe's, and what data give."""
+    return [name for name in arguments_of(method) if name != "seed" and not (method in DATA and name in TAKEN)]
 
 
 def check_option(key: str, value: float, where: str) -> None:
@@ -60,7 +64,8 @@ class Shared:
 
     Attributes:
         method: average, task_arithmetic, ties, dare, dare_ties, tsv_m, a further one such as breadcrumbs, sce or iso_c
-            (twinmerge.methods lists them), or one that an installed package registers.
+            (twinmerge.methods lists them), one that an installed package registers, or one of baselines.data, which
+            looks at inputs of the tasks.
         options: Options of the method: scale, density, drop; those left out have the method's defaults.
         tune: Values of options that are tried on validation, such as scale [0.2, 0.3, 0.5]; all their combinations.
     """
@@ -71,7 +76,7 @@ class Shared:
 
     def __post_init__(self) -> None:
         """Refuse unknown methods, and options that the method does not have."""
-        if self.method not in (known := list(methods())):
+        if self.method not in (known := [*methods(), *DATA]):
             raise FieldError("method", f"unknown merge method {self.method!r}; {did_you_mean(self.method, known)}")
         for key, value in self.options.items():
             if key not in options_of(self.method):
@@ -87,12 +92,14 @@ class Shared:
             for index, value in enumerate(values):
                 check_option(key, value, f"tune.{key}.{index}")
 
-    def grid(self) -> list[tuple[str, dict[str, float]]]:
-        """Every candidate of it that is tried, none where nothing is tuned."""
-        if not self.tune:
-            return []
+    def candidates(self) -> list[dict[str, float]]:
+        """Options of everything that is tried; of one alone where nothing is tuned."""
         chosen = itertools.product(*self.tune.values())
-        return [(SHARED, {**self.options, **dict(zip(self.tune, values, strict=True))}) for values in chosen]
+        return [{**self.options, **dict(zip(self.tune, values, strict=True))} for values in chosen]
+
+    def grid(self) -> list[tuple[str, dict[str, float]]]:
+        """Every candidate that is tried beside those of the baselines, none where nothing is tuned or data are read."""
+        return [(SHARED, options) for options in self.candidates()] if self.tune and self.method not in DATA else []
 
 
 @dataclass

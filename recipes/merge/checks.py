@@ -31,6 +31,7 @@ from recipes.merge.kinds import check_kind
 from recipes.merge.layers import check_layers
 from recipes.merge.routable import check_images_taken, check_routable
 from recipes.merge.schema import Recipe
+from recipes.merge.trial import check_options
 from recipes.running.quiet import hush_libraries
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ READ_IN_FULL = 4e9  # bytes of a base up to which a pre-flight reads foreign exp
 def check(recipe: Recipe) -> Iterator[str]:
     """Compare everything that exists by its headers, and say what would be made; write nothing."""
     # The base first: what is wrong with it would be said of every expert again.
-    yield from check_all([partial(check_model, recipe.base), partial(_check_base, recipe)])
+    yield from check_all(
+        [partial(check_model, recipe.base), partial(_check_base, recipe), partial(check_options, recipe)]
+    )
     base = base_checkpoint(recipe.base)
     given = recipe.given()
     if not recipe.tasks:
@@ -76,7 +79,7 @@ def check(recipe: Recipe) -> Iterator[str]:
                 if recipe.tasks[0].kind == "images"
                 else []
             ),
-            *([partial(_check_rows, recipe)] if recipe.baselines.data or recipe.baselines.dynamic else []),
+            *([partial(_check_rows, recipe)] if recipe.of_layers() else []),
         ]
     )
     if trained := [task for task in recipe.tasks if task.name not in given]:

@@ -30,7 +30,7 @@ def check_layers(recipe: Recipe, error: type[Exception]) -> str:
         check_blocks(recipe, model)
     except RunError as refused:
         raise error(str(refused)) from refused
-    return f"further rows: {', '.join([*recipe.baselines.data, *recipe.baselines.dynamic])}"
+    return f"looks at data or layers: {', '.join(recipe.of_layers())}"
 
 
 def _skeleton(recipe: Recipe) -> Any:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
     from twinmerge.exclusive import Exclusive
     from twinmerge.folders import Expert
+    from twinmerge.merging import Method
     from twinmerge.twin_mixin import TwinMixin
 
 __all__ = ["Recipe", "check", "finished", "inputs", "mixed", "run"]
@@ -100,11 +101,14 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     held, rows = table.experts(judge, whole)
     own = table.base(judge, model, labelled, seen if recipe.baselines.probe else None)
     rows["pretrained"] = own.pop("pretrained")
-    recipe, static, merged = all_static(judge, model, states, held)
-    rows |= merged
+    recipe, static = all_static(judge, model, states, held)
+    rows |= static.rows
 
     stored = getattr(torch, stored_format_of(recipe, where))
-    twin, exclusive = _twin(judge, recipe, copy.deepcopy(model), experts, stored)
+    with folder.phase("exclusive experts", 1) as progress:
+        twin, exclusive = _merge(recipe, copy.deepcopy(model), experts, *static.method(recipe.shared))
+        progress.advance()
+    twin = _settled(judge, twin, stored, recipe.router.features)
     features, read = _features(judge, twin)
     routing = train_router(recipe.router, features, len(tasks), recipe.seed, folder)
     twin.router = routing.router.to(judge.device)
@@ -116,7 +120,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     twin.to("cpu", stored)  # type: ignore[arg-type]
     twin.router = routing.router.cpu()
     judge = replace(judge, recipe=recipe)
-    _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static, labelled), beside)
+    _write(judge, model, tokenizer, experts, (twin, exclusive, routing), (rows, static.best, labelled), beside)
 
 
 def _prepared(
@@ -136,18 +140,13 @@ def _prepared(
     return labelled, tasks, _in_order(labelled, experts)
 
 
-def _twin(
-    judge: Judge, recipe: Recipe, model: PreTrainedModel, experts: Mapping[str, Expert], stored: torch.dtype
-) -> tuple[TwinMixin, Exclusive]:
+def _settled(judge: Judge, twin: TwinMixin, stored: torch.dtype, reads: str) -> TwinMixin:
     """The twin with its heads, without its router, in the precision of what is saved."""
-    with judge.folder.phase("exclusive experts", 1) as progress:
-        twin, exclusive = _merge(recipe, model, experts)
-        progress.advance()
     twin.heads.update(judge.heads)
     twin.to(judge.device, stored)  # type: ignore[arg-type]  # transformers wraps the method, and its types are lost
     twin.float().eval()
-    twin.router_reads = recipe.router.features
-    return twin, exclusive
+    twin.router_reads = reads
+    return twin
 
 
 def _features(judge: Judge, twin: TwinMixin) -> tuple[dict[str, Features], Read]:
@@ -270,10 +269,15 @@ def _in_order(tasks: list[TextTask], experts: Mapping[str, Expert]) -> dict[str,
     return made
 
 
-def _merge(recipe: Recipe, model: PreTrainedModel, experts: Mapping[str, Expert]) -> tuple[TwinMixin, Exclusive]:
+def _merge(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    experts: Mapping[str, Expert],
+    method: Method,
+    options: Mapping[str, float],
+) -> tuple[TwinMixin, Exclusive]:
     """The twin without its router: LoRA experts in the product form where the shared expert allows it."""
     from twinmerge.one_call import merge_experts
 
-    shared, exclusive, seed = recipe.shared, recipe.exclusive, recipe.seed
-    policy, dense = exclusive.policy(), exclusive.dense
-    return merge_experts(model, experts, shared.method, policy, dense=dense, seed=seed, **shared.options)
+    policy, dense = recipe.exclusive.policy(), recipe.exclusive.dense
+    return merge_experts(model, experts, method, policy, dense=dense, seed=recipe.seed, **options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from recipes.data.task_source import TaskSource
 from recipes.fields import FieldError, check_name, check_positive, check_seed
 from recipes.front.schema import did_you_mean
-from recipes.merge.baselines import SHARED, Baselines, Shared
+from recipes.merge.baselines import DATA, SHARED, Baselines, Shared
 from recipes.merge.routing import RouterTraining
 from recipes.running.trainer import TrainerConfig
 
@@ -217,6 +217,10 @@ class Recipe:
                 raise FieldError("texts", "expected none beside tasks, whose training inputs train the router")
         elif self.shared.tune:
             raise FieldError("shared.tune", "expected none without tasks, whose validation rows would decide")
+        elif self.shared.method in DATA:
+            raise FieldError(
+                "shared.method", f"expected a merge of weights alone without tasks, got {self.shared.method!r}"
+            )
         elif isinstance(self.experts, dict) and len(self.experts) < 2:
             raise FieldError("tasks", "expected at least two tasks to merge, or two experts without tasks")
         names = [task.name for task in self.tasks] or (list(self.experts) if isinstance(self.experts, dict) else [])
@@ -261,6 +265,11 @@ class Recipe:
             raise FieldError("unseen", f"no task is called {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
         if len(names) - len(set(self.unseen)) < 2:
             raise FieldError("unseen", f"expected at least two tasks beside them to merge, got {len(names)} in all")
+
+    def of_layers(self) -> list[str]:
+        """Methods of the recipe that look at data or at layers, which a base must have."""
+        shared = [self.shared.method] if self.shared.method in DATA else []
+        return list(dict.fromkeys([*shared, *self.baselines.data, *self.baselines.dynamic]))
 
     def with_shared(self, best: dict[str, tuple[float, dict[str, float]]], say: Callable[[str], object]) -> Recipe:
         """The recipe with the options of the shared expert that are best on validation, which leave the table."""

@@ -1,4 +1,4 @@
-"""Rows of the merge table for static merges that look at the tasks' inputs: Fisher, RegMean and AdaMerging.
+"""Static merges that look at the tasks' inputs, as rows and as the shared expert: Fisher, RegMean and AdaMerging.
 
 Fisher information and the Gram matrices of RegMean come from training inputs, of which no label is read. AdaMerging
 learns its coefficients on the validation inputs, without their labels; the paper takes the test inputs, which here only
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from torch.func import functional_call
 
 from recipes.errors import RunError
+from recipes.merge.baselines import DATA, SHARED
 from recipes.merge.evaluation import evaluate, with_heads
 from recipes.merge.static import static
 from twinmerge.functional.adamerging import adamerging
@@ -28,17 +30,20 @@ from twinmerge.states import states_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from recipes.merge.baselines import Shared
     from recipes.merge.evaluation import Scores
     from recipes.merge.rows import Judge
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
+    from twinmerge.merging import Method
 
 Row_co = TypeVar("Row_co", bound="Scores", covariant=True)
 States = Mapping[str, Mapping[str, "Tensor"]]
 Merged = dict[str, "Tensor"]
 Tuned = dict[str, tuple[float, dict[str, float]]]
+Merge = Callable[[Mapping[str, float]], Merged]
 OF_LINEAR_LAYERS = ("regmean", "smile", "arrow")
-SHRINKS = (0.1, 0.5, 0.9)
+GRIDS = {"regmean": [{"shrink": 0.1}, {"shrink": 0.5}, {"shrink": 0.9}]}  # candidates of rows; others have one alone
 
 
 def check_linear(recipe: Recipe, model: nn.Module) -> None:
@@ -53,19 +58,44 @@ def check_linear(recipe: Recipe, model: nn.Module) -> None:
     output = answers()  # of a language model, which is tied to the embedding or the only one
     if any(isinstance(module, nn.Linear) and module is not output for module in model.modules()):
         return
-    for key, names in (("data", recipe.baselines.data), ("dynamic", recipe.baselines.dynamic)):
+    asked = {
+        "shared.method": [recipe.shared.method],
+        "baselines.data": recipe.baselines.data,
+        "baselines.dynamic": recipe.baselines.dynamic,
+    }
+    for key, names in asked.items():
         if found := [name for name in names if name in OF_LINEAR_LAYERS]:
-            raise RunError(
-                f"baselines.{key}: {found[0]} merges linear layers, and the base {recipe.base} has none; leave it out"
-            )
+            raise RunError(f"{key}: {found[0]} merges linear layers, and the base {recipe.base} has none; leave it out")
 
 
-def all_static(judge: Judge, model: nn.Module, states: States, held: Scores) -> tuple[Recipe, Tuned, dict[str, Scores]]:
-    """The recipe with its shared expert tuned, the best candidate of every static merge, and their rows."""
+def all_static(judge: Judge, model: nn.Module, states: States, held: Scores) -> tuple[Recipe, Looked[Scores]]:
+    """The recipe with its shared expert tuned; and of every static merge the best candidate, and its row."""
     best, rows = static(judge, model, states, held)
-    recipe = judge.recipe.with_shared(best, judge.folder.say)
-    looked, more = with_data(Encoders(judge, model, held), model, states)
-    return recipe, best | looked, rows | more
+    looked = with_data(Encoders(judge, model, held), model, states)
+    looked = replace(looked, best=best | looked.best, rows=rows | looked.rows)
+    return judge.recipe.with_shared(looked.best, judge.folder.say), looked
+
+
+@dataclass(frozen=True)
+class Looked(Generic[Row_co]):
+    """What static merges came to.
+
+    Attributes:
+        best: By method, the validation score of its best candidate and its options.
+        rows: By method, the row of that candidate.
+        shared: Weights of the shared expert, where it is made from data.
+    """
+
+    best: Tuned
+    rows: dict[str, Row_co]
+    shared: Merged | None
+
+    def method(self, shared: Shared) -> tuple[Method, Mapping[str, float]]:
+        """How the shared expert is made, and its options: by its name, or from the weights that data gave it."""
+        made = self.shared
+        if made is None:
+            return shared.method, shared.options
+        return lambda pretrained, experts: {name: made[name] for name in pretrained}, {}
 
 
 class Source(Protocol[Row_co]):
@@ -95,8 +125,8 @@ class Source(Protocol[Row_co]):
         """Scores of the best candidate on test."""
 
 
-def with_data(source: Source[Row_co], model: nn.Module, states: States) -> tuple[Tuned, dict[str, Row_co]]:
-    """The methods that the recipe asks for: the best candidate of each on validation, and their rows.
+def with_data(source: Source[Row_co], model: nn.Module, states: States) -> Looked[Row_co]:
+    """The methods that the recipe asks for, as rows or as the shared expert: the best candidate of each on validation.
 
     Args:
         source: What is looked at and what rows are measured by.
@@ -105,16 +135,38 @@ def with_data(source: Source[Row_co], model: nn.Module, states: States) -> tuple
     """
     best: Tuned = {}
     rows: dict[str, Row_co] = {}
-    work = copy.deepcopy(model)
-    for name in source.recipe.baselines.data:
-        found = [
-            (source.validated(name, set_parameters(work, merged)), options, merged)
-            for options, merged in _MERGES[name](source, model, states)
-        ]
-        score_of, chosen, merged = max(found, key=lambda one: one[0])
-        best[name] = (score_of, chosen)
-        rows[name] = source.row(name, set_parameters(work, merged))
-    return best, rows
+    work, chosen = copy.deepcopy(model), None
+    named, shared = source.recipe.baselines.data, source.recipe.shared
+    for name in dict.fromkeys([*named, *([shared.method] if shared.method in DATA else [])]):
+        as_row = GRIDS.get(name, [{}]) if name in named else []
+        as_shared = shared.candidates() if name == shared.method else []
+        merge = _MERGES[name](source, model, states)
+        row = at_shared = None
+        for options in [*as_row, *(options for options in as_shared if options not in as_row)]:
+            merged = merge(options)
+            one = _Candidate(source.validated(name, set_parameters(work, merged)), options, merged)
+            row = one.better(row) if options in as_row else row
+            at_shared = one.better(at_shared) if options in as_shared else at_shared
+        if row:
+            best[name] = (row.score, row.options)
+            rows[name] = source.row(name, set_parameters(work, row.merged))
+        if at_shared:
+            chosen = at_shared.merged
+            best |= {SHARED: (at_shared.score, at_shared.options)} if shared.tune else {}
+    return Looked(best, rows, chosen)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A merge by a method with data, and its score on validation."""
+
+    score: float
+    options: dict[str, float]
+    merged: Merged
+
+    def better(self, other: _Candidate | None) -> _Candidate:
+        """This one or the other; the first of equals."""
+        return self if other is None or self.score > other.score else other
 
 
 def _experts(model: nn.Module, states: States) -> Iterator[tuple[str, nn.Module]]:
@@ -122,30 +174,30 @@ def _experts(model: nn.Module, states: States) -> Iterator[tuple[str, nn.Module]
         yield task, set_parameters(copy.deepcopy(model), state)
 
 
-def _fisher(source: Source[Scores], model: nn.Module, states: States) -> Iterator[tuple[dict[str, float], Merged]]:
+def _fisher(source: Source[Scores], model: nn.Module, states: States) -> Merge:
     information = [source.information(task, expert) for task, expert in _experts(model, states)]
-    yield {}, shared_expert(model, states, fisher, information=information)
+    return lambda options: shared_expert(model, states, fisher, information=information, **options)
 
 
-def _regmean(source: Source[Scores], model: nn.Module, states: States) -> Iterator[tuple[dict[str, float], Merged]]:
+def _regmean(source: Source[Scores], model: nn.Module, states: States) -> Merge:
     grams = [source.grams(task, expert) for task, expert in _experts(model, states)]
-    for shrink in SHRINKS:
-        yield {"shrink": shrink}, shared_expert(model, states, regmean, inputs=grams, shrink=shrink)
+    return lambda options: shared_expert(model, states, regmean, inputs=grams, **options)
 
 
-def _adamerging(
-    layers: bool, source: Source[Scores], model: nn.Module, states: States
-) -> Iterator[tuple[dict[str, float], Merged]]:
+def _adamerging(layers: bool, source: Source[Scores], model: nn.Module, states: States) -> Merge:
     steps, logits = source.recipe.baselines.data_steps, source.logits()
 
-    def learned(base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]]) -> Merged:
-        return adamerging(base, experts, logits=logits, layers=layers, steps=steps).weights
+    def merge(options: Mapping[str, float]) -> Merged:
+        def learned(base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]]) -> Merged:
+            return adamerging(base, experts, logits=logits, layers=layers, steps=steps, **options).weights
 
-    source.folder.say(f"AdaMerging {'by layer' if layers else 'by task'}: {steps} steps on validation inputs")
-    yield {}, shared_expert(model, states, learned)
+        source.folder.say(f"AdaMerging {'by layer' if layers else 'by task'}: {steps} steps on validation inputs")
+        return shared_expert(model, states, learned)
+
+    return merge
 
 
-_MERGES: Mapping[str, Callable[[Source[Scores], nn.Module, States], Iterator[tuple[dict[str, float], Merged]]]] = {
+_MERGES: Mapping[str, Callable[[Source[Scores], nn.Module, States], Merge]] = {
     "fisher": _fisher,
     "regmean": _regmean,
     "adamerging": partial(_adamerging, False),

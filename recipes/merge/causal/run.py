@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from recipes.merge.compared import Beside
     from recipes.merge.routing import Features, Routing
     from recipes.merge.schema import Recipe
+    from recipes.merge.with_data import Looked
     from recipes.running.folder import RunFolder
     from twinmerge.exclusive import Exclusive
     from twinmerge.folders import Expert
@@ -75,7 +76,7 @@ def run_causal(
 
     hush_libraries()
     where = resolve_model(recipe.base)
-    if recipe.baselines.data or recipe.baselines.dynamic:
+    if recipe.of_layers():
         check_layers(recipe, RunError)
     experts, model = _experts(recipe, folder, where), language_model(where).eval()
     check_rank("exclusive.rank", recipe.exclusive.rank, [tuple(p.shape) for p in model.parameters()], RunError)
@@ -96,11 +97,12 @@ def run_causal(
     rows["pretrained"] = bench.score_once("pretrained", lambda: lambda _: Speaker(model, pad), "pretrained")
     own = {task.name: read[task.name] for task in bench.merged}
     seen = _rows(bench, model, pad, own, expert)
-    static = _static(seen, own, work, rows)
-    recipe = recipe.with_shared(static, folder.say)
+    static = _static(seen, own, work)
+    rows |= static.rows
+    recipe = recipe.with_shared(static.best, folder.say)
     bench = replace(bench, recipe=recipe)
     with folder.phase("exclusive experts", 1) as progress:
-        twin, exclusive = merged(recipe, copy.deepcopy(model), own)
+        twin, exclusive = merged(recipe, copy.deepcopy(model), own, *static.method(recipe.shared))
         progress.advance()
     stored = getattr(torch, stored_format_of(recipe, where))
     twin.to(bench.device, stored).float().eval()  # what is scored has the precision of what is saved
@@ -112,7 +114,7 @@ def run_causal(
     rows |= beside.rows
     twin.router = None  # it keeps its precision
     twin.to("cpu", stored).router = routing.router.cpu()
-    _finish(bench, rows, static, routing, (twin, exclusive, beside), own)
+    _finish(bench, rows, static.best, routing, (twin, exclusive, beside), own)
 
 
 def _experts(recipe: Recipe, folder: RunFolder, where: Path | str) -> dict[str, Path]:
@@ -209,10 +211,8 @@ def _rows(bench: Bench, model: Any, pad: int, experts: Mapping[str, Expert], exp
     return Rows(bench, model, pad, changed, held)
 
 
-def _static(
-    seen: Rows, experts: Mapping[str, Expert], work: Any, rows: dict[str, LanguageScores]
-) -> dict[str, tuple[float, dict[str, float]]]:
-    """Tune every static merge on validation, and add the best of each to the rows."""
+def _static(seen: Rows, experts: Mapping[str, Expert], work: Any) -> Looked[LanguageScores]:
+    """Tune every static merge on validation, and score the best of each."""
     from recipes.merge.causal.scores import Speaker
     from recipes.merge.with_data import with_data
     from twinmerge.merging import set_parameters, shared_expert
@@ -236,13 +236,13 @@ def _static(
 
     seed = bench.recipe.seed
     static = tune([*bench.recipe.baselines.grid(), *bench.recipe.shared.grid()], validate)
+    rows = {}
     for method, (_, options) in static.items():
         if method != SHARED:
             decides = deciding(method, options, seed)
             rows[method] = bench.score_once(method, partial(merged, method, options), *decides)
-    looked, more = with_data(seen, model, states)
-    rows |= more
-    return static | looked
+    looked = with_data(seen, model, states)
+    return replace(looked, best=static | looked.best, rows=rows | looked.rows)
 
 
 def _always(speaker: Speaker, task: str) -> Speaker:

@@ -1,17 +1,23 @@
 """Every static method is the shared expert and is tuned on validation; methods that look at inputs are rows."""
 
 import json
+import re
 from html import escape
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
+from recipes.data.task_source import TaskSource
+from recipes.errors import RecipeError
 from recipes.fields import FieldError
 from recipes.merge.baselines import DATA, DYNAMIC, SHARED, Baselines, Candidates, Shared, options_of, tune
 from recipes.merge.dynamic import layered
 from recipes.merge.schema import Recipe
-from recipes.merge.with_data import _MERGES
+from recipes.merge.trial import check_options
+from recipes.merge.with_data import _MERGES, with_data
 from tests.recipes.tiny import World
 from twinmerge.folders import Expert
 from twinmerge.merging import shared_expert
@@ -64,6 +70,90 @@ def test_every_method_is_tuned_and_is_the_shared_expert(method, experts):
     assert all(0 <= residual <= 1 for row in exclusive.residuals.values() for residual in row.values())
 
 
+class Given:
+    """What methods with data look at, without data: statistics and logits made up, and scores by nearness to a goal."""
+
+    def __init__(self, recipe, base, states):
+        self.recipe, self.base, self.states = recipe, base, states
+        self.folder = SimpleNamespace(say=lambda told: None)
+        self.goal, self.made = None, []
+
+    def information(self, task, expert):
+        return {name: p.detach() ** 2 for name, p in expert.named_parameters()}
+
+    def grams(self, task, expert):
+        weights = {n: p.detach() for n, p in expert.named_parameters() if n.endswith("dense.weight")}
+        return {name: torch.eye(p.shape[1]) + p.T @ p for name, p in weights.items()}
+
+    def logits(self):
+        return lambda weights, step: [weights["pooler.dense.weight"]]
+
+    def validated(self, name, model):
+        self.made.append({n: p.detach().clone() for n, p in model.named_parameters()})
+        return -sum(float((p.detach() - self.goal[n]).square().sum()) for n, p in model.named_parameters())
+
+    def row(self, name, model):
+        return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("as_row", [False, True])
+@pytest.mark.parametrize(
+    ("method", "tried"),
+    [
+        ("fisher", {"floor": [1e-6, 1.0]}),
+        ("regmean", {"shrink": [0.1, 0.3, 0.9]}),
+        ("adamerging", {"initial": [0.1, 0.6]}),
+        ("adamerging_layers", {}),
+    ],
+)
+def test_every_method_with_data_is_tuned_and_is_the_shared_expert(method, tried, as_row, experts):
+    base, states = experts
+    recipe = Recipe(
+        tasks=[TaskSource(name=name) for name in ("trec", "spam")],
+        shared=Shared(method, {}, tried),
+        baselines=Baselines(data=[method] if as_row else [], data_steps=2),
+    )
+    source = Given(recipe, base, states)
+    options = {name: values[-1] for name, values in tried.items()}
+    goal = source.goal = _MERGES[method](source, base, states)(options)
+    looked = with_data(source, base, states)
+    assert list(looked.rows) == ([method] if as_row else [])
+    assert len(source.made) == {"fisher": 2 + as_row, "regmean": 3 + as_row, "adamerging": 2 + as_row}.get(method, 1)
+    if tried:
+        assert looked.best[SHARED][1] == options
+    else:
+        assert SHARED not in looked.best
+    chosen = recipe.with_shared(dict(looked.best), lambda told: None).shared
+    assert chosen.options == options
+    read = {task: Expert(state, {}, None, None, "", 0) for task, state in states.items()}
+    how, rest = looked.method(chosen)
+    twin, _ = merge_experts(bert(0), read, how, {"rank": 2}, **rest)
+    for name, value in twin.named_parameters():
+        if name in goal:
+            torch.testing.assert_close(value.detach(), goal[name], atol=1e-5, rtol=1e-4)
+    plain = shared_expert(base, states, "average")
+    assert any((value - goal[name]).abs().max() > 1e-3 for name, value in plain.items())
+
+
+@pytest.mark.parametrize(
+    ("shared", "said"),
+    [
+        (Shared("slerp"), "shared: slerp cannot merge 3 experts: SLERP lies between two models and got 3"),
+        (Shared("breadcrumbs", {"gamma": 5}), "shared: breadcrumbs with gamma 5 cannot merge 3 experts: gamma is 5"),
+        (Shared("regmean", {}, {"shrink": [0.1, 3]}), "shared: regmean with shrink 3 cannot merge 3 experts"),
+        (Shared("fisher", {"floor": -1}), "shared: fisher with floor -1 cannot merge 3 experts"),
+        (Shared("adamerging", {"rate": 0}), "shared: adamerging with rate 0 cannot merge 3 experts"),
+    ],
+)
+def test_options_that_a_method_refuses_are_found_before_anything_is_read(shared, said):
+    tasks = [TaskSource(name=name) for name in ("trec", "spam", "movie")]
+    assert "candidates" in check_options(Recipe(tasks=tasks))
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        check_options(Recipe(tasks=tasks, shared=shared))
+    with pytest.raises(RecipeError, match=re.escape("baselines.further.1: slerp cannot merge 3 experts")):
+        check_options(Recipe(tasks=tasks, baselines=Baselines(further=["karcher", "slerp"])))
+
+
 @pytest.mark.parametrize("kind", ["smile", "arrow"])
 def test_layers_choose_experts_for_every_token(kind, experts):
     base, states = experts
@@ -91,6 +181,10 @@ def test_what_is_tuned_is_checked():
         Baselines(data=["fishe"])
     with pytest.raises(FieldError, match="none without tasks, whose validation rows"):
         Recipe(experts={"a": "x", "b": "y"}, shared=Shared("ties", {}, {"scale": [0.2]}))
+    with pytest.raises(FieldError, match="expected a merge of weights alone without tasks, got 'fisher'"):
+        Recipe(experts={"a": "x", "b": "y"}, shared=Shared("fisher"))
+    with pytest.raises(FieldError, match="regmean has no such option"):
+        Shared("regmean", {"inputs": 1.0})
     assert Shared("ties", {"density": 0.1}, {"scale": [0.2, 0.4]}).grid() == [
         (SHARED, {"density": 0.1, "scale": 0.2}),
         (SHARED, {"density": 0.1, "scale": 0.4}),
@@ -126,3 +220,23 @@ def test_a_merge_tunes_its_shared_expert_and_compares_methods_with_data(tmp_path
         escape(told) in page
         for told in (*DYNAMIC.values(), "by its Fisher information", "learned on unlabelled validation inputs")
     )
+
+
+def test_the_twin_of_a_recipe_has_the_shared_expert_that_data_made(tmp_path):
+    world = World(tmp_path)
+    recipe = world.recipe(
+        "merge",
+        ("mood", "count"),
+        shared={"method": "regmean", "tune": {"shrink": [0.2, 1.0]}},
+        baselines={"scales": [0.5], "data": ["regmean"], "data_items": 12, "probe": False},
+    )
+    done = world.run(recipe, "out")
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "out/result.json").read_text())
+    assert found["shared"]["method"] == "regmean"
+    assert found["shared"]["options"]["shrink"] in (0.2, 1.0)
+    assert found["tuned"]["regmean"]["shrink"] in (0.1, 0.5, 0.9)
+    whole = load_file(tmp_path / "out/merged/model.safetensors")
+    base = load_file(world.base / "model.safetensors")
+    moved = [name for name in base if name in whole and not whole[name].equal(base[name])]
+    assert any("dense.weight" in name for name in moved)

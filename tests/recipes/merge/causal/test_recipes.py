@@ -154,7 +154,10 @@ def test_a_merge_has_the_rows_with_data_and_the_dynamic_rivals_that_it_is_asked_
     given_experts = {task: str(world.folder / "experts/experts" / task) for task in ("mood", "topic")}
     recipe = world.causal("merge", tasks, experts=given_experts, exclusive={"rank": 8}, baselines=given)
     checked = world.run(recipe, "checked", "--check")
-    assert "further rows: fisher, regmean, adamerging, adamerging_layers, tsv_c, smile, arrow, wemoe" in checked.out
+    assert (
+        "looks at data or layers: fisher, regmean, adamerging, adamerging_layers, tsv_c, smile, arrow, wemoe"
+        in checked.out
+    )
     done = world.run(recipe, "rivals")
     assert done.code == 0, done.err
     result = json.loads((world.folder / "rivals/result.json").read_text())

@@ -10,15 +10,17 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from recipes.data.language_task import Generation
+from recipes.data.language_task import Generation, Language
+from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError
-from recipes.merge.baselines import Baselines
+from recipes.merge.baselines import Baselines, Shared
 from recipes.merge.causal.compared import speaker_of
 from recipes.merge.causal.encode import IGNORED
 from recipes.merge.causal.scores import Panel, Speaker, _likeliest, answers, completion_logs, score
 from recipes.merge.causal.with_data import Rows
 from recipes.merge.dynamic import layered
 from recipes.merge.layers import check_layers
+from recipes.merge.schema import Recipe, Training
 from recipes.merge.wemoe import blocks_of, ensembled
 from tests.recipes.merge.causal import tiny_lm
 from tests.recipes.merge.causal.test_scores import alone, rows_of, task
@@ -242,6 +244,7 @@ def test_experts_by_token_answer_a_batch_as_every_row_alone(base, family, kind):
     ("asked", "sentence"),
     [
         ({"data": ["regmean"]}, "baselines.data: regmean merges linear layers, and the base .* has none; leave it out"),
+        ({"shared": "regmean"}, "shared.method: regmean merges linear layers, and the base .* has none"),
         ({"dynamic": ["arrow"]}, "baselines.dynamic: arrow merges linear layers, and the base .* has none"),
         ({"dynamic": ["wemoe"]}, "baselines.dynamic: wemoe mixes the feed-forward layers of a transformer"),
     ],
@@ -249,8 +252,15 @@ def test_experts_by_token_answer_a_batch_as_every_row_alone(base, family, kind):
 def test_rows_of_layers_that_a_base_lacks_are_refused_before_the_run(tmp_path, asked, sentence):
     sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 20}
     GPT2Config(architectures=["GPT2LMHeadModel"], **sizes).save_pretrained(tmp_path)  # its layers are no nn.Linear
-    recipe = SimpleNamespace(base=str(tmp_path), baselines=Baselines(**asked), training=SimpleNamespace(model="causal"))
+    task = {"source": "csv", "path": "a.csv", "language": Language()}
+    recipe = Recipe(
+        base=str(tmp_path),
+        tasks=[TaskSource(name=name, **task) for name in "ab"],
+        shared=Shared(asked.pop("shared", "average")),
+        baselines=Baselines(**asked),
+        training=Training(model="causal"),
+    )
     with pytest.raises(RecipeError, match=sentence):
         check_layers(recipe, RecipeError)
-    recipe.baselines = Baselines(data=["fisher", "adamerging"], dynamic=["tsv_c"])
-    assert check_layers(recipe, RecipeError) == "further rows: fisher, adamerging, tsv_c"
+    recipe.baselines, recipe.shared = Baselines(data=["fisher"], dynamic=["tsv_c"]), Shared("adamerging")
+    assert check_layers(recipe, RecipeError) == "looks at data or layers: adamerging, fisher, tsv_c"
