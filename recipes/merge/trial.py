@@ -45,7 +45,7 @@ def check_options(recipe: Recipe) -> str:
             given = ", ".join(f"{key} {value:g}" for key, value in options.items())
             told = f"{method} with {given}" if given else method
             raise RecipeError(f"{where}: {told} cannot merge {count} experts: {error}") from error
-    return f"options: {len(shared) + len(rows)} candidates merge small tensors"
+    return "options: accepted by the static merges that have them"
 
 
 def _try(method: str, options: Mapping[str, float], count: int, seed: int) -> None:

@@ -147,7 +147,7 @@ def test_every_method_with_data_is_tuned_and_is_the_shared_expert(method, tried,
 )
 def test_options_that_a_method_refuses_are_found_before_anything_is_read(shared, said):
     tasks = [TaskSource(name=name) for name in ("trec", "spam", "movie")]
-    assert "candidates" in check_options(Recipe(tasks=tasks))
+    assert "accepted" in check_options(Recipe(tasks=tasks))
     with pytest.raises(RecipeError, match=re.escape(said)):
         check_options(Recipe(tasks=tasks, shared=shared))
     with pytest.raises(RecipeError, match=re.escape("baselines.further.1: slerp cannot merge 3 experts")):
