@@ -115,6 +115,8 @@ def check_compatible(base: Checkpoint, expert: Checkpoint, vocabulary: str = "st
         other = expert.tensors[names[name]][1]
         rows = vocabulary != "strict" and shape[:1] == (base.config.get("vocab_size"),)
         if other != shape and not (rows and other[1:] == shape[1:]):
+            if _classifiers((base, shape), (expert, other)):
+                continue
             raise CheckpointError(
                 f"{expert.folder} has '{name}' of shape {list(other)} and the base {list(shape)}; "
                 "experts must be fine-tunes of the base."
@@ -122,6 +124,17 @@ def check_compatible(base: Checkpoint, expert: Checkpoint, vocabulary: str = "st
     if vocabulary != "union":
         same_tokenizer(base, expert)
     return f"{expert.folder}: {len(names)} tensors of the base's shapes, {expert.bytes / 1e6:.1f} MB"
+
+
+def _classifiers(*both: tuple[Checkpoint, tuple[int, ...]]) -> bool:
+    """Whether tensors end classifiers, by their first side: every expert has its own in place of the base's."""
+    for checkpoint, shape in both:
+        config = checkpoint.config
+        outputs = len(config.get("id2label") or ()) or config.get("num_classes") or 2  # transformers leaves out a 2
+        if not next(iter(config.get("architectures") or ()), "").endswith("Classification") or shape[:1] != (outputs,):
+            return False
+    (_, ours), (_, theirs) = both
+    return ours[1:] == theirs[1:]
 
 
 def _check_configuration(base: Checkpoint, expert: Checkpoint, vocabulary: str) -> None:

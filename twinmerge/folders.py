@@ -125,22 +125,33 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
     import transformers
     from peft import PeftModel
 
+    mapping = found.config.get("auto_mapping")  # of PEFT, where there is no task_type
+    made_for = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
     auto = _AUTO.get(str(found.config.get("task_type")), "AutoModel")
     answers = [shape[0] for key, (_, shape) in found.tensors.items() if len(shape) == 2 and _is_answer(key)]
+    if auto == "AutoModel" and answers and made_for.endswith("Classification") and hasattr(transformers, made_for):
+        auto = made_for
     if auto == "AutoModel" and answers:
         raise CheckpointError(
-            f"{found.folder} holds a head and its task_type is {found.config.get('task_type')}; set task_type in "
-            "adapter_config.json to SEQ_CLS or TOKEN_CLS, whichever it was trained as."
+            f"{found.folder} holds a head and neither task_type ({found.config.get('task_type')}) nor auto_mapping in "
+            "adapter_config.json says of which model; set task_type to SEQ_CLS or TOKEN_CLS, or base_model_class of "
+            "auto_mapping to the class that it was trained on, such as ViTForImageClassification."
         )
     if auto != "AutoModel" and not answers:
         raise CheckpointError(
             f"{found.folder} has no head among its tensors, so that its answers are lost; train it with the head in "
             "modules_to_save."
         )
-    named = {"num_labels": answers[-1]} if answers else {}
+    # A base that is a classifier itself may have another number of labels.
+    named = {"num_labels": answers[-1], "ignore_mismatched_sizes": True} if answers else {}
     try:
         model, report = with_report(getattr(transformers, auto), base, dtype=torch.float32, **named)
         saved = {key.removeprefix("base_model.model.") for key in found.tensors}
+        other = (str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys") or ())
+        if odd := sorted(key for key in other if key not in saved):
+            raise CheckpointError(
+                f"the base has '{odd[0]}' of another shape than its configuration says; copy or save it again."
+            )
         if new := sorted(key for key in map(str, report["missing_keys"]) if key not in saved and "pooler" in key):
             raise CheckpointError(
                 f"{found.folder} was trained on a '{new[0]}' that neither the base nor the adapter holds; give a base "
