@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 from benchmarks.checkpoints import Llama, write_family
 
 Row = dict[str, Any]
+KEPT = Path(__file__).parent / "kept"
 
 
 class Cells:
@@ -40,6 +44,37 @@ class Cells:
             self.rows[key] = row
             print(f"{key}: { ({k: v for k, v in row.items() if k not in ('cell', 'digest')}) }", flush=True)
         return {name: value for name, value in self.rows[key].items() if name != "cell"}
+
+
+def kept_run(benchmark: str, name: str, recipe: str, *changes: str, resumed: bool = False) -> Row:
+    """The result of one run of a recipe by the real command, with its seconds; made where it is not kept yet.
+
+    The run's folder lies in ``runs/<benchmark>/<name>`` and is not committed. Its result is, in
+    ``benchmarks/kept/<benchmark>/<name>.json``, so that another machine goes on behind it; delete that file to have the
+    run made again.
+
+    Args:
+        benchmark: Name of the script.
+        name: Of the run, among the runs of that script.
+        recipe: File name of a shipped recipe.
+        changes: Of the recipe, ``key=value``.
+        resumed: Go on with a run that was stopped, instead of making it anew.
+    """
+    file = KEPT / benchmark / f"{name}.json"
+    if not file.exists():
+        out = Path("runs") / benchmark / name
+        begun = ["--resume"] if resumed and (out / "recipe.yaml").exists() else ["--force"]
+        began = time.monotonic()
+        command = [sys.executable, "-m", "recipes.run", recipe, *changes, "--out", str(out)]
+        subprocess.run([*command, *begun], check=True)
+        found = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        written = file.with_suffix(".tmp")
+        row = {"command": [recipe, *changes], "seconds": time.monotonic() - began, "result": found}
+        written.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+        written.replace(file)
+    kept: Row = json.loads(file.read_text(encoding="utf-8"))
+    return {**kept["result"], "seconds": kept["seconds"]}
 
 
 @contextlib.contextmanager

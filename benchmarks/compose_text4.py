@@ -7,17 +7,13 @@ repeated with one more epoch of the student of the base's size (a run of its own
 hour of one core a seed; a seed that is named as an argument is run first.
 """
 
-import json
-import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import Row, kept_run
 from benchmarks.common import Figure, interval, write_results
 
 SEEDS = (0, 1, 2)
-CELLS = Path("runs") / "compose_text4"
 DENSE, SMALL = "dense", "small"
 
 
@@ -26,25 +22,13 @@ def main() -> None:
     for seed in sorted(SEEDS, key=lambda one: str(one) not in sys.argv[1:]):
         run(str(seed), [f"seed={seed}"])
     again = run("again", [f"seed={SEEDS[0]}", f"students.{DENSE}.changes.epochs=5"])
-    runs = [result(CELLS / str(seed)) for seed in SEEDS]
+    runs = [run(str(seed), [f"seed={seed}"]) for seed in SEEDS]
     write_results("compose_text4", figures_of(runs, again), tables_of(runs, again), seeds=len(SEEDS))
 
 
-def run(name: str, words: list[str]) -> dict[str, Any]:
-    """The result of one composition, made where it is missing; its seconds stand beside it."""
-    out = CELLS / name
-    if not (out / "result.json").exists():
-        began = time.monotonic()
-        command = [sys.executable, "-m", "recipes.run", "compose.yaml", *words, "--out", str(out), "--force"]
-        subprocess.run(command, check=True)
-        (CELLS / f"{name}.seconds").write_text(str(time.monotonic() - began))
-    return result(out)
-
-
-def result(out: Path) -> dict[str, Any]:
-    """What a composition found, with the seconds it took here."""
-    found: dict[str, Any] = json.loads((out / "result.json").read_text())
-    return found | {"seconds": float(out.with_name(f"{out.name}.seconds").read_text())}
+def run(name: str, words: list[str]) -> Row:
+    """The result of one composition, made where it is missing, with the seconds it took here."""
+    return kept_run("compose_text4", name, "compose.yaml", *words)
 
 
 def figures_of(runs: list[dict[str, Any]], again: dict[str, Any]) -> dict[str, Figure]:

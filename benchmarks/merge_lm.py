@@ -5,27 +5,20 @@ into its own folder; finished cells are kept and a broken one is resumed, so tha
 stopped. About two hours of one core a seed, of which the experts take half; they are cached.
 """
 
-import json
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import Row, kept_run
 from benchmarks.common import Figure, interval, write_results
 
 SEEDS = (0, 1, 2)
 UNSEEN = (("inflect", "dialogue"), ("pronounce", "trec"), ("trec", "dialogue"))  # left out, a pair for each seed
-CELLS = Path("runs") / "merge_lm"
 
 
 def main() -> None:
     """Run the missing cells, then write the results."""
-    for seed in SEEDS:
-        finish(CELLS / f"seed-{seed}", seed)
-        finish(CELLS / f"unseen-{seed}", seed, f"unseen=[{','.join(UNSEEN[seed])}]")
-    runs = [result(f"seed-{seed}") for seed in SEEDS]
-    left_out = [result(f"unseen-{seed}")["unseen"] for seed in SEEDS]
+    found = [(run(seed), without(seed)) for seed in SEEDS]
+    runs, left_out = [one for one, _ in found], [other["unseen"] for _, other in found]
     figures: dict[str, Figure] = {}
     for name in runs[0]["rows"]:
         figures[f"{name}_normalised"] = interval([run["rows"][name]["normalised"] for run in runs])
@@ -56,19 +49,15 @@ def main() -> None:
     write_results("merge_lm", figures, tables, seeds=len(SEEDS))
 
 
-def finish(out: Path, seed: int, *changes: str) -> None:
-    """Run a cell that has no result yet, from where it stopped."""
-    if (out / "result.json").exists():
-        return
-    begun = ["--resume"] if (out / "recipe.yaml").exists() else []
-    command = [sys.executable, "-m", "recipes.run", "merge_lm.yaml", f"seed={seed}", *changes, "--out", str(out)]
-    subprocess.run([*command, *begun], check=True)
+def run(seed: int) -> Row:
+    """One merge, gone on with where it stopped."""
+    return kept_run("merge_lm", f"seed-{seed}", "merge_lm.yaml", f"seed={seed}", resumed=True)
 
 
-def result(cell: str) -> dict[str, Any]:
-    """What a cell found."""
-    found: dict[str, Any] = json.loads((CELLS / cell / "result.json").read_text(encoding="utf-8"))
-    return found
+def without(seed: int) -> Row:
+    """One merge that two of the tasks are left out of."""
+    changes = (f"seed={seed}", f"unseen=[{','.join(UNSEEN[seed])}]")
+    return kept_run("merge_lm", f"unseen-{seed}", "merge_lm.yaml", *changes, resumed=True)
 
 
 def best_static(run: dict[str, Any]) -> float:

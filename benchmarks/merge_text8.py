@@ -7,44 +7,38 @@ and cells are kept, so that an interrupted run goes on where it stopped. Some ho
 as an argument is run first.
 """
 
-import json
 import statistics
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import KEPT, Row, kept_run
 from benchmarks.common import Figure, interval, write_results
 from benchmarks.text8_experts import REGIMES, SEEDS, TASKS, expert, make
-
-CELLS = Path("runs") / "text8"
 
 
 def main() -> None:
     """Run the missing cells, then write the results."""
     for regime in sorted(REGIMES, key=lambda one: one not in sys.argv[1:]):
         for seed in SEEDS:
-            out = cell(regime, seed)
-            if (out / "result.json").exists():
-                continue
-            for task in TASKS:
-                make(regime, seed, task)
-            given = [f"experts.{task}={expert(regime, seed, task)}" for task in TASKS]
-            command = [sys.executable, "-m", "recipes.run", "merge_text8.yaml", f"seed={seed}", *given]
-            subprocess.run([*command, "--out", str(out), "--force"], check=True)
+            run_of(regime, seed)
     figures: dict[str, Figure] = {}
     tables: dict[str, list[dict[str, Any]]] = {}
     for regime in REGIMES:
-        runs = [json.loads((cell(regime, seed) / "result.json").read_text()) for seed in SEEDS]
+        runs = [run_of(regime, seed) for seed in SEEDS]
         figures |= figures_of(regime, runs)
         tables |= tables_of(regime, runs)
     figures["router_accuracy"] = figures["router_accuracy_fixed"]
     write_results("merge_text8", figures, tables, seeds=len(SEEDS))
 
 
-def cell(regime: str, seed: int) -> Path:
-    """Run folder of one cell."""
-    return CELLS / f"{regime}-{seed}"
+def run_of(regime: str, seed: int) -> Row:
+    """What one merge found; its experts are made first where it is not kept."""
+    name = f"{regime}-{seed}"
+    if not (KEPT / "merge_text8" / f"{name}.json").exists():
+        for task in TASKS:
+            make(regime, seed, task)
+    given = [f"experts.{task}={expert(regime, seed, task)}" for task in TASKS]
+    return kept_run("merge_text8", name, "merge_text8.yaml", f"seed={seed}", *given)
 
 
 def figures_of(regime: str, runs: list[dict[str, Any]]) -> dict[str, Figure]:
