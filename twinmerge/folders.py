@@ -34,6 +34,7 @@ from twinmerge.errors import CheckpointError
 from twinmerge.heads import EXACT, label_names, parts, random_inputs, read_head, states_and_logits, unnamed
 from twinmerge.modeling_twin import Head
 from twinmerge.states import states_of
+from twinmerge.towers import is_pair, tower_class
 
 if TYPE_CHECKING:
     from twinmerge.exclusive import LoraTerms
@@ -82,11 +83,26 @@ def read_folder(
     Raises:
         CheckpointError: for a damaged folder, a fine-tune of another base, or anything that cannot be read exactly.
     """
+    _check_runs(model)
     found = inspect_checkpoint(where)
     line = str(where) if headers is None else check_compatible(headers, found, vocabulary)
     own = _own_card(where)
     original, names = _original(found, base, own, vocabulary)
     return _taken(original, found, model, own, names, line)
+
+
+def _check_runs(model: nn.Module) -> None:
+    """Refuse a model of images for which no batch can be made, so that no expert could be compared with its folder."""
+    if getattr(model, "main_input_name", "") != "pixel_values":
+        return
+    try:
+        with torch.no_grad():
+            model(**random_inputs(cast(PreTrainedModel, model)))
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        raise CheckpointError(
+            f"a {type(model).__name__} takes no images that can be made from its configuration ({_short(error)}), so "
+            "that its experts cannot be compared with their folders; merge their states by twinmerge.merge."
+        ) from error
 
 
 def _own_card(where: Path) -> dict[str, Any] | None:
@@ -129,7 +145,7 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
     made_for = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
     auto = _AUTO.get(str(found.config.get("task_type")), "AutoModel")
     answers = [shape[0] for key, (_, shape) in found.tensors.items() if len(shape) == 2 and _is_answer(key)]
-    if auto == "AutoModel" and answers and made_for.endswith("Classification") and hasattr(transformers, made_for):
+    if auto == "AutoModel" and made_for.endswith("Classification") and hasattr(transformers, made_for):
         auto = made_for
     if auto == "AutoModel" and answers:
         raise CheckpointError(
@@ -145,7 +161,8 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
     # A base that is a classifier itself may have another number of labels.
     named = {"num_labels": answers[-1], "ignore_mismatched_sizes": True} if answers else {}
     try:
-        model, report = with_report(getattr(transformers, auto), base, dtype=torch.float32, **named)
+        kind = tower_class(base) if auto == "AutoModel" else getattr(transformers, auto)
+        model, report = with_report(kind, base, dtype=torch.float32, **named)
         saved = {key.removeprefix("base_model.model.") for key in found.tensors}
         other = (str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys") or ())
         if odd := sorted(key for key in other if key not in saved):
@@ -164,13 +181,13 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
         ) from error
     inputs = random_inputs(model)
     with torch.no_grad():
-        before = adapted(**inputs)[0]
         try:
+            before = adapted(**inputs)[0]
             merged: PreTrainedModel = adapted.merge_and_unload().eval()
         except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
             kind = found.config.get("peft_type")
             raise CheckpointError(
-                f"{found.folder} holds a {kind} adapter that PEFT cannot merge ({_short(error)})."
+                f"{found.folder} holds a {kind} adapter that PEFT cannot run or merge ({_short(error)})."
             ) from error
         _same(found.folder, "the adapter merged by PEFT", merged(**inputs)[0], before)
     return merged
@@ -193,6 +210,8 @@ def _architecture(found: Checkpoint) -> type[PreTrainedModel]:
     import transformers
 
     name = next(iter(found.config.get("architectures") or ()), "")
+    if is_pair(found) and not name.endswith("Classification"):  # a text model beside the tower
+        return tower_class(found.folder)
     kind = getattr(transformers, name, None)
     if not hasattr(kind, "from_pretrained"):
         raise CheckpointError(f"{found.folder} is of architecture '{name}', which transformers does not have.")
@@ -294,8 +313,10 @@ def _has_head(model: object) -> bool:
 
 
 def _is_answer(key: str) -> bool:
-    last = key.removesuffix(".weight").rpartition(".")[2]
-    return key.endswith(".weight") and ".lora_" not in key and last in ("classifier", "score", "out_proj")
+    if not key.endswith(".weight") or ".lora_" in key:
+        return False
+    named = [part for part in key.removesuffix(".weight").split(".") if not part.isdigit()]  # ResNet's: classifier.1
+    return named[-1] in ("classifier", "score", "out_proj", "head", "fc")  # the last two are timm's
 
 
 def _terms(

@@ -144,8 +144,8 @@ def label_names(config: PretrainedConfig) -> list[str]:
     """What a classifier's outputs stand for, by `id2label`; empty for a regression."""
     if config.num_labels == 1:
         return []
-    names = cast("dict[int, str]", config.id2label)
-    return [str(names[index]) for index in range(config.num_labels or 0)]
+    names = cast("dict[int, str]", config.id2label or {})  # PVT's has none where nobody named them
+    return [str(names.get(index, f"LABEL_{index}")) for index in range(config.num_labels or 0)]
 
 
 def unnamed(labels: list[str]) -> bool:

@@ -40,7 +40,8 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
 
     A local base or table counts by the content of its files and not by their place; versions of libraries do not count.
     """
-    task, where = {k: v for k, v in asdict(source).items() if k not in READING or v != getattr(TaskSource, k)}, base
+    told = {k: v for k, v in asdict(source).items() if k != "templates"}  # of heads that are not trained
+    task, where = {k: v for k, v in told.items() if k not in READING or v != getattr(TaskSource, k)}, base
     plain = asdict(type(training)())
     settings = {k: v for k, v in asdict(training).items() if k not in LATER or v != plain[k]}
     contents: list[Path] = []
