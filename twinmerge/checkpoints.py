@@ -341,6 +341,13 @@ def _refuse_inexact(expert: Checkpoint) -> None:
 
 def _check_adapter(base: Checkpoint, expert: Checkpoint, vocabulary: str) -> str:
     _refuse_inexact(expert)
+    if any(".text_model." in key for key in expert.tensors) and str(base.config.get("model_type")).endswith(
+        "vision_model"
+    ):
+        raise CheckpointError(
+            f"{expert.folder} adapts a text model too, and of {base.folder} only the tower that sees is merged; merge "
+            "the adapter into its base with PEFT's merge_and_unload, and give the full folder."
+        )
     if vocabulary != "union":
         same_tokenizer(base, expert)
     if obstacle := lora_obstacle(expert):

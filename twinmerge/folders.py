@@ -139,7 +139,7 @@ def _beside(folder: Path) -> PretrainedConfig | None:
 
 def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
     import transformers
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     mapping = found.config.get("auto_mapping")  # of PEFT, where there is no task_type
     made_for = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
@@ -175,6 +175,15 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
                 "with it, or train again with the pooler in modules_to_save."
             )
         adapted: Any = PeftModel.from_pretrained(model, str(found.folder)).eval()
+        taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        if lost := sorted(key for key in found.tensors if key not in taken):
+            raise CheckpointError(
+                f"{found.folder} has '{lost[0]}', which has no place in a {type(model).__name__} of the base: it was "
+                f"trained on a {made_for or 'model of another class'}; merge the adapter into its base with PEFT's "
+                "merge_and_unload, and give the full folder."
+            )
+    except CheckpointError:
+        raise
     except (ValueError, RuntimeError, OSError, TypeError, KeyError, ImportError) as error:
         raise CheckpointError(
             f"{found.folder} is no adapter of this base ({_short(error)}); train it again."

@@ -73,7 +73,7 @@ def check_router(
         raise ValueError(f"router '{router}' is unknown; choose {', '.join(ROUTERS)}, a Router, or None.")
     if len(given) > 1:
         raise ValueError("texts and images are given; a router is made from what the base reads, so give that alone.")
-    name, by = next(iter(given.items()), ("texts (or images)", {}))
+    name, by = next(iter(given.items()), ("texts", {}))
     if set(tasks) - set(by) or min(map(len, by.values())) < 2:
         way = f"{name}={{task: [...]}}" if given else "texts={task: [...]}, or images={task: folder}"
         raise ValueError(f"router '{router}' needs {name} of every task, at least two each; give {way}.")
