@@ -106,7 +106,11 @@ def check_rank(field: str, rank: int | None, shapes: Iterable[tuple[int, ...]], 
     flat = ((shape[0], prod(shape[1:])) for shape in shapes if len(shape) in (2, 4, 5))  # matrices and kernels
     widest = max(map(min, flat), default=0)
     if rank and rank > widest:
-        raise error(f"{field}: expected 1 to {widest}, the base's largest, got {rank}")
+        raise error(
+            f"{field}: expected 1 to {widest}, the smaller side of the base's largest matrix, got {rank}; give a "
+            "smaller one"
+            + (", or exclusive.density, a share of every matrix's own" if field == "exclusive.rank" else "")
+        )
 
 
 def expert_folder(given: str) -> Path | None:
