@@ -181,12 +181,12 @@ def test_sentences_are_the_tasks_own_and_the_text_model_that_of_a_whole_expert(t
 
 
 def test_sentences_that_no_head_reads_are_refused() -> None:
-    with pytest.raises(FieldError, match="expected {} for the name of a class in it, got 'a photo'"):
+    with pytest.raises(FieldError, match=r"expected {} for the name of a class in it, got 'a photo'"):
         TaskSource(name="mnist", kind="images", templates=["a photo"])
     with pytest.raises(FieldError, match="templates: expected none for kind 'classification'"):
         TaskSource(name="mood", source="csv", path="x.csv", templates=["a {}"])
     tasks = [TaskSource(name=name, kind="images", templates=["a {}"]) for name in ("mnist", "digits")]
     with pytest.raises(
-        FieldError, match="tasks.0.templates: expected none with trained heads, which read no sentences"
+        FieldError, match=r"tasks.0.templates: expected none with trained heads, which read no sentences"
     ):
         Recipe(tasks=tasks)
