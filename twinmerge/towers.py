@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from twinmerge.headers import Checkpoint
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 PAIRS = ("clip", "siglip", "siglip2", "metaclip_2", "altclip", "chinese_clip", "align")
 
@@ -49,6 +49,21 @@ def tower_class(where: str | Path) -> type[PreTrainedModel]:
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     found: object = MODEL_MAPPING[type(config.vision_config)] if config.model_type in PAIRS else AutoModel
     return cast("type[PreTrainedModel]", found)
+
+
+def around(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of a body's classifier: of a tower of CLIP or its kin that of the pair, of others their own.
+
+    Args:
+        config: of a body.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = config.model_type.removesuffix("_vision_model")
+    if kind == config.model_type or kind not in PAIRS:
+        return config
+    made: PretrainedConfig = CONFIG_MAPPING[kind](vision_config=config.to_dict())
+    return made
 
 
 def load_body(where: str | Path, **options: object) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from PIL import Image
 
 import twinmerge
 from tests.twinmerge import foreign
+from twinmerge.classifiers import stock_classifier
 from twinmerge.errors import CheckpointError
 from twinmerge.unlabelled import image_processor, read_picture
 
@@ -81,6 +82,10 @@ def test_whole_models_of_texts_and_images_are_bases_and_experts(tmp_path, kind):
             row = torch.eye(4)[[names.index(name)] * 4]
             found = twin.classify(**given, head=name, router_weights=row).logits[:, : wanted.shape[1]]
             torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+            stock_classifier(twinmerge.densify(twin, {name: 1.0}), twin.heads[name]).save_pretrained(tmp_path / "dense")
+            dense = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "dense")
+            assert type(dense) is classifier
+            torch.testing.assert_close(dense(**given).logits, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_an_adapter_of_both_models_is_refused_with_the_way_out(tmp_path):
@@ -187,3 +192,32 @@ def test_a_processor_that_does_not_fit_its_model_is_said(world, tmp_path):
     transformers.ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(base)
     with pytest.raises(CheckpointError, match="takes no images of 3 x 24 x 24 numbers, as its image processor makes"):
         twinmerge.merge_folders(base, experts(world), router="knn", images=good)
+
+
+def test_names_that_a_fine_tune_of_timm_kept_of_its_base_are_none_of_its_own(tmp_path):
+    kind = transformers.TimmWrapperForImageClassification
+    names = {number: f"of the base {number}" for number in range(5)}
+    config = transformers.TimmWrapperConfig(architecture="test_vit.r160_in1k", id2label=names)
+    kind(config).save_pretrained(tmp_path / "base")
+    for number in range(2):
+        model = kind.from_pretrained(tmp_path / "base", num_labels=2 + number, ignore_mismatched_sizes=True)
+        moved(model, tmp_path / str(number), number)
+    labels = {"0": ["no", "yes"], "1": ["low", "middle", "high"]}
+    twin = twinmerge.merge_folders(tmp_path / "base", {task: tmp_path / task for task in labels}, labels=labels, rank=4)
+    assert {task: twin.heads[task].label_names for task in labels} == labels
+
+
+def test_the_trainer_of_transformers_gives_a_twin_its_images(world, tmp_path):
+    twin = twinmerge.merge_folders(world / "base", experts(world), rank=4)
+    folder = twinmerge.save(twin, tmp_path / "twin")
+    kind = transformers.AutoModelForImageClassification
+    model = kind.from_pretrained(folder, trust_remote_code=True, head="red")
+    rows = [{"pixel_values": pixels, "labels": number % 2} for number, pixels in enumerate(images()["pixel_values"])]
+    options = {"max_steps": 1, "report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    model.router = twinmerge.Router(32, 2, kind="linear")
+    before = model.heads["red"].out_proj.weight.clone()
+    for parameter in model.heads["red"].parameters():
+        parameter.requires_grad = True
+    arguments = transformers.TrainingArguments(tmp_path / "run", **options)
+    transformers.Trainer(model, arguments, train_dataset=rows).train()
+    assert not torch.equal(model.heads["red"].out_proj.weight, before)
