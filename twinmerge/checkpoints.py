@@ -132,8 +132,7 @@ def _classifiers(*both: tuple[Checkpoint, tuple[int, ...]]) -> bool:
     """Whether tensors end classifiers, by their first side: every expert has its own in place of the base's."""
     for checkpoint, shape in both:
         config = checkpoint.config
-        told = len(config.get("id2label") or ()), config.get("num_labels"), config.get("num_classes")
-        outputs = next(filter(None, told), 2)  # transformers leaves out a 2
+        outputs = len(config.get("id2label") or ()) or config.get("num_labels") or config.get("num_classes") or 2
         if not next(iter(config.get("architectures") or ()), "").endswith("Classification") or shape[:1] != (outputs,):
             return False
     (_, ours), (_, theirs) = both

@@ -31,7 +31,7 @@ from twinmerge.checkpoints import (
     with_report,
 )
 from twinmerge.errors import CheckpointError
-from twinmerge.heads import EXACT, label_names, parts, random_inputs, read_head, states_and_logits, unnamed
+from twinmerge.heads import EXACT, check_runs, label_names, parts, random_inputs, read_head, states_and_logits, unnamed
 from twinmerge.modeling_twin import Head
 from twinmerge.states import states_of
 from twinmerge.towers import is_pair, tower_class
@@ -83,26 +83,12 @@ def read_folder(
     Raises:
         CheckpointError: for a damaged folder, a fine-tune of another base, or anything that cannot be read exactly.
     """
-    _check_runs(model)
+    check_runs(cast(PreTrainedModel, model))
     found = inspect_checkpoint(where)
     line = str(where) if headers is None else check_compatible(headers, found, vocabulary)
     own = _own_card(where)
     original, names = _original(found, base, own, vocabulary)
     return _taken(original, found, model, own, names, line)
-
-
-def _check_runs(model: nn.Module) -> None:
-    """Refuse a model of images for which no batch can be made, so that no expert could be compared with its folder."""
-    if getattr(model, "main_input_name", "") != "pixel_values":
-        return
-    try:
-        with torch.no_grad():
-            model(**random_inputs(cast(PreTrainedModel, model)))
-    except (ValueError, RuntimeError, TypeError, IndexError) as error:
-        raise CheckpointError(
-            f"a {type(model).__name__} takes no images that can be made from its configuration ({_short(error)}), so "
-            "that its experts cannot be compared with their folders; merge their states by twinmerge.merge."
-        ) from error
 
 
 def _own_card(where: Path) -> dict[str, Any] | None:
@@ -139,9 +125,9 @@ def _beside(folder: Path) -> PretrainedConfig | None:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False) if (folder / "config.json").is_file() else None
 
 
-def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
+def _made_for(found: Checkpoint) -> tuple[str, list[int]]:
+    """The class that an adapter was trained on, by its name in transformers, and the outputs of the head in it."""
     import transformers
-    from peft import PeftModel, get_peft_model_state_dict
 
     mapping = found.config.get("auto_mapping")  # of PEFT, where there is no task_type
     made_for = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
@@ -160,6 +146,14 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
             f"{found.folder} has no head among its tensors, so that its answers are lost; train it with the head in "
             "modules_to_save."
         )
+    return auto, answers
+
+
+def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
+    import transformers
+    from peft import PeftModel, get_peft_model_state_dict
+
+    auto, answers = _made_for(found)
     # A base that is a classifier itself may have another number of labels.
     named = {"num_labels": answers[-1], "ignore_mismatched_sizes": True} if answers else {}
     try:
@@ -181,8 +175,8 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
         if lost := sorted(key for key in found.tensors if key not in taken):
             raise CheckpointError(
                 f"{found.folder} has '{lost[0]}', which has no place in a {type(model).__name__} of the base: it was "
-                f"trained on a {made_for or 'model of another class'}; merge the adapter into its base with PEFT's "
-                "merge_and_unload, and give the full folder."
+                "trained on a model of another class; merge the adapter into its base with PEFT's merge_and_unload, "
+                "and give the full folder."
             )
     except CheckpointError:
         raise

@@ -62,8 +62,8 @@ def around(config: PretrainedConfig) -> PretrainedConfig:
     kind = config.model_type.removesuffix("_vision_model")
     if kind == config.model_type or kind not in PAIRS:
         return config
-    made: PretrainedConfig = CONFIG_MAPPING[kind](vision_config=config.to_dict())
-    return made
+    outer: Any = CONFIG_MAPPING[kind]
+    return cast("PretrainedConfig", outer(vision_config=config.to_dict()))
 
 
 def load_body(where: str | Path, **options: object) -> PreTrainedModel:

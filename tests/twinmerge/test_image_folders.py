@@ -102,7 +102,7 @@ def test_an_adapter_of_a_model_around_the_tower_is_refused_and_not_left_out(tmp_
     for name in ("a", "b"):
         around = transformers.CLIPVisionModelWithProjection.from_pretrained(base)
         moved(get_peft_model(around, LoraConfig(r=2, target_modules=["q_proj"])), tmp_path / name, 1)
-    with pytest.raises(CheckpointError, match=r"has no place in a CLIPVisionModel.*on a CLIPVisionModelWithProjection"):
+    with pytest.raises(CheckpointError, match=r"has no place in a CLIPVisionModel of the base"):
         twinmerge.merge_folders(base, {name: tmp_path / name for name in ("a", "b")})
 
 
