@@ -108,9 +108,7 @@ def _original(
     named: list[str] | None = None if card is None else card["labels"]
     if found.kind == "full":
         model = _loaded(_architecture(found), found.folder, found.folder)
-        # Of timm's models a fine-tune by transformers keeps the names of the base's labels, however many it has itself.
-        kept = len(found.config.get("label_names") or ()) not in (0, model.config.num_labels)
-        if named is None and _has_head(model) and not kept and not unnamed(label_names(model.config)):
+        if named is None and _has_head(model) and not unnamed(label_names(model.config)):
             named = label_names(model.config)
         return model, named
     config = _beside(found.folder)

@@ -194,19 +194,6 @@ def test_a_processor_that_does_not_fit_its_model_is_said(world, tmp_path):
         twinmerge.merge_folders(base, experts(world), router="knn", images=good)
 
 
-def test_names_that_a_fine_tune_of_timm_kept_of_its_base_are_none_of_its_own(tmp_path):
-    kind = transformers.TimmWrapperForImageClassification
-    names = {number: f"of the base {number}" for number in range(5)}
-    config = transformers.TimmWrapperConfig(architecture="test_vit.r160_in1k", id2label=names)
-    kind(config).save_pretrained(tmp_path / "base")
-    for number in range(2):
-        model = kind.from_pretrained(tmp_path / "base", num_labels=2 + number, ignore_mismatched_sizes=True)
-        moved(model, tmp_path / str(number), number)
-    labels = {"0": ["no", "yes"], "1": ["low", "middle", "high"]}
-    twin = twinmerge.merge_folders(tmp_path / "base", {task: tmp_path / task for task in labels}, labels=labels, rank=4)
-    assert {task: twin.heads[task].label_names for task in labels} == labels
-
-
 def test_the_trainer_of_transformers_gives_a_twin_its_images(world, tmp_path):
     twin = twinmerge.merge_folders(world / "base", experts(world), rank=4)
     folder = twinmerge.save(twin, tmp_path / "twin")
