@@ -23,11 +23,11 @@ from distill.errors import DistillError
 from distill.gathering import own_batch
 from distill.glyphs import Glyphs
 from distill.order import ViewLoader, ViewOrder, view_of
-from distill.pictures import FORMATS, eight_bits, open_image, upright
 from distill.regimes import Regime, regime as named_regime
 from distill.transforms import evaluation_transform, mixup, train_transform
 from distill.views import Labelled
 from gapbridge.arguments import Count, Seed, Whole
+from gapbridge.pictures import FORMATS, eight_bits, open_image, upright
 
 if TYPE_CHECKING:
     from datasets import Dataset as HubSet

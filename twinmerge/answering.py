@@ -5,6 +5,7 @@ Part of a twin folder's ``modeling_twin.py``.
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from typing import Any, cast
 
@@ -75,11 +76,16 @@ def _classifier_class(twin: type[TwinMixin], tokens: bool) -> type[TwinMixin]:
         plain = as_dict is False or (as_dict is None and not getattr(self.config, "return_dict", True))
         return answer.to_tuple() if plain else answer
 
+    if images:  # transformers' Trainer gives a model the inputs that its signature names, and no others
+        told = inspect.signature(forward)
+        own = [p for p in told.parameters.values() if p.name != "attention_mask"]
+        named = [p.replace(name="pixel_values") if p.name == "input_ids" else p for p in own]
+        forward.__signature__ = told.replace(parameters=named)  # type: ignore[attr-defined]  # as functools sets it
     name = f"{twin.__name__}For{'Token' if tokens else 'Image' if images else 'Sequence'}Classification"
     stock = twin.__bases__[1]
-    own = {"forward": forward, "__reduce__": lambda self: (_blank_classifier, (stock, tokens), self.__dict__)}
+    methods = {"forward": forward, "__reduce__": lambda self: (_blank_classifier, (stock, tokens), self.__dict__)}
     # The loss here is a mean, which the Trainer of transformers divides by its accumulation steps itself.
-    kind = type(name, (twin,), {**own, "accepts_loss_kwargs": False})
+    kind = type(name, (twin,), {**methods, "accepts_loss_kwargs": False})
     register_states(kind)
     return kind
 

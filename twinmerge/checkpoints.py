@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from twinmerge.errors import CheckpointError
 from twinmerge.headers import Checkpoint, inspect_checkpoint, read_header, read_json, read_pickled
+from twinmerge.towers import tower_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,13 +94,14 @@ def check_compatible(base: Checkpoint, expert: Checkpoint, vocabulary: str = "st
     """Compare an expert with its base by headers; returns one line saying what was compared.
 
     Args:
-        base: of the merge.
-        expert: a fine-tune of it.
+        base: of the merge; of a folder of CLIP or its kin its tower counts.
+        expert: a fine-tune of it, likewise.
         vocabulary: `strict`; with `pad` and `union` (see `twinmerge.vocabulary`) the rows of embeddings may differ.
 
     Raises:
         CheckpointError: naming the first tensor, vocabulary or tokenizer that differs.
     """
+    base, expert = tower_of(base), tower_of(expert)
     if expert.kind == "lora":
         return _check_adapter(base, expert, vocabulary)
     _check_configuration(base, expert, vocabulary)
@@ -130,7 +132,7 @@ def _classifiers(*both: tuple[Checkpoint, tuple[int, ...]]) -> bool:
     """Whether tensors end classifiers, by their first side: every expert has its own in place of the base's."""
     for checkpoint, shape in both:
         config = checkpoint.config
-        outputs = len(config.get("id2label") or ()) or config.get("num_classes") or 2  # transformers leaves out a 2
+        outputs = len(config.get("id2label") or ()) or config.get("num_labels") or config.get("num_classes") or 2
         if not next(iter(config.get("architectures") or ()), "").endswith("Classification") or shape[:1] != (outputs,):
             return False
     (_, ours), (_, theirs) = both
@@ -338,6 +340,13 @@ def _refuse_inexact(expert: Checkpoint) -> None:
 
 def _check_adapter(base: Checkpoint, expert: Checkpoint, vocabulary: str) -> str:
     _refuse_inexact(expert)
+    if any(".text_model." in key for key in expert.tensors) and str(base.config.get("model_type")).endswith(
+        "vision_model"
+    ):
+        raise CheckpointError(
+            f"{expert.folder} adapts a text model too, and of {base.folder} only the tower that sees is merged; merge "
+            "the adapter into its base with PEFT's merge_and_unload, and give the full folder."
+        )
     if vocabulary != "union":
         same_tokenizer(base, expert)
     if obstacle := lora_obstacle(expert):

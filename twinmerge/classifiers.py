@@ -16,6 +16,7 @@ from twinmerge.errors import CheckpointError
 from twinmerge.heads import EXACT, parts, random_inputs
 from twinmerge.modeling_twin import Head
 from twinmerge.states import states_of
+from twinmerge.towers import around
 
 _KINDS = {"tokens": "Token", "pixel_values": "Image"}
 
@@ -36,7 +37,7 @@ def stock_classifier(body: PreTrainedModel, head: Head) -> PreTrainedModel:
     kind = _KINDS.get(head.pooling) or _KINDS.get(body.main_input_name, "Sequence")
     auto: Any = getattr(transformers, f"AutoModelFor{kind}Classification")
     errors = [float("inf")]
-    for config in _configurations(body.config, head):
+    for config in _configurations(around(body.config), head):
         try:
             with torch.random.fork_rng(devices=[]):
                 model = auto.from_config(config, trust_remote_code=False)

@@ -31,9 +31,10 @@ from twinmerge.checkpoints import (
     with_report,
 )
 from twinmerge.errors import CheckpointError
-from twinmerge.heads import EXACT, label_names, parts, random_inputs, read_head, states_and_logits, unnamed
+from twinmerge.heads import EXACT, check_runs, label_names, parts, random_inputs, read_head, states_and_logits, unnamed
 from twinmerge.modeling_twin import Head
 from twinmerge.states import states_of
+from twinmerge.towers import is_pair, tower_class
 
 if TYPE_CHECKING:
     from twinmerge.exclusive import LoraTerms
@@ -82,6 +83,7 @@ def read_folder(
     Raises:
         CheckpointError: for a damaged folder, a fine-tune of another base, or anything that cannot be read exactly.
     """
+    check_runs(cast(PreTrainedModel, model))
     found = inspect_checkpoint(where)
     line = str(where) if headers is None else check_compatible(headers, found, vocabulary)
     own = _own_card(where)
@@ -121,15 +123,15 @@ def _beside(folder: Path) -> PretrainedConfig | None:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False) if (folder / "config.json").is_file() else None
 
 
-def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
+def _made_for(found: Checkpoint) -> tuple[str, list[int]]:
+    """The class that an adapter was trained on, by its name in transformers, and the outputs of the head in it."""
     import transformers
-    from peft import PeftModel
 
     mapping = found.config.get("auto_mapping")  # of PEFT, where there is no task_type
     made_for = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
     auto = _AUTO.get(str(found.config.get("task_type")), "AutoModel")
     answers = [shape[0] for key, (_, shape) in found.tensors.items() if len(shape) == 2 and _is_answer(key)]
-    if auto == "AutoModel" and answers and made_for.endswith("Classification") and hasattr(transformers, made_for):
+    if auto == "AutoModel" and made_for.endswith("Classification") and hasattr(transformers, made_for):
         auto = made_for
     if auto == "AutoModel" and answers:
         raise CheckpointError(
@@ -142,10 +144,19 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
             f"{found.folder} has no head among its tensors, so that its answers are lost; train it with the head in "
             "modules_to_save."
         )
+    return auto, answers
+
+
+def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
+    import transformers
+    from peft import PeftModel, get_peft_model_state_dict
+
+    auto, answers = _made_for(found)
     # A base that is a classifier itself may have another number of labels.
     named = {"num_labels": answers[-1], "ignore_mismatched_sizes": True} if answers else {}
     try:
-        model, report = with_report(getattr(transformers, auto), base, dtype=torch.float32, **named)
+        kind = tower_class(base) if auto == "AutoModel" else getattr(transformers, auto)
+        model, report = with_report(kind, base, dtype=torch.float32, **named)
         saved = {key.removeprefix("base_model.model.") for key in found.tensors}
         other = (str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys") or ())
         if odd := sorted(key for key in other if key not in saved):
@@ -158,19 +169,28 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
                 "with it, or train again with the pooler in modules_to_save."
             )
         adapted: Any = PeftModel.from_pretrained(model, str(found.folder)).eval()
+        taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        if lost := sorted(key for key in found.tensors if key not in taken):
+            raise CheckpointError(
+                f"{found.folder} has '{lost[0]}', which has no place in a {type(model).__name__} of the base: it was "
+                "trained on a model of another class; merge the adapter into its base with PEFT's merge_and_unload, "
+                "and give the full folder."
+            )
+    except CheckpointError:
+        raise
     except (ValueError, RuntimeError, OSError, TypeError, KeyError, ImportError) as error:
         raise CheckpointError(
             f"{found.folder} is no adapter of this base ({_short(error)}); train it again."
         ) from error
     inputs = random_inputs(model)
     with torch.no_grad():
-        before = adapted(**inputs)[0]
         try:
+            before = adapted(**inputs)[0]
             merged: PreTrainedModel = adapted.merge_and_unload().eval()
         except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
             kind = found.config.get("peft_type")
             raise CheckpointError(
-                f"{found.folder} holds a {kind} adapter that PEFT cannot merge ({_short(error)})."
+                f"{found.folder} holds a {kind} adapter that PEFT cannot run or merge ({_short(error)})."
             ) from error
         _same(found.folder, "the adapter merged by PEFT", merged(**inputs)[0], before)
     return merged
@@ -193,6 +213,8 @@ def _architecture(found: Checkpoint) -> type[PreTrainedModel]:
     import transformers
 
     name = next(iter(found.config.get("architectures") or ()), "")
+    if is_pair(found) and not name.endswith("Classification"):  # a text model beside the tower
+        return tower_class(found.folder)
     kind = getattr(transformers, name, None)
     if not hasattr(kind, "from_pretrained"):
         raise CheckpointError(f"{found.folder} is of architecture '{name}', which transformers does not have.")
@@ -294,8 +316,10 @@ def _has_head(model: object) -> bool:
 
 
 def _is_answer(key: str) -> bool:
-    last = key.removesuffix(".weight").rpartition(".")[2]
-    return key.endswith(".weight") and ".lora_" not in key and last in ("classifier", "score", "out_proj")
+    if not key.endswith(".weight") or ".lora_" in key:
+        return False
+    named = [part for part in key.removesuffix(".weight").split(".") if not part.isdigit()]  # ResNet's: classifier.1
+    return named[-1] in ("classifier", "score", "out_proj", "head", "fc")  # the last two are timm's
 
 
 def _terms(

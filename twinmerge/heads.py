@@ -57,6 +57,28 @@ def random_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     return {main: ids, "attention_mask": mask}
 
 
+def check_runs(model: PreTrainedModel) -> None:
+    """Refuse a model of images for which no batch can be made, so that no expert could be compared with its folder.
+
+    Args:
+        model: the base.
+
+    Raises:
+        CheckpointError: where it takes no batch of `random_inputs`.
+    """
+    if getattr(model, "main_input_name", "") != "pixel_values":
+        return
+    try:
+        with torch.no_grad():
+            model(**random_inputs(model))
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise CheckpointError(
+            f"a {type(model).__name__} takes no images that can be made from its configuration ({reason}), so that its "
+            "experts cannot be compared with their folders; merge their states by twinmerge.merge."
+        ) from error
+
+
 def parts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[nn.Module]]:
     """The body of a classifier, and the modules outside of it, which are its head."""
     inner = getattr(model, "timm_model", None)
@@ -144,8 +166,8 @@ def label_names(config: PretrainedConfig) -> list[str]:
     """What a classifier's outputs stand for, by `id2label`; empty for a regression."""
     if config.num_labels == 1:
         return []
-    names = cast("dict[int, str]", config.id2label)
-    return [str(names[index]) for index in range(config.num_labels or 0)]
+    names = cast("dict[int, str]", config.id2label or {})  # PVT's has none where nobody named them
+    return [str(names.get(index, f"LABEL_{index}")) for index in range(config.num_labels or 0)]
 
 
 def unnamed(labels: list[str]) -> bool:

@@ -26,7 +26,7 @@ from twinmerge.artefact import load
 from twinmerge.errors import CheckpointError
 from twinmerge.layouts import probe_inputs
 from twinmerge.modeling_twin import Head, TwinMixin
-from twinmerge.routed_layers import ADDED
+from twinmerge.routed_layers import ADDED, with_statistics
 from twinmerge.states import states_of
 from twinmerge.twin_parts import head_loss, pool
 
@@ -235,9 +235,8 @@ class FinetuneModule(lightning.LightningModule):
         """Training mode, in which frozen running statistics are used and not moved."""
         super().train(mode)
         if mode and self.hparams["statistics"] == "frozen":
-            for module in self.model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            for module in with_statistics(self.model):
+                module.eval()
         return self
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

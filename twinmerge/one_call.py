@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel
 
 from gapbridge.arguments import Seed, check_arguments
 from twinmerge.artefact import check_task_names
@@ -22,12 +22,21 @@ from twinmerge.merging import Method, merge, merge_lora
 from twinmerge.methods import check_options, find, options_of
 from twinmerge.modeling_twin import Router
 from twinmerge.routable import check_routable
+from twinmerge.towers import load_body, tower_of
 from twinmerge.twin_mixin import TwinMixin
+from twinmerge.unlabelled import (
+    Pictures,
+    check_read,
+    check_router,
+    image_processor,
+    pictures_of,
+    read_picture,
+    router_from_images,
+    router_from_texts,
+)
 from twinmerge.vocabulary import fit_vocabulary
 
-__all__ = ["ROUTERS", "combine", "merge_folders", "named", "router_from_texts", "stored_format"]
-
-ROUTERS = ("mlp", "linear", "knn")
+__all__ = ["combine", "merge_folders", "named", "stored_format"]
 
 
 def merge_folders(
@@ -38,6 +47,7 @@ def merge_folders(
     rank: RankPolicy | None = None,
     router: str | Router | None = None,
     texts: Mapping[str, Sequence[str]] | None = None,
+    images: Mapping[str, Pictures] | None = None,
     vocabulary: str = "strict",
     labels: Mapping[str, Sequence[str]] | None = None,
     dense: str | None = None,
@@ -47,15 +57,17 @@ def merge_folders(
     """Merge folders that plain transformers or PEFT wrote into a routed twin.
 
     Args:
-        base: the experts' common base, a folder or a Hub name.
+        base: the experts' common base, a folder or a Hub name; of CLIP and its kin the tower that sees is merged.
         folders: task -> an expert's folder or Hub name; at least two.
         method: of the shared expert: a name that `twinmerge.methods.methods` lists, or a function, see `merge`.
         rank: the rank of every exclusive expert, such as 8, or exactly one rank policy of `exclusive_experts`, such as
             {"energy": 0.9}; density 0.1 when not given. With a fixed rank, adapters are merged as exact products of
             their factors by `average` and `task_arithmetic`.
-        router: a trained `Router`; or `knn` (no training), `linear` or `mlp`, made from `texts`; None leaves the twin
-            without, so that a forward takes `router_weights`.
+        router: a trained `Router`; or `knn` (no training), `linear` or `mlp`, made from `texts` or `images`; None
+            leaves the twin without, so that a forward takes `router_weights`.
         texts: task -> unlabelled texts, at least two each, for a router that is made here.
+        images: of a base that reads images, task -> a folder of unlabelled images, or a list of files and PIL images,
+            likewise; they are read by the base's own image processor.
         vocabulary: `strict`, `pad` or `union` (see `twinmerge.vocabulary`).
         labels: task -> label names in the order of the head's outputs, of tasks whose folder does not name them.
         dense: which vectors the exclusive experts keep, see `merge`.
@@ -68,22 +80,22 @@ def merge_folders(
 
     Raises:
         CheckpointError: for a folder that cannot be read exactly.
-        ValueError: for an argument of another kind, an unknown option, a router without texts, or texts or labels of a
-            task that has no folder.
+        ValueError: for an argument of another kind, an unknown option, a router without texts or images, or texts,
+            images or labels of a task that has no folder.
     """
-    from transformers import AutoModel
-
     check_arguments(merge_folders, locals())
     check_task_names(list(folders))
     check_options(find(method), options)
     rank = rank_policy({"density": 0.1} if rank is None else rank)
-    _check_router(router, texts, folders)
+    pictures = None if images is None else {task: pictures_of(task, given) for task, given in images.items()}
+    check_router(router, texts, pictures, list(folders))
     if odd := next((task for task in labels or {} if task not in folders), None):
         raise ValueError(f"labels are given for '{odd}', which is no task; the tasks are {', '.join(folders)}.")
     places = {task: local_folder(where) for task, where in folders.items()}
     where = local_folder(base)
-    model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
-    headers = inspect_checkpoint(where)
+    model = load_body(where)
+    check_read(model, texts, images)
+    headers = tower_of(inspect_checkpoint(where))
     experts = {
         t: named(read_folder(f, where, model, headers=headers, vocabulary=vocabulary), (labels or {}).get(t))
         for t, f in places.items()
@@ -94,34 +106,17 @@ def merge_folders(
     check_routable(model.config)
     twin = combine(model, experts, method, rank, dense=dense, seed=seed, **options)
     twin.to(getattr(torch, stored_format(headers, [inspect_checkpoint(place) for place in places.values()])))
-    if isinstance(router, str):
-        from transformers import AutoTokenizer
-
+    if isinstance(router, str) and pictures is not None:
+        processor = image_processor(where)
+        pixels = {task: map(partial(read_picture, processor), listed) for task, listed in pictures.items()}
+        router = router_from_images(twin, router, pixels, seed)
+    elif isinstance(router, str):
         words = tokenizer or AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-        router = router_from_texts(twin, router, words, {task: list((texts or {})[task]) for task in folders}, seed)
+        router = router_from_texts(twin, router, words, texts or {}, seed)
     twin.router = router
     twin.tokenizer_of_union = tokenizer
     twin.eval()
     return twin
-
-
-def _check_router(
-    router: str | Router | None, texts: Mapping[str, Sequence[str]] | None, folders: Mapping[str, str | Path]
-) -> None:
-    """Refuse a router that cannot be made, and texts that no router is made from."""
-    if not isinstance(router, str):
-        if texts is not None:
-            raise ValueError(
-                f"texts are what a router is made from, and router is {'None' if router is None else 'made already'}; "
-                f"choose {', '.join(ROUTERS)}, or leave texts out."
-            )
-        return
-    if router not in ROUTERS:
-        raise ValueError(f"router '{router}' is unknown; choose {', '.join(ROUTERS)}, a Router, or None.")
-    if not texts or set(folders) - set(texts) or min(map(len, texts.values())) < 2:
-        raise ValueError(f"router '{router}' needs texts of every task, at least two each; give texts={{task: [...]}}.")
-    if odd := next((task for task in texts if task not in folders), None):
-        raise ValueError(f"texts are given for '{odd}', which is no task; the tasks are {', '.join(folders)}.")
 
 
 def named(expert: Expert, labels: Sequence[str] | None) -> Expert:
@@ -203,61 +198,3 @@ def merge_experts(
         options = {"seed": seed, **options}
     states = {task: expert.state for task, expert in experts.items()}
     return merge(model, states, method, rank={"seed": seed, **policy}, dense=dense, **options)
-
-
-def router_from_texts(
-    twin: TwinMixin, kind: str, tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, list[str]], seed: int
-) -> Router:
-    """A router from unlabelled texts: every fifth text of a task is held out to fit the temperature."""
-    found: dict[str, Tensor] = {}
-    for task in twin.tasks:
-        rows = []
-        for text in texts[task]:
-            inputs = tokenizer(text, return_tensors="pt", truncation=True)
-            inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
-            with torch.no_grad():
-                rows.append(twin.features(**inputs)[0])
-        found[task] = torch.stack(rows)
-    return router_from_features(kind, found, seed)
-
-
-def router_from_features(kind: str, features: Mapping[str, Tensor], seed: int) -> Router:
-    """A router from the shared expert's features: every fifth row of a task is held out to fit the temperature.
-
-    Args:
-        kind: `knn`, `linear` or `mlp`.
-        features: task -> rows (items, width), at least two.
-        seed: of the training.
-    """
-    import lightning
-
-    from twinmerge.router import FeatureDataModule, RouterModule, fit_temperature, knn_router
-
-    parts: dict[bool, list[tuple[Tensor, int]]] = {False: [], True: []}
-    for index, rows in enumerate(features.values()):
-        for number, row in enumerate(rows):
-            parts[number % 5 == 1].append((row, index))
-    x, y, held_x, held_y = (
-        torch.stack(list(column)) if isinstance(column[0], Tensor) else torch.tensor(column)
-        for held in (False, True)
-        for column in zip(*parts[held], strict=True)
-    )
-    if kind == "knn":
-        router = knn_router(x, y, len(features))
-    else:
-        torch.manual_seed(seed)
-        module = RouterModule(x.shape[1], len(features), kind=cast(Literal["mlp", "linear"], kind))
-        module.router.standardise(x)
-        trainer = lightning.Trainer(
-            max_epochs=30,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, datamodule=FeatureDataModule((x, y), (held_x, held_y), seed=seed))
-        router = module.router.eval()
-    router.temperature = fit_temperature(router, held_x, held_y)
-    return router

@@ -19,9 +19,13 @@ _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_la
 
 
 def small_config(config: PretrainedConfig) -> PretrainedConfig:
-    """A copy of a configuration with at most two layers, as routing is a matter of kinds of layers and not of depth."""
+    """A copy of a configuration with at most two layers, as routing is a matter of kinds of layers and not of depth.
+
+    One of stages, each with a width and a depth of its own, keeps them all: what comes after them fits the last.
+    """
     small = copy.deepcopy(config)
-    for name in _DEPTHS:
+    staged = isinstance(getattr(small, "depths", None), list | tuple)
+    for name in () if staged else _DEPTHS:
         depth = getattr(small, name, None)
         if isinstance(depth, int) and depth > 2:
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -202,6 +202,15 @@ class RoutedNorm(RoutedLayer):
         return mixed.reshape(-1, *[1] * (dims - 1), mixed.shape[-1])
 
 
+def with_statistics(model: nn.Module) -> list[nn.Module]:
+    """The modules that keep running means or variances of their own: batch norms, and timm's EvoNorms."""
+    return [
+        module
+        for module in model.modules()
+        if any(module._buffers.get(name) is not None for name in ("running_mean", "running_var"))
+    ]
+
+
 class RoutedAny(RoutedLayer):
     """The fallback, exact for any module: its parameters are merged for each row and its inputs taken row by row.
 
@@ -222,6 +231,14 @@ class RoutedAny(RoutedLayer):
         self.experts_dense = _parameters({name: d.flatten(2) if d.dim() == 5 else d for name, d in dense.items()})
         self.experts_ups = _parameters({name: up for name, (up, _) in factors.items()})
         self.experts_downs = _parameters({name: down for name, (_, down) in factors.items()})
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """The mode, but for running statistics, which are used and not moved, as in `RoutedBatchNorm`."""
+        super().train(mode)
+        for module in with_statistics(self):
+            module.training = False
+        return self
 
     def differences(self, row: Tensor) -> dict[str, Tensor]:
         """Parameter name -> sum over experts of row[t] times its difference, flat in the parameter's order."""

@@ -94,7 +94,7 @@ class Picture:
         Raises:
             RunError: When it cannot be read.
         """
-        from distill.pictures import open_image
+        from gapbridge.pictures import open_image
 
         try:
             if isinstance(self.source, str):
@@ -200,15 +200,14 @@ def _check_files(files: list[str]) -> None:
     Raises:
         RunError: For one that cannot be read, with its name.
     """
-    from distill.errors import DistillError
-    from distill.pictures import check_header
+    from gapbridge.pictures import PictureError, check_header
 
     if empty := [file for file in files if not Path(file).stat().st_size]:
         raise RunError(f"the image {empty[0]} has no content; repair or remove it ({len(empty)} such files)")
     try:
         for file in files[:: max(1, len(files) // HEADERS)]:
             check_header(file)
-    except DistillError as error:
+    except PictureError as error:
         raise RunError(str(error)) from error
 
 
@@ -383,7 +382,7 @@ class _Column:
         self.rows, self.column = rows, column
 
     def __getitem__(self, index: int) -> tuple[Image]:
-        from distill.pictures import eight_bits, upright
+        from gapbridge.pictures import eight_bits, upright
 
         image = self.rows[index][self.column]
         if image is None:

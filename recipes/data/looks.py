@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -11,9 +10,11 @@ from torch import Tensor
 
 from recipes.data.models import reader_of, resolve_model
 from recipes.errors import RunError
+from twinmerge.errors import CheckpointError
+from twinmerge.unlabelled import image_processor, pixels_by
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from PIL.Image import Image
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from recipes.data.image_tasks import Picture
     from recipes.data.models import Reader
-    from recipes.data.task_source import TaskSource
 
 __all__ = ["Look", "check_reader", "check_taken", "look_of", "saved_reader"]
 
@@ -67,6 +67,10 @@ class Look:
             pixels = ((self.processed(image) * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         made: Tensor = v2.functional.center_crop(pixels, [self.size, self.size])
         return made
+
+    def pixels(self, picture: Picture) -> Tensor:
+        """A picture as the base takes it, shape (1, 3, size, size)."""
+        return self.normalised(self.resized(picture)[None])
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images of 8 bits, shape (batch, 3, size, size), as the base takes them."""
@@ -187,19 +191,10 @@ def _told(values: tuple[float, ...]) -> str:
 
 def _processor(base: str | Path) -> Callable[[Image], Tensor]:
     """The processor of a base, from one image to its tensor."""
-    from transformers import AutoImageProcessor
-
-    where = resolve_model(base) if isinstance(base, str) else base
     try:
-        made = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise RunError(f"the base {base} has no image processor ({reason}); give a base that reads images") from error
-    return partial(_pixels, made)
-
-
-def _pixels(processor: Callable[..., Mapping[str, Tensor]], image: Image) -> Tensor:
-    return processor(images=[image], return_tensors="pt")["pixel_values"][0]
+        return image_processor(resolve_model(base) if isinstance(base, str) else base)
+    except CheckpointError as error:
+        raise RunError(f"base: {error}") from error
 
 
 def _seen(base: str | Path, processed: Callable[[Image], Tensor], image: Image) -> Tensor:
@@ -219,21 +214,18 @@ def _seen(base: str | Path, processed: Callable[[Image], Tensor], image: Image) 
     return found.float()
 
 
-def saved_reader(
-    where: Path | str, tasks: Sequence[TaskSource], look: Look | None, model: PreTrainedModel
-) -> Reader | None:
+def saved_reader(where: Path | str, look: Look | None, model: PreTrainedModel) -> Reader | None:
     """What to save beside a model, so that who loads both gives it the inputs that it was trained on.
 
     Args:
         where: Folder or Hub id of the tokenizer or processor.
-        tasks: Of the recipe.
         look: How the model saw images; None for texts.
         model: To be saved; the processor of timm's models stands in its configuration, which is changed.
 
     Returns:
         The tokenizer or the processor; None where no processor of this kind makes what the look makes.
     """
-    reader = reader_of(where, tasks)
+    reader = reader_of(where, images=look is not None)
     if look is None or look.processed is not None:
         return reader
     processor = cast("BaseImageProcessor", reader)
@@ -245,7 +237,7 @@ def saved_reader(
         whole = {"size": {"shortest_edge": look.size}, "crop_size": {"height": look.size, "width": look.size}}
         whole |= {"do_resize": True, "do_center_crop": True, "resample": BICUBIC, "crop_pct": 1.0}
         made = type(processor).from_dict({**processor.to_dict(), **whole})
-    return cast("Reader", made) if _agree(look, partial(_pixels, made)) else None
+    return cast("Reader", made) if _agree(look, pixels_by(made)) else None
 
 
 def _agree(look: Look, reader: Callable[[Image], Tensor]) -> bool:

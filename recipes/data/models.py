@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from recipes.data import wheels
 from recipes.data.lite0 import lite0
@@ -14,9 +14,7 @@ from recipes.data.smollm2 import smollm2
 from recipes.errors import ASKS, UNRUN, UNRUN_ADVICE, RecipeError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-
-    from recipes.data.task_source import TaskSource
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
     Reader = PreTrainedTokenizerBase | ProcessorMixin
 
@@ -25,7 +23,6 @@ __all__ = [
     "SHIPPED",
     "check_model",
     "is_here",
-    "load_body",
     "own_code",
     "reader_of",
     "reads_images",
@@ -112,33 +109,15 @@ def resolve_model(name: str) -> Path | str:
     return wheels.fetch(key) if key else _folder(name) or name
 
 
-def load_body(where: Path | str, **options: object) -> PreTrainedModel:
-    """A base without any head, in float32 and eval mode; of CLIP and its kin, the tower that sees.
-
-    Args:
-        where: what `resolve_model` gives.
-        options: further arguments of `from_pretrained`, as of the configuration.
-    """
-    import torch
-
-    from twinmerge.towers import tower_class
-
-    kind = tower_class(where)
-    given: dict[str, Any] = {**options, "dtype": torch.float32, "trust_remote_code": False}
-    made: PreTrainedModel = kind.from_pretrained(where, **given).eval()
-    return made
-
-
-def reader_of(where: Path | str, tasks: Sequence[TaskSource]) -> Reader:
-    """What turns inputs into tensors for a model: its image processor for tasks of images, else its tokenizer.
+def reader_of(where: Path | str, *, images: bool) -> Reader:
+    """What turns inputs into tensors for a model: its image processor for images, else its tokenizer.
 
     Args:
         where: folder or Hub id.
-        tasks: of the recipe.
+        images: what the inputs are.
     """
     import transformers
 
-    images = bool(tasks) and tasks[0].kind == "images"
     if images:
         return cast("Reader", transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False))
     return cast("Reader", transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False))

@@ -28,7 +28,6 @@ __all__ = [
     "class_of",
     "first_rows",
     "hub_split",
-    "image_files",
     "named",
     "own_files",
     "read_columns",
@@ -65,11 +64,13 @@ def split_files(source: TaskSource) -> dict[str, list[Path]]:
     Raises:
         RecipeError: When the path, or the file of a named split, does not exist.
     """
+    from gapbridge.pictures import image_files
+
     where, path = f"task {source.name!r}", Path(source.path).expanduser()
     if source.kind == "images" and source.source in ("folder", "idx"):
         if not path.is_dir():
             raise RecipeError(f"{where}: folder {path} does not exist; give a folder of images")
-        return {"train": image_files(source) or [f for f in sorted(path.iterdir()) if f.is_file()]}
+        return {"train": image_files(path) or [f for f in sorted(path.iterdir()) if f.is_file()]}
     if source.source == "folder":
         if not path.is_dir():
             raise RecipeError(
@@ -80,14 +81,6 @@ def split_files(source: TaskSource) -> dict[str, list[Path]]:
     if not files:
         raise RecipeError(f"{where}: no file matches {path}; give an existing path or glob")
     return {"train": files}
-
-
-def image_files(source: TaskSource) -> list[Path]:
-    """The image files of a folder source, in order."""
-    from distill.pictures import FORMATS
-
-    folder = Path(source.path).expanduser()
-    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in FORMATS]
 
 
 def own_files(source: TaskSource) -> list[Path]:

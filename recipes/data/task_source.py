@@ -23,6 +23,13 @@ Kind = Literal["classification", "regression", "images"]
 Metric = Literal["accuracy", "f1", "mcc", "accuracy_f1", "pearson_spearman"]
 
 
+def check_templates(templates: list[str]) -> None:
+    """Refuse a sentence of a zero-shot head that has no place for the name of a class."""
+    for index, template in enumerate(templates):
+        if "{}" not in template:
+            raise FieldError(f"templates.{index}", f"expected {{}} for the name of a class in it, got {template!r}")
+
+
 @dataclass
 class TaskSource:
     """Where one task's texts and labels come from.
@@ -49,6 +56,7 @@ class TaskSource:
         max_train: Keep at most this many training rows, a stratified sample drawn with the run's seed.
         max_validation: Likewise for validation.
         max_test: Likewise for test.
+        templates: Of zero-shot heads, sentences with {} for the name of a class; none takes those of the training.
         language: How a language model is asked and judged; without it the task has labels, of ``kind`` and ``metric``.
     """
 
@@ -70,6 +78,7 @@ class TaskSource:
     max_train: int | None = None
     max_validation: int | None = None
     max_test: int | None = None
+    templates: list[str] = field(default_factory=list)
     language: Language | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +101,7 @@ class TaskSource:
             limit = getattr(self, key)
             if limit is not None:
                 check_positive(limit, key)
+        check_templates(self.templates)
         self._check_images()
         if self.source == "shipped":
             self._check_shipped()
@@ -108,6 +118,8 @@ class TaskSource:
     def _check_images(self) -> None:
         if self.source == "idx" and self.kind != "images":
             raise FieldError("source", f"expected idx files for kind 'images' only, got kind {self.kind!r}")
+        if self.kind != "images" and self.templates:
+            raise FieldError("templates", f"expected none for kind {self.kind!r}, got {self.templates!r}")
         if self.kind != "images":
             return
         if self.language is not None:

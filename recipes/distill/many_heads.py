@@ -12,12 +12,13 @@ import torch
 import twinmerge
 from distill.errors import DistillError
 from distill.networks import TextNetwork
-from recipes.data.models import load_body, resolve_model
+from recipes.data.models import resolve_model
 from recipes.distill.shorter import KEYS, kept_layers, shorter
 from twinmerge.artefact import save
 from twinmerge.errors import CheckpointError
 from twinmerge.heads import random_inputs
 from twinmerge.states import states_of
+from twinmerge.towers import load_body
 from twinmerge.twin_parts import Head, pool
 
 if TYPE_CHECKING:

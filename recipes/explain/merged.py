@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from recipes.data.language_task import NO_COLUMNS
-from recipes.data.models import load_body, resolve_model
+from recipes.data.models import resolve_model
 from recipes.data.own_columns import own_columns
 from recipes.data.sources import load_task
 from recipes.data.splits import TextTask
@@ -25,6 +25,7 @@ from recipes.merge.recipe import mixed
 from recipes.merge.schema import Recipe
 from recipes.merge.zero_shot import with_zero_shot
 from recipes.running.quiet import hush_libraries
+from twinmerge.towers import load_body
 
 if TYPE_CHECKING:
     import pandas as pd

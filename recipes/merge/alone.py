@@ -1,25 +1,58 @@
-"""Merge given experts without any data: every static merge, and a twin with a router from texts or without one."""
+"""Merge given experts without any data: every static merge, and a twin, its router from texts or images or none."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from recipes.data.models import resolve_model
-from recipes.errors import RunError
+from recipes.errors import RecipeError, RunError
 from recipes.merge.baselines import seeded
 from recipes.merge.experts import base_checkpoint, expert_folder, read_expert, stored_format_of
 from recipes.running.quiet import hush_libraries
 from twinmerge.methods import compared
+from twinmerge.towers import load_body
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from recipes.data.looks import Look
+    from recipes.data.models import Reader
     from recipes.merge.schema import Recipe
     from recipes.running.folder import RunFolder
     from twinmerge.folders import Expert
+    from twinmerge.twin_mixin import TwinMixin
+    from twinmerge.twin_parts import Router
+
+
+def sees(model: PreTrainedModel) -> bool:
+    """Whether a body reads images."""
+    return bool(model.main_input_name == "pixel_values")
+
+
+def check_read(recipe: Recipe, images: bool) -> None:
+    """Refuse texts for the router of a base that reads images, and the other way round.
+
+    Args:
+        recipe: Without tasks.
+        images: What the base reads.
+
+    Raises:
+        RecipeError: Where another kind is given.
+    """
+    given, other = ("texts", "images") if images else ("images", "texts")
+    if getattr(recipe, given):
+        raise RecipeError(
+            f"{given}: expected {other}, which the base {recipe.base} reads; give {other} of every expert"
+        )
+
+
+def told_router(recipe: Recipe) -> str:
+    """Which router a merge without tasks makes, and from what."""
+    given = "texts" if recipe.texts else "images" if recipe.images else ""
+    return f"router {recipe.router.kind} from {given}" if given else "no router: a forward takes router_weights"
 
 
 def read_all(
@@ -45,8 +78,7 @@ def read_all(
     from twinmerge.vocabulary import fit_vocabulary
 
     where = resolve_model(recipe.base)
-    images = bool(recipe.tasks) and recipe.tasks[0].kind == "images"
-    look = look_of(recipe.base, recipe.training.image_size) if images else None
+    look = look_of(recipe.base, recipe.training.image_size) if sees(model) else None
     experts: dict[str, Expert] = {}
     places: dict[str, Path] = {}
     for name, one in given.items():
@@ -72,33 +104,34 @@ def read_all(
 def run_alone(recipe: Recipe, folder: RunFolder) -> None:
     """Write every static merge of the given experts, and the twin; nothing is scored, for there is no data."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
 
+    from recipes.data.looks import look_of, saved_reader
     from twinmerge.artefact import save
     from twinmerge.merging import set_parameters, shared_expert
-    from twinmerge.one_call import combine, router_from_texts
+    from twinmerge.one_call import combine
 
     hush_libraries()
     where = resolve_model(recipe.base)
-    model = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
+    model = load_body(where)
+    check_read(recipe, sees(model))
+    look = look_of(recipe.base, recipe.training.image_size) if sees(model) else None
     experts, tokenizer = read_all(recipe, folder, model, recipe.given())
-    words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    reader = saved_reader(tokenizer, look, model)
     states = {task: expert.state for task, expert in experts.items()}
     for method in dict.fromkeys([*compared(), recipe.shared.method]):
         options = recipe.shared.options if method == recipe.shared.method else {}
         state = shared_expert(model, states, method, **seeded(method, options, recipe.seed))
         target = folder.path / "static" / method
         set_parameters(copy.deepcopy(model), state).save_pretrained(target)
-        words.save_pretrained(target)
+        if reader is not None:
+            reader.save_pretrained(target)
     shared, policy, dense = recipe.shared, recipe.exclusive.policy(), recipe.exclusive.dense
     twin = combine(model, experts, shared.method, policy, dense=dense, seed=recipe.seed, **shared.options)
     twin.to(getattr(torch, stored_format_of(recipe, where)))
     twin.router_reads = recipe.router.features
-    if recipe.texts:
-        read = {task: read_lines(recipe.texts[task]) for task in experts}
-        twin.router = router_from_texts(twin, recipe.router.kind, words, read, recipe.seed)
+    twin.router = _router(recipe, twin, reader, look)
     card = {"base": recipe.base, "sources": {task: expert.digest for task, expert in experts.items()}}
-    save(twin, folder.path / "merged", tokenizer=words, card=card, overwrite=True)
+    save(twin, folder.path / "merged", tokenizer=reader, card=card, overwrite=True)
     rows = [
         {
             "expert": task,
@@ -108,11 +141,24 @@ def run_alone(recipe: Recipe, folder: RunFolder) -> None:
         }
         for task, expert in experts.items()
     ]
-    router = f"router {recipe.router.kind} from texts" if recipe.texts else "no router: give router_weights"
-    summary = f"{len(experts)} experts in one twin, {router}; static merges beside it."
-    folder.finish(
-        {"experts": rows, "router": recipe.router.kind if recipe.texts else None}, {"Experts": rows}, summary=summary
-    )
+    summary = f"{len(experts)} experts in one twin, {told_router(recipe)}; static merges beside it."
+    kind = None if twin.router is None else recipe.router.kind
+    folder.finish({"experts": rows, "router": kind}, {"Experts": rows}, summary=summary)
+
+
+def _router(recipe: Recipe, twin: TwinMixin, reader: Reader | None, look: Look | None) -> Router | None:
+    """The router from the texts or the images that the recipe gives; None where it gives neither."""
+    from recipes.data.image_tasks import Picture
+    from twinmerge.unlabelled import pictures_of, router_from_images, router_from_texts
+
+    kind, seed = recipe.router.kind, recipe.seed
+    if recipe.texts:
+        read = {task: read_lines(recipe.texts[task]) for task in twin.tasks}
+        return router_from_texts(twin, kind, cast("PreTrainedTokenizerBase", reader), read, seed)
+    if look is None or not recipe.images:
+        return None
+    pictures = {task: [Picture(str(file)) for file in pictures_of(task, recipe.images[task])] for task in twin.tasks}
+    return router_from_images(twin, kind, {task: map(look.pixels, files) for task, files in pictures.items()}, seed)
 
 
 def read_lines(file: str) -> list[str]:

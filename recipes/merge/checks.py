@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.data.language_rows import check_language
-from recipes.data.models import check_model, is_here, load_body, own_code, reads_images
+from recipes.data.models import check_model, is_here, own_code, reads_images
 from recipes.data.sources import check_task, load_task
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
-from recipes.merge.alone import read_lines
+from recipes.merge.alone import check_read, read_lines, told_router
 from recipes.merge.experts import (
     base_checkpoint,
     cache_folder,
@@ -33,6 +33,7 @@ from recipes.merge.routable import check_images_taken, check_routable
 from recipes.merge.schema import Recipe
 from recipes.merge.trial import check_options
 from recipes.running.quiet import hush_libraries
+from twinmerge.towers import is_pair, load_body
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,17 +53,19 @@ def check(recipe: Recipe) -> Iterator[str]:
     base = base_checkpoint(recipe.base)
     given = recipe.given()
     if not recipe.tasks:
-        check_texts(recipe)
+        sees = base is not None and reads_images(base.config)
         yield from check_all(
             [
+                partial(check_unlabelled, recipe, list(given)),
                 *(partial(check_given, recipe, name, given[name], base) for name in given),
                 partial(check_routable, recipe.base, (), RecipeError),
+                *([partial(check_images_taken, recipe.base, recipe.training.image_size)] if sees else []),
             ]
         )
-        router = (
-            f"router {recipe.router.kind} from texts" if recipe.texts else "no router: a forward takes router_weights"
+        yield (
+            f"plan: {len(given)} experts, every static merge, a twin, {told_router(recipe)}; no data, so that nothing "
+            "is scored"
         )
-        yield f"plan: {len(given)} experts, every static merge, a twin, {router}; no data, so that nothing is scored"
         return
     yield from check_all(
         [
@@ -96,13 +99,29 @@ def check(recipe: Recipe) -> Iterator[str]:
     )
 
 
-def check_texts(recipe: Recipe) -> None:
-    """Read the texts that a router is made from."""
-    for name, file in recipe.texts.items():
-        try:
-            read_lines(file)
-        except RunError as error:
-            raise RecipeError(f"texts.{name}: {error}") from error
+def check_unlabelled(recipe: Recipe, names: list[str]) -> str:
+    """Read the texts, or look at the images, from which the router of a merge without tasks is made.
+
+    Args:
+        recipe: Without tasks.
+        names: Of its experts.
+
+    Raises:
+        RecipeError: When an expert has none, or some cannot be read.
+    """
+    from twinmerge.unlabelled import pictures_of
+
+    told = []
+    for key, by in (("texts", recipe.texts), ("images", recipe.images)):
+        if odd := sorted(set(names) ^ set(by)) if by else []:
+            raise RecipeError(f"{key}: '{odd[0]}' has none or is no expert; give some for {', '.join(names)}")
+        for name, place in by.items():
+            try:
+                count = len(read_lines(place) if key == "texts" else pictures_of(name, place))
+            except (RunError, ValueError) as error:
+                raise RecipeError(f"{key}.{name}: {error}") from error
+            told.append(f"{count} {key} of {name}")
+    return f"router: {', '.join(told) or 'none, since there are no texts and no images'}"
 
 
 def _check_base(recipe: Recipe) -> str:
@@ -113,11 +132,14 @@ def _check_base(recipe: Recipe) -> str:
     if base is None:
         return "base: not here as a folder, so that experts are compared with it when the run starts"
     check_kind(recipe.base, recipe.tasks, base.config)
-    if not recipe.tasks and reads_images(base.config):
-        raise RecipeError(
-            f"tasks: expected tasks of images, as the base {recipe.base} reads images, got none; name them, or merge "
-            "the experts without data by twinmerge.merge_folders"
-        )
+    if not recipe.tasks:
+        sees = reads_images(base.config)
+        if sees and "text_config" in base.config and not is_pair(base):
+            raise RecipeError(
+                f"base: {recipe.base} reads texts and images together, which no recipe merges; use "
+                "twinmerge.merge_folders"
+            )
+        check_read(recipe, sees)
     return f"base: {len(base.tensors)} tensors, {base.bytes / 1e6:.1f} MB"
 
 
@@ -161,7 +183,7 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
         raise RecipeError(f"experts.{name}: {where} {fault}")
     try:
         line = inspect_expert(where, base, recipe.vocabulary)
-        if base is not None and task is not None and task.kind == "images":
+        if base is not None and reads_images(base.config):
             _check_sight(recipe, where)
         if base is None or is_own(where) or recipe.training.model == "causal":
             return f"expert {name}: {line}"

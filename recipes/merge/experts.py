@@ -40,7 +40,8 @@ def cache_folder(base: str, source: TaskSource, training: Training, trainer: Tra
 
     A local base or table counts by the content of its files and not by their place; versions of libraries do not count.
     """
-    task, where = {k: v for k, v in asdict(source).items() if k not in READING or v != getattr(TaskSource, k)}, base
+    told = {k: v for k, v in asdict(source).items() if k != "templates"}  # of heads that are not trained
+    task, where = {k: v for k, v in told.items() if k not in READING or v != getattr(TaskSource, k)}, base
     plain = asdict(type(training)())
     settings = {k: v for k, v in asdict(training).items() if k not in LATER or v != plain[k]}
     contents: list[Path] = []
@@ -105,7 +106,11 @@ def check_rank(field: str, rank: int | None, shapes: Iterable[tuple[int, ...]], 
     flat = ((shape[0], prod(shape[1:])) for shape in shapes if len(shape) in (2, 4, 5))  # matrices and kernels
     widest = max(map(min, flat), default=0)
     if rank and rank > widest:
-        raise error(f"{field}: expected 1 to {widest}, the base's largest, got {rank}")
+        raise error(
+            f"{field}: expected 1 to {widest}, the smaller side of the base's largest matrix, got {rank}; give a "
+            "smaller one"
+            + (", or exclusive.density, a share of every matrix's own" if field == "exclusive.rank" else "")
+        )
 
 
 def expert_folder(given: str) -> Path | None:

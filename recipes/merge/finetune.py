@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from recipes.data.language_rows import check_language
-from recipes.data.models import check_model, load_body, resolve_model
+from recipes.data.models import check_model, resolve_model
 from recipes.data.sources import check_task, here, load_task
 from recipes.data.tables import own_files
 from recipes.data.task_source import TaskSource
@@ -39,6 +39,7 @@ from recipes.running.lengths import check_batches, in_parts, told
 from recipes.running.quiet import hush_libraries
 from recipes.running.seals import stamp
 from recipes.running.trainer import TrainerConfig, build_trainer, check_trainer
+from twinmerge.towers import load_body
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule
@@ -81,7 +82,7 @@ class Recipe:
         """Refuse an empty or ambiguous list of tasks."""
         check_name(self.name, "name")
         check_seed(self.seed)
-        check_tasks(self.tasks, self.training.model)
+        check_tasks(self.tasks, self.training)
 
 
 def check(recipe: Recipe) -> Iterator[str]:
@@ -266,7 +267,7 @@ def train_expert(
     }
     if trainer.is_global_zero:
         model = cast("PreTrainedModel", module.model)
-        reader = saved_reader(where, [source], look, model)
+        reader = saved_reader(where, look, model)
         with whole_folder(target, overwrite=True) as out:
             save_expert(module, reader, card, out)
         shutil.rmtree(folder.checkpoints / source.name, ignore_errors=True)  # only an interrupted training needs them

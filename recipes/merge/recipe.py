@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.data.models import load_body, resolve_model
+from recipes.data.models import resolve_model
 from recipes.data.sources import load_task
 from recipes.data.tables import own_files
 from recipes.errors import RecipeError, RunError
@@ -31,6 +31,7 @@ from recipes.merge.zero_shot import unnamed, with_zero_shot
 from recipes.running.environment import process_rank
 from recipes.running.files import plain_json
 from recipes.running.quiet import hush_libraries
+from twinmerge.towers import load_body
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def inputs(recipe: Recipe) -> list[Path]:
     except RecipeError:  # the pre-flight says so
         experts = []
     tables = [file for task in recipe.tasks for file in own_files(task)]
-    return [Path(recipe.base), *experts, *tables, *map(Path, recipe.texts.values())]
+    return [Path(recipe.base), *experts, *tables, *map(Path, (*recipe.texts.values(), *recipe.images.values()))]
 
 
 def finished(path: Path) -> list[str]:
@@ -191,7 +192,7 @@ def _write(
     target = save(
         twin,
         folder.path / "merged",
-        tokenizer=saved_reader(tokenizer, recipe.tasks, getattr(judge.data, "look", None), twin),
+        tokenizer=saved_reader(tokenizer, getattr(judge.data, "look", None), twin),
         card={"base": recipe.base, "residuals": exclusive.residuals, "sources": sources},
         texts=texts,
         labels={task: expert.labels or [] for task, expert in experts.items()},

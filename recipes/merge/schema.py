@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.data.task_source import TaskSource
+from recipes.data.task_source import TaskSource, check_templates
 from recipes.fields import FieldError, check_name, check_positive, check_seed
 from recipes.front.schema import did_you_mean
 from recipes.merge.baselines import DATA, SHARED, Baselines, Shared
@@ -67,7 +67,7 @@ class Training:
             of all but the first token), first_patches (both), or pooled (what the body pools to).
         batch_size: Rows a training step.
         max_length: Longest sequence in tokens.
-        templates: Sentences of zero-shot heads, with {} for the name of a class.
+        templates: Sentences of zero-shot heads, with {} for the name of a class; a task may have its own.
         image_size: Side of images in pixels; 0 takes that of the base's processor.
         augmentation: Of training images: none, crop (shifts), flip (shifts and mirrors) or trivial (TrivialAugment).
         statistics: Of batch norms: frozen at the base's, as short trainings need them, or trained; static merges of
@@ -131,15 +131,14 @@ class Training:
             raise FieldError(
                 "heads", f"expected trained for model {self.model!r}, which has its own head, got {self.heads!r}"
             )
-        for index, template in enumerate(self.templates):
-            if "{}" not in template:
-                raise FieldError(f"templates.{index}", f"expected {{}} for the name of a class in it, got {template!r}")
+        check_templates(self.templates)
         if self.heads == "fixed" and self.pooling != "mean":
             raise FieldError("pooling", f"expected mean for fixed heads, got {self.pooling!r}")
 
 
-def check_tasks(tasks: list[TaskSource], model: str) -> None:
+def check_tasks(tasks: list[TaskSource], training: Training) -> None:
     """Refuse a recipe without tasks, with two of one name, or with tasks that the kind of model cannot learn."""
+    model = training.model
     if not tasks:
         raise FieldError("tasks", "expected at least one task, got none")
     names = [task.name for task in tasks]
@@ -148,6 +147,10 @@ def check_tasks(tasks: list[TaskSource], model: str) -> None:
     for index, task in enumerate(tasks):
         if (task.kind == "images") != (tasks[0].kind == "images"):
             raise FieldError(f"tasks.{index}.kind", "expected all tasks of images or none, got both")
+        if task.templates and training.heads != "zeroshot":
+            raise FieldError(
+                f"tasks.{index}.templates", f"expected none with {training.heads} heads, which read no sentences"
+            )
         if task.kind == "images" and model != "encoder":
             raise FieldError("training.model", f"expected encoder for tasks of images, got {model!r}")
         if model == "causal" and task.language is None:
@@ -170,6 +173,7 @@ class Recipe:
             finetune recipe wrote them, or the folder of a finetune run; the others are trained and cached.
         labels: Names of an expert's outputs in order, by task name, where its folder does not name them.
         texts: Without tasks, files of unlabelled texts (one a line) by expert name, from which the router is made.
+        images: Likewise, of a base that reads images, folders of unlabelled images by expert name.
         vocabulary: What becomes of experts with other vocabularies: strict refuses them, pad lengthens embeddings
             beside one tokenizer, union takes in the tokens that experts added.
         training: How missing experts are trained.
@@ -192,6 +196,7 @@ class Recipe:
     experts: dict[str, str] | str = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
     vocabulary: Literal["strict", "pad", "union"] = "strict"
     training: Training = field(default_factory=Training)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=3, gradient_clip_val=1.0))
@@ -210,11 +215,12 @@ class Recipe:
         check_positive(self.eval_batch_size, "eval_batch_size")
         self.router = self.router.settled(self.training.model == "causal")
         if self.tasks:
-            check_tasks(self.tasks, self.training.model)
+            check_tasks(self.tasks, self.training)
             if len(self.tasks) < 2:
                 raise FieldError("tasks", "expected at least two tasks to merge, got one")
-            if self.texts:
-                raise FieldError("texts", "expected none beside tasks, whose training inputs train the router")
+            for key in ("texts", "images"):
+                if getattr(self, key):
+                    raise FieldError(key, "expected none beside tasks, whose training inputs train the router")
         elif self.shared.tune:
             raise FieldError("shared.tune", "expected none without tasks, whose validation rows would decide")
         elif self.shared.method in DATA:
@@ -224,14 +230,17 @@ class Recipe:
         elif isinstance(self.experts, dict) and len(self.experts) < 2:
             raise FieldError("tasks", "expected at least two tasks to merge, or two experts without tasks")
         names = [task.name for task in self.tasks] or (list(self.experts) if isinstance(self.experts, dict) else [])
-        for key in ("experts", "labels", "texts"):
+        for key in ("experts", "labels", "texts", "images"):
             given = getattr(self, key)
             if names and isinstance(given, dict) and (unknown := sorted(set(given) - set(names))):
                 raise FieldError(f"{key}.{unknown[0]}", f"no task has this name; {did_you_mean(unknown[0], names)}")
         for name in names:
             check_name(name, "experts")
-        if self.texts and (missing := sorted(set(names) - set(self.texts))):
-            raise FieldError("texts", f"expected a file for every expert, got none for {missing[0]!r}")
+        for key, what in (("texts", "file"), ("images", "folder")):
+            if (by := getattr(self, key)) and (missing := sorted(set(names) - set(by))):
+                raise FieldError(key, f"expected a {what} for every expert, got none for {missing[0]!r}")
+        if self.texts and self.images:
+            raise FieldError("images", "expected none beside texts, as the base reads one of the two")
         if self.training.heads == "zeroshot":
             self._check_zero_shot()
         if self.training.model == "classifier":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from recipes.data.models import resolve_model
@@ -30,10 +32,10 @@ def unnamed(task: TextTask) -> str:
 
 
 def with_zero_shot(recipe: Recipe, tasks: Sequence[TextTask], experts: Mapping[str, Expert]) -> dict[str, Expert]:
-    """The experts with zero-shot heads of the whole base, which holds the text model too.
+    """The experts with zero-shot heads: of the whole base, which holds the text model too, or of a whole expert.
 
     Args:
-        recipe: With the base and the templates.
+        recipe: With the base, the experts and the templates.
         tasks: With the names of their classes.
         experts: By task, without heads.
 
@@ -43,15 +45,23 @@ def with_zero_shot(recipe: Recipe, tasks: Sequence[TextTask], experts: Mapping[s
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from recipes.merge.experts import expert_folder
+    from twinmerge.headers import inspect_checkpoint
+    from twinmerge.local import local_folder
+    from twinmerge.towers import reads_texts
     from twinmerge.zero_shot import zero_shot_head
 
     where = resolve_model(recipe.base)
-    whole = AutoModel.from_pretrained(where, dtype=torch.float32, trust_remote_code=False).eval()
     tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    whole = functools.cache(partial(AutoModel.from_pretrained, dtype=torch.float32, trust_remote_code=False))
+    given = recipe.given()
+    own = {source.name: source.templates for source in recipe.tasks}
     made = {}
     for task in tasks:
+        place = expert_folder(given[task.name]) or local_folder(given[task.name])
+        model = whole(place if reads_texts(inspect_checkpoint(place)) else where).eval()
         try:
-            head = zero_shot_head(whole, tokenizer, task.labels, recipe.training.templates)
+            head = zero_shot_head(model, tokenizer, task.labels, own[task.name] or recipe.training.templates)
         except ValueError as error:
             raise RunError(f"training.heads: {error}") from error
         made[task.name] = replace(experts[task.name], head=head, labels=list(task.labels))

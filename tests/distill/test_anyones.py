@@ -292,7 +292,7 @@ class ColourBlind(nn.Module):
 
 
 def test_images_are_what_their_files_mean(tmp_path):
-    from distill.pictures import eight_bits, open_image
+    from gapbridge.pictures import PictureError, eight_bits, open_image
 
     deep = np.array([[0, 256, 32768, 65535]], np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
@@ -304,9 +304,9 @@ def test_images_are_what_their_files_mean(tmp_path):
     turned.save(tmp_path / "turned.png", exif=exif)
     assert np.asarray(open_image(str(tmp_path / "turned.png"))).tolist() == [[3, 0], [4, 1], [5, 2]]
     (tmp_path / "bad.jpg").write_bytes(b"no image")
-    with pytest.raises(DistillError, match=r"the image .*bad\.jpg cannot be read .*; repair or remove it"):
+    with pytest.raises(PictureError, match=r"the image .*bad\.jpg cannot be read .*; repair or remove it"):
         open_image(str(tmp_path / "bad.jpg"))
-    with pytest.raises(DistillError, match="an image holds floating numbers"):
+    with pytest.raises(PictureError, match="an image holds floating numbers"):
         eight_bits(Image.fromarray(np.zeros((2, 2), np.float32)))
 
 

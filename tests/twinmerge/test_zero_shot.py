@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,15 @@ import transformers
 
 import twinmerge
 from benchmarks import families
+from recipes.data.task_source import TaskSource
+from recipes.fields import FieldError
+from recipes.merge.schema import Recipe, Training
+from recipes.merge.zero_shot import with_zero_shot
 from tests.recipes.merge.test_images import paint
 from tests.recipes.tiny import World
 from tests.twinmerge import foreign, tiny
 from twinmerge import Head, attach, merge, zero_shot_head
+from twinmerge.folders import Expert
 from twinmerge.states import states_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -142,3 +148,45 @@ def test_towers_without_heads_are_merged_by_the_recipe(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "result.json").read_text())["rows"]["routed"]["normalised"] > 0
     lacking = recipe | {"experts": {"colours": recipe["experts"]["colours"]}}
     assert "expected one for every task with zero-shot heads" in world.run(lacking, "lacking", "--check").err
+
+
+def test_sentences_are_the_tasks_own_and_the_text_model_that_of_a_whole_expert(tmp_path: Path) -> None:
+    model, tokenizer = pair("clip"), foreign.tokenizer()
+    tokenizer.model_max_length = 16
+    tokenizer.save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "base")
+    model.vision_model.save_pretrained(tmp_path / "tower")
+    tuned = foreign.moved(copy.deepcopy(model), 3)  # the text model too
+    tuned.save_pretrained(tmp_path / "whole")
+    files = {"kind": "images", "source": "folder", "path": str(tmp_path)}
+    sources = [TaskSource(name="tower", **files), TaskSource(name="whole", templates=["word9 {}", "{} word8"], **files)]  # type: ignore[arg-type]
+    recipe = Recipe(
+        base=str(tmp_path / "base"),
+        tasks=sources,
+        experts={name: str(tmp_path / name) for name in ("tower", "whole")},
+        training=Training(heads="zeroshot", templates=["word7 {}"]),
+    )
+    labels = ["word3", "word5"]
+    tasks: Any = [SimpleNamespace(name=source.name, labels=labels) for source in sources]
+    plain = Expert({}, {}, None, None, "", 0)
+    found = with_zero_shot(recipe, tasks, {"tower": plain, "whole": plain})
+    wanted = {
+        "tower": zero_shot_head(model, tokenizer, labels, ["word7 {}"]),
+        "whole": zero_shot_head(tuned, tokenizer, labels, ["word9 {}", "{} word8"]),
+    }
+    for name, head in wanted.items():
+        got = found[name].head
+        assert got is not None
+        torch.testing.assert_close(got.out_proj.weight, head.out_proj.weight)
+
+
+def test_sentences_that_no_head_reads_are_refused() -> None:
+    with pytest.raises(FieldError, match=r"expected {} for the name of a class in it, got 'a photo'"):
+        TaskSource(name="mnist", kind="images", templates=["a photo"])
+    with pytest.raises(FieldError, match="templates: expected none for kind 'classification'"):
+        TaskSource(name="mood", source="csv", path="x.csv", templates=["a {}"])
+    tasks = [TaskSource(name=name, kind="images", templates=["a {}"]) for name in ("mnist", "digits")]
+    with pytest.raises(
+        FieldError, match=r"tasks.0.templates: expected none with trained heads, which read no sentences"
+    ):
+        Recipe(tasks=tasks)

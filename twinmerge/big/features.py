@@ -16,8 +16,8 @@ from twinmerge.big.reading import Files, Place, places_of
 from twinmerge.checkpoints import align
 from twinmerge.errors import CheckpointError
 from twinmerge.headers import inspect_checkpoint
-from twinmerge.one_call import router_from_features
 from twinmerge.twin_parts import Router, masked_mean
+from twinmerge.unlabelled import router_from_features
 
 RouterKind = Literal["knn", "linear", "mlp"]
 _ROWS = 32  # texts of a forward, each of which reads the whole model

@@ -50,7 +50,10 @@ def choose_ranks(
     if rank is not None:
         widest = max((min(shape) for shape in shapes.values()), default=0)
         if isinstance(rank, bool) or not 1 <= rank <= widest:
-            raise ValueError(f"the rank is {rank}, but the largest matrix takes a rank from 1 to {widest}")
+            raise ValueError(
+                f"the rank is {rank}, but the largest matrix takes a rank from 1 to {widest}, its smaller side: give "
+                "one of these, or a density such as 0.1, which is a share of every matrix's own"
+            )
         return {key: min(rank, *shape) for key, shape in shapes.items()}
     if density is not None:
         return {key: rank_from_density(shape, density) for key, shape in shapes.items()}

@@ -89,13 +89,13 @@ def test_who_loads_a_model_with_its_processor_gives_it_the_images_of_its_trainin
     PROCESSORS[name].save_pretrained(tmp_path)
     look = look_of(tmp_path, 24)
     model = SimpleNamespace(config=None)
-    made = saved_reader(tmp_path, TASKS, look, model)  # type: ignore[arg-type]  # which only timm's would need
+    made = saved_reader(tmp_path, look, model)  # type: ignore[arg-type]  # which only timm's would need
     assert made is not None
     made.save_pretrained(tmp_path / "saved")
     again = look_of(tmp_path / "saved")
     assert (again.size, again.mean, again.std) == (24, look.mean, look.std)
     assert (again.resized(image).int() - look.resized(image).int()).abs().max() <= 12
-    own = saved_reader(tmp_path, TASKS, look_of(tmp_path), model)  # type: ignore[arg-type]
+    own = saved_reader(tmp_path, look_of(tmp_path), model)  # type: ignore[arg-type]
     assert own is not None
     assert own.to_dict() == PROCESSORS[name].to_dict()  # type: ignore[union-attr]
 
@@ -105,7 +105,7 @@ def test_timm_says_it_in_the_configuration_of_the_model(image: Picture, tmp_path
     config = transformers.TimmWrapperConfig(architecture="resnet18", pretrained_cfg=told)
     config.save_pretrained(tmp_path)
     look = look_of(tmp_path, 24)
-    saved_reader(tmp_path, TASKS, look, SimpleNamespace(config=config))  # type: ignore[arg-type]
+    saved_reader(tmp_path, look, SimpleNamespace(config=config))  # type: ignore[arg-type]
     config.save_pretrained(tmp_path / "saved")
     again = look_of(tmp_path / "saved")
     assert (again.size, again.mean) == (24, look.mean)

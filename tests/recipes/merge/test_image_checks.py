@@ -10,7 +10,7 @@ from recipes.data.looks import check_reader, look_of
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError
-from recipes.merge.checks import _check_base, check_given
+from recipes.merge.checks import check_given
 from recipes.merge.experts import base_checkpoint
 from recipes.merge.routable import check_images_taken
 from recipes.merge.schema import Recipe, Training
@@ -85,10 +85,3 @@ def test_an_expert_of_other_images_is_refused(tmp_path: Path) -> None:
 def test_adapters_hold_no_running_statistics() -> None:
     with pytest.raises(FieldError, match="expected frozen with a lora_rank"):
         Training(lora_rank=4, statistics="trained")
-
-
-def test_experts_of_images_are_not_merged_as_those_of_texts(tmp_path: Path) -> None:
-    base = model(tmp_path / "base", "resnet")
-    recipe = Recipe(base=str(base), tasks=[], experts={"a": str(base), "b": str(base)})
-    with pytest.raises(RecipeError, match=r"expected tasks of images, as the base .* reads images, got none"):
-        _check_base(recipe)

@@ -14,7 +14,7 @@ from twinmerge.big.features import empty_model, features_of, streamed
 from twinmerge.big.reading import Files
 from twinmerge.big.twin import twin_files
 from twinmerge.errors import CheckpointError
-from twinmerge.one_call import router_from_texts
+from twinmerge.unlabelled import router_from_texts
 
 TEXTS = {
     "e0": [f"word{i} word{i + 1} word{i + 2}" for i in range(12)],

@@ -26,7 +26,10 @@ def size(shape, rank):
 def test_a_number_is_cut_to_small_matrices():
     assert choose_ranks({"a": (8, 9), "types": (2, 9)}, rank=5) == {"a": 5, "types": 2}
     for rank in (0, -1, 9, True):
-        with pytest.raises(ValueError, match=rf"the rank is {rank}, but the largest matrix takes a rank from 1 to 8"):
+        with pytest.raises(
+            ValueError,
+            match=rf"the rank is {rank}, but the largest matrix takes a rank from 1 to 8, its smaller side: give one",
+        ):
             choose_ranks({"a": (8, 9), "types": (2, 9)}, rank=rank)
 
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-
-from distill.errors import DistillError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+class PictureError(ValueError):
+    """An image cannot be read; the message is one sentence: which, why, what to do."""
+
+
 FORMATS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")  # of a folder's images
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder and of those within it, in order.
+
+    Args:
+        folder: Where they are looked for.
+    """
+    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in FORMATS]
 
 
 def open_image(path: str | BinaryIO) -> Image:
@@ -25,7 +37,7 @@ def open_image(path: str | BinaryIO) -> Image:
         path: Of the file, or its content.
 
     Raises:
-        DistillError: If it cannot be read, with its name.
+        PictureError: If it cannot be read, with its name.
     """
     from PIL.Image import open as read_image
 
@@ -45,7 +57,7 @@ def check_header(path: str) -> None:
         path: Of the file.
 
     Raises:
-        DistillError: If it cannot be read, with its name.
+        PictureError: If it cannot be read, with its name.
     """
     from PIL.Image import open as read_image
 
@@ -56,10 +68,10 @@ def check_header(path: str) -> None:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: str | BinaryIO, error: Exception) -> DistillError:
+def unreadable(path: str | BinaryIO, error: Exception) -> PictureError:
     """What is said of an image that cannot be read."""
     name = f"image {path}" if isinstance(path, str) else "content of an image"
-    return DistillError(f"the {name} cannot be read ({error}); repair or remove it")
+    return PictureError(f"the {name} cannot be read ({error}); repair or remove it")
 
 
 def eight_bits(image: Image) -> Image:
@@ -73,7 +85,7 @@ def eight_bits(image: Image) -> Image:
     from PIL.Image import fromarray
 
     if image.mode == "F":
-        raise DistillError("an image holds floating numbers, whose range no file tells; save it with 8 or 16 bits")
+        raise PictureError("an image holds floating numbers, whose range no file tells; save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image)
