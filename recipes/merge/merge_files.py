@@ -107,7 +107,7 @@ def _plan(recipe: Recipe) -> Plan:
     try:
         check_device(given["device"])
         job = job_of(recipe.base, recipe.experts, recipe.dtype, given["vocabulary"])
-        bound_method(given["method"], recipe.drawn(), list(recipe.experts))
+        bound_method(job, given["method"], recipe.drawn())
         check_statistics(given["method"], recipe.statistics, list(recipe.experts))
         size_in_bytes(given["shard"])
         if _twin(recipe):

@@ -98,7 +98,7 @@ def twin_files(
     _check_twin(ranks, experts)
     job = job_of(base, experts, vocabulary=vocabulary)
     architecture = _architecture(job)
-    run, words = bound_method(method, options or {}, list(experts)), _texts(router, texts, experts)
+    run, words = bound_method(job, method, options), _texts(router, texts, experts)
     check_statistics(method, statistics, list(experts))
     refuse_above_limit(planned_twin(job, method, memory, ranks))
     made_by = [method, options, fingerprint_of(statistics), asdict(ranks), tolerance, seed, vocabulary, shard]
