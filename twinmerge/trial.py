@@ -43,7 +43,11 @@ def tried(
     if method in (*OURS, *FURTHER, *WITH_DATA):
         models = small_models(len(tasks) + 1, given, shapes)
         made_up = {filled: [_statistics(method, models[0])] * len(tasks)} if filled else {}
-        function(models[0], models[1:], **given, **made_up)
+        merged: State = function(models[0], models[1:], **given, **made_up)
+        if odd := [name for name, value in merged.items() if not value.isfinite().all()]:
+            raise ValueError(
+                f"{method} gives NaN or infinite values for '{odd[0]}' of a small model; give other options."
+            )
     return given
 
 

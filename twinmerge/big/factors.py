@@ -16,7 +16,7 @@ from torch import Tensor
 from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
 from twinmerge.big.devices import check_device
 from twinmerge.big.experts import Expert
-from twinmerge.big.merge import STORED, Job, fingerprint, job_of
+from twinmerge.big.merge import STORED, Job, fingerprint, folders_of, job_of
 from twinmerge.big.reading import Files, Place
 from twinmerge.big.streams import FileTensors
 from twinmerge.big.writing import Entry, Journal, Writer, resumable_folder, shards_of
@@ -111,7 +111,8 @@ def extract_lora(
     policy = Ranks(rank, density, energy, budget)
     job = job_of(base, {"tuned": tuned})
     task = [fingerprint(base, {"tuned": tuned}), asdict(policy), tolerance, seed, dtype]
-    with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
+    target, read = Path(folder).expanduser(), folders_of(base, {"tuned": tuned})
+    with resumable_folder(target, task, read=read, overwrite=overwrite) as (out, journal), Files() as files:
         source = Differences(job.base.config, job.places, job.merged, job.experts["tuned"], files, device)
         told = source.write(
             out, journal, policy, tolerance=tolerance, seed=seed, dtype=dtype, base=str(job.base.folder)

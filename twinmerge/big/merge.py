@@ -136,7 +136,11 @@ def merge_files(
     check_statistics(method, statistics, list(experts))
     refuse_above_limit(planned(job, method, memory))
     task = [fingerprint(base, experts), method, options, fingerprint_of(statistics), dtype, vocabulary, shard]
-    with resumable_folder(target, task, overwrite=overwrite) as (out, journal), Files(release=_fills(job)) as files:
+    read = folders_of(base, experts)
+    with (
+        resumable_folder(target, task, read=read, overwrite=overwrite) as (out, journal),
+        Files(release=_fills(job)) as files,
+    ):
         known = partial(run, **read_statistics(method, statistics, list(experts), files))
         write_merged(job, out, files, journal, known, shard=shard, device=device)
         copy_beside(job, out, dtype)
@@ -277,13 +281,18 @@ def size_in_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def fingerprint(base: str | Path, experts: Mapping[str, str | Path]) -> object:
-    """Which files are merged: names, sizes and times of all that the folders hold."""
+def folders_of(base: str | Path, experts: Mapping[str, str | Path]) -> list[Path]:
+    """The folders that a merge reads: the base's, and the experts' in order."""
     from twinmerge.local import local_folder
 
+    return [local_folder(where) for where in (base, *experts.values())]
+
+
+def fingerprint(base: str | Path, experts: Mapping[str, str | Path]) -> object:
+    """Which files are merged: names, sizes and times of all that the folders hold."""
     return [
-        [task, sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in local_folder(where).glob("*.*"))]
-        for task, where in [("", base), *experts.items()]
+        [task, sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in folder.glob("*.*"))]
+        for task, folder in zip(("", *experts), folders_of(base, experts), strict=True)
     ]
 
 

@@ -21,6 +21,7 @@ from twinmerge.big.merge import (
     copy_beside,
     fingerprint,
     fingerprint_of,
+    folders_of,
     job_of,
     planned,
     refuse_above_limit,
@@ -103,7 +104,8 @@ def twin_files(
     refuse_above_limit(planned_twin(job, method, memory, ranks))
     made_by = [method, options, fingerprint_of(statistics), asdict(ranks), tolerance, seed, vocabulary, shard]
     task = [fingerprint(base, experts), *made_by, router, words]
-    with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
+    target, read = Path(folder).expanduser(), folders_of(base, experts)
+    with resumable_folder(target, task, read=read, overwrite=overwrite) as (out, journal), Files() as files:
         known = partial(run, **read_statistics(method, statistics, list(experts), files))
         writer = write_merged(job, out, files, journal, known, shard=shard, device=device)
         copy_beside(job, out, "stored")
@@ -111,7 +113,7 @@ def twin_files(
         forget(out)
         made = None if router is None else _save_router(out, router, words, seed, device)
         _describe(out, architecture, told, modules, str(base), made)
-    return Path(folder).expanduser()
+    return target
 
 
 def _check_twin(ranks: Ranks, experts: Mapping[str, object]) -> None:
@@ -122,12 +124,16 @@ def _check_twin(ranks: Ranks, experts: Mapping[str, object]) -> None:
 
 
 def _architecture(job: Job) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as LANGUAGE
+
     found = str(next(iter(job.base.config.get("architectures") or ()), ""))
-    if not found.endswith("ForCausalLM") or len(job.experts) < 2:
+    if found not in LANGUAGE.values():
         raise CheckpointError(
-            f"{job.base.folder} is a {found or 'model without architecture'} with {len(job.experts)} experts, and "
-            "twins in files are made of at least two causal language models; use twinmerge.merge_folders."
+            f"{job.base.folder} is a {found or 'model without architecture'}, and twins in files are made of causal "
+            "language models; use twinmerge.merge_folders."
         )
+    if len(job.experts) < 2:
+        raise CheckpointError(f"a twin is made of at least two experts, and {list(job.experts)} is given; add one.")
     return found
 
 
