@@ -110,6 +110,7 @@ def extract_lora(
     check_device(device)
     policy = Ranks(rank, density, energy, budget)
     job = job_of(base, {"tuned": tuned})
+    check_ranks(job, policy)
     task = [fingerprint(base, {"tuned": tuned}), asdict(policy), tolerance, seed, dtype]
     target, read = Path(folder).expanduser(), folders_of(base, {"tuned": tuned})
     with resumable_folder(target, task, read=read, overwrite=overwrite) as (out, journal), Files() as files:
@@ -119,6 +120,17 @@ def extract_lora(
         )
         (out / "certificate.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return told
+
+
+def check_ranks(job: Job, ranks: Ranks) -> None:
+    """Refuse a rank that no matrix has, before anything is read.
+
+    Raises:
+        ValueError: When it is none, or not exactly one of rank, density, energy and budget is given.
+    """
+    shapes = {n: (shape[0], shape[1]) for n, (_, shape) in job.out.items() if n in job.merged and len(shape) == 2}
+    spectra = {name: torch.ones(1) for name in shapes}  # what energy and budget come to is not known yet
+    choose_ranks(shapes, **asdict(ranks), spectra=spectra, bytes_per_value=1)
 
 
 class Differences:

@@ -13,7 +13,7 @@ from typing import Literal
 from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
 from twinmerge.big.devices import check_device
 from twinmerge.big.experts import LoraExpert
-from twinmerge.big.factors import Certificate, Ranks, differences_of
+from twinmerge.big.factors import Certificate, Ranks, check_ranks, differences_of
 from twinmerge.big.growing import Vocabulary, forget
 from twinmerge.big.merge import (
     Job,
@@ -98,8 +98,8 @@ def twin_files(
     ranks = Ranks(rank, density, energy, budget)
     _check_twin(ranks, experts)
     job = job_of(base, experts, vocabulary=vocabulary)
-    architecture = _architecture(job)
-    run, words = bound_method(job, method, options), _texts(router, texts, experts)
+    architecture, words = checked_twin(job, ranks, router, texts)
+    run = bound_method(job, method, options)
     check_statistics(method, statistics, list(experts))
     refuse_above_limit(planned_twin(job, method, memory, ranks))
     made_by = [method, options, fingerprint_of(statistics), asdict(ranks), tolerance, seed, vocabulary, shard]
@@ -121,6 +121,27 @@ def _check_twin(ranks: Ranks, experts: Mapping[str, object]) -> None:
         raise ValueError(f"the rank policy is {asdict(ranks)}; give exactly one of rank, density, energy and budget.")
     if odd := [name for name in experts if not _NAME.fullmatch(name)]:
         raise ValueError(f"expert name {odd[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
+
+
+def checked_twin(
+    job: Job, ranks: Ranks, router: str | None, texts: Mapping[str, Sequence[str] | str | Path] | None
+) -> tuple[str, dict[str, list[str]]]:
+    """Refuse what no twin is made of, before anything is merged.
+
+    Returns:
+        The base's class, and the texts of every expert; none without a router.
+
+    Raises:
+        CheckpointError: For a base that is no causal language model, or has no tokenizer that a router needs.
+        ValueError: For a rank that no matrix has, and a router without texts.
+    """
+    check_ranks(job, ranks)
+    architecture, words = _architecture(job), _texts(router, texts, job.experts)
+    if router is not None:
+        from twinmerge.big.features import tokenizer_of
+
+        tokenizer_of(job.base.folder)
+    return architecture, words
 
 
 def _architecture(job: Job) -> str:
