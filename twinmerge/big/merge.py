@@ -192,6 +192,7 @@ def plan_files(
         CheckpointError: For an expert that is no fine-tune of the base, and pickles.
         ValueError: For an unknown method or option.
     """
+    check_arguments(plan_files, locals())
     job = job_of(base, experts, dtype, vocabulary)
     bound_method(job, method, options)
     check_statistics(method, statistics, list(experts))
@@ -291,7 +292,7 @@ def folders_of(base: str | Path, experts: Mapping[str, str | Path]) -> list[Path
 def fingerprint(base: str | Path, experts: Mapping[str, str | Path]) -> object:
     """Which files are merged: names, sizes and times of all that the folders hold."""
     return [
-        [task, sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in folder.glob("*.*"))]
+        [task, sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in folder.glob("*.*") if f.is_file())]
         for task, folder in zip(("", *experts), folders_of(base, experts), strict=True)
     ]
 
@@ -305,7 +306,7 @@ def fingerprint_of(statistics: Mapping[str, str | Path] | None) -> object:
 def copy_beside(job: Job, out: Path, dtype: str) -> None:
     """Copy configuration and tokenizer of the base; what is other of the merged model is written into them."""
     for file in sorted(job.base.folder.iterdir()):
-        if _BESIDE.fullmatch(file.name):
+        if _BESIDE.fullmatch(file.name) and file.is_file():  # a link of a cache may lead nowhere
             shutil.copyfile(file, out / file.name)
     changed: dict[str, object] = {} if dtype == "stored" else {"dtype": dtype}
     if job.growth is not None:

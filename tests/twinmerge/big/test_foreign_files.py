@@ -135,6 +135,26 @@ def test_a_full_disk_is_one_sentence_and_the_merge_goes_on(family, tmp_path, mon
         merge_files(base, experts, tmp_path / "file/out")
 
 
+def test_links_that_lead_nowhere_are_passed_over(family, tmp_path):
+    base, experts = family
+    for folder in (base, experts["e1"]):
+        (folder / "tokenizer.json").symlink_to("blobs/0f3a")
+    merge_files(base, experts, tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors"}
+    with pytest.raises(ValueError, match="experts: expected a mapping from text to text or a Path, got"):
+        plan_files(base, list(experts.values()))
+
+
+def test_a_link_in_the_output_s_place_is_replaced_and_what_it_leads_to_is_kept(family, tmp_path):
+    base, experts = family
+    (tmp_path / "old").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "old")
+    merge_files(base, experts, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out/model.safetensors").is_file()
+    assert not list((tmp_path / "old").iterdir())
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_parts_of_names_in_another_order_are_another_merge(family, tmp_path, monkeypatch):
     from twinmerge.big.writing import Journal
 
@@ -231,3 +251,13 @@ def test_a_gpt2_is_a_causal_language_model(tmp_path):
     torch.testing.assert_close(found, logits(tuned), atol=1e-5, rtol=1e-4)
     with pytest.raises(CheckpointError, match="at least two experts"):
         twin_files(tmp_path / "base", {"a": tmp_path / "a"}, tmp_path / "one", rank=2)
+
+
+def test_an_adapter_of_a_causal_model_is_sent_on_by_merge_folders(tmp_path):
+    from twinmerge import merge_folders
+
+    llama().save_pretrained(tmp_path / "base")
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(llama(), adapter).save_pretrained(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=r"is an adapter of a causal language model.* twinmerge.merge_files"):
+        merge_folders(tmp_path / "base", dict.fromkeys(("x", "y"), tmp_path / "a"), rank=2)
