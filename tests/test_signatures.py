@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import re
+from pathlib import Path
 
 import lightning
 import pytest
@@ -15,11 +17,13 @@ from recipes.explain.schema import Estimation
 from recipes.fields import FieldError
 from recipes.front.schema import fields_of
 from recipes.hpo.schema import Training
+from recipes.merge.baselines import arguments_of
 from recipes.running.trainer import TrainerConfig
 from rl.csp.module import CSPModule
 from rl.hpo.data import SeedDataModule
 from rl.hpo.module import HPOModule
 from tests.rl.csp.games import Dilemma, dilemma_data
+from twinmerge.methods import methods
 
 PAIRS = [(Adaptation, CSPModule), (Training, HPOModule), (Estimation, GapExplainer), (Distillation, DistillModule)]
 INFINITE = float("inf")
@@ -141,3 +145,10 @@ def test_the_module_gets_what_the_block_says():
     assert [module.hparams[name] for name in ("clip", "trace", "max_norm")] == [0.3, 0.5, 2.0]
     trained = HPOModule(SIMULATOR, **Training(clip=0.3, hidden=[8]).arguments())
     assert (trained.hparams["clip"], trained.hparams["hidden"]) == (0.3, [8])
+
+
+def test_the_table_of_static_merges_has_every_method_with_its_options():
+    page = (Path(__file__).parents[1] / "docs/big.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([`\w, ]+) \|", page, re.MULTILINE))
+    told = {method: re.findall(r"`(\w+)`", options) for method, options in rows.items()}
+    assert told == {method: arguments_of(method) for method in methods()}

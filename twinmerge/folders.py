@@ -139,6 +139,11 @@ def _made_for(found: Checkpoint) -> tuple[str, list[int]]:
             "adapter_config.json says of which model; set task_type to SEQ_CLS or TOKEN_CLS, or base_model_class of "
             "auto_mapping to the class that it was trained on, such as ViTForImageClassification."
         )
+    if found.config.get("task_type") == "CAUSAL_LM":
+        raise CheckpointError(
+            f"{found.folder} is an adapter of a causal language model, which answers by its output layer; merge such "
+            "adapters with twinmerge.merge_files or twin_files, or with the recipe merge."
+        )
     if auto != "AutoModel" and not answers:
         raise CheckpointError(
             f"{found.folder} has no head among its tensors, so that its answers are lost; train it with the head in "

@@ -167,8 +167,14 @@ def _files(folder: Path, stem: str) -> tuple[list[Path], dict[str, Any]]:
             return [folder / n for n in names], index
         if (folder / whole).exists():
             return [folder / whole], {}
+    packed = next(folder.glob("*.gguf"), None)
     raise CheckpointError(
-        f"{folder} has no {stem}.safetensors and no {old}.bin; save the model there with save_pretrained."
+        f"{folder} has no {stem}.safetensors and no {old}.bin; "
+        + (
+            f"{packed.name} is packed for llama.cpp; give the model that it was made from."
+            if packed
+            else "save the model there with save_pretrained."
+        )
     )
 
 

@@ -21,7 +21,9 @@ def local_folder(where: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(where, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]))
+        return Path(
+            snapshot_download(where, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"])
+        )
     except Exception as error:  # the transports raise what they like
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise CheckpointError(f"{where} is no folder here and cannot be fetched from the Hub ({reason}).") from error

@@ -16,7 +16,7 @@ from gapbridge.arguments import Finite, check_arguments
 from twinmerge.attaching import statistics
 from twinmerge.exclusive import Exclusive, LoraTerms, RankPolicy, exclusive_experts, exclusive_lora, rank_policy
 from twinmerge.layouts import trace
-from twinmerge.methods import check_options, find
+from twinmerge.methods import find, options_for
 from twinmerge.modeling_twin import attach
 from twinmerge.proving import probe_of
 from twinmerge.timm_models import as_stock
@@ -39,7 +39,7 @@ def shared_expert(
             the base has any (`state_dict()` holds both); these are averaged whatever the method.
         method: a name that `twinmerge.methods.methods` lists, or a function of one's own, called with the base's
             parameters by name, a list of the experts' and the options.
-        options: the method's own, such as `scale`.
+        options: the method's own, such as `scale`; what it takes one of for each expert may be by the experts' names.
 
     Raises:
         ValueError: for an unknown method or option, mismatched experts, NaN weights, missing statistics, or fewer than
@@ -48,7 +48,7 @@ def shared_expert(
     check_arguments(shared_expert, {"model": model, "experts": experts, "method": method})
     _check_base(model, len(experts))
     combine = find(method)
-    check_options(combine, options)
+    given = options_for(combine, options, list(experts))
     pretrained = {name: value.detach() for name, value in model.named_parameters()}
     states = [_mergeable(model, task, state) for task, state in experts.items()]
     running = statistics(model)
@@ -56,7 +56,7 @@ def shared_expert(
     means = {
         name: torch.stack([s[name].to(value) for s in states]).mean(0) for name, value in running.items() if states
     }
-    merged = combine(pretrained, parameters, **options)
+    merged = combine(pretrained, parameters, **given)
     _check_merged(combine, merged, pretrained)
     return {**merged, **means}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gapbridge.arguments import check_arguments
@@ -96,12 +96,45 @@ def find(method: str | Callable[..., dict[str, Tensor]]) -> Callable[..., dict[s
     return function
 
 
-def options_of(method: Callable[..., dict[str, Tensor]]) -> Mapping[str, inspect.Parameter]:
+def options_of(method: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
     """The options of a static merge by name: its parameters but for the base's and the experts'."""
     return dict(list(inspect.signature(method).parameters.items())[2:])
 
 
-def check_options(method: Callable[..., dict[str, Tensor]], options: Mapping[str, object]) -> None:
+def options_for(
+    method: Callable[..., object], options: Mapping[str, object], tasks: Sequence[str]
+) -> dict[str, object]:
+    """The options of a static merge as its arguments: what is given by the experts' names is brought into their order.
+
+    Args:
+        method: The function.
+        options: By name.
+        tasks: Names of the experts in order.
+
+    Raises:
+        ValueError: For names that are not those of all experts, and as `check_options`.
+
+    >>> options_for(find("linear"), {"weights": {"code": 0.2, "math": 0.8}}, ["math", "code"])
+    {'weights': [0.8, 0.2]}
+    """
+    given = {name: _ordered(name, value, tasks) for name, value in options.items()}
+    check_options(method, given)
+    return given
+
+
+def _ordered(name: str, value: object, tasks: Sequence[str]) -> object:
+    """A value for each expert, in order, where it is given by their names."""
+    if not isinstance(value, Mapping) or not value.keys() & set(tasks):
+        return value
+    if odd := sorted(map(str, value.keys() ^ set(tasks))):
+        raise ValueError(
+            f"option '{name}' is given by expert, but '{odd[0]}' is missing or no expert's name; give one value for "
+            f"each of {', '.join(tasks)}."
+        )
+    return [value[task] for task in tasks]
+
+
+def check_options(method: Callable[..., object], options: Mapping[str, object]) -> None:
     """Refuse options that a static merge does not have or that its annotations do not accept.
 
     Args:

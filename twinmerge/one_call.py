@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
@@ -19,7 +18,7 @@ from twinmerge.exclusive import Exclusive, RankPolicy, rank_policy
 from twinmerge.folders import Expert, read_folder
 from twinmerge.local import local_folder
 from twinmerge.merging import Method, merge, merge_lora
-from twinmerge.methods import check_options, find, options_of
+from twinmerge.methods import find, options_for, options_of
 from twinmerge.modeling_twin import Router
 from twinmerge.routable import check_routable
 from twinmerge.towers import load_body, tower_of
@@ -85,7 +84,7 @@ def merge_folders(
     """
     check_arguments(merge_folders, locals())
     check_task_names(list(folders))
-    check_options(find(method), options)
+    options_for(find(method), options, list(folders))
     rank = rank_policy({"density": 0.1} if rank is None else rank)
     pictures = None if images is None else {task: pictures_of(task, given) for task, given in images.items()}
     check_router(router, texts, pictures, list(folders))
@@ -188,13 +187,13 @@ def merge_experts(
         The twin, and its exclusive experts with their certificates.
     """
     function, policy = find(method), rank_policy(rank)
-    known = options_of(function)
-    check_options(function, options)
+    known, given = options_of(function), options_for(function, options, list(experts))
     terms = {task: expert.terms for task, expert in experts.items()}
     if all(terms.values()) and method in ("average", "task_arithmetic") and policy.keys() - {"seed"} == {"rank"}:
-        scale = 1 / len(terms) if method == "average" else options.get("scale", known["scale"].default)
-        return merge_lora(model, terms, cast(float, scale), policy["rank"], dense=dense)
+        scale = 1 / len(terms) if method == "average" else given.get("scale", known["scale"].default)
+        if isinstance(scale, int | float) and not given.keys() - {"scale"}:  # else it differs by expert or by tensor
+            return merge_lora(model, terms, scale, policy["rank"], dense=dense)
     if "seed" in known:
-        options = {"seed": seed, **options}
+        given = {"seed": seed, **given}
     states = {task: expert.state for task, expert in experts.items()}
-    return merge(model, states, method, rank={"seed": seed, **policy}, dense=dense, **options)
+    return merge(model, states, method, rank={"seed": seed, **policy}, dense=dense, **given)

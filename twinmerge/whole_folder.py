@@ -47,11 +47,18 @@ def settle(working: Path, target: Path) -> None:
         _flush(path)
     previous = _previous(target)
     if target.exists():
-        shutil.rmtree(previous, ignore_errors=True)
+        _remove(previous)
         target.rename(previous)
     working.rename(target)
     _flush(target.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+    _remove(previous)
+
+
+def _remove(place: Path) -> None:
+    """Take a folder away; of a link to one the link alone."""
+    if place.is_symlink():
+        place.unlink()
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def restore_interrupted(target: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, isnan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from recipes.fields import FieldError, check_positive, check_range
 from recipes.front.schema import did_you_mean
@@ -14,10 +16,12 @@ from recipes.front.signature import names_of
 from twinmerge.methods import FURTHER, OURS, WITH_DATA, compared, methods
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch import Tensor
 
+Options: TypeAlias = Mapping[str, Any]  # of a static merge; those that are tuned are numbers
+Tuned: TypeAlias = dict[str, tuple[float, Options]]  # by method, its best candidate's score on validation and options
 DATA = {  # static merges that look at inputs of the tasks, and what the table says of them
     "fisher": "static, every weight by its Fisher information on training inputs",
     "regmean": "static, linear layers fitted to the experts' on training inputs",
@@ -49,8 +53,23 @@ def options_of(method: str) -> list[str]:
     return [name for name in arguments_of(method) if name != "seed" and not (method in DATA and name in TAKEN)]
 
 
+def told(options: Options) -> str:
+    """Options in words.
+
+    >>> told({"scale": 0.5, "weights": {"mood": 1, "count": [0.1, 0.6]}})
+    'scale 0.5, weights {"mood": 1, "count": [0.1, 0.6]}'
+    """
+    words = {n: value if isinstance(value, str) else json.dumps(value, default=str) for n, value in options.items()}
+    return ", ".join(f"{name} {word}" for name, word in words.items())
+
+
+def is_number(value: object) -> bool:
+    """Whether an option is one number, not what differs by expert, layer or tensor, or says how."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_option(key: str, value: float, where: str) -> None:
-    """Refuse a value that no static method takes."""
+    """Refuse a number that no static method takes."""
     check_range(value, where)
     if key == "density":
         check_range(value, where, low=0, high=1, low_open=True)
@@ -66,12 +85,13 @@ class Shared:
         method: average, task_arithmetic, ties, dare, dare_ties, tsv_m, a further one such as breadcrumbs, sce or iso_c
             (twinmerge.methods lists them), one that an installed package registers, or one of baselines.data, which
             looks at inputs of the tasks.
-        options: Options of the method: scale, density, drop; those left out have the method's defaults.
-        tune: Values of options that are tried on validation, such as scale [0.2, 0.3, 0.5]; all their combinations.
+        options: Options of the method, such as scale; numbers for each expert by the tasks' names, lists over the
+            layers; those left out have the method's defaults.
+        tune: Numbers of options that are tried on validation, such as scale [0.2, 0.3, 0.5]; all their combinations.
     """
 
     method: str = "task_arithmetic"
-    options: dict[str, float] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
     tune: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -82,7 +102,8 @@ class Shared:
             if key not in options_of(self.method):
                 hint = did_you_mean(key, options_of(self.method))
                 raise FieldError(f"options.{key}", f"{self.method} has no such option; {hint}")
-            check_option(key, value, f"options.{key}")
+            if is_number(value):
+                check_option(key, cast("float", value), f"options.{key}")
         for key, values in self.tune.items():
             if key not in options_of(self.method):
                 hint = did_you_mean(key, options_of(self.method))
@@ -92,12 +113,12 @@ class Shared:
             for index, value in enumerate(values):
                 check_option(key, value, f"tune.{key}.{index}")
 
-    def candidates(self) -> list[dict[str, float]]:
+    def candidates(self) -> list[Options]:
         """Options of everything that is tried; of one alone where nothing is tuned."""
         chosen = itertools.product(*self.tune.values())
         return [{**self.options, **dict(zip(self.tune, values, strict=True))} for values in chosen]
 
-    def grid(self) -> list[tuple[str, dict[str, float]]]:
+    def grid(self) -> list[tuple[str, Options]]:
         """Every candidate that is tried beside those of the baselines, none where nothing is tuned or data are read."""
         return [(SHARED, options) for options in self.candidates()] if self.tune and self.method not in DATA else []
 
@@ -150,9 +171,9 @@ class Baselines:
             for index, value in enumerate(getattr(self, name)):
                 check_option(key, value, f"{name}.{index}")
 
-    def grid(self) -> list[tuple[str, dict[str, float]]]:
+    def grid(self) -> list[tuple[str, Options]]:
         """Every candidate: method and options."""
-        made: list[tuple[str, dict[str, float]]] = []
+        made: list[tuple[str, Options]] = []
         for method in [*compared(), *self.further]:
             tuned = [name for name in TRIED if name in options_of(method)]
             values = itertools.product(*(getattr(self, TRIED[name]) for name in tuned))
@@ -160,12 +181,12 @@ class Baselines:
         return made
 
 
-def seeded(method: str, options: Mapping[str, float], seed: int) -> dict[str, Any]:
+def seeded(method: str, options: Options, seed: int) -> dict[str, Any]:
     """The options of a method as its keyword arguments, with the seed where it draws masks."""
     return {**options, "seed": seed} if "seed" in arguments_of(method) else dict(options)
 
 
-def deciding(method: str, options: Mapping[str, float], seed: int) -> tuple[object, ...]:
+def deciding(method: str, options: Options, seed: int) -> tuple[object, ...]:
     """What decides a static merge, beside base and experts; nothing for another package's, whose code may change."""
     return (method, dict(sorted(options.items())), seed) if method in (*OURS, *FURTHER) else ()
 
@@ -186,15 +207,15 @@ class Candidates:
         self, pretrained: Mapping[str, Tensor], merge: Callable[[str, dict[str, Any]], dict[str, Tensor]], seed: int
     ) -> None:
         self.pretrained, self.merge, self.seed = pretrained, merge, seed
-        self._directions: dict[tuple[str, tuple[tuple[str, float], ...]], dict[str, Tensor]] = {}
-        self._means: dict[tuple[str, tuple[tuple[str, float], ...]], dict[str, Tensor]] = {}  # of running statistics
+        self._directions: dict[tuple[str, str], dict[str, Tensor]] = {}
+        self._means: dict[tuple[str, str], dict[str, Tensor]] = {}  # of running statistics
 
-    def __call__(self, method: str, options: Mapping[str, float]) -> dict[str, Tensor]:
+    def __call__(self, method: str, options: Options) -> dict[str, Tensor]:
         """All parameters of one candidate."""
-        if method not in (*OURS, *FURTHER) or "scale" not in options:
+        if method not in (*OURS, *FURTHER) or not is_number(options.get("scale")):
             return self.merge(method, seeded(method, options, self.seed))
         rest = {name: value for name, value in options.items() if name != "scale"}
-        key = (method, tuple(sorted(rest.items())))
+        key = (method, told(rest))
         if key not in self._directions:
             whole = self.merge(method, seeded(method, {**rest, "scale": 1.0}, self.seed))
             self._directions[key] = {
@@ -211,9 +232,7 @@ class Candidates:
         return merged | self._means[key]
 
 
-def tune(
-    grid: list[tuple[str, dict[str, float]]], validate: Callable[[str, dict[str, float], int], float], parts: int = 1
-) -> dict[str, tuple[float, dict[str, float]]]:
+def tune(grid: list[tuple[str, Options]], validate: Callable[[str, Options, int], float], parts: int = 1) -> Tuned:
     """Find the best candidate of every method on validation by successive halving.
 
     All candidates of a method see the first part of the rows; the better half of them the second part too; and so on,
@@ -229,10 +248,10 @@ def tune(
     Returns:
         By method, the validation score of its best candidate on all rows, and its options.
     """
-    left: dict[str, list[dict[str, float]]] = {}
+    left: dict[str, list[Options]] = {}
     for method, options in grid:
         left.setdefault(method, []).append(options)
-    best: dict[str, tuple[float, dict[str, float]]] = {}
+    best: Tuned = {}
     for method, tried in left.items():
         candidates = tried
         for part in range(parts):
@@ -244,7 +263,7 @@ def tune(
     return best
 
 
-def trials(grid: list[tuple[str, dict[str, float]]], parts: int = 1) -> list[int]:
+def trials(grid: list[tuple[str, Options]], parts: int = 1) -> list[int]:
     """How many candidates `tune` tries on each part."""
     counts = [sum(one == method for one, _ in grid) for method in {method for method, _ in grid}]
     tried = []

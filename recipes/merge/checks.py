@@ -16,6 +16,7 @@ from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
 from recipes.merge.alone import check_read, read_lines, told_router
+from recipes.merge.baselines import told
 from recipes.merge.experts import (
     base_checkpoint,
     cache_folder,
@@ -91,7 +92,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     need = "" if base is None else f", about {(len(missing) + 2) * base.bytes / 1e9:.1f} GB needed"
     yield f"disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in the working folder{need}"
     policy = ", ".join(f"{k} {v}" for k, v in recipe.exclusive.policy().items())
-    options = "".join(f" {k} {v}" for k, v in recipe.shared.options.items())
+    options = f" with {told(recipe.shared.options)}" if recipe.shared.options else ""
     tried = len(recipe.baselines.grid())
     yield (
         f"plan: shared expert by {recipe.shared.method}{options}, exclusive experts with {policy}, router "

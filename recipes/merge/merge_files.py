@@ -101,17 +101,19 @@ def _plan(recipe: Recipe) -> Plan:
     from twinmerge.big.factors import Ranks
     from twinmerge.big.merge import bound_method, job_of, planned, size_in_bytes
     from twinmerge.big.statistics import check_statistics
-    from twinmerge.big.twin import planned_twin
+    from twinmerge.big.twin import checked_twin, planned_twin
 
     given = recipe.arguments()
     try:
         check_device(given["device"])
         job = job_of(recipe.base, recipe.experts, recipe.dtype, given["vocabulary"])
-        bound_method(given["method"], recipe.drawn(), list(recipe.experts))
+        bound_method(job, given["method"], recipe.drawn())
         check_statistics(given["method"], recipe.statistics, list(recipe.experts))
         size_in_bytes(given["shard"])
         if _twin(recipe):
-            return planned_twin(job, given["method"], given["memory"], Ranks(*(given[name] for name in RANKS)))
+            ranks = Ranks(*(given[name] for name in RANKS))
+            checked_twin(job, ranks, given["router"], recipe.texts or None)
+            return planned_twin(job, given["method"], given["memory"], ranks)
         return planned(job, given["method"], given["memory"])
     except ValueError as error:  # of which CheckpointError is one
         raise RecipeError(str(error).rstrip(".")) from error

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from recipes.data.image_module import MixedImageDataModule
     from recipes.data.splits import TextTask
     from recipes.data.text_module import MixedTextDataModule
+    from recipes.merge.baselines import Options, Tuned
     from recipes.merge.compared import Beside
     from recipes.merge.evaluation import Scores
     from recipes.merge.routing import Features, Routing
@@ -167,7 +168,7 @@ def _write(
     tokenizer: Path | str,
     experts: Mapping[str, Expert],
     made: tuple[TwinMixin, Exclusive, Routing],
-    found: tuple[dict[str, Scores], dict[str, tuple[float, dict[str, float]]], list[TextTask]],
+    found: tuple[dict[str, Scores], Tuned, list[TextTask]],
     beside: Beside[Scores],
 ) -> None:
     """The twin folder, and the report of the run."""
@@ -275,7 +276,7 @@ def _merge(
     model: PreTrainedModel,
     experts: Mapping[str, Expert],
     method: Method,
-    options: Mapping[str, float],
+    options: Options,
 ) -> tuple[TwinMixin, Exclusive]:
     """The twin without its router: LoRA experts in the product form where the shared expert allows it."""
     from twinmerge.one_call import merge_experts

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from recipes.data.splits import TextTask
+    from recipes.merge.baselines import Tuned
     from recipes.merge.evaluation import Scores
     from recipes.running.folder import RunFolder
     from twinmerge.folders import Expert
@@ -36,7 +37,7 @@ EXPLAINED = {
 
 def result(
     rows: Mapping[str, Scores],
-    static: Mapping[str, tuple[float, dict[str, float]]],
+    static: Tuned,
     routing: Mapping[str, float],
     sizes: Mapping[str, int],
     tasks: Sequence[TextTask] = (),

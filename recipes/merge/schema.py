@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from recipes.data.task_source import TaskSource, check_templates
 from recipes.fields import FieldError, check_name, check_positive, check_seed
 from recipes.front.schema import did_you_mean
-from recipes.merge.baselines import DATA, SHARED, Baselines, Shared
+from recipes.merge.baselines import DATA, SHARED, Baselines, Shared, told
 from recipes.merge.routing import RouterTraining
 from recipes.running.trainer import TrainerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from recipes.merge.baselines import Tuned
 
 
 @dataclass
@@ -280,13 +282,12 @@ class Recipe:
         shared = [self.shared.method] if self.shared.method in DATA else []
         return list(dict.fromkeys([*shared, *self.baselines.data, *self.baselines.dynamic]))
 
-    def with_shared(self, best: dict[str, tuple[float, dict[str, float]]], say: Callable[[str], object]) -> Recipe:
+    def with_shared(self, best: Tuned, say: Callable[[str], object]) -> Recipe:
         """The recipe with the options of the shared expert that are best on validation, which leave the table."""
         if (found := best.pop(SHARED, None)) is None:
             return self
-        told = ", ".join(f"{name} {value:g}" for name, value in found[1].items())
-        say(f"shared expert: {self.shared.method} with {told} is best on validation")
-        return replace(self, shared=Shared(self.shared.method, found[1]))
+        say(f"shared expert: {self.shared.method} with {told(found[1])} is best on validation")
+        return replace(self, shared=Shared(self.shared.method, dict(found[1])))
 
     def given(self) -> dict[str, str]:
         """The given experts by task name, those of a finetune run's folder looked up.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from recipes.merge.baselines import SHARED, Candidates, deciding, trials, tune
+from recipes.merge.baselines import SHARED, Candidates, deciding, told, trials, tune
 from recipes.merge.evaluation import Scores, evaluate, with_heads
 from twinmerge.merging import set_parameters, shared_expert
 from twinmerge.recalibration import recalibrate
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from recipes.merge.baselines import Options, Tuned
     from recipes.merge.evaluation import Counted, Model
     from recipes.merge.rows import Judge
 
-Options = Mapping[str, float]
 States = Mapping[str, Mapping[str, "Tensor"]]
-Tuned = dict[str, tuple[float, dict[str, float]]]
 
 
 def static(judge: Judge, model: nn.Module, states: States, held: Scores) -> tuple[Tuned, dict[str, Scores]]:
@@ -40,7 +39,7 @@ def static(judge: Judge, model: nn.Module, states: States, held: Scores) -> tupl
     steps = sum(count * len(part) for count, part in zip(tried, parts, strict=True))
     with folder.phase("validation: static candidates", steps) as progress:
 
-        def validate(method: str, options: dict[str, float], part: int) -> float:
+        def validate(method: str, options: Options, part: int) -> float:
             return merges.validated(method, options, part, progress.advance).normalised(held)
 
         best = tune(grid, validate, len(parts))
@@ -62,7 +61,7 @@ class _Merges:
         self.candidates = Candidates(
             named, lambda method, options: shared_expert(model, states, method, **options), judge.recipe.seed
         )
-        self.counted: dict[tuple[object, ...], tuple[list[int], Counted]] = {}
+        self.counted: dict[tuple[str, str], tuple[list[int], Counted]] = {}
         held = judge.batches["validation"]
         several = [batch for batch in held if len(next(iter(batch.values()))) > 1]  # one input has no variance
         batches = (several or held)[:4]
@@ -88,7 +87,7 @@ class _Merges:
                 tick()
             return Scores(*found)
         answer = judge.precise(self.model(method, options))
-        seen, counted = self.counted.setdefault((method, *options.items()), ([], {}))
+        seen, counted = self.counted.setdefault((method, told(options)), ([], {}))
         for missing in range(len(seen), part):  # an earlier run has scored it
             evaluate(answer, judge.tasks, self.parts[missing], lambda: None, judge.device, counted)
             seen.append(missing)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recipes.errors import RecipeError
-from recipes.merge.baselines import DATA, SHARED, seeded
-from twinmerge.methods import FURTHER, OURS
+from recipes.merge.baselines import DATA, SHARED, seeded, told
+from twinmerge.methods import FURTHER, WITH_DATA
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping, Sequence
 
+    from recipes.merge.baselines import Options
     from recipes.merge.schema import Recipe
-
-SIDE = 16  # of the matrices
 
 
 def check_options(recipe: Recipe) -> str:
     """Merge as many small random models as the recipe has experts, once by every candidate.
-
-    Methods of other packages are not tried, since they may need the tensors of a real model.
 
     Args:
         recipe: The recipe.
@@ -31,42 +27,43 @@ def check_options(recipe: Recipe) -> str:
     Raises:
         RecipeError: When a method refuses its options or the number of experts, in its own words.
     """
-    shared = [(SHARED, options) for options in recipe.shared.candidates()]
+    names = [name for name in [task.name for task in recipe.tasks] or recipe.given() if name not in recipe.unseen]
+    shapes = _shapes(recipe)
     rows = [(method, options) for method, options in recipe.baselines.grid() if method in FURTHER]
-    count = len(recipe.tasks or recipe.given()) - len(set(recipe.unseen))
-    for name, options in [*shared, *rows]:
+    for name, options in [*((SHARED, options) for options in recipe.shared.candidates()), *rows]:
         method = recipe.shared.method if name == SHARED else name
-        if method not in (*OURS, *FURTHER, *DATA):
-            continue
         try:
-            _try(method, options, count, recipe.seed)
+            _try(method, seeded(method, options, recipe.seed), names, shapes)
         except ValueError as error:
             where = "shared" if name == SHARED else f"baselines.further.{recipe.baselines.further.index(name)}"
-            given = ", ".join(f"{key} {value:g}" for key, value in options.items())
-            told = f"{method} with {given}" if given else method
-            raise RecipeError(f"{where}: {told} cannot merge {count} experts: {error}") from error
+            given = f"{method} with {told(options)}" if options else method
+            raise RecipeError(f"{where}: {given} cannot merge {len(names)} experts: {error}") from error
     return "options: accepted by the static merges that have them"
 
 
-def _try(method: str, options: Mapping[str, float], count: int, seed: int) -> None:
-    import torch
+def _shapes(recipe: Recipe) -> Mapping[str, Sequence[int]] | None:
+    """Shapes of what is merged by name; None for a base that is not here, or is damaged, of which others tell."""
+    from recipes.merge.experts import base_checkpoint
+    from twinmerge.big.experts import floats_of
+    from twinmerge.errors import CheckpointError
 
-    from twinmerge import methods
+    try:
+        base = base_checkpoint(recipe.base)
+    except CheckpointError:
+        return None
+    return None if base is None else {name: base.tensors[name][1] for name in floats_of(base)}
+
+
+def _try(method: str, options: Options, tasks: Sequence[str], shapes: Mapping[str, Sequence[int]] | None) -> None:
     from twinmerge.functional.adamerging import adamerging
+    from twinmerge.methods import options_for
+    from twinmerge.trial import small_models, tried
 
-    generator = torch.Generator().manual_seed(0)
-    models = [
-        {"a": torch.randn(SIDE, SIDE, generator=generator), "b": torch.randn(SIDE, generator=generator)}
-        for _ in range(count + 1)
-    ]
-    if method in DATA and method not in methods.WITH_DATA:
-        merge: Callable[..., object] = partial(adamerging, logits=lambda weights, _: [weights["a"]], steps=1)
-        merge(models[0], models[1:], **options)
+    if method not in DATA or method in WITH_DATA:
+        tried(method, options, tasks, shapes)
         return
-    given = seeded(method, options, seed)
-    if method in methods.WITH_DATA:
-        statistics = {"fisher": {"a": torch.ones(SIDE, SIDE), "b": torch.ones(SIDE)}, "regmean": {"a": torch.eye(SIDE)}}
-        given[methods.WITH_DATA[method].option] = [statistics[method]] * count
-    merge = methods.find(method)
-    methods.check_options(merge, given)
-    merge(models[0], models[1:], **given)
+    first, *experts = small_models(len(tasks) + 1, {}, shapes)
+    matrix = next(name for name, value in first.items() if value.dim() == 2)
+    made_up = {"logits": lambda weights, _: [weights[matrix]], "steps": 1}
+    given: dict[str, Any] = options_for(adamerging, {**options, **made_up}, tasks)
+    adamerging(first, experts, **given)

@@ -30,7 +30,7 @@ from twinmerge.states import states_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from recipes.merge.baselines import Shared
+    from recipes.merge.baselines import Options, Shared, Tuned
     from recipes.merge.evaluation import Scores
     from recipes.merge.rows import Judge
     from recipes.merge.schema import Recipe
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 Row_co = TypeVar("Row_co", bound="Scores", covariant=True)
 States = Mapping[str, Mapping[str, "Tensor"]]
 Merged = dict[str, "Tensor"]
-Tuned = dict[str, tuple[float, dict[str, float]]]
-Merge = Callable[[Mapping[str, float]], Merged]
+Merge = Callable[["Options"], Merged]
 OF_LINEAR_LAYERS = ("regmean", "smile", "arrow")
 GRIDS = {"regmean": [{"shrink": 0.1}, {"shrink": 0.5}, {"shrink": 0.9}]}  # candidates of rows; others have one alone
 
@@ -90,7 +89,7 @@ class Looked(Generic[Row_co]):
     rows: dict[str, Row_co]
     shared: Merged | None
 
-    def method(self, shared: Shared) -> tuple[Method, Mapping[str, float]]:
+    def method(self, shared: Shared) -> tuple[Method, Options]:
         """How the shared expert is made, and its options: by its name, or from the weights that data gave it."""
         made = self.shared
         if made is None:
@@ -161,7 +160,7 @@ class _Candidate:
     """A merge by a method with data, and its score on validation."""
 
     score: float
-    options: dict[str, float]
+    options: Options
     merged: Merged
 
     def better(self, other: _Candidate | None) -> _Candidate:
@@ -187,7 +186,7 @@ def _regmean(source: Source[Scores], model: nn.Module, states: States) -> Merge:
 def _adamerging(layers: bool, source: Source[Scores], model: nn.Module, states: States) -> Merge:
     steps, logits = source.recipe.baselines.data_steps, source.logits()
 
-    def merge(options: Mapping[str, float]) -> Merged:
+    def merge(options: Options) -> Merged:
         def learned(base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]]) -> Merged:
             return adamerging(base, experts, logits=logits, layers=layers, steps=steps, **options).weights
 

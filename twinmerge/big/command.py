@@ -28,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
 
     if not options.check and options.out is None:
         parser.error("say where to with --out FOLDER, or --check")
+    if options.out is not None and options.out.expanduser().exists() and not options.force:
+        parser.error(f"--out {options.out} exists already; give another folder, or --force to replace it")
     try:
         check_device(options.device)
         found = read_mergekit(options.file)

@@ -16,7 +16,7 @@ from torch import Tensor
 from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
 from twinmerge.big.devices import check_device
 from twinmerge.big.experts import Expert
-from twinmerge.big.merge import STORED, Job, fingerprint, job_of
+from twinmerge.big.merge import STORED, Job, fingerprint, folders_of, job_of
 from twinmerge.big.reading import Files, Place
 from twinmerge.big.streams import FileTensors
 from twinmerge.big.writing import Entry, Journal, Writer, resumable_folder, shards_of
@@ -110,14 +110,27 @@ def extract_lora(
     check_device(device)
     policy = Ranks(rank, density, energy, budget)
     job = job_of(base, {"tuned": tuned})
+    check_ranks(job, policy)
     task = [fingerprint(base, {"tuned": tuned}), asdict(policy), tolerance, seed, dtype]
-    with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
+    target, read = Path(folder).expanduser(), folders_of(base, {"tuned": tuned})
+    with resumable_folder(target, task, read=read, overwrite=overwrite) as (out, journal), Files() as files:
         source = Differences(job.base.config, job.places, job.merged, job.experts["tuned"], files, device)
         told = source.write(
             out, journal, policy, tolerance=tolerance, seed=seed, dtype=dtype, base=str(job.base.folder)
         )
         (out / "certificate.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return told
+
+
+def check_ranks(job: Job, ranks: Ranks) -> None:
+    """Refuse a rank that no matrix has, before anything is read.
+
+    Raises:
+        ValueError: When it is none, or not exactly one of rank, density, energy and budget is given.
+    """
+    shapes = {n: (shape[0], shape[1]) for n, (_, shape) in job.out.items() if n in job.merged and len(shape) == 2}
+    spectra = {name: torch.ones(1) for name in shapes}  # what energy and budget come to is not known yet
+    choose_ranks(shapes, **asdict(ranks), spectra=spectra, bytes_per_value=1)
 
 
 class Differences:

@@ -62,10 +62,7 @@ def router_of_folder(
     Raises:
         CheckpointError: Without a tokenizer, or for a model that is not run module by module.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError("the base has no tokenizer, which a router made from texts needs; add it.") from error
+    tokenizer = tokenizer_of(folder)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -73,6 +70,19 @@ def router_of_folder(
     found = features_of(folder, flat, tokenizer, device)
     parts = torch.split(found, [len(texts[task]) for task in texts])
     return router_from_features(kind, dict(zip(texts, parts, strict=True)), seed)
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder.
+
+    Raises:
+        CheckpointError: When it has none.
+    """
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError("the base has no tokenizer, which a router made from texts needs; add it.") from error
+    return found
 
 
 def features_of(folder: Path, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, device: str = "cpu") -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shutil
@@ -23,7 +22,8 @@ from twinmerge.big.streams import FileModel
 from twinmerge.big.writing import Entry, Journal, Writer, resumable_folder, shards_of, size_of
 from twinmerge.errors import CheckpointError
 from twinmerge.headers import Checkpoint, inspect_checkpoint
-from twinmerge.methods import WITH_DATA, find
+from twinmerge.methods import find
+from twinmerge.trial import tried
 
 Dtype = Literal["stored", "float32", "float16", "bfloat16"]
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -132,11 +132,15 @@ def merge_files(
     check_device(device)
     target = Path(folder).expanduser()
     job = job_of(base, experts, dtype, vocabulary)
-    run = bound_method(method, options or {}, list(experts))
+    run = bound_method(job, method, options)
     check_statistics(method, statistics, list(experts))
     refuse_above_limit(planned(job, method, memory))
     task = [fingerprint(base, experts), method, options, fingerprint_of(statistics), dtype, vocabulary, shard]
-    with resumable_folder(target, task, overwrite=overwrite) as (out, journal), Files(release=_fills(job)) as files:
+    read = folders_of(base, experts)
+    with (
+        resumable_folder(target, task, read=read, overwrite=overwrite) as (out, journal),
+        Files(release=_fills(job)) as files,
+    ):
         known = partial(run, **read_statistics(method, statistics, list(experts), files))
         write_merged(job, out, files, journal, known, shard=shard, device=device)
         copy_beside(job, out, dtype)
@@ -188,8 +192,9 @@ def plan_files(
         CheckpointError: For an expert that is no fine-tune of the base, and pickles.
         ValueError: For an unknown method or option.
     """
+    check_arguments(plan_files, locals())
     job = job_of(base, experts, dtype, vocabulary)
-    bound_method(method, options or {}, list(experts))
+    bound_method(job, method, options)
     check_statistics(method, statistics, list(experts))
     size_in_bytes(shard)
     return planned(job, method, memory)
@@ -252,33 +257,14 @@ def job_of(
     return Job(found, read, places, merged, out, growth)
 
 
-def bound_method(method: str, options: Mapping[str, object], tasks: Sequence[str]) -> Callable[..., object]:
-    """A method with its options, those by the experts' names brought into their order.
+def bound_method(job: Job, method: str, options: Mapping[str, object] | None) -> Callable[..., object]:
+    """A method with its options, tried on small tensors.
 
     Raises:
-        ValueError: For an unknown method, an option that it does not have, or names of no expert.
+        ValueError: For an unknown method, and for options or a number of experts that it refuses.
     """
-    function = find(method)
-    filled = WITH_DATA[method].option if method in WITH_DATA else None
-    parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != filled]
-    if odd := sorted(set(options) - set(known)):
-        raise ValueError(f"{method} has no option '{odd[0]}'; it has {', '.join(known) or 'none'}.")
-    given = {name: _ordered(name, value, tasks) for name, value in options.items()}
-
-    def run(pretrained: object, experts: object, **more: object) -> object:
-        return function(pretrained, experts, **given, **more)
-
-    return run
-
-
-def _ordered(name: str, value: object, tasks: Sequence[str]) -> object:
-    """A value for each expert, in order, where it is given by their names."""
-    if not isinstance(value, Mapping) or not value.keys() & set(tasks):
-        return value
-    if odd := sorted(map(str, value.keys() ^ set(tasks))):
-        raise ValueError(f"option '{name}' is given by expert, but '{odd[0]}' is missing or no expert's name.")
-    return [value[task] for task in tasks]
+    shapes = {name: job.places[name].shape for name in job.merged}
+    return partial(find(method), **tried(method, options or {}, list(job.experts), shapes))
 
 
 def size_in_bytes(text: str) -> int:
@@ -296,13 +282,18 @@ def size_in_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def fingerprint(base: str | Path, experts: Mapping[str, str | Path]) -> object:
-    """Which files are merged: names, sizes and times of all that the folders hold."""
+def folders_of(base: str | Path, experts: Mapping[str, str | Path]) -> list[Path]:
+    """The folders that a merge reads: the base's, and the experts' in order."""
     from twinmerge.local import local_folder
 
+    return [local_folder(where) for where in (base, *experts.values())]
+
+
+def fingerprint(base: str | Path, experts: Mapping[str, str | Path]) -> object:
+    """Which files are merged: names, sizes and times of all that the folders hold."""
     return [
-        [task, sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in local_folder(where).glob("*.*"))]
-        for task, where in [("", base), *experts.items()]
+        [task, sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in folder.glob("*.*") if f.is_file())]
+        for task, folder in zip(("", *experts), folders_of(base, experts), strict=True)
     ]
 
 
@@ -315,7 +306,7 @@ def fingerprint_of(statistics: Mapping[str, str | Path] | None) -> object:
 def copy_beside(job: Job, out: Path, dtype: str) -> None:
     """Copy configuration and tokenizer of the base; what is other of the merged model is written into them."""
     for file in sorted(job.base.folder.iterdir()):
-        if _BESIDE.fullmatch(file.name):
+        if _BESIDE.fullmatch(file.name) and file.is_file():  # a link of a cache may lead nowhere
             shutil.copyfile(file, out / file.name)
     changed: dict[str, object] = {} if dtype == "stored" else {"dtype": dtype}
     if job.growth is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from twinmerge.errors import CheckpointError
 from twinmerge.headers import inspect_checkpoint
@@ -22,6 +23,8 @@ class Reader:
         self.scopes.append(table(config.get("parameters")))
         self.base = reference(config["base_model"]) if config.get("base_model") else None
         self.inputs = [name for name, _ in self.models]
+        if twice := [name for index, name in enumerate(self.inputs) if name in self.inputs[:index]]:
+            self.problems.append(f"model {twice[0]} is listed twice; list it once with the sum of its weights")
         self.experts = [name for name in self.inputs if name != self.base]
 
     def _models(self, config: Table) -> list[tuple[str, Table]]:
@@ -45,14 +48,15 @@ class Reader:
         self.used.add(name)
         own = [parameters for key, parameters in self.models if key == model]
         found: dict[str, object] = {}
-        for scope in (*own, *self.scopes):
-            for part, value in _conditions(scope.get(name)):
-                found.setdefault(part, value)
+        for part, value in chain.from_iterable(_conditions(scope.get(name)) for scope in (*own, *self.scopes)):
+            found.setdefault(part, value)
+            if part == "*":  # what follows is asked of no tensor
+                break
         if default is not None:
             found.setdefault("*", default)
         if not found:
             return None
-        return found["*"] if set(found) == {"*"} else dict(sorted(found.items(), key=lambda item: item[0] == "*"))
+        return found["*"] if set(found) == {"*"} else found
 
     def each(self, name: str, models: Sequence[str], default: float | None = None) -> list[object]:
         """A parameter of every model; one without default must be somewhere."""

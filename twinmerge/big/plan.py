@@ -20,6 +20,7 @@ FURTHER_COST = 30.0  # of other methods
 MULTIPLIED = 2e10  # products of matrices, floating point operations a second on one core in float64
 READ = 1e9  # bytes a second that are read and written where the disk is an ordinary one
 FLOOR = 400e6  # bytes beside 2.5 tensors that a merge may take
+_COUNTS, _SIZES = ("thousand", "million", "billion"), ("KB", "MB", "GB")
 GROWTH = 60e6  # of them, what Python, its allocator and buffers of files take
 
 
@@ -54,9 +55,9 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words."""
         return [
-            f"{self.tensors} tensors of {self.values / 1e9:.3g} billion values",
-            f"reads {self.read / 1e9:.3g} GB in {self.passes} {'pass' if self.passes == 1 else 'passes'}, writes "
-            f"{self.written / 1e9:.3g} GB",
+            f"{self.tensors} tensors of {_in_words(self.values, _COUNTS)} values",
+            f"reads {_in_words(self.read, _SIZES)} in {self.passes} {'pass' if self.passes == 1 else 'passes'}, writes "
+            f"{_in_words(self.written, _SIZES)}",
             f"memory: at most {self.peak / 1e9:.2g} GB beside what importing takes; {self.limit / 1e9:.2g} GB allowed",
             f"time: about {_duration(self.seconds)} on one core and an ordinary disk",
             *([] if self.method in (*OURS, *FURTHER) else [f"{self.method}, of another package, may take more"]),
@@ -145,6 +146,16 @@ def _multiplied(shape: tuple[int, ...], method: str, experts: int) -> float:
     side = count // shape[0] if method in ("wudi", "regmean") else min(shape[0], count // shape[0])
     rounds = 1 if method == "iso_c" else experts + 2
     return rounds * (4.0 * count * side + 9.0 * side**3)
+
+
+def _in_words(number: int, units: tuple[str, str, str]) -> str:
+    """A number with its unit: thousands, millions or billions.
+
+    >>> _in_words(6_520_000_000, _COUNTS), _in_words(783_000, _SIZES)
+    ('6.52 billion', '783 KB')
+    """
+    power = 3 if number >= 1e9 else 2 if number >= 1e6 else 1
+    return f"{number / 1000**power:.3g} {units[power - 1]}"
 
 
 def _duration(seconds: float) -> str:

@@ -60,8 +60,14 @@ def places_of(checkpoint: Checkpoint) -> dict[str, Place]:
     """Where every tensor of a checkpoint lies, from the headers of its files.
 
     Raises:
-        CheckpointError: For pickled files, and for number formats that cannot be merged.
+        CheckpointError: For pickled files, quantised models, and number formats that cannot be merged.
     """
+    if quantised := checkpoint.config.get("quantization_config"):
+        kind = quantised.get("quant_method", "an unknown way") if isinstance(quantised, Mapping) else quantised
+        raise CheckpointError(
+            f"{checkpoint.folder} is quantised ({kind}), and packed weights cannot be merged; give the model as it was "
+            "before, in float32, float16 or bfloat16."
+        )
     found: dict[str, Place] = {}
     for file in sorted(set(checkpoint.files.values())):
         if file.suffix != ".safetensors":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
+from math import prod
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from twinmerge.big.experts import Expert
 from twinmerge.big.reading import DTYPES, FLOATS, Files, Place
 from twinmerge.big.writing import Journal, Writer
 from twinmerge.errors import CheckpointError
-from twinmerge.functional.blocks import Block, OutOfCore, Prepare, State, Tensors, depths, merged_blocks
+from twinmerge.functional.blocks import Block, OutOfCore, Prepare, State, Step, Tensors, depths, merged_blocks
+from twinmerge.functional.matrices import mean_step
 
 _COPIED = 2**24  # bytes that are copied at once
 
@@ -63,11 +65,16 @@ class FileTensors(Tensors):
 
 
 def _check_finite(values: Tensor, name: str, owner: str) -> None:
-    # The sum costs a fraction of looking at each value, and is finite only where they are.
-    if not values.sum().isfinite() and not values.isfinite().all():
+    if not _is_finite(values):
         raise CheckpointError(
             f"the tensor '{name}' of {owner} contains NaN or infinite values; only finite weights can be merged."
         )
+
+
+def _is_finite(values: Tensor) -> bool:
+    # The sum costs a fraction of looking at each value, and is finite only where they are.
+    wide = values.float() if values.dtype == torch.float16 else values
+    return bool(wide.sum().isfinite()) or bool(values.isfinite().all())
 
 
 class FileModel(OutOfCore):
@@ -116,20 +123,49 @@ class FileModel(OutOfCore):
 
     def merge(self, experts: Sequence[State], prepare: Prepare) -> dict[str, Tensor]:
         """Merge what the journal does not have; what is not merged is copied."""
-        rule = prepare([self.tensors(name) for name in self.places if name in self.names])
+        rule = prepare([self.tensors(name) for name in self.places if name in self.names and not is_statistic(name)])
         order = [name for name in self.places if f"tensor {name}" not in self.journal.done]
         for name, following in zip_longest(order, order[1:], fillvalue=""):
             if following:
                 self._expect(following)
             if name in self.names:
-                at = 0
-                for block in merged_blocks(self.tensors(name), rule):
-                    self.writer.write(name, at, block)
-                    at += block.numel()
+                self._write(name, merged_blocks(self.tensors(name), _mean if is_statistic(name) else rule))
             else:
-                copy_tensor(self.files, self.places[name], self.writer, name)
+                self._write(name, self._copied(name))
             self.journal.note(f"tensor {name}")
         return {}
+
+    def _write(self, name: str, blocks: Iterable[Tensor]) -> None:
+        """Write a tensor in the number format that its header names."""
+        kind, at = self.writer.places[name].dtype, 0
+        for block in blocks:
+            rounded = block.to(DTYPES[kind])
+            if kind in FLOATS and not _is_finite(rounded):
+                raise CheckpointError(
+                    f"the merged tensor '{name}' has NaN or infinite values in {kind}; give smaller options, or a "
+                    "wider number format by dtype."
+                )
+            self.writer.write(name, at, rounded)
+            at += block.numel()
+
+    def _copied(self, name: str) -> Iterator[Tensor]:
+        """The base's values of a tensor that is not merged; experts have no other ones where they are no weights."""
+        place = self.places[name]
+        step, total = max(1, _COPIED // DTYPES[place.dtype].itemsize), prod(place.shape)
+        for start in range(0, total, step):
+            values = self.files.read(place, start, min(step, total - start))
+            if place.dtype in FLOATS:
+                _check_finite(values, name, "the base")
+            elif not name.endswith("num_batches_tracked"):
+                self._refuse_changed(name, start, values)
+            yield values
+
+    def _refuse_changed(self, name: str, start: int, values: Tensor) -> None:
+        for task, expert in self.held.items():
+            if not expert.same(self.files, name, start, values):
+                raise CheckpointError(
+                    f"expert '{task}' changed '{name}', which is no weight and cannot be merged; give it the base's."
+                )
 
     def _expect(self, name: str) -> None:
         self.files.expect(self.places[name])
@@ -138,15 +174,13 @@ class FileModel(OutOfCore):
                 expert.expect(self.files, name)
 
 
-def copy_tensor(files: Files, place: Place, writer: Writer, name: str) -> None:
-    """Copy a tensor as it is, or rounded where the header of the new file says so."""
-    step = max(1, _COPIED // DTYPES[place.dtype].itemsize)
-    total = place.bytes // DTYPES[place.dtype].itemsize
-    for start in range(0, total, step):
-        values = files.read(place, start, min(step, total - start))
-        if place.dtype in FLOATS:
-            _check_finite(values.float() if values.dtype == torch.float16 else values, name, "the base")
-        writer.write(name, start, values)
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is a running statistic of a batch norm, which is averaged whatever the method."""
+    return name.endswith((".running_mean", ".running_var"))
+
+
+def _mean(_: Tensors) -> Step:
+    return mean_step(1.0)
 
 
 class _Elsewhere(Mapping[str, Tensor]):

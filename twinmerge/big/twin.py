@@ -13,7 +13,7 @@ from typing import Literal
 from gapbridge.arguments import Count, PositiveShare, Seed, check_arguments
 from twinmerge.big.devices import check_device
 from twinmerge.big.experts import LoraExpert
-from twinmerge.big.factors import Certificate, Ranks, differences_of
+from twinmerge.big.factors import Certificate, Ranks, check_ranks, differences_of
 from twinmerge.big.growing import Vocabulary, forget
 from twinmerge.big.merge import (
     Job,
@@ -21,6 +21,7 @@ from twinmerge.big.merge import (
     copy_beside,
     fingerprint,
     fingerprint_of,
+    folders_of,
     job_of,
     planned,
     refuse_above_limit,
@@ -97,13 +98,14 @@ def twin_files(
     ranks = Ranks(rank, density, energy, budget)
     _check_twin(ranks, experts)
     job = job_of(base, experts, vocabulary=vocabulary)
-    architecture = _architecture(job)
-    run, words = bound_method(method, options or {}, list(experts)), _texts(router, texts, experts)
+    architecture, words = checked_twin(job, ranks, router, texts)
+    run = bound_method(job, method, options)
     check_statistics(method, statistics, list(experts))
     refuse_above_limit(planned_twin(job, method, memory, ranks))
     made_by = [method, options, fingerprint_of(statistics), asdict(ranks), tolerance, seed, vocabulary, shard]
     task = [fingerprint(base, experts), *made_by, router, words]
-    with resumable_folder(Path(folder).expanduser(), task, overwrite=overwrite) as (out, journal), Files() as files:
+    target, read = Path(folder).expanduser(), folders_of(base, experts)
+    with resumable_folder(target, task, read=read, overwrite=overwrite) as (out, journal), Files() as files:
         known = partial(run, **read_statistics(method, statistics, list(experts), files))
         writer = write_merged(job, out, files, journal, known, shard=shard, device=device)
         copy_beside(job, out, "stored")
@@ -111,7 +113,7 @@ def twin_files(
         forget(out)
         made = None if router is None else _save_router(out, router, words, seed, device)
         _describe(out, architecture, told, modules, str(base), made)
-    return Path(folder).expanduser()
+    return target
 
 
 def _check_twin(ranks: Ranks, experts: Mapping[str, object]) -> None:
@@ -121,13 +123,38 @@ def _check_twin(ranks: Ranks, experts: Mapping[str, object]) -> None:
         raise ValueError(f"expert name {odd[0]!r} is not a folder name; use up to 64 letters, digits, '_' and '-'.")
 
 
+def checked_twin(
+    job: Job, ranks: Ranks, router: str | None, texts: Mapping[str, Sequence[str] | str | Path] | None
+) -> tuple[str, dict[str, list[str]]]:
+    """Refuse what no twin is made of, before anything is merged.
+
+    Returns:
+        The base's class, and the texts of every expert; none without a router.
+
+    Raises:
+        CheckpointError: For a base that is no causal language model, or has no tokenizer that a router needs.
+        ValueError: For a rank that no matrix has, and a router without texts.
+    """
+    check_ranks(job, ranks)
+    architecture, words = _architecture(job), _texts(router, texts, job.experts)
+    if router is not None:
+        from twinmerge.big.features import tokenizer_of
+
+        tokenizer_of(job.base.folder)
+    return architecture, words
+
+
 def _architecture(job: Job) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as LANGUAGE
+
     found = str(next(iter(job.base.config.get("architectures") or ()), ""))
-    if not found.endswith("ForCausalLM") or len(job.experts) < 2:
+    if found not in LANGUAGE.values():
         raise CheckpointError(
-            f"{job.base.folder} is a {found or 'model without architecture'} with {len(job.experts)} experts, and "
-            "twins in files are made of at least two causal language models; use twinmerge.merge_folders."
+            f"{job.base.folder} is a {found or 'model without architecture'}, and twins in files are made of causal "
+            "language models; use twinmerge.merge_folders."
         )
+    if len(job.experts) < 2:
+        raise CheckpointError(f"a twin is made of at least two experts, and {list(job.experts)} is given; add one.")
     return found
 
 

@@ -6,6 +6,7 @@ was killed goes on behind the last tensor in it and ends in the same bytes.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,6 +27,7 @@ from twinmerge.whole_folder import restore_interrupted, settle
 
 Entry = tuple[str, tuple[int, ...]]  # number format as safetensors writes it, and shape
 _OPEN = 64  # files that are held open; small shards are many
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 JOURNAL = ".journal"  # no part of the folder: manifests pass over names with a dot
 
 
@@ -152,12 +154,15 @@ class Journal:
 
 
 @contextmanager
-def resumable_folder(target: Path, task: object, *, overwrite: bool = False) -> Iterator[tuple[Path, Journal]]:
+def resumable_folder(
+    target: Path, task: object, *, read: Iterable[Path] = (), overwrite: bool = False
+) -> Iterator[tuple[Path, Journal]]:
     """Fill a folder beside its place and rename it when it is whole; go on in one that the same task left behind.
 
     Args:
         target: The folder to make.
         task: What is made, as plain values; a folder left behind by another task is begun anew.
+        read: Folders that it is made from, which are not to be replaced.
         overwrite: Replace the target when it exists.
 
     Yields:
@@ -165,9 +170,26 @@ def resumable_folder(target: Path, task: object, *, overwrite: bool = False) -> 
 
     Raises:
         FileExistsError: When the target exists and is not to be replaced.
-        CheckpointError: When another process is at it.
+        CheckpointError: When another process is at it, when it holds what is read, and when it cannot be written.
     """
     target = Path(os.path.abspath(target))
+    if holds := [place for place in read if place.resolve().is_relative_to(target.resolve())]:
+        raise CheckpointError(f"{target} holds {holds[0]}, which is read, and would replace it; give another folder.")
+    try:
+        with _filled(target, task, overwrite) as (working, journal):
+            yield working, journal
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        raise CheckpointError(
+            f"{target} cannot be written: {os.strerror(error.errno)}{place}; give a folder where there is room and "
+            "that may be written to. What is done is kept, so that the same merge goes on there."
+        ) from error
+
+
+@contextmanager
+def _filled(target: Path, task: object, overwrite: bool) -> Iterator[tuple[Path, Journal]]:
     restore_interrupted(target)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists already; choose another folder or overwrite it explicitly.")
@@ -176,7 +198,7 @@ def resumable_folder(target: Path, task: object, *, overwrite: bool = False) -> 
     with lock.open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise CheckpointError(
                 f"another process is writing {target}; wait for it or give another folder."
             ) from error
@@ -199,7 +221,8 @@ def resumable_folder(target: Path, task: object, *, overwrite: bool = False) -> 
 def _fingerprint(task: object) -> str:
     """The task and the start of the machine: after a crash, what the journal says may not have reached the disk."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    text = json.dumps([task, boot.read_text().strip() if boot.exists() else ""], sort_keys=True, default=str)
+    # Not sorted: of parts of tensors' names in an option the first that fits counts.
+    text = json.dumps([task, boot.read_text().strip() if boot.exists() else ""], default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

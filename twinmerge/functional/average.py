@@ -8,7 +8,7 @@ from torch import Tensor
 
 from twinmerge.functional.blocks import Block, State, Step, Tensors
 from twinmerge.functional.state import each, merge_blocks
-from twinmerge.functional.weights import Setting, settings_at
+from twinmerge.functional.weights import Setting, settings_at, shares_at
 
 
 def average(pretrained: State, experts: Sequence[State]) -> dict[str, Tensor]:
@@ -71,11 +71,8 @@ def linear(
     """
 
     def rule(tensors: Tensors) -> Step:
-        shares = settings_at(weights, tensors)
-        total = sum(shares) if normalize else 1.0
-        if total == 0:
-            raise ValueError(f"the weights of '{tensors.name}' are {shares} and add up to 0: give others")
-        return lambda block: weighted(block, [share / total for share in shares])
+        shares = (shares_at if normalize else settings_at)(weights, tensors)
+        return lambda block: weighted(block, shares)
 
     return merge_blocks(pretrained, experts, each(rule))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from twinmerge.functional.blocks import State, Step, Tensors
 from twinmerge.functional.inner_products import Around, combination, gram
 from twinmerge.functional.state import each, merge_blocks
-from twinmerge.functional.weights import Setting, settings_at
+from twinmerge.functional.weights import Setting, shares_at
 
 
 def karcher(
@@ -38,7 +38,8 @@ def karcher(
         Merged weights by name, in the types of the base.
 
     Raises:
-        ValueError: If there is no expert, names or shapes differ, or a weight is NaN or infinite.
+        ValueError: If the weights add up to 0, there is no expert, names or shapes differ, or a weight is NaN or
+            infinite.
 
     Reference:
         Karcher (1977), "Riemannian center of mass and mollifier smoothing"; Buss and Fillmore (2001), "Spherical
@@ -46,8 +47,7 @@ def karcher(
     """
 
     def rule(tensors: Tensors) -> Step:
-        shares = torch.tensor(settings_at(weights, tensors), dtype=torch.float64)
-        shares = shares / shares.sum()
+        shares = torch.tensor(shares_at(weights, tensors), dtype=torch.float64)
         products = gram(tensors, around)
         size = products.diagonal().sqrt()
         used = size > 1e-5

@@ -8,7 +8,7 @@ from torch import Tensor
 from twinmerge.functional.blocks import State, Step, Tensors
 from twinmerge.functional.inner_products import Around, combination, gram
 from twinmerge.functional.state import each, merge_blocks
-from twinmerge.functional.weights import Setting, settings_at
+from twinmerge.functional.weights import Setting, settings_at, shares_at
 
 
 def multi_slerp(
@@ -35,17 +35,15 @@ def multi_slerp(
         Merged weights by name, in the types of the base.
 
     Raises:
-        ValueError: If the directions cancel, there is no expert, names or shapes differ, or a weight is NaN or
-            infinite.
+        ValueError: If the directions cancel, the weights are to be divided by a sum of 0, there is no expert, names or
+            shapes differ, or a weight is NaN or infinite.
 
     Reference:
         Goddard (2024), "Multi-SLERP"; Buss and Fillmore (2001), "Spherical averages", of which it is the first step.
     """
 
     def rule(tensors: Tensors) -> Step:
-        shares = torch.tensor(settings_at(weights, tensors), dtype=torch.float64)
-        if normalize:
-            shares = shares / shares.sum()
+        shares = torch.tensor((shares_at if normalize else settings_at)(weights, tensors), dtype=torch.float64)
         products = gram(tensors, around)
         size = products.diagonal().sqrt()
         share_of = shares / (size + 1e-8)

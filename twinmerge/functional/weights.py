@@ -45,3 +45,16 @@ def settings_at(settings: Setting | Sequence[Setting], tensors: Tensors) -> list
     if len(settings) != tensors.experts:
         raise ValueError(f"{len(settings)} values are given for {tensors.experts} experts: give one each")
     return [setting_at(setting, tensors) for setting in settings]
+
+
+def shares_at(settings: Setting | Sequence[Setting], tensors: Tensors) -> list[float]:
+    """One number for each expert, as `settings_at`, divided by their sum.
+
+    Raises:
+        ValueError: If they add up to 0, or the list has another length than there are experts.
+    """
+    weights = settings_at(settings, tensors)
+    total = sum(weights)
+    if total == 0:
+        raise ValueError(f"the weights of '{tensors.name}' are {weights} and add up to 0: give others")
+    return [weight / total for weight in weights]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.data.language_rows import load_language
 from recipes.data.models import resolve_model
 from recipes.errors import RunError
-from recipes.merge.baselines import DATA, DYNAMIC, SHARED, Candidates, deciding, tune
+from recipes.merge.baselines import DATA, DYNAMIC, SHARED, Candidates, deciding, told, tune
 from recipes.merge.causal.train import language_model
 from recipes.merge.checks import cached_at
 from recipes.merge.experts import base_checkpoint, check_rank, expert_folder, stored_format_of
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from recipes.merge.baselines import Options, Tuned
     from recipes.merge.causal.bench import Bench
     from recipes.merge.causal.scores import Speaker
     from recipes.merge.causal.table import LanguageScores
@@ -223,15 +224,15 @@ def _static(seen: Rows, experts: Mapping[str, Expert], work: Any) -> Looked[Lang
         named, lambda method, options: shared_expert(model, states, method, **options), bench.recipe.seed
     )
 
-    def merged(method: str, options: dict[str, float]) -> Callable[[str], Speaker]:
+    def merged(method: str, options: Options) -> Callable[[str], Speaker]:
         return partial(_always, Speaker(set_parameters(work, candidates(merge_of(method), options)), seen.pad))
 
     def merge_of(method: str) -> str:
         return bench.recipe.shared.method if method == SHARED else method
 
-    def validate(method: str, options: dict[str, float], part: int) -> float:
-        told, decides = ", ".join(f"{k} {v:g}" for k, v in options.items()), deciding(merge_of(method), options, seed)
-        name, make = f"{method} {told}".strip(), partial(merged, method, options)
+    def validate(method: str, options: Options, part: int) -> float:
+        decides = deciding(merge_of(method), options, seed)
+        name, make = f"{method} {told(options)}".strip(), partial(merged, method, options)
         return bench.score_once(name, make, *decides, split="validation", tasks=bench.merged).normalised(seen.held)
 
     seed = bench.recipe.seed
@@ -286,7 +287,7 @@ def _told(twin: TwinMixin, task: str) -> Callable[[Tensor, Tensor], Tensor]:
 def _finish(
     bench: Bench,
     rows: Mapping[str, LanguageScores],
-    static: Mapping[str, tuple[float, dict[str, float]]],
+    static: Tuned,
     routing: Routing,
     made: tuple[TwinMixin, Exclusive, Beside[LanguageScores]],
     experts: Mapping[str, Expert],

@@ -45,6 +45,9 @@ def test_a_rank_makes_a_twin_and_mistakes_are_one_sentence(models, capsys):
         ("method=tie", "method: unknown merge method 'tie'; did you mean 'ties'"),
         ("experts.math=./none", "none is not a folder"),
         ("shard=big", "the size is 'big'"),
+        ("options.scale=much", "scale: expected a finite number"),
+        ("options.weights={math: 1.0}", "option 'weights' is given by expert, but 'code' is missing"),
+        ("rank=1000", "the rank is 1000, but the largest matrix takes a rank from 1 to 32"),
     ):
         assert main(["merge_files_tiny.yaml", override, "--check"]) == 2
         assert said in capsys.readouterr().err

@@ -197,7 +197,11 @@ def test_a_merge_tunes_its_shared_expert_and_compares_methods_with_data(tmp_path
     recipe = world.recipe(
         "merge",
         ("mood", "count"),
-        shared={"method": "ties", "tune": {"scale": [0.4, 0.8], "density": [0.3]}},
+        shared={
+            "method": "ties",
+            "options": {"weights": {"count": 0.5, "mood": 1.0}, "trim": "tensor"},
+            "tune": {"scale": [0.4, 0.8], "density": [0.3]},
+        },
         baselines={"data": list(DATA), "data_items": 12, "data_steps": 4, "dynamic": list(DYNAMIC), "probe": False},
     )
     done = world.run(recipe, "out")
@@ -206,7 +210,9 @@ def test_a_merge_tunes_its_shared_expert_and_compares_methods_with_data(tmp_path
     assert found["shared"]["method"] == "ties"
     assert found["shared"]["options"]["density"] == 0.3
     assert found["shared"]["options"]["scale"] in (0.4, 0.8)
-    assert "shared expert: ties with scale 0." in done.out + done.err
+    assert found["shared"]["options"]["weights"] == {"count": 0.5, "mood": 1.0}
+    said = 'shared expert: ties with weights {"count": 0.5, "mood": 1.0}, trim tensor, scale 0.'
+    assert said in done.out + done.err
     assert set(found["rows"]) >= set(DATA)
     assert set(found["tuned"]) >= set(DATA)
     assert SHARED not in found["rows"]

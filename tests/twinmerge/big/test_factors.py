@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tests.twinmerge.big.small import read, shapes, write_family
 from twinmerge.big.factors import extract_lora
@@ -63,13 +63,9 @@ def test_the_certificate_is_the_true_residual(family, tmp_path, policy, monkeypa
 
 def test_adapters_are_merged_by_their_factors(family, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 500)
-    base, experts, tied = family
+    base, experts, _ = family
     extract_lora(base, experts["e0"], tmp_path / "lora", rank=3)
     config = json.loads((tmp_path / "lora/adapter_config.json").read_text())
-    tensors = load_file(tmp_path / "lora/adapter_model.safetensors")
-    # A tied output has no weight of its own that an adapter could be added to.
-    kept = {k: v for k, v in tensors.items() if not (tied and "lm_head" in k)}
-    save_file(kept, tmp_path / "lora/adapter_model.safetensors")
     (tmp_path / "lora/adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 6, "alpha_pattern": {}}))
     added, start, other = products(tmp_path / "lora"), read(base), read(experts["e1"])
     merge_files(base, {"a": tmp_path / "lora", "b": experts["e1"]}, tmp_path / "out", options={"scale": 0.5})
@@ -96,7 +92,7 @@ def test_a_twin_is_the_merge_and_the_differences_to_it(family, tmp_path):
         twin_files(base, experts, tmp_path / "other")
     with pytest.raises(ValueError, match="is not a folder name"):
         twin_files(base, {"../e0": experts["e0"], "e1": experts["e1"]}, tmp_path / "other", rank=2)
-    with pytest.raises(CheckpointError, match="with 1 experts"):
+    with pytest.raises(CheckpointError, match="at least two experts"):
         twin_files(base, {"e0": experts["e0"]}, tmp_path / "other", rank=2)
 
 

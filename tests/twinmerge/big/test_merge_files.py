@@ -121,7 +121,7 @@ def test_options_by_expert_and_refusals(family, tmp_path):
         assert torch.equal(read(tmp_path / "b")[name], value)
     with pytest.raises(ValueError, match="by expert, but 'e2' is missing"):
         merge_files(base, experts, tmp_path / "c", options={"weights": {"e0": 1.0, "e1": 1.0}})
-    with pytest.raises(ValueError, match="has no option 'scala'; it has scale"):
+    with pytest.raises(ValueError, match="has no option 'scala'; did you mean 'scale'"):
         plan_files(base, experts, options={"scala": 0.5})
     with pytest.raises(ValueError, match="give a number above 0 with B"):
         size_in_bytes("5 apples")

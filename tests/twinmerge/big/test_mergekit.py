@@ -141,6 +141,29 @@ def test_the_command_checks_merges_and_refuses(tmp_path, capsys):
         assert problem in said
 
 
+def test_the_first_value_that_is_for_a_tensor_counts(tmp_path):
+    """As mergekit reads them: a value without filter ends the list, and that of a model ends them all."""
+    _, experts = write_family(tmp_path, experts=2)
+    layered = [{"filter": "mlp", "value": 0.25}, {"value": 0.5}, {"filter": "self_attn", "value": 0.75}]
+    own = [{"model": str(experts["e0"]), "parameters": {"weight": 1.0}}, {"model": str(experts["e1"])}]
+    config = {"merge_method": "linear", "models": own, "parameters": {"weight": layered, "normalize": False}}
+    file = tmp_path / "c.yml"
+    file.write_text(yaml.safe_dump(config))
+    found = read_mergekit(file)
+    assert found.options["weights"] == [1.0, {"mlp": 0.25, "*": 0.5}]
+    assert main([str(file), "--out", str(tmp_path / "out")]) == 0
+    merged, first, second = (read(folder) for folder in (tmp_path / "out", experts["e0"], experts["e1"]))
+    for name, weight in (("model.layers.0.self_attn.q_proj.weight", 0.5), ("model.layers.0.mlp.up_proj.weight", 0.25)):
+        torch.testing.assert_close(merged[name], first[name] + weight * second[name])
+
+
+def test_an_existing_folder_is_refused_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "none.yml"), "--out", str(tmp_path / "out")])
+    assert "out exists already; give another folder, or --force to replace it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
@@ -149,6 +172,10 @@ def test_the_command_checks_merges_and_refuses(tmp_path, capsys):
         ({"merge_method": "ties", "models": [{"model": "a"}]}, "base_model is missing; parameter 'weight' of a"),
         ({"merge_method": "linear", "models": [{"model": "a@main"}]}, "names a revision"),
         ({"merge_method": "passthrough"}, "is not supported; supported are linear"),
+        (
+            {"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": w}} for w in (0.2, 0.8)]},
+            "model a is listed twice; list it once with the sum of its weights",
+        ),
         ({"merge_method": "linear"}, "neither 'models' nor one slice"),
     ],
 )

@@ -10,6 +10,7 @@ import twinmerge
 from tests.twinmerge import foreign
 from tests.twinmerge.big.small import write_family
 from twinmerge.big import features
+from twinmerge.big.factors import extract_lora
 from twinmerge.big.features import empty_model, features_of, streamed
 from twinmerge.big.reading import Files
 from twinmerge.big.twin import twin_files
@@ -81,3 +82,15 @@ def test_routers_without_what_they_need_are_refused(family, tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read"):
         twin_files(base, experts, tmp_path / "twin", rank=2, router="knn", texts={"e0": tmp_path / "x", "e1": ["c"]})
     assert not (tmp_path / "twin").exists()
+
+
+def test_what_no_twin_is_made_of_is_refused_before_anything_is_merged(tmp_path, monkeypatch):
+    base, experts = write_family(tmp_path, 2)
+    monkeypatch.setattr("twinmerge.big.twin.write_merged", None)
+    texts = {name: ["one", "two"] for name in experts}
+    with pytest.raises(CheckpointError, match="no tokenizer, which a router made from texts needs"):
+        twin_files(base, experts, tmp_path / "twin", rank=2, router="knn", texts=texts)
+    with pytest.raises(ValueError, match="the rank is 33, but the largest matrix takes a rank from 1 to 32"):
+        twin_files(base, experts, tmp_path / "twin", rank=33)
+    with pytest.raises(ValueError, match="the rank is 33"):
+        extract_lora(base, experts["e0"], tmp_path / "lora", rank=33)
