@@ -290,9 +290,12 @@ def _summary(recipe: Recipe, scores: Mapping[str, Row], split: Mapping[tuple[str
         found = split["twin", name]
         worst, gap = max(found, key=lambda part: part.value), sum(part.value for part in found)
         one = scores[name]
+        lost = f"of the {gap:.4f} {recipe.explain.loss} loss that it adds, {worst.value:+.4f} is on {worst.task}"
+        if gap <= 0:
+            lost = f"its {recipe.explain.loss} loss is {-gap:.4f} below the twin's" if gap else "it adds no loss"
         told.append(
             f"Student {name} has {_percent(one['normalised'])}, and {_percent(one['over_twin'])} of the twin's score; "
-            f"of the {gap:+.4f} {recipe.explain.loss} loss that it adds, {worst.value:+.4f} is on {worst.task}."
+            f"{lost}."
         )
     return " ".join(told)
 

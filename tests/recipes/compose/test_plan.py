@@ -12,13 +12,14 @@ import pytest
 
 from recipes.compose import stages
 from recipes.compose.recipe import check, inputs
-from recipes.compose.schema import Recipe
+from recipes.compose.schema import GROUPS, Recipe
 from recipes.compose.stages import Stage, check_taken, make, plan, ready
 from recipes.errors import RecipeError, RunError
 from recipes.front.parse import parse
 from recipes.front.show import to_yaml
 from recipes.running.folder import RunFolder
 from recipes.running.inputs import note
+from tests.recipes import tiny
 
 FILE = Path(stages.__file__).with_name("compose.yaml")
 
@@ -184,14 +185,42 @@ def test_a_folder_that_is_no_such_run_is_refused(tmp_path):
         (["students.dense.losses={kd: {temperatur: 2}}"], "students.dense: methods.dense: "),
         (["trainer.devices=3"], "students.dense: "),
         (["students.dense.model=../gone"], "students.dense: "),
+        (["students.my-own={}"], "students.my-own: methods: a student is called 'my-own'"),
+        (
+            ["merge.base=base", "students.small.options={num_hidden_layers: 3}"],
+            "students.small: student.options.num_hid",
+        ),
+        (
+            ["merge.base=base", "students.dense.model=other"],
+            "students.dense: student.model: the teacher's and the student",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_students_are_checked_before_their_twin_is_there(words, said, monkeypatch):
+def test_students_are_checked_before_their_twin_is_there(words, said, tmp_path, monkeypatch):
     monkeypatch.setattr("recipes.merge.recipe.check", lambda recipe: iter(()))  # it has its own tests
+    monkeypatch.chdir(tmp_path)
+    tiny.save_base(tmp_path / "base")  # of two layers
+    tiny.save_base(tmp_path / "other", words=1)
     with pytest.raises(RecipeError) as error:
         list(check(parsed(*words)))
     assert str(error.value).startswith(said)
+
+
+def test_further_columns_are_looked_for_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("recipes.merge.recipe.check", lambda recipe: iter(()))
+    monkeypatch.setattr("recipes.compose.recipe._check_alone", lambda *_: iter(()))
+    tasks = f"merge.tasks=[{own_task(tmp_path)}, {own_task(tmp_path, 'two')}]"
+    assert "explain.columns: year found" in list(check(parsed(tasks, "explain.columns=[year]")))
+    with pytest.raises(RecipeError, match=r"explain\.columns: no file of own, two has a column 'month'"):
+        list(check(parsed(tasks, "explain.columns=[year,month]")))
+
+
+def test_a_further_column_is_a_group_where_none_is_named():
+    groups = plan(parsed("explain.columns=[year,length]"))[3][0].recipe.groups
+    assert groups == {**GROUPS, "year": ["year"], "column length": ["length"]}
+    named = plan(parsed("explain.columns=[year]", "explain.groups={when: [year]}"))[3][0].recipe.groups
+    assert named == {"when": ["year"]}
 
 
 def test_a_student_of_other_inputs_is_refused(tmp_path, monkeypatch):
