@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.compose.schema import Recipe
-from recipes.compose.stages import check_taken, make, plan, ready, show
+from recipes.compose.stages import check_taken, lost_expert, make, plan, ready, show
 from recipes.data.own_columns import check_own_columns
 from recipes.distill.merge_run import merge_run
 from recipes.errors import RecipeError
@@ -55,20 +55,21 @@ def check(recipe: Recipe) -> Iterator[str]:
     if recipe.explain.columns:
         tasks = merged.tasks if merged else merge_run(str(merge.folder)).recipe.tasks
         yield check_own_columns(tasks, recipe.explain.columns, "explain.columns")
-    there = merge.taken or ready(merge.folder)
+    there = [stage for stage in (merge, *students, answers, *why) if ready(stage.folder)]
+    if merge in there and merged and answers not in there and lost_expert(merge):
+        there.remove(merge)
     for stage in students:
         if not stage.taken:
-            lines = (
-                table.load("distill").check(stage.recipe) if there else _check_alone(recipe, stage.name, merged.base)
-            )
+            alone = merged is not None and merge not in there
+            lines = _check_alone(recipe, stage.name) if alone else table.load("distill").check(stage.recipe)
             with _told(f"students.{stage.name}"):
                 yield from (f"{stage.name}: {line}" for line in lines)
     for stage in (merge, *students, answers, *why):
         if not stage.taken:
-            yield f"stage {stage.name}: {'cached in' if ready(stage.folder) else 'to be made in'} {stage.folder}"
+            yield f"stage {stage.name}: {'cached in' if stage in there else 'to be made in'} {stage.folder}"
 
 
-def _check_alone(recipe: Recipe, name: str, base: str) -> Iterator[str]:
+def _check_alone(recipe: Recipe, name: str) -> Iterator[str]:
     """What is known of a student before its twin is there, for which the base stands."""
     from recipes.data.models import is_here, resolve_model
     from recipes.distill.fitting import check_fit, check_words
@@ -78,7 +79,8 @@ def _check_alone(recipe: Recipe, name: str, base: str) -> Iterator[str]:
     from recipes.distill.training import limited
 
     given = recipe.distillation(name, Path("run"))
-    known = replace(given, teacher=Teacher(model=str(resolve_model(base)))) if is_here(base) else given
+    base = recipe.merge.base if recipe.merge else ""
+    known = replace(given, teacher=Teacher(model=str(resolve_model(base)))) if base and is_here(base) else given
     steps = [partial(check_methods, given), partial(check_student, known, given.student)]
     if given.student.model and recipe.kind == "texts" and known is not given:
         steps.append(partial(check_words, known))
@@ -102,7 +104,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     merge, students, answers, why = plan(recipe)
     found: dict[str, bool] = {}
-    for stage in (merge, *students):
+    found[merge.name] = make(merge, folder, "" if merge.taken or ready(answers.folder) else lost_expert(merge))
+    for stage in students:
         found[stage.name] = make(stage, folder)
     found[answers.name] = answer(recipe, answers, merge, students, folder)
     for stage in why:

@@ -148,6 +148,8 @@ def check_taken(stage: Stage, merge: Stage) -> str:
         raise RecipeError(f"{key}: {stage.folder} is a run of recipe {found.recipe}; expected one of {wanted}")
     if wanted == "merge" and not found.tasks:
         raise RecipeError(f"{key}: {stage.folder} merged without tasks, so that there is nothing to learn; name tasks")
+    if wanted == "merge" and (fault := lost_expert(stage)):
+        raise RecipeError(f"{key}: {stage.folder} {fault}; make that run again")
     students = [path.name for path in sorted((stage.folder / "students").glob("*/"))]
     if wanted == "distill" and len(students) != 1:
         raise RecipeError(
@@ -187,12 +189,30 @@ def ready(folder: Path) -> bool:
     return (folder / RESULT).is_file() and not ((folder / STAMP).is_file() and damage(folder, remember=True))
 
 
-def make(stage: Stage, run: RunFolder) -> bool:
+def lost_expert(merge: Stage) -> str:
+    """An expert that a merge has trained and that is no longer whole in the user's cache, in words; empty for none.
+
+    Args:
+        merge: Made or taken; its experts answer beside its twin.
+    """
+    from recipes.front.parse import parse
+    from recipes.merge.checks import cached_at, expert_damage
+
+    recipe: Any = merge.recipe or parse(merge.folder / "recipe.yaml").recipe
+    given = recipe.given()
+    for task in recipe.tasks:
+        if task.name not in given and (fault := expert_damage(place := cached_at(recipe, task))):
+            return f"needs its expert in {place}, which {fault if place.is_dir() else 'is gone'}"
+    return ""
+
+
+def make(stage: Stage, run: RunFolder, lost: str = "") -> bool:
     """Run a stage, or what is left of it, unless it is in the cache; true where it was there.
 
     Args:
         stage: The stage.
         run: Of the composition: where the recipe of the stage is written, and what tells the user.
+        lost: What is missing beside a finished one, so that it is made again.
 
     Raises:
         RunError: When it failed.
@@ -202,7 +222,7 @@ def make(stage: Stage, run: RunFolder) -> bool:
         run.say(f"stage {stage.name}: taken from {stage.folder}")
         return True
     with alone(stage.folder, run):
-        if settled(stage, run):
+        if settled(stage, run, lost):
             run.say(f"stage {stage.name}: cached in {stage.folder}")
             return True
         file = run.path / "stages" / f"{stage.name}.yaml"
@@ -222,11 +242,12 @@ def make(stage: Stage, run: RunFolder) -> bool:
     return False
 
 
-def settled(stage: Stage, run: RunFolder) -> bool:
+def settled(stage: Stage, run: RunFolder, lost: str = "") -> bool:
     """Whether a stage is finished and whole; a damaged one is told and removed, a new one is stamped."""
     folder = stage.folder
     finished = (folder / RESULT).is_file()
-    if not (fault := _read_other(stage)) and finished and not (folder / STAMP).is_file():
+    fault = _read_other(stage) or (lost if finished else "")
+    if not fault and finished and not (folder / STAMP).is_file():
         _settle(folder)  # its run ended while nobody waited for it
     elif not fault and finished:
         fault = damage(folder, remember=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import pytest
 from recipes.compose import stages
 from recipes.compose.recipe import check, inputs
 from recipes.compose.schema import GROUPS, Recipe
-from recipes.compose.stages import Stage, check_taken, make, plan, ready
+from recipes.compose.stages import Stage, check_taken, lost_expert, make, plan, ready
 from recipes.errors import RecipeError, RunError
 from recipes.front.parse import parse
 from recipes.front.show import to_yaml
+from recipes.merge.checks import cached_at
 from recipes.running.folder import RunFolder
 from recipes.running.inputs import note
+from recipes.running.seals import stamp
 from tests.recipes import tiny
 
 FILE = Path(stages.__file__).with_name("compose.yaml")
@@ -85,9 +88,9 @@ def own_task(folder: Path, name: str = "own") -> str:
     return f"{{name: {name}, source: csv, path: {file}}}"
 
 
-def made(stage: Stage, *, note_of: Path | None = None) -> None:
+def made(stage: Stage, *, note_of: Path | None = None, again: bool = False) -> None:
     """What the run of a merge leaves that later stages look for."""
-    (stage.folder / "merged").mkdir(parents=True)
+    (stage.folder / "merged").mkdir(parents=True, exist_ok=again)
     (stage.folder / "recipe.yaml").write_text(to_yaml(stage.recipe))
     (stage.folder / "merged/twin.json").write_text("{}")
     (stage.folder / "result.json").write_text("{}")
@@ -201,7 +204,8 @@ def test_students_are_checked_before_their_twin_is_there(words, said, tmp_path, 
     monkeypatch.setattr("recipes.merge.recipe.check", lambda recipe: iter(()))  # it has its own tests
     monkeypatch.chdir(tmp_path)
     tiny.save_base(tmp_path / "base")  # of two layers
-    tiny.save_base(tmp_path / "other", words=1)
+    words_of = tiny.save_base(tmp_path / "other") / "tokenizer.json"
+    words_of.write_text(words_of.read_text().replace('"warm"', '"cold"'))
     with pytest.raises(RecipeError) as error:
         list(check(parsed(*words)))
     assert str(error.value).startswith(said)
@@ -248,16 +252,38 @@ def test_a_student_of_other_inputs_is_refused(tmp_path, monkeypatch):
         list(check(taken))
 
 
-def test_a_merge_whose_files_have_changed_since_is_not_taken(tmp_path):
+def test_a_merge_whose_files_have_changed_since_is_not_taken(tmp_path, monkeypatch):
     recipe = parsed(f"merge.tasks=[{own_task(tmp_path)}, {own_task(tmp_path, 'two')}]")
     merge = plan(recipe)[0]
     made(merge, note_of=(file := tmp_path / "own.csv"))
     taken = Stage("merge", merge.folder, taken=True, reads=note([file]))
+    monkeypatch.setattr(stages, "lost_expert", lambda _: "")
     assert check_taken(taken, taken) == f"stage merge: taken from {merge.folder}"
     file.write_text(file.read_text().replace("own 3,", "other 3,"))
     taken = plan(dataclasses.replace(recipe, merge=None, taken={"merge": str(merge.folder)}))[0]
     with pytest.raises(RecipeError, match=rf"taken\.merge: {file} has changed since {merge.folder} was run, so that"):
         check_taken(taken, taken)
+
+
+def test_a_merge_whose_trained_experts_are_gone_is_made_again(tmp_path, run, monkeypatch, capsys):
+    recipe = parsed(f"merge.tasks=[{own_task(tmp_path)}, {own_task(tmp_path, 'two')}]", "merge.base=base")
+    merge = plan(recipe)[0]
+    for task in merge.recipe.tasks:
+        (place := cached_at(merge.recipe, task)).mkdir(parents=True)
+        (place / "expert.json").write_text("{}")
+        stamp(place)
+    monkeypatch.setattr(stages, "_run", ran := Ran())
+    assert not make(merge, run, lost_expert(merge))
+    assert make(merge, run, lost_expert(merge))
+    shutil.rmtree(place)
+    assert not make(merge, run, lost_expert(merge))
+    assert f"needs its expert in {place}, which is gone: it is made again" in capsys.readouterr().out
+    assert "--resume" not in ran.words[1]
+    made(merge, again=True)
+    with pytest.raises(
+        RecipeError, match=rf"taken\.merge: {merge.folder} needs its expert in {place}, which is gone; mak"
+    ):
+        check_taken(taken := Stage("merge", merge.folder, taken=True), taken)
 
 
 def test_a_merge_without_tasks_is_not_taken(tmp_path):
