@@ -196,7 +196,8 @@ def lost_expert(merge: Stage) -> str:
         merge: Made or taken; its experts answer beside its twin.
     """
     from recipes.front.parse import parse
-    from recipes.merge.checks import cached_at, expert_damage
+    from recipes.merge.checks import cached_at
+    from recipes.merge.experts import expert_damage
 
     recipe: Any = merge.recipe or parse(merge.folder / "recipe.yaml").recipe
     given = recipe.given()
