@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from recipes.compose.schema import Recipe
 from recipes.compose.stages import RESULT, TABLE, Stage, alone, settled
+from recipes.errors import RunError
 from recipes.running.files import whole_file, write_json
+from recipes.running.inputs import changed
 from recipes.running.seals import stamp
 
 if TYPE_CHECKING:
@@ -28,12 +30,14 @@ def answer(recipe: Recipe, stage: Stage, merge: Stage, students: Sequence[Stage]
     from recipes.explain.merged import read_merged
 
     with alone(stage.folder, folder):
-        if settled(stage.folder, folder):
+        if settled(stage, folder):
             folder.say(f"stage {stage.name}: cached in {stage.folder}")
             return True
         folder.say(f"stage {stage.name}: begins in {stage.folder}")
         places = {student.name: student_of(student) for student in students}
         made = read_merged(merge.folder, folder.say, places, examples=True, columns=recipe.explain.columns)
+        if fault := changed(stage.reads):
+            raise RunError(f"stage {stage.name}: {fault} while it was read; start the run again")
         with whole_file(stage.folder / TABLE) as file:
             made.to_parquet(file, index=False)
         write_json(stage.folder / RESULT, {"rows": len(made), "columns": list(made.columns)})

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.compose.schema import Recipe
-from recipes.compose.stages import check_taken, make, plan, ready, show
+from recipes.compose.stages import check_taken, lost_expert, make, plan, ready, show
+from recipes.data.own_columns import check_own_columns
+from recipes.distill.merge_run import merge_run
 from recipes.errors import RecipeError
 from recipes.front import table
 from recipes.front.preflight import check_all
@@ -45,35 +49,52 @@ def check(recipe: Recipe) -> Iterator[str]:
         )
     merge, students, answers, why = plan(recipe)
     if merged := recipe.merging():
-        for line in table.load("merge").check(merged):
-            yield f"merge: {line}"
+        with _told("merge"):
+            yield from (f"merge: {line}" for line in table.load("merge").check(merged))
     yield from check_all([partial(check_taken, stage, merge) for stage in (merge, *students) if stage.taken])
-    there = merge.taken or ready(merge.folder)
+    if recipe.explain.columns:
+        tasks = merged.tasks if merged else merge_run(str(merge.folder)).recipe.tasks
+        yield check_own_columns(tasks, recipe.explain.columns, "explain.columns")
+    there = [stage for stage in (merge, *students, answers, *why) if ready(stage.folder)]
+    if merge in there and merged and answers not in there and lost_expert(merge):
+        there.remove(merge)
     for stage in students:
         if not stage.taken:
-            lines = table.load("distill").check(stage.recipe) if there else _check_alone(recipe, stage.name)
-            yield from (f"{stage.name}: {line}" for line in lines)
+            alone = merged is not None and merge not in there
+            lines = _check_alone(recipe, stage.name) if alone else table.load("distill").check(stage.recipe)
+            with _told(f"students.{stage.name}"):
+                yield from (f"{stage.name}: {line}" for line in lines)
     for stage in (merge, *students, answers, *why):
         if not stage.taken:
-            yield f"stage {stage.name}: {'cached in' if ready(stage.folder) else 'to be made in'} {stage.folder}"
+            yield f"stage {stage.name}: {'cached in' if stage in there else 'to be made in'} {stage.folder}"
 
 
 def _check_alone(recipe: Recipe, name: str) -> Iterator[str]:
-    """What is known of a student before its twin is there."""
-    from recipes.data.models import check_model
-    from recipes.distill.fitting import check_fit
+    """What is known of a student before its twin is there, for which the base stands."""
+    from recipes.data.models import is_here, resolve_model
+    from recipes.distill.fitting import check_fit, check_words
+    from recipes.distill.merge_checks import check_student
     from recipes.distill.recipe import check_methods
+    from recipes.distill.schema import Teacher
     from recipes.distill.training import limited
 
-    student = recipe.distillation(name, Path("run"))
-    steps = [partial(check_methods, student)]
-    if student.student.model:
-        steps.append(partial(check_model, student.student.model))
+    given = recipe.distillation(name, Path("run"))
+    base = recipe.merge.base if recipe.merge else ""
+    known = replace(given, teacher=Teacher(model=str(resolve_model(base)))) if base and is_here(base) else given
+    steps = [partial(check_methods, given), partial(check_student, known, given.student)]
+    if given.student.model and recipe.kind == "texts" and known is not given:
+        steps.append(partial(check_words, known))
+    yield from check_all(steps)
+    check_fit(given, limited(given.trainer, given.training))
+
+
+@contextmanager
+def _told(key: str) -> Iterator[None]:
+    """Name the key of this recipe in what another recipe refuses."""
     try:
-        yield from check_all(steps)
-        check_fit(student, limited(student.trainer, student.training))
+        yield
     except RecipeError as error:
-        raise RecipeError(*(f"students.{name}: {problem}" for problem in error.problems)) from error
+        raise RecipeError(*(f"{key}: {problem}" for problem in error.problems)) from error
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
@@ -83,7 +104,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
     merge, students, answers, why = plan(recipe)
     found: dict[str, bool] = {}
-    for stage in (merge, *students):
+    found[merge.name] = make(merge, folder, "" if merge.taken or ready(answers.folder) else lost_expert(merge))
+    for stage in students:
         found[stage.name] = make(stage, folder)
     found[answers.name] = answer(recipe, answers, merge, students, folder)
     for stage in why:

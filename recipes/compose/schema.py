@@ -15,6 +15,7 @@ from recipes.explain.domains import DomainData
 from recipes.explain.models import ExplainedModel
 from recipes.explain.schema import Estimation, Recipe as Explanation
 from recipes.fields import FieldError, check_name, check_range, check_seed
+from recipes.front.schema import did_you_mean
 from recipes.merge.schema import Recipe as Merge
 from recipes.running.trainer import TrainerConfig
 
@@ -129,6 +130,7 @@ class Recipe:
         if unknown := sorted(set(self.taken) - {MERGE, *self.students}):
             raise FieldError(f"taken.{unknown[0]}", f"expected {MERGE} or one of {', '.join(self.students)}")
         self._check_kind()
+        self._check_columns()
         for name in self.students:
             self.distillation(name, Path("run"))
         for pair in self.pairs():
@@ -159,6 +161,25 @@ class Recipe:
             if kind == "language" and "uld" in student.losses:
                 told = "expected another loss than uld, which is for other tokens than the twin's, such as kd, got uld"
                 raise FieldError(f"students.{name}.losses", told)
+
+    def _check_columns(self) -> None:
+        """Refuse at once groups of columns that the table of all answers will not have."""
+        try:
+            students = dict.fromkeys(self.students, "")
+            table = DomainData("merge", MERGE, students=students, columns=self.explain.columns)
+        except FieldError as error:
+            raise FieldError(f"explain.{error.where}", error.message) from error
+        shown = ["text", *(f"{model}_answer" for model in (*MODELS, *self.students))]
+        if taken := [name for name in self.explain.columns if name in shown]:
+            raise FieldError("explain.columns", f"expected further columns; {taken[0]!r} is one of the table's own")
+        known = [*table.merged, *self.explain.columns]
+        known = [name for name in known if name != "words" or self.kind != "images"]
+        for group, columns in self.explain.groups.items():
+            if unknown := [name for name in columns if name not in known]:
+                told = f"no column is called {unknown[0]!r}; {did_you_mean(unknown[0], known)}"
+                raise FieldError(
+                    f"explain.groups.{group}", f"{told}; a column of your files is named in explain.columns"
+                )
 
     def merging(self) -> Merge | None:
         """The recipe of the merge; None where a run is taken."""
@@ -195,7 +216,8 @@ class Recipe:
         """What losses are shared out among; images have no length."""
         if self.explain.groups:
             return self.explain.groups
-        return {name: columns for name, columns in GROUPS.items() if "words" not in columns or self.kind != "images"}
+        usual = {name: columns for name, columns in GROUPS.items() if "words" not in columns or self.kind != "images"}
+        return usual | {f"column {name}" if name in usual else name: [name] for name in self.explain.columns}
 
     def pairs(self) -> list[tuple[str, str]]:
         """What is compared with what: the experts with the twin, and the twin with every student."""

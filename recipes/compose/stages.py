@@ -9,9 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ from recipes.front.show import to_yaml
 from recipes.running.built_with import built_with
 from recipes.running.files import remove_parts, write_text
 from recipes.running.folder import FOLDER_KEY
-from recipes.running.inputs import note
+from recipes.running.inputs import Noted, changed, note, read_noted
+from recipes.running.lock import refuse_live
 from recipes.running.seals import STAMP, damage, stamp
 
 if TYPE_CHECKING:
@@ -47,12 +49,15 @@ class Stage:
         folder: Of its run.
         recipe: What is run; None for the answers, and where a finished run is taken.
         taken: Whether the user named its folder.
+        reads: The user's own files that decide it, with those of the stages before it; of a run that is taken those
+            that it noted.
     """
 
     name: str
     folder: Path
     recipe: object = None
     taken: bool = False
+    reads: Noted = field(default_factory=dict)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def plan(recipe: Recipe) -> tuple[Stage, list[Stage], Stage, list[Stage]]:
     ]
     read = [merge, *students]
     decides = [recipe.explain.columns, *(part for one in read for part in (one.name, str(one.folder), _content(one)))]
-    answers = Stage(ANSWERS, _stored(ANSWERS, decides))
+    answers = Stage(ANSWERS, _stored(ANSWERS, decides), reads=_known(read))
     table = answers.folder / TABLE
     why = [_stage(recipe, "-".join(pair), recipe.explanation(pair, table), answers) for pair in recipe.pairs()]
     return merge, students, answers, why
@@ -88,12 +93,20 @@ def plan(recipe: Recipe) -> tuple[Stage, list[Stage], Stage, list[Stage]]:
 def _stage(recipe: Recipe, name: str, made: Merge | Distillation | Explanation | None, *after: Stage) -> Stage:
     """A stage, with the folder that its recipe, the user's files that it reads and what it is made from decide."""
     if made is None:
-        return Stage(name, Path(recipe.taken[name]).expanduser(), taken=True)
-    read: Iterable[Path] = getattr(table.load(made.recipe), "inputs", lambda _: [])(made)
-    own = [path for path in read if not any(path.is_relative_to(stage.folder) for stage in after)]
-    files = {name: entry[-1] for name, entry in note(own).items()}
+        folder = Path(recipe.taken[name]).expanduser()
+        return Stage(name, folder, taken=True, reads=read_noted(folder) or {})
+    read = map(Path.expanduser, getattr(table.load(made.recipe), "inputs", lambda _: [])(made))
+    own = note(path for path in read if not any(path.is_relative_to(stage.folder) for stage in after))
+    # A recipe names what the stages before it read only once these are there, and they have it in their names.
+    before = _known(after)
+    files = {name: entry[-1] for name, entry in own.items() if name not in before}
     decides = [to_yaml(made, comments=False), files, *map(_content, after)]
-    return Stage(name, _stored(made.recipe, decides), made)
+    return Stage(name, _stored(made.recipe, decides), made, reads={**before, **own})
+
+
+def _known(stages: Iterable[Stage]) -> dict[str, list[int | str]]:
+    """The user's files that decide some stages."""
+    return {name: entry for stage in stages for name, entry in stage.reads.items()}
 
 
 def _stored(name: str, decides: object) -> Path:
@@ -119,7 +132,8 @@ def check_taken(stage: Stage, merge: Stage) -> str:
         merge: The merge, whose tasks a student must have learned.
 
     Raises:
-        RecipeError: When it is none, of another recipe, or a student of other tasks.
+        RecipeError: When it is none, of another recipe, a student of other tasks, or its data are no longer those
+            that it read.
     """
     from recipes.front.parse import parse
 
@@ -127,11 +141,15 @@ def check_taken(stage: Stage, merge: Stage) -> str:
     if not (stage.folder / RESULT).is_file():
         raise RecipeError(f"{key}: {stage.folder} is no finished run; give the folder of a finished {wanted} run")
     try:
-        found = parse(stage.folder / "recipe.yaml").name
+        found: Any = parse(stage.folder / "recipe.yaml").recipe
     except RecipeError as error:
         raise RecipeError(f"{key}: {error}") from error
-    if found != wanted:
-        raise RecipeError(f"{key}: {stage.folder} is a run of recipe {found}; expected one of {wanted}")
+    if found.recipe != wanted:
+        raise RecipeError(f"{key}: {stage.folder} is a run of recipe {found.recipe}; expected one of {wanted}")
+    if wanted == "merge" and not found.tasks:
+        raise RecipeError(f"{key}: {stage.folder} merged without tasks, so that there is nothing to learn; name tasks")
+    if wanted == "merge" and (fault := lost_expert(stage)):
+        raise RecipeError(f"{key}: {stage.folder} {fault}; make that run again")
     students = [path.name for path in sorted((stage.folder / "students").glob("*/"))]
     if wanted == "distill" and len(students) != 1:
         raise RecipeError(
@@ -142,6 +160,11 @@ def check_taken(stage: Stage, merge: Stage) -> str:
         raise RecipeError(
             f"{key}: {stage.folder} learned from a merge of other tasks or another seed, so that its scores are of "
             "other inputs; give a student of this merge"
+        )
+    if fault := changed({name: entry for name, entry in stage.reads.items() if name in merge.reads}):
+        raise RecipeError(
+            f"{key}: {fault} since {stage.folder} was run, so that its scores are of other inputs; put it back, or "
+            "make that run again"
         )
     return f"stage {stage.name}: taken from {stage.folder}"
 
@@ -166,12 +189,31 @@ def ready(folder: Path) -> bool:
     return (folder / RESULT).is_file() and not ((folder / STAMP).is_file() and damage(folder, remember=True))
 
 
-def make(stage: Stage, run: RunFolder) -> bool:
+def lost_expert(merge: Stage) -> str:
+    """An expert that a merge has trained and that is no longer whole in the user's cache, in words; empty for none.
+
+    Args:
+        merge: Made or taken; its experts answer beside its twin.
+    """
+    from recipes.front.parse import parse
+    from recipes.merge.checks import cached_at
+    from recipes.merge.experts import expert_damage
+
+    recipe: Any = merge.recipe or parse(merge.folder / "recipe.yaml").recipe
+    given = recipe.given()
+    for task in recipe.tasks:
+        if task.name not in given and (fault := expert_damage(place := cached_at(recipe, task))):
+            return f"needs its expert in {place}, which {fault if place.is_dir() else 'is gone'}"
+    return ""
+
+
+def make(stage: Stage, run: RunFolder, lost: str = "") -> bool:
     """Run a stage, or what is left of it, unless it is in the cache; true where it was there.
 
     Args:
         stage: The stage.
         run: Of the composition: where the recipe of the stage is written, and what tells the user.
+        lost: What is missing beside a finished one, so that it is made again.
 
     Raises:
         RunError: When it failed.
@@ -181,7 +223,7 @@ def make(stage: Stage, run: RunFolder) -> bool:
         run.say(f"stage {stage.name}: taken from {stage.folder}")
         return True
     with alone(stage.folder, run):
-        if settled(stage.folder, run):
+        if settled(stage, run, lost):
             run.say(f"stage {stage.name}: cached in {stage.folder}")
             return True
         file = run.path / "stages" / f"{stage.name}.yaml"
@@ -194,22 +236,34 @@ def make(stage: Stage, run: RunFolder) -> bool:
             raise KeyboardInterrupt
         if code:
             raise RunError(f"stage {stage.name} failed, for the reason above; its run is in {stage.folder}")
+        if fault := _read_other(stage):
+            shutil.rmtree(stage.folder)
+            raise RunError(f"stage {stage.name} {fault}, which changed while the run was at work; start the run again")
         _settle(stage.folder)
     return False
 
 
-def settled(folder: Path, run: RunFolder) -> bool:
+def settled(stage: Stage, run: RunFolder, lost: str = "") -> bool:
     """Whether a stage is finished and whole; a damaged one is told and removed, a new one is stamped."""
-    if not (folder / RESULT).is_file():
-        return False
-    if not (folder / STAMP).is_file():  # its run ended while nobody waited for it
-        _settle(folder)
-        return True
-    if not (fault := damage(folder, remember=True)):
-        return True
-    run.say(f"{folder} {fault}: it is made again")
-    shutil.rmtree(folder)
-    return False
+    folder = stage.folder
+    finished = (folder / RESULT).is_file()
+    fault = _read_other(stage) or (lost if finished else "")
+    if not fault and finished and not (folder / STAMP).is_file():
+        _settle(folder)  # its run ended while nobody waited for it
+    elif not fault and finished:
+        fault = damage(folder, remember=True)
+    if fault:
+        run.say(f"{folder} {fault}: it is made again")
+        shutil.rmtree(folder)
+    return finished and not fault
+
+
+def _read_other(stage: Stage) -> str:
+    """A file of another content that the run of a stage has read than decides the stage, in words; empty where none."""
+    for name, entry in (read_noted(stage.folder) or {}).items():
+        if name in stage.reads and entry[-1] != stage.reads[name][-1]:
+            return f"was made with another {name}"
+    return ""
 
 
 def _settle(folder: Path) -> None:
@@ -234,7 +288,10 @@ def alone(folder: Path, run: RunFolder) -> Iterator[None]:
     while True:
         with suppress(Timeout):
             lock.acquire(timeout=_TURN)
-            break
+            if not _at_work(folder):
+                break
+            lock.release()  # its run goes on, though the composition that started it was killed
+            time.sleep(_TURN)
         if not told:
             run.say(f"another run makes {folder}; this one waits for it")
         told = True
@@ -242,6 +299,15 @@ def alone(folder: Path, run: RunFolder) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _at_work(folder: Path) -> bool:
+    """Whether a run is at work in a folder."""
+    try:
+        refuse_live(folder)
+    except RunError:
+        return True
+    return False
 
 
 def _run(words: Sequence[str]) -> int:

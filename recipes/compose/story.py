@@ -85,11 +85,12 @@ def finish(recipe: Recipe, folder: RunFolder, stages: Stages, reused: Sequence[s
     draw_contributions(folder, split, recipe.explain.loss)
     for stage in why:
         _adopt(folder, stage)
+    shares = [row for pair, stage in zip(split, why, strict=True) for row in _shares(pair, stage)]
     tables = {
         "Who lost what, and where": [{"model": name, **_flat(row)} for name, row in scores.items()],
         "From step to step": _steps(split),
-        "What the differences depend on": [row for stage in why for row in _shares(stage)],
-        "What the statuses mean": _meanings(why),
+        "What the differences depend on": shares,
+        "What the statuses mean": _meanings(shares),
         "Inputs on which they differ": _examples(recipe, table),
         "Stages": [_stage_row(stage, stage.name in reused) for stage in (merge, *students, answers, *why)],
     }
@@ -203,23 +204,21 @@ def _outcome(
 
 def _steps(split: Mapping[tuple[str, str], list[Part]]) -> list[Row]:
     rows: list[Row] = []
-    for (first, second), found in split.items():
+    for pair, found in split.items():
         gap = sum(part.value for part in found)
         for part in found:
             ends = {"low": part.value - part.half, "high": part.value + part.half}
             share = part.value / gap if gap else None
-            rows.append(
-                {"step": f"{first} to {second}", "task": part.task, "loss added": part.value, **ends, "share": share}
-            )
-        rows.append({"step": f"{first} to {second}", "task": "all", "loss added": gap})
+            rows.append({"step": _step(pair), "task": part.task, "loss added": part.value, **ends, "share": share})
+        rows.append({"step": _step(pair), "task": "all", "loss added": gap})
     return rows
 
 
-def _shares(stage: Stage) -> list[Row]:
+def _shares(pair: tuple[str, str], stage: Stage) -> list[Row]:
     told = stage.result
     return [
         {
-            "step": stage.name.replace("-", " to "),
+            "step": _step(pair),
             "group": name,
             "share": term["value"],
             **{key: term[key] for key in ("low", "high", "status")},
@@ -228,10 +227,14 @@ def _shares(stage: Stage) -> list[Row]:
     ]
 
 
-def _meanings(why: Sequence[Stage]) -> list[Row]:
+def _step(pair: tuple[str, str]) -> str:
+    return " to ".join(pair)
+
+
+def _meanings(shares: Sequence[Row]) -> list[Row]:
     from explain.report import STATUS_MEANING
 
-    met = {row["status"] for stage in why for row in _shares(stage)}
+    met = {row["status"] for row in shares}
     return [{"status": name, "meaning": meaning} for name, meaning in STATUS_MEANING.items() if name in met]
 
 
@@ -241,7 +244,8 @@ def _examples(recipe: Recipe, table: pd.DataFrame) -> list[Row]:
         return []
     each = max(1, recipe.explain.examples // len(recipe.pairs()))
     rows: list[Row] = []
-    for first, second in recipe.pairs():
+    for pair in recipe.pairs():
+        first, second = pair
         lost = table[(table[f"{first}_zero_one"] == 0) & (table[f"{second}_zero_one"] == 1)]
         order = (lost[f"{second}_log"] - lost[f"{first}_log"]).sort_values(ascending=False, kind="stable").index[:each]
         for at in order:
@@ -249,7 +253,7 @@ def _examples(recipe: Recipe, table: pd.DataFrame) -> list[Row]:
             text = str(row.get("text", ""))
             rows.append(
                 {
-                    "step": f"{first} to {second}",
+                    "step": _step(pair),
                     "task": row["task"],
                     "input": text if len(text) <= LONGEST else f"{text[:LONGEST]}…",
                     "right": row[f"{first}_answer"],
@@ -286,9 +290,12 @@ def _summary(recipe: Recipe, scores: Mapping[str, Row], split: Mapping[tuple[str
         found = split["twin", name]
         worst, gap = max(found, key=lambda part: part.value), sum(part.value for part in found)
         one = scores[name]
+        lost = f"of the {gap:.4f} {recipe.explain.loss} loss that it adds, {worst.value:+.4f} is on {worst.task}"
+        if gap <= 0:
+            lost = f"its {recipe.explain.loss} loss is {-gap:.4f} below the twin's" if gap else "it adds no loss"
         told.append(
             f"Student {name} has {_percent(one['normalised'])}, and {_percent(one['over_twin'])} of the twin's score; "
-            f"of the {gap:+.4f} {recipe.explain.loss} loss that it adds, {worst.value:+.4f} is on {worst.task}."
+            f"{lost}."
         )
     return " ".join(told)
 

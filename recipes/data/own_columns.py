@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
+from recipes.data.sources import READ_IN_FULL, load_task
 from recipes.data.splits import text_key
-from recipes.data.tables import absent, read_columns
-from recipes.errors import RunError
+from recipes.data.tables import absent, own_files, read_columns
+from recipes.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,9 +16,30 @@ if TYPE_CHECKING:
     from recipes.data.splits import Text, TextTask
     from recipes.data.task_source import TaskSource
 
-__all__ = ["own_columns"]
+__all__ = ["check_own_columns", "own_columns"]
 
 FILES = ("csv", "jsonl", "parquet", "folder")
+
+
+def check_own_columns(sources: Sequence[TaskSource], wanted: Sequence[str], key: str) -> str:
+    """One sentence for a pre-flight about columns of the user's files; files that it does not read in full are left.
+
+    Args:
+        sources: Where the tasks come from.
+        wanted: Names of columns.
+        key: Of the recipe, which names them.
+
+    Raises:
+        RecipeError: When no task has a column, or one text stands in a task's test rows with several values of it.
+    """
+    files = [source for source in sources if source.source in FILES and source.kind != "images"]
+    if sum(file.stat().st_size for source in files for file in own_files(source)) > READ_IN_FULL:
+        return f"{key}: {', '.join(wanted)} are looked for when the run reads the files"
+    try:
+        own_columns(files, [load_task(source, 0) for source in files], wanted)
+    except RunError as error:
+        raise RecipeError(f"{key}: {error}") from error
+    return f"{key}: {', '.join(wanted)} found"
 
 
 def own_columns(
@@ -46,7 +68,7 @@ def own_columns(
             found = _values(source, name)
             values += [None] * len(task.test) if found is None else _looked_up(source, task, name, found)
         if all(value is None for value in values):
-            raise RunError(f"data.columns: no file of {', '.join(task.name for task in tasks)} has a column {name!r}")
+            raise RunError(f"no file of {', '.join(task.name for task in tasks)} has a column {name!r}")
         series = pd.Series(values, dtype=object)
         numbers = pd.to_numeric(series, errors="coerce")
         made[name] = numbers if numbers.notna().equals(series.notna()) else series
@@ -81,7 +103,7 @@ def _looked_up(source: TaskSource, task: TextTask, name: str, found: Sequence[Ma
         there = known[asked if source.test else text_key(cast("Text", asked)), task.labels[int(number)]]
         if source.test and any(value != there[0] for value in there):
             raise RunError(
-                f"data.columns: the test rows of task {task.name!r} hold {asked!r} {len(there)} times with several "
+                f"the test rows of task {task.name!r} hold {asked!r} {len(there)} times with several "
                 f"values of {name!r}, so that which belongs to which cannot be told; leave the column out, or drop the "
                 "copies"
             )

@@ -13,6 +13,7 @@ import twinmerge
 from distill.errors import DistillError
 from distill.networks import TextNetwork
 from recipes.data.models import resolve_model
+from recipes.distill.networks import unloadable
 from recipes.distill.shorter import KEYS, kept_layers, shorter
 from twinmerge.artefact import save
 from twinmerge.errors import CheckpointError
@@ -117,8 +118,7 @@ def student(config: Network, taught_by: ManyHeads, twin: Path) -> ManyHeads:
         else:
             body = twinmerge.load(twin, "shared", check=False, dtype=torch.float32, **options)
     except (CheckpointError, OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DistillError(f"the student {config.model or twin} cannot be loaded: {reason}") from error
+        raise unloadable(config, twin, error) from error
     kept = kept_layers(getattr(body.config, "num_hidden_layers", None), config.options)
     body = body if kept is None else shorter(body, kept)
     inputs = random_inputs(body)

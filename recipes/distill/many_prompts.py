@@ -24,7 +24,7 @@ from recipes.data.models import resolve_model
 from recipes.distill.data import dealt, same_words
 from recipes.distill.many_tasks import report, row_of
 from recipes.distill.merge_run import MergeRun, merge_run
-from recipes.distill.networks import told
+from recipes.distill.networks import told, unloadable
 from recipes.distill.prompt_data import PromptData
 from recipes.distill.schema import Values
 from recipes.distill.shorter import KEYS, kept_layers, shorter
@@ -151,8 +151,7 @@ def _student(config: Network, twin: Path) -> PreTrainedModel:
         else:
             model = twinmerge.load(twin, "shared", check=False, **options)
     except (CheckpointError, OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DistillError(f"the student {config.model or twin} cannot be loaded: {reason}") from error
+        raise unloadable(config, twin, error) from error
     vars(model.config).pop("auto_map", None)  # of the twin's folder, whose code it does not run
     kept = kept_layers(getattr(model.config, "num_hidden_layers", None), config.options)
     return model if kept is None else shorter(model, kept)

@@ -61,6 +61,26 @@ def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> 
     return build(name, recipe.kind, classes, size, recipe.channels_last, rank, options)
 
 
+def unloadable(config: Network, twin: Path, error: Exception) -> DistillError:
+    """Why a student of a twin cannot be loaded, in a sentence.
+
+    Args:
+        config: Of the student.
+        twin: The folder of its teacher, whose shared expert it is where it names no model.
+        error: What the loading raised.
+    """
+    cause = error.__cause__ if config.options and error.__cause__ is not None else error
+    reason = " ".join(str(cause).split())[:200]
+    what = config.model or f"the shared expert of {twin}"
+    if not config.options:
+        return DistillError(f"the student {what} cannot be loaded: {reason}")
+    given = ", ".join(f"{name} {value!r}" for name, value in config.options.items())
+    return DistillError(
+        f"the student {what} cannot be loaded with options {given}: {reason}; give options that its class takes and "
+        "that keep the shapes of its weights, or name another model"
+    )
+
+
 def is_twin(name: str) -> bool:
     """Whether a model is a twin folder, whose routed model then teaches."""
     return (Path(name).expanduser() / "twin.json").is_file()

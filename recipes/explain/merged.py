@@ -93,7 +93,10 @@ def read_merged(
     tasks = [load_task(source, recipe.seed) for source in recipe.tasks]
     if numeric := [task.name for task in tasks if not task.labels]:
         raise RunError(f"data.path: task {numeric[0]!r} is a regression, and losses are compared for classes only")
-    beside = own_columns(recipe.tasks, tasks, columns)
+    try:
+        beside = own_columns(recipe.tasks, tasks, columns)
+    except RunError as error:
+        raise RunError(f"data.columns: {error}") from error
     models, twin = _models(folder, recipe, tasks, students or {}, device)
     known = [
         row for task, source in zip(tasks, recipe.tasks, strict=True) for row in _known(task, source.source, examples)

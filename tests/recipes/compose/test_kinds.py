@@ -10,7 +10,7 @@ import yaml
 from recipes.compose import stages
 from recipes.compose.schema import Recipe
 from recipes.compose.stages import Stage
-from recipes.compose.story import _apart, _scores
+from recipes.compose.story import Part, _apart, _scores, _summary
 from recipes.errors import RecipeError
 from recipes.front.parse import parse
 from recipes.run import main
@@ -96,6 +96,21 @@ def test_only_shares_of_right_answers_are_compared_with_the_table(tmp_path, merg
     for model in ("expert", "twin", "dense"):
         table[f"{model}_zero_one"] = [value for values in wrong.values() for value in values]
     assert _apart(recipe, merge, table, scores) == pytest.approx(0.25)  # the student picks 2 of 4 here, and 1 there
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0.3, -0.1), "of the 0.2000 log loss that it adds, +0.3000 is on spell."),
+        ((0.1, -0.3), "its log loss is 0.2000 below the twin's."),
+        ((0.0, 0.0), "it adds no loss."),
+    ],
+)
+def test_a_student_that_loses_nothing_is_not_said_to_lose(tmp_path, merge, values, said):
+    recipe = parsed(tmp_path, merge=MERGE)
+    scores = _scores(merge, [student(tmp_path, {"spell": 0.5, "talk": 40.0, "pick": 0.25})])
+    found = [Part(task, value, 0.1) for task, value in zip(("spell", "pick"), values, strict=True)]
+    assert _summary(recipe, scores, {("twin", "dense"): found}).endswith(said)
 
 
 @pytest.mark.parametrize(
