@@ -14,12 +14,15 @@ from recipes.data import wheels
 from recipes.data.acs import ACS_NEEDS, acs_available, read_acs
 from recipes.data.gss import GSS_COLUMNS, LABEL, read_gss
 from recipes.data.language_task import NO_COLUMNS
+from recipes.data.own_columns import check_own_columns
 from recipes.errors import RecipeError, RunError
 from recipes.fields import FieldError, check_name, check_range
 from recipes.front.parse import parse
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from recipes.merge.schema import Recipe as Merge
 
 __all__ = ["DomainData", "check_data", "cut", "load_domains", "need_columns"]
 
@@ -152,11 +155,13 @@ def check_data(data: DomainData, wanted: list[str]) -> str:
         for name in ("recipe.yaml", "result.json", "merged/twin.json"):
             if not (folder / name).is_file():
                 raise RecipeError(f"data.path: {data.path} has no {name}; {MERGE_ADVICE}")
-        kind = _check_merge(folder)
+        made, kind = _check_merge(folder)
         if kind == "images" and "words" in [*wanted, data.column]:
             raise RecipeError("data: no column is called 'words', since the tasks of this merge are of images")
         if kind == "language" and data.columns:
             raise RecipeError(f"data.columns: {NO_COLUMNS}, got {data.columns}; leave them out")
+        if data.columns:
+            check_own_columns(made.tasks, data.columns, "data.columns")
         needed = "config.json" if kind == "language" else "twin.json"
         for name, given in data.students.items():
             if not any((Path(given).expanduser() / part / needed).is_file() for part in ("", "model")):
@@ -174,10 +179,10 @@ def check_data(data: DomainData, wanted: list[str]) -> str:
     return f"data: {', '.join(map(str, files))} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
 
 
-def _check_merge(folder: Path) -> Literal["images", "texts", "language"]:
-    """Refuse a merge run whose recipe says that nothing can be compared; what its tasks are made of."""
+def _check_merge(folder: Path) -> tuple[Merge, Literal["images", "texts", "language"]]:
+    """Refuse a merge run whose recipe says that nothing can be compared; its recipe, and what its tasks are made of."""
     try:
-        made = parse(folder / "recipe.yaml").recipe
+        made: Merge = parse(folder / "recipe.yaml").recipe
     except RecipeError as error:
         raise RecipeError(*(f"data.path: {problem}" for problem in error.problems)) from error
     tasks = getattr(made, "tasks", [])
@@ -186,8 +191,8 @@ def _check_merge(folder: Path) -> Literal["images", "texts", "language"]:
     if numeric := [task.name for task in tasks if task.kind == "regression"]:
         raise RecipeError(f"data.path: task {numeric[0]!r} is a regression, and losses are compared for classes only")
     if made.training.model == "causal":
-        return "language"
-    return "images" if any(task.kind == "images" for task in tasks) else "texts"
+        return made, "language"
+    return made, "images" if any(task.kind == "images" for task in tasks) else "texts"
 
 
 def load_domains(data: DomainData, say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:

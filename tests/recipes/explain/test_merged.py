@@ -120,6 +120,7 @@ def test_the_recipe_explains_a_student(merged, students):
     for data, said in (
         ({"students": {"twin": "given/kd"}}, "data.students: expected another name than 'twin'"),
         ({"students": {"small": "base"}}, "data.students.small: base holds no student"),
+        ({"columns": ["month"]}, "data.columns: no file of mood, topic has a column 'month'"),
         ({"columns": ["words"]}, "data.columns: expected further columns; 'words' is one of the table's own"),
     ):
         refused = merged.run(made | {"data": made["data"] | data}, "z", "--check")
