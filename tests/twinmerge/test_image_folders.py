@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 
 import twinmerge
@@ -208,3 +208,33 @@ def test_the_trainer_of_transformers_gives_a_twin_its_images(world, tmp_path):
     arguments = transformers.TrainingArguments(tmp_path / "run", **options)
     transformers.Trainer(model, arguments, train_dataset=rows).train()
     assert not torch.equal(model.heads["red"].out_proj.weight, before)
+
+
+BODIES = {
+    "Dinov2": {name: value for name, value in SEEN.items() if name != "intermediate_size"},
+    "Beit": SEEN,  # relative positions: nothing of its layers has factors of PEFT's form
+    "ConvNext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
+    "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+}
+
+
+@pytest.mark.parametrize("kind", [*BODIES, "test_vit.r160_in1k", "test_convnext.r160_in1k"])
+def test_plain_peft_reads_every_expert_of_a_twin_of_images(kind, tmp_path):
+    torch.manual_seed(0)
+    if kind in BODIES:
+        config = getattr(transformers, f"{kind}Config")(**BODIES[kind])
+        model = getattr(transformers, f"{kind}Model")(config)
+    else:
+        model = transformers.TimmWrapperModel(transformers.TimmWrapperConfig(architecture=kind))
+    model.save_pretrained(tmp_path / "base")
+    for seed, task in enumerate("ab"):
+        moved(transformers.AutoModel.from_pretrained(tmp_path / "base"), tmp_path / task, seed)
+    twin = twinmerge.merge_folders(tmp_path / "base", {task: tmp_path / task for task in "ab"}, rank={"density": 1.0})
+    folder, given = twinmerge.save(twin, tmp_path / "twin"), images(2, 16 if kind in BODIES else 160)
+    for task in "ab":
+        shared = transformers.AutoModel.from_pretrained(folder)
+        peft = PeftModel.from_pretrained(shared, folder / "experts" / task).eval()
+        wanted = transformers.AutoModel.from_pretrained(tmp_path / task).eval()
+        with torch.no_grad():
+            found, wanted = (model(**given).last_hidden_state for model in (peft, wanted))
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
