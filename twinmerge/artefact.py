@@ -131,7 +131,7 @@ def save(
         if twin.router is not None:
             (out / "router").mkdir()  # a folder of its own: vLLM reads every safetensors file beside the shared expert
             _save_module(twin.router, out / "router" / "router.safetensors")
-        _save_tokenizer(tokenizer, out)
+        _save_tokenizer(tokenizer, out, images=twin.main_input_name == "pixel_values")
         (out / "modeling_twin.py").write_text(bundle(), encoding="utf-8")
         description = {
             **(card or {}),
@@ -209,20 +209,20 @@ def _check_labels(twin: TwinMixin, labels: Mapping[str, list[str]]) -> None:
             )
 
 
-def _save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
+def _save_tokenizer(tokenizer: Tokenizer, out: Path, *, images: bool) -> None:
+    """Write the tokenizer of a model of texts, or the processor of one of images or both."""
     if isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
         for file in Path(tokenizer).glob("*"):
             if file.name.startswith((*_TOKENIZER, "preprocessor_config", "processor_config")):
                 shutil.copyfile(file, out / file.name)
         return
     if isinstance(tokenizer, str | Path):
-        from transformers import AutoTokenizer
-
+        kind = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
+            tokenizer = kind.from_pretrained(str(tokenizer), trust_remote_code=False)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise ValueError(f"tokenizer {str(tokenizer)!r} is no folder, and cannot be fetched ({reason}).") from error
+            reason, what = " ".join(str(error).split())[:100], "image processor" if images else "tokenizer"
+            raise ValueError(f"{what} {str(tokenizer)!r} is no folder, and cannot be fetched ({reason}).") from error
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise ValueError(f"tokenizer is {tokenizer!r}; give a tokenizer or processor, a folder of one, or a Hub name.")
     if tokenizer is not None:

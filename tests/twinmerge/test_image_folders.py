@@ -1,5 +1,7 @@
 """`merge_folders` takes whole folders of CLIP and SigLIP, and trains a router from images."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -192,6 +194,49 @@ def test_a_processor_that_does_not_fit_its_model_is_said(world, tmp_path):
     transformers.ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(base)
     with pytest.raises(CheckpointError, match="takes no images of 3 x 24 x 24 numbers, as its image processor makes"):
         twinmerge.merge_folders(base, experts(world), router="knn", images=good)
+
+
+def test_an_expert_that_sees_other_images_than_the_base_is_refused(world, tmp_path):
+    reader, place = transformers.ViTImageProcessor, tmp_path / "red"
+    side = {"size": {"height": 16, "width": 16}}
+    shutil.copytree(world / "red", place)
+    for own, said in (
+        (
+            {"size": {"height": 24, "width": 24}},
+            "of one image its processor makes 3 x 24 x 24 numbers, and here 3 x 16",
+        ),
+        ({**side, "image_mean": [0.1] * 3, "image_std": [0.3] * 3}, "numbers that differ by up to"),
+        (side, ""),
+    ):
+        reader(**own).save_pretrained(place)
+        given = {"red": place, "blue": world / "blue"}
+        if said:
+            with pytest.raises(CheckpointError, match=said):
+                twinmerge.merge_folders(world / "base", given, rank=4)
+        else:
+            assert twinmerge.merge_folders(world / "base", given, rank=4).tasks == ["red", "blue"]
+
+
+@pytest.mark.parametrize("given", ["hub/name", "folder"])
+def test_a_twin_of_images_takes_the_processor_of_a_name(world, tmp_path, given, monkeypatch):
+    twin = twinmerge.merge_folders(world / "base", experts(world), rank=4)
+    asked = transformers.AutoImageProcessor.from_pretrained(world / "base")
+    fetched = lambda name, **_: asked if name == "hub/name" else None  # noqa: E731
+    if given == "hub/name":
+        monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", fetched)
+    folder = twinmerge.save(twin, tmp_path / "twin", tokenizer="hub/name" if given == "hub/name" else world / "base")
+    monkeypatch.undo()
+    again = transformers.AutoImageProcessor.from_pretrained(folder)
+    file = Image.open(sorted((world / "red-images").iterdir())[0])
+    found, wanted = (reader(file, return_tensors="pt")["pixel_values"] for reader in (again, asked))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_processor_that_cannot_be_fetched_is_called_one(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    twin = twinmerge.merge_folders(world / "base", experts(world), rank=4)
+    with pytest.raises(ValueError, match="image processor 'no/where' is no folder, and cannot be fetched"):
+        twinmerge.save(twin, tmp_path / "twin", tokenizer="no/where")
 
 
 def test_the_trainer_of_transformers_gives_a_twin_its_images(world, tmp_path):
