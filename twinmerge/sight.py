@@ -54,8 +54,9 @@ def check_sight(base: Path, experts: Mapping[str, Path]) -> None:
             readers[task] = image_processor(where)
         except CheckpointError:
             continue
-    wanted = readers.pop("", None)
-    for task, found in readers.items() if wanted is not None else ():
+    if (wanted := readers.pop("", None)) is None:
+        return
+    for task, found in readers.items():
         try:
             fault = differing(wanted, found)
         except Exception as error:  # each processor raises its own
