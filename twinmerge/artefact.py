@@ -46,7 +46,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-__all__ = ["MANIFEST", "bundle", "densify", "digest", "load", "model_card", "save", "verify", "whole_folder"]
+__all__ = [
+    "MANIFEST",
+    "bundle",
+    "copy_reader",
+    "densify",
+    "digest",
+    "load",
+    "model_card",
+    "save",
+    "verify",
+    "whole_folder",
+]
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -212,9 +223,7 @@ def _check_labels(twin: TwinMixin, labels: Mapping[str, list[str]]) -> None:
 def _save_tokenizer(tokenizer: Tokenizer, out: Path, *, images: bool) -> None:
     """Write the tokenizer of a model of texts, or the processor of one of images or both."""
     if isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
-        for file in Path(tokenizer).glob("*"):
-            if file.name.startswith((*_TOKENIZER, "preprocessor_config", "processor_config")):
-                shutil.copyfile(file, out / file.name)
+        copy_reader(Path(tokenizer), out)
         return
     if isinstance(tokenizer, str | Path):
         kind = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
@@ -227,6 +236,13 @@ def _save_tokenizer(tokenizer: Tokenizer, out: Path, *, images: bool) -> None:
         raise ValueError(f"tokenizer is {tokenizer!r}; give a tokenizer or processor, a folder of one, or a Hub name.")
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
+
+
+def copy_reader(where: Path, out: Path) -> None:
+    """Copy the files of a folder's tokenizer, image processor or both; none where it has none."""
+    for file in where.glob("*"):
+        if file.name.startswith((*_TOKENIZER, "preprocessor_config", "processor_config")):
+            shutil.copyfile(file, out / file.name)
 
 
 def bundle() -> str:
