@@ -46,7 +46,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-__all__ = ["MANIFEST", "bundle", "densify", "digest", "load", "model_card", "save", "verify", "whole_folder"]
+__all__ = [
+    "MANIFEST",
+    "bundle",
+    "copy_reader",
+    "densify",
+    "digest",
+    "load",
+    "model_card",
+    "save",
+    "verify",
+    "whole_folder",
+]
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -131,7 +142,7 @@ def save(
         if twin.router is not None:
             (out / "router").mkdir()  # a folder of its own: vLLM reads every safetensors file beside the shared expert
             _save_module(twin.router, out / "router" / "router.safetensors")
-        _save_tokenizer(tokenizer, out)
+        _save_tokenizer(tokenizer, out, images=twin.main_input_name == "pixel_values")
         (out / "modeling_twin.py").write_text(bundle(), encoding="utf-8")
         description = {
             **(card or {}),
@@ -209,24 +220,29 @@ def _check_labels(twin: TwinMixin, labels: Mapping[str, list[str]]) -> None:
             )
 
 
-def _save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
+def _save_tokenizer(tokenizer: Tokenizer, out: Path, *, images: bool) -> None:
+    """Write the tokenizer of a model of texts, or the processor of one of images or both."""
     if isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
-        for file in Path(tokenizer).glob("*"):
-            if file.name.startswith((*_TOKENIZER, "preprocessor_config", "processor_config")):
-                shutil.copyfile(file, out / file.name)
+        copy_reader(Path(tokenizer), out)
         return
     if isinstance(tokenizer, str | Path):
-        from transformers import AutoTokenizer
-
+        kind = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
+            tokenizer = kind.from_pretrained(str(tokenizer), trust_remote_code=False)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise ValueError(f"tokenizer {str(tokenizer)!r} is no folder, and cannot be fetched ({reason}).") from error
+            reason, what = " ".join(str(error).split())[:100], "image processor" if images else "tokenizer"
+            raise ValueError(f"{what} {str(tokenizer)!r} is no folder, and cannot be fetched ({reason}).") from error
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise ValueError(f"tokenizer is {tokenizer!r}; give a tokenizer or processor, a folder of one, or a Hub name.")
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
+
+
+def copy_reader(where: Path, out: Path) -> None:
+    """Copy the files of a folder's tokenizer, image processor or both; none where it has none."""
+    for file in where.glob("*"):
+        if file.name.startswith((*_TOKENIZER, "preprocessor_config", "processor_config")):
+            shutil.copyfile(file, out / file.name)
 
 
 def bundle() -> str:

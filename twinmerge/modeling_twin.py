@@ -59,17 +59,22 @@ def read_expert(
         for key, value in load_file(folder / "adapter_model.safetensors").items()
     }
     differences: dict[str, Difference] = {}
+    names = []
     for module in config["modules_to_save"] or ():
-        names = [name for name in shared if name.startswith(f"{module}.")]
-        if missing := [name for name in names if name not in left] or not names:
+        names += (mine := [name for name in shared if name.startswith(f"{module}.")])
+        if missing := [name for name in mine if name not in left] or not mine:
             raise ValueError(f"{folder} lacks {missing} of the module '{module}' that its configuration names.")
+    if config.get("bias") == "all":  # values beside the factors, under the names of the model's own
+        names += [name for name in shared if name in left and name not in names]
+    if names:
         left = {k: v for k, v in left.items() if k.rpartition(".")[2] != "num_batches_tracked"}
-        for name in names:
-            difference = left.pop(name).double() - shared[name].detach().double().cpu()
-            if difference.any():
-                rank = (ranks or {}).get(name, (ranks or {}).get(name.removesuffix(".weight")))
-                differences[name] = difference if rank is None else _refactored(difference, rank)
-    for module in config["target_modules"] or ():
+    for name in names:
+        difference = left.pop(name).double() - shared[name].detach().double().cpu()
+        if difference.any():
+            rank = (ranks or {}).get(name, (ranks or {}).get(name.removesuffix(".weight")))
+            differences[name] = difference if rank is None else _refactored(difference, rank)
+    targets = config["target_modules"] or ()
+    for module in () if isinstance(targets, str) else targets:  # PEFT's word for none, else a list
         if f"{module}.lora_embedding_A" in left:
             up, down = left.pop(f"{module}.lora_embedding_A").t(), left.pop(f"{module}.lora_embedding_B").t()
         else:

@@ -21,6 +21,7 @@ from twinmerge.merging import Method, merge, merge_lora
 from twinmerge.methods import find, options_for, options_of
 from twinmerge.modeling_twin import Router
 from twinmerge.routable import check_routable
+from twinmerge.sight import check_sight
 from twinmerge.towers import load_body, tower_of
 from twinmerge.twin_mixin import TwinMixin
 from twinmerge.unlabelled import (
@@ -78,7 +79,8 @@ def merge_folders(
         is in the number format of the files where base and whole experts share a half one, and in float32 otherwise.
 
     Raises:
-        CheckpointError: for a folder that cannot be read exactly.
+        CheckpointError: for a folder that cannot be read exactly, or one whose own image processor makes other tensors
+            of an image than the base's.
         ValueError: for an argument of another kind, an unknown option, a router without texts or images, or texts,
             images or labels of a task that has no folder.
     """
@@ -94,6 +96,8 @@ def merge_folders(
     where = local_folder(base)
     model = load_body(where)
     check_read(model, texts, images)
+    if model.main_input_name == "pixel_values":
+        check_sight(where, places)
     headers = tower_of(inspect_checkpoint(where))
     experts = {
         t: named(read_folder(f, where, model, headers=headers, vocabulary=vocabulary), (labels or {}).get(t))

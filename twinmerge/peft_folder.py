@@ -1,11 +1,11 @@
 """Write one exclusive expert as a plain PEFT LoRA folder that reproduces it exactly on top of the shared expert.
 
 A difference truncated at rank r is a LoRA of rank r: `lora_alpha` equals r in every layer, so the scaling is 1.
-Differences of biases use `lora_bias`; norms and whatever has no LoRA form go whole into `modules_to_save`. PEFT refuses
-`lora_bias` on embeddings, so beside factored embeddings the biases are written as they are (`bias: all`), and PEFT then
-holds one such adapter at a time: `merge(..., dense="none")` makes folders that it mixes. PEFT itself cannot read a
-module that is written whole when one inside it has a name that ends likewise (`embeddings` of a bare ViTModel, with its
-`patch_embeddings`); with a head (`vit.embeddings`) there are no such names.
+Differences of biases use `lora_bias`; norms and whatever has no LoRA form go whole into `modules_to_save`. Two things
+PEFT cannot read so: `lora_bias` on embeddings, and a module that is written whole when one inside it has a name that
+ends likewise (`embeddings` of a bare ViTModel, with its `patch_embeddings`). There the expert's own values stand under
+the names of the model's (`bias: all`): PEFT puts them into the model, exactly, and holds one such adapter at a time.
+`merge(..., dense="none")` makes folders that it mixes.
 The two uses of a tied weight have an adapter each: exact in a forward, but PEFT's `merge_and_unload` adds both.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +26,8 @@ from twinmerge.dense import is_routing, mixed_differences
 from twinmerge.routed_images import FORWARDS, RoutedConv
 from twinmerge.routed_layers import FactoredLayer, RoutedAny, RoutedConv1D, RoutedEmbedding, RoutedLayer
 from twinmerge.twin_mixin import TwinMixin
+
+NOTHING = "dummy-target-modules"  # PEFT's word for an adapter without factors
 
 
 def write_expert(twin: TwinMixin, index: int, folder: Path) -> dict[str, int]:
@@ -40,14 +43,13 @@ def write_expert(twin: TwinMixin, index: int, folder: Path) -> dict[str, int]:
     """
     routed = {name: module for name, module in twin.named_modules() if isinstance(module, RoutedLayer)}
     lora = _lora_modules(routed)
-    biased = any(module.experts_bias is not None for module in lora.values())
-    beside = biased and any(isinstance(module, RoutedEmbedding) for module in lora.values())
-    biased = biased and not beside
     whole = [name for name in routed if name not in lora]
-    # PEFT takes every module whose name ends in one of these, dot or no dot, and then wants its weights too.
-    whole = [n for n, m in twin.named_modules() if n.endswith(tuple(whole)) and any(True for _ in m.parameters())]
-    whole = sorted(name for name in whole if not any(name.startswith(f"{other}.") for other in whole))
-    lora = {n: m for n, m in lora.items() if not f"{n}.".startswith(tuple(f"{w}." for w in whole))}
+    kept = _kept(twin, whole)
+    biased = any(module.experts_bias is not None for module in lora.values())
+    if beside := kept is None or (biased and any(isinstance(module, RoutedEmbedding) for module in lora.values())):
+        biased, kept = False, []
+    else:
+        whole, lora = kept, {n: m for n, m in lora.items() if not _within(n, kept)}
     tensors: dict[str, Tensor] = {}
     for name, module in lora.items():
         tensors.update({f"{name}.{leaf}": t for leaf, t in _lora(module, index, biased).items()})
@@ -72,8 +74,8 @@ def write_expert(twin: TwinMixin, index: int, folder: Path) -> dict[str, int]:
         "bias": "all" if beside else "none",
         "lora_bias": biased,
         "fan_in_fan_out": any(isinstance(m, RoutedConv1D) for m in lora.values()),
-        "target_modules": sorted(lora),
-        "modules_to_save": whole or None,
+        "target_modules": sorted(lora) or NOTHING,
+        "modules_to_save": kept or None,
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
     }
@@ -85,6 +87,22 @@ def write_expert(twin: TwinMixin, index: int, folder: Path) -> dict[str, int]:
         metadata={"format": "pt"},
     )
     return _ranks(routed, index)
+
+
+def _kept(twin: TwinMixin, whole: list[str]) -> list[str] | None:
+    """The modules that PEFT keeps whole when it is told these; None where it would put one within another.
+
+    It takes every module whose name ends in one of them, dot or no dot, and then wants the weights of each.
+    """
+    found = [n for n, m in twin.named_modules() if n.endswith(tuple(whole)) and any(True for _ in m.parameters())]
+    outer = [name for name in found if not _within(name, whole)]
+    told = [name for name in found if name.endswith(tuple(outer))]
+    return None if any(_within(name, told) for name in told) else sorted(told)
+
+
+def _within(name: str, others: Iterable[str]) -> bool:
+    """Whether a module is part of one of others."""
+    return name.startswith(tuple(f"{other}." for other in others))
 
 
 def _lora_modules(routed: dict[str, RoutedLayer]) -> dict[str, FactoredLayer]:

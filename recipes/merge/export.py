@@ -124,17 +124,14 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _dense(recipe: Recipe, twin: TwinMixin, folder: RunFolder) -> None:
-    from transformers import AutoTokenizer
-
-    from twinmerge.artefact import densify, whole_folder
+    from twinmerge.artefact import copy_reader, densify, whole_folder
 
     question = recipe.question or _own_question(recipe, list(twin.heads))
     model = densify(twin, recipe.weights)
     vars(model.config).pop("auto_map", None)  # it points to the twin's own code, which a dense model does not need
     with whole_folder(folder.path / "dense") as out:
         told = _save_answering(model, twin.heads[question], question, out) if question else _save_body(model, out)
-        if (_source(recipe) / "tokenizer_config.json").exists():
-            AutoTokenizer.from_pretrained(_source(recipe), trust_remote_code=False).save_pretrained(out)
+        copy_reader(_source(recipe), out)
     mixture = ", ".join(f"{weight:g} {task}" for task, weight in recipe.weights.items()) or "the shared expert alone"
     outcome = {"dense": "dense", "weights": recipe.weights, "question": question or None}
     folder.finish(outcome, summary=f"Dense checkpoint: {mixture}; {told}.")

@@ -100,7 +100,7 @@ def test_stock_tools_read_the_shared_expert_to_the_bit(name: str, folders: Calla
     assert json.loads((folders(name) / "config.json").read_text())["architectures"] == [type(wanted).__name__]
 
 
-@pytest.mark.parametrize("name", sorted(BUILDS.keys() - {"vit"}))  # see the docstring of peft_folder
+@pytest.mark.parametrize("name", BUILDS)
 def test_peft_reads_every_expert_exactly(name: str, folders: Callable[[str], Path]) -> None:
     folder = folders(name)
     _, experts = make_twin(name)

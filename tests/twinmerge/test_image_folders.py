@@ -1,10 +1,12 @@
 """`merge_folders` takes whole folders of CLIP and SigLIP, and trains a router from images."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 
 import twinmerge
@@ -194,6 +196,49 @@ def test_a_processor_that_does_not_fit_its_model_is_said(world, tmp_path):
         twinmerge.merge_folders(base, experts(world), router="knn", images=good)
 
 
+def test_an_expert_that_sees_other_images_than_the_base_is_refused(world, tmp_path):
+    reader, place = transformers.ViTImageProcessor, tmp_path / "red"
+    side = {"size": {"height": 16, "width": 16}}
+    shutil.copytree(world / "red", place)
+    for own, said in (
+        (
+            {"size": {"height": 24, "width": 24}},
+            "of one image its processor makes 3 x 24 x 24 numbers, and here 3 x 16",
+        ),
+        ({**side, "image_mean": [0.1] * 3, "image_std": [0.3] * 3}, "numbers that differ by up to"),
+        (side, ""),
+    ):
+        reader(**own).save_pretrained(place)
+        given = {"red": place, "blue": world / "blue"}
+        if said:
+            with pytest.raises(CheckpointError, match=said):
+                twinmerge.merge_folders(world / "base", given, rank=4)
+        else:
+            assert twinmerge.merge_folders(world / "base", given, rank=4).tasks == ["red", "blue"]
+
+
+@pytest.mark.parametrize("given", ["hub/name", "folder"])
+def test_a_twin_of_images_takes_the_processor_of_a_name(world, tmp_path, given, monkeypatch):
+    twin = twinmerge.merge_folders(world / "base", experts(world), rank=4)
+    asked = transformers.AutoImageProcessor.from_pretrained(world / "base")
+    fetched = lambda name, **_: asked if name == "hub/name" else None  # noqa: E731
+    if given == "hub/name":
+        monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", fetched)
+    folder = twinmerge.save(twin, tmp_path / "twin", tokenizer="hub/name" if given == "hub/name" else world / "base")
+    monkeypatch.undo()
+    again = transformers.AutoImageProcessor.from_pretrained(folder)
+    file = Image.open(sorted((world / "red-images").iterdir())[0])
+    found, wanted = (reader(file, return_tensors="pt")["pixel_values"] for reader in (again, asked))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_processor_that_cannot_be_fetched_is_called_one(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    twin = twinmerge.merge_folders(world / "base", experts(world), rank=4)
+    with pytest.raises(ValueError, match="image processor 'no/where' is no folder, and cannot be fetched"):
+        twinmerge.save(twin, tmp_path / "twin", tokenizer="no/where")
+
+
 def test_the_trainer_of_transformers_gives_a_twin_its_images(world, tmp_path):
     twin = twinmerge.merge_folders(world / "base", experts(world), rank=4)
     folder = twinmerge.save(twin, tmp_path / "twin")
@@ -208,3 +253,33 @@ def test_the_trainer_of_transformers_gives_a_twin_its_images(world, tmp_path):
     arguments = transformers.TrainingArguments(tmp_path / "run", **options)
     transformers.Trainer(model, arguments, train_dataset=rows).train()
     assert not torch.equal(model.heads["red"].out_proj.weight, before)
+
+
+BODIES = {
+    "Dinov2": {name: value for name, value in SEEN.items() if name != "intermediate_size"},
+    "Beit": SEEN,  # relative positions: nothing of its layers has factors of PEFT's form
+    "ConvNext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
+    "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+}
+
+
+@pytest.mark.parametrize("kind", [*BODIES, "test_vit.r160_in1k", "test_convnext.r160_in1k"])
+def test_plain_peft_reads_every_expert_of_a_twin_of_images(kind, tmp_path):
+    torch.manual_seed(0)
+    if kind in BODIES:
+        config = getattr(transformers, f"{kind}Config")(**BODIES[kind])
+        model = getattr(transformers, f"{kind}Model")(config)
+    else:
+        model = transformers.TimmWrapperModel(transformers.TimmWrapperConfig(architecture=kind))
+    model.save_pretrained(tmp_path / "base")
+    for seed, task in enumerate("ab"):
+        moved(transformers.AutoModel.from_pretrained(tmp_path / "base"), tmp_path / task, seed)
+    twin = twinmerge.merge_folders(tmp_path / "base", {task: tmp_path / task for task in "ab"}, rank={"density": 1.0})
+    folder, given = twinmerge.save(twin, tmp_path / "twin"), images(2, 16 if kind in BODIES else 160)
+    for task in "ab":
+        shared = transformers.AutoModel.from_pretrained(folder)
+        peft = PeftModel.from_pretrained(shared, folder / "experts" / task).eval()
+        wanted = transformers.AutoModel.from_pretrained(tmp_path / task).eval()
+        with torch.no_grad():
+            found, wanted = (model(**given).last_hidden_state for model in (peft, wanted))
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)

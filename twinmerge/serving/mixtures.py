@@ -102,7 +102,9 @@ class Mixer:
         for task in self.tasks:
             place = self.folder / "experts" / task
             config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-            whole = config.get("modules_to_save") or (["biases"] if config.get("lora_bias") else [])
+            whole = config.get("modules_to_save") or (
+                ["biases"] if config.get("lora_bias") or config.get("bias") == "all" else []
+            )
             if whole:
                 raise CheckpointError(
                     f"expert '{task}' of {self.folder} changes {', '.join(whole)} beside its matrices, which no "

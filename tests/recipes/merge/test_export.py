@@ -6,8 +6,17 @@ import shutil
 import pytest
 import torch
 from lightning import Trainer
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
 
 import twinmerge
 from recipes.data.sources import load_task
@@ -186,3 +195,22 @@ def test_an_expert_becomes_a_classifier_with_its_head_and_labels(world, tmp_path
             wanted = twin.classify(**batch, head="mood", router_weights=given).logits[:, :2]
             torch.testing.assert_close(model(**batch).logits, wanted, atol=1e-5, rtol=1e-5)
     assert not (exported(world, "bare", weights=mixed["weights"]) / "dense/expert.json").exists()
+
+
+def test_a_dense_classifier_of_images_brings_its_processor(world):
+    base = world.folder / "seen"
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16)
+    for seed, name in enumerate(("base", "one", "two")):
+        torch.manual_seed(seed)
+        ViTForImageClassification(config).save_pretrained(base / name)
+    processor = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1] * 3)
+    processor.save_pretrained(base / "base")
+    twin = twinmerge.merge_folders(base / "base", {name: base / name for name in ("one", "two")}, rank={"density": 1.0})
+    twinmerge.save(twin, world.folder / "routed", tokenizer=base / "base")
+    dense = exported(world, "seen-dense", source="routed", weights={"one": 1.0}) / "dense"
+    image = Image.effect_noise((40, 50), 60).convert("RGB")
+    seen = processor(image, return_tensors="pt")
+    with torch.no_grad():
+        wanted = ViTForImageClassification.from_pretrained(base / "one").eval()(**seen).logits.softmax(-1)[0]
+    found = {said["label"]: said["score"] for said in pipeline("image-classification", str(dense))(image)}
+    assert [found[f"LABEL_{number}"] for number in range(2)] == pytest.approx(wanted.tolist(), abs=1e-4)
