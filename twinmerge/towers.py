@@ -41,8 +41,8 @@ def reads_texts(checkpoint: Checkpoint) -> bool:
 def tower_class(where: str | Path) -> type[PreTrainedModel]:
     """The class that loads the body of a folder or Hub model: `AutoModel`, or the vision tower of CLIP and its kin.
 
-    A folder that was saved as the encoder of T5 and its kin names that class, for which `AutoModel` would put a decoder of
-    random weights beside it.
+    A folder that was saved as the encoder of T5 and its kin names that class: `AutoModel` would put a decoder of random
+    weights beside it.
 
     Args:
         where: a folder or a Hub name.

@@ -224,3 +224,9 @@ def test_token_classifiers_on_the_encoder_of_t5_answer_as_alone(tmp_path: Path) 
             for one in (twin, load(tmp_path / "merged")):
                 got = one.classify(**inputs, head=name, router_weights=weights).logits[real]
                 assert torch.allclose(got[:, : 2 + index], wanted, atol=1e-5, rtol=1e-5)
+    for index, (name, model) in enumerate(alone.items()):
+        stock = transformers.AutoModelForTokenClassification.from_pretrained(
+            tmp_path / "merged", trust_remote_code=True, head=name
+        )
+        got = stock(**inputs, router_weights=torch.eye(2)[index].expand(len(real), 2)).logits[real]
+        assert torch.allclose(got, model(**inputs).logits[real], atol=1e-5, rtol=1e-5)
