@@ -178,7 +178,7 @@ def _save_shared(twin: TwinMixin, out: Path, max_shard_size: str) -> str:
         raise ValueError(f"a {type(model).__name__} is loaded by none of {names}; make the twin of a class that is.")
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = {(loader.auto or transformers.AutoModel).__name__: f"modeling_twin.{loader.__name__}"}
-    if loader is TwinModel:
+    if issubclass(loader, TwinModel):
         text = "Sequence" if model.main_input_name != "pixel_values" else "Image"
         for head in twin.heads.values():
             tokens = head.pooling == "tokens"

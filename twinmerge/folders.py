@@ -168,10 +168,10 @@ def _adapted_base(found: Checkpoint, base: Path | str) -> PreTrainedModel:
             raise CheckpointError(
                 f"the base has '{odd[0]}' of another shape than its configuration says; copy or save it again."
             )
-        if new := sorted(key for key in map(str, report["missing_keys"]) if key not in saved and "pooler" in key):
+        if new := sorted(key for key in map(str, report["missing_keys"]) if key not in saved):
             raise CheckpointError(
                 f"{found.folder} was trained on a '{new[0]}' that neither the base nor the adapter holds; give a base "
-                "with it, or train again with the pooler in modules_to_save."
+                f"with it, or train again with '{new[0].split('.')[0]}' in modules_to_save."
             )
         adapted: Any = PeftModel.from_pretrained(model, str(found.folder)).eval()
         taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)

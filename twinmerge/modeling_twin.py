@@ -223,7 +223,7 @@ class TwinModel(Loader):
 
 
 class TwinOfItsClass(TwinModel):
-    """`AutoModel.from_pretrained(folder, trust_remote_code=True)` of CLIP's tower with its projection, and its like."""
+    """`AutoModel.from_pretrained(folder, trust_remote_code=True)` of T5's encoder, CLIP's projected tower and such."""
 
     @classmethod
     def stock(cls, folder: Path) -> type[transformers.PreTrainedModel]:
@@ -232,7 +232,7 @@ class TwinOfItsClass(TwinModel):
         return cast("type[transformers.PreTrainedModel]", getattr(transformers, config["architectures"][0]))
 
 
-class TwinClassifier(TwinModel):
+class TwinClassifier(TwinOfItsClass):
     """`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` of a twin with heads."""
 
     tokens = False

@@ -41,12 +41,19 @@ def reads_texts(checkpoint: Checkpoint) -> bool:
 def tower_class(where: str | Path) -> type[PreTrainedModel]:
     """The class that loads the body of a folder or Hub model: `AutoModel`, or the vision tower of CLIP and its kin.
 
+    A folder that was saved as the encoder of T5 and its kin names that class: `AutoModel` would put a decoder of random
+    weights beside it.
+
     Args:
         where: a folder or a Hub name.
     """
+    import transformers
     from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    name = next(iter(config.architectures or ()), "")
+    if name.endswith("EncoderModel") and hasattr(transformers, name):
+        return cast("type[PreTrainedModel]", getattr(transformers, name))
     found: object = MODEL_MAPPING[type(config.vision_config)] if config.model_type in PAIRS else AutoModel
     return cast("type[PreTrainedModel]", found)
 

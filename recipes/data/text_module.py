@@ -133,11 +133,7 @@ class MixedTextDataModule(LightningDataModule):
         if not missing:
             return
         tokenizer = AutoTokenizer.from_pretrained(self._tokenizer_path(), trust_remote_code=False)
-        if not 4 <= self.max_length <= tokenizer.model_max_length:
-            raise RunError(
-                f"max_length is {self.max_length}; the tokenizer {self.tokenizer_name} accepts 4 to "
-                f"{tokenizer.model_max_length}"
-            )
+        check_length(self.max_length, tokenizer, self.tokenizer_name)
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         fill = {"input_ids": pad, "attention_mask": 0, "token_type_ids": tokenizer.pad_token_type_id}
         self._collate = PadCollate(fill, tokenizer.padding_side)
@@ -223,6 +219,16 @@ class MixedTextDataModule(LightningDataModule):
         random.Random(self.seed).shuffle(rows)  # noqa: S311 - rows of equal length must not stand task by task
         rows.sort(key=lambda row: len(row["input_ids"]))
         return rows
+
+
+def check_length(length: int, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse rows of fewer tokens than 4, or of more than a tokenizer says that its model takes.
+
+    Raises:
+        RunError: With what is accepted.
+    """
+    if not 4 <= length <= tokenizer.model_max_length:
+        raise RunError(f"max_length is {length}; the tokenizer {name} accepts 4 to {tokenizer.model_max_length}")
 
 
 class TextDataModule(MixedTextDataModule):

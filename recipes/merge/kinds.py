@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recipes.data.models import reads_images
 from recipes.data.task_source import TaskSource
-from recipes.errors import RecipeError
+from recipes.errors import RecipeError, RunError
+
+if TYPE_CHECKING:
+    from recipes.merge.schema import Training
 
 
 def check_kind(base: str, tasks: Sequence[TaskSource], config: Mapping[str, object]) -> None:
@@ -29,3 +34,30 @@ def check_kind(base: str, tasks: Sequence[TaskSource], config: Mapping[str, obje
                 f"tasks.{index}.kind: {task.name!r} is a task of {other}, and the base {base} (a {kind} model) reads "
                 f"{reads}; give a base such as {fitting}, or tasks of {reads}"
             )
+
+
+def check_tokens(folder: Path, training: Training, tasks: Sequence[TaskSource]) -> None:
+    """Refuse a `max_length` that the base's tokenizer does not take, for tasks of texts with labels.
+
+    Args:
+        folder: Of the base.
+        training: Of the recipe.
+        tasks: Of the recipe.
+
+    Raises:
+        RecipeError: With the field and what is accepted.
+    """
+    if not tasks or tasks[0].kind == "images" or training.model == "causal":
+        return
+    from transformers import AutoTokenizer
+
+    from recipes.data.text_module import check_length
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError):
+        return  # said where it is used
+    try:
+        check_length(training.max_length, tokenizer, str(folder))
+    except RunError as error:
+        raise RecipeError(f"training.max_length: {error}") from error

@@ -189,3 +189,44 @@ def test_a_lost_tensor_of_a_classifier_is_named(root: Path, tmp_path: Path) -> N
     (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "architectures": ["Nonsense"]}))
     with pytest.raises(CheckpointError, match="architecture 'Nonsense'"):
         read_folder(tmp_path / "copy", base, model)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_that_lost_a_random_layer_of_its_classifier_is_refused(root: Path, tmp_path: Path) -> None:
+    """PEFT saves `classifier` alone, and ModernBERT has a `head` before it, which its base does not hold."""
+    base = foreign.base("modernbert", root / "base-modernbert")
+    foreign.adapter(foreign.lora(target_modules=["Wqkv"]))(base, tmp_path / "lost")
+    foreign.adapter(foreign.lora(target_modules=["Wqkv"], modules_to_save=["head"]))(base, tmp_path / "kept")
+    model = transformers.AutoModel.from_pretrained(base).eval()
+    headers = inspect_checkpoint(base)
+    with pytest.raises(CheckpointError, match=r"'head\.dense\.weight' that neither .* 'head' in modules_to_save"):
+        read_folder(tmp_path / "lost", base, model, headers=headers)
+    assert read_folder(tmp_path / "kept", base, model, headers=headers).head is not None
+
+
+def test_token_classifiers_on_the_encoder_of_t5_answer_as_alone(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "pad_token_id": 0}
+    transformers.T5EncoderModel(transformers.T5Config(**sizes)).save_pretrained(tmp_path / "base")
+    alone = {}
+    for seed, name in enumerate("ab"):
+        model = transformers.T5ForTokenClassification.from_pretrained(tmp_path / "base", num_labels=2 + seed)
+        alone[name] = foreign.moved(model.eval(), seed)
+        alone[name].save_pretrained(tmp_path / name)
+    twin = merge_folders(tmp_path / "base", {n: tmp_path / n for n in alone}, rank={"density": 1.0})
+    foreign.tokenizer().save_pretrained(tmp_path / "base")
+    save(twin, tmp_path / "merged", tokenizer=tmp_path / "base")
+    inputs = foreign.batch()
+    real = inputs["attention_mask"].bool()
+    for index, (name, model) in enumerate(alone.items()):
+        weights = torch.eye(2)[index].expand(len(real), 2)
+        with torch.no_grad():
+            wanted = model(**inputs).logits[real]
+            for one in (twin, load(tmp_path / "merged")):
+                got = one.classify(**inputs, head=name, router_weights=weights).logits[real]
+                assert torch.allclose(got[:, : 2 + index], wanted, atol=1e-5, rtol=1e-5)
+    for index, (name, model) in enumerate(alone.items()):
+        stock = transformers.AutoModelForTokenClassification.from_pretrained(
+            tmp_path / "merged", trust_remote_code=True, head=name
+        )
+        got = stock(**inputs, router_weights=torch.eye(2)[index].expand(len(real), 2)).logits[real]
+        assert torch.allclose(got, model(**inputs).logits[real], atol=1e-5, rtol=1e-5)

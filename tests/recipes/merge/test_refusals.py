@@ -142,6 +142,7 @@ def test_an_empty_task_is_refused_by_the_check(world, tmp_path):
             {"training": {"lora_rank": 33}},
             "training.lora_rank: expected 1 to 32, the smaller side of the base's",
         ),
+        ({"training": {"max_length": 9999}}, "training.max_length: max_length is 9999; the tokenizer "),
         ({"exclusive": {"density": 0.5}}, "expected exactly one of rank, density, energy and budget"),
         ({"exclusive": {"rank": None, "density": 1.5}}, "exclusive.density: expected a share above 0 and up to 1"),
         ({"exclusive": {"rnk": 4}}, "exclusive.rnk: unknown key; did you mean 'rank'?"),
