@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import Llama, write_family
+from recipes.front.table import shipped
 
 Row = dict[str, Any]
 KEPT = Path(__file__).parent / "kept"
@@ -50,8 +52,8 @@ def kept_run(benchmark: str, name: str, recipe: str, *changes: str, resumed: boo
     """The result of one run of a recipe by the real command, with its seconds; made where it is not kept yet.
 
     The run's folder lies in ``runs/<benchmark>/<name>`` and is not committed. Its result is, in
-    ``benchmarks/kept/<benchmark>/<name>.json``, so that another machine goes on behind it; delete that file to have the
-    run made again.
+    ``benchmarks/kept/<benchmark>/<name>.json``, so that another machine goes on behind it. A run of another recipe file
+    or with other changes is made again; of other code it is not: delete its file then.
 
     Args:
         benchmark: Name of the script.
@@ -61,7 +63,9 @@ def kept_run(benchmark: str, name: str, recipe: str, *changes: str, resumed: boo
         resumed: Go on with a run that was stopped, instead of making it anew.
     """
     file = KEPT / benchmark / f"{name}.json"
-    if not file.exists():
+    made: Row = {"command": [recipe, *changes], "recipe": hashlib.sha256(shipped()[recipe].read_bytes()).hexdigest()}
+    kept: Row = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if {key: kept.get(key) for key in made} != made:
         out = Path("runs") / benchmark / name
         begun = ["--resume"] if resumed and (out / "recipe.yaml").exists() else ["--force"]
         began = time.monotonic()
@@ -70,10 +74,9 @@ def kept_run(benchmark: str, name: str, recipe: str, *changes: str, resumed: boo
         found = json.loads((out / "result.json").read_text(encoding="utf-8"))
         file.parent.mkdir(parents=True, exist_ok=True)
         written = file.with_suffix(".tmp")
-        row = {"command": [recipe, *changes], "seconds": time.monotonic() - began, "result": found}
-        written.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+        kept = {**made, "seconds": time.monotonic() - began, "result": found}
+        written.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         written.replace(file)
-    kept: Row = json.loads(file.read_text(encoding="utf-8"))
     return {**kept["result"], "seconds": kept["seconds"]}
 
 

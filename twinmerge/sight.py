@@ -12,6 +12,7 @@ from twinmerge.errors import CheckpointError
 from twinmerge.unlabelled import image_processor
 
 SHAPES = (600, 400), (500, 800)  # width and height of images by which a processor is asked what it does
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 ROUNDING = 0.04  # of colours in [0, 1]: a pixel's shift and roundings
 
 
@@ -42,18 +43,19 @@ def check_sight(base: Path, experts: Mapping[str, Path]) -> None:
     """Refuse experts whose own image processor makes other tensors of an image than the base's.
 
     Args:
-        base: folder of the base; one without a processor says nothing.
+        base: folder of the base; one without a processor's file says nothing.
         experts: task -> its folder; likewise.
 
     Raises:
-        CheckpointError: for the first that does.
+        CheckpointError: for the first that does, or whose file cannot be read.
     """
     readers = {}
     for task, where in {"": base, **experts}.items():
         try:
-            readers[task] = image_processor(where)
+            readers[task] = image_processor(where)  # timm's stands in config.json
         except CheckpointError:
-            continue
+            if any((where / name).exists() for name in PROCESSORS):
+                raise
     if (wanted := readers.pop("", None)) is None:
         return
     for task, found in readers.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from peft import (
@@ -22,6 +23,7 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{i}" for i in range(60))]
@@ -275,3 +277,13 @@ def batch() -> dict[str, torch.Tensor]:
     for row, length in enumerate((9, 6, 4)):
         ids[row, length:], mask[row, length:] = 0, 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def paint(folder: Path, colour: int, count: int = 20) -> Path:
+    """Images of one colour's shades, in a folder that is made."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 60, (20, 20, 3))
+        noise[..., colour] += 150
+        Image.fromarray(noise.astype(np.uint8)).save(folder / f"{number}.png")
+    return folder

@@ -2,7 +2,6 @@
 
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -108,15 +107,6 @@ def test_an_adapter_of_a_model_around_the_tower_is_refused_and_not_left_out(tmp_
         twinmerge.merge_folders(base, {name: tmp_path / name for name in ("a", "b")})
 
 
-def paint(folder, colour, count=20):
-    folder.mkdir()
-    for number in range(count):
-        noise = np.random.default_rng(number).integers(0, 60, (20, 20, 3))
-        noise[..., colour] += 150
-        Image.fromarray(noise.astype(np.uint8)).save(folder / f"{number}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A ViT with its processor, two classifiers on it, and images of each task."""
@@ -129,7 +119,7 @@ def world(tmp_path_factory):
         kind = transformers.ViTForImageClassification
         model = kind.from_pretrained(folder / "base", num_labels=2 + number, ignore_mismatched_sizes=True)
         moved(model, folder / name, number)
-        paint(folder / f"{name}-images", 2 * number)
+        foreign.paint(folder / f"{name}-images", 2 * number)
     return folder
 
 
@@ -145,7 +135,7 @@ def test_a_router_is_trained_from_images(world, tmp_path, kind):
     twin = twinmerge.merge_folders(world / "base", experts(world), router=kind, images=given, rank=4)
     reader = transformers.AutoImageProcessor.from_pretrained(world / "base")
     for number, name in enumerate(("red", "blue")):
-        new = [Image.open(file) for file in sorted(paint(tmp_path / name, 2 * number, 3).iterdir())]
+        new = [Image.open(file) for file in sorted(foreign.paint(tmp_path / name, 2 * number, 3).iterdir())]
         inputs = reader(images=new, return_tensors="pt")
         assert twin.route(**inputs).argmax(-1).tolist() == [number] * 3
 
@@ -283,3 +273,11 @@ def test_plain_peft_reads_every_expert_of_a_twin_of_images(kind, tmp_path):
         with torch.no_grad():
             found, wanted = (model(**given).last_hidden_state for model in (peft, wanted))
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_processor_that_cannot_be_read_is_no_missing_one(world, tmp_path):
+    """It was taken for none, and the expert's images went uncompared."""
+    expert = shutil.copytree(world / "red", tmp_path / "red")
+    (expert / "preprocessor_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="has no image processor"):
+        twinmerge.merge_folders(world / "base", experts(world) | {"red": expert})

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -16,15 +15,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 VIT = {**SIZES, "image_size": 16, "patch_size": 8, "initializer_range": 0.2}
 NAMES = ("red", "blue")
-
-
-def paint(folder: Path, colour: int, count: int = 20) -> Path:
-    folder.mkdir(parents=True)
-    for number in range(count):
-        noise = np.random.default_rng(number).integers(0, 60, (20, 20, 3))
-        noise[..., colour] += 150
-        Image.fromarray(noise.astype(np.uint8)).save(folder / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         model = kind.from_pretrained(made.folder / "vit", ignore_mismatched_sizes=True, num_labels=2, **said)
         foreign.moved(model, number).eval().save_pretrained(made.folder / name)
         reader.save_pretrained(made.folder / name)
-        paint(made.folder / "seen" / name, 2 * number)
+        foreign.paint(made.folder / "seen" / name, 2 * number)
     return made
 
 
@@ -65,7 +55,7 @@ def test_experts_of_images_become_a_twin_with_a_router_from_images(world: World,
     twin = twinmerge.load(folder)
     reader = transformers.AutoImageProcessor.from_pretrained(folder)
     for number, name in enumerate(NAMES):
-        new = [Image.open(file) for file in sorted(paint(tmp_path / name, 2 * number, 3).iterdir())]
+        new = [Image.open(file) for file in sorted(foreign.paint(tmp_path / name, 2 * number, 3).iterdir())]
         inputs = reader(images=new, return_tensors="pt")
         assert twin.route(**inputs).argmax(-1).tolist() == [number] * 3
         row = torch.eye(2)[[number] * 3]
@@ -88,7 +78,7 @@ def test_without_images_there_is_no_router_and_the_processor_is_kept(world: Worl
 def test_what_no_router_can_be_made_from_is_refused_at_check(world: World, tmp_path: Path) -> None:
     good = {name: str(world.folder / "seen" / name) for name in NAMES}
     (tmp_path / "none").mkdir()
-    bad = paint(tmp_path / "bad", 0, 3)
+    bad = foreign.paint(tmp_path / "bad", 0, 3)
     (bad / "1.png").write_bytes(b"no image")
     words = tmp_path / "words.txt"
     words.write_text("one\ntwo\n")
