@@ -22,6 +22,7 @@ from .shrinking import Siblings, is_quick, planned, quick_linear
 ADDED = frozenset(
     {"experts_up", "experts_down", "experts_owner", "experts_bias", "experts_weight", "experts_epsilon", "siblings"}
     | {"experts_dense", "experts_ups", "experts_downs", "experts_mean", "experts_var", "mixture", "layout"}
+    | {"experts_ranks"}
 )
 
 
@@ -69,10 +70,12 @@ class FactoredLayer(RoutedLayer):
     Attributes:
         experts_up: shape (m, R), R the sum of the experts' ranks.
         experts_down: shape (R, n).
+        experts_ranks: the rank of each expert.
         experts_owner: shape (R,), the expert each rank belongs to.
         experts_bias: shape (experts, m), or None.
     """
 
+    experts_ranks: tuple[int, ...]
     experts_up: nn.Parameter
     experts_down: nn.Parameter
     experts_owner: Tensor
@@ -81,7 +84,8 @@ class FactoredLayer(RoutedLayer):
 
     def attach(self, ups: Sequence[Tensor], downs: Sequence[Tensor], bias: Tensor | None) -> None:
         """Stack one (up, down) pair per expert, in task order; a pair of rank 0 stands for an unchanged expert."""
-        owner = [t for t, down in enumerate(downs) for _ in range(down.shape[0])]
+        self.experts_ranks = tuple(down.shape[0] for down in downs)
+        owner = [t for t, rank in enumerate(self.experts_ranks) for _ in range(rank)]
         self.experts_up = nn.Parameter(torch.cat(list(ups), dim=1).contiguous())
         self.experts_down = nn.Parameter(torch.cat(list(downs), dim=0).contiguous())
         owners = torch.tensor(owner, dtype=torch.long, device=self.experts_up.device)

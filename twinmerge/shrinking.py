@@ -61,12 +61,61 @@ def is_quick(module: Any, x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled(x.device.type)  # it does not reach in-place products
-        and module.experts_bias is None
         and x.dim() > 1
         and (rows == 1 or x.shape[0] >= rows)
         and tokens * (m + n) <= m * n
         and x.dtype == module.weight.dtype == module.experts_down.dtype == module.experts_up.dtype
+        and (module.experts_bias is None or module.experts_bias.dtype == x.dtype)
     )
+
+
+class _Shrunk:
+    """x A^T, scaled by the mixture in use, for layers that take one tensor: the first that sees it serves all of them.
+
+    Args:
+        modules: the layers.
+        down: their factors A, one after another, shape (sum of ranks, n).
+        spread: the weight of every rank for every input, shape (inputs or 1, 1, ..., sum of ranks).
+        places: where the factors lie in memory.
+    """
+
+    def __init__(self, modules: Sequence[Any], down: Tensor, spread: Tensor, places: list[int]) -> None:
+        self.modules, self.down, self.spread, self.places = modules, down, spread, places
+        self._of: tuple[Tensor, int | None, Tensor] | None = None
+
+    def __call__(self, module: Any, x: Tensor) -> Tensor:
+        """The product for an input of shape (inputs, ..., n), for a module of them: (inputs, ..., sum of ranks)."""
+        if len(self.modules) == 1:
+            return F.linear(x, self.down).mul_(self.spread)
+        version = None if x.is_inference() else x._version
+        found = self._of
+        if found is None or found[0] is not x or found[1] != version:
+            found = self._of = (x, version, F.linear(x, self.down).mul_(self.spread))
+        if module is self.modules[-1]:
+            self._of = None
+        return found[2]
+
+
+def _places(modules: Sequence[Any]) -> list[int]:
+    """Where the factors A lie in memory: a model that was moved, copied over or loaded anew is planned anew."""
+    return [module.experts_down.data_ptr() for module in modules]
+
+
+def _shrunk(module: Any, x: Tensor) -> _Shrunk:
+    """The product that a layer shares with its siblings, kept for them while the mixture is in use."""
+    kept, group = module.mixture.kept, cast("Siblings | None", module.siblings)
+    if group is None or module not in group.modules:  # a copy that only passes through
+        return _Shrunk((module,), module.experts_down, _spread(x, module.mixture, (module,)), _places((module,)))
+    key = (id(group), x.shape, x.dtype, torch.is_inference_mode_enabled())
+    places, found = _places(group.modules), cast("_Shrunk | None", kept.get(key))
+    if found is None or found.modules is not group.modules or found.places != places:
+        stacked, modules = group.stacked(), cast("Sequence[Any]", group.modules)
+        if stacked is None:  # offloaded siblings
+            stacked, modules = module.experts_down, (module,)
+        found = _Shrunk(modules, stacked, _spread(x, module.mixture, modules), _places(modules))
+        if modules is group.modules:
+            kept[key] = found
+    return found
 
 
 class Plan:
@@ -82,25 +131,12 @@ class Plan:
     """
 
     def __init__(self, module: Any, x: Tensor) -> None:
-        mixture = module.mixture
-        group = cast("Siblings | None", module.siblings)
-        index = next((i for i, m in enumerate(group.modules) if m is module), None) if group is not None else None
-        stacked = None if group is None or index is None else group.stacked()
-        if group is None or index is None or stacked is None:  # a copy that only passes through, or offloaded siblings
-            group, index, stacked = None, 0, module.experts_down
-        self.module, self.group, self.kept = module, group, mixture.kept
-        self.modules = (module,) if group is None else group.modules
-        self.last = index == len(self.modules) - 1
+        self.module, self.shrunk, up = module, _shrunk(module, x), module.experts_up
         self.shape, self.dtype, self.inference = x.shape, x.dtype, torch.is_inference_mode_enabled()
-        self.down, self.turned = cast(Tensor, stacked), module.experts_up.t()
-        columns: tuple[int, int] = (0, self.down.shape[0]) if group is None else group.columns[index]
-        self.start, self.end = columns
-        self.spread = _spread(x, mixture, self.modules, module if group is None else group)
-        self.places = self._places()
-
-    def _places(self) -> list[int]:
-        """Where the factors lie in memory: a model that was moved, copied over or loaded anew is planned anew."""
-        return [self.module.experts_up.data_ptr(), *[m.experts_down.data_ptr() for m in self.modules]]
+        self.turned, self.place = up.t(), up.data_ptr()
+        modules, group = self.shrunk.modules, module.siblings
+        self.start, self.end = (0, up.shape[1]) if len(modules) == 1 else group.columns[modules.index(module)]
+        self.weights = None if module.experts_bias is None else module.mixture.row().to(x.dtype)
 
     def serves(self, x: Tensor) -> bool:
         """Whether a call is like the one that was planned."""
@@ -111,7 +147,8 @@ class Plan:
             and not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled(x.device.type)
-            and self._places() == self.places
+            and self.module.experts_up.data_ptr() == self.place
+            and _places(self.shrunk.modules) == self.shrunk.places
         )
 
     def add(self, x: Tensor, base: Tensor) -> Tensor:
@@ -123,30 +160,15 @@ class Plan:
         """
         base = base.contiguous()
         rank, width = self.turned.shape
-        base.view(-1, width).addmm_(self._shrunk(x).reshape(-1, rank), self.turned)
+        mine = self.shrunk(self.module, x)[..., self.start : self.end]
+        flat = base.view(-1, width).addmm_(mine.reshape(-1, rank), self.turned)
+        if (weights := self.weights) is not None:
+            bias, rows = self.module.experts_bias, weights.shape[0]
+            if rows == flat.shape[0]:
+                flat.addmm_(weights, bias)
+            else:
+                flat.view(rows, -1, width).add_((weights @ bias)[:, None])
         return base
-
-    def _shrunk(self, x: Tensor) -> Tensor:
-        """The input times A^T, scaled by the mixture: shape (inputs, ..., ranks of this module).
-
-        The first of the siblings that sees a tensor computes it for all of them.
-        """
-        group = self.group
-        if group is None:
-            return self._scaled(x)
-        version = None if x.is_inference() else x._version
-        found = self.kept.get("shrunk")
-        if found is not None and found[0] is group and found[1] is x and found[2] == version:
-            z: Tensor = found[3]
-        else:
-            z = self._scaled(x)
-            self.kept["shrunk"] = (group, x, version, z)
-        if self.last:
-            self.kept.pop("shrunk", None)
-        return z[..., self.start : self.end]
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.down).mul_(self.spread)
 
 
 def quick_linear(module: Any, x: Tensor, base: Tensor) -> Tensor:
@@ -169,10 +191,11 @@ def planned(module: Any, x: Tensor) -> Plan | None:
     return plan if plan is not None and plan.module is module and plan.serves(x) else None
 
 
-def _spread(x: Tensor, mixture: Any, modules: Sequence[Any], owner: Any) -> Tensor:
-    """The weight of every rank for every input, once for layers that share them: shape (inputs or 1, 1, ..., ranks)."""
+def _spread(x: Tensor, mixture: Any, modules: Sequence[Any]) -> Tensor:
+    """The weight of every rank for every input, once for all layers with these ranks: (inputs or 1, 1, ..., ranks)."""
     kept = mixture.kept
-    key = (id(owner), x.shape[0], x.dim(), x.dtype, torch.is_inference_mode_enabled())
+    ranks = tuple(module.experts_ranks for module in modules)
+    key = (ranks, x.shape[0], x.dim(), x.dtype, x.device, torch.is_inference_mode_enabled())
     spread = kept.get(key)
     if spread is None:
         row = mixture.row()

@@ -132,7 +132,8 @@ class TwinMixin(TwinChecks):
         """
         if (held := self.mixture.weights) is not None:
             return remember(super().forward(*args, **kwargs), kwargs, held)
-        kwargs |= dict(zip(inspect.signature(super().forward).parameters, args, strict=False))
+        if args:
+            kwargs |= dict(zip(inspect.signature(super().forward).parameters, args, strict=False))
         if router_weights is None:
             if cached_length(kwargs):
                 raise ValueError("a continued sequence keeps the mixture of its prompt; pass it as router_weights.")

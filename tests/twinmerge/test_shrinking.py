@@ -53,6 +53,19 @@ def test_one_product_serves_all_siblings(rows: int, monkeypatch: pytest.MonkeyPa
     assert len(shrinks) in (8, 9)
 
 
+def test_layers_with_biases_share_one_product_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, weights, inputs = tiny.bert(), tiny.mixtures(4), tiny.text(tokens=1)
+    experts = tiny.differences(model)
+    twin = attach(model, tiny.TASKS, experts).eval()
+    want = tiny.reference(tiny.bert(), experts, weights, inputs)
+    products, stock = [], F.linear
+    monkeypatch.setattr(F, "linear", lambda x, w, b=None: products.append(tuple(w.shape)) or stock(x, w, b))
+    with torch.no_grad():
+        got = twin(**inputs, router_weights=weights)[0]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert len([shape for shape in products if shape == (18, 32)]) == 2  # query, key and value of two layers
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
 def test_copies_pickles_moves_and_changes_stay_exact(name: str) -> None:
     twin, ids, weights = twin_of(name), tiny.text(4, padding="none")["input_ids"], tiny.mixtures(4)
@@ -109,8 +122,9 @@ def test_a_layer_called_by_hand_out_of_turn_is_exact() -> None:
     torch.testing.assert_close(got, want)
 
 
-def test_one_mixture_held_over_changes_of_shape_setting_and_factors_stays_exact() -> None:
-    twin, weights = twin_of(), tiny.mixtures(4)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])  # without and with biases
+def test_one_mixture_held_over_changes_of_shape_setting_and_factors_stays_exact(name: str) -> None:
+    twin, weights = twin_of(name), tiny.mixtures(4)
     ids = tiny.text(4, padding="none")["input_ids"]
 
     def close(got: Any, ids: Any) -> None:
@@ -128,11 +142,12 @@ def test_one_mixture_held_over_changes_of_shape_setting_and_factors_stays_exact(
         for change in (
             lambda m: m.experts_down.data.mul_(1.5),
             lambda m: setattr(m.experts_down, "data", m.experts_down.data * 0.5),
+            lambda m: None if m.experts_bias is None else m.experts_bias.data.mul_(-2),
             lambda m: setattr(m, "experts_up", torch.nn.Parameter(m.experts_up.data * 0.5)),
             lambda m: setattr(m.experts_up, "data", m.experts_up.data * 3),
         ):
             for module in twin.modules():
-                if isinstance(module, RoutedLinear):
+                if isinstance(module, RoutedLinear) and module is not twin.get_output_embeddings():  # tied to the input's
                     change(module)
             with torch.no_grad():
                 close(twin(ids[:, :1]).logits, ids[:, :1])
