@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+MANY = 16  # tokens; a product with more of them is no faster when it serves siblings too, and reads its part strided
+
+
 class Siblings:
     """Layers that take the same tensor, and their factors A as one matrix where those lie one after another in memory.
 
@@ -104,7 +107,8 @@ def _places(modules: Sequence[Any]) -> list[int]:
 def _shrunk(module: Any, x: Tensor) -> _Shrunk:
     """The product that a layer shares with its siblings, kept for them while the mixture is in use."""
     kept, group = module.mixture.kept, cast("Siblings | None", module.siblings)
-    if group is None or module not in group.modules:  # a copy that only passes through
+    many = x.numel() > MANY * x.shape[-1]
+    if group is None or many or module not in group.modules:  # the last: a copy that only passes through
         return _Shrunk((module,), module.experts_down, _spread(x, module.mixture, (module,)), _places((module,)))
     key = (id(group), x.shape, x.dtype, torch.is_inference_mode_enabled())
     places, found = _places(group.modules), cast("_Shrunk | None", kept.get(key))

@@ -112,9 +112,11 @@ class TwinChecks(_Stock):
             ValueError: for such a batch, of a model whose texts say where their images stand.
         """
         for kind, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            if key not in names or main.dim() != 2 or main.is_floating_point():
+                continue
             said = (getattr(self.config, f"{kind}_token_{end}", None) for end in ("id", "index"))
             token = next((one for one in said if isinstance(one, int)), None)
-            if key not in names or token is None or main.dim() != 2 or main.is_floating_point():
+            if token is None:
                 continue
             if lacking := (~(main == token).any(1)).nonzero().flatten().tolist():
                 raise ValueError(
