@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 MANY = 16  # tokens; a product with more of them is no faster when it serves siblings too, and reads its part strided
 
 
