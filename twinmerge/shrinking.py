@@ -55,7 +55,8 @@ class Siblings:
 
 def is_quick(module: Any, x: Tensor) -> bool:
     """Whether `quick_linear` serves this call: no gradient is wanted, and every row has its own whole inputs."""
-    m, (rank, n) = module.experts_up.shape[0], module.experts_down.shape
+    up, down, bias = module.experts_up, module.experts_down, module.experts_bias
+    m, (rank, n) = up.shape[0], down.shape
     rows = module.mixture.row().shape[0]
     tokens = x.numel() // n // rows  # of one weight vector; more than this and merging the matrix costs less
     return (
@@ -66,8 +67,8 @@ def is_quick(module: Any, x: Tensor) -> bool:
         and x.dim() > 1
         and (rows == 1 or x.shape[0] >= rows)
         and tokens * (m + n) <= m * n
-        and x.dtype == module.weight.dtype == module.experts_down.dtype == module.experts_up.dtype
-        and (module.experts_bias is None or module.experts_bias.dtype == x.dtype)
+        and x.dtype == module.weight.dtype == down.dtype == up.dtype
+        and (bias is None or bias.dtype == x.dtype)
     )
 
 
@@ -106,8 +107,7 @@ def _places(modules: Sequence[Any]) -> list[int]:
 def _shrunk(module: Any, x: Tensor) -> _Shrunk:
     """The product that a layer shares with its siblings, kept for them while the mixture is in use."""
     kept, group = module.mixture.kept, cast("Siblings | None", module.siblings)
-    many = x.numel() > MANY * x.shape[-1]
-    if group is None or many or module not in group.modules:  # the last: a copy that only passes through
+    if group is None or module not in group.modules:  # the latter: a copy that only passes through
         return _Shrunk((module,), module.experts_down, _spread(x, module.mixture, (module,)), _places((module,)))
     key = (id(group), x.shape, x.dtype, torch.is_inference_mode_enabled())
     places, found = _places(group.modules), cast("_Shrunk | None", kept.get(key))
@@ -138,8 +138,9 @@ class Plan:
         self.shape, self.dtype, self.inference = x.shape, x.dtype, torch.is_inference_mode_enabled()
         self.turned, self.place = up.t(), up.data_ptr()
         modules, group = self.shrunk.modules, module.siblings
-        self.start, self.end = (0, up.shape[1]) if len(modules) == 1 else group.columns[modules.index(module)]
-        self.weights = None if module.experts_bias is None else module.mixture.row().to(x.dtype)
+        columns: tuple[int, int] = (0, up.shape[1]) if len(modules) == 1 else group.columns[modules.index(module)]
+        self.start, self.end = columns
+        self.weights = _weights(module, x)
 
     def serves(self, x: Tensor) -> bool:
         """Whether a call is like the one that was planned."""
@@ -161,17 +162,20 @@ class Plan:
             x: shape (inputs, ..., n).
             base: what the stock layer makes of it, shape (inputs, ..., m).
         """
-        base = base.contiguous()
-        rank, width = self.turned.shape
         mine = self.shrunk(self.module, x)[..., self.start : self.end]
-        flat = base.view(-1, width).addmm_(mine.reshape(-1, rank), self.turned)
-        if (weights := self.weights) is not None:
-            bias, rows = self.module.experts_bias, weights.shape[0]
-            if rows == flat.shape[0]:
-                flat.addmm_(weights, bias)
-            else:
-                flat.view(rows, -1, width).add_((weights @ bias)[:, None])
-        return base
+        return _added(base, mine, self.turned, self.weights, self.module.experts_bias)
+
+
+def _added(base: Tensor, shrunk: Tensor, up: Tensor, weights: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The stock layer's output plus the factors B and the mixed bias, in place."""
+    base, (rank, width) = base.contiguous(), up.shape
+    flat = base.view(-1, width).addmm_(shrunk.reshape(-1, rank), up)
+    if weights is not None and bias is not None:
+        if weights.shape[0] == flat.shape[0]:
+            flat.addmm_(weights, bias)
+        else:
+            flat.view(weights.shape[0], -1, width).add_((weights @ bias)[:, None])
+    return base
 
 
 def quick_linear(module: Any, x: Tensor, base: Tensor) -> Tensor:
@@ -182,6 +186,9 @@ def quick_linear(module: Any, x: Tensor, base: Tensor) -> Tensor:
         x: shape (inputs, ..., n).
         base: what the stock layer makes of it, shape (inputs, ..., m).
     """
+    if x.numel() > MANY * x.shape[-1]:  # no siblings, and nothing worth keeping
+        mine = F.linear(x, module.experts_down).mul_(_spread(x, module.mixture, (module,)))
+        return _added(base, mine, module.experts_up.t(), _weights(module, x), module.experts_bias)
     plan, layout = Plan(module, x), module.layout
     if layout is None or not next(iter(layout.inputs.values()), 0):  # else it was given another tensor than x
         module.mixture.kept[id(module)] = plan
@@ -192,6 +199,11 @@ def planned(module: Any, x: Tensor) -> Plan | None:
     """The plan of a layer for a call like its last one under the mixture in use."""
     plan = cast("Plan | None", module.mixture.found(id(module)))
     return plan if plan is not None and plan.module is module and plan.serves(x) else None
+
+
+def _weights(module: Any, x: Tensor) -> Tensor | None:
+    """The weights of the experts' biases, where there are any."""
+    return None if module.experts_bias is None else cast(Tensor, module.mixture.row().to(x.dtype))
 
 
 def _spread(x: Tensor, mixture: Any, modules: Sequence[Any]) -> Tensor:
