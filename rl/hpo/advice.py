@@ -29,9 +29,9 @@ def advise(simulator: HybridSimulator, *, smooth: bool = False) -> Advice:
     """Advise an estimator.
 
     ``score`` where the mixed gradient has nothing to follow or would be biased: no gradient, a jump within a mode, a
-    mode mask that the continuous actions move. ``score`` too with a single number to choose, where both come as near
-    to the optimum and hybrid PPO has no cross term to be noisy. ``mixed`` from two numbers on: the noise of the score
-    grows with them, the pathwise gradient's does not.
+    mode mask that the continuous actions move. ``score`` too with nothing but modes to choose. ``mixed`` otherwise:
+    the noise of the score grows with the numbers that are chosen, the pathwise gradient's does not, and with a single
+    number it comes as near to the optimum, or nearer (benchmarks/hpo_small.py).
 
     Args:
         simulator: The simulator.
@@ -55,7 +55,7 @@ def advise(simulator: HybridSimulator, *, smooth: bool = False) -> Advice:
         check_simulator(simulator, estimator="score")  # what breaks this, nothing can be trained in
         return Advice(dict(SCORE), f"the mixed gradient would be wrong ({str(error).split(';')[0]})")
     count = simulator.action_dim
-    if count <= 1:
-        what = "nothing but modes is chosen" if not count else "a single number is chosen at a time"
-        return Advice(dict(SCORE), f"{what}, and hybrid PPO comes as near to the optimum")
-    return Advice(dict(MIXED), f"{count} numbers are chosen at a time, and the gradient passes the simulator")
+    if not count:
+        return Advice(dict(SCORE), "nothing but modes is chosen, so that no gradient passes the simulator")
+    what = "a number is" if count == 1 else f"{count} numbers are"
+    return Advice(dict(MIXED), f"{what} chosen at a time, and the gradient passes the simulator")

@@ -166,7 +166,7 @@ def test_a_method_without_changes_is_the_training_itself():
 def test_the_method_auto_trains_as_advised_and_a_check_says_so(front, tmp_path):
     checked = front("hpo_tiny.yaml", "--check", "methods={auto: {}}")
     assert checked.code == 0, checked.err
-    assert "advice: estimator score, for a single number is chosen at a time" in checked.out
+    assert "advice: estimator mixed, for a number is chosen at a time" in checked.out
     done = front("hpo_slqr_tiny.yaml", "--out", "run", "methods={auto: {reuse: 2}}", "reference.cost=40")
     assert done.code == 0, done.err
     row = json.loads((tmp_path / "run/result.json").read_text())["rows"][0]

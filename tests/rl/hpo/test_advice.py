@@ -33,7 +33,7 @@ def jumping() -> HybridSimulator:
     [
         (switched_lqr(2, 2), "mixed", "2 numbers are chosen at a time"),
         (LotSizing([10.0, 6.0], 40.0, horizon=4), "mixed", "2 numbers"),
-        (Newsvendor(), "score", "a single number"),
+        (Newsvendor(), "mixed", "a number is chosen at a time"),
         (GymnasiumSimulator("CartPole-v1", horizon=3), "score", "declared not differentiable"),
         (masked(), "score", "the mode mask changes with the continuous actions"),
         (jumping(), "score", "jumps as the state or the action changes"),
