@@ -1,25 +1,26 @@
 """The paper's argument at a size that fits a desk: data size x recipe x method, tuned alike, over seeds.
 
-One teacher; then for every recipe and data size a tuning cell, in which every candidate of every method trains once and
-the best on validation is kept, and a cell for each seed, in which every method trains as tuned. The students of a cell
-share the teacher's pass and the views. The last checkpoint is scored, on test rows. A finished cell
-is a file under `cells/` and is not trained again by ``--resume``.
+One teacher; then for every recipe and data size a tuning cell, in which every candidate of every method trains once at
+every learning rate and the best on validation is kept, and a cell for each seed, in which every method trains as tuned.
+The students of a cell share the teacher's pass and the views. The last checkpoint is scored, on test rows. Whether the
+grid can tell is said once the tuning is done, see `recipes.distill.gaps`. A finished cell is a file under `cells/` and
+is not trained again by ``--resume``.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill.errors import DistillError
 from distill.regimes import method, regime
+from recipes.distill.gaps import conditions, report
 from recipes.distill.schema import RIVALS, Grid, Setting, Terms, Values
 from recipes.errors import RecipeError
 from recipes.running.files import write_json
-from recipes.running.intervals import half_interval
 from recipes.running.quiet import hush_libraries, silent_trainer
 from recipes.running.seals import seal, sealed
 
@@ -35,33 +36,41 @@ def check_grid(recipe: Recipe, grid: Grid) -> Iterator[str]:
     """Say what would be trained; write nothing."""
     from distill.losses import check_terms
 
-    budget = 1 + len(grid.candidates["kd"])
     for name, tried in grid.candidates.items():
         for number, terms in enumerate(tried):
             try:
                 check_terms(terms)
             except DistillError as error:
                 raise RecipeError(f"grid.candidates.{name}.{number}: {error}") from error
-    cells = len(grid.sizes) * len(grid.settings)
+    cells, tried_each = len(grid.places), grid.budget * len(grid.rates)
     yield (
-        f"plan: {cells} tuning cells of {4 * budget} students, {cells * len(grid.seeds)} cells of 4; sizes "
-        f"{', '.join(map(str, grid.sizes))}; recipes {', '.join(grid.settings)}"
+        f"plan: {cells} tuning cells of {len(grid.candidates) * tried_each} students, {cells * len(grid.seeds)} cells "
+        f"of {len(grid.candidates)}: {'; '.join(_told(name, grid) for name in grid.settings)}"
     )
+
+
+def _told(name: str, grid: Grid) -> str:
+    """A recipe and its rows."""
+    setting = grid.settings[name]
+    return f"{name} with {setting.updates} updates and {', '.join(map(str, setting.sizes or grid.sizes))} rows"
 
 
 def run_grid(recipe: Recipe, grid: Grid, folder: RunFolder) -> None:
     """Train what is missing cell by cell, then the table and the figure."""
     teach(recipe, grid, folder.path)
-    places = [(name, size) for name in grid.settings for size in grid.sizes]
-    tuned = _all(folder, "tuning cells", grid, [(recipe, grid, folder.path, *place) for place in places])
-    seeds = [(recipe, grid, folder.path, *place, seed) for place in places for seed in grid.seeds]
+    scores = json.loads((folder.path / "teacher" / "result.json").read_text(encoding="utf-8"))
+    tuned = _all(folder, "tuning cells", grid, [(recipe, grid, folder.path, *place) for place in grid.places])
+    alone = {place: made["chosen"]["ce"]["validation"] for place, made in zip(grid.places, tuned, strict=True)}
+    found = conditions(grid, alone, scores["validation"]["teacher"])
+    for line in found.values():
+        folder.say(line)
+    seeds = [(recipe, grid, folder.path, *place, seed) for place in grid.places for seed in grid.seeds]
     done = _all(folder, "cells", grid, seeds)
     results = []
     for number, (_, _, _, name, size, seed) in enumerate(seeds):
         rival = tuned[number // len(grid.seeds)]["rival"]
         results.append({"recipe": name, "size": size, "seed": seed, "rival": rival, **done[number]})
-    accuracy = json.loads((folder.path / "teacher" / "result.json").read_text(encoding="utf-8"))["test"]["teacher"]
-    report(grid, results, accuracy, folder)
+    report(grid, results, scores["test"]["teacher"], list(found.values()), folder)
 
 
 def _all(folder: RunFolder, title: str, grid: Grid, cells: Sequence[tuple[object, ...]]) -> list[Values]:
@@ -85,8 +94,11 @@ def cell(recipe: Recipe, grid: Grid, out: Path, name: str, size: int, seed: int 
         if seed is None:
             content = tune(recipe, grid, setting, size, teacher)
         else:
-            tuned = cell(recipe, grid, out, name, size)["terms"]
-            content = run_cell(recipe, grid, setting, size, teacher, tuned, seed)["test"]
+            chosen = cell(recipe, grid, out, name, size)["chosen"]
+            content = {}
+            for rate in sorted({choice["rate"] for choice in chosen.values()}):
+                terms = {name: choice["terms"] for name, choice in chosen.items() if choice["rate"] == rate}
+                content |= run_cell(recipe, grid, at_rate(setting, rate), size, teacher, terms, seed)["test"]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
         seal(path)
@@ -113,22 +125,32 @@ def teach(recipe: Recipe, grid: Grid, out: Path) -> Network:
     return made
 
 
+def at_rate(setting: Setting, rate: float) -> Setting:
+    """A recipe with its learning rate multiplied."""
+    own = regime(setting.regime, setting.changes).learning_rate
+    return replace(setting, changes={**setting.changes, "learning_rate": own * rate})
+
+
 def tune(recipe: Recipe, grid: Grid, setting: Setting, size: int, teacher: nn.Module) -> Values:
-    """The best candidate of every method on validation, the published one among them."""
+    """The best candidate of every method on validation, the published one among them, and its learning rate."""
     tried = {
         f"{name}_{number}": terms
         for name, own in grid.candidates.items()
         for number, terms in enumerate([method(name, setting.regime), *own])
     }
-    scores = run_cell(recipe, grid, setting, size, teacher, tried, grid.tuning_seed)["validation"]
-    budget = 1 + len(grid.candidates["kd"])
-    chosen = {name: max(range(budget), key=lambda i: scores[f"{name}_{i}"]) for name in grid.candidates}
-    rival = max(RIVALS, key=lambda name: scores[f"{name}_{chosen[name]}"])
+    scores: dict[tuple[str, float], float] = {}
+    for rate in grid.rates:
+        made = run_cell(recipe, grid, at_rate(setting, rate), size, teacher, tried, grid.tuning_seed)
+        scores |= {(name, rate): accuracy for name, accuracy in made["validation"].items()}
+    chosen: dict[str, Values] = {}
+    for name in grid.candidates:
+        places = [(f"{name}_{number}", rate) for number in range(grid.budget) for rate in grid.rates]
+        key, rate = best = max(places, key=scores.__getitem__)
+        chosen[name] = {"terms": tried[key], "rate": rate, "validation": scores[best]}
     return {
-        "scores": scores,
+        "scores": [{"candidate": name, "rate": rate, "validation": score} for (name, rate), score in scores.items()],
         "chosen": chosen,
-        "terms": {name: tried[f"{name}_{i}"] for name, i in chosen.items()},
-        "rival": rival,
+        "rival": max(RIVALS, key=lambda name: chosen[name]["validation"]),
     }
 
 
@@ -196,48 +218,3 @@ def train(
         split: {name: found[f"{split}/{name}/accuracy" if several else f"{split}/accuracy"] for name in students}
         for split, found in measured.items()
     }
-
-
-def gap(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Rival minus vanilla KD, in points, by seed; the rival is the better of DKD and DIST on validation when tuning."""
-    return [100 * (row[row["rival"]] - row["kd"]) for row in rows]
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean with a 95 % Student interval; of one value, the value."""
-    mean, half = statistics.fmean(values), half_interval(values) or 0.0
-    return {"value": mean, "low": mean - half, "high": mean + half}
-
-
-def report(grid: Grid, results: Sequence[Mapping[str, Any]], teacher: float, folder: RunFolder) -> None:
-    """Tables of accuracies and gaps, a figure of the gaps, and the result."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot
-
-    scores, gaps = [], []
-    for name in grid.settings:
-        for size in grid.sizes:
-            rows = [row for row in results if row["recipe"] == name and row["size"] == size]
-            means = {method: 100 * statistics.fmean(row[method] for row in rows) for method in grid.candidates}
-            scores.append({"recipe": name, "size": size, **means})
-            gaps.append({"recipe": name, "size": size, "rival": rows[0]["rival"], **interval(gap(rows))})
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    for name in grid.settings:
-        line = [row for row in gaps if row["recipe"] == name]
-        spread = [[r["value"] - r["low"] for r in line], [r["high"] - r["value"] for r in line]]
-        axes.errorbar([r["size"] for r in line], [r["value"] for r in line], spread, label=name)
-    axes.axhline(0, color="grey", linewidth=0.8)
-    axes.set(xscale="log", xlabel="training rows", ylabel="better of DKD and DIST − KD (points)")
-    axes.legend()
-    columns = ("recipe", "size", "rival", "value", "low", "high")
-    folder.figure("gaps", figure, [[row[c] for c in columns] for row in gaps], columns)
-    pyplot.close(figure)
-    folder.finish(
-        {"teacher": 100 * teacher, "gaps": gaps, "scores": scores, "cells": list(results)},
-        {"Gap to vanilla KD (points)": gaps, "Test accuracy (%)": scores},
-        summary="; ".join(
-            f"{r['recipe']}, {r['size']} rows: {r['value']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]" for r in gaps
-        ),
-    )

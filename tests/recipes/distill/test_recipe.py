@@ -225,7 +225,7 @@ def test_the_grid_goes_on_cell_by_cell(world):
     assert world.run(recipe, "grid").code == 0
     whole = json.loads((world.folder / "grid/result.json").read_text())
     cells = sorted((world.folder / "grid/cells").glob("*.json"))  # each with its digest beside it
-    assert len(cells) == 2 * (1 + 2)
+    assert len(cells) == 3 * (1 + 2)
     (world.folder / "grid/result.json").unlink()
     (world.folder / "grid/cells/weak-64-1.json").unlink()
     kept = {cell: cell.stat().st_mtime_ns for cell in cells if cell.exists()}
