@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
@@ -31,6 +32,9 @@ def tried(
     Returns:
         The options; what is given by the experts' names is in their order.
 
+    Warns:
+        UserWarning: For an option that is given for a part of tensors' names and fits none of them.
+
     Raises:
         ValueError: When the method is unknown, or refuses its options or the number of experts, in its own words.
     """
@@ -40,6 +44,8 @@ def tried(
         raise ValueError(f"{method} has no option '{filled}' to set; it comes from the statistics of the experts.")
     given = options_for(function, {**options, **({filled: []} if filled else {})}, tasks)
     given.pop(filled, None)
+    for part in _unfit(given, shapes or {}):
+        warnings.warn(f"{method}: an option is given for '{part}', which no tensor's name has in it.", stacklevel=2)
     if method in (*OURS, *FURTHER, *WITH_DATA):
         models = small_models(len(tasks) + 1, given, shapes)
         made_up = {filled: [_statistics(method, models[0])] * len(tasks)} if filled else {}
@@ -62,6 +68,12 @@ def small_models(
     sides = {name: (SIDE, SIDE) if key[0] else (SIDE,) for key, name in one_each.items()}
     draw = torch.Generator().manual_seed(0)
     return [{name: torch.randn(side, generator=draw) for name, side in sides.items()} for _ in range(count)]
+
+
+def _unfit(options: Mapping[str, object], shapes: Mapping[str, object]) -> list[str]:
+    """Parts of names that no tensor has; `*` stands for all others."""
+    parts = sorted({*chain.from_iterable(map(_parts, options.values()))} - {"*"})
+    return [part for part in parts if shapes and not any(part in name for name in shapes)]
 
 
 def _parts(setting: object) -> Iterator[str]:

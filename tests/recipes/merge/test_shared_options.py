@@ -116,6 +116,12 @@ def test_a_check_refuses_what_the_method_refuses(world, shared, said):
     assert "shared: " in done.err
 
 
+def test_a_check_warns_of_a_part_of_names_that_no_tensor_has(world):
+    with pytest.warns(UserWarning, match="an option is given for 'intermediat_', which no tensor's name has in it"):
+        done = world.run(alone(world, {"options": {"scale": {"intermediat_": 0.5, "*": 1.0}}}), "unfit", "--check")
+    assert done.code == 0, done.err
+
+
 def test_only_numbers_are_tuned(world):
     done = world.run(world.recipe("merge", shared={"method": "ties", "tune": {"trim": ["model"]}}), "tuned", "--check")
     assert done.code == 2

@@ -123,6 +123,8 @@ def test_options_by_expert_and_refusals(family, tmp_path):
         merge_files(base, experts, tmp_path / "c", options={"weights": {"e0": 1.0, "e1": 1.0}})
     with pytest.raises(ValueError, match="has no option 'scala'; did you mean 'scale'"):
         plan_files(base, experts, options={"scala": 0.5})
+    with pytest.warns(UserWarning, match="an option is given for 'mpl', which no tensor's name has in it"):
+        plan_files(base, experts, options={"scale": {"mpl": 0.5, "*": 1.0}})
     with pytest.raises(ValueError, match="give a number above 0 with B"):
         size_in_bytes("5 apples")
     with pytest.raises(FileExistsError):
