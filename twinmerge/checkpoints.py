@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from twinmerge.errors import CheckpointError
+from twinmerge.errors import CheckpointError, lacking
 from twinmerge.headers import Checkpoint, inspect_checkpoint, read_header, read_json, read_pickled
 from twinmerge.towers import tower_of
 
@@ -113,7 +113,7 @@ def check_compatible(base: Checkpoint, expert: Checkpoint, vocabulary: str = "st
                 continue
             if not bare and "pooler" in name.split(".")[:2]:  # a classifier of tokens, or with a pooler of its own
                 continue
-            raise CheckpointError(f"{expert.folder} lacks the tensor '{name}' of the base; is it a fine-tune of it?")
+            raise lacking(expert.folder, name)
         other = expert.tensors[names[name]][1]
         rows = vocabulary != "strict" and shape[:1] == (base.config.get("vocab_size"),)
         if other != shape and not (rows and other[1:] == shape[1:]):
@@ -177,16 +177,12 @@ def read_state(checkpoint: Checkpoint, base: Iterable[str]) -> tuple[dict[str, T
                 tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 - no mapping
     else:  # transformers saves some models, such as fused experts, under other names than they have in memory
         model, report = with_report(_architecture(checkpoint), checkpoint.folder)
-        if lacking := sorted(map(str, report["missing_keys"])):
-            raise CheckpointError(
-                f"{checkpoint.folder} lacks the tensor '{lacking[0]}' of the base; is it a fine-tune of it?"
-            )
+        if missing := sorted(map(str, report["missing_keys"])):
+            raise lacking(checkpoint.folder, missing[0])
         tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
         names = align(wanted, tensors)
     if missing := [n for n in wanted if n not in names]:
-        raise CheckpointError(
-            f"{checkpoint.folder} lacks the tensor '{missing[0]}' of the base; is it a fine-tune of it?"
-        )
+        raise lacking(checkpoint.folder, missing[0])
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(

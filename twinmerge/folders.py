@@ -30,7 +30,7 @@ from twinmerge.checkpoints import (
     read_lora,
     with_report,
 )
-from twinmerge.errors import CheckpointError
+from twinmerge.errors import CheckpointError, lacking
 from twinmerge.heads import EXACT, check_runs, label_names, parts, random_inputs, read_head, states_and_logits, unnamed
 from twinmerge.modeling_twin import Head
 from twinmerge.states import states_of
@@ -206,8 +206,8 @@ def _loaded(kind: type[PreTrainedModel], where: Path | str, named: Path) -> PreT
         model, report = with_report(kind, where, dtype=torch.float32)
     except (ValueError, RuntimeError, OSError, TypeError, KeyError, ImportError) as error:
         raise CheckpointError(f"{named} cannot be loaded ({_short(error)}); save it with save_pretrained.") from error
-    if lacking := sorted(map(str, report["missing_keys"])):
-        raise CheckpointError(f"{named} lacks the tensor '{lacking[0]}' of its own model; copy or save it again.")
+    if missing := sorted(map(str, report["missing_keys"])):
+        raise CheckpointError(f"{named} lacks the tensor '{missing[0]}' of its own model; copy or save it again.")
     if wrong := sorted(map(str, report.get("mismatched_keys") or ())):
         raise CheckpointError(f"{named} has a tensor of another shape than its configuration says: {wrong[0]}.")
     model.eval()
@@ -241,6 +241,12 @@ def _taken(
     pretrained = {name: value.detach() for name, value in (*model.named_parameters(), *statistics(model).items())}
     inner, _ = parts(original)
     body = {**dict(inner.named_parameters()), **statistics(inner)}
+    if type(inner) is not type(model) and getattr(original.config, "is_encoder_decoder", False):
+        raise CheckpointError(
+            f"{where} is a {type(original).__name__}, which has an encoder and a decoder; a twin is made of encoders, "
+            "classifiers or causal models. Give encoders, as T5EncoderModel saves them, or merge whole models by the "
+            "recipe merge_files."
+        )
     if type(inner) is not type(model):
         raise CheckpointError(
             f"{where} has a {type(inner).__name__} inside and the base is a {type(model).__name__}; give "
@@ -251,8 +257,8 @@ def _taken(
         raise CheckpointError(
             f"{where} has the parameter '{extra[0]}' that the base lacks; give the base it came from."
         )
-    if lacking := sorted(n for n in pretrained.keys() - body.keys() if not n.startswith("pooler")):
-        raise CheckpointError(f"{where} lacks the tensor '{lacking[0]}' of the base; is it a fine-tune of it?")
+    if missing := sorted(n for n in pretrained.keys() - body.keys() if not n.startswith("pooler")):
+        raise lacking(where, missing[0])
     # A pooler belongs to the head that reads through it; one that no head reads says nothing about the expert.
     apart = moved if head is not None else set()
     state = {n: body[n].detach() if n in body and n not in apart else p for n, p in pretrained.items()}
@@ -302,8 +308,8 @@ def _holding(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[nn.Modul
 
 def _head(original: PreTrainedModel, where: Path, card: Mapping[str, Any] | None) -> tuple[Head | None, set[str]]:
     if card is not None and (where / "head.safetensors").is_file():
-        if lacking := sorted({"pooling", "layer_norm"} - card.keys()):
-            raise CheckpointError(f"{where} does not say {lacking[0]} of its head; make the expert again.")
+        if missing := sorted({"pooling", "layer_norm"} - card.keys()):
+            raise CheckpointError(f"{where} does not say {missing[0]} of its head; make the expert again.")
         tensors = load_file(where / "head.safetensors")
         if not all(value.isfinite().all() for value in tensors.values()):
             raise CheckpointError(f"{where / 'head.safetensors'} holds NaN or infinite values; train the expert again.")

@@ -230,3 +230,17 @@ def test_token_classifiers_on_the_encoder_of_t5_answer_as_alone(tmp_path: Path) 
         )
         got = stock(**inputs, router_weights=torch.eye(2)[index].expand(len(real), 2)).logits[real]
         assert torch.allclose(got, model(**inputs).logits[real], atol=1e-5, rtol=1e-5)
+
+
+def test_a_base_that_also_decodes_is_refused_with_the_way_to_its_encoder(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "pad_token_id": 0}
+    whole = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+    whole.save_pretrained(tmp_path / "base")
+    whole.save_pretrained(tmp_path / "whole")
+    transformers.T5EncoderModel.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "encoder")
+    for name, message in (
+        ("encoder", r"give the encoder as the base: T5EncoderModel\.from_pretrained\(base\)\.save_pretrained"),
+        ("whole", r"a T5ForConditionalGeneration, which has an encoder and a decoder; .* the recipe merge_files"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            merge_folders(tmp_path / "base", {"a": tmp_path / name, "b": tmp_path / name})
