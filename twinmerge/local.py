@@ -10,10 +10,20 @@ from twinmerge.errors import CheckpointError
 def local_folder(where: str | Path) -> Path:
     """A folder as it is, or that of a Hub name, fetched where it is not here yet.
 
+    A model's folder in the cache of the Hub (`models--...`) stands for the snapshot that it holds.
+
     Raises:
-        CheckpointError: when it is neither.
+        CheckpointError: when it is neither, or a cache's folder with several snapshots or none.
     """
     path = Path(where).expanduser()
+    if path.is_dir() and (path / "snapshots").is_dir() and not any(path.glob("*.json")):
+        held = sorted(found for found in (path / "snapshots").iterdir() if found.is_dir())
+        if len(held) != 1:
+            raise CheckpointError(
+                f"{where} is a model's folder in the cache of the Hub with {len(held)} snapshots; "
+                f"give {' or '.join(map(str, held)) or 'a folder that holds the model'}."
+            )
+        return held[0]
     if path.is_dir():
         return path
     if isinstance(where, Path) or where.count("/") > 1 or where.startswith((".", "/", "~")):

@@ -14,6 +14,7 @@ from tests.twinmerge.foreign import KINDS, LABELS
 from twinmerge import CheckpointError, load, merge_folders, save
 from twinmerge.checkpoints import inspect_checkpoint
 from twinmerge.folders import Expert, mapped, read_folder
+from twinmerge.local import local_folder
 from twinmerge.one_call import named
 
 NAMES = list(LABELS.values())
@@ -244,3 +245,14 @@ def test_a_base_that_also_decodes_is_refused_with_the_way_to_its_encoder(tmp_pat
     ):
         with pytest.raises(CheckpointError, match=message):
             merge_folders(tmp_path / "base", {"a": tmp_path / name, "b": tmp_path / name})
+
+
+def test_a_models_folder_in_the_cache_of_the_hub_stands_for_its_snapshot(root: Path, tmp_path: Path) -> None:
+    base, _ = place(root, next(iter(KINDS)))
+    cached = tmp_path / "models--a--b"
+    shutil.copytree(base, cached / "snapshots" / "abc")
+    assert local_folder(cached) == cached / "snapshots" / "abc"
+    assert local_folder(base) == base
+    shutil.copytree(base, cached / "snapshots" / "def")
+    with pytest.raises(CheckpointError, match=r"with 2 snapshots; give .*abc or .*def\."):
+        local_folder(cached)
