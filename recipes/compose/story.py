@@ -83,8 +83,9 @@ def finish(recipe: Recipe, folder: RunFolder, stages: Stages, reused: Sequence[s
         shutil.copytree(student_of(stage), folder.path / "students" / stage.name, dirs_exist_ok=True)
     draw_stages(folder, scores, recipe.students)
     draw_contributions(folder, split, recipe.explain.loss)
-    for stage in why:
-        _adopt(folder, stage)
+    for pair, stage in zip(split, why, strict=True):
+        for drawn in sorted((stage.folder / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
+            folder.adopt(drawn, f"{stage.name}-{drawn.stem}", _step(pair))
     shares = [row for pair, stage in zip(split, why, strict=True) for row in _shares(pair, stage)]
     tables = {
         "Who lost what, and where": [{"model": name, **_flat(row)} for name, row in scores.items()],
@@ -269,14 +270,6 @@ def _stage_row(stage: Stage, there: bool) -> Row:
     known = (stage.folder / "report.html").is_file()
     made = "taken" if stage.taken else "from the cache" if there else "made now"
     return {"stage": stage.name, "made": made, "folder": str(stage.folder), "report": page if known else None}
-
-
-def _adopt(folder: RunFolder, stage: Stage) -> None:
-    """Take over the figures of an explanation, under its name."""
-    for file in sorted((stage.folder / "figures").glob("*.*")):
-        target = folder.path / "figures" / f"{stage.name}-{file.name}"
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, target)
 
 
 def _summary(recipe: Recipe, scores: Mapping[str, Row], split: Mapping[tuple[str, str], list[Part]]) -> str:
