@@ -195,7 +195,9 @@ def _outcome(
         apart = max(apart, abs(sum(part.value for part in found) - gap))
         by_task = {part.task: {"value": part.value, "half_interval": part.half} for part in found}
         explained[stage.name] = {"models": list(pair), "gap": gap, "by_task": by_task, "shares": told["outcome"]}
+    shown = ("experts", "twin", *recipe.students)  # at the top of the result, where the table of a sweep has them
     return {
+        **{f"{name}_mean": scores[name]["mean"] for name in shown},
         "rows": dict(scores),
         "student_over_twin": {name: scores[name]["over_twin"] for name in recipe.students},
         "explained": explained,

@@ -48,7 +48,7 @@ def draw_ladder(folder: RunFolder, ladder: Sequence[Mapping[str, Any]]) -> None:
         [list(row.values()) for row in ladder],
         ["step", "value", "how"],
         title="The value of every step",
-        told="Longer bars are larger returns; behind each name stands how the value was found.",
+        told="The further right a bar ends, the larger the return; behind each name stands how the value was found.",
     )
 
 

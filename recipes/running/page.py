@@ -102,9 +102,7 @@ def render(report: Report) -> str:
 
 def _table(title: str, rows: Sequence[Row]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    named = {column: _escape(column) for column in columns}
-    if len(columns) > MANY:
-        named = {column: name.replace("_", "_<wbr>") for column, name in named.items()}
+    named = {column: _escape(column).replace("_", "_<wbr>") for column in columns}  # where a long name may be broken
     head = "".join(f"<th scope='col'{_aligned(rows, column)}>{name}</th>" for column, name in named.items())
     body = "\n".join(f"<tr>{''.join(_row(row, columns))}</tr>" for row in rows)
     kind = "scroll many" if len(columns) > MANY else "scroll"

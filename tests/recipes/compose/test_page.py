@@ -15,6 +15,7 @@ from recipes.compose.story import finish
 from recipes.front.parse import parse
 from recipes.run import main
 from recipes.running.folder import RunFolder
+from recipes.running.sweep_table import numbers
 from tests.recipes.browser import check_page, needs_chromium
 
 TASKS = [f"a_task_of_long_name_{number}" for number in range(14)]
@@ -95,3 +96,10 @@ def test_a_browser_shows_the_story_of_a_composition(page):
         assert f"stages/{stage}/report.html" in found["links"]
     for stage in ("expert-twin", "twin-dense"):
         check_page(page.parent / "stages" / stage / "report.html")
+
+
+def test_a_sweep_of_compositions_shows_the_scores(page):
+    result = json.loads((page.parent / "result.json").read_text())
+    shown = {name: value for name, value in numbers(result) if "." not in name}
+    assert shown.keys() >= {"experts_mean", "twin_mean", "dense_mean", "small_mean"}
+    assert shown["dense_mean"] == 0.5

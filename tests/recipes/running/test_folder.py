@@ -100,10 +100,11 @@ def test_a_browser_shows_the_report_without_a_word(folder):
     folder.figure("one", Figure(), [], ["x"], title="Levels", told="Higher is better.")
     wide = [{f"a rather long name of a column {i}": "words " * 20 for i in range(3)}]
     many = [{"row": "a rather long name of a row"} | {f"oxford_flowers_{i}": 0.12345 for i in range(20)}]
-    folder.finish({"score": 1.0}, {"Wide": wide, "Many": many}, summary="well")
+    long = [{"runs": 2} | {f"explained_equals_measured number {i}": 1.0 for i in range(9)}]
+    folder.finish({"score": 1.0}, {"Wide": wide, "Long": long, "Many": many}, summary="well")
     found = check_page(folder.path / "report.html")
     assert found["pictures"][0]["alt"] == "Levels. Higher is better."
-    assert found["links"] == [*(f"#s{number}" for number in range(6)), "figures/one.csv"]
+    assert found["links"] == [*(f"#s{number}" for number in range(7)), "figures/one.csv"]
 
 
 def test_every_figure_says_how_it_is_read():
