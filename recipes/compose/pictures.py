@@ -28,7 +28,8 @@ def draw_stages(folder: RunFolder, scores: Mapping[str, Row], students: Iterable
     places = {"experts": (0.0, middle), "twin": (1.0, middle)} | {name: (2.0, -row) for row, name in enumerate(names)}
     for name, place in places.items():
         row = scores[name]
-        size = "" if row["bytes"] is None else f"\n{row['bytes'] / 1e6:,.0f} MB"
+        megabytes = (row["bytes"] or 0) / 1e6
+        size = f"\n{megabytes:,.0f} MB" if megabytes >= 10 else f"\n{megabytes:.2g} MB" if megabytes else ""
         axes.annotate(f"{name}\n{row['mean']:.3f}{size}", place, ha="center", va="center", bbox=BOX)
     for start, end in [("experts", "twin"), *(("twin", name) for name in names)]:
         _arrow(axes, places[start], places[end])

@@ -10,7 +10,7 @@ again only what depends on it. The run folder gets the students, the stages' rep
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING
 
 from recipes.compose.schema import Recipe
 from recipes.compose.stages import check_taken, lost_expert, make, plan, ready, show
+from recipes.data.counts import tested
 from recipes.data.own_columns import check_own_columns
 from recipes.distill.merge_run import merge_run
-from recipes.errors import RecipeError
+from recipes.errors import RecipeError, RunError
 from recipes.front import table
 from recipes.front.preflight import check_all
 from recipes.running.environment import process_rank
 
 if TYPE_CHECKING:
+    from recipes.merge.schema import Recipe as Merge
     from recipes.running.folder import RunFolder
 
 __all__ = ["Recipe", "check", "inputs", "run"]
@@ -52,12 +54,13 @@ def check(recipe: Recipe) -> Iterator[str]:
         with _told("merge"):
             yield from (f"merge: {line}" for line in table.load("merge").check(merged))
     yield from check_all([partial(check_taken, stage, merge) for stage in (merge, *students) if stage.taken])
+    compared = merged or merge_run(str(merge.folder)).recipe
     if recipe.explain.columns:
-        tasks = merged.tasks if merged else merge_run(str(merge.folder)).recipe.tasks
-        yield check_own_columns(tasks, recipe.explain.columns, "explain.columns")
+        yield check_own_columns(compared.tasks, recipe.explain.columns, "explain.columns")
     there = [stage for stage in (merge, *students, answers, *why) if ready(stage.folder)]
     if merge in there and merged and answers not in there and lost_expert(merge):
         there.remove(merge)
+    _check_folds(recipe, [answers.result["rows"]] if answers in there else _tested(compared))
     for stage in students:
         if not stage.taken:
             alone = merged is not None and merge not in there
@@ -67,6 +70,27 @@ def check(recipe: Recipe) -> Iterator[str]:
     for stage in (merge, *students, answers, *why):
         if not stage.taken:
             yield f"stage {stage.name}: {'cached in' if stage in there else 'to be made in'} {stage.folder}"
+
+
+def _tested(merge: Merge) -> list[int | None]:
+    """Test inputs of every task that is compared; None where that is not known here."""
+    try:
+        return [tested(source) for source in merge.tasks if source.name not in merge.unseen]
+    except RunError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _check_folds(recipe: Recipe, counts: Sequence[int | None]) -> None:
+    """Refuse more folds than the test inputs can fill, where their number is known."""
+    from explain.plan import MIN_ROWS
+
+    folds, rows = recipe.explain.estimation.folds, sum(count or 0 for count in counts)
+    if None not in counts and rows < MIN_ROWS * folds:
+        most = rows // MIN_ROWS
+        raise RecipeError(
+            f"explain.estimation.folds: {folds} folds need {MIN_ROWS * folds} test inputs, and the tasks have {rows}; "
+            + (f"give at most {most} folds, or more inputs" if most > 1 else "give more inputs")
+        )
 
 
 def _check_alone(recipe: Recipe, name: str) -> Iterator[str]:

@@ -196,16 +196,18 @@ class Recipe:
             FieldError: When the recipe distill refuses it.
         """
         student = self.students[name]
+        losses = {loss: dict(sorted(options.items())) for loss, options in student.losses.items()}
         whole: Values = {"chunk": 0} if self.kind == "language" else {}  # as a routed twin's logits are made
         try:
             return Distillation(
-                student=Network(student.model, dict(student.options)),
+                # Keys are sorted, as the order in which they are written down must not make a student anew.
+                student=Network(student.model, dict(sorted(student.options.items()))),
                 name=name,
                 seed=self.seed,
                 data=Data(source="merge", path=str(run)),
                 regime=self.regime,
-                changes=self.changes | student.changes,
-                methods={name: student.losses},
+                changes=dict(sorted((self.changes | student.changes).items())),
+                methods={name: losses},
                 trainer=self.trainer,
                 **whole,
             )

@@ -83,8 +83,9 @@ def finish(recipe: Recipe, folder: RunFolder, stages: Stages, reused: Sequence[s
         shutil.copytree(student_of(stage), folder.path / "students" / stage.name, dirs_exist_ok=True)
     draw_stages(folder, scores, recipe.students)
     draw_contributions(folder, split, recipe.explain.loss)
-    for stage in why:
-        _adopt(folder, stage)
+    for pair, stage in zip(split, why, strict=True):
+        for drawn in sorted((stage.folder / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
+            folder.adopt(drawn, f"{stage.name}-{drawn.stem}", _step(pair))
     shares = [row for pair, stage in zip(split, why, strict=True) for row in _shares(pair, stage)]
     tables = {
         "Who lost what, and where": [{"model": name, **_flat(row)} for name, row in scores.items()],
@@ -194,7 +195,9 @@ def _outcome(
         apart = max(apart, abs(sum(part.value for part in found) - gap))
         by_task = {part.task: {"value": part.value, "half_interval": part.half} for part in found}
         explained[stage.name] = {"models": list(pair), "gap": gap, "by_task": by_task, "shares": told["outcome"]}
+    shown = ("experts", "twin", *recipe.students)  # at the top of the result, where the table of a sweep has them
     return {
+        **{f"{name}_mean": scores[name]["mean"] for name in shown},
         "rows": dict(scores),
         "student_over_twin": {name: scores[name]["over_twin"] for name in recipe.students},
         "explained": explained,
@@ -269,14 +272,6 @@ def _stage_row(stage: Stage, there: bool) -> Row:
     known = (stage.folder / "report.html").is_file()
     made = "taken" if stage.taken else "from the cache" if there else "made now"
     return {"stage": stage.name, "made": made, "folder": str(stage.folder), "report": page if known else None}
-
-
-def _adopt(folder: RunFolder, stage: Stage) -> None:
-    """Take over the figures of an explanation, under its name."""
-    for file in sorted((stage.folder / "figures").glob("*.*")):
-        target = folder.path / "figures" / f"{stage.name}-{file.name}"
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, target)
 
 
 def _summary(recipe: Recipe, scores: Mapping[str, Row], split: Mapping[tuple[str, str], list[Part]]) -> str:

@@ -217,11 +217,25 @@ def _draw(folder: RunFolder, rows: Sequence[Row], visits: Sequence[int], sets: i
     axes.set_xlabel("worst value against all who play like the target on the data")
     axes.set_ylabel("value against the true target")
     points = [[row[key] for key in ("method", "setting", "worst", "true")] for row in rows]
-    folder.figure("frontier", figure, points, ["method", "setting", "worst", "true"])
+    folder.figure(
+        "frontier",
+        figure,
+        points,
+        ["method", "setting", "worst", "true"],
+        title="The value against the true target and the worst one",
+        told="Policies further up gain more, and those further right lose less in the worst case.",
+    )
     figure = Figure(figsize=(6, 3))
     axes = figure.subplots()
     axes.loglog(range(1, len(visits) + 1), visits)
     axes.axvline(sets, color="black", linewidth=0.8)
     axes.set_xlabel("information sets of the target, most visited first; the line is all of them")
     axes.set_ylabel("visits in the data")
-    folder.figure("coverage", figure, list(enumerate(visits, 1)), ["rank", "visits"])
+    folder.figure(
+        "coverage",
+        figure,
+        list(enumerate(visits, 1)),
+        ["rank", "visits"],
+        title="How often the data visits information sets",
+        told="Where the curve ends left of the black line, the data never saw the sets between the two.",
+    )

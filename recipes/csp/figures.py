@@ -42,7 +42,14 @@ def draw_ladder(folder: RunFolder, ladder: Sequence[Mapping[str, Any]]) -> None:
     axes.barh([f"{row['step']} ({row['how']})" for row in ladder], [row["value"] for row in ladder], color="tab:blue")
     axes.invert_yaxis()
     axes.set_xlabel("our discounted return")
-    folder.figure("ladder", figure, [list(row.values()) for row in ladder], ["step", "value", "how"])
+    folder.figure(
+        "ladder",
+        figure,
+        [list(row.values()) for row in ladder],
+        ["step", "value", "how"],
+        title="The value of every step",
+        told="The further right a bar ends, the larger the return; behind each name stands how the value was found.",
+    )
 
 
 def draw_coverage(folder: RunFolder, coverage: Sequence[Mapping[str, Any]]) -> None:
@@ -56,14 +63,24 @@ def draw_coverage(folder: RunFolder, coverage: Sequence[Mapping[str, Any]]) -> N
         left += shares
     axes.set_xlabel("share of the target's steps, by how often the data saw the state")
     axes.legend(fontsize=7)
-    folder.figure("coverage", figure, [list(row.values()) for row in coverage], list(coverage[0]))
+    folder.figure(
+        "coverage",
+        figure,
+        [list(row.values()) for row in coverage],
+        list(coverage[0]),
+        title="How often each policy leaves the data",
+        told="The parts of a bar sum to 1; the more of it is red, the more often the policy meets states that the data "
+        "never saw.",
+    )
 
 
 def draw_histories(folder: RunFolder, histories: Mapping[str, Sequence[Mapping[str, float]]], slack: float) -> None:
     """Consistency of the proxies and our return over the iterations."""
-    for name, key, label in (
-        ("consistency", "excess", "excess of the data's NLL under the proxy, nats"),
-        ("learning", "return", "our return in training"),
+    within = "Proxies below the black line agree with the data as well as is asked of them."
+    rising = "One line a policy; a line that still rises has not learned all it can."
+    for name, key, label, told in (
+        ("consistency", "excess", "excess of the data's NLL under the proxy, nats", within),
+        ("learning", "return", "our return in training", rising),
     ):
         figure, axes = _figure(6.5, 3.5)
         rows = []
@@ -78,7 +95,8 @@ def draw_histories(folder: RunFolder, histories: Mapping[str, Sequence[Mapping[s
         axes.set_xlabel("iteration")
         axes.set_ylabel(label)
         axes.legend(fontsize=7)
-        folder.figure(name, figure, rows, ["row", "iteration", key])
+        title = f"{label[0].upper()}{label[1:]}, over iterations"
+        folder.figure(name, figure, rows, ["row", "iteration", key], title=title, told=told)
 
 
 def draw_frontier(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -100,7 +118,15 @@ def draw_frontier(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlabel("worst value against targets that agree with the data")
     axes.set_ylabel("obtained")
     axes.legend(fontsize=7)
-    folder.figure("frontier", figure, shown, ["policy", "worst", "obtained"])
+    folder.figure(
+        "frontier",
+        figure,
+        shown,
+        ["policy", "worst", "obtained"],
+        title="What is obtained against what is risked",
+        told="Policies further up gain more, and those further right lose less in the worst case; a line joins the "
+        "settings of one method.",
+    )
 
 
 def replay(folder: RunFolder, scenario: Scenario, problem: CSPModule, search: WorstCase) -> dict[str, str]:

@@ -112,7 +112,8 @@ def finish(
         "Glossary": glossary(rows),
     }
     shown = {name: replays[name] for name in (search.worst, "true target", "fitted model") if name in replays}
-    animations = {f"an episode against the {name}": path for name, path in list(shown.items())[:2]}
+    told = "It is played from its first step to its last, over and over."
+    animations = {f"An episode against the {name}. {told}": path for name, path in list(shown.items())[:2]}
     folder.finish(outcome, tables, summary=summary, animations=animations)
     folder.say(summary)
 

@@ -145,4 +145,6 @@ def _draw(folder: RunFolder, name: str, counts: Tensor, labels: Sequence[str]) -
         axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
         axes.set_yticks(range(len(labels)), labels, fontsize=6)
     rows = [[label, *row] for label, row in zip(labels, counts.long().tolist(), strict=True)]
-    folder.figure(f"confusion_{name}", figure, rows, ["right class", *labels])
+    told = "One row a right class: dark cells on the diagonal are right answers, those beside it what it is taken for."
+    title = f"Right classes and answers of {name}"
+    folder.figure(f"confusion_{name}", figure, rows, ["right class", *labels], title=title, told=told)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, cast
 from distill.errors import DistillError
 from recipes.data.models import check_model, is_here, resolve_model
 from recipes.distill.merge_run import MergeRun, merge_run
-from recipes.distill.networks import is_twin
-from recipes.distill.shorter import kept_layers
+from recipes.distill.networks import is_twin, unloadable
+from recipes.distill.schema import Network
+from recipes.distill.shorter import KEYS, kept_layers
 from recipes.errors import RecipeError
 
 if TYPE_CHECKING:
     from distill.losses import DistillLoss
-    from recipes.distill.schema import Network, Recipe
+    from recipes.distill.schema import Recipe, Values
 
 __all__ = ["check_masked", "check_student", "check_teacher"]
 
@@ -72,8 +73,39 @@ def check_student(recipe: Recipe, network: Network) -> str:
         kept = kept_layers(total, network.options)
     except DistillError as error:
         raise RecipeError(f"student.{error}") from error
+    if options := {key: value for key, value in network.options.items() if key not in KEYS}:
+        _check_options(Path(place), options, language=recipe.kind == "language")
     layers = "all its layers" if kept is None else f"its layers {', '.join(map(str, kept))} of {total}"
     return f"student: {line}, {layers}, a head for every task"
+
+
+def _check_options(place: Path, options: Values, *, language: bool) -> None:
+    """Build a student without its weights, as its constructor takes its options, and compare shapes.
+
+    Raises:
+        RecipeError: When it does not take one of them, or weights of the folder would have other shapes.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from twinmerge.towers import tower_class
+
+    def shapes(**given: object) -> dict[str, tuple[int, ...]]:
+        kind = AutoModelForCausalLM if language else tower_class(place)
+        reader = getattr(kind, "config_class", None) or AutoConfig
+        known = {"trust_remote_code": False, "return_unused_kwargs": True}
+        config, others = reader.from_pretrained(place, **known, **given)
+        with torch.device("meta"):
+            made = getattr(kind, "from_config", kind)(config, **others)
+        return {name: tuple(part.shape) for name, part in made.state_dict().items()}
+
+    try:
+        before, after = shapes(), shapes(**options)
+        for name in (name for name in before if after.get(name, before[name]) != before[name]):
+            raise ValueError(f"{name} would be of shape {after[name]}, and its weights are of {before[name]}")
+    except (OSError, ValueError, TypeError, RuntimeError, AttributeError, StrictDataclassError) as error:
+        raise RecipeError(f"student.options: {unloadable(Network(str(place), options), place, error)}") from error
 
 
 def check_masked(recipe: Recipe, name: str, loss: DistillLoss) -> None:

@@ -38,7 +38,15 @@ def finish(folder: RunFolder, report: GapReport, extra: Mapping[str, object]) ->
         figure, axes = _figure(7, 2.4)
         overlapping(chances, axes)
         shares = [[place / len(chances[0]), *part] for place, part in enumerate(zip(*chances, strict=True))]
-        folder.figure("overlap", figure, shares, ["chance_from", "source_share", "target_share"])
+        folder.figure(
+            "overlap",
+            figure,
+            shares,
+            ["chance_from", "source_share", "target_share"],
+            title="How much the domains overlap",
+            told="How often rows of each domain look like the target: where one of the two has no rows, nothing can be "
+            "reweighted.",
+        )
     rows = [_rounded(row) for row in report.table()]
     values = [
         {"kind": v.kind, "subset": ", ".join(v.subset) or "(none)", "value": v.value, "se": v.se, "status": v.status}
@@ -78,7 +86,14 @@ def finish_curve(folder: RunFolder, curve: GapCurve, extra: Mapping[str, object]
     """
     write_text(folder.path / "curve.json", curve.to_json() + "\n")
     rows = curve.table()
-    folder.figure("curve", curve.plot(), [list(row.values()) for row in rows], list(rows[0]))
+    folder.figure(
+        "curve",
+        curve.plot(),
+        [list(row.values()) for row in rows],
+        list(rows[0]),
+        title="The gap and its terms from domain to domain",
+        told="Above 0 the domain does worse. The thick intervals hold each by itself, the thin ones all together.",
+    )
     shares = [_rounded(row) for row in curve.shares()]
     met = {row["status"] for row in [*rows, *shares]}
     tables: dict[str, Sequence[Mapping[str, object]]] = {
@@ -121,7 +136,16 @@ def _draw_waterfall(folder: RunFolder, report: GapReport) -> None:
     for term in report.aggregate:
         level += term.value
         rows.append([term.name, term.value, term.low, term.high, level])
-    folder.figure("waterfall", figure, rows, ["term", "value", "low", "high", "level_after"])
+    start, end = report.ends
+    folder.figure(
+        "waterfall",
+        figure,
+        rows,
+        ["term", "value", "low", "high", "level_after"],
+        title=f"From {start} to {end}, term by term",
+        told="Every bar begins where the one before it ended; red ones add loss, green ones take loss away, and the "
+        "whiskers are intervals.",
+    )
 
 
 def _draw_shares(folder: RunFolder, name: str, terms: Sequence[Term], level: float) -> None:
@@ -129,14 +153,29 @@ def _draw_shares(folder: RunFolder, name: str, terms: Sequence[Term], level: flo
     figure, axes = _figure(7, 0.4 * len(shown) + 1.2)
     forest(shown, axes, f"share of the {name} shift explained, with {100 * level:g} % interval")
     rows = [[t.name, t.value, t.low, t.high, t.status] for t in terms]
-    folder.figure(name, figure, rows, ["variable", "share", "low", "high", "status"])
+    folder.figure(
+        name,
+        figure,
+        rows,
+        ["variable", "share", "low", "high", "status"],
+        title=f"What the {name} shift depends on",
+        told="A bar at 1 explains all of it, one at 0 nothing; lines are intervals, and grey bars are not to be relied "
+        "on, for the reason beside the name.",
+    )
 
 
 def _draw_contributions(folder: RunFolder, report: GapReport) -> None:
     figure, axes = _figure(7, 0.4 * len(report.baseline) + 1.2)
     contributions(report, axes)
     rows = [[t.name, t.value, t.low, t.high, t.status] for t in report.baseline]
-    folder.figure("baseline", figure, rows, ["variable", "contribution", "low", "high", "status"])
+    folder.figure(
+        "baseline",
+        figure,
+        rows,
+        ["variable", "contribution", "low", "high", "status"],
+        title="What the baseline columns contribute",
+        told="Red bars add to the baseline term and green ones take from it; lines are intervals.",
+    )
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

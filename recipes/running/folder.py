@@ -116,6 +116,26 @@ class RunFolder:
         write_text(self.path / "figures" / f"{name}.csv", text.getvalue())
         write_bytes(self.path / "figures" / f"{name}.png", image.getvalue())
 
+    def adopt(self, image: Path, name: str, of: str) -> None:
+        """Take over a figure of another run, with the numbers behind it.
+
+        Args:
+            image: Its PNG file; the CSV file of its numbers is beside it.
+            name: What it is called here, without ending.
+            of: Whose it is, which its title then begins with.
+        """
+        from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
+
+        said, told, made = _picture(image), PngInfo(), io.BytesIO()
+        told.add_itxt("Title", f"{of}: {said.title}")
+        told.add_itxt("Description", said.told)
+        with Image.open(image) as drawn:
+            drawn.save(made, "PNG", pnginfo=told)
+        write_bytes(self.path / "figures" / f"{name}.png", made.getvalue())
+        if said.numbers:
+            write_bytes(self.path / "figures" / f"{name}.csv", image.with_suffix(".csv").read_bytes())
+
     def finish(
         self,
         result: Mapping[str, object],

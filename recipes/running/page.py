@@ -8,25 +8,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Row = Mapping[str, Any]
+MANY = 12  # columns of a table above which it is set narrower
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --line: #d8dee4; --back: #fff; --block: #f6f8fa }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root { --text: #e6edf3; --soft: #9da7b1; --line: #3d444d; --back: #0d1117; --block: #161b22 }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); margin: 0 }
 main { max-width: min(94vw, 82rem); margin: 2rem auto }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem } p { max-width: 62rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem; break-after: avoid } p { max-width: 62rem }
 nav ul { padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none } a { color: inherit }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 14px }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 th { font-weight: 600 } tbody th { font-weight: 400 } td { overflow-wrap: break-word; max-width: 26rem }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.many table { font-size: 11px } .many th, .many td { padding: .25rem .2rem }
+.many thead th { overflow-wrap: anywhere; min-width: 2.6rem } tr { break-inside: avoid } .number { text-align: right }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap }
 figure { margin: 1.2rem 0; break-inside: avoid } figcaption { color: var(--soft); max-width: 62rem }
 img { max-width: min(100%, 56rem); background: #fff; border-radius: 4px }
 pre { background: var(--block); padding: .8rem; overflow-x: auto; font-size: 13px }
 :focus-visible { outline: 2px solid #0969da; outline-offset: 2px }
 @media print {
+  :root { color-scheme: light }
   nav { display: none } .scroll { overflow: visible } table { font-size: 11px } pre { white-space: pre-wrap }
 }
 """
@@ -98,10 +102,19 @@ def render(report: Report) -> str:
 
 def _table(title: str, rows: Sequence[Row]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th scope='col'>{_escape(column)}</th>" for column in columns)
+    named = {column: _escape(column).replace("_", "_<wbr>") for column in columns}  # where a long name may be broken
+    head = "".join(f"<th scope='col'{_aligned(rows, column)}>{name}</th>" for column, name in named.items())
     body = "\n".join(f"<tr>{''.join(_row(row, columns))}</tr>" for row in rows)
-    region = f"<div class='scroll' role='region' tabindex='0' aria-label='{_escape(title)}'>"
+    kind = "scroll many" if len(columns) > MANY else "scroll"
+    region = f"<div class='{kind}' role='region' tabindex='0' aria-label='{_escape(title)}'>"
     return f"{region}<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+
+
+def _aligned(rows: Sequence[Row], column: str) -> str:
+    """The class of a heading over numbers, which stands above them on the right."""
+    values = [value for row in rows if (value := row.get(column)) is not None]
+    numbers = values and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return " class='number'" if numbers else ""
 
 
 def _row(row: Row, columns: Sequence[str]) -> Iterator[str]:

@@ -1,14 +1,13 @@
 """The run folder: whole files, figures with their numbers, a report without outside links, progress."""
 
+import ast
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from recipes.running.environment import describe_environment, process_rank
 from recipes.running.files import write_bytes, write_json
 from recipes.running.folder import RunFolder, new_folder, newest_folder
 from recipes.running.progress import progress
+from tests.recipes.browser import Tags, check_page, needs_chromium
 
 
 @pytest.fixture
@@ -39,22 +39,16 @@ def test_figure_is_a_png_with_its_numbers(folder):
         folder.figure("../x", figure, [], [])
 
 
-class Links(HTMLParser):
+class Links(Tags):
     """Collects what a page refers to, and checks that its tags match."""
 
     def __init__(self, page: str) -> None:
-        super().__init__()
         self.links: list[str] = []
-        self.open: list[str] = []
-        self.feed(page)
+        super().__init__(page)
 
     def handle_starttag(self, tag, attrs):
         self.links += [value for key, value in attrs if key in {"src", "href"}]
-        if tag not in {"meta", "img"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        super().handle_starttag(tag, attrs)
 
 
 def test_report_is_self_contained(folder):
@@ -98,31 +92,44 @@ def test_a_figure_that_says_nothing_of_itself_is_called_by_its_name(folder):
     assert "<img alt='mine'" in (folder.path / "report.html").read_text()
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+@needs_chromium
 def test_a_browser_shows_the_report_without_a_word(folder):
     from matplotlib.figure import Figure
 
+    folder.start("recipe: toy\n# " + "words " * 60 + "\n", {}, ["x"])
     folder.figure("one", Figure(), [], ["x"], title="Levels", told="Higher is better.")
     wide = [{f"a rather long name of a column {i}": "words " * 20 for i in range(3)}]
-    folder.finish({"score": 1.0}, {"Wide": wide}, summary="well")
-    page = folder.path / "report.html"
-    asked = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
-    page.write_text(page.read_text().replace("</body>", asked))  # the page itself has no script
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
-    done = subprocess.run(
-        [*command, "--enable-logging=stderr", "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert "CONSOLE" not in done.stderr
-    wide, shown = map(int, re.search(r"<title>(\d+) of (\d+)</title>", done.stdout).groups())
-    assert wide <= shown
-    parsed = Links(done.stdout)
-    assert parsed.open == []
-    for text in ("<main>", "aria-labelledby", '<th scope="col">', "Levels. Higher is better."):
-        assert text in done.stdout
+    many = [{"row": "a rather long name of a row"} | {f"oxford_flowers_{i}": 0.12345 for i in range(20)}]
+    long = [{"runs": 2} | {f"explained_equals_measured number {i}": 1.0 for i in range(9)}]
+    folder.finish({"score": 1.0}, {"Wide": wide, "Long": long, "Many": many}, summary="well")
+    found = check_page(folder.path / "report.html")
+    assert found["pictures"][0]["alt"] == "Levels. Higher is better."
+    assert found["links"] == [*(f"#s{number}" for number in range(7)), "figures/one.csv"]
+
+
+def test_every_figure_says_how_it_is_read():
+    recipes = Path(runfolder.__file__).parents[1]
+    calls = [
+        (file.name, {keyword.arg for keyword in node.keywords})
+        for file in recipes.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "folder.figure"
+    ]
+    assert len(calls) > 20
+    assert [name for name, given in calls if not given >= {"title", "told"}] == []
+
+
+def test_a_figure_of_another_run_says_whose_it_is(folder, tmp_path):
+    from matplotlib.figure import Figure
+
+    other = RunFolder(tmp_path / "other", "toy-y")
+    other.figure("curve", Figure(), [(1, 2)], ["x", "y"], title="Loss — by task", told="Lower is better.")
+    folder.adopt(other.path / "figures/curve.png", "twin-curve", "twin to small")
+    folder.finish({})
+    page = (folder.path / "report.html").read_text()
+    assert "<img alt='twin to small: Loss — by task. Lower is better.'" in page
+    assert "href='figures/twin-curve.csv'" in page
+    assert (folder.path / "figures/twin-curve.csv").read_text() == "x,y\n1,2\n"
 
 
 def test_result_comes_last(folder, monkeypatch):
