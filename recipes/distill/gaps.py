@@ -137,8 +137,8 @@ def report(grid: Grid, results: Results, teacher: float, told: list[str], folder
         [[row[c] for c in columns] for row in gaps],
         columns,
         title="How far the better of DKD and DIST is ahead of vanilla KD",
-        told="Left over training rows, a line for each recipe; right over updates, a line for each number of rows. A line "
-        "that falls towards 0 says that the advantage goes away; bars are 95 % intervals over seeds.",
+        told="Left over training rows, a line for each recipe; right over updates, a line for each number of rows. A "
+        "line that falls towards 0 says that the advantage goes away; bars are 95 % intervals over seeds.",
     )
     per_doubling = [{"doubling": name, **slope} for name, slope in found.items()]
     tables = {"Gap to vanilla KD (points)": gaps, "Test accuracy (%)": scores}
