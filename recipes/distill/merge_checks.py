@@ -97,7 +97,7 @@ def _check_options(place: Path, options: Values, *, language: bool) -> None:
         known = {"trust_remote_code": False, "return_unused_kwargs": True}
         config, others = reader.from_pretrained(place, **known, **given)
         with torch.device("meta"):
-            made: torch.nn.Module = getattr(kind, "from_config", kind)(config, **others)
+            made = cast("torch.nn.Module", getattr(kind, "from_config", kind)(config, **others))
         return {name: tuple(part.shape) for name, part in made.state_dict().items()}
 
     try:
