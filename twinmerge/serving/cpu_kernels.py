@@ -1,122 +1,89 @@
-"""The products of adapters on CPUs, a run of tokens at a time, in place of those of vLLM 0.32.
+"""The products of adapters on CPUs in place of those of vLLM 0.32.
 
 vLLM's own copy both factors of its adapter for every token of a batch, and take a token that has no adapter (slot -1)
 for one of the adapter in the last slot: once all slots are filled, a request for the shared model is answered wrongly
 whenever a mixture is answered beside it. These leave such tokens alone, multiply those of one adapter together, and
-those of all adapters that have the same factor B, as the mixtures of one twin do.
+in linear layers those of all adapters of one `Family`, as the mixtures of one twin are.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-import itertools
 import logging
-import operator
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
+
+from twinmerge.serving.families import add_adapters, fill
+from twinmerge.serving.products import expand, shrink
 
 log = logging.getLogger("vllm.gapbridge")
 
 
-def install(module: str = "vllm.lora.punica_wrapper.punica_cpu") -> bool:
+def install(module: str = "vllm.lora.punica_wrapper.punica_cpu", manager: str = "vllm.lora.model_manager") -> bool:
     """Put these in the place of vLLM's own; False, and a warning, where that vLLM has none of these names.
 
     Args:
         module: that multiplies adapters on CPUs.
+        manager: the module whose LoRAModelManager puts adapters into slots.
     """
     own: tuple[Callable[..., None], ...] = (sgmv_shrink, sgmv_expand, sgmv_expand_slice)
     own += (bgmv_shrink, bgmv_expand, bgmv_expand_slice)
-    mine = {f.__name__: f for f in own}
     try:
-        theirs = importlib.import_module(module)
-    except ImportError:
-        theirs = None
-    if theirs is None or any(not hasattr(theirs, name) for name in mine):
+        theirs, holder = importlib.import_module(module), importlib.import_module(manager)
+        wrapper, slots = theirs.PunicaWrapperCPU, holder.LoRAModelManager
+        linear, activate = wrapper.add_lora_linear, slots.activate_adapter
+        known = all(hasattr(theirs, function.__name__) for function in own)
+    except (ImportError, AttributeError):
+        known = False
+    if not known:
         log.warning("this vLLM multiplies adapters on CPUs in a way that gapbridge does not know; its own is used.")
         return False
-    for name, function in mine.items():
-        setattr(theirs, name, function)
+    for function in own:
+        setattr(theirs, function.__name__, function)
+    wrapper.add_lora_linear, slots.activate_adapter = _linear(linear), _activate(activate)
     return True
 
 
-def shrink(x: Tensor, down: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | None, scaling: float) -> None:
-    """Write scaling x A^T into y, token by token with the A of its slot; tokens without an adapter are left alone.
+def _linear(theirs: Callable[..., None]) -> Callable[..., None]:
+    """Of a wrapper: add the adapters of all tokens to a linear layer's output; vLLM's own where slices are cut off."""
 
-    Args:
-        x: shape (tokens, n).
-        down: shape (slots, 1, rank, n) or (slots, rank, n).
-        y: shape (tokens, at least rank), written in place.
-        slots: the slot of every run of tokens, -1 for none.
-        lengths: tokens of every run; None: 1 each.
-        scaling: of the products.
-    """
-    matrices, rank = down.flatten(0, -3), down.shape[-2]
-    y, x = y[:, :rank], x.to(y.dtype)
-    if lengths is None and len(slots) > 1:  # one product with all slots costs less than one a token
-        every = (x @ matrices.flatten(0, 1).t().to(y.dtype)).view(len(x), -1, rank)
-        own = every[torch.arange(len(x)), slots.clamp(min=0).long()]
-        y.copy_(torch.where((slots >= 0)[:, None], scaling * own, y))
-        return
-    for slot, place in _runs(slots.tolist(), lengths):
-        y[place] = scaling * (x[place] @ matrices[slot].t().to(y.dtype))
+    @functools.wraps(theirs)
+    def add_lora_linear(
+        self: Any,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: Sequence[Tensor],
+        lora_b_stacked: Sequence[Tensor],
+        scale: float,
+        output_slices: Sequence[int],
+        **options: Any,
+    ) -> None:
+        y, x, slots = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), self.token_lora_indices
+        widths = [up.shape[-2] for up in lora_b_stacked]
+        if widths != list(output_slices) or sum(widths) != y.shape[-1] or not len(x) == len(y) == len(slots):
+            theirs(self, y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, **options)
+        else:
+            add_adapters(y, x, lora_a_stacked, lora_b_stacked, slots, scale)
 
-
-def expand(z: Tensor, up: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | None, add: bool) -> None:
-    """Add z B^T to y, or write it, token by token with the B of its slot; tokens without an adapter are left alone.
-
-    Args:
-        z: shape (tokens, rank).
-        up: shape (slots, 1, m, rank) or (slots, m, rank).
-        y: shape (tokens, m), written in place; fewer columns take the first of B.
-        slots: the slot of every run of tokens, -1 for none.
-        lengths: tokens of every run; None: 1 each.
-        add: to what stands in y.
-    """
-    matrices, width = up.flatten(0, -3), min(y.shape[1], up.shape[-2])
-    y, z = y[:, :width], z.to(y.dtype)
-    for slot, place in _runs(_same(up, slots.tolist()), lengths):
-        y[place].addmm_(z[place], matrices[slot, :width].t().to(y.dtype), beta=float(add))
+    return add_lora_linear
 
 
-def _runs(slots: Sequence[int], lengths: Tensor | None) -> Iterator[tuple[int, slice]]:
-    """The tokens of every run of one slot, neighbours of the same slot together; none for tokens without an adapter."""
-    counts = [1] * len(slots) if lengths is None else lengths.tolist()
-    start = 0
-    for slot, group in itertools.groupby(zip(slots, counts, strict=True), key=operator.itemgetter(0)):
-        end = start + sum(count for _, count in group)
-        if slot >= 0 and end > start:
-            yield slot, slice(start, end)
-        start = end
+def _activate(theirs: Callable[..., bool]) -> Callable[..., bool]:
+    """Of a manager: put an adapter into a slot, which is noted even where that fails half way."""
 
+    @functools.wraps(theirs)
+    def activate_adapter(self: Any, lora_id: int) -> bool:
+        there = lora_id in self.lora_index_to_id
+        try:
+            return theirs(self, lora_id)
+        finally:
+            if not there and lora_id in self.lora_index_to_id:
+                fill(self.lora_index_to_id.index(lora_id))
 
-@dataclass
-class _Alike:
-    """What was found of a tensor of factors: the first slot that has the very same one as another."""
-
-    tensor: weakref.ref[Tensor]
-    version: int
-    first: dict[int, int] = field(default_factory=dict)
-
-
-_alike: dict[int, _Alike] = {}
-
-
-def _same(up: Tensor, slots: Sequence[int]) -> list[int]:
-    """For every slot the first one that has the very same factor; found anew whenever one has changed."""
-    if len(set(slots)) < 2:
-        return list(slots)
-    seen = _alike.get(id(up))
-    if seen is None or seen.tensor() is not up or seen.version != up._version:
-        seen = _alike[id(up)] = _Alike(weakref.ref(up), up._version)
-    for slot in slots:
-        if slot >= 0 and slot not in seen.first:
-            alike = (other for other in set(seen.first.values()) if torch.equal(up[other], up[slot]))
-            seen.first[slot] = next(alike, slot)
-    return [seen.first.get(slot, slot) for slot in slots]
+    return activate_adapter
 
 
 def sgmv_shrink(

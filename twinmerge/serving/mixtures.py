@@ -97,7 +97,7 @@ class Mixer:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.tasks = tasks_of(self.folder)
-        self.experts: list[dict[str, tuple[Tensor, Tensor]]] = []
+        experts: list[dict[str, tuple[Tensor, Tensor]]] = []
         self._embeddings: set[str] = set()
         for task in self.tasks:
             place = self.folder / "experts" / task
@@ -111,18 +111,18 @@ class Mixer:
                     'adapter of vLLM can; merge again with dense="none", the default of causal models, or serve it '
                     "with --engine transformers."
                 )
-            self.experts.append(cast("dict[str, tuple[Tensor, Tensor]]", read_expert(place, {})))  # no module is whole
+            experts.append(cast("dict[str, tuple[Tensor, Tensor]]", read_expert(place, {})))  # no module is whole
             with safe_open(place / "adapter_model.safetensors", "pt") as file:
                 found = [
                     key.removeprefix("base_model.model.").partition(".lora_embedding_A") for key in iter(file.keys())
                 ]
             self._embeddings |= {module for module, embedding, _ in found if embedding}
+        self.stacks = self._stacked(experts)  # what all mixtures share
 
     @property
     def rank(self) -> int:
         """The largest rank of a mixture."""
-        names = {name for expert in self.experts for name in expert}
-        return max(sum(e[name][1].shape[0] for e in self.experts if name in e) for name in names)
+        return max((len(down) for _, down, _ in self.stacks.values()), default=1)
 
     @property
     def server_rank(self) -> int:
@@ -145,27 +145,21 @@ class Mixer:
         Args:
             parts: 64ths, one a task.
         """
-        weighted = [(part / PARTS, expert) for part, expert in zip(parts, self.experts, strict=True)]
+        weights = torch.tensor(parts, dtype=torch.float32) / PARTS
         tensors: dict[str, Tensor] = {}
-        ranks: dict[str, int] = {}
-        for name in sorted({name for expert in self.experts for name in expert}):
-            pairs = [(weight, *expert[name]) for weight, expert in weighted if name in expert]
-            down = torch.cat([weight * down for weight, _, down in pairs], 0).contiguous()
-            up = torch.cat([up for _, up, _ in pairs], 1).contiguous()
-            module = name.removesuffix(".weight")
-            ranks[module] = down.shape[0]
-            tensors |= {
-                f"base_model.model.{module}.{leaf}": value for leaf, value in self._leaves(name, up, down).items()
-            }
-        rank = max(ranks.values(), default=1)
-        uneven = {f"^{re.escape(module)}": r for module, r in ranks.items() if r != rank}
+        for name, (up, down, owners) in self.stacks.items():
+            scaled = (weights[owners] * down).to(down.dtype)
+            leaves = self._leaves(name, up, scaled)
+            tensors |= {f"base_model.model.{name.removesuffix('.weight')}.{leaf}": leaves[leaf] for leaf in leaves}
+        ranks = {name.removesuffix(".weight"): len(down) for name, (_, down, _) in self.stacks.items()}
+        uneven = {f"^{re.escape(module)}": r for module, r in ranks.items() if r != self.rank}
         config = {
             "peft_type": "LORA",
             "base_model_name_or_path": str(self.folder),
             "task_type": "CAUSAL_LM",
             "inference_mode": True,
-            "r": rank,
-            "lora_alpha": rank,
+            "r": self.rank,
+            "lora_alpha": self.rank,
             "lora_dropout": 0.0,
             "bias": "none",
             "target_modules": sorted(ranks),
@@ -174,6 +168,16 @@ class Mixer:
             "alpha_pattern": uneven,
         }
         return tensors, config
+
+    @staticmethod
+    def _stacked(experts: Sequence[dict[str, tuple[Tensor, Tensor]]]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Each matrix's factors B and A of all experts side by side, and the task of every rank, shape (rank, 1)."""
+        stacks = {}
+        for name in sorted({name for expert in experts for name in expert}):
+            pairs = [(task, *expert[name]) for task, expert in enumerate(experts) if name in expert]
+            owners = torch.cat([torch.full((len(down), 1), task) for task, _, down in pairs])
+            stacks[name] = (torch.cat([up for _, up, _ in pairs], 1), torch.cat([d for _, _, d in pairs]), owners)
+        return stacks
 
     def _leaves(self, name: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
         if name.removesuffix(".weight") in self._embeddings:

@@ -13,13 +13,41 @@ NAMES = ("sgmv_shrink", "sgmv_expand", "sgmv_expand_slice", "bgmv_shrink", "bgmv
 SLOTS, RANK, TAKEN, GIVEN = 3, 4, 6, 5
 
 
+class Manager:
+    """As much of vLLM's manager as fills slots."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.lora_index_to_id: list[int | None] = [None] * SLOTS
+        self.fails = fails
+
+    def activate_adapter(self, lora_id: int) -> bool:
+        if lora_id in self.lora_index_to_id:
+            return False
+        self.lora_index_to_id[self.lora_index_to_id.index(None)] = lora_id
+        if self.fails:
+            raise ValueError("half way")
+        return True
+
+
+class Wrapper:
+    """As much of vLLM's wrapper as adds adapters, with the slots of the tokens in work."""
+
+    def __init__(self, each: list[int]) -> None:
+        self.token_lora_indices = torch.tensor(each)
+
+    def add_lora_linear(self, y: Any, *inputs: Any, **options: Any) -> None:
+        y.fill_(7.0)
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = ModuleType("a_vllm_for_cpus")
     for name in NAMES:
         setattr(module, name, None)
+    module.PunicaWrapperCPU = type("PunicaWrapperCPU", (Wrapper,), {})  # type: ignore[attr-defined]
+    module.LoRAModelManager = type("LoRAModelManager", (Manager,), {})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert cpu_kernels.install(module.__name__)
+    assert cpu_kernels.install(module.__name__, module.__name__)
     return module
 
 
@@ -70,36 +98,32 @@ def test_tokens_take_the_factors_of_their_slot(
         torch.testing.assert_close(narrow, wanted(x, down, up[:, :3], base[:, :3], each, 0.5), **near)
 
 
-def test_adapters_with_the_same_factor_are_multiplied_together_until_one_changes(
-    installed: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_linear_layers_add_the_adapters_of_all_slices(installed: Any) -> None:
     torch.manual_seed(0)
-    x, down = torch.randn(7, TAKEN), torch.randn(SLOTS, 1, RANK, TAKEN)
-    up = torch.randn(1, 1, GIVEN, RANK).repeat(SLOTS, 1, 1, 1)
-    each = [0, 2, 1, -1, 1, 0, 2]
-    products = []
-    multiply = torch.Tensor.addmm_
-    monkeypatch.setattr(torch.Tensor, "addmm_", lambda *a, **k: products.append(a) or multiply(*a, **k))
+    each, widths = [2, -1, 0, 1, 1], (GIVEN, 2)
+    x, base = torch.randn(5, TAKEN), torch.randn(5, sum(widths))
+    downs, ups = torch.randn(2, SLOTS, 1, RANK, TAKEN), [torch.randn(SLOTS, 1, width, RANK) for width in widths]
+    y = base.clone()
+    installed.PunicaWrapperCPU(each).add_lora_linear(y, x, tuple(downs), tuple(ups), 0.5, widths)
+    pairs = zip(downs, ups, base.split(widths, 1), strict=True)
+    want = torch.cat([wanted(x, down[:, 0], up[:, 0], part, each, 0.5) for down, up, part in pairs], 1)
+    torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+    for cut in ((GIVEN, 1), (2, GIVEN)):  # other columns than the factors have: vLLM's own
+        y = base.clone()
+        installed.PunicaWrapperCPU(each).add_lora_linear(y, x, tuple(downs), tuple(ups), 0.5, cut)
+        assert (y == 7.0).all()
 
-    def right() -> int:
-        products.clear()
-        z, y = torch.zeros(7, RANK), torch.ones(7, GIVEN)
-        installed.bgmv_shrink(x, down, z, torch.tensor(each), 1.0)
-        installed.bgmv_expand(z, up, y, torch.tensor(each))
-        want = wanted(x, down[:, 0], up[:, 0], torch.ones(7, GIVEN), each, 1.0)
-        torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
-        return len(products)
 
-    with torch.inference_mode():
-        assert right() == 2  # before and after the token without an adapter
-        assert right() == 2
-        up[2] += 1.0  # another adapter comes into a slot
-        assert right() == 5
-        up[2] -= 1.0
-        up[2] = up[0]
-        assert right() == 2
-        up[0, 0, 1, 2] = 5.0
-        assert right() == 5
+def test_slots_that_are_filled_are_noted(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[int] = []
+    monkeypatch.setattr(cpu_kernels, "fill", noted.append)
+    manager = installed.LoRAModelManager()
+    assert [manager.activate_adapter(name) for name in (11, 12, 11, 13)] == [True, True, False, True]
+    assert noted == [0, 1, 2]
+    broken = installed.LoRAModelManager(fails=True)
+    with pytest.raises(ValueError, match="half way"):
+        broken.activate_adapter(14)
+    assert noted == [0, 1, 2, 0]
 
 
 def test_what_stands_in_the_output_is_replaced_where_it_is_not_added_to(installed: Any) -> None:

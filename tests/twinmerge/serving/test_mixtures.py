@@ -88,9 +88,7 @@ def test_what_vllm_cannot_serve_is_refused(folder: Path, tmp_path: Path) -> None
     shutil.copytree(folder, tmp_path / "wide")
     mixer = Mixer(folder)
     assert (mixer.rank, mixer.server_rank) == (6, 8)
-    for expert in mixer.experts:
-        for name, (up, down) in expert.items():
-            expert[name] = (up.repeat(1, 100), down.repeat(100, 1))
+    mixer.stacks = {name: tuple(f.repeat(100, 1) for f in factors) for name, factors in mixer.stacks.items()}
     with pytest.raises(CheckpointError, match="has rank 600 and vLLM serves up to 512"):
         _ = mixer.server_rank
 

@@ -23,7 +23,7 @@ def test_tokens_are_those_of_peft_and_of_the_twin(tmp_path: Path, monkeypatch: A
     python = served.environment()
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    folder = served.make_twin(tmp_path)
+    folder = served.make_twin(tmp_path, served.small_base(tmp_path))
     loras = [f"{task}={folder / 'experts' / task}" for task in served.TASKS]
     with running(folder, names=8, python=python, extra=[*served.OPTIONS, "--lora-modules", *loras]) as server:
         twin, tokenizer = load(folder, "float32", "cpu")

@@ -1,0 +1,163 @@
+"""Adapters that differ in nothing but weights of their ranks, as the mixtures of one twin do, multiplied together.
+
+A mixture is B diag(w) A with the same A and B for all mixtures of a twin. Where one layer's slots hold such adapters,
+all their tokens take one product with A, their own weights, and one product with B: the factors are read once a step
+and not once a mixture. That slots are alike is found from their values alone, so that it holds for any adapters.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from twinmerge.serving.products import shrink
+
+NEAR = 4 * torch.finfo(torch.float32).eps  # of a row's largest value: what rounding leaves of equal rows
+
+
+class Family:
+    """Slots of one layer whose adapters are its A and B with weights of their own.
+
+    In float32, that is: rounded to fewer bits, rows are no longer multiples of each other, and a family shares B alone.
+
+    Args:
+        slot: of the founder.
+        downs: its factors A, one a slice of the layer, each of shape (rank, n).
+        ups: its factors B, each of shape (m, rank).
+        slots: of the layer.
+    """
+
+    def __init__(self, slot: int, downs: Sequence[Tensor], ups: Sequence[Tensor], slots: int) -> None:
+        self.ups, self.shares_down = [up.clone() for up in ups], downs[0].dtype == torch.float32
+        if self.shares_down:
+            self._keep(torch.cat(list(downs)))
+            self.weights = torch.zeros(slots, len(self.down), device=self.down.device)
+            self.weights[slot] = (self.peaks[:, 0] != 0).float()
+
+    def _keep(self, down: Tensor) -> None:
+        self.down, self.places = down, down.abs().argmax(1, keepdim=True)
+        self.peaks = down.gather(1, self.places)
+
+    def take(self, slot: int, downs: Sequence[Tensor], ups: Sequence[Tensor]) -> bool:
+        """Whether a slot's adapter belongs to the family; its weights are kept then.
+
+        A rank that is zero in all adapters so far, weight 0, takes the row of the first that has one.
+        """
+        if not all(map(torch.equal, self.ups, ups)):
+            return False
+        if not self.shares_down:
+            return True
+        rows = downs[0] if len(downs) == 1 else torch.cat(list(downs))
+        unseen = self.peaks == 0
+        weights = (rows.gather(1, self.places) / self.peaks).masked_fill_(unseen, 0.0)
+        rest = torch.addcmul(rows, weights, self.down, value=-1).abs_().amax(1, keepdim=True)
+        near = (rest <= NEAR * (weights * self.peaks).abs()) | (unseen & rest.isfinite())
+        if not bool(near.all()):  # also where a value is no number
+            return False
+        new = unseen & (rest > 0)
+        if bool(new.any()):
+            self._keep(torch.where(new, rows, self.down))
+            weights = weights + new
+        self.weights[slot] = weights[:, 0]
+        return True
+
+    def add(self, y: Tensor, x: Tensor, slots: Tensor, downs: Sequence[Tensor], scaling: float) -> None:
+        """Add scaling x A^T diag(w) B^T to y, slice by slice, for tokens that all are of this family.
+
+        Args:
+            y: shape (tokens, the m of all slices), written in place.
+            x: shape (tokens, n).
+            slots: of every token.
+            downs: the layer's factors A, one a slice, each of shape (slots, 1, rank, n).
+            scaling: of the products.
+        """
+        parts: Sequence[Tensor]
+        if self.shares_down:
+            z = (x.to(self.down.dtype) @ self.down.t()).mul_(self.weights[slots])
+            parts = (z if scaling == 1 else scaling * z).chunk(len(self.ups), 1)
+        else:
+            parts = [torch.zeros(len(x), down.shape[-2]) for down in downs]
+            for part, down in zip(parts, downs, strict=True):
+                shrink(x, down, part, slots, None, scaling)
+        for up, part, own in zip(self.ups, parts, torch.split(y, [len(up) for up in self.ups], 1), strict=True):
+            own.addmm_(part.to(y.dtype), up.t().to(y.dtype))
+
+
+@dataclass
+class _Layer:
+    """What is known of the slots of one layer."""
+
+    tensors: tuple[weakref.ref[Tensor], ...]
+    versions: tuple[int, ...] = ()
+    filled: dict[int, int] = field(default_factory=dict)  # how often a slot had been filled when it was looked at
+    family: dict[int, Family] = field(default_factory=dict)
+
+
+_layers: dict[tuple[int, ...], _Layer] = {}
+_filled: Counter[int] = Counter()
+
+
+def fill(slot: int) -> None:
+    """Note that a slot got another adapter in every layer: it is looked at anew, the other slots are not.
+
+    A layer's factors that changed with no slot noted are all looked at anew.
+    """
+    _filled[slot] += 1
+
+
+def families(downs: Sequence[Tensor], ups: Sequence[Tensor], slots: set[int]) -> dict[int, Family]:
+    """The family of each of these slots of a layer.
+
+    Args:
+        downs: the layer's factors A, one a slice, each of shape (slots, 1, rank, n).
+        ups: its factors B, each of shape (slots, 1, m, rank).
+        slots: that are asked for.
+    """
+    every = (*downs, *ups)
+    layer = _layers.get(key := tuple(map(id, every)))
+    if layer is None or any(ref() is not tensor for ref, tensor in zip(layer.tensors, every, strict=True)):
+        layer = _layers[key] = _Layer(tuple(map(weakref.ref, every)))
+    versions = tuple(tensor._version for tensor in every)
+    if versions != layer.versions:
+        changed = {slot for slot in layer.family if layer.filled[slot] != _filled[slot]}
+        for slot in changed or set(layer.family):
+            del layer.family[slot]
+        layer.versions = versions
+    for slot in slots - layer.family.keys():
+        own = [down[slot, 0] for down in downs], [up[slot, 0] for up in ups]
+        known = (family for family in set(layer.family.values()) if family.take(slot, *own))
+        layer.family[slot] = next(known, None) or Family(slot, *own, slots=len(downs[0]))
+        layer.filled[slot] = _filled[slot]
+    return layer.family
+
+
+def add_adapters(
+    y: Tensor, x: Tensor, downs: Sequence[Tensor], ups: Sequence[Tensor], slots: Tensor, scaling: float
+) -> None:
+    """Add to y what the adapter of every token's slot gives; tokens without an adapter are left alone.
+
+    Args:
+        y: shape (tokens, the m of all slices), written in place.
+        x: shape (tokens, n).
+        downs: the layer's factors A, one a slice, each of shape (slots, 1, rank, n).
+        ups: its factors B, each of shape (slots, 1, m, rank).
+        slots: of every token, -1 for none.
+        scaling: of the products.
+    """
+    each = slots.tolist()
+    found = families(downs, ups, set(each) - {-1})
+    mine = [found.get(slot) for slot in each]
+    for family in {family for family in mine if family is not None}:
+        rows = [row for row, own in enumerate(mine) if own is family]
+        if len(rows) == len(each):
+            family.add(y, x, slots, downs, scaling)
+            continue
+        places = torch.tensor(rows)
+        part = y[places]
+        family.add(part, x[places], slots[places], downs, scaling)
+        y[places] = part
