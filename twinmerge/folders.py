@@ -241,16 +241,14 @@ def _taken(
     pretrained = {name: value.detach() for name, value in (*model.named_parameters(), *statistics(model).items())}
     inner, _ = parts(original)
     body = {**dict(inner.named_parameters()), **statistics(inner)}
-    if type(inner) is not type(model) and getattr(original.config, "is_encoder_decoder", False):
-        raise CheckpointError(
-            f"{where} is a {type(original).__name__}, which has an encoder and a decoder; a twin is made of encoders, "
-            "classifiers or causal models. Give encoders, as T5EncoderModel saves them, or merge whole models by the "
-            "recipe merge_files."
-        )
     if type(inner) is not type(model):
+        both = getattr(original.config, "is_encoder_decoder", False)
         raise CheckpointError(
-            f"{where} has a {type(inner).__name__} inside and the base is a {type(model).__name__}; give "
-            "the base of this expert."
+            f"{where} is a {type(original).__name__}, which has an encoder and a decoder; give encoders, as "
+            "T5EncoderModel saves them, or merge whole models by the recipe merge_files."
+            if both
+            else f"{where} has a {type(inner).__name__} inside and the base is a {type(model).__name__}; give the base "
+            "of this expert."
         )
     head, moved = _head(original, where, card)
     if extra := sorted(body.keys() - pretrained.keys()):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Layer = Any  # a routed linear layer, whose module imports this one
 MANY = 16  # tokens; a product with more of them is no faster when it serves siblings too, and reads its part strided
 
 
@@ -22,7 +23,7 @@ class Siblings:
         modules: the layers, each with `experts_down` and `experts_owner`.
     """
 
-    def __init__(self, modules: Sequence[Any]) -> None:
+    def __init__(self, modules: Sequence[Layer]) -> None:
         self.modules = list(modules)
         ends = torch.tensor([m.experts_down.shape[0] for m in modules]).cumsum(0).tolist()
         self.columns = list(zip([0, *ends[:-1]], ends, strict=True))
@@ -53,7 +54,7 @@ class Siblings:
         return whole
 
 
-def is_quick(module: Any, x: Tensor) -> bool:
+def is_quick(module: Layer, x: Tensor) -> bool:
     """Whether `quick_linear` serves this call: no gradient is wanted, and every row has its own whole inputs."""
     up, down, bias = module.experts_up, module.experts_down, module.experts_bias
     m, (rank, n) = up.shape[0], down.shape
@@ -82,11 +83,11 @@ class _Shrunk:
         places: where the factors lie in memory.
     """
 
-    def __init__(self, modules: Sequence[Any], down: Tensor, spread: Tensor, places: list[int]) -> None:
+    def __init__(self, modules: Sequence[Layer], down: Tensor, spread: Tensor, places: list[int]) -> None:
         self.modules, self.down, self.spread, self.places = modules, down, spread, places
         self._of: tuple[Tensor, int | None, Tensor] | None = None
 
-    def __call__(self, module: Any, x: Tensor) -> Tensor:
+    def __call__(self, module: Layer, x: Tensor) -> Tensor:
         """The product for an input of shape (inputs, ..., n), for a module of them: (inputs, ..., sum of ranks)."""
         if len(self.modules) == 1:
             return F.linear(x, self.down).mul_(self.spread)
@@ -99,23 +100,23 @@ class _Shrunk:
         return found[2]
 
 
-def _places(modules: Sequence[Any]) -> list[int]:
+def _places(modules: Sequence[Layer]) -> list[int]:
     """Where the factors A lie in memory: a model that was moved, copied over or loaded anew is planned anew."""
     return [module.experts_down.data_ptr() for module in modules]
 
 
-def _shrunk(module: Any, x: Tensor) -> _Shrunk:
+def _shrunk(module: Layer, x: Tensor) -> _Shrunk:
     """The product that a layer shares with its siblings, kept for them while the mixture is in use."""
     kept, group = module.mixture.kept, cast("Siblings | None", module.siblings)
     if group is None or module not in group.modules:  # the latter: a copy that only passes through
-        return _Shrunk((module,), module.experts_down, _spread(x, module.mixture, (module,)), _places((module,)))
+        return _Shrunk((module,), module.experts_down, _spread(x, (module,)), _places((module,)))
     key = (id(group), x.shape, x.dtype, torch.is_inference_mode_enabled())
     places, found = _places(group.modules), cast("_Shrunk | None", kept.get(key))
     if found is None or found.modules is not group.modules or found.places != places:
-        stacked, modules = group.stacked(), cast("Sequence[Any]", group.modules)
+        stacked, modules = group.stacked(), cast("Sequence[Layer]", group.modules)
         if stacked is None:  # offloaded siblings
             stacked, modules = module.experts_down, (module,)
-        found = _Shrunk(modules, stacked, _spread(x, module.mixture, modules), _places(modules))
+        found = _Shrunk(modules, stacked, _spread(x, modules), _places(modules))
         if modules is group.modules:
             kept[key] = found
     return found
@@ -133,7 +134,7 @@ class Plan:
             `is_quick`.
     """
 
-    def __init__(self, module: Any, x: Tensor) -> None:
+    def __init__(self, module: Layer, x: Tensor) -> None:
         self.module, self.shrunk, up = module, _shrunk(module, x), module.experts_up
         self.shape, self.dtype, self.inference = x.shape, x.dtype, torch.is_inference_mode_enabled()
         self.turned, self.place = up.t(), up.data_ptr()
@@ -178,7 +179,7 @@ def _added(base: Tensor, shrunk: Tensor, up: Tensor, weights: Tensor | None, bia
     return base
 
 
-def quick_linear(module: Any, x: Tensor, base: Tensor) -> Tensor:
+def quick_linear(module: Layer, x: Tensor, base: Tensor) -> Tensor:
     """The routed linear layer where `is_quick`, by a plan that later calls use too, see `planned`.
 
     Args:
@@ -187,7 +188,7 @@ def quick_linear(module: Any, x: Tensor, base: Tensor) -> Tensor:
         base: what the stock layer makes of it, shape (inputs, ..., m).
     """
     if x.numel() > MANY * x.shape[-1]:  # no siblings, and nothing worth keeping
-        mine = F.linear(x, module.experts_down).mul_(_spread(x, module.mixture, (module,)))
+        mine = F.linear(x, module.experts_down).mul_(_spread(x, (module,)))
         return _added(base, mine, module.experts_up.t(), _weights(module, x), module.experts_bias)
     plan, layout = Plan(module, x), module.layout
     if layout is None or not next(iter(layout.inputs.values()), 0):  # else it was given another tensor than x
@@ -195,19 +196,20 @@ def quick_linear(module: Any, x: Tensor, base: Tensor) -> Tensor:
     return plan.add(x, base)
 
 
-def planned(module: Any, x: Tensor) -> Plan | None:
+def planned(module: Layer, x: Tensor) -> Plan | None:
     """The plan of a layer for a call like its last one under the mixture in use."""
     plan = cast("Plan | None", module.mixture.found(id(module)))
     return plan if plan is not None and plan.module is module and plan.serves(x) else None
 
 
-def _weights(module: Any, x: Tensor) -> Tensor | None:
+def _weights(module: Layer, x: Tensor) -> Tensor | None:
     """The weights of the experts' biases, where there are any."""
     return None if module.experts_bias is None else cast(Tensor, module.mixture.row().to(x.dtype))
 
 
-def _spread(x: Tensor, mixture: Any, modules: Sequence[Any]) -> Tensor:
+def _spread(x: Tensor, modules: Sequence[Layer]) -> Tensor:
     """The weight of every rank for every input, once for all layers with these ranks: (inputs or 1, 1, ..., ranks)."""
+    mixture = modules[0].mixture
     kept = mixture.kept
     ranks = tuple(module.experts_ranks for module in modules)
     key = (ranks, x.shape[0], x.dim(), x.dtype, x.device, torch.is_inference_mode_enabled())
@@ -220,7 +222,7 @@ def _spread(x: Tensor, mixture: Any, modules: Sequence[Any]) -> Tensor:
     return cast(Tensor, spread)
 
 
-def find_siblings(model: nn.Module, kind: type, run: Any, inputs: Mapping[str, Any]) -> None:
+def find_siblings(model: nn.Module, kind: type, run: Any, inputs: Mapping[str, object]) -> None:
     """Group the factored layers that took one tensor in a forward, by their attribute `siblings`.
 
     Args:
@@ -229,11 +231,11 @@ def find_siblings(model: nn.Module, kind: type, run: Any, inputs: Mapping[str, A
         run: calls the model on inputs.
         inputs: a tiny batch.
     """
-    taken: dict[tuple[int, int], list[Any]] = {}
+    taken: dict[tuple[int, int], list[Layer]] = {}
     alive: list[Tensor] = []  # so that no two of them have one address
     counts: dict[int, int] = {}
 
-    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(module: Layer, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         counts[id(module)] = counts.get(id(module), 0) + 1
         if isinstance(x, Tensor):

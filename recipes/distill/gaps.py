@@ -11,17 +11,21 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from recipes.distill.schema import Grid
+from recipes.distill.grid_block import Grid
+from recipes.distill.schema import Values
 from recipes.running.intervals import half_interval
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from recipes.running.folder import RunFolder
 
 __all__ = ["conditions", "gap", "report", "slopes"]
 
-Results = Sequence[Mapping[str, Any]]  # of every cell: recipe, size, seed, rival, and the accuracy of every method
+Row = Mapping[str, Any]
+Results = Sequence[Row]  # of every cell: recipe, size, seed, rival, and the accuracy of every method
 LEAD = 5.0  # points by which the teacher is to be ahead of labels alone
 
 
@@ -69,7 +73,7 @@ def slopes(grid: Grid, results: Results) -> dict[str, dict[str, float]]:
     ]
     rows = [row for row in results if row["recipe"] in alike]
 
-    def doublings(name: str, row: Mapping[str, Any]) -> float:
+    def doublings(name: str, row: Row) -> float:
         return math.log2(row["size"] if name == "rows" else grid.settings[row["recipe"]].updates)
 
     varied = [name for name in ("updates", "rows") if len({doublings(name, row) for row in rows}) > 1]
@@ -114,8 +118,8 @@ def report(grid: Grid, results: Results, teacher: float, told: list[str], folder
         told: What `conditions` said.
         folder: Of the run.
     """
-    scores: list[dict[str, Any]] = []
-    gaps: list[dict[str, Any]] = []
+    scores: list[Row] = []
+    gaps: list[Row] = []
     for name, size in grid.places:
         rows = [row for row in results if (row["recipe"], row["size"]) == (name, size)]
         place = {"recipe": name, "updates": grid.settings[name].updates, "size": size}
@@ -123,7 +127,7 @@ def report(grid: Grid, results: Results, teacher: float, told: list[str], folder
         scores.append({**place, **means})
         gaps.append({**place, "rival": rows[0]["rival"], **interval(gap(rows))})
     found = slopes(grid, results)
-    result: dict[str, Any] = {"teacher": 100 * teacher, "gaps": gaps, "scores": scores, "cells": list(results)}
+    result: Values = {"teacher": 100 * teacher, "gaps": gaps, "scores": scores, "cells": list(results)}
     result |= {"conditions": told, "slopes": found}
     result["teacher_over_ce"] = 100 * teacher - max(row["ce"] for row in scores)
     if (most := _common(grid)) is not None:
@@ -141,7 +145,7 @@ def report(grid: Grid, results: Results, teacher: float, told: list[str], folder
         "line that falls towards 0 says that the advantage goes away; bars are 95 % intervals over seeds.",
     )
     per_doubling = [{"doubling": name, **slope} for name, slope in found.items()]
-    tables = {"Gap to vanilla KD (points)": gaps, "Test accuracy (%)": scores}
+    tables: dict[str, Results] = {"Gap to vanilla KD (points)": gaps, "Test accuracy (%)": scores}
     tables |= {"Change of the gap with every doubling (points)": per_doubling} if per_doubling else {}
     folder.finish(
         result,
@@ -152,7 +156,7 @@ def report(grid: Grid, results: Results, teacher: float, told: list[str], folder
     )
 
 
-def drawn(gaps: Results) -> Any:
+def drawn(gaps: Results) -> Figure:
     """The gap over training rows, a line for each recipe, and over updates, a line for each number of rows."""
     import matplotlib as mpl
 
@@ -170,4 +174,4 @@ def drawn(gaps: Results) -> Any:
         axes.set(xscale="log", xlabel=name)
         axes.legend()
     both[0].set(ylabel="better of DKD and DIST − KD (points)")
-    return figure
+    return cast("Figure", figure)

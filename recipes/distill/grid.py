@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from distill.errors import DistillError
 from distill.regimes import method, regime
 from recipes.distill.gaps import conditions, report
-from recipes.distill.schema import RIVALS, Grid, Setting, Terms, Values
+from recipes.distill.grid_block import RIVALS, Grid, Setting
+from recipes.distill.schema import Terms, Values
 from recipes.errors import RecipeError
 from recipes.running.files import write_json
 from recipes.running.quiet import hush_libraries, silent_trainer

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from recipes.distill.gaps import conditions, slopes
-from recipes.distill.schema import Grid, Setting
+from recipes.distill.grid_block import Grid, Setting
 
 LONG = {"regime": "A2", "augment": True}
 

@@ -131,7 +131,7 @@ def test_the_report_tells_what_networks_cost_and_confuse(world):
     counts = np.array([[int(n) for n in row[1:]] for row in told[1:]])
     assert counts.sum() == 128
     assert np.trace(counts) / 128 == pytest.approx(result["rows"]["kd"]["accuracy"])
-    page = (world.folder / "told/report.html").read_text()
+    page = (world.folder / "told/report.html").read_text().replace("<wbr>", "")  # where a name may be broken
     assert "gflops_per_input" in page
     assert "confusion_teacher" in page
 
