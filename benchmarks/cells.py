@@ -75,7 +75,8 @@ def kept_run(benchmark: str, name: str, recipe: str, *changes: str, resumed: boo
         file.parent.mkdir(parents=True, exist_ok=True)
         written = file.with_suffix(".tmp")
         kept = {**made, "seconds": time.monotonic() - began, "result": found}
-        written.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(kept, indent=1).replace(str(Path.home()), "~")  # whose machine it was is nobody's business
+        written.write_text(text + "\n", encoding="utf-8")
         written.replace(file)
     return {**kept["result"], "seconds": kept["seconds"]}
 

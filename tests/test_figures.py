@@ -52,6 +52,11 @@ def test_every_quoted_figure_was_measured(page):
     assert not list(mistakes(page.read_text(encoding="utf-8"), results))
 
 
+@pytest.mark.parametrize("path", sorted((RESULTS.parent / "kept").rglob("*.json")), ids=lambda path: path.stem)
+def test_a_kept_run_names_no_folder_of_a_machine(path):
+    assert not re.findall(r'"/[^"]*', path.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("path", RESULT_FILES, ids=lambda path: path.stem)
 def test_every_results_file_keeps_the_contract(path):
     assert breach(json.loads(path.read_text()), path.stem) is None

@@ -12,7 +12,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from twinmerge.attaching import statistics
 from twinmerge.dense import check_routing
 from twinmerge.layouts import probe_inputs
-from twinmerge.towers import PAIRS
+from twinmerge.towers import PAIRS, encoder_class
 from twinmerge.twin_mixin import attach
 
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
@@ -64,6 +64,8 @@ def small_model(config: PretrainedConfig) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = config.vision_config if config.model_type in PAIRS else config
+        if (encoder := encoder_class(config)) is not None:
+            return cast("PreTrainedModel", encoder(small_config(config)).float())
         made: PreTrainedModel = AutoModel.from_config(
             small_config(config), dtype=torch.float32, trust_remote_code=False
         )

@@ -38,22 +38,29 @@ def reads_texts(checkpoint: Checkpoint) -> bool:
     return is_pair(checkpoint) and any(name.startswith("text_model.") for name in checkpoint.tensors)
 
 
-def tower_class(where: str | Path) -> type[PreTrainedModel]:
-    """The class that loads the body of a folder or Hub model: `AutoModel`, or the vision tower of CLIP and its kin.
+def encoder_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """The class of a model that was saved as the encoder of T5 and its kin alone; None for any other.
 
-    A folder that was saved as the encoder of T5 and its kin names that class: `AutoModel` would put a decoder of random
-    weights beside it.
+    `AutoModel` would put a decoder of random weights beside it.
+    """
+    import transformers
+
+    name = next(iter(config.architectures or ()), "")
+    found = getattr(transformers, name, None) if name.endswith("EncoderModel") else None
+    return cast("type[PreTrainedModel] | None", found)
+
+
+def tower_class(where: str | Path) -> type[PreTrainedModel]:
+    """The class that loads the body of a folder or Hub model: `AutoModel`, `encoder_class`, or the tower of CLIP's kin.
 
     Args:
         where: a folder or a Hub name.
     """
-    import transformers
     from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    name = next(iter(config.architectures or ()), "")
-    if name.endswith("EncoderModel") and hasattr(transformers, name):
-        return cast("type[PreTrainedModel]", getattr(transformers, name))
+    if (encoder := encoder_class(config)) is not None:
+        return encoder
     found: object = MODEL_MAPPING[type(config.vision_config)] if config.model_type in PAIRS else AutoModel
     return cast("type[PreTrainedModel]", found)
 

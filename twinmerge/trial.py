@@ -61,7 +61,7 @@ def small_models(
     count: int, options: Mapping[str, object], shapes: Mapping[str, Sequence[int]] | None = None
 ) -> list[State]:
     """Random models with one small tensor for all whose names and dimensions the options do not tell apart."""
-    parts = sorted(set(chain.from_iterable(map(_parts, options.values()))))
+    parts = sorted(set(_parts(list(options.values()))))
     if shapes is None:
         shapes = {".".join([*parts, "weight"]): (SIDE, SIDE), ".".join([*parts, "bias"]): (SIDE,)}
     one_each = {(len(shape) > 1, *(part in name for part in parts)): name for name, shape in shapes.items()}
@@ -72,7 +72,7 @@ def small_models(
 
 def _unfit(options: Mapping[str, object], shapes: Mapping[str, object]) -> list[str]:
     """Parts of names that no tensor has; `*` stands for all others."""
-    parts = sorted({*chain.from_iterable(map(_parts, options.values()))} - {"*"})
+    parts = sorted({*_parts(list(options.values()))} - {"*"})
     return [part for part in parts if shapes and not any(part in name for name in shapes)]
 
 

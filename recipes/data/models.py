@@ -12,6 +12,8 @@ from recipes.data import wheels
 from recipes.data.lite0 import lite0
 from recipes.data.smollm2 import smollm2
 from recipes.errors import ASKS, UNRUN, UNRUN_ADVICE, RecipeError
+from twinmerge.errors import CheckpointError
+from twinmerge.local import snapshot_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -50,6 +52,10 @@ def _folder(name: str) -> Path | None:
     """The folder a name stands for, or None for a Hub id."""
     path = Path(name).expanduser()
     if name and path.is_dir():
+        try:
+            path = snapshot_of(path)
+        except CheckpointError as error:
+            raise RecipeError(str(error)) from error
         if not (path / "config.json").is_file():
             raise RecipeError(f"model folder {path} has no config.json; give a folder written by save_pretrained")
         if fault := own_code(path):

@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers
 
+from recipes.data.models import resolve_model
+from recipes.errors import RecipeError
 from tests.twinmerge import foreign
 from tests.twinmerge.foreign import KINDS, LABELS
 from twinmerge import CheckpointError, load, merge_folders, save
@@ -16,6 +18,7 @@ from twinmerge.checkpoints import inspect_checkpoint
 from twinmerge.folders import Expert, mapped, read_folder
 from twinmerge.local import local_folder
 from twinmerge.one_call import named
+from twinmerge.routable import check_routable
 
 NAMES = list(LABELS.values())
 
@@ -208,6 +211,7 @@ def test_an_adapter_that_lost_a_random_layer_of_its_classifier_is_refused(root: 
 def test_token_classifiers_on_the_encoder_of_t5_answer_as_alone(tmp_path: Path) -> None:
     sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "pad_token_id": 0}
     transformers.T5EncoderModel(transformers.T5Config(**sizes)).save_pretrained(tmp_path / "base")
+    assert check_routable(transformers.AutoConfig.from_pretrained(tmp_path / "base"))[0] == "T5EncoderModel"
     alone = {}
     for seed, name in enumerate("ab"):
         model = transformers.T5ForTokenClassification.from_pretrained(tmp_path / "base", num_labels=2 + seed)
@@ -252,7 +256,9 @@ def test_a_models_folder_in_the_cache_of_the_hub_stands_for_its_snapshot(root: P
     cached = tmp_path / "models--a--b"
     shutil.copytree(base, cached / "snapshots" / "abc")
     assert local_folder(cached) == cached / "snapshots" / "abc"
+    assert resolve_model(str(cached)) == cached / "snapshots" / "abc"
     assert local_folder(base) == base
     shutil.copytree(base, cached / "snapshots" / "def")
-    with pytest.raises(CheckpointError, match=r"with 2 snapshots; give .*abc or .*def\."):
-        local_folder(cached)
+    for find, error in ((local_folder, CheckpointError), (resolve_model, RecipeError)):
+        with pytest.raises(error, match=r"with 2 snapshots; give .*abc or .*def\."):
+            find(str(cached))

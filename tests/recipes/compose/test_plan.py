@@ -13,7 +13,7 @@ import pytest
 
 from recipes.compose import stages
 from recipes.compose.recipe import check, inputs
-from recipes.compose.schema import GROUPS, Recipe
+from recipes.compose.schema import Recipe
 from recipes.compose.stages import Stage, check_taken, lost_expert, make, plan, ready
 from recipes.errors import RecipeError, RunError
 from recipes.front.parse import parse
@@ -209,23 +209,6 @@ def test_students_are_checked_before_their_twin_is_there(words, said, tmp_path, 
     with pytest.raises(RecipeError) as error:
         list(check(parsed(*words)))
     assert str(error.value).startswith(said)
-
-
-def test_further_columns_are_looked_for_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("recipes.merge.recipe.check", lambda recipe: iter(()))
-    monkeypatch.setattr("recipes.compose.recipe._check_alone", lambda *_: iter(()))
-    tasks = f"merge.tasks=[{own_task(tmp_path)}, {own_task(tmp_path, 'two')}]"
-    few = "explain.estimation.folds=2"  # 24 test inputs
-    assert "explain.columns: year found" in list(check(parsed(tasks, few, "explain.columns=[year]")))
-    with pytest.raises(RecipeError, match=r"explain\.columns: no file of own, two has a column 'month'"):
-        list(check(parsed(tasks, few, "explain.columns=[year,month]")))
-
-
-def test_a_further_column_is_a_group_where_none_is_named():
-    groups = plan(parsed("explain.columns=[year,length]"))[3][0].recipe.groups
-    assert groups == {**GROUPS, "year": ["year"], "column length": ["length"]}
-    named = plan(parsed("explain.columns=[year]", "explain.groups={when: [year]}"))[3][0].recipe.groups
-    assert named == {"when": ["year"]}
 
 
 def test_a_student_of_other_inputs_is_refused(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 import pytest
 
 from recipes.compose.recipe import check
+from recipes.compose.schema import GROUPS
+from recipes.compose.stages import plan
 from recipes.distill import merge_checks
 from recipes.errors import RecipeError
 from tests.recipes import tiny
@@ -67,3 +69,20 @@ def test_more_folds_than_the_test_inputs_fill_are_refused(tmp_path, monkeypatch)
     few = tasks.replace(".csv}", ".csv, max_test: 9}")
     with pytest.raises(RecipeError, match="2 folds need 20 test inputs, and the tasks have 18; give more inputs"):
         list(check(parsed(few, "explain.estimation.folds=2")))
+
+
+def test_further_columns_are_looked_for_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("recipes.merge.recipe.check", lambda recipe: iter(()))
+    monkeypatch.setattr("recipes.compose.recipe._check_alone", lambda *_: iter(()))
+    tasks = f"merge.tasks=[{own_task(tmp_path)}, {own_task(tmp_path, 'two')}]"
+    few = "explain.estimation.folds=2"  # 24 test inputs
+    assert "explain.columns: year found" in list(check(parsed(tasks, few, "explain.columns=[year]")))
+    with pytest.raises(RecipeError, match=r"explain\.columns: no file of own, two has a column 'month'"):
+        list(check(parsed(tasks, few, "explain.columns=[year,month]")))
+
+
+def test_a_further_column_is_a_group_where_none_is_named():
+    groups = plan(parsed("explain.columns=[year,length]"))[3][0].recipe.groups
+    assert groups == {**GROUPS, "year": ["year"], "column length": ["length"]}
+    named = plan(parsed("explain.columns=[year]", "explain.groups={when: [year]}"))[3][0].recipe.groups
+    assert named == {"when": ["year"]}
