@@ -1,8 +1,8 @@
-"""The README's first command on a fresh machine, timed: environment, first run with an empty cache, second run.
+"""The README's first command on a fresh machine, timed: environment, first run with an empty cache, second run, composition.
 
 Everything happens in a temporary folder: a new virtual environment from ``constraints.txt``, an empty cache, then
-``merge.yaml`` twice through the real command. `merge_first_seconds` counts the installation too, as the newcomer's
-clock does.
+``merge.yaml`` twice through the real command, and ``compose.yaml``, which takes the experts that the merge has cached.
+`merge_first_seconds` counts the installation too, as the newcomer's clock does.
 """
 
 import os
@@ -28,6 +28,7 @@ def main() -> None:
             "install": [str(python.parent / "uv"), "pip", "install", "-q", "-p", str(python), *pinned, str(ROOT)],
             "first run": [str(python), "-m", "recipes.run", "merge.yaml"],
             "second run": [str(python), "-m", "recipes.run", "merge.yaml"],
+            "composition": [str(python), "-m", "recipes.run", "compose.yaml"],
         }
         # A newcomer's Python compiles what it imports once, whatever this process is told.
         own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -42,6 +43,7 @@ def main() -> None:
         "setup_seconds": setup,
         "merge_first_seconds": setup + seconds["first run"],
         "merge_second_seconds": seconds["second run"],
+        "compose_first_seconds": seconds["composition"],
     }
     rows = [{"step": name, "seconds": value} for name, value in seconds.items()]
     write_results("first_run", figures, {"steps": rows}, seeds=1)

@@ -35,13 +35,21 @@ class Family:
     def __init__(self, slot: int, downs: Sequence[Tensor], ups: Sequence[Tensor], slots: int) -> None:
         self.ups, self.shares_down = [up.clone() for up in ups], downs[0].dtype == torch.float32
         if self.shares_down:
-            self._keep(torch.cat(list(downs)))
-            self.weights = torch.zeros(slots, len(self.down), device=self.down.device)
-            self.weights[slot] = (self.peaks[:, 0] != 0).float()
+            down = torch.cat(list(downs))
+            self.weights = torch.zeros(slots, len(down), device=down.device)
+            self._keep(down)
+            self._weigh(slot, (self.peaks[:, 0] != 0).float())
 
     def _keep(self, down: Tensor) -> None:
+        """Keep the rows of A, and for the products those ranks alone that give something in any adapter so far."""
         self.down, self.places = down, down.abs().argmax(1, keepdim=True)
         self.peaks = down.gather(1, self.places)
+        whole = torch.cat([up.isfinite().all(0) for up in self.ups])
+        self.ranks = ((self.peaks[:, 0] != 0) | ~whole).nonzero()[:, 0]
+        rank = len(down) // len(self.ups)
+        own = [self.ranks[self.ranks // rank == part] - rank * part for part in range(len(self.ups))]
+        self.near_down = down[self.ranks]
+        self.near_ups = [up[:, ranks] for up, ranks in zip(self.ups, own, strict=True)]
 
     def take(self, slot: int, downs: Sequence[Tensor], ups: Sequence[Tensor]) -> bool:
         """Whether a slot's adapter belongs to the family; its weights are kept then.
@@ -63,8 +71,12 @@ class Family:
         if bool(new.any()):
             self._keep(torch.where(new, rows, self.down))
             weights = weights + new
-        self.weights[slot] = weights[:, 0]
+        self._weigh(slot, weights[:, 0])
         return True
+
+    def _weigh(self, slot: int, weights: Tensor) -> None:
+        self.weights[slot] = weights
+        self.near_weights = self.weights[:, self.ranks]
 
     def add(self, y: Tensor, x: Tensor, slots: Tensor, downs: Sequence[Tensor], scaling: float) -> None:
         """Add scaling x A^T diag(w) B^T to y, slice by slice, for tokens that all are of this family.
@@ -76,15 +88,16 @@ class Family:
             downs: the layer's factors A, one a slice, each of shape (slots, 1, rank, n).
             scaling: of the products.
         """
-        parts: Sequence[Tensor]
+        ups = self.ups
         if self.shares_down:
-            z = (x.to(self.down.dtype) @ self.down.t()).mul_(self.weights[slots])
-            parts = (z if scaling == 1 else scaling * z).chunk(len(self.ups), 1)
+            ups = self.near_ups
+            z = (x.to(self.down.dtype) @ self.near_down.t()).mul_(self.near_weights[slots])
+            parts = list((z if scaling == 1 else scaling * z).split_with_sizes([up.shape[1] for up in ups], 1))
         else:
             parts = [torch.zeros(len(x), down.shape[-2]) for down in downs]
             for part, down in zip(parts, downs, strict=True):
                 shrink(x, down, part, slots, None, scaling)
-        for up, part, own in zip(self.ups, parts, torch.split(y, [len(up) for up in self.ups], 1), strict=True):
+        for up, part, own in zip(ups, parts, y.split_with_sizes([len(up) for up in ups], 1), strict=True):
             own.addmm_(part.to(y.dtype), up.t().to(y.dtype))
 
 
@@ -94,8 +107,10 @@ class _Layer:
 
     tensors: tuple[weakref.ref[Tensor], ...]
     versions: tuple[int, ...] = ()
+    fills: int = 0  # of all slots, when the versions were looked at
     filled: dict[int, int] = field(default_factory=dict)  # how often a slot had been filled when it was looked at
     family: dict[int, Family] = field(default_factory=dict)
+    latest: Family | None = None  # whose slots may all have got other mixtures since
 
 
 _layers: dict[tuple[int, ...], _Layer] = {}
@@ -124,14 +139,15 @@ def families(downs: Sequence[Tensor], ups: Sequence[Tensor], slots: set[int]) ->
         layer = _layers[key] = _Layer(tuple(map(weakref.ref, every)))
     versions = tuple(tensor._version for tensor in every)
     if versions != layer.versions:
-        changed = {slot for slot in layer.family if layer.filled[slot] != _filled[slot]}
-        for slot in changed or set(layer.family):
+        unnoted = layer.fills == _filled.total()
+        for slot in [slot for slot in layer.family if unnoted or layer.filled[slot] != _filled[slot]]:
             del layer.family[slot]
-        layer.versions = versions
+        layer.versions, layer.fills = versions, _filled.total()
     for slot in slots - layer.family.keys():
         own = [down[slot, 0] for down in downs], [up[slot, 0] for up in ups]
-        known = (family for family in set(layer.family.values()) if family.take(slot, *own))
-        layer.family[slot] = next(known, None) or Family(slot, *own, slots=len(downs[0]))
+        known = dict.fromkeys([*layer.family.values(), *([layer.latest] if layer.latest else [])])
+        taken = (family for family in known if family.take(slot, *own))
+        layer.latest = layer.family[slot] = next(taken, None) or Family(slot, *own, slots=len(downs[0]))
         layer.filled[slot] = _filled[slot]
     return layer.family
 

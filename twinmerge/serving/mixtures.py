@@ -7,18 +7,20 @@ the tokens of several can be multiplied together.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from twinmerge.errors import CheckpointError
@@ -26,6 +28,7 @@ from twinmerge.modeling_twin import read_expert
 
 PARTS = 64
 _NAME = re.compile(r"twin@((?:0|[1-9]\d?)(?:,(?:0|[1-9]\d?))*)")  # one spelling per mixture
+_PIECE = 2**20  # bytes that are written at once: Linux takes four times as long for tens of megabytes in one piece
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 
 
@@ -139,21 +142,37 @@ class Mixer:
             "merge again at a lower rank."
         )
 
-    def adapter(self, parts: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """A mixture's tensors by PEFT's names, and its adapter_config.json.
+    def adapter(self, parts: Sequence[int]) -> dict[str, Tensor]:
+        """A mixture's tensors by PEFT's names.
 
         Args:
             parts: 64ths, one a task.
         """
-        weights = torch.tensor(parts, dtype=torch.float32) / PARTS
         tensors: dict[str, Tensor] = {}
-        for name, (up, down, owners) in self.stacks.items():
-            scaled = (weights[owners] * down).to(down.dtype)
-            leaves = self._leaves(name, up, scaled)
-            tensors |= {f"base_model.model.{name.removesuffix('.weight')}.{leaf}": leaves[leaf] for leaf in leaves}
+        for name, (up, down, _) in self.stacks.items():
+            kind, b_of, a_of = self._kind(name)
+            tensors |= {a_of: torch.empty(kind(down).shape, dtype=down.dtype), b_of: kind(up).contiguous()}
+        self.scale(parts, tensors)
+        return tensors
+
+    def scale(self, parts: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
+        """Write a mixture's factors A, which are all that it differs in from another, in their places in an adapter.
+
+        Args:
+            parts: 64ths, one a task.
+            tensors: by PEFT's names, of which those of A are written.
+        """
+        weights = torch.tensor(parts, dtype=torch.float32) / PARTS
+        for name, (_, down, owners) in self.stacks.items():
+            kind, _, a_of = self._kind(name)
+            torch.mul(weights[owners], down, out=kind(tensors[a_of]))
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """The adapter_config.json of every mixture."""
         ranks = {name.removesuffix(".weight"): len(down) for name, (_, down, _) in self.stacks.items()}
         uneven = {f"^{re.escape(module)}": r for module, r in ranks.items() if r != self.rank}
-        config = {
+        return {
             "peft_type": "LORA",
             "base_model_name_or_path": str(self.folder),
             "task_type": "CAUSAL_LM",
@@ -167,7 +186,6 @@ class Mixer:
             "rank_pattern": uneven,
             "alpha_pattern": uneven,
         }
-        return tensors, config
 
     @staticmethod
     def _stacked(experts: Sequence[dict[str, tuple[Tensor, Tensor]]]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -179,10 +197,12 @@ class Mixer:
             stacks[name] = (torch.cat([up for _, up, _ in pairs], 1), torch.cat([d for _, _, d in pairs]), owners)
         return stacks
 
-    def _leaves(self, name: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
-        if name.removesuffix(".weight") in self._embeddings:
-            return {"lora_embedding_A": up.t().contiguous(), "lora_embedding_B": down.t().contiguous()}
-        return {"lora_A.weight": down, "lora_B.weight": up}
+    def _kind(self, name: str) -> tuple[Callable[[Tensor], Tensor], str, str]:
+        """How PEFT lays a matrix's factors, embeddings' transposed, and its names of B and of A."""
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        if name.removesuffix(".weight") in self._embeddings:  # PEFT writes (rank, words) there as A
+            return Tensor.t, f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
+        return (lambda factor: factor), f"{module}.lora_B.weight", f"{module}.lora_A.weight"
 
 
 class MixtureCache:
@@ -199,6 +219,9 @@ class MixtureCache:
 
     def __init__(self, twin: str | Path, folder: str | Path, limit: int = 256) -> None:
         self.mixer, self.folder, self.limit = Mixer(twin), Path(folder), limit
+        self._file: bytearray | None = None  # of the mixture that was written last
+        self._places: dict[str, Tensor] = {}  # its tensors in there
+        self._lock = threading.Lock()
 
     def path(self, name: str) -> Path | None:
         """The folder of a mixture; None for a name that is no mixture of this twin.
@@ -218,15 +241,34 @@ class MixtureCache:
             raise CheckpointError(
                 f"{self.folder} holds {held} mixtures, its limit; unload names that are no longer needed, or raise it."
             )
-        tensors, config = self.mixer.adapter(parts)
         draft = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
-        save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
-        (draft / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        self._write(parts, draft / "adapter_model.safetensors")
+        (draft / "adapter_config.json").write_text(json.dumps(self.mixer.config), encoding="utf-8")
         try:
             os.rename(draft, target)
         except OSError:  # another process was first, and a mixture has one content
             shutil.rmtree(draft)
         return target
+
+    def _write(self, parts: Sequence[int], file: Path) -> None:
+        """Write a mixture's tensors: the whole file once, and for the next mixtures its factors A in their places."""
+        with self._lock:
+            if self._file is None:
+                tensors = self.mixer.adapter(parts)
+                self._file = bytearray(save(tensors, metadata={"format": "pt"}))
+                self._places = {name: self._place(self._file, name, tensor) for name, tensor in tensors.items()}
+            else:
+                self.mixer.scale(parts, self._places)
+            with file.open("wb") as out:
+                for first in range(0, len(self._file), _PIECE):
+                    out.write(memoryview(self._file)[first : first + _PIECE])
+
+    @staticmethod
+    def _place(file: bytearray, name: str, like: Tensor) -> Tensor:
+        """Where a tensor lies in a safetensors file: the length of its header, the header, and the tensors."""
+        start = 8 + int.from_bytes(file[:8], "little")
+        first, _ = json.loads(file[8:start])[name]["data_offsets"]
+        return torch.frombuffer(file, dtype=like.dtype, count=like.numel(), offset=start + first).view(like.shape)
 
     @staticmethod
     def forget(folder: Path, name: str) -> None:

@@ -89,6 +89,38 @@ def test_only_the_slot_that_was_filled_is_looked_at_again(looked_at: list[int]) 
     assert set(looked_at) == {1}
 
 
+def test_a_slot_that_is_filled_for_the_first_time_has_the_others_looked_at_no_more(looked_at: list[int]) -> None:
+    layer = Layer()
+    layer.right([0, 1, 2, -1] * 2)
+    looked_at.clear()
+    layer.refill(3, [down[1] for down in layer.downs], [up[1] for up in layer.ups])
+    families.fill(3)
+    layer.right([0, 1, 2, 3] * 2)
+    assert set(looked_at) == {3}
+
+
+def test_a_family_outlives_the_slots_that_all_got_other_mixtures(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, founded = Layer(), []
+    layer.right([1] * 8)
+    keep = families.Family.__init__
+    monkeypatch.setattr(families.Family, "__init__", lambda self, *a, **k: founded.append(1) or keep(self, *a, **k))
+    layer.refill(1, [down[0] for down in layer.downs], [up[0] for up in layer.ups])
+    families.fill(1)
+    layer.right([1] * 8)
+    assert not founded
+
+
+def test_ranks_that_no_adapter_uses_cost_no_product() -> None:
+    downs, ups = [torch.randn(5, 4), torch.randn(5, 4)], [torch.randn(3, 5), torch.randn(2, 5)]
+    downs[0][3:], downs[1][1] = 0, 0
+    family = families.Family(0, downs, ups, slots=2)
+    assert family.near_down.shape == (7, 4)
+    assert [up.shape for up in family.near_ups] == [(3, 3), (2, 4)]
+    y, x = torch.zeros(6, 5), torch.randn(6, 4)
+    family.add(y, x, torch.zeros(6, dtype=torch.long), downs, 2.0)
+    torch.testing.assert_close(y, torch.cat([2 * x @ a.t() @ b.t() for a, b in zip(downs, ups, strict=True)], 1))
+
+
 def test_what_changes_unnoticed_is_found_all_the_same(looked_at: list[int]) -> None:
     layer = Layer()
     layer.right()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import twinmerge
@@ -112,8 +113,18 @@ def test_the_configuration_says_every_rank(folder: Path, tmp_path: Path) -> None
 
 def test_all_mixtures_have_the_same_second_factor(folder: Path) -> None:
     mixer = Mixer(folder)
-    found = [mixer.adapter(parts)[0] for parts in ((64, 0, 0), (0, 1, 63), (20, 22, 22))]
+    found = [mixer.adapter(parts) for parts in ((64, 0, 0), (0, 1, 63), (20, 22, 22))]
     assert all(set(other) == set(found[0]) for other in found)
     names = [name for name in found[0] if name.endswith(("lora_B.weight", "lora_embedding_A"))]
     assert names
     assert all(torch.equal(other[name], found[0][name]) for other in found for name in names)
+
+
+def test_every_mixture_that_is_written_is_the_one_of_its_name(folder: Path, tmp_path: Path) -> None:
+    mixer, cache = Mixer(folder), MixtureCache(folder, tmp_path)
+    for parts in ((64, 0, 0), (0, 1, 63), (20, 22, 22), (64, 0, 0)):
+        place: Any = cache.path(name_of(parts))
+        found, wanted = load_file(place / "adapter_model.safetensors"), mixer.adapter(parts)
+        assert set(found) == set(wanted)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        MixtureCache.forget(cache.folder, name_of(parts))
