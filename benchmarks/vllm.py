@@ -57,7 +57,6 @@ def main() -> None:
     """Make the twins, serve them, compare, measure, and write the results."""
     python = environment()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     figures: dict[str, Any] = {}
     tables: dict[str, list[dict[str, Any]]] = {}
     KEPT.parent.mkdir(parents=True, exist_ok=True)

@@ -48,8 +48,8 @@ class Family:
         self.ranks = ((self.peaks[:, 0] != 0) | ~whole).nonzero()[:, 0]
         rank = len(down) // len(self.ups)
         own = [self.ranks[self.ranks // rank == part] - rank * part for part in range(len(self.ups))]
-        self.near_down = down[self.ranks]
-        self.near_ups = [up[:, ranks] for up, ranks in zip(self.ups, own, strict=True)]
+        self.near_down = down[self.ranks].t()
+        self.near_ups = [up[:, ranks].t().contiguous() for up, ranks in zip(self.ups, own, strict=True)]
 
     def take(self, slot: int, downs: Sequence[Tensor], ups: Sequence[Tensor]) -> bool:
         """Whether a slot's adapter belongs to the family; its weights are kept then.
@@ -88,25 +88,26 @@ class Family:
             downs: the layer's factors A, one a slice, each of shape (slots, 1, rank, n).
             scaling: of the products.
         """
-        ups = self.ups
+        widths = [len(up) for up in self.ups]
         if self.shares_down:
             ups = self.near_ups
-            z = (x.to(self.down.dtype) @ self.near_down.t()).mul_(self.near_weights[slots])
-            parts = list((z if scaling == 1 else scaling * z).split_with_sizes([up.shape[1] for up in ups], 1))
+            z = (x.to(self.down.dtype) @ self.near_down).mul_(self.near_weights[slots])
+            parts = list(z.split_with_sizes([len(up) for up in ups], 1))
         else:
+            ups = [up.t() for up in self.ups]
             parts = [torch.zeros(len(x), down.shape[-2]) for down in downs]
             for part, down in zip(parts, downs, strict=True):
-                shrink(x, down, part, slots, None, scaling)
-        for up, part, own in zip(ups, parts, y.split_with_sizes([len(up) for up in ups], 1), strict=True):
-            own.addmm_(part.to(y.dtype), up.t().to(y.dtype))
+                shrink(x, down, part, slots, None, 1.0)
+        for up, part, own in zip(ups, parts, y.split_with_sizes(widths, 1), strict=True):
+            own.addmm_(part.to(y.dtype), up.to(y.dtype), alpha=scaling)
 
 
 @dataclass
 class _Layer:
     """What is known of the slots of one layer."""
 
-    tensors: tuple[weakref.ref[Tensor], ...]
-    versions: tuple[int, ...] = ()
+    tensors: list[weakref.ref[Tensor]]
+    versions: list[int] = field(default_factory=list)
     fills: int = 0  # of all slots, when the versions were looked at
     filled: dict[int, int] = field(default_factory=dict)  # how often a slot had been filled when it was looked at
     family: dict[int, Family] = field(default_factory=dict)
@@ -135,9 +136,9 @@ def families(downs: Sequence[Tensor], ups: Sequence[Tensor], slots: set[int]) ->
     """
     every = (*downs, *ups)
     layer = _layers.get(key := tuple(map(id, every)))
-    if layer is None or any(ref() is not tensor for ref, tensor in zip(layer.tensors, every, strict=True)):
-        layer = _layers[key] = _Layer(tuple(map(weakref.ref, every)))
-    versions = tuple(tensor._version for tensor in every)
+    if layer is None:  # a layer's entry goes with its tensors, whose places others may get
+        layer = _layers[key] = _Layer([weakref.ref(tensor, lambda _: _layers.pop(key, None)) for tensor in every])
+    versions = [tensor._version for tensor in every]
     if versions != layer.versions:
         unnoted = layer.fills == _filled.total()
         for slot in [slot for slot in layer.family if unnoted or layer.filled[slot] != _filled[slot]]:
@@ -166,14 +167,14 @@ def add_adapters(
         scaling: of the products.
     """
     each = slots.tolist()
-    found = families(downs, ups, set(each) - {-1})
-    mine = [found.get(slot) for slot in each]
-    for family in {family for family in mine if family is not None}:
-        rows = [row for row, own in enumerate(mine) if own is family]
-        if len(rows) == len(each):
-            family.add(y, x, slots, downs, scaling)
-            continue
-        places = torch.tensor(rows)
+    asked = set(each)
+    found = families(downs, ups, asked - {-1})
+    mine = {found[slot] for slot in asked if slot != -1}
+    if len(mine) == 1 and -1 not in asked:
+        mine.pop().add(y, x, slots, downs, scaling)
+        return
+    for family in mine:
+        places = torch.tensor([place for place, slot in enumerate(each) if slot != -1 and found[slot] is family])
         part = y[places]
         family.add(part, x[places], slots[places], downs, scaling)
         y[places] = part

@@ -114,8 +114,8 @@ def test_ranks_that_no_adapter_uses_cost_no_product() -> None:
     downs, ups = [torch.randn(5, 4), torch.randn(5, 4)], [torch.randn(3, 5), torch.randn(2, 5)]
     downs[0][3:], downs[1][1] = 0, 0
     family = families.Family(0, downs, ups, slots=2)
-    assert family.near_down.shape == (7, 4)
-    assert [up.shape for up in family.near_ups] == [(3, 3), (2, 4)]
+    assert family.near_down.shape == (4, 7)
+    assert [up.shape for up in family.near_ups] == [(3, 3), (4, 2)]
     y, x = torch.zeros(6, 5), torch.randn(6, 4)
     family.add(y, x, torch.zeros(6, dtype=torch.long), downs, 2.0)
     torch.testing.assert_close(y, torch.cat([2 * x @ a.t() @ b.t() for a, b in zip(downs, ups, strict=True)], 1))
