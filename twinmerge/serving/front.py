@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from twinmerge.serving.asking import EXPERT, ROUTED, SHARED, Asked, Limits, RequestError, read
 from twinmerge.serving.batching import Batcher
 from twinmerge.serving.mixtures import in_parts
+from twinmerge.serving.packed import Packed
 from twinmerge.twin_mixin import TwinMixin
 from twinmerge.twin_parts import Router, masked_mean
 
@@ -67,10 +68,11 @@ class PromptRouter:
         self.twin, self.row = twin, row
         self.batches: Batcher[list[int], Parts] = Batcher(self.weigh, size, wait=0.002)
         self.packs = twin.router is not None and twin.router_reads == "last" and self._keeps_apart()
+        self.quick = Packed(twin)
 
     def weigh(self, prompts: Sequence[list[int]]) -> list[Parts]:
         """Mixtures in 64ths; padding and company do not move the router."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self.quick:
             weights = self._packed(prompts) if self.packs else self._padded(prompts)
         return [in_parts(row) for row in weights.tolist()]
 
