@@ -128,6 +128,11 @@ class Mixer:
         return max((len(down) for _, down, _ in self.stacks.values()), default=1)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of a mixture's tensors."""
+        return sum(up.nbytes + down.nbytes for up, down, _ in self.stacks.values())
+
+    @property
     def server_rank(self) -> int:
         """The smallest `--max-lora-rank` of vLLM that serves every mixture.
 

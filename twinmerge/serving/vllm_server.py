@@ -89,8 +89,9 @@ def running(
         CheckpointError: when the folder's experts cannot be served as adapters.
         RuntimeError: when the server ends before it answers, or does not answer in time.
     """
-    rank = Mixer(folder).server_rank
-    cache = Path(tempfile.mkdtemp(prefix="gapbridge-mixtures-"))
+    mixer = Mixer(folder)
+    rank = mixer.server_rank
+    cache = Path(tempfile.mkdtemp(prefix="gapbridge-mixtures-", dir=in_memory(names * mixer.nbytes)))
     port = free_port()
     process = subprocess.Popen(
         command(folder, port, rank, names, python, extra),
@@ -106,6 +107,16 @@ def running(
     finally:
         end(process)
         shutil.rmtree(cache, ignore_errors=True)
+
+
+def in_memory(needed: int, memory: Path = Path("/dev/shm")) -> Path | None:  # noqa: S108
+    """A folder that lies in memory, if four times as much is free there; a disk would be busy with what is soon removed.
+
+    Args:
+        needed: bytes.
+        memory: the folder, where a system has one.
+    """
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free >= 4 * needed else None
 
 
 def free_port() -> int:

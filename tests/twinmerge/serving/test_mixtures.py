@@ -17,6 +17,7 @@ import twinmerge
 from tests.twinmerge import tiny
 from twinmerge.errors import CheckpointError
 from twinmerge.serving.mixtures import PARTS, Mixer, MixtureCache, in_parts, name_of, parts_of
+from twinmerge.serving.vllm_server import in_memory
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12).filter(lambda w: sum(w) > 1e-3))
@@ -128,3 +129,13 @@ def test_every_mixture_that_is_written_is_the_one_of_its_name(folder: Path, tmp_
         assert set(found) == set(wanted)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
         MixtureCache.forget(cache.folder, name_of(parts))
+
+
+def test_mixtures_lie_in_memory_where_there_is_room(folder: Path, tmp_path: Path) -> None:
+    mixer, cache = Mixer(folder), MixtureCache(folder, tmp_path)
+    place: Any = cache.path("twin@32,32,0")
+    written = (place / "adapter_model.safetensors").stat().st_size
+    assert mixer.nbytes <= written < 1.5 * mixer.nbytes
+    assert in_memory(written, tmp_path) == tmp_path
+    assert in_memory(shutil.disk_usage(tmp_path).free // 3, tmp_path) is None
+    assert in_memory(1, tmp_path / "none") is None
