@@ -110,7 +110,7 @@ def running(
 
 
 def in_memory(needed: int, memory: Path = Path("/dev/shm")) -> Path | None:  # noqa: S108
-    """A folder that lies in memory, if four times as much is free there; a disk would be busy with what is soon removed.
+    """A folder in memory, if four times as much is free there; a disk would be busy with what is soon removed.
 
     Args:
         needed: bytes.
