@@ -48,7 +48,7 @@ from twinmerge.serving.vllm_engine import VllmEngine
 from twinmerge.serving.vllm_server import end, free_port, running, wait_for
 
 TASKS, WORDS, CONTEXT = ("colours", "sums", "tales"), 512, 256
-PROMPTS, NEW, NEW_SMOLLM2, CLIENTS, ROUNDS, EACH = 30, 16, 32, 8, 4, 2
+PROMPTS, NEW, NEW_SMOLLM2, CLIENTS, ROUNDS, EACH = 30, 16, 32, 8, 8, 2
 KEPT = Path("runs") / "vllm.jsonl"
 OPTIONS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT))
 
