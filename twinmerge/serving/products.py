@@ -46,6 +46,8 @@ def expand(z: Tensor, up: Tensor, y: Tensor, slots: Tensor, lengths: Tensor | No
     matrices, width = up.flatten(0, -3), min(y.shape[1], up.shape[-2])
     y, z = y[:, :width], z.to(y.dtype)
     for slot, place in _runs(slots.tolist(), lengths):
+        if add and not z[place].any():  # as in a layer that the adapter does not change: its B may be a vocabulary's
+            continue
         y[place].addmm_(z[place], matrices[slot, :width].t().to(y.dtype), beta=float(add))
 
 

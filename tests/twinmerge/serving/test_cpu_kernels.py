@@ -133,6 +133,13 @@ def test_what_stands_in_the_output_is_replaced_where_it_is_not_added_to(installe
     torch.testing.assert_close(y, torch.stack([up[2] @ z[0], up[0] @ z[1]]))
 
 
+def test_a_layer_that_an_adapter_leaves_alone_takes_no_product(installed: Any) -> None:
+    y, z, up = torch.ones(3, GIVEN), torch.zeros(3, RANK), torch.full((SLOTS, 1, GIVEN, RANK), float("nan"))
+    up[1], z[1] = 1.0, 1.0
+    installed.bgmv_expand(z, up, y, torch.tensor([0, 1, 2]), True)
+    torch.testing.assert_close(y, torch.ones(3, GIVEN) + torch.tensor([0.0, RANK, 0.0])[:, None])
+
+
 def test_a_vllm_with_other_names_keeps_its_own(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     module = ModuleType("another_vllm")
     module.sgmv_shrink = own = object()  # type: ignore[attr-defined]
