@@ -1,4 +1,4 @@
-"""The README's first command on a fresh machine, timed: environment, first run with an empty cache, second run, composition.
+"""The README's first command on a fresh machine: environment, first run with an empty cache, second run, composition.
 
 Everything happens in a temporary folder: a new virtual environment from ``constraints.txt``, an empty cache, then
 ``merge.yaml`` twice through the real command, and ``compose.yaml``, which takes the experts that the merge has cached.
