@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from recipes.errors import RecipeError, RunError
+from recipes.fields import FieldError
 from recipes.front.schema import show
 from recipes.hpo.reference import known as reference_of
 from recipes.hpo.schema import AUTO, SB3, Cell, Recipe, cells, make_simulator, training_of
@@ -77,7 +78,10 @@ def check(recipe: Recipe) -> Iterator[str]:
         where = "" if value is None else f" at {recipe.grid.argument} {value}"
         advice = advise(simulator, smooth=asked[1] != "score")  # the check above has looked for what it looks for
         if AUTO in recipe.methods:
-            arguments[AUTO] = training_of(recipe, AUTO, advice.options).arguments()
+            try:
+                arguments[AUTO] = training_of(recipe, AUTO, advice.options).arguments()
+            except FieldError as error:
+                raise RecipeError(f"methods.{AUTO}: estimator score is advised: training.{error}") from error
         for method, given in arguments.items():
             try:
                 check_options(given, simulator)

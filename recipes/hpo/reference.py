@@ -37,7 +37,11 @@ def known(reference: Reference, simulator: HybridSimulator, noise: Noise) -> Bes
     if reference.policy is None:
         return best_known(simulator, noise)
     try:
-        decide = cast("Callable[[HybridSimulator], Decide]", find("reference.policy", reference.policy))(simulator)
+        make = cast("Callable[[HybridSimulator], Decide]", find("reference.policy", reference.policy))
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    try:
+        decide = make(simulator)
         with torch.no_grad():
             cost = float(reported_cost(simulator, play(simulator, decide, noise)).double().mean())
         if not math.isfinite(cost):

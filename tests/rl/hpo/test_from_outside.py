@@ -166,7 +166,12 @@ def test_sizes_of_numpy_are_sizes(tmp_path: Path) -> None:
     for name in ("n_modes", "action_dim", "observation_dim", "horizon"):
         setattr(simulator, name, np.int64(getattr(simulator, name)))
     check_simulator(simulator)
-    module = HPOModule(simulator, hidden=[4])
+    module = HPOModule(simulator, hidden=[np.int64(4)], learning_rate=np.float64(1e-3), discount=np.float32(0.5))
+    assert module.hparams["discount"] == 0.5
+    trainer = lightning.Trainer(max_epochs=1, **QUIET)
+    trainer.fit(module, SeedDataModule(1, 8, group_size=8, validation_episodes=8, test_episodes=8))
+    trainer.save_checkpoint(tmp_path / "plane.ckpt")
+    assert HPOModule.load_from_checkpoint(tmp_path / "plane.ckpt", simulator=simulator).hparams == module.hparams
     save_policy(module.policy, tmp_path / "policy.safetensors")
     assert load_policy(tmp_path / "policy.safetensors").act([0.1, 0.2]).mode == module.policy.act([0.1, 0.2]).mode
 
