@@ -18,11 +18,11 @@ from rl.loading import from_checkpoint
 class GuardedModule(lightning.LightningModule):
     """A module that may be made from import paths, which its checkpoints then hold as text."""
 
-    def save_hyperparameters(self, *args: Any, frame: Any = None, **kwargs: Any) -> None:
+    def save_hyperparameters(self, *args: Any, frame: FrameType | None = None, **kwargs: Any) -> None:
         """As Lightning does it, with numpy's numbers as plain ones: a checkpoint is read back without any objects."""
         frame = frame or cast(FrameType, inspect.currentframe()).f_back
         super().save_hyperparameters(*args, frame=frame, **kwargs)
-        self.hparams.update(_plain(dict(self.hparams)))
+        self.hparams.update({name: _plain(value) for name, value in self.hparams.items()})
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: bool = False, **kwargs: Any) -> Self:
@@ -54,12 +54,14 @@ class GuardedModule(lightning.LightningModule):
             ) from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """The same without numpy's numbers, in dictionaries, lists and tuples too."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_plain, value))
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if type(value) is tuple:
+        return tuple(_plain(item) for item in value)
     return value.item() if isinstance(value, np.generic) else value
 
 

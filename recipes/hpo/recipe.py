@@ -42,54 +42,15 @@ __all__ = ["Recipe", "check", "run"]
 
 def check(recipe: Recipe) -> Iterator[str]:
     """Make every simulator and try it; write nothing."""
-    from rl.envs.check import check_simulator
     from rl.hpo.advice import advise
-    from rl.hpo.estimators import check_minibatches, check_options
 
     devices, updates = _check_devices(recipe)
-    groups = recipe.episodes.batch_size // recipe.episodes.group_size
-    estimators, arguments = {}, {}
-    for method in recipe.methods:
-        training = training_of(recipe, method)
-        arguments[method] = training.arguments()
-        try:
-            check_options(arguments[method])
-        except ValueError as error:
-            raise RecipeError(f"training (method {method}): {error}") from error
-        # The one takes no gradient of the simulator, the other what it has unless it is told otherwise.
-        if method != SB3 and (method != AUTO or "estimator" in recipe.methods[AUTO]):
-            estimators[method] = training.estimator
-    # The score function needs the least of a simulator, and all the others need the same.
-    asked = next((each for each in estimators.items() if each[1] != "score"), ("", "score"))
+    asked = _check_methods(recipe)
     for value in recipe.grid.each():
-        try:
-            simulator = make_simulator(recipe, value)
-        except ValueError as error:
-            raise RecipeError(f"simulator: {error}") from error
-        try:
-            notes = check_simulator(simulator, estimator=cast(Any, asked[1]))
-        except Exception as error:  # whatever a user's own code raises
-            method = f" (method {asked[0]})" if asked[0] else ""
-            raise RecipeError(f"simulator: {_told(error, simulator)}{method}") from error
-        if recipe.reference.policy is not None:
-            import torch
-
-            reference_of(recipe.reference, simulator, simulator.sample_noise(8, torch.Generator().manual_seed(0)))
-        where = "" if value is None else f" at {recipe.grid.argument} {value}"
+        simulator, notes = _checked(recipe, value, asked)
         advice = advise(simulator, smooth=asked[1] != "score")  # the check above has looked for what it looks for
-        if AUTO in recipe.methods:
-            try:
-                arguments[AUTO] = training_of(recipe, AUTO, advice.options).arguments()
-            except FieldError as error:
-                raise RecipeError(f"methods.{AUTO}: estimator score is advised: training.{error}") from error
-        for method, given in arguments.items():
-            try:
-                check_options(given, simulator)
-                if method != SB3:
-                    decisions = simulator.horizon - simulator.buffer
-                    check_minibatches(given, groups // devices, recipe.episodes.group_size, decisions, devices)
-            except ValueError as error:
-                raise RecipeError(f"training (method {method}): {error}") from error
+        _check_trainings(recipe, simulator, advice.options, devices)
+        where = "" if value is None else f" at {recipe.grid.argument} {value}"
         modes = f"{len(simulator.heads)} heads" if simulator.heads else f"{simulator.n_modes} modes"
         yield (
             f"simulator {recipe.simulator.class_path}{where}: {modes}, {simulator.action_dim} "
@@ -109,6 +70,63 @@ def check(recipe: Recipe) -> Iterator[str]:
         return
     steps = updates * recipe.episodes.batch_size * simulator.horizon
     yield f"plan: {count} trainings of {updates} updates, {steps:,} simulator steps each"
+
+
+def _check_methods(recipe: Recipe) -> tuple[str, str]:
+    """Refuse methods that contradict themselves; the method that asks most of the simulator, and its estimator."""
+    from rl.hpo.estimators import check_options
+
+    asked = "", "score"
+    for method in recipe.methods:
+        training = training_of(recipe, method)
+        try:
+            check_options(training.arguments())
+        except ValueError as error:
+            raise RecipeError(f"training (method {method}): {error}") from error
+        # The score function needs the least of a simulator, and all the others need the same. Auto takes what the
+        # simulator has, unless it is told otherwise.
+        if asked[1] == "score" and (method != AUTO or "estimator" in recipe.methods[AUTO]):
+            asked = (method, training.estimator) if training.estimator != "score" else asked
+    return asked
+
+
+def _checked(recipe: Recipe, value: int | None, asked: tuple[str, str]) -> tuple[HybridSimulator, list[str]]:
+    """A simulator that was tried for what its methods ask of it, beside its reference; what was checked."""
+    from rl.envs.check import check_simulator
+
+    try:
+        simulator = make_simulator(recipe, value)
+    except ValueError as error:
+        raise RecipeError(f"simulator: {error}") from error
+    try:
+        notes = check_simulator(simulator, estimator=cast(Any, asked[1]))
+    except Exception as error:  # whatever a user's own code raises
+        method = f" (method {asked[0]})" if asked[0] else ""
+        raise RecipeError(f"simulator: {_told(error, simulator)}{method}") from error
+    if recipe.reference.policy is not None:
+        import torch
+
+        reference_of(recipe.reference, simulator, simulator.sample_noise(8, torch.Generator().manual_seed(0)))
+    return simulator, notes
+
+
+def _check_trainings(recipe: Recipe, simulator: HybridSimulator, advised: dict[str, object], devices: int) -> None:
+    """Refuse what a method asks of this simulator or of these episodes in vain."""
+    from rl.hpo.estimators import check_minibatches, check_options
+
+    size = recipe.episodes.group_size
+    groups = recipe.episodes.batch_size // size // devices
+    for method in recipe.methods:
+        try:
+            arguments = training_of(recipe, method, advised).arguments()
+        except FieldError as error:
+            raise RecipeError(f"methods.{method}: estimator score is advised: training.{error}") from error
+        try:
+            check_options(arguments, simulator)
+            if method != SB3:
+                check_minibatches(arguments, groups, size, simulator.horizon - simulator.buffer, devices)
+        except ValueError as error:
+            raise RecipeError(f"training (method {method}): {error}") from error
 
 
 def _told(error: Exception, simulator: HybridSimulator) -> str:

@@ -329,13 +329,15 @@ class FlatActions(gymnasium.ActionWrapper):  # type: ignore[misc]
             np.concatenate([-votes, low]).astype(np.float32), np.concatenate([votes, high]).astype(np.float32)
         )
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[object, dict[str, object]]:
         """A new episode of the environment."""
         seen, info = self.env.reset(seed=seed, options=options)
         self._allowed = info.get("action_mask")
         return seen, info
 
-    def step(self, action: Array) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Array) -> tuple[object, object, bool, bool, dict[str, object]]:
         """One decision."""
         seen, reward, terminated, truncated, info = self.env.step(self.action(action))
         self._allowed = info.get("action_mask")
