@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, Self
+from types import FrameType
+from typing import Any, Self, cast
 
 import lightning
+import numpy as np
 
 from rl.loading import from_checkpoint
 
 
 class GuardedModule(lightning.LightningModule):
     """A module that may be made from import paths, which its checkpoints then hold as text."""
+
+    def save_hyperparameters(self, *args: Any, frame: FrameType | None = None, **kwargs: Any) -> None:
+        """As Lightning does it, with numpy's numbers as plain ones: a checkpoint is read back without any objects."""
+        frame = frame or cast(FrameType, inspect.currentframe()).f_back
+        super().save_hyperparameters(*args, frame=frame, **kwargs)
+        self.hparams.update({name: _plain(value) for name, value in self.hparams.items()})
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: bool = False, **kwargs: Any) -> Self:
@@ -43,6 +52,17 @@ class GuardedModule(lightning.LightningModule):
                 f"{checkpoint_path} holds objects that could run code, or is damaged: give a checkpoint that this "
                 "class wrote, or weights_only=False if you trust whoever wrote it."
             ) from error
+
+
+def _plain(value: object) -> object:
+    """The same without numpy's numbers, in dictionaries, lists and tuples too."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if type(value) is tuple:
+        return tuple(_plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _refuse_damage(path: Any) -> None:

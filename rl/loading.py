@@ -76,7 +76,9 @@ def find(what: str, path: str) -> object:
         return getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:  # a module of the user's may fail in any way while it is imported
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{what} {path!r} cannot be imported ({reason}); give the path of a class.") from error
+        raise ValueError(
+            f"{what} {path!r} cannot be imported ({reason}); give the path of a class or function."
+        ) from error
 
 
 def made_by(found: object) -> type | None:

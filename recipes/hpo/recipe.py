@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
+import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from recipes.errors import RecipeError, RunError
+from recipes.fields import FieldError
 from recipes.front.schema import show
 from recipes.hpo.reference import known as reference_of
 from recipes.hpo.schema import AUTO, SB3, Cell, Recipe, cells, make_simulator, training_of
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from recipes.running.folder import RunFolder
-    from rl.envs.hybrid import Noise
+    from rl.envs.hybrid import HybridSimulator, Noise
     from rl.hpo.data import SeedDataModule
     from rl.hpo.module import HPOModule
 
@@ -39,45 +42,15 @@ __all__ = ["Recipe", "check", "run"]
 
 def check(recipe: Recipe) -> Iterator[str]:
     """Make every simulator and try it; write nothing."""
-    from rl.envs.check import check_simulator
     from rl.hpo.advice import advise
-    from rl.hpo.estimators import check_options
 
-    updates = _check_devices(recipe)
-    estimators, arguments = {}, {}
-    for method in recipe.methods:
-        training = training_of(recipe, method)
-        arguments[method] = training.arguments()
-        try:
-            check_options(arguments[method])
-        except ValueError as error:
-            raise RecipeError(f"training (method {method}): {error}") from error
-        if method not in (SB3, AUTO):  # the one takes no gradient of the simulator, the other what it has
-            estimators[method] = training.estimator
-    # The score function needs the least of a simulator, and all the others need the same.
-    asked = next((each for each in estimators.items() if each[1] != "score"), ("", "score"))
+    devices, updates = _check_devices(recipe)
+    asked = _check_methods(recipe)
     for value in recipe.grid.each():
-        try:
-            simulator = make_simulator(recipe, value)
-        except ValueError as error:
-            raise RecipeError(f"simulator: {error}") from error
-        try:
-            notes = check_simulator(simulator, estimator=cast(Any, asked[1]))
-        except ValueError as error:
-            raise RecipeError(f"simulator: {error}" + (f" (method {asked[0]})" if asked[0] else "")) from error
-        if recipe.reference.policy is not None:
-            import torch
-
-            reference_of(recipe.reference, simulator, simulator.sample_noise(8, torch.Generator().manual_seed(0)))
-        where = "" if value is None else f" at {recipe.grid.argument} {value}"
+        simulator, notes = _checked(recipe, value, asked)
         advice = advise(simulator, smooth=asked[1] != "score")  # the check above has looked for what it looks for
-        if AUTO in recipe.methods:
-            arguments[AUTO] = training_of(recipe, AUTO, advice.options).arguments()
-        for method, given in arguments.items():
-            try:
-                check_options(given, simulator)
-            except ValueError as error:
-                raise RecipeError(f"training (method {method}): {error}") from error
+        _check_trainings(recipe, simulator, advice.options, devices)
+        where = "" if value is None else f" at {recipe.grid.argument} {value}"
         modes = f"{len(simulator.heads)} heads" if simulator.heads else f"{simulator.n_modes} modes"
         yield (
             f"simulator {recipe.simulator.class_path}{where}: {modes}, {simulator.action_dim} "
@@ -89,6 +62,8 @@ def check(recipe: Recipe) -> Iterator[str]:
 
         if importlib.util.find_spec("stable_baselines3") is None:
             raise RecipeError(f"methods.{SB3}: Stable-Baselines3 is not installed; pip install 'gapbridge[peers]'")
+        if updates is None:
+            raise RecipeError(f"methods.{SB3}: it trains a number of updates; give trainer.max_epochs without max_time")
     count = len(cells(recipe))
     if updates is None:
         yield f"plan: {count} trainings until trainer.max_time"
@@ -97,8 +72,76 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield f"plan: {count} trainings of {updates} updates, {steps:,} simulator steps each"
 
 
-def _check_devices(recipe: Recipe) -> int | None:
-    """Refuse a trainer that cannot be, or a batch that cannot be dealt out to it; returns the updates of a training."""
+def _check_methods(recipe: Recipe) -> tuple[str, str]:
+    """Refuse methods that contradict themselves; the method that asks most of the simulator, and its estimator."""
+    from rl.hpo.estimators import check_options
+
+    asked = "", "score"
+    for method in recipe.methods:
+        training = training_of(recipe, method)
+        try:
+            check_options(training.arguments())
+        except ValueError as error:
+            raise RecipeError(f"training (method {method}): {error}") from error
+        # The score function needs the least of a simulator, and all the others need the same. Auto takes what the
+        # simulator has, unless it is told otherwise.
+        if asked[1] == "score" and (method != AUTO or "estimator" in recipe.methods[AUTO]):
+            asked = (method, training.estimator) if training.estimator != "score" else asked
+    return asked
+
+
+def _checked(recipe: Recipe, value: int | None, asked: tuple[str, str]) -> tuple[HybridSimulator, list[str]]:
+    """A simulator that was tried for what its methods ask of it, beside its reference; what was checked."""
+    from rl.envs.check import check_simulator
+
+    try:
+        simulator = make_simulator(recipe, value)
+    except ValueError as error:
+        raise RecipeError(f"simulator: {error}") from error
+    try:
+        notes = check_simulator(simulator, estimator=cast(Any, asked[1]))
+    except Exception as error:  # whatever a user's own code raises
+        method = f" (method {asked[0]})" if asked[0] else ""
+        raise RecipeError(f"simulator: {_told(error, simulator)}{method}") from error
+    if recipe.reference.policy is not None:
+        import torch
+
+        reference_of(recipe.reference, simulator, simulator.sample_noise(8, torch.Generator().manual_seed(0)))
+    return simulator, notes
+
+
+def _check_trainings(recipe: Recipe, simulator: HybridSimulator, advised: dict[str, object], devices: int) -> None:
+    """Refuse what a method asks of this simulator or of these episodes in vain."""
+    from rl.hpo.estimators import check_minibatches, check_options
+
+    size = recipe.episodes.group_size
+    groups = recipe.episodes.batch_size // size // devices
+    for method in recipe.methods:
+        try:
+            arguments = training_of(recipe, method, advised).arguments()
+        except FieldError as error:
+            raise RecipeError(f"methods.{method}: estimator score is advised: training.{error}") from error
+        try:
+            check_options(arguments, simulator)
+            if method != SB3:
+                check_minibatches(arguments, groups, size, simulator.horizon - simulator.buffer, devices)
+        except ValueError as error:
+            raise RecipeError(f"training (method {method}): {error}") from error
+
+
+def _told(error: Exception, simulator: HybridSimulator) -> str:
+    """A refusal as it is; of any other error of a simulator's code what it says, and where."""
+    if isinstance(error, ValueError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    module = sys.modules[type(simulator).__module__]
+    own = [frame for frame in frames if frame.filename == getattr(module, "__file__", None)] or frames
+    reason = " ".join(str(error).split()).rstrip(".")
+    return f"{own[-1].name} fails with {type(error).__name__} ({reason}), at {own[-1].filename}:{own[-1].lineno}"
+
+
+def _check_devices(recipe: Recipe) -> tuple[int, int | None]:
+    """Refuse a trainer that cannot be, or a batch that cannot be dealt out to it; devices, updates of a training."""
     config = _config(recipe)
     count = check_trainer(config, scores=("test",))
     if config.endless:
@@ -119,7 +162,7 @@ def _check_devices(recipe: Recipe) -> int | None:
                 f"devices evenly; give a batch_size that is a multiple of group_size times devices, or a smaller "
                 "group_size".replace("batch_size", name)
             )
-    return check_batches(config, {"train": updates, "validation": 1, "test": 1})
+    return count, check_batches(config, {"train": updates, "validation": 1, "test": 1})
 
 
 def _config(recipe: Recipe) -> TrainerConfig:
@@ -187,6 +230,7 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
     """
     import lightning
 
+    from rl.envs.hybrid import relative_gap
     from rl.errors import SimulatorError
     from rl.hpo.advice import advise
     from rl.hpo.data import SeedDataModule
@@ -216,7 +260,7 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
         "value": cell.value,
         "seed": cell.seed,
         **tested,
-        "gap": None if best is None else tested["cost"] / best.cost - 1,
+        "gap": None if best is None else relative_gap(tested["cost"], best.cost),
         "reference": None if best is None else best.name,
         "reference_cost": None if best is None else best.cost,
         "others": {} if best is None else best.others,
@@ -254,9 +298,10 @@ def _train_sb3(
 ) -> Trained:
     """Train by Stable-Baselines3 for as many simulator steps, from the start: it cannot go on in the middle."""
     from recipes.hpo.sb3 import cost_of, train_sb3
+    from rl.envs.hybrid import relative_gap
 
     simulator, episodes, rows = module.simulator, recipe.episodes, []
-    updates = (recipe.trainer.max_epochs or 1) * episodes.updates_per_epoch
+    updates = cast(int, _check_devices(recipe)[1])
     start = time.monotonic()
     with folder.phase(f"train {cell.name}", updates) as progress:
 
@@ -269,7 +314,7 @@ def _train_sb3(
                 "cost": cost_of(model, simulator, noises["validation"]),
             }
             if "validation" in module.references:
-                point["gap"] = point["cost"] / module.references["validation"] - 1
+                point["gap"] = relative_gap(point["cost"], module.references["validation"])
             rows.append(point)
 
         model = train_sb3(

@@ -11,9 +11,7 @@ from recipes.hpo.schema import Reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
-
-    from rl.envs.hybrid import Decide, HybridSimulator, Noise, State
+    from rl.envs.hybrid import Decide, HybridSimulator, Noise
     from rl.hpo.known_optima import BestKnown
 
 
@@ -39,11 +37,17 @@ def known(reference: Reference, simulator: HybridSimulator, noise: Noise) -> Bes
     if reference.policy is None:
         return best_known(simulator, noise)
     try:
-        decide = cast("Callable[[HybridSimulator], Decide]", find("reference.policy", reference.policy))(simulator)
+        make = cast("Callable[[HybridSimulator], Decide]", find("reference.policy", reference.policy))
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    try:
+        decide = make(simulator)
         with torch.no_grad():
-            cost = float(reported_cost(simulator, play(simulator, _feasible(simulator, decide), noise)).double().mean())
+            cost = float(reported_cost(simulator, play(simulator, decide, noise)).double().mean())
         if not math.isfinite(cost):
             raise ValueError(f"its cost is {cost}")
+        if not cost:
+            raise ValueError("its cost is 0, and gaps are in units of it")
     except Exception as error:  # whatever a user's own code raises
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise RecipeError(
@@ -51,26 +55,3 @@ def known(reference: Reference, simulator: HybridSimulator, noise: Noise) -> Bes
             "returns a function of state and step, which gives modes and actions"
         ) from error
     return BestKnown(reference.name, cost, {})
-
-
-def _feasible(simulator: HybridSimulator, decide: Decide) -> Decide:
-    """The policy, whose modes and actions must be those of a whole batch, and modes that may be chosen.
-
-    What broadcasts would be played, and a mode that is forbidden may cost less than any that is allowed.
-    """
-    from rl.envs.hybrid import check_modes
-
-    def checked(state: State, t: int) -> tuple[Tensor, Tensor]:
-        mode, action = decide(state, t)
-        batch = len(next(iter(state.values())))
-        wanted = (batch, len(simulator.heads)) if simulator.heads else (batch,)
-        for what, value, shape in (("modes", mode, wanted), ("actions", action, (batch, simulator.action_dim))):
-            if tuple(value.shape) != shape:
-                raise ValueError(f"step {t}: its {what} have shape {tuple(value.shape)}, but they must be {shape}")
-        check_modes(mode, simulator, t)
-        mask = simulator.mode_mask(state, t)
-        if mask is not None and not mask.gather(-1, mode[..., None]).all():
-            raise ValueError(f"step {t}: it chooses a mode that mode_mask forbids")
-        return mode, action
-
-    return checked

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rl.envs.hybrid import HybridSimulator
 
 SB3 = "sb3"  # a method of its own: Stable-Baselines3's PPO on the flattened simulator
+SB3_READS = ("hidden", "learning_rate", "discount")  # of a training
+SB3_NEEDS = {"estimator": "score", "cross": "full", "branch": False}  # of the simulator: nothing but to be played
 AUTO = "auto"  # the estimator that is advised for the simulator
 
 
@@ -130,6 +132,8 @@ class Reference:
         """Refuse two references at once."""
         if self.cost is not None and not math.isfinite(self.cost):
             raise FieldError("cost", f"expected a finite number, got {self.cost}")
+        if self.cost == 0:
+            raise FieldError("cost", "expected a number other than 0, as gaps are in units of it, got 0")
         if self.cost is not None and self.policy is not None:
             raise FieldError("policy", f"expected none beside a cost, {self.cost}, got {self.policy}")
 
@@ -172,6 +176,12 @@ class Recipe:
         check_positive(self.seeds, "seeds")
         if self.seed + self.seeds - 1 > LAST_SEED:
             raise FieldError("seeds", f"expected seed + seeds to stay below {LAST_SEED + 2}, got {self.seeds}")
+        if self.trainer.gradient_clip_val:
+            raise FieldError("trainer.gradient_clip_val", "expected none: training.max_norm limits the gradients")
+        if self.trainer.accumulate_grad_batches != 1:
+            raise FieldError(
+                "trainer.accumulate_grad_batches", "expected 1: episodes.batch_size says what an update is"
+            )
         if self.reference.cost is not None and len(self.grid.values) > 1:
             raise FieldError("reference.cost", "expected none with several values of grid, which cost otherwise each")
         if not self.methods:
@@ -182,6 +192,10 @@ class Recipe:
                 known = [item.name for item in dataclasses.fields(Training)]
                 if key not in known:
                     raise FieldError(f"methods.{name}.{key}", f"unknown key; {did_you_mean(key, known)}")
+                if name == SB3 and key not in SB3_READS:
+                    raise FieldError(
+                        f"methods.{name}.{key}", f"Stable-Baselines3's PPO does not read it, but {', '.join(SB3_READS)}"
+                    )
             try:
                 dataclasses.replace(self.training, **changes)
             except FieldError as error:
@@ -196,7 +210,8 @@ def training_of(recipe: Recipe, method: str, advised: Mapping[str, object] | Non
         method: One of its methods.
         advised: What `rl.hpo.advise` says of the simulator, for the method auto; its own changes come first.
     """
-    changes: dict[str, Any] = {**((advised or {}) if method == AUTO else {}), **recipe.methods[method]}
+    first = {SB3: SB3_NEEDS, AUTO: advised or {}}.get(method, {})
+    changes: dict[str, Any] = {**first, **recipe.methods[method]}
     return dataclasses.replace(recipe.training, **changes)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -62,8 +63,9 @@ def run(parsed: Parsed, options: argparse.Namespace, command: Sequence[str]) -> 
         folder.start(to_yaml(parsed.recipe), {"seed": parsed.recipe.seed}, ["python", "-m", "recipes.run", *command])
         if folder.board is not None:
             folder.board.say(READY)
-        again = f"python -m recipes.run {options.words[0]} {' '.join(options.words[1:])} --resume".replace("  ", " ")
-        return _guarded(parsed, folder, again + (f" --out {options.out}" if options.out else ""), debug=options.debug)
+        again = ["python", "-m", "recipes.run", *options.words, "--resume"]
+        again += ["--out", str(options.out)] if options.out else []
+        return _guarded(parsed, folder, shlex.join(again), debug=options.debug)
 
 
 def _open(parsed: Parsed, options: argparse.Namespace, folder: RunFolder, hold: ExitStack) -> None:

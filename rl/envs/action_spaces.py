@@ -304,9 +304,9 @@ class FlatActions(gymnasium.ActionWrapper):  # type: ignore[misc]
     """A hybrid action space as one flat Box, for agents that take no other, such as those of Stable-Baselines3.
 
     The first ``n_modes`` numbers vote for the mode, which is their argmax, or with heads the numbers of each head for
-    its mode; the others are the parameters, clipped to
-    the box of that mode. Structure is lost: a Gaussian policy then explores the modes through noise on votes, and all
-    modes share one set of parameters.
+    its mode; the others are the parameters, clipped to the box of that mode. Votes for what ``info["action_mask"]``
+    forbids are not counted. Structure is lost: a Gaussian policy then explores the modes through noise on votes, and
+    all modes share one set of parameters.
 
     Args:
         env: An environment whose action space :func:`split_actions` accepts.
@@ -320,6 +320,7 @@ class FlatActions(gymnasium.ActionWrapper):  # type: ignore[misc]
         super().__init__(env)
         self.parts = split_actions(env.action_space, parameters or getattr(env.unwrapped, "parameters", None))
         self._ends = np.cumsum(self.parts.heads or (self.parts.n_modes,))
+        self._allowed: object = None
         votes = np.full(self._ends[-1], bound)
         low = np.where(self.parts.used, self.parts.low, np.inf).min(axis=0)
         high = np.where(self.parts.used, self.parts.high, -np.inf).max(axis=0)
@@ -328,8 +329,25 @@ class FlatActions(gymnasium.ActionWrapper):  # type: ignore[misc]
             np.concatenate([-votes, low]).astype(np.float32), np.concatenate([votes, high]).astype(np.float32)
         )
 
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[object, dict[str, object]]:
+        """A new episode of the environment."""
+        seen, info = self.env.reset(seed=seed, options=options)
+        self._allowed = info.get("action_mask")
+        return seen, info
+
+    def step(self, action: Array) -> tuple[object, object, bool, bool, dict[str, object]]:
+        """One decision."""
+        seen, reward, terminated, truncated, info = self.env.step(self.action(action))
+        self._allowed = info.get("action_mask")
+        return seen, reward, terminated, truncated, info
+
     def action(self, action: Array) -> object:
         """The environment's action."""
         *votes, values = np.split(action, self._ends)
+        if self._allowed is not None:
+            rows = np.asarray(self._allowed, dtype=bool).reshape(len(votes), -1)
+            votes = [np.where(row[: len(vote)], vote, -np.inf) for vote, row in zip(votes, rows, strict=True)]
         modes = [int(np.argmax(each)) for each in votes]
         return self.parts.join(modes if self.parts.heads else modes[0], np.asarray(values, dtype=np.float64))

@@ -77,7 +77,7 @@ def check_simulator(
     precise = simulator.to(dtype=torch.float64)
     noise, raws = _cast(noise, torch.float64), raws.double()
     direction = torch.randn(raws.shape, generator=torch.Generator().manual_seed(seed + 2), dtype=raws.dtype)
-    check_masks(precise, noise, modes, raws, scale * direction)
+    check_masks(precise, noise, modes, raws, scale * direction, estimator)
     done.append("no mode mask moves with the continuous actions")
     check_gradients(precise, noise, modes, raws, direction)
     done.append("gradients agree with finite differences at every step")
@@ -94,6 +94,10 @@ def not_differentiable(estimator: str) -> str:
 
 
 def _check_declaration(simulator: HybridSimulator) -> None:
+    if not isinstance(simulator.heads, tuple | list):
+        raise SimulatorError(
+            f"heads is {simulator.heads!r}, but it must be a tuple, the number of modes of each head, as in (2, 3)"
+        )
     declared: dict[str, tuple[object, int]] = {
         name: (getattr(simulator, name, None), least)
         for name, least in (("n_modes", 1), ("action_dim", 0), ("observation_dim", 1), ("horizon", 1))
@@ -113,6 +117,11 @@ def _check_declaration(simulator: HybridSimulator) -> None:
             whole = -1
         if whole < least:
             raise SimulatorError(f"{name} is {value!r}, but it must be a whole number of at least {least}; set it")
+    if not simulator.action_dim and all(size == 1 for size in simulator.heads or (simulator.n_modes,)):
+        raise SimulatorError(
+            "there is nothing to decide: action_dim is 0 and there is a single mode; give n_modes or heads that leave "
+            "a choice, or an action_dim of at least 1"
+        )
     if not 0 < simulator.discount <= 1:
         raise SimulatorError(f"discount is {simulator.discount}, but it must be above 0 and at most 1")
     if simulator.report not in ("mean", "total"):

@@ -144,7 +144,7 @@ def moved_mask(
     return None
 
 
-def moving_mask(step: str, estimator: str = "mixed") -> str:
+def moving_mask(step: str, estimator: str) -> str:
     """The sentence that refuses an estimator for a simulator whose mask the continuous actions move."""
     return (
         f"{step}: the mode mask changes with the continuous actions that lead there, so the modes' probabilities "
@@ -153,7 +153,9 @@ def moving_mask(step: str, estimator: str = "mixed") -> str:
     )
 
 
-def check_masks(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor, reach: Tensor) -> None:
+def check_masks(
+    simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: Tensor, reach: Tensor, estimator: str
+) -> None:
     """Compare the mode masks along lines of action sequences, near and far.
 
     Args:
@@ -162,6 +164,7 @@ def check_masks(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: T
         modes: (horizon, batch).
         raws: The middle of the line, (horizon, batch, n_modes, action_dim).
         reach: From the middle of the line to its end.
+        estimator: For the error.
 
     Raises:
         SimulatorError: Where a mask is another than in the middle of the line.
@@ -170,7 +173,7 @@ def check_masks(simulator: HybridSimulator, noise: Noise, modes: Tensor, raws: T
     for times in (1, *FAR):
         found = moved_mask(simulator, noise, modes, middle, middle + times * offsets)
         if found is not None:
-            raise SimulatorError(moving_mask(f"step {found[0]}"))
+            raise SimulatorError(moving_mask(f"step {found[0]}", estimator))
 
 
 def _along_a_line(noise: Noise, modes: Tensor, raws: Tensor, reach: Tensor) -> tuple[Noise, Tensor, Tensor, Tensor]:

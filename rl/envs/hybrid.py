@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -156,6 +156,7 @@ class HybridSimulator(ABC):
         return moved
 
 
+Value = TypeVar("Value", float, Tensor)
 Decide = Callable[[State, int], tuple[Tensor, Tensor]]
 
 
@@ -179,27 +180,48 @@ def chosen_action(actions: Tensor, mode: Tensor) -> Tensor:
     return actions.gather(1, mode[:, None, None].expand(-1, 1, actions.shape[2])).squeeze(1)
 
 
-def check_modes(mode: Tensor, simulator: HybridSimulator, t: int) -> None:
+def check_modes(mode: Tensor, simulator: HybridSimulator, t: int, batch: int | None = None) -> None:
     """Refuse modes from outside that are none.
 
     Args:
         mode: int64 (batch,), or (batch, heads).
         simulator: Whose modes they should be.
         t: The step, for the error.
+        batch: Number of episodes; None takes as many as there are.
 
     Raises:
-        SimulatorError: If a mode is below 0 or not below the number of modes, or there is not one for each head.
+        SimulatorError: If modes are no int64, one is below 0 or not below the number of modes, or there is not one for
+            each episode and head.
     """
     heads = simulator.heads
-    if tuple(mode.shape[1:]) != ((len(heads),) if heads else ()):
-        wanted = f"(batch, {len(heads)}), one number a head" if heads else "(batch,)"
+    if not isinstance(mode, Tensor) or mode.dtype != torch.int64:
+        found = mode.dtype if isinstance(mode, Tensor) else f"a {type(mode).__name__}"
+        raise SimulatorError(f"step {t}: the modes are {found}, but they must be a tensor of torch.int64, as .long()")
+    rows = (len(mode) if mode.dim() else 1) if batch is None else batch
+    if tuple(mode.shape) != ((rows, len(heads)) if heads else (rows,)):
+        first = "batch" if batch is None else batch
+        wanted = f"({first}, {len(heads)}), one number a head" if heads else f"({first},)"
         raise SimulatorError(f"step {t}: the modes have shape {tuple(mode.shape)}, but they must be {wanted}")
     count = torch.as_tensor(heads or simulator.n_modes, device=mode.device)
     wrong = (mode < 0) | (mode >= count)
     if bool(wrong.any()):
-        first = wrong.nonzero()[0]
-        which, last = (f" of head {int(first[1])}", heads[int(first[1])]) if heads else ("", simulator.n_modes)
+        at = wrong.nonzero()[0]
+        which, last = (f" of head {int(at[1])}", heads[int(at[1])]) if heads else ("", simulator.n_modes)
         raise SimulatorError(f"step {t}: the mode{which} is {int(mode[wrong][0])}, but modes are 0 to {last - 1}")
+
+
+def check_allowed(mode: Tensor, mask: Tensor | None, t: int) -> None:
+    """Refuse modes that a mask, as :meth:`HybridSimulator.mode_mask` returns it, forbids."""
+    if mask is None:
+        return
+    forbidden = ~mask.gather(-1, mode[..., None]).squeeze(-1)
+    if bool(forbidden.any()):
+        row = forbidden.nonzero()[0].tolist()
+        which = f" of head {row[1]}" if len(row) > 1 else ""
+        raise SimulatorError(
+            f"step {t}: mode {int(mode[forbidden][0])}{which} is chosen in episode {row[0]}, where mode_mask forbids "
+            "it; choose among the modes that it allows"
+        )
 
 
 def law_columns(heads: tuple[int, ...], device: torch.device | None = None) -> Tensor:
@@ -225,12 +247,19 @@ def play(simulator: HybridSimulator, decide: Decide, noise: Noise) -> Tensor:
         Costs (batch, horizon).
 
     Raises:
-        SimulatorError: If a mode is none of the simulator's.
+        SimulatorError: If a mode is none of the simulator's or is forbidden by its mask, or there is not a mode and an
+            action for each episode.
     """
     state, costs = simulator.reset(noise), []
+    batch = len(next(iter(noise.values())))
     for t in range(simulator.horizon):
         mode, action = decide(state, t)
-        check_modes(mode, simulator, t)
+        check_modes(mode, simulator, t, batch)
+        check_allowed(mode, simulator.mode_mask(state, t), t)
+        if not isinstance(action, Tensor) or tuple(action.shape) != (batch, simulator.action_dim):
+            found = f"have shape {tuple(action.shape)}" if isinstance(action, Tensor) else f"are {action!r}"
+            wanted = f"a tensor of shape {(batch, simulator.action_dim)}"
+            raise SimulatorError(f"step {t}: the actions {found}, but they must be {wanted}")
         state, cost = simulator.step(state, mode, action, noise, t)
         costs.append(cost)
     return torch.stack(costs, dim=1)
@@ -248,3 +277,17 @@ def reported_cost(simulator: HybridSimulator, costs: Tensor) -> Tensor:
     """
     counted = costs[:, simulator.report_from :]
     return counted.mean(dim=1) if simulator.report == "mean" else counted.sum(dim=1)
+
+
+def relative_gap(cost: Value, best: float) -> Value:
+    """How much more a cost is than the best known one, in units of the latter's size; above 0 it is worse.
+
+    Args:
+        cost: A reported cost; a reward is a negative one.
+        best: The best known cost, not 0.
+
+    Example:
+        >>> relative_gap(110.0, 100.0), relative_gap(-90.0, -100.0)
+        (0.1, 0.1)
+    """
+    return (cost - best) / abs(best)

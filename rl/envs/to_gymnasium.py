@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import gymnasium
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl.envs.action_spaces import FlatActions
-from rl.envs.hybrid import HybridSimulator, check_modes, chosen_action
+from rl.envs.hybrid import HybridSimulator, check_allowed, check_modes, chosen_action
 from rl.errors import SimulatorError
 from rl.loading import find, make
 
@@ -64,20 +65,42 @@ class _Episodes:
         if self.t >= self.simulator.horizon:
             raise SimulatorError(f"the episode is over after {self.simulator.horizon} steps; call reset before step")
         simulator = self.simulator
-        chosen = torch.as_tensor(np.asarray(mode, dtype=np.int64), device=simulator.device)
-        chosen = chosen.reshape(self.batch, len(simulator.heads)) if simulator.heads else chosen.reshape(self.batch)
+        chosen = self._rows(mode, "mode", (len(simulator.heads),) if simulator.heads else (), whole=True).long()
         check_modes(chosen, simulator, self.t)
-        raw = torch.as_tensor(np.asarray(parameters), dtype=simulator.dtype, device=simulator.device)
-        every = raw.reshape(self.batch, 1, simulator.action_dim).expand(-1, simulator.alternatives, -1)
+        check_allowed(chosen, self._mask(), self.t)
+        raw = self._rows(parameters, "parameters", (simulator.action_dim,)).to(simulator.dtype)
+        every = raw.unsqueeze(1).expand(-1, simulator.alternatives, -1)
         action = chosen_action(simulator.action_map(every, self.state), chosen)
         self.state, cost = simulator.step(self.state, chosen, action, self.noise, self.t)
         self.t += 1
         observation, info = self._seen()
         return observation, -cost.double().cpu().numpy(), self.t == simulator.horizon, info
 
+    def _rows(self, given: object, name: str, shape: tuple[int, ...], *, whole: bool = False) -> Tensor:
+        """A part of the action, one row an episode."""
+        found = np.asarray(given)
+        if found.dtype.kind not in ("iu" if whole else "iuf") or found.size != self.batch * math.prod(shape):
+            what = "whole numbers" if whole else "numbers"
+            raise SimulatorError(
+                f"step {self.t}: {name} is {given!r}, but it must be {what}, {math.prod(shape)} an episode; give an "
+                "element of the action space"
+            )
+        if not np.isfinite(found).all():
+            raise SimulatorError(f"step {self.t}: {name} is {given!r}, but it must be finite")
+        return torch.as_tensor(found.reshape(self.batch, *shape), device=self.simulator.device)
+
+    def _mask(self) -> Tensor | None:
+        return self.simulator.mode_mask(self.state, self.t) if self.t < self.simulator.horizon else None
+
+    @torch.no_grad()
+    def mask_at(self, observation: Array) -> Tensor | None:
+        """The mode mask, if the episodes stand where these are the observations, (batch, observation_dim)."""
+        here = _numpy(self.simulator.observe(self.state, self.t)) if self.t < self.simulator.horizon else None
+        return self._mask() if here is not None and np.array_equal(here, observation) else None
+
     @torch.no_grad()
     def _seen(self) -> tuple[Array, dict[str, NDArray[np.int8]]]:
-        mask = self.simulator.mode_mask(self.state, self.t) if self.t < self.simulator.horizon else None
+        mask = self._mask()
         info: dict[str, NDArray[np.int8]] = {} if mask is None else {"action_mask": mask.cpu().numpy().astype(np.int8)}
         return _numpy(self.simulator.observe(self.state, self.t)), info
 
@@ -90,6 +113,8 @@ class SimulatorEnv(gymnasium.Env):  # type: ignore[misc]
     """One episode of a simulator; the reward is minus the cost.
 
     The episode ends after ``horizon`` steps: truncated if the simulator is ``endless``, else terminated.
+
+    A mode that the simulator's ``mode_mask`` forbids is refused: ``info["action_mask"]`` says which are allowed.
 
     Args:
         simulator: The simulator.
@@ -120,6 +145,10 @@ class SimulatorEnv(gymnasium.Env):  # type: ignore[misc]
         super().reset(seed=seed)
         observation, info = self._episodes.start(int(self.np_random.integers(2**62)))
         return observation[0], {name: value[0] for name, value in info.items()}
+
+    def mask_at(self, observation: Array) -> Tensor | None:
+        """The mode mask (1, J), with heads (1, H, J), if the episode stands at this observation; else None."""
+        return self._episodes.mask_at(observation)
 
     def step(
         self, action: Mapping[str, NDArray[np.generic]] | NDArray[np.int64]
@@ -158,6 +187,10 @@ class SimulatorVectorEnv(VectorEnv):  # type: ignore[misc]
         super().reset(seed=seed, options=options)
         self._over = False
         return self._episodes.start(int(self.np_random.integers(2**62)))
+
+    def mask_at(self, observations: Array) -> Tensor | None:
+        """The mode masks (num_envs, J), with heads (num_envs, H, J), if the episodes stand there; else None."""
+        return self._episodes.mask_at(observations)
 
     def step(
         self, actions: Mapping[str, object] | NDArray[np.int64]

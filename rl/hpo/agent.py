@@ -12,6 +12,7 @@ from torch import Tensor
 from rl.envs.action_spaces import FlatActions, Parameters, split_actions
 from rl.envs.hybrid import chosen_action
 from rl.envs.to_gymnasium import SimulatorEnv, SimulatorVectorEnv, raw_action
+from rl.hpo.acting import Actor
 from rl.hpo.policies import HybridPolicy
 
 Observation = (
@@ -42,18 +43,23 @@ class Agent:
 
     def __init__(
         self,
-        policy: HybridPolicy,
+        policy: Actor,
         env: gymnasium.Env[object, object] | SimulatorVectorEnv,
         parameters: Parameters | None = None,
         seed: int = 0,
     ) -> None:
-        self.policy, self.generator = policy, torch.Generator(policy.log_std.device).manual_seed(seed)
-        inner = env.unwrapped
+        self.policy, self.generator = policy, torch.Generator(policy._place.device).manual_seed(seed)
+        self._env = inner = env.unwrapped
         self._flat = _layer(env, FlatActions) is not None
         self._vector = isinstance(inner, SimulatorVectorEnv)
         self._raw = self._vector or isinstance(inner, SimulatorEnv)
         self._space = inner.single_action_space if self._vector else env.action_space
         self._observations = inner.single_observation_space if self._vector else env.observation_space
+        if self._raw and not isinstance(policy, HybridPolicy):
+            raise ValueError(
+                "a saved policy gives feasible actions, but this environment takes raw parameters and maps them "
+                "itself; play it with rl.envs.play, or make the Agent of module.policy."
+            )
         if not self._raw:
             flat = _layer(env, FlatActions)
             inside = env.action_space if flat is None else flat.env.action_space
@@ -76,7 +82,8 @@ class Agent:
             episode_start: Ignored likewise.
             deterministic: Take the likeliest mode; else draw it.
             action_masks: Boolean (batch, J) or (J,), with heads (batch, H, J) or (H, J), true where a mode may be
-                chosen, as ``info["action_mask"]`` says.
+                chosen, as ``info["action_mask"]`` says. None asks the agent's own environment, where it is one of a
+                simulator and stands at this observation.
 
         Returns:
             The action, or one for every row (in a vector environment's own form), and ``state``.
@@ -85,7 +92,9 @@ class Agent:
             ValueError: If the policy cannot act on these, or a raw parameter is beyond the environment's bound.
         """
         seen, single = self._rows(observation)
-        if self._raw:
+        if self._raw and self.policy.masked and action_masks is None:
+            action_masks = self._env.mask_at(seen.float().cpu().numpy())
+        if isinstance(self.policy, HybridPolicy) and self._raw:
             mode, every = self.policy.decide(seen, action_masks, deterministic=deterministic, generator=self.generator)
             values = chosen_action(every, mode)
         else:
@@ -109,7 +118,7 @@ class Agent:
         if not box and not single:
             raise ValueError(f"observations of {space} can be given one at a time only, as the environment gives them.")
         flat = spaces.flatten(space, found)[None] if single else np.asarray(found).reshape(len(np.asarray(found)), -1)
-        return torch.as_tensor(np.asarray(flat)).to(self.policy.log_std), bool(single)
+        return torch.as_tensor(np.asarray(flat)).to(self.policy._place), bool(single)
 
     def _action(self, mode: NDArray[np.int64], values: NDArray[np.float64]) -> object:
         action: object

@@ -75,6 +75,8 @@ def check_options(options: Mapping[str, Any], simulator: HybridSimulator | None 
         raise ValueError(
             f"branch is on, but estimator {estimator} has no score of the modes for it to weigh; give false."
         )
+    if options.get("reference") == 0:
+        raise ValueError("reference is 0, but gaps are in units of it; leave it out, and compare costs.")
     if simulator is None:
         return
     if simulator.heads and (options["branch"] or ESTIMATORS[estimator].relaxed):
@@ -90,6 +92,34 @@ def check_options(options: Mapping[str, Any], simulator: HybridSimulator | None 
         )
     if not simulator.action_dim and estimator == "pathwise":
         raise ValueError("estimator is 'pathwise', but the simulator has no continuous part to train; give 'mixed'.")
+
+
+def check_minibatches(options: Mapping[str, Any], groups: int, size: int, decisions: int, processes: int) -> None:
+    """Refuse parts that a pass over a batch would leave empty, or would make otherwise on several processes.
+
+    Args:
+        options: Arguments of `HPOModule` by name.
+        groups: Groups of episodes of an update, of one process.
+        size: Episodes of a group.
+        decisions: Decisions of an episode that are trained.
+        processes: How many there are.
+
+    Raises:
+        ValueError: If ``minibatches`` does not fit them.
+    """
+    parts, episodes = options["minibatches"], groups * size
+    if options["reuse"] == 0:
+        return
+    if parts >= episodes + decisions:
+        raise ValueError(
+            f"minibatches is {parts}, but an update has {episodes} episodes of {decisions} decisions, which do not "
+            "fill so many; give fewer, or more episodes."
+        )
+    if processes > 1 and size % parts:
+        raise ValueError(
+            f"group_size is {size} and minibatches is {parts}, but on several processes group_size must be a multiple "
+            "of minibatches, to train as one process does."
+        )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from gapbridge.arguments import (
 from rl.envs.hybrid import HybridSimulator, reported_cost
 from rl.hpo.data import Seeds
 from rl.hpo.diagnostics import gradient_report
-from rl.hpo.estimators import ESTIMATORS, Decisions, check_options, critic_loss, score_loss, taken
+from rl.hpo.estimators import ESTIMATORS, Decisions, check_minibatches, check_options, critic_loss, score_loss, taken
 from rl.hpo.policies import HybridPolicy
 from rl.hpo.rollout import Rollout
 from rl.hpo.simulation import Simulation
@@ -180,7 +180,7 @@ class HPOModule(Simulation):
         """Simulate and update."""
         hp = self.hparams
         last = self.decisions
-        self.check_minibatches(batch)
+        check_minibatches(hp, batch.seeds.numel(), batch.episodes, last, processes())
         diagnose = self._diagnoses()
         roll = self._rollout(batch, cross=bool(self.cross_is_on) or diagnose)
         values, advantages, targets, scale = self._advantages(roll)
@@ -224,22 +224,6 @@ class HPOModule(Simulation):
         if hp["normalise"]:  # after the reuse, whose ratios are of one and the same policy
             self.policy.follow(roll.observations)
         return None
-
-    def check_minibatches(self, batch: Seeds) -> None:
-        """Refuse parts that a pass over a batch would leave empty, or would make otherwise on several processes."""
-        parts, episodes = self.hparams["minibatches"], batch.seeds.numel() * batch.episodes
-        if self.hparams["reuse"] == 0:
-            return
-        if parts >= episodes + self.decisions:
-            raise ValueError(
-                f"minibatches is {parts}, but an update has {episodes} episodes of {self.decisions} decisions, which "
-                "do not fill so many; give fewer, or more episodes."
-            )
-        if processes() > 1 and batch.episodes % parts:
-            raise ValueError(
-                f"group_size is {batch.episodes} and minibatches is {parts}, but on several processes group_size must "
-                "be a multiple of minibatches, to train as one process does."
-            )
 
     def _surrogate(self, roll: Rollout, advantages: Tensor, scale: Tensor) -> Surrogate:
         """The mixed surrogate in standardised units, averaged over decisions."""

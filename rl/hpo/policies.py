@@ -100,7 +100,9 @@ class HybridPolicy(nn.Module, Actor):
     ) -> None:
         check_arguments(HybridPolicy.__init__, locals())
         super().__init__()
-        self.observation_dim, self.shape, self.heads = observation_dim, (n_modes, action_dim), tuple(heads or ())
+        # plain numbers, where numpy's were given: files hold them as text
+        self.observation_dim, self.shape = int(observation_dim), (int(n_modes), int(action_dim))
+        self.heads = tuple(int(size) for size in heads or ())
         sizes = network_sizes(observation_dim, n_modes, action_dim, self.heads)
         if networks is not None:
             check_networks(networks, sizes)
@@ -209,6 +211,8 @@ class HybridPolicy(nn.Module, Actor):
             known = chosen.flatten(-2)[..., self.columns.flatten()] if len(set(self.heads)) > 1 else chosen.flatten(-2)
             seen = torch.cat([seen, known.to(seen.dtype)], -1)
         raw: Tensor = self.continuous(seen).to(observation.dtype)
+        if not self.shape[1]:  # runtimes of ONNX do not reshape what is empty
+            return raw.new_zeros((*raw.shape[:-1], *self.shape))
         return raw.reshape(*raw.shape[:-1], *self.shape)
 
     def value(self, observation: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rl.checkpoints import GuardedModule
 from rl.envs.check_smoothness import moved_mask, moving_mask
-from rl.envs.hybrid import HybridSimulator, Noise, State, reported_cost
+from rl.envs.hybrid import HybridSimulator, Noise, State, relative_gap, reported_cost
 from rl.errors import SimulatorError
 from rl.hpo.acting import Action
 from rl.hpo.data import Seeds
@@ -158,6 +158,17 @@ class Simulation(GuardedModule):
         mean, scale = moments(advantages[:, :last])
         return values, advantages - mean, targets, scale
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other networks, as another simulator has them."""
+        held, own = checkpoint["state_dict"], self.state_dict()
+        for name in sorted(own.keys() | held.keys()):
+            shapes = [tuple(part[name].shape) if name in part else "absent" for part in (held, own)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"the checkpoint is of another simulator or of other networks: its {name} has shape {shapes[0]}, "
+                    f"and here it is {shapes[1]}; give those that it was trained with."
+                )
+
     # ------------------------------------------------------------------ evaluation
 
     def validation_step(self, batch: Seeds, batch_index: int) -> None:
@@ -179,5 +190,5 @@ class Simulation(GuardedModule):
                 for name, greedy in (("cost", True), ("sampled_cost", False))
             }
         if stage in self.references:
-            costs["gap"] = costs["cost"] / self.references[stage] - 1
+            costs["gap"] = relative_gap(costs["cost"], self.references[stage])
         self.log_dict({f"{stage}/{name}": value for name, value in costs.items()}, prog_bar=True, batch_size=1)

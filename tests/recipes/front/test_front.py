@@ -89,6 +89,8 @@ def test_exit_codes_and_sentences(front):
     stopped = front("r.yaml", "--quiet", "do=interrupt")
     assert stopped.code == 130
     assert stopped.err == "interrupted; go on with: python -m recipes.run r.yaml do=interrupt --resume\n"
+    spaced = front("r.yaml", "--quiet", "do=interrupt", "method={kind: dare, rank: 4}", "--out", "my run")
+    assert spaced.err.endswith(" do=interrupt 'method={kind: dare, rank: 4}' --resume --out 'my run'\n")
     crashed = front("r.yaml", "--quiet", "do=crash")
     where = Path("runs/toy-toy/4/traceback.txt")
     assert crashed.code == 1

@@ -3,13 +3,11 @@
 import dataclasses
 import inspect
 import json
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from recipes.fields import FieldError
-from recipes.hpo import recipe as hpo, reference
+from recipes.hpo import recipe as hpo
 from recipes.hpo.schema import Episodes
 from rl.hpo.data import SeedDataModule
 
@@ -113,6 +111,10 @@ class Masked(SwitchedLQR):
     def mode_mask(self, state, t):
         return torch.stack([torch.ones(len(state["x"]), dtype=torch.bool), state["x"][:, 0].detach() > 0.0], 1)
 
+class Unfinished(SwitchedLQR):
+    def observe(self, state, t):
+        return state["y"]
+
 def make(cls) -> SwitchedLQR:
     made = switched_lqr(2, 2)
     made.__class__ = cls
@@ -123,6 +125,12 @@ def opaque(dimension, modes) -> SwitchedLQR:
 
 def masked(dimension, modes) -> SwitchedLQR:
     return make(Masked)
+
+def unfinished(dimension, modes) -> SwitchedLQR:
+    return make(Unfinished)
+
+def shut(simulator):
+    return lambda state, t: (torch.ones(len(state["x"]), dtype=torch.long), state["x"])
 """
 
 
@@ -150,6 +158,66 @@ def test_a_check_refuses_estimators_that_the_simulator_does_not_allow(
     assert "gradients agree" not in accepted.out
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["simulator.class_path=users_all.masked", "methods={auto: {estimator: mixed}}"], "the mode mask changes"),
+        (
+            ["simulator.class_path=users_all.masked", "methods={auto: {}}", "training.branch=true"],
+            "methods.auto: estimator score is advised: training.branch: expected false",
+        ),
+        (
+            ["simulator.class_path=users_all.masked", "methods={p: {estimator: pathwise}}"],
+            "estimator pathwise is biased",
+        ),
+        (
+            ["simulator.class_path=users_all.unfinished"],
+            "simulator: observe fails with KeyError ('y'), at ",
+        ),
+        (
+            [
+                "simulator.class_path=users_all.masked",
+                "methods={h: {estimator: score}}",
+                "reference.policy=users_all.shut",
+            ],
+            "step 0: mode 1 is chosen in episode",
+        ),
+        (
+            ["methods={hpo: {minibatches: 100}}"],
+            "training (method hpo): minibatches is 100, but an update has 8 episodes",
+        ),
+        (
+            ["trainer.devices=2", "episodes.group_size=2"],
+            "group_size is 2 and minibatches is 4, but on several processes",
+        ),
+        (["trainer.gradient_clip_val=1"], "trainer.gradient_clip_val: expected none: training.max_norm"),
+        (["trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches: expected 1: episodes.batch_size"),
+        (["reference.cost=0"], "cost: expected a number other than 0, as gaps are in units of it"),
+        (["methods={sb3: {reuse: 2}}"], "methods.sb3.reuse: Stable-Baselines3's PPO does not read it, but hidden, "),
+    ],
+)
+def test_what_would_fail_or_be_ignored_later_is_refused_by_a_check(front, tmp_path, monkeypatch, words, message):
+    (tmp_path / "users_all.py").write_text(USERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    refused = front("hpo_slqr_tiny.yaml", "--check", *words)
+    assert refused.code == 2, refused.out
+    assert message in refused.err
+    assert ("users_all.py:14 (method hpo)" in refused.err) == ("KeyError" in message)
+    assert len(refused.err.strip().splitlines()) <= 2
+
+
+def test_the_outside_baseline_needs_no_gradient_of_the_simulator(front, tmp_path, monkeypatch):
+    pytest.importorskip("stable_baselines3")
+    (tmp_path / "users_sb3.py").write_text(USERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["hpo_slqr_tiny.yaml", "simulator.class_path=users_sb3.opaque", "methods={sb3: {}}"]
+    done = front(*words, "--out", "run", "trainer.max_epochs=5", "trainer.max_steps=3")
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "run/cells/sb3-0.json").read_text())["simulator_steps"] == 3 * 8 * 20
+    endless = front(*words, "--check", "trainer.max_epochs=null", "trainer.max_time=00:00:00:05")
+    assert "methods.sb3: it trains a number of updates" in endless.err
+
+
 def test_a_batch_that_two_devices_cannot_share_is_refused_by_name(front):
     done = front("hpo.yaml", "--check", "episodes.batch_size=64", "trainer.devices=2")
     assert done.code == 2
@@ -174,18 +242,6 @@ def test_the_method_auto_trains_as_advised_and_a_check_says_so(front, tmp_path):
     assert row["gap"] == pytest.approx(row["cost"] / 40 - 1)
 
 
-def test_a_reference_that_takes_what_is_forbidden_is_refused():
-    simulator = SimpleNamespace(
-        heads=(), n_modes=2, action_dim=1, mode_mask=lambda state, t: torch.tensor([[True, False], [True, True]])
-    )
-    state = {"x": torch.zeros(2, 1)}
-    allowed = reference._feasible(simulator, lambda state, t: (torch.tensor([0, 1]), state["x"]))
-    assert allowed(state, 0)[0].tolist() == [0, 1]
-    forbidden = reference._feasible(simulator, lambda state, t: (torch.tensor([1, 1]), state["x"]))
-    with pytest.raises(ValueError, match="step 3: it chooses a mode that mode_mask forbids"):
-        forbidden(state, 3)
-
-
 def test_a_policy_of_ones_own_is_the_reference(front, tmp_path, monkeypatch):
     (tmp_path / "rules.py").write_text(
         "def never(simulator):\n"
@@ -206,8 +262,8 @@ def test_a_policy_of_ones_own_is_the_reference(front, tmp_path, monkeypatch):
     for path, why in (
         ("rules.broken", "reference.policy: rules.broken cannot be played"),
         ("rules.none", "cannot be"),
-        ("rules.one", "step 0: its modes have shape (1,), but they must be (8,)"),
-        ("rules.narrow", "step 0: its actions have shape (8, 1), but they must be (8, 2)"),
+        ("rules.one", "step 0: the modes have shape (1,), but they must be (8,)"),
+        ("rules.narrow", "step 0: the actions have shape (8, 1), but they must be a tensor of shape (8, 2)"),
         ("rules.lost", "its cost is nan"),
     ):
         refused = front(*tiny, "--check", f"reference.policy={path}")

@@ -94,7 +94,7 @@ def test_an_environment_with_a_deep_space_is_a_simulator_and_may_be_flattened() 
     assert costs.shape == (2, 2)
     with pytest.raises(SimulatorError, match="step 0: the mode of head 4 is 4, but modes are 0 to 3"):
         play(simulator, lambda state, t: (torch.full((2, 5), 0).index_fill(1, torch.tensor([4]), 4), None), noise)
-    with pytest.raises(SimulatorError, match=r"modes have shape \(2,\), but they must be \(batch, 5\)"):
+    with pytest.raises(SimulatorError, match=r"modes have shape \(2,\), but they must be \(2, 5\)"):
         play(simulator, lambda state, t: (torch.zeros(2, dtype=torch.long), torch.ones(2, 3)), noise)
     flat = FlatActions(Deep())
     assert flat.action_space.shape == (13 + 3,)

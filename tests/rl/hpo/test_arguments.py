@@ -9,6 +9,7 @@ from torch import nn
 from rl.envs.newsvendor import Newsvendor
 from rl.envs.switched_lqr import switched_lqr
 from rl.hpo.data import SeedDataModule, Seeds, group_seeds
+from rl.hpo.estimators import check_minibatches
 from rl.hpo.module import HPOModule
 from rl.hpo.policies import HybridPolicy
 
@@ -66,8 +67,11 @@ def test_an_optimizer_that_keeps_its_groups_is_taken_and_tried_on_copies():
 def test_more_minibatches_than_an_update_fills_are_refused():
     module = HPOModule(switched_lqr(2, 2), hidden=(4,), minibatches=500)
     with pytest.raises(ValueError, match=r"minibatches is 500, but an update has 8 episodes of .* decisions"):
-        module.check_minibatches(Seeds(group_seeds(0, "train", 0, range(2)), 4))
-    HPOModule(switched_lqr(2, 2), hidden=(4,)).check_minibatches(Seeds(group_seeds(0, "train", 0, range(2)), 4))
+        module.training_step(Seeds(group_seeds(0, "train", 0, range(2)), 4), 0)
+    options = {"minibatches": 4, "reuse": 1}
+    check_minibatches(options, 2, 4, decisions=20, processes=1)
+    with pytest.raises(ValueError, match="group_size must be a multiple of minibatches"):
+        check_minibatches(options, 2, 6, decisions=20, processes=2)
 
 
 @pytest.mark.parametrize(
