@@ -88,6 +88,13 @@ def test_an_unfinished_run_is_not_taken(capsys):
     assert "taken.merge: x is no finished run; give the folder of a finished merge run" in refused(capsys, merge="x")
 
 
+def test_a_merge_whose_result_is_no_mapping_is_not_taken(capsys):
+    (wrote("x", MERGE, twin=True) / "result.json").write_text("[1]")
+    assert "taken.merge: x/result.json cannot be read ('list' object has no attribute 'get')" in refused(
+        capsys, merge="x"
+    )
+
+
 @pytest.mark.parametrize(
     ("recipe", "result", "said"),
     [
