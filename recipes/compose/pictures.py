@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from recipes.compose.story import Part, Row
     from recipes.running.folder import RunFolder
 
+STAGES = "stages"  # name of the figure that is the map of the page
 BOX = {"boxstyle": "round,pad=0.5", "facecolor": "#f6f8fa", "edgecolor": "#57606a"}
 
 
@@ -35,7 +36,7 @@ def draw_stages(folder: RunFolder, scores: Mapping[str, Row], students: Iterable
         _arrow(axes, places[start], places[end])
     rows = [[name, scores[name]["mean"], scores[name]["bytes"]] for name in places]
     folder.figure(
-        "stages",
+        STAGES,
         figure,
         rows,
         ["model", "mean", "bytes"],

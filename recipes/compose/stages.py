@@ -146,27 +146,50 @@ def check_taken(stage: Stage, merge: Stage) -> str:
         raise RecipeError(f"{key}: {error}") from error
     if found.recipe != wanted:
         raise RecipeError(f"{key}: {stage.folder} is a run of recipe {found.recipe}; expected one of {wanted}")
-    if wanted == "merge" and not found.tasks:
-        raise RecipeError(f"{key}: {stage.folder} merged without tasks, so that there is nothing to learn; name tasks")
-    if wanted == "merge" and (fault := lost_expert(stage)):
-        raise RecipeError(f"{key}: {stage.folder} {fault}; make that run again")
-    students = [path.name for path in sorted((stage.folder / "students").glob("*/"))]
-    if wanted == "distill" and len(students) != 1:
-        raise RecipeError(
-            f"{key}: expected a run of one student, got {', '.join(students) or 'none'} in {stage.folder}; distil it "
-            "alone"
-        )
-    if wanted == "distill" and _tested_on(Path(str(stage.result.get("merge"))), key) != _tested_on(merge, key):
-        raise RecipeError(
-            f"{key}: {stage.folder} learned from a merge of other tasks or another seed, so that its scores are of "
-            "other inputs; give a student of this merge"
-        )
+    if stage.name == MERGE:
+        _check_twin(stage, found, key)
+    else:
+        _check_student(stage, found, merge, key)
     if fault := changed({name: entry for name, entry in stage.reads.items() if name in merge.reads}):
         raise RecipeError(
             f"{key}: {fault} since {stage.folder} was run, so that its scores are of other inputs; put it back, or "
             "make that run again"
         )
     return f"stage {stage.name}: taken from {stage.folder}"
+
+
+def _check_twin(stage: Stage, found: Merge, key: str) -> None:
+    """Refuse a merge without tasks, without a twin that can teach, or without an expert that it has trained."""
+    from recipes.distill.merge_run import check_merge_run, merge_run
+
+    if not found.tasks:
+        raise RecipeError(f"{key}: {stage.folder} merged without tasks, so that there is nothing to learn; name tasks")
+    try:
+        check_merge_run(merge_run(str(stage.folder)))
+    except RecipeError as error:
+        raise RecipeError(*(f"{key}: {problem.removeprefix('data.path: ')}" for problem in error.problems)) from error
+    if fault := lost_expert(stage):
+        raise RecipeError(f"{key}: {stage.folder} {fault}; make that run again")
+
+
+def _check_student(stage: Stage, found: Distillation, merge: Stage, key: str) -> None:
+    """Refuse what is not one student of the same test inputs."""
+    if found.data.source != "merge":
+        raise RecipeError(
+            f"{key}: {stage.folder} learned from data.source {found.data.source}, and not from a merge; give a student "
+            "of this merge"
+        )
+    students = [path.name for path in sorted((stage.folder / "students").glob("*/"))]
+    if len(students) != 1:
+        raise RecipeError(
+            f"{key}: expected a run of one student, got {', '.join(students) or 'none'} in {stage.folder}; distil it "
+            "alone"
+        )
+    if _tested_on(Path(str(stage.result.get("merge"))), key) != _tested_on(merge, key):
+        raise RecipeError(
+            f"{key}: {stage.folder} learned from a merge of other tasks or another seed, so that its scores are of "
+            "other inputs; give a student of this merge"
+        )
 
 
 def _tested_on(merge: Stage | Path, key: str) -> tuple[object, object]:
@@ -237,7 +260,7 @@ def make(stage: Stage, run: RunFolder, lost: str = "") -> bool:
         if code:
             raise RunError(f"stage {stage.name} failed, for the reason above; its run is in {stage.folder}")
         if fault := _read_other(stage):
-            shutil.rmtree(stage.folder)
+            _remove(stage.folder)
             raise RunError(f"stage {stage.name} {fault}, which changed while the run was at work; start the run again")
         _settle(stage.folder)
     return False
@@ -246,6 +269,7 @@ def make(stage: Stage, run: RunFolder, lost: str = "") -> bool:
 def settled(stage: Stage, run: RunFolder, lost: str = "") -> bool:
     """Whether a stage is finished and whole; a damaged one is told and removed, a new one is stamped."""
     folder = stage.folder
+    shutil.rmtree(_gone(folder), ignore_errors=True)  # of a process that was killed while it removed it
     finished = (folder / RESULT).is_file()
     fault = _read_other(stage) or (lost if finished else "")
     if not fault and finished and not (folder / STAMP).is_file():
@@ -254,8 +278,19 @@ def settled(stage: Stage, run: RunFolder, lost: str = "") -> bool:
         fault = damage(folder, remember=True)
     if fault:
         run.say(f"{folder} {fault}: it is made again")
-        shutil.rmtree(folder)
+        _remove(folder)
     return finished and not fault
+
+
+def _remove(folder: Path) -> None:
+    """Take a stage away at once: what a killed process leaves of it is neither gone on with nor taken for a result."""
+    folder.rename(gone := _gone(folder))
+    shutil.rmtree(gone)
+
+
+def _gone(folder: Path) -> Path:
+    """Where a stage is put that is about to be removed."""
+    return folder.with_name(f".{folder.name}.gone")
 
 
 def _read_other(stage: Stage) -> str:

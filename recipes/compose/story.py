@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.compose.pictures import draw_contributions, draw_stages
+from recipes.compose.pictures import STAGES, draw_contributions, draw_stages
 from recipes.compose.schema import MODELS, Recipe
 from recipes.compose.stages import TABLE, Stage
 from recipes.front.parse import parse
@@ -101,7 +101,7 @@ def finish(recipe: Recipe, folder: RunFolder, stages: Stages, reused: Sequence[s
             f" Shares of right answers here and in the stages' own reports differ by up to {apart:.4f}: those were "
             "scored in another number format, or on another machine."
         )
-    folder.finish(outcome, {title: rows for title, rows in tables.items() if rows}, summary=told)
+    folder.finish(outcome, {title: rows for title, rows in tables.items() if rows}, summary=told, first=[STAGES])
     folder.say(told)
 
 

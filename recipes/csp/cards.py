@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.csp.figures import FRONTIER_TOLD, draw_policies
 from recipes.csp.words import deploy, file_name, glossary, row_name
 from recipes.running.environment import process_rank
 from rl.exact.certificate import certified_information_sets
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 Plays = Mapping[Any, NDArray[np.float64]]  # by information set
 SCALE = 0.4  # of the default radius SCALE / sqrt(n); see benchmarks/csp_leduc.py for how it was chosen
 FOLD, CALL = 0, 1
-COLOURS = {"csp": "tab:blue", "rnr": "tab:orange", "dbr": "tab:green"}
 
 
 def target_behaviour(game: SequenceGame) -> dict[Hashable, NDArray[np.float64]]:
@@ -209,11 +209,7 @@ def _draw(folder: RunFolder, rows: Sequence[Row], visits: Sequence[int], sets: i
 
     figure = Figure(figsize=(6, 4))
     axes = figure.subplots()
-    for row in rows:
-        family = row["method"].split()[0]
-        axes.plot(row["worst"], row["true"], "o", color=COLOURS.get(family, "tab:grey"), markersize=4)
-        label = f"{row['method']} {row['setting']}".strip()
-        axes.annotate(label, (row["worst"], row["true"]), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    draw_policies(axes, [(row["method"], row_name(row), row["worst"], row["true"]) for row in rows])
     axes.set_xlabel("worst value against all who play like the target on the data")
     axes.set_ylabel("value against the true target")
     points = [[row[key] for key in ("method", "setting", "worst", "true")] for row in rows]
@@ -223,7 +219,7 @@ def _draw(folder: RunFolder, rows: Sequence[Row], visits: Sequence[int], sets: i
         points,
         ["method", "setting", "worst", "true"],
         title="The value against the true target and the worst one",
-        told="Policies further up gain more, and those further right lose less in the worst case.",
+        told=FRONTIER_TOLD,
     )
     figure = Figure(figsize=(6, 3))
     axes = figure.subplots()

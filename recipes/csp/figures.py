@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.running.files import write_bytes
+from recipes.running.marks import mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 
 FAMILIES = {"csp": "CSP, C", "rnr": "RNR, p", "dbr": "DBR, P"}
+FRONTIER_TOLD = (
+    "Policies further up gain more, and those further right lose less in the worst case; a line joins the settings of "
+    "one method."
+)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -100,33 +105,44 @@ def draw_histories(folder: RunFolder, histories: Mapping[str, Sequence[Mapping[s
 
 
 def draw_frontier(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Obtained against the worst value; families of the sweep are joined."""
+    """Obtained against the worst value."""
     figure, axes = _figure(5.5, 4)
-    shown = []
+    shown: list[tuple[str, float, float]] = []
     for row in rows:
         worst = row.get("worst exact", row["worst estimated (optimistic)"])
         gain = row["obtained"] if row["obtained"] is not None else row["against model"]
         if worst is not None:
-            shown.append([row["policy"], worst, gain])
-    for family, label in FAMILIES.items():
-        points = sorted((p for p in shown if p[0].split()[0] == family), key=lambda p: p[1])
-        if points:
-            axes.plot([p[1] for p in points], [p[2] for p in points], "o-", label=label)
-    for name, worst, gain in shown:
-        axes.plot(worst, gain, "k.", markersize=3)
-        axes.annotate(name, (worst, gain), fontsize=6, xytext=(3, 3), textcoords="offset points")
+            shown.append((row["policy"], worst, gain))
+    draw_policies(axes, [(FAMILIES.get(row[0].split()[0], row[0]), *row) for row in shown])
     axes.set_xlabel("worst value against targets that agree with the data")
     axes.set_ylabel("obtained")
-    axes.legend(fontsize=7)
     folder.figure(
         "frontier",
         figure,
         shown,
         ["policy", "worst", "obtained"],
         title="What is obtained against what is risked",
-        told="Policies further up gain more, and those further right lose less in the worst case; a line joins the "
-        "settings of one method.",
+        told=FRONTIER_TOLD,
     )
+
+
+def draw_policies(axes: Axes, policies: Iterable[tuple[str, str, float, float]]) -> None:
+    """Policies by two values: a colour and a shape for every method, and a line through its settings.
+
+    Args:
+        axes: Where they are drawn.
+        policies: Method, name, and the values to the right and up.
+    """
+    methods: dict[str, list[tuple[float, float]]] = {}
+    for method, name, right, up in policies:
+        methods.setdefault(method, []).append((right, up))
+        axes.annotate(name, (right, up), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    for number, (method, places) in enumerate(methods.items()):
+        colour, shape = mark(number)
+        axes.plot(
+            *zip(*sorted(places), strict=True), color=colour, marker=shape, markersize=5, linewidth=1, label=method
+        )
+    axes.legend(fontsize=7)
 
 
 def replay(folder: RunFolder, scenario: Scenario, problem: CSPModule, search: WorstCase) -> dict[str, str]:

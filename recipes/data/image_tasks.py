@@ -106,6 +106,13 @@ class Picture:
             raise RunError(f"an image cannot be read: {error}") from error
         return image
 
+    @property
+    def name(self) -> str:
+        """What a reader finds it by: its file, its place in the data set, or the digest of its content."""
+        if isinstance(self.source, str):
+            return self.source
+        return f"sha256 {self.key[:16]}" if isinstance(self.source, bytes) else f"picture {self.index}"
+
     @functools.cached_property
     def key(self) -> str:
         """A digest of its content, under which two images count as the same."""

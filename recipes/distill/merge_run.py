@@ -86,14 +86,14 @@ def merge_run(path: str) -> MergeRun:
             raise RecipeError(f"data.path: {path} has no {name}; {ADVICE}")
     try:
         recipe = parse(folder / "recipe.yaml").recipe
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        scored_in = json.loads((folder / "result.json").read_text(encoding="utf-8")).get("scored_in", "")
     except RecipeError as error:
         raise RecipeError(*(f"data.path: {problem}" for problem in error.problems)) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise RecipeError(f"data.path: {folder / 'result.json'} cannot be read ({error}); {ADVICE}") from error
     if getattr(recipe, "recipe", "") != "merge" or not recipe.tasks:
         raise RecipeError(f"data.path: {folder} holds no merge run with tasks; {ADVICE}")
-    return MergeRun(folder, recipe, str(result.get("scored_in", "")))
+    return MergeRun(folder, recipe, str(scored_in))
 
 
 def check_merge_run(run: MergeRun) -> str:

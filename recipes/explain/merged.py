@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from recipes.data.image_tasks import Picture
 from recipes.data.language_task import NO_COLUMNS
 from recipes.data.models import resolve_model
 from recipes.data.own_columns import own_columns
@@ -64,7 +65,8 @@ def read_merged(
         images), `confidence` (of the expert's answer), `entropy` (of its probabilities, as a share of the largest
         possible one), `router_confidence` (the largest weight of the twin's mixture), for each of `expert`, `twin` and
         the students the columns `<model>_zero_one`, `<model>_brier` and `<model>_log`, and the further columns. With
-        examples also `<model>_answer`, in the form of `label`, and `text`.
+        examples also `<model>_answer`, in the form of `label`, and `text`; of an image that is its file, or its place
+        in the data set.
 
         A row of language models is a prompt with the completion that is right: `label` is the task's name, as there are
         no classes, and `words` and `text` are the prompt's. `confidence` is the mean probability that the expert gives
@@ -126,10 +128,12 @@ def _known(task: TextTask, source: str, examples: bool) -> Iterator[Row]:
     """What is known of every test input before any model is asked."""
     for text, label in zip(task.test.texts, task.test.labels, strict=True):
         row: Row = {"task": task.name, "source": source, "label": f"{task.name}: {task.labels[int(label)]}"}
-        if task.kind != "images":
-            whole = text if isinstance(text, str) else " ".join(cast("tuple[str, str]", text))
-            row |= {"words": len(whole.split())} | ({"text": whole} if examples else {})
-        yield row
+        if isinstance(text, Picture):
+            shown = text.name
+        else:
+            shown = text if isinstance(text, str) else " ".join(cast("tuple[str, str]", text))
+            row["words"] = len(shown.split())
+        yield row | ({"text": shown} if examples else {})
 
 
 Asked = Callable[[dict[str, "Tensor"], list[str], "Tensor"], "Tensor"]  # inputs, tasks, the twin's mixture -> logits

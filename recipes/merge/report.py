@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.merge.baselines import DATA, DYNAMIC
 from recipes.merge.warnings import warnings_of
+from recipes.running.marks import mark
 from twinmerge.methods import methods
 
 if TYPE_CHECKING:
@@ -194,13 +195,10 @@ def _draw_scores(folder: RunFolder, table: list[dict[str, Any]]) -> None:
 
 
 def _draw_tasks(folder: RunFolder, raw: list[dict[str, Any]], tasks: list[str]) -> None:
-    from matplotlib import colormaps
-
     figure, axes = _figure(max(6, 1.3 * len(tasks)), 4)
-    colours, shapes = colormaps["tab20"](range(20)), "os^vD<>P*X"
     for number, row in enumerate(raw):  # one column a task, its rows side by side
         places = [column + 0.7 * (number / max(len(raw) - 1, 1) - 0.5) for column in range(len(tasks))]
-        colour, shape = colours[2 * number % 20 + number // 10 % 2], shapes[number % len(shapes)]
+        colour, shape = mark(number)
         scores = [row[t] for t in tasks]
         axes.plot(places, scores, shape, color=colour, markersize=5, label=row["row"])
     axes.set_xticks(range(len(tasks)), tasks)

@@ -143,6 +143,7 @@ class RunFolder:
         figures: Sequence[str] | None = None,
         summary: str = "",
         animations: Mapping[str, str] | None = None,
+        first: Sequence[str] = (),
     ) -> None:
         """Write `report.html` and, last, `result.json`: a folder with a result is complete.
 
@@ -155,6 +156,7 @@ class RunFolder:
             figures: Names of the figures to show; all of the folder, oldest first, when None.
             summary: What was found, in a paragraph of plain text.
             animations: GIF files of the folder to show below the figures, by what they are called.
+            first: Names of the figures to show right below the summary, and not among the others.
         """
         if process_rank() != 0:
             return
@@ -168,10 +170,13 @@ class RunFolder:
         }
         drawn = sorted((self.path / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns)
         names = [path.stem for path in drawn] if figures is None else figures
-        images = [_picture(self.path / "figures" / f"{name}.png") for name in names]
+        above, images = (
+            [_picture(self.path / "figures" / f"{name}.png") for name in wanted]
+            for wanted in (first, [name for name in names if name not in first])
+        )
         images += [Picture((self.path / name).read_bytes(), title) for title, name in (animations or {}).items()]
         plain: Any = plain_json(dict(tables or {}))
-        page = render(Report(self.title, summary, plain, images, details))
+        page = render(Report(self.title, summary, above, plain, images, details))
         write_text(self.path / "report.html", page)
         write_json(self.path / "result.json", dict(result))
 

@@ -60,6 +60,7 @@ class Report:
     Attributes:
         title: Heading of the page.
         summary: One paragraph of plain text: what was found.
+        first: What is drawn right below the summary, above the contents.
         tables: Rows of each table by its title; the keys of the rows are the columns. A value of `text` and `href` is a
             link to a file beside the page.
         figures: What is drawn.
@@ -68,6 +69,7 @@ class Report:
 
     title: str
     summary: str = ""
+    first: Sequence[Picture] = ()
     tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     figures: Sequence[Picture] = ()
     details: Mapping[str, str] = field(default_factory=dict)
@@ -86,6 +88,7 @@ def render(report: Report) -> str:
     parts = [f"<h1>{_escape(report.title)}</h1>"]
     if report.summary:
         parts.append(f"<p>{_escape(report.summary)}</p>")
+    parts += map(_figure, report.first)
     parts.append(f"<nav aria-label='Contents'><ul>{links}</ul></nav>")
     parts += [
         f"<section aria-labelledby='s{number}'><h2 id='s{number}'>{_escape(title)}</h2>\n{inside}\n</section>"

@@ -1,6 +1,8 @@
 """Compositions of language models and of images: whole runs, scores that are perplexities, and what is refused."""
 
 import json
+from hashlib import sha256
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,7 +13,10 @@ from recipes.compose import stages
 from recipes.compose.schema import Recipe
 from recipes.compose.stages import Stage
 from recipes.compose.story import Part, _apart, _scores, _summary
+from recipes.data.image_tasks import Picture
+from recipes.data.splits import Split, TextTask
 from recipes.errors import RecipeError
+from recipes.explain.merged import _known
 from recipes.front.parse import parse
 from recipes.run import main
 from tests.recipes import tiny
@@ -151,6 +156,19 @@ def here(monkeypatch):
     monkeypatch.setattr(stages, "_run", lambda words: main([str(word) for word in words[3:]]))
 
 
+def test_an_image_is_shown_by_the_file_that_a_reader_can_open(tmp_path):
+    files = [str(tmp_path / "red/1.png"), str(tmp_path / "red/2.png")]
+    content, pairs = b"an image", [("an image", 0)]
+    pictures = [*map(Picture, files), Picture(content), Picture(pairs, 7)]
+    none = Split([], [])
+    task = TextTask("a", ("red", "blue"), none, none, Split(pictures, [0, 1, 1, 0]), "accuracy", "images")
+    shown = list(_known(task, "folder", examples=True))
+    assert [row["text"] for row in shown] == [*files, f"sha256 {sha256(content).hexdigest()[:16]}", "picture 7"]
+    assert [row["label"] for row in shown] == ["a: red", "a: blue", "a: blue", "a: red"]
+    assert not any("words" in row for row in shown)
+    assert not any("text" in row for row in _known(task, "folder", examples=False))
+
+
 def whole(world, run, here) -> tuple[dict, pd.DataFrame]:
     done = world.run(composed(taken={"merge": run}), "composed")
     assert done.code == 0, done.err
@@ -200,5 +218,7 @@ def test_images_are_composed_to_the_end(tmp_path, here):
     assert done.code == 0, done.err
     result, table = whole(world, "merge", here)
     assert "words" not in table.columns
+    assert {Path(file).parents[2].name for file in table["text"]} == {"colours", "shades"}
+    assert all(Path(file).is_file() for file in table["text"])
     assert set(result["explained"]["twin-dense"]["shares"]) >= {"task", "router"}
     assert (tmp_path / "composed/students/dense/model/config.json").is_file()

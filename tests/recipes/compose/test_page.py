@@ -98,6 +98,20 @@ def test_a_browser_shows_the_story_of_a_composition(page):
         check_page(page.parent / "stages" / stage / "report.html")
 
 
+def test_the_map_of_the_stages_stands_below_the_summary(page):
+    text = page.read_text()
+    assert text.count("<img alt='From experts to students.") == 1
+    order = [
+        "</h1>",
+        "<p>The twin has",
+        "<img alt='From experts to students.",
+        "<nav ",
+        "<table>",
+        "<img alt='What every",
+    ]
+    assert sorted(order, key=text.index) == order
+
+
 def test_a_sweep_of_compositions_shows_the_scores(page):
     result = json.loads((page.parent / "result.json").read_text())
     shown = {name: value for name, value in numbers(result) if "." not in name}

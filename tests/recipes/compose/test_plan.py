@@ -92,7 +92,8 @@ def made(stage: Stage, *, note_of: Path | None = None, again: bool = False) -> N
     """What the run of a merge leaves that later stages look for."""
     (stage.folder / "merged").mkdir(parents=True, exist_ok=again)
     (stage.folder / "recipe.yaml").write_text(to_yaml(stage.recipe))
-    (stage.folder / "merged/twin.json").write_text("{}")
+    heads = {task.name: {} for task in stage.recipe.tasks}
+    (stage.folder / "merged/twin.json").write_text(json.dumps({"heads": heads}))
     (stage.folder / "result.json").write_text("{}")
     if note_of is not None:
         (stage.folder / "inputs.json").write_text(json.dumps(note([note_of])))
@@ -376,6 +377,33 @@ def test_a_stage_whose_run_outlived_its_composition_is_waited_for(run, monkeypat
         assert make(stage, run)
         ending.join()
     assert f"another run makes {stage.folder}; this one waits for it" in capsys.readouterr().out
+
+
+def test_a_stage_whose_removal_was_killed_is_not_taken_for_a_finished_one(run, monkeypatch):
+    stage = plan(parsed())[0]
+    monkeypatch.setattr(stages, "_run", Ran())
+    make(stage, run)
+    (stage.folder / "merged").mkdir()
+    (stage.folder / "result.json").write_text('{"made": 7}')  # damaged, so that it is removed
+
+    def killed(folder: Path, **_: object) -> None:
+        """As the end of the process after the first files are gone."""
+        if folder.is_dir():
+            for name in (stages.STAMP, "recipe.yaml"):
+                (folder / name).unlink()
+            raise SystemExit(137)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(SystemExit):
+            make(stage, run)
+    monkeypatch.setattr(stages, "_run", ran := Ran())
+    assert not make(stage, run)
+    assert "--resume" not in ran.words[0]
+    assert stage.result == {"made": 1}
+    assert not (stage.folder / "merged").exists()
+    kept = [stage.folder.name, f".{stage.folder.name}.lock"]
+    assert sorted(path.name for path in stage.folder.parent.iterdir()) == sorted(kept)  # no half of one is left
 
 
 @pytest.mark.parametrize("code", [-signal.SIGTERM, -signal.SIGINT])
