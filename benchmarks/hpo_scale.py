@@ -14,6 +14,7 @@ and write nothing.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from typing import Any, NamedTuple
 
@@ -21,11 +22,16 @@ from benchmarks.common import interval, write_results
 from benchmarks.hpo_cells import cell, rows_of
 
 SEEDS = 3
-TUNING_SEEDS = (100, 101, 102)
+TUNING_SEEDS = (100, 101)
 ITEMS = "rl.envs.inventory.joint_replenishment"
 LQR = "rl.envs.switched_lqr.switched_lqr"
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of the policies
-PPO: dict[str, Any] = {"estimator": "score", "reuse": 4, "entropy_start": 0.01, "normalise": True, "log_std": -1.5}
+COMMON = {"estimator": "score", "reuse": 4, "entropy_start": 0.01, "normalise": True}
+PPO: dict[str, dict[str, Any]] = {
+    ITEMS: {**COMMON, "log_std": -1.5},
+    # By trials under the first tuning seed: it explores widely, and many dimensions reach any limit of the divergence.
+    LQR: {**COMMON, "log_std": 0.5, "trace": 0.9, "kl_limit": math.inf},
+}
 
 
 class Problem(NamedTuple):
@@ -64,8 +70,8 @@ def train(method: str, name: str, rate: float, seed: int) -> dict[str, Any]:
     problem = PROBLEMS[name]
     arguments, training = problem.arguments, {**problem.training, "learning_rate": rate}
     if method == "ppo":
-        training |= {**PPO, "discrete_rate": rate}
-        arguments = arguments | ({"bound": 5.0} if problem.path == LQR else {})
+        training |= {**PPO[problem.path], "discrete_rate": rate}
+        arguments = arguments | ({"bound": 10.0} if problem.path == LQR else {})
     return cell(
         "hpo_scale",
         f"{name} {method} {rate:g}",

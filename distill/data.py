@@ -27,6 +27,7 @@ from distill.regimes import Regime, regime as named_regime
 from distill.transforms import evaluation_transform, mixup, train_transform
 from distill.views import Labelled
 from gapbridge.arguments import Count, Seed, Whole
+from gapbridge.every_row import EveryRow
 from gapbridge.pictures import FORMATS, eight_bits, open_image, upright
 
 if TYPE_CHECKING:
@@ -215,7 +216,8 @@ class ImageData(lightning.LightningDataModule):
 
     def _evaluation(self, split: str) -> DataLoader[dict[str, Tensor | int]]:
         views = Views(self.splits[split], evaluation_transform(self.regime, self.grey))
-        return DataLoader(views, self.evaluation_batch or self.batch_size, num_workers=self.workers)
+        size, every = self.evaluation_batch or self.batch_size, EveryRow(len(views))
+        return DataLoader(views, size, sampler=every, num_workers=self.workers)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Bring images to [0, 1], and mix them in training."""

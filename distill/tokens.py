@@ -17,6 +17,7 @@ from distill.errors import DistillError
 from distill.gathering import own_batch
 from distill.order import ViewLoader, ViewOrder, view_of
 from gapbridge.arguments import Count, Seed, Whole
+from gapbridge.every_row import EveryRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,8 +133,12 @@ class TokenData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Fields]:
         """Validation blocks."""
-        return DataLoader(self.splits["validation"], self.batch_size)
+        return self._evaluation("validation")
 
     def test_dataloader(self) -> DataLoader[Fields]:
         """Test blocks."""
-        return DataLoader(self.splits["test"], self.batch_size)
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> DataLoader[Fields]:
+        blocks = self.splits[split]
+        return DataLoader(blocks, self.batch_size, sampler=EveryRow(len(blocks)))

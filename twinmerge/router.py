@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from gapbridge.arguments import Count, NotNegative, Positive, Seed, Whole, check_arguments
+from gapbridge.every_row import EveryRow
 from twinmerge.modeling_twin import Router
 
 
@@ -126,7 +127,8 @@ class FeatureDataModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """All validation features in order."""
-        return DataLoader(self.sets["validation"], self.batch_size)
+        features = self.sets["validation"]
+        return DataLoader(features, self.batch_size, sampler=EveryRow(len(features)))
 
 
 def check_features(features: Tensor, task: Tensor, name: str, tasks: int | None = None) -> None:

@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gapbridge.every_row import EveryRow
 from recipes.errors import RunError
 from recipes.running.resume import ResumableLoader
 
@@ -204,7 +205,8 @@ class MixedImageDataModule(LightningDataModule):
 
     def _evaluated(self, rows: Sequence[Listed], split: str) -> DataLoader[Row]:
         collate = partial(self._collate, split=split)
-        return DataLoader(_Rows(rows, self.look), self.eval_batch_size, collate_fn=collate)
+        looks = _Rows(rows, self.look)
+        return DataLoader(looks, self.eval_batch_size, sampler=EveryRow(len(looks)), collate_fn=collate)
 
     def _ordered(self, split: str) -> list[Listed]:
         rows = list(self._rows[split])

@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from gapbridge.every_row import EveryRow
 from recipes.data.models import resolve_model
 from recipes.data.sources import load_task
 from recipes.data.task_source import TaskSource
@@ -212,7 +213,8 @@ class MixedTextDataModule(LightningDataModule):
         return [list(DataLoader(_Rows(part), self.eval_batch_size, collate_fn=self._collate)) for part in shares]
 
     def _sorted(self, split: str) -> DataLoader[Row]:
-        return DataLoader(_Rows(self._ordered(split)), self.eval_batch_size, collate_fn=self._collate)
+        rows = _Rows(self._ordered(split))
+        return DataLoader(rows, self.eval_batch_size, sampler=EveryRow(len(rows)), collate_fn=self._collate)
 
     def _ordered(self, split: str) -> list[Row]:
         rows = list(self._rows[split])

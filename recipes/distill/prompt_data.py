@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from gapbridge.every_row import EveryRow
 from recipes.data.text_module import PadCollate
 from recipes.merge.causal.data import padding_of, plain
 from recipes.merge.causal.encode import IGNORED, Encoder
@@ -78,7 +79,8 @@ class PromptData(LightningDataModule):
 
     def _sorted(self, split: str) -> DataLoader[object]:
         rows = sorted(self._rows[split], key=_length)
-        return DataLoader(cast("Dataset[object]", rows), 2 * self.batch_size, collate_fn=self._collate)
+        every, rows_ = EveryRow(len(rows)), cast("Dataset[object]", rows)
+        return DataLoader(rows_, 2 * self.batch_size, sampler=every, collate_fn=self._collate)
 
 
 def _length(row: Mapping[str, list[int] | int]) -> int:

@@ -10,6 +10,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from gapbridge.every_row import EveryRow
 from recipes.data.text_module import PadCollate
 from recipes.errors import RunError
 from recipes.merge.causal.encode import IGNORED, Encoder, Row, pack
@@ -89,7 +90,7 @@ class LanguageData(LightningDataModule):
 
     def _sorted(self, split: str) -> DataLoader[object]:
         rows: Any = [plain(row) for row in sorted(self.rows[split], key=lambda r: len(r.tokens))]
-        return DataLoader(rows, 2 * self.batch_size, collate_fn=self._collate)
+        return DataLoader(rows, 2 * self.batch_size, sampler=EveryRow(len(rows)), collate_fn=self._collate)
 
 
 def plain(row: Row) -> dict[str, list[int]]:
