@@ -94,7 +94,7 @@ def test_two_processes_train_the_expert_that_one_does(world):
     for devices, size in ((1, 8), (2, 4)):
         recipe = world.causal(
             "finetune",
-            [tiny_lm.source(world.folder, "mood", "perplexity")],
+            [tiny_lm.source(world.folder, "mood", "perplexity") | {"max_train": 104}],  # none is repeated
             training=training | {"batch_size": size},
             trainer={"max_epochs": 1, "devices": devices, **({"strategy": "ddp"} if devices > 1 else {})},
         )
@@ -102,7 +102,7 @@ def test_two_processes_train_the_expert_that_one_does(world):
         assert done.code == 0, done.err
         cards.append(json.loads((world.folder / f"on{devices}/experts/mood/expert.json").read_text()))
     # Every row has as many learned tokens, so that the mean of two halves is that of the batch.
-    assert cards[1]["per_token"]["test"]["loss"] == pytest.approx(cards[0]["per_token"]["test"]["loss"], rel=1e-3)
+    assert cards[1]["per_token"]["test"]["loss"] == pytest.approx(cards[0]["per_token"]["test"]["loss"], rel=1e-4)
 
 
 @pytest.fixture(scope="module")
