@@ -1,7 +1,7 @@
 """The sizes of the paper: joint replenishment of 20, 40 and 60 items, and the switched LQR at dimensions 24 and 48.
 
 HPO, and beside it hybrid PPO: its actions are bounded and its observations normalised, so that it does not blow up. The
-learning rate of each is the best of four, tuned alike: at the largest size, where a rate that is too high shows first,
+learning rate of each is the best of three or four, tuned alike: at the largest size, where a rate that is too high shows first,
 under seeds of its own, by the mean validation cost of the last policy. Both take as many simulator steps, with networks
 whose hidden layers grow with the dimension: 4 times it, at least 64; 64 for inventory, whose items are alike.
 ``<problem>_cost`` is the mean cost of the last policy over 3 seeds on test episodes, ``gap_to_reference_<problem>``
@@ -25,7 +25,7 @@ SEEDS = 3
 TUNING_SEEDS = (100, 101)
 ITEMS = "rl.envs.inventory.joint_replenishment"
 LQR = "rl.envs.switched_lqr.switched_lqr"
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of the policies
+RATES = {ITEMS: (3e-4, 1e-3, 3e-3, 1e-2), LQR: (1e-3, 3e-3, 1e-2)}  # of the policies
 COMMON = {"estimator": "score", "reuse": 4, "entropy_start": 0.01, "normalise": True}
 PPO: dict[str, dict[str, Any]] = {
     ITEMS: {**COMMON, "log_std": -1.5},
@@ -89,7 +89,7 @@ def tuned(method: str, path: str) -> dict[float, float]:
     """The mean validation cost of the last policy at the largest size, by learning rate."""
     return {
         rate: statistics.fmean(train(method, LARGEST[path], rate, seed)["curve"][-1]["cost"] for seed in TUNING_SEEDS)
-        for rate in RATES
+        for rate in RATES[path]
     }
 
 
