@@ -1,9 +1,10 @@
 """The sizes of the paper: joint replenishment of 20, 40 and 60 items, and the switched LQR at dimensions 24 and 48.
 
 HPO, and beside it hybrid PPO: its actions are bounded and its observations normalised, so that it does not blow up. The
-learning rate of each is the best of three or four, tuned alike: at the largest size, where a rate that is too high shows
-first, under seeds of its own, by the mean validation cost of the last policy. Both take as many simulator steps, with
-networks whose hidden layers grow with the dimension: 4 times it, at least 64; 64 for inventory, whose items are alike.
+learning rate of each is the best of three or four, tuned alike: at the largest size, where a rate that is too high
+shows first, under seeds of its own, by the mean validation cost of the last policy. Both take as many simulator steps,
+with networks whose hidden layers grow with the dimension: 4 times it, at least 64; 64 for inventory, whose items are
+alike.
 ``<problem>_cost`` is the mean cost of the last policy over 3 seeds on test episodes, ``gap_to_reference_<problem>``
 compares with the better of (R, S) and (Q, S) or with the pruned Riccati policy on the same episodes,
 ``<problem>_ppo_cost`` is hybrid PPO's, and ``<problem>_seconds`` the longest training. Every training is a cell under
