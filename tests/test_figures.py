@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if path.exists()]
 RESULT_FILES = sorted(RESULTS.glob("*.json"))
 SOURCE = re.compile(r"<!--\s*(?P<file>\w+)\.(?P<figure>\w+)(?:\.(?P<bound>low|high))?:(?P<format>\S+?)\s*-->")
-NUMBER = re.compile(r"(?P<number>[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?)[a-zA-Z×]*$")
+NUMBER = re.compile(r"(?<![\de+−-])(?P<number>[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?)[a-zA-Z×]*$")
 
 
 def mistakes(text, results):
