@@ -78,9 +78,9 @@ class PromptData(LightningDataModule):
         return self._sorted("test")
 
     def _sorted(self, split: str) -> DataLoader[object]:
-        rows = sorted(self._rows[split], key=_length)
-        every, rows_ = EveryRow(len(rows)), cast("Dataset[object]", rows)
-        return DataLoader(rows_, 2 * self.batch_size, sampler=every, collate_fn=self._collate)
+        rows = cast("Dataset[object]", sorted(self._rows[split], key=_length))
+        every = EveryRow(len(self._rows[split]))
+        return DataLoader(rows, 2 * self.batch_size, sampler=every, collate_fn=self._collate)
 
 
 def _length(row: Mapping[str, list[int] | int]) -> int:

@@ -68,7 +68,7 @@ class PromptRouter:
         self.twin, self.row = twin, row
         self.batches: Batcher[list[int], Parts] = Batcher(self.weigh, size, wait=0.002)
         self.packs = twin.router is not None and twin.router_reads == "last" and self._keeps_apart()
-        self.quick = Packed(twin)
+        self.quick = Packed(getattr(twin, twin.base_model_prefix, twin))  # the router reads no vocabulary's head
 
     def weigh(self, prompts: Sequence[list[int]]) -> list[Parts]:
         """Mixtures in 64ths; padding and company do not move the router."""

@@ -261,7 +261,7 @@ class MixtureCache:
             if self._file is None:
                 tensors = self.mixer.adapter(parts)
                 self._file = bytearray(save(tensors, metadata={"format": "pt"}))
-                self._places = {name: self._place(self._file, name, tensor) for name, tensor in tensors.items()}
+                self._places = self._laid(self._file, tensors)
             else:
                 self.mixer.scale(parts, self._places)
             with file.open("wb") as out:
@@ -269,11 +269,15 @@ class MixtureCache:
                     out.write(memoryview(self._file)[first : first + _PIECE])
 
     @staticmethod
-    def _place(file: bytearray, name: str, like: Tensor) -> Tensor:
-        """Where a tensor lies in a safetensors file: the length of its header, the header, and the tensors."""
+    def _laid(file: bytearray, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors as they lie in a safetensors file: the length of its header, the header, and the tensors."""
         start = 8 + int.from_bytes(file[:8], "little")
-        first, _ = json.loads(file[8:start])[name]["data_offsets"]
-        return torch.frombuffer(file, dtype=like.dtype, count=like.numel(), offset=start + first).view(like.shape)
+        header = json.loads(file[8:start])
+        firsts = {name: start + header[name]["data_offsets"][0] for name in tensors}
+        return {
+            name: torch.frombuffer(file, dtype=like.dtype, count=like.numel(), offset=firsts[name]).view(like.shape)
+            for name, like in tensors.items()
+        }
 
     @staticmethod
     def forget(folder: Path, name: str) -> None:
