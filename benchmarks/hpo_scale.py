@@ -1,12 +1,15 @@
-"""The sizes of the paper: joint replenishment of 20, 40 and 60 items, and the switched LQR at dimensions 24 and 48.
+"""The sizes of the paper: joint replenishment of up to 60 items, the switched LQR at dimension 48, and many stores.
+
+Replenishment has 20, 40 and 60 items, the LQR dimension 24 and 48, and a warehouse 10 and 20 stores.
 
 HPO, and beside it hybrid PPO: its actions are bounded and its observations normalised, so that it does not blow up. The
 learning rate of each is the best of three or four, tuned alike: at the largest size, where a rate that is too high
 shows first, under seeds of its own, by the mean validation cost of the last policy. Both take as many simulator steps,
-with networks whose hidden layers grow with the dimension: 4 times it, at least 64; 64 for inventory, whose items are
-alike.
+with networks whose hidden layers grow with the dimension: 4 times it, at least 64; 64 for inventory and stores, which
+are alike.
 ``<problem>_cost`` is the mean cost of the last policy over 3 seeds on test episodes, ``gap_to_reference_<problem>``
-compares with the better of (R, S) and (Q, S) or with the pruned Riccati policy on the same episodes,
+compares with the better of (R, S) and (Q, S), with the pruned Riccati policy or with triggers of orders and trucks
+whose four numbers are tuned, on the same episodes,
 ``<problem>_ppo_cost`` is hybrid PPO's, and ``<problem>_seconds`` the longest training. Every training is a cell under
 runs/benchmarks, so that an interrupted run goes on where it was; ``--only PART`` and ``--method`` run some of the cells
 and write nothing.
@@ -26,10 +29,12 @@ SEEDS = 3
 TUNING_SEEDS = (100, 101)
 ITEMS = "rl.envs.inventory.joint_replenishment"
 LQR = "rl.envs.switched_lqr.switched_lqr"
-RATES = {ITEMS: (3e-4, 1e-3, 3e-3, 1e-2), LQR: (1e-3, 3e-3, 1e-2)}  # of the policies
+STORES = "rl.envs.stores.several_stores"
+RATES = {ITEMS: (3e-4, 1e-3, 3e-3, 1e-2), LQR: (1e-3, 3e-3, 1e-2), STORES: (1e-3, 3e-3, 1e-2)}  # of the policies
 COMMON = {"estimator": "score", "reuse": 4, "entropy_start": 0.01, "normalise": True}
 PPO: dict[str, dict[str, Any]] = {
     ITEMS: {**COMMON, "log_std": -1.5},
+    STORES: {**COMMON, "log_std": -1.5},
     # By trials under the first tuning seed: it explores widely, and many dimensions reach any limit of the divergence.
     LQR: {**COMMON, "log_std": 0.5, "trace": 0.9, "kl_limit": math.inf},
 }
@@ -56,14 +61,21 @@ def items(count: int) -> Problem:
     return Problem(ITEMS, {"items": count, "orders": "up_to"}, training, 200)
 
 
+def stores(count: int) -> Problem:
+    """Stores behind a warehouse, with what replenishment is trained with."""
+    return Problem(STORES, {"stores": count}, items(count).training, 200)
+
+
 PROBLEMS = {
     "items60": items(60),
     "lqr48": lqr(48, 900),
     "items20": items(20),
     "items40": items(40),
     "lqr24": lqr(24, 600),
+    "stores20": stores(20),
+    "stores10": stores(10),
 }
-LARGEST = {ITEMS: "items60", LQR: "lqr48"}
+LARGEST = {ITEMS: "items60", LQR: "lqr48", STORES: "stores20"}
 
 
 def train(method: str, name: str, rate: float, seed: int) -> dict[str, Any]:
@@ -130,6 +142,8 @@ def main() -> None:
         figures[f"{name}_reference_cost"] = statistics.fmean(row["reference_cost"] for row in own["hpo"])
         figures[f"gap_to_reference_{name}"] = interval([row["gap"] for row in own["hpo"]])
         figures[f"{name}_seconds"] = max(row["seconds"] for row in own["hpo"])
+        if "lower bound" in own["hpo"][0]:
+            figures[f"{name}_lower_bound"] = statistics.fmean(row["lower bound"] for row in own["hpo"])
     print(write_results("hpo_scale", figures, {"cells": rows_of(rows), "tuning": tuning}, SEEDS))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from rl.envs.hybrid import HybridSimulator, Noise, State
-from rl.envs.inventory import advance, per_item
+from rl.envs.inventory import RAW_LIMIT, advance, per_item, position
 
 
 class Stores(HybridSimulator):
@@ -16,8 +16,8 @@ class Stores(HybridSimulator):
 
     The mode says whether the warehouse orders (fixed cost ``order_cost``) and whether a truck leaves for the stores
     (fixed cost ``truck_cost``): 0 neither, 1 order, 2 truck, 3 both. The action is the quantity ordered and what every
-    store gets. Stores ask for :math:`w_i = \mu_i\, softplus(r_i + 1)`; if that is more than the warehouse holds, all
-    get the same share of it: :math:`w_i \min(1, W / \sum_j w_j)`, a bound that keeps its gradient.
+    store gets. Stores ask for :math:`w_i`, see ``orders``; if that is more than the warehouse holds, all get the same
+    share of it: :math:`w_i \min(1, W / \sum_j w_j)`, a bound that keeps its gradient.
 
     A period costs, per store, the fixed costs, ``warehouse_holding`` for every unit that stays in the warehouse, and
     ``holding`` and ``shortage`` in the stores as in :class:`~rl.envs.inventory.Inventory`, whose order of events is
@@ -34,6 +34,10 @@ class Stores(HybridSimulator):
         store_lead_time: Periods from the warehouse to the stores, at least 1.
         horizon: Periods of an episode.
         unmet: What happens to demand that is not met: ``backlog`` waits, ``lost`` leaves.
+        orders: What a network's raw outputs mean, as in :class:`~rl.envs.inventory.Inventory`: ``quantity``,
+            :math:`\mu\, softplus(r + 1)`, or ``up_to``, a level :math:`\mu (L + 3 + r)` of the position. A store's
+            position is its stock and what is under way to it. The warehouse's is all goods everywhere, against the mean
+            demand of all stores and both lead times together.
         dtype: Floating type of the simulation.
 
     Raises:
@@ -59,6 +63,7 @@ class Stores(HybridSimulator):
         store_lead_time: int = 2,
         horizon: int = 100,
         unmet: Literal["backlog", "lost"] = "backlog",
+        orders: Literal["quantity", "up_to"] = "quantity",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype
@@ -76,7 +81,7 @@ class Stores(HybridSimulator):
             )
         self.warehouse_holding, self.order_cost, self.truck_cost = warehouse_holding, order_cost, truck_cost
         self.warehouse_lead_time, self.store_lead_time = warehouse_lead_time, store_lead_time
-        self.horizon, self.unmet, self.action_dim = horizon, unmet, stores + 1
+        self.horizon, self.unmet, self.levels, self.action_dim = horizon, unmet, orders == "up_to", stores + 1
         self.observation_dim = stores * store_lead_time + warehouse_lead_time
         self.buffer, self.report_from = min(self.buffer, horizon // 5), min(self.report_from, horizon // 5)
         self.orders = torch.tensor([False, True, False, True])
@@ -104,14 +109,28 @@ class Stores(HybridSimulator):
         return torch.cat([stores.flatten(1), warehouse.flatten(1)], dim=1)
 
     def seen_state(self, observation: Tensor) -> State:
-        """The stock of the warehouse, which limits shipments."""
-        place = len(self.mean) * self.store_lead_time
-        return {"warehouse": observation[:, place : place + 1] * self.mean.sum()}
+        """All of the state: an observation is the state in mean demands."""
+        stores, warehouse = observation.split([len(self.mean) * self.store_lead_time, self.warehouse_lead_time], dim=1)
+        places = stores.reshape(observation.shape[0], self.store_lead_time, -1) * self.mean
+        goods = warehouse.unsqueeze(2) * self.mean.sum()
+        return {
+            "stock": places[:, 0],
+            "under_way": places[:, 1:],
+            "warehouse": goods[:, 0],
+            "ordered": goods[:, 1:],
+        }
 
     def action_map(self, raw: Tensor, state: State) -> Tensor:
         """A quantity at or above 0, and shipments that together are at most what the warehouse holds."""
-        quantity = self.mean.sum() * softplus(raw[..., :1] + 1)
-        wanted = self.mean * softplus(raw[..., 1:] + 1)
+        raw = RAW_LIMIT * torch.tanh(raw / RAW_LIMIT)
+        quantity, wanted = raw[..., :1], raw[..., 1:]
+        if self.levels:
+            stores, total = position(state), self.mean.sum()
+            everything = stores.sum(dim=1) + state["warehouse"].squeeze(1) + state["ordered"].sum(dim=(1, 2))
+            lead_times = self.warehouse_lead_time + self.store_lead_time
+            quantity = quantity + lead_times + 2 - (everything / total)[:, None, None]
+            wanted = wanted + self.store_lead_time + 2 - (stores / self.mean).unsqueeze(1)
+        quantity, wanted = self.mean.sum() * softplus(quantity + 1), self.mean * softplus(wanted + 1)
         share = (state["warehouse"].unsqueeze(1) / wanted.sum(dim=2, keepdim=True)).clamp(max=1)
         return torch.cat([quantity, wanted * share], dim=2)
 
@@ -134,3 +153,28 @@ class Stores(HybridSimulator):
             "ordered": on_order,
         }
         return following, cost
+
+
+def several_stores(
+    stores: int = 10, orders: Literal["quantity", "up_to"] = "up_to", dtype: torch.dtype = torch.float32
+) -> Stores:
+    """Stores with mean demands of 6 to 14; an order of the warehouse costs twice a truck, and a unit there little.
+
+    Args:
+        stores: How many.
+        orders: What a network's raw outputs mean.
+        dtype: Floating type of the simulation.
+    """
+    number = torch.arange(stores, dtype=torch.float64)
+    mean = 6 + 8 * (number * 0.37 % 1)
+    holding, shortage = 0.7 + 0.6 * (number * 0.61 % 1), 6.3 + 5.4 * (number * 0.83 % 1)
+    return Stores(
+        mean.tolist(),
+        holding.tolist(),
+        shortage.tolist(),
+        warehouse_holding=0.3,
+        order_cost=20.0 * stores,
+        truck_cost=10.0 * stores,
+        orders=orders,
+        dtype=dtype,
+    )

@@ -11,8 +11,9 @@ from torch import Tensor
 from rl.envs.hybrid import Decide, HybridSimulator, Noise, play, reported_cost
 from rl.envs.inventory import Inventory
 from rl.envs.lot_sizing import LotSizing
+from rl.envs.stores import Stores
 from rl.envs.switched_lqr import SwitchedLQR
-from rl.hpo.references import lot_sizing
+from rl.hpo.references import lot_sizing, stores
 from rl.hpo.references.inventory import (
     PeriodicPolicy,
     QuantityPolicy,
@@ -55,6 +56,8 @@ def best_known(simulator: HybridSimulator, noise: Noise) -> BestKnown | None:
         return _inventory(simulator, noise)
     if isinstance(simulator, LotSizing):
         return _lot_sizing(simulator, noise)
+    if isinstance(simulator, Stores) and simulator.unmet == "backlog":
+        return _stores(simulator, noise)
     if type(simulator) is SwitchedLQR:
         return _switched_lqr(simulator, noise)
     return None
@@ -91,6 +94,13 @@ def _lot_sizing(simulator: LotSizing, noise: Noise) -> BestKnown:
     }
     name = min(costs, key=costs.__getitem__)
     return BestKnown(name, costs[name], {"lower bound": lot_sizing.lower_bound(simulator), **costs})
+
+
+def _stores(simulator: Stores, noise: Noise) -> BestKnown:
+    own = simulator.sample_noise(512, torch.Generator().manual_seed(0))
+    best = stores.tuned(simulator, own)
+    cost = _cost(simulator, stores.decide_stores(best, simulator), noise)
+    return BestKnown("tuned triggers", cost, {"lower bound": stores.lower_bound(simulator)})
 
 
 def _switched_lqr(simulator: SwitchedLQR, noise: Noise) -> BestKnown:

@@ -159,6 +159,26 @@ def test_what_a_warehouse_orders_and_ships_arrives_after_its_lead_time():
     assert [stock for _, stock in history] == [[15.0, 15.0], [18.0, 19.0], *[[18.0, 19.0]] * 4]
 
 
+def test_levels_of_stores_count_all_goods_that_are_anywhere():
+    simulator = Stores([5.0, 10.0], warehouse_lead_time=3, store_lead_time=2, orders="up_to", dtype=torch.float64)
+    state = {
+        "stock": torch.tensor([[-40.0, -300.0]], dtype=torch.float64),  # so much is missing that softplus is straight
+        "under_way": torch.tensor([[[3.0, 4.0]]], dtype=torch.float64),
+        "warehouse": torch.tensor([[1000.0]], dtype=torch.float64),
+        "ordered": torch.tensor([[[20.0], [30.0]]], dtype=torch.float64),
+    }
+    raw = torch.tensor([[[60.0, 0.5, -1.0]]], dtype=torch.float64)
+    bounded = 10 * np.tanh(raw.numpy()[0, 0] / 10)
+    action = simulator.action_map(raw, state)[0, 0]
+    assert action[1].item() == pytest.approx(5 * (bounded[1] + 2 + 3) + 40 - 3, rel=1e-3)
+    assert action[2].item() == pytest.approx(10 * (bounded[2] + 2 + 3) + 300 - 4, rel=1e-6)
+    goods = 1000 + 50 + 7 - 340
+    assert action[0].item() == pytest.approx(15 * np.logaddexp(0, bounded[0] + 5 + 3 - goods / 15), rel=1e-6)
+    seen = simulator.seen_state(simulator.observe(state, 0))
+    for name, value in state.items():
+        torch.testing.assert_close(seen[name], value)
+
+
 def test_stores_refuse_impossible_times_and_costs():
     with pytest.raises(ValueError, match="a lead time must be at least 1"):
         Stores([5.0], store_lead_time=0)

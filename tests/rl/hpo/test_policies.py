@@ -19,7 +19,7 @@ from rl.envs.from_gymnasium import GymnasiumSimulator
 from rl.envs.hybrid import HybridSimulator, chosen_action
 from rl.envs.inventory import Inventory, joint_replenishment, single_item
 from rl.envs.newsvendor import Newsvendor
-from rl.envs.stores import Stores
+from rl.envs.stores import Stores, several_stores
 from rl.envs.switched_lqr import switched_lqr
 from rl.errors import SimulatorError
 from rl.hpo.module import HPOModule
@@ -38,6 +38,7 @@ SIMULATORS: dict[str, HybridSimulator] = {
     "levels": joint_replenishment(3, "up_to", horizon=10),
     "no lead time": Inventory([5.0], 1.0, 9.0, fixed_cost=10.0, horizon=10),
     "stores": Stores([5.0, 6.0, 7.0], horizon=10),
+    "levels of stores": several_stores(3),
     "LQR": switched_lqr(3, 2),
     "newsvendor": Newsvendor(),
     "bouncing": BouncingPoint(),
