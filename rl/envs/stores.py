@@ -110,15 +110,10 @@ class Stores(HybridSimulator):
 
     def seen_state(self, observation: Tensor) -> State:
         """All of the state: an observation is the state in mean demands."""
-        stores, warehouse = observation.split([len(self.mean) * self.store_lead_time, self.warehouse_lead_time], dim=1)
-        places = stores.reshape(observation.shape[0], self.store_lead_time, -1) * self.mean
-        goods = warehouse.unsqueeze(2) * self.mean.sum()
-        return {
-            "stock": places[:, 0],
-            "under_way": places[:, 1:],
-            "warehouse": goods[:, 0],
-            "ordered": goods[:, 1:],
-        }
+        split = len(self.mean) * self.store_lead_time
+        stores = observation[:, :split].reshape(observation.shape[0], self.store_lead_time, -1) * self.mean
+        goods = observation[:, split:].unsqueeze(2) * self.mean.sum()
+        return {"stock": stores[:, 0], "under_way": stores[:, 1:], "warehouse": goods[:, 0], "ordered": goods[:, 1:]}
 
     def action_map(self, raw: Tensor, state: State) -> Tensor:
         """A quantity at or above 0, and shipments that together are at most what the warehouse holds."""

@@ -37,7 +37,8 @@ def lower_bound(simulator: Stores) -> float:
     """Average cost per store and period if the warehouse never lacked anything and cost nothing: trucks and stores."""
     columns = (simulator.mean, simulator.holding, simulator.shortage)
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    items = [Item(*row, simulator.truck_cost / len(simulator.mean), simulator.store_lead_time) for row in rows]
+    share, lead_time = simulator.truck_cost / len(simulator.mean), simulator.store_lead_time
+    items = [Item(mean, holding, shortage, share, lead_time) for mean, holding, shortage in rows]
     return joint_lower_bound(items, simulator.truck_cost)
 
 
