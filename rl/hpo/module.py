@@ -100,7 +100,6 @@ class HPOModule(Simulation):
         reference: Optimal cost as the simulator reports it, or the best one known; for `gap`. The attribute
             ``references`` may hold one for the very episodes of each stage, which is the sharper comparison.
         diagnose_every: Updates between two gradient reports; 0 for none.
-        compile_step: Compile the simulator's step with `torch.compile`.
         seed: Seed of the initial weights.
         networks: Networks of your own in place of those of ``hidden``: a module with the children ``discrete``,
             ``continuous`` and ``critic``, as `rl.hpo.policies.HybridPolicy` describes them. Not kept in checkpoints:
@@ -144,7 +143,6 @@ class HPOModule(Simulation):
         log_std: Finite = -0.5,
         reference: Finite | None = None,
         diagnose_every: Whole = 50,
-        compile_step: bool = False,
         seed: Seed = 0,
         networks: nn.Module | None = None,
         optimizer: MakeOptimizer | None = None,
@@ -172,7 +170,7 @@ class HPOModule(Simulation):
         check_optimizer(optimizer, self._groups())
         self.references = {} if reference is None else {"validation": reference, "test": reference}
         self.automatic_optimization = reuse == 0
-        self._step = torch.compile(self._simulator_step) if compile_step else self._simulator_step
+        self._step = self._simulator_step
 
     # ------------------------------------------------------------------ the algorithm
 
