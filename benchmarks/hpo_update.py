@@ -5,9 +5,10 @@ One update of the switched LQR at dimension 24: 128 episodes of 20 steps, two la
 forty lines that ends in the same weights (the script compares them and stops where they differ);
 ``update_over_matmuls`` is over the matrix products alone of both directions, as bare ``torch.mm``;
 ``compiled_over_plain`` is the update with the simulator's step under ``torch.compile`` over the update without, each
-over its own hand-written rounds. All are medians, over rounds in which each runs once, of ratios of the seconds of processor time that the one
-thread took, so that other work on the machine leaves them alone. ``hand_written_over_matmuls`` says how much of that is
-torch's own: activations, samples, costs and the optimizer. Takes about two minutes on an idle core.
+over its own hand-written rounds. All are medians, over rounds in which each runs once, of ratios of the seconds of
+processor time that the one thread took, so that other work on the machine leaves them alone.
+``hand_written_over_matmuls`` says how much of that is torch's own: activations, samples, costs and the optimizer.
+Takes about two minutes on an idle core.
 """
 
 from __future__ import annotations

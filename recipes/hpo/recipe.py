@@ -2,9 +2,8 @@
 
 ``python -m recipes.run hpo.yaml`` trains a policy for the single-item inventory and leaves in the run folder its
 checkpoint, ``curves.csv`` (cost and gap against simulator steps and seconds), the table of gaps on test episodes and a
-picture of the policy. With ``methods`` (changes of the training), ``grid`` (values of one argument of the simulator)
-and ``seeds``, every combination is a cell of its own: a finished cell is not trained again by ``--resume``, and the
-interrupted one goes on from its newest checkpoint.
+picture of the policy. With ``methods`` (changes of the training) and ``seeds``, every combination is a cell of its own:
+a finished cell is not trained again by ``--resume``, and the interrupted one goes on from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -41,22 +40,20 @@ __all__ = ["Recipe", "check", "run"]
 
 
 def check(recipe: Recipe) -> Iterator[str]:
-    """Make every simulator and try it; write nothing."""
+    """Make the simulator and try it; write nothing."""
     from rl.hpo.advice import advise
 
     devices, updates = _check_devices(recipe)
     asked = _check_methods(recipe)
-    for value in recipe.grid.each():
-        simulator, notes = _checked(recipe, value, asked)
-        advice = advise(simulator, smooth=asked[1] != "score")  # the check above has looked for what it looks for
-        _check_trainings(recipe, simulator, advice.options, devices)
-        where = "" if value is None else f" at {recipe.grid.argument} {value}"
-        modes = f"{len(simulator.heads)} heads" if simulator.heads else f"{simulator.n_modes} modes"
-        yield (
-            f"simulator {recipe.simulator.class_path}{where}: {modes}, {simulator.action_dim} "
-            f"continuous actions, {simulator.horizon} steps{_listed(notes)}"
-        )
-        yield f"advice{where}: estimator {advice.options['estimator']}, for {advice.reason}"
+    simulator, notes = _checked(recipe, asked)
+    advice = advise(simulator, smooth=asked[1] != "score")  # the check above has looked for what it looks for
+    _check_trainings(recipe, simulator, advice.options, devices)
+    modes = f"{len(simulator.heads)} heads" if simulator.heads else f"{simulator.n_modes} modes"
+    yield (
+        f"simulator {recipe.simulator.class_path}: {modes}, {simulator.action_dim} "
+        f"continuous actions, {simulator.horizon} steps{_listed(notes)}"
+    )
+    yield f"advice: estimator {advice.options['estimator']}, for {advice.reason}"
     if SB3 in recipe.methods:
         import importlib.util
 
@@ -90,12 +87,12 @@ def _check_methods(recipe: Recipe) -> tuple[str, str]:
     return asked
 
 
-def _checked(recipe: Recipe, value: int | None, asked: tuple[str, str]) -> tuple[HybridSimulator, list[str]]:
+def _checked(recipe: Recipe, asked: tuple[str, str]) -> tuple[HybridSimulator, list[str]]:
     """A simulator that was tried for what its methods ask of it, beside its reference; what was checked."""
     from rl.envs.check import check_simulator
 
     try:
-        simulator = make_simulator(recipe, value)
+        simulator = make_simulator(recipe)
     except ValueError as error:
         raise RecipeError(f"simulator: {error}") from error
     try:
@@ -237,10 +234,9 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
     from rl.hpo.module import HPOModule
 
     lightning.seed_everything(cell.seed, workers=True, verbose=False)  # a user's simulator may draw from what is global
-    arguments = {**recipe.simulator.init_args, **({} if cell.value is None else {recipe.grid.argument: cell.value})}
-    simulator = make_simulator(recipe, cell.value)
+    simulator = make_simulator(recipe)
     training = training_of(recipe, cell.method, advise(simulator).options if cell.method == AUTO else None)
-    module = HPOModule(recipe.simulator.class_path, arguments, **training.arguments(), seed=cell.seed)
+    module = HPOModule(recipe.simulator.class_path, recipe.simulator.init_args, **training.arguments(), seed=cell.seed)
     data = SeedDataModule(**dataclasses.asdict(recipe.episodes), seed=cell.seed)
     noises = {
         split: module.draw(next(iter(loader)), greedy=True, noisy=False)[0]
@@ -257,7 +253,6 @@ def train_cell(recipe: Recipe, cell: Cell, folder: RunFolder) -> dict[str, Any]:
     best = known["test"]
     row = {
         "method": cell.method,
-        "value": cell.value,
         "seed": cell.seed,
         **tested,
         "gap": None if best is None else relative_gap(tested["cost"], best.cost),

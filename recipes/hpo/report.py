@@ -1,11 +1,11 @@
-"""What an hpo run reports: learning curves, gaps with intervals over seeds, gap by grid, pictures of policies."""
+"""What an hpo run reports: learning curves, gaps with intervals over seeds, pictures of policies."""
 
 from __future__ import annotations
 
 import csv
 import io
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from recipes.running.files import write_text
@@ -35,11 +35,7 @@ def report(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> None:
 
     matplotlib.use("agg")
     table = summary(recipe, rows)
-    curves = [
-        {"method": row["method"], "value": row["value"], "seed": row["seed"], **point}
-        for row in rows
-        for point in row["curve"]
-    ]
+    curves = [{"method": row["method"], "seed": row["seed"], **point} for row in rows for point in row["curve"]]
     text = io.StringIO()
     columns = list(dict.fromkeys(key for point in curves for key in point))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -49,8 +45,6 @@ def report(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> None:
     if curves:
         for x in ("simulator_steps", "seconds"):
             draw_curves(recipe, rows, x, folder)
-    if len(recipe.grid.values) > 1:
-        draw_grid(recipe, table, folder)
     draw_policies(recipe, rows, folder)
     first = table[0]
     found = f"{first['method']}: test cost {first['cost']:.4g}" + (
@@ -58,107 +52,64 @@ def report(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> None:
         if first["gap"] is None
         else f", {first['gap']:+.2%} from {first['reference']} at {first['reference_cost']:.4g}"
     )
-    result = {"cost": first["cost"], "gap": first["gap"], "rows": table}
+    result = {"cost": first["cost"], "gap": first["gap"]}
+    result |= {f"{name}s": {row["method"]: row[name] for row in table} for name in ("cost", "gap")}
     tables: dict[str, Sequence[Row]] = {"Test cost and gap of the last policy": table}
-    known = [{"value": value, **others} for value, others in references(rows)]
-    if known:
-        tables["Known policies and bounds"] = known
-    folder.finish(result, tables, summary=f"{found}.")
-
-
-def references(rows: Sequence[Row]) -> Iterator[tuple[int | None, Row]]:
-    """Other known costs of every value of the grid, from its first cell."""
-    seen = set()
-    for row in rows:
-        if row["others"] and row["value"] not in seen:
-            seen.add(row["value"])
-            yield row["value"], row["others"]
+    if rows[0]["others"]:
+        tables["Known policies and bounds"] = [rows[0]["others"]]
+    folder.finish({**result, "rows": table}, tables, summary=f"{found}.")
 
 
 def summary(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
-    """One row for each method and value of the grid: means over seeds, and half a 95 % interval of the gap.
+    """One row for each method: means over seeds, and half a 95 % interval of the gap.
 
     Args:
-        recipe: Names the methods and values, in order.
+        recipe: Names the methods, in order.
         rows: One for each cell.
     """
     table = []
-    for value in recipe.grid.each():
-        for method in recipe.methods:
-            group = [row for row in rows if row["method"] == method and row["value"] == value]
-            gaps = [row["gap"] for row in group if row["gap"] is not None]
-            table.append(
-                {
-                    "method": method,
-                    recipe.grid.argument if recipe.grid.values else "value": value,
-                    "seeds": len(group),
-                    "cost": statistics.fmean(row["cost"] for row in group),
-                    "gap": statistics.fmean(gaps) if gaps else None,
-                    "gap_half_interval": half_interval(gaps),
-                    "reference": group[0]["reference"],
-                    "reference_cost": group[0]["reference_cost"],
-                    "simulator_steps": group[0]["simulator_steps"],
-                    "seconds": statistics.fmean(row["seconds"] for row in group),
-                }
-            )
+    for method in recipe.methods:
+        group = [row for row in rows if row["method"] == method]
+        gaps = [row["gap"] for row in group if row["gap"] is not None]
+        table.append(
+            {
+                "method": method,
+                "seeds": len(group),
+                "cost": statistics.fmean(row["cost"] for row in group),
+                "gap": statistics.fmean(gaps) if gaps else None,
+                "gap_half_interval": half_interval(gaps),
+                "reference": group[0]["reference"],
+                "reference_cost": group[0]["reference_cost"],
+                "simulator_steps": group[0]["simulator_steps"],
+                "seconds": statistics.fmean(row["seconds"] for row in group),
+            }
+        )
     return table
 
 
 def draw_curves(recipe: Recipe, rows: Sequence[Row], x: str, folder: RunFolder) -> None:
-    """The gap (or the cost, where no reference is known) of every training, one panel a value of the grid."""
+    """The gap (or the cost, where no reference is known) of every training."""
     from matplotlib.figure import Figure
 
-    values = recipe.grid.each()
-    figure = Figure(figsize=(4.2 * len(values), 3.2))
+    figure = Figure(figsize=(5, 3.4))
+    axes = figure.add_subplot()
     y = "gap" if all("gap" in point for row in rows for point in row["curve"]) else "cost"
     points = []
-    for index, value in enumerate(values):
-        axes = figure.add_subplot(1, len(values), index + 1)
-        for number, method in enumerate(recipe.methods):
-            for row in rows:
-                if (row["method"], row["value"]) == (method, value):
-                    places = [(point[x], point[y]) for point in row["curve"]]
-                    label = method if row["seed"] == recipe.seed else None
-                    axes.plot(*zip(*places, strict=True), color=f"C{number}", label=label, linewidth=1)
-                    points += [[value, method, row["seed"], *place] for place in places]
-        axes.set_xlabel(x.replace("_", " "))
-        axes.set_ylabel(f"validation {y}")
-        axes.set_title(recipe.name if value is None else f"{recipe.grid.argument} {value}", fontsize=10)
-        if y == "gap":
-            axes.set_yscale("symlog", linthresh=0.01)
-            axes.axhline(0, color="black", linewidth=0.5)
-        axes.legend(fontsize=8)
+    for number, method in enumerate(recipe.methods):
+        for row in rows:
+            if row["method"] == method:
+                places = [(point[x], point[y]) for point in row["curve"]]
+                label = method if row["seed"] == recipe.seed else None
+                axes.plot(*zip(*places, strict=True), color=f"C{number}", label=label, linewidth=1)
+                points += [[method, row["seed"], *place] for place in places]
+    axes.set(xlabel=x.replace("_", " "), ylabel=f"validation {y}")
+    if y == "gap":
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.axhline(0, color="black", linewidth=0.5)
+    axes.legend(fontsize=8)
     told = "A line a training; lower is better" + (", and 0 is as good as the reference." if y == "gap" else ".")
     title = f"Validation {y} over {x.replace('_', ' ')}"
-    folder.figure(f"curves_{x}", figure, points, ("value", "method", "seed", x, y), title=title, told=told)
-
-
-def draw_grid(recipe: Recipe, table: Sequence[Row], folder: RunFolder) -> None:
-    """Gap against the values of the grid, a line a method with its interval."""
-    from matplotlib.figure import Figure
-
-    key = recipe.grid.argument
-    rows = [row for row in table if row["gap"] is not None]
-    if not rows:
-        return
-    figure = Figure(figsize=(5, 3.6))
-    axes = figure.add_subplot()
-    for method in recipe.methods:
-        own = [row for row in rows if row["method"] == method]
-        axes.errorbar(
-            [row[key] for row in own],
-            [row["gap"] for row in own],
-            [row["gap_half_interval"] or 0 for row in own],
-            marker="o",
-            capsize=3,
-            label=method,
-        )
-    axes.set(xlabel=key, ylabel="gap on test episodes", yscale="symlog")
-    axes.legend(fontsize=8)
-    points = [[row["method"], row[key], row["gap"], row["gap_half_interval"]] for row in rows]
-    told = "Means over seeds with 95 % intervals; lower is better, and 0 is as good as the reference."
-    columns = ("method", key, "gap", "half_interval")
-    folder.figure("gap_by_" + key, figure, points, columns, title=f"Gap on test episodes over {key}", told=told)
+    folder.figure(f"curves_{x}", figure, points, ("method", "seed", x, y), title=title, told=told)
 
 
 def draw_policies(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> None:
@@ -169,11 +120,11 @@ def draw_policies(recipe: Recipe, rows: Sequence[Row], folder: RunFolder) -> Non
     from rl.envs.inventory import Inventory
     from rl.hpo.module import HPOModule
 
+    simulator = make_simulator(recipe)
     for row in rows:
-        simulator = make_simulator(recipe, row["value"])
         if row["seed"] != recipe.seed or row["method"] == SB3 or simulator.observation_dim != 2 or simulator.heads:
             continue
-        name = "-".join(str(part) for part in (row["method"], row["value"], row["seed"]) if part is not None)
+        name = f"{row['method']}-{row['seed']}"
         module = HPOModule.load_from_checkpoint(folder.path / "policies" / f"{name}.ckpt", trust=True).cpu().eval()
         with torch.no_grad():
             if isinstance(simulator, Inventory) and simulator.action_dim == 1 and simulator.lead_time == 2:

@@ -1,10 +1,10 @@
-"""What an hpo recipe says: the simulator, the training, the methods and the grid of trainings."""
+"""What an hpo recipe says: the simulator, the training and the methods."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -97,23 +97,6 @@ class Training(FedBlock):
 
 
 @dataclass
-class Grid:
-    """One argument of the simulator that takes several values.
-
-    Attributes:
-        argument: Its name.
-        values: Its values; none trains on the simulator as it is.
-    """
-
-    argument: str = "dimension"
-    values: list[int] = field(default_factory=list)
-
-    def each(self) -> Sequence[int | None]:
-        """The values, or None alone for a simulator that is taken as it is."""
-        return self.values or [None]
-
-
-@dataclass
 class Reference:
     """What costs are compared with: the best known of a simulator of ours, a cost, or a policy of your own.
 
@@ -151,7 +134,6 @@ class Recipe:
         training: How every method is trained, where it does not say otherwise.
         methods: Methods by name, each the changes of training that make it; sb3 is Stable-Baselines3's PPO, and auto
             begins with what is advised for the simulator.
-        grid: Values of one argument of the simulator.
         reference: What costs are compared with.
         episodes: How many episodes.
         trainer: Arguments of lightning.Trainer.
@@ -164,7 +146,6 @@ class Recipe:
     simulator: Simulator = field(default_factory=Simulator)
     training: Training = field(default_factory=Training)
     methods: dict[str, dict[str, Any]] = field(default_factory=lambda: {"hpo": {}})
-    grid: Grid = field(default_factory=Grid)
     reference: Reference = field(default_factory=Reference)
     episodes: Episodes = field(default_factory=Episodes)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=20))
@@ -182,8 +163,6 @@ class Recipe:
             raise FieldError(
                 "trainer.accumulate_grad_batches", "expected 1: episodes.batch_size says what an update is"
             )
-        if self.reference.cost is not None and len(self.grid.values) > 1:
-            raise FieldError("reference.cost", "expected none with several values of grid, which cost otherwise each")
         if not self.methods:
             raise FieldError("methods", "expected at least one, got none")
         for name, changes in self.methods.items():
@@ -216,31 +195,24 @@ def training_of(recipe: Recipe, method: str, advised: Mapping[str, object] | Non
 
 
 class Cell(NamedTuple):
-    """One training: a method on a simulator from a seed."""
+    """One training: a method from a seed."""
 
     method: str
-    value: int | None
     seed: int
 
     @property
     def name(self) -> str:
         """Name of its files."""
-        return "-".join(str(part) for part in self if part is not None)
+        return f"{self.method}-{self.seed}"
 
 
 def cells(recipe: Recipe) -> list[Cell]:
     """Every training of a recipe."""
-    return [
-        Cell(method, value, seed)
-        for value in recipe.grid.each()
-        for method in recipe.methods
-        for seed in range(recipe.seed, recipe.seed + recipe.seeds)
-    ]
+    return [Cell(method, seed) for method in recipe.methods for seed in range(recipe.seed, recipe.seed + recipe.seeds)]
 
 
-def make_simulator(recipe: Recipe, value: int | None = None) -> HybridSimulator:
-    """The simulator of a recipe, with one value of its grid."""
+def make_simulator(recipe: Recipe) -> HybridSimulator:
+    """The simulator of a recipe."""
     from rl.hpo.simulators import load_simulator
 
-    arguments = {**recipe.simulator.init_args, **({} if value is None else {recipe.grid.argument: value})}
-    return load_simulator(recipe.simulator.class_path, arguments)
+    return load_simulator(recipe.simulator.class_path, recipe.simulator.init_args)

@@ -55,7 +55,8 @@ def finish(
     Args:
         folder: The sweep's.
         cells: Settings, seed and folder of every run; those without a result are left out.
-        asked: Dotted keys of results; those at the top of a result where none is named, else all.
+        asked: Dotted keys of results, or of all numbers below one; those at the top of a result where none is named,
+            else all.
         more: Further entries of `result.json`.
         told: What was found, for the page.
 
@@ -71,13 +72,15 @@ def finish(
         return
     found = list(dict.fromkeys(name for _, _, values, _ in done for name in values))
     _write_runs(folder.path / "runs.csv", done)
-    for key in asked:
-        if key not in found:
+    groups = {key: [name for name in found if name == key or name.startswith(f"{key}.")] for key in asked}
+    for key, names in groups.items():
+        if not names:
             raise RecipeError(f"--show {key}: no result has this number; {did_you_mean(key, found)}")
-    shown = list(asked) or [name for name in found if "." not in name] or found
+    groups = groups or {name: [name] for name in [name for name in found if "." not in name] or found}
+    shown = list(dict.fromkeys(name for names in groups.values() for name in names))
     rows = list(_rows(done, shown))
-    for name in shown:
-        _draw(folder, name, rows)
+    for key, names in groups.items():
+        _draw(folder, key, names, rows)
     runs = [
         {**settings, "seed": seed, "folder": str(place.relative_to(folder.path))} for settings, seed, _, place in done
     ]
@@ -131,27 +134,35 @@ def _write_runs(path: Path, done: Sequence[Done]) -> None:
     write_text(path, text.getvalue())
 
 
-def _draw(folder: RunFolder, name: str, rows: Sequence[Line]) -> None:
-    """A number over the one key that is varied, where its values are numbers."""
-    keys = [key for key, value in rows[0].items() if isinstance(value, str)]
-    if len(keys) != 1 or len(rows) < 2:
+def _draw(folder: RunFolder, key: str, names: Sequence[str], rows: Sequence[Line]) -> None:
+    """Numbers over the one key that is varied, where its values are numbers; a line each."""
+    varied = [name for name, value in rows[0].items() if isinstance(value, str)]
+    if len(varied) != 1 or len(rows) < 2:
         return
     try:
-        points = sorted((float(row[keys[0]]), row[name]) for row in rows if row[name])
+        rows = sorted(rows, key=lambda row: float(row[varied[0]]))
     except ValueError:
         return
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.6))
+    figure, table = Figure(figsize=(6, 3.6)), []
     axes = figure.add_subplot()
-    places, means = [x for x, _ in points], [found["mean"] for _, found in points]
-    spans = [[abs(found["mean"] - found.get(end, found["mean"])) for _, found in points] for end in ("low", "high")]
-    axes.errorbar(places, means, yerr=spans, marker="o", capsize=3)
+    places = [float(row[varied[0]]) for row in rows]
+    for name in names:
+        known = [(place, row[name]) for place, row in zip(places, rows, strict=True) if row[name]]
+        means = [found["mean"] for _, found in known]
+        spans = [[abs(found["mean"] - found.get(end, found["mean"])) for _, found in known] for end in ("low", "high")]
+        label = name.removeprefix(f"{key}.")
+        axes.errorbar([place for place, _ in known], means, yerr=spans, marker="o", capsize=3, label=label)
+        named = [label] if len(names) > 1 else []
+        table += [[place, *named, found["mean"], found.get("low"), found.get("high")] for place, found in known]
     if min(places) > 0 and max(places) / min(places) >= 10:
         axes.set_xscale("log")
-    axes.set_xlabel(keys[0])
-    axes.set_ylabel(name)
-    table = [(x, found["mean"], found.get("low"), found.get("high")) for x, found in points]
-    file = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in name)
+    axes.set(xlabel=varied[0], ylabel=key)
+    columns = [varied[0], "mean", "low", "high"]
+    if len(names) > 1:
+        axes.legend(fontsize=8)
+        columns.insert(1, "number")
+    file = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in key)
     told = "Means over seeds; the bars are 95 % Student intervals."
-    folder.figure(file, figure, table, (keys[0], "mean", "low", "high"), title=f"{name} over {keys[0]}", told=told)
+    folder.figure(file, figure, table, columns, title=f"{key} over {varied[0]}", told=told)

@@ -31,8 +31,8 @@ def test_the_tiny_recipe_runs_is_resumed_and_reports(front, tmp_path):
     for name in ("curves_simulator_steps", "curves_seconds", "policy_hpo-0"):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 1000
     curve = (folder / "curves.csv").read_text().splitlines()
-    assert curve[0].startswith("method,value,seed,updates,simulator_steps,seconds,")
-    assert [line.split(",")[4] for line in curve[1:3]] == ["1600", "3200"]
+    assert curve[0].startswith("method,seed,updates,simulator_steps,seconds,")
+    assert [line.split(",")[3] for line in curve[1:3]] == ["1600", "3200"]
     metrics = (folder / "metrics.csv").read_text()
     for name in ("train/pathwise_norm", "train/cross_variance", "train/cosine", "train/kl", "validation/gap"):
         assert name in metrics
@@ -46,12 +46,18 @@ def test_the_tiny_recipe_runs_is_resumed_and_reports(front, tmp_path):
     assert json.loads((folder / "result.json").read_text())["cost"] == result["cost"]
 
 
-def test_a_grid_is_drawn_against_its_argument(front, tmp_path):
-    done = front("hpo_dims_tiny.yaml", "--out", "run", "seeds=1", "methods={hpo: {}}")
+def test_a_sweep_over_the_simulator_draws_a_line_a_method(front, tmp_path):
+    words = ("--sweep", "simulator.init_args.dimension=2,3", "--show", "gaps", "--out", "s")
+    done = front("hpo_dims_tiny.yaml", *words, "methods={hpo: {}, without: {cross: 'off'}}")
     assert done.code == 0, done.err
-    assert (tmp_path / "run/figures/gap_by_dimension.png").is_file()
-    rows = json.loads((tmp_path / "run/result.json").read_text())["rows"]
-    assert [row["dimension"] for row in rows] == [2, 3]
+    drawn = (tmp_path / "s/figures/gaps.csv").read_text().splitlines()
+    assert drawn[0] == "simulator.init_args.dimension,number,mean,low,high"
+    assert [line.split(",")[:2] for line in drawn[1:]] == [[n, m] for m in ("hpo", "without") for n in ("2.0", "3.0")]
+    rows = json.loads((tmp_path / "s/result.json").read_text())["rows"]
+    for row in rows:
+        cell = tmp_path / f"s/cells/simulator.init_args.dimension={row['simulator.init_args.dimension']},seed=0"
+        trained = json.loads((cell / "cells/without-0.json").read_text())
+        assert row["gaps.without"]["mean"] == trained["gap"]
 
 
 def test_the_outside_baseline_takes_as_many_steps(front, tmp_path):
