@@ -14,7 +14,7 @@ from explain.data import Sample
 from explain.estimate import Estimate, Shares, Terms, combine_means, combine_shares
 from explain.functional.aggregate import AGGREGATE_TERMS, aggregate_terms
 from explain.functional.density import Overlap
-from explain.functional.intervals import Status, statuses
+from explain.functional.intervals import Status, at_most_one, statuses
 from explain.functional.rows import Floats
 from explain.functional.shapley import sampling_variance, shapley_map
 from explain.report import GapReport, Kind, Mode, SubsetValue, Term
@@ -166,7 +166,8 @@ class Detail:
 
         value = self._terms(repeats, np.eye(len(self.masks))[by_size])
         flags = self._flags(value)
-        value = _bounded(value)
+        bounded, low, high = at_most_one(*value)
+        value = Terms(bounded, value.variance, low, high)
         values = [SubsetValue(kind, names, *_numbers(value, i), flags[i]) for i, names in enumerate(subsets)]
         total = None if self.counts is None else self.counts.sum(0)
         chosen = [0, *(1 + self.names.index(name) for name in self.order)]
@@ -238,8 +239,3 @@ def _numbers(terms: Terms, index: int) -> tuple[float, float, float, float]:
 
 def _unknown(name: str, status: Status = "no-shift") -> Term:
     return Term(name, math.nan, math.nan, math.nan, math.nan, status)
-
-
-def _bounded(terms: Terms) -> Terms:
-    """Values of subsets: at most 1, as what is left of a shift is a mean square, which only an estimate has below 0."""
-    return Terms(np.minimum(terms.value, 1.0), terms.variance, np.minimum(terms.low, 1.0), np.minimum(terms.high, 1.0))

@@ -83,7 +83,9 @@ def _parser() -> _Parser:
     add("--trials", type=int, metavar="N", help="let Optuna choose N combinations of values and ranges LOW..HIGH[:log]")
     add("--minimise", metavar="NUMBER", help="what the trials are for: a number of result.json, or metrics:COLUMN")
     add("--maximise", metavar="NUMBER", help="likewise, where more is better")
-    add("--show", action="append", metavar="NUMBER", help="a number of result.json for a sweep's table, or all below it")
+    add(
+        "--show", action="append", metavar="NUMBER", help="a number of result.json for a sweep's table, or all below it"
+    )
     add("--quiet", action="store_true", help="print errors only")
     add("--debug", action="store_true", help="show the traceback of a failure")
     add("--list", action="store_true", help="list the recipes")

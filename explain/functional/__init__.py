@@ -3,7 +3,16 @@
 from explain.functional.aggregate import aggregate_terms, expectation_rows
 from explain.functional.bins import Bins, probability_bins, quantile_bins
 from explain.functional.density import Overlap, density_ratio, overlap
-from explain.functional.intervals import Ratios, covariance, effective, fieller, ratio_terms, statuses, wald
+from explain.functional.intervals import (
+    Ratios,
+    at_most_one,
+    covariance,
+    effective,
+    fieller,
+    ratio_terms,
+    statuses,
+    wald,
+)
 from explain.functional.losses import loss_table, observed_loss, quantile_loss, squared_error
 from explain.functional.metrics import auc_parts, calibration_parts, metric_levels, ratio_parts
 from explain.functional.rows import Rows, mean, quantile, stack
@@ -25,6 +34,7 @@ __all__ = [
     "Ratios",
     "Rows",
     "aggregate_terms",
+    "at_most_one",
     "auc_parts",
     "calibration_parts",
     "common_rows",

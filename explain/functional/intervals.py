@@ -16,6 +16,7 @@ from explain.functional.rows import Floats
 Codes = NDArray[np.int64]
 Status = Literal["ok", "no-shift", "weak-shift", "low-overlap", "few-clusters", "few-rows", "near-one"]
 NEAR_ONE = 0.85
+REACH = 3.0  # standard errors within which a value cannot be told from 1
 
 
 def covariance(
@@ -199,6 +200,31 @@ def fieller(ratios: Ratios, level: float, freedom: float = np.inf) -> tuple[Floa
     return ratios.constant - (b + root) / a, ratios.constant - (b - root) / a
 
 
+def at_most_one(value: Floats, variance: Floats, low: Floats, high: Floats) -> tuple[Floats, Floats, Floats]:
+    """Values of subsets and their intervals, which end at 1: what is left of a shift is a mean square.
+
+    Above 0.85 an interval that is within three standard errors of 1 reaches to 1. What is left is so little there that
+    its influence values vanish and its estimate is too large for what the regressions missed, which is squared.
+
+    Args:
+        value: Shape (k,).
+        variance: Their variances, shape (k,).
+        low: Lower ends.
+        high: Upper ends.
+
+    Returns:
+        Values, lower and upper ends, shape (k,) each.
+
+    Example:
+        >>> import numpy as np
+        >>> value, se = np.array([0.5, 0.96, 1.02]), np.full(3, 0.02)
+        >>> at_most_one(value, se**2, value - se, value + se)[2].tolist()
+        [0.52, 1.0, 1.0]
+    """
+    close = (value > NEAR_ONE) & (value + REACH * np.sqrt(variance) >= 1)
+    return np.minimum(value, 1.0), np.minimum(low, 1.0), np.where(close, 1.0, np.minimum(high, 1.0))
+
+
 def statuses(value: Floats, variance: Floats, worst: Status = "ok") -> Sequence[Status]:
     """Whether to trust each share of a variance.
 
@@ -219,5 +245,5 @@ def statuses(value: Floats, variance: Floats, worst: Status = "ok") -> Sequence[
     """
     if worst != "ok":
         return [worst] * len(value)
-    near = (value > np.minimum(1 - 3 * np.sqrt(variance), NEAR_ONE)) & (variance > 0)
+    near = (value > np.minimum(1 - REACH * np.sqrt(variance), NEAR_ONE)) & (variance > 0)
     return ["near-one" if flag else "ok" for flag in near]

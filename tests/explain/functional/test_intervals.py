@@ -5,6 +5,7 @@ import pytest
 
 from explain.functional import (
     Rows,
+    at_most_one,
     covariance,
     density_ratio,
     fieller,
@@ -74,6 +75,15 @@ def test_fieller_covers_a_ratio_with_a_weak_denominator_and_approaches_wald():
 def test_statuses():
     assert statuses(np.array([0.2, 1.0]), np.array([0.01, 0.01]), "low-overlap") == ["low-overlap"] * 2
     assert statuses(np.array([0.2, 0.9, 1.0]), np.array([0.01, 0.01, 0.0])) == ["ok", "near-one", "ok"]
+
+
+def test_a_value_that_cannot_be_told_from_one_may_be_one():
+    value, se = np.array([0.80, 0.90, 0.975, 1.3]), np.array([0.1, 0.02, 0.01, 0.2])
+    low, high = wald(value, se**2, 0.9)
+    bounded, lower, upper = at_most_one(value, se**2, low, high)
+    np.testing.assert_allclose(bounded, [0.80, 0.90, 0.975, 1.0])
+    np.testing.assert_allclose(lower, np.minimum(low, 1))
+    np.testing.assert_allclose(upper, [high[0], high[1], 1.0, 1.0])  # 0.9 is five standard errors away
 
 
 def test_density_ratio_is_finite_and_averages_one():
