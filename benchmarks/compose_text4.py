@@ -1,4 +1,4 @@
-"""Four text experts composed into dense students over three seeds: students against twin, experts and static merges.
+"""Four text experts composed into dense students over six seeds: students against twin, experts and static merges.
 
 Every seed is one run of ``compose.yaml`` through the real command; experts, twin and router are in the cache, and
 finished seeds are kept, so that an interrupted benchmark goes on where it stopped. For one seed the run is
@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.cells import Row, kept_run
 from benchmarks.common import Figure, interval, write_results
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4, 5)
 DENSE, SMALL = "dense", "small"
 
 
