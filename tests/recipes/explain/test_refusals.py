@@ -129,7 +129,7 @@ def test_a_wrong_recipe_is_refused(front, tables, changes, sentence):
         ({"data": {"max_target": 12}}, "the target has 12 usable rows, but 2 folds need 20"),
         ({"model": {"columns": ["guess"]}}, "they must be probabilities"),
         ({"model": {"kind": "logistic", "columns": [], "options": {"C": -1.0}}}, "the logistic cannot be trained"),
-        ({"groups": {"sides": ["skill", "year"]}}, "a classifier tells source from target"),
+        ({"groups": {"sides": ["skill", "year"]}}, "AUC of each alone: 'sides' 1.000"),
     ],
 )
 def test_rows_that_cannot_be_explained_end_the_run_with_one_sentence(front, tables, changes, sentence):
@@ -140,3 +140,12 @@ def test_rows_that_cannot_be_explained_end_the_run_with_one_sentence(front, tabl
     assert sentence in said
     assert all(line.startswith("training:") for line in progress)
     assert not (tables / "out/result.json").exists()
+
+
+def test_labels_are_looked_at_before_a_model_is_trained_on_them(front, tables):
+    done = front(
+        "r.yaml", "--out", "out", r=yaml.safe_dump(recipe(label="number", model={"kind": "logistic", "columns": []}))
+    )
+    assert done.code == 1
+    assert done.err.splitlines()[0].startswith("column 'number' holds 600 different labels, more than 50 classes")
+    assert "training" not in done.err
