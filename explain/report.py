@@ -19,9 +19,10 @@ Kind = Literal["covariate", "outcome"]
 
 STATUS_MEANING: dict[Status, str] = {
     "ok": "estimated, with a normal interval",
-    "no-shift": "not estimated: no shift of this kind could be told from noise, so there is nothing to share out",
-    "weak-shift": "not estimated: there is a shift of this kind, as its term differs from 0, but how it varies from "
-    "row to row could not be told from noise, so it is not shared out",
+    "no-shift": "not estimated: no shift of this kind, or between models no difference, could be told from noise, so "
+    "there is nothing to share out",
+    "weak-shift": "not estimated: there is a shift of this kind, or between models a difference, as its mean differs "
+    "from 0, but how it varies from row to row could not be told from noise, so it is not shared out",
     "low-overlap": "weak: few source rows resemble the target, so the interval is wide and may be too narrow still",
     "few-clusters": "weak: too few clusters (or one far larger than the others) to know the errors well",
     "few-rows": "weak: too few rows, or too few source rows that resemble the target, for the intervals to hold",
@@ -171,10 +172,11 @@ class GapReport:
             text += f" The largest term is '{largest.name}' ({largest.value:+.{told}f} {_interval(largest, told)})"
             text += ", which cannot be told from 0." if largest.low <= 0 <= largest.high else "."
         if all(math.isnan(term.value) for term in (*self.covariate, *self.outcome)):
-            return text + " No shift is shared out among variables."
-        return text + (
-            " Shares by variable are shares of explained variation of the shift across inputs, not of the mean gap: a "
-            "variable can have a large share of a term that is near 0."
+            return f"{text} Nothing is shared out among variables."
+        what, mean = ("difference", "difference") if self.mode == "models" else ("shift", "term")
+        return (
+            f"{text} Shares by variable are shares of explained variation of the {what} across inputs, not of the mean "
+            f"gap: a variable can have a large share of a {mean} that is near 0."
         )
 
     def _totals(self) -> str:

@@ -208,4 +208,6 @@ def check_roles(baseline: Sequence[Hashable], players: Mapping[str, Sequence[Has
         if every.count(column) > 1:
             raise ExplainError(f"column '{column}' is listed twice: every column belongs to the baseline or one group")
         if column in taken:
-            raise ExplainError(f"column '{column}' is a label, prediction, loss or cluster and cannot be a feature too")
+            raise ExplainError(
+                f"column '{column}' is a label, prediction, loss, cluster or weight and cannot be a feature too"
+            )

@@ -157,7 +157,9 @@ def test_the_summary_says_whether_the_largest_term_differs_from_0_and_whether_an
     assert "can have a large share" in report.summary()
     unsure = replace(report, aggregate=(Term("outcome", 0.09, 0.1, -0.05, 0.2),), outcome=report.covariate)
     assert "(+0.0900 [-0.0500, +0.2000]), which cannot be told from 0." in unsure.summary()
-    assert unsure.summary().endswith("No shift is shared out among variables.")
+    assert unsure.summary().endswith("Nothing is shared out among variables.")
+    between = replace(report, mode="models", totals={"first": 0.2, "second": 0.3, "gap": 0.1}, aggregate=())
+    assert "explained variation of the difference across inputs" in between.summary()
 
 
 def test_small_losses_are_told_with_more_decimals(report):

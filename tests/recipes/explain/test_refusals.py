@@ -92,7 +92,7 @@ def test_a_shift_of_the_risk_is_refused_where_there_is_no_risk(front, tables, ch
         ({"baseline": ["Age"]}, "both.csv has no column 'Age'; its header has age, skill, city"),
         ({"data": {"column": "when"}}, "both.csv has no column 'when'"),
         ({"groups": {"recalibration": ["skill"]}}, "groups: expected another name than 'recalibration'"),
-        ({"groups": {"all": ["skill", "p"]}}, "column 'p' is a label, prediction, loss or cluster"),
+        ({"groups": {"all": ["skill", "p"]}}, "column 'p' is a label, prediction, loss, cluster or weight"),
         ({"categorical": ["year"]}, "categorical: expected columns of baseline or groups, got 'year'"),
         ({"ordinal": {"year": ["2000", "2001"]}}, "ordinal: expected columns of baseline or groups, got 'year'"),
         ({"data": {"path": "gone.csv"}}, "data.path: no file 'gone.csv'; give a csv file"),
@@ -100,6 +100,7 @@ def test_a_shift_of_the_risk_is_refused_where_there_is_no_risk(front, tables, ch
         ({"data": {"target": ""}}, "data.target: expected a value of column 'year', got ''"),
         ({"data": {"column": ""}}, "data.source: expected nothing without a column, got 2000"),
         ({"data": {"target": ">= soon"}}, "data.target: expected a number after >="),
+        ({"data": {"source": "<=50K"}}, "got '<=50K'; a value that itself begins with <= must be renamed in the table"),
         ({"data": {"kind": "acs", "path": ""}}, "data.column: expected state for kind acs, got 'year'"),
         (
             {"data": {"kind": "gss", "path": "", "target_path": "x", "column": "", "source": "", "target": ""}},
