@@ -164,11 +164,14 @@ def _settled(sample: Sample, family: Family, train: tuple[Codes, Codes], mu: Row
     return found
 
 
-def domain_probability(sample: Sample, family: Family, folds: tuple[Codes, Codes]) -> Rows:
-    """P(target | all features) at every row, held out."""
+def domain_probability(
+    sample: Sample, family: Family, folds: tuple[Codes, Codes], columns: Codes | None = None
+) -> Rows:
+    """P(target | all features, or some columns of them) at every row, held out."""
+    columns = np.arange(sample.features.source.shape[1]) if columns is None else columns
     found = Rows(*(np.empty(size) for size in sample.sizes))
     for train, test in splits(folds):
-        target = _tell_apart(sample, family, train, np.arange(sample.features.source.shape[1]))
+        target = _tell_apart(sample, family, train, columns)
         for side in (0, 1):
             found[side][test[side]] = target(side, test[side])
     return found

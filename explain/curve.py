@@ -20,6 +20,7 @@ from explain.functional.rows import Floats
 from explain.functional.simultaneous import common_rows, each_level
 from explain.plan import Plan
 from explain.report import GapReport
+from explain.structure import roles
 from explain.tables import as_frame, players_of, read_weights
 from explain.trust import judge
 
@@ -123,6 +124,11 @@ def gap_by_group(
     if by in {*baseline, *(column for part in players.values() for column in part)}:
         raise ExplainError(
             f"column '{by}' tells the groups, so it is the same in all rows of one: leave it out of baseline and groups"
+        )
+    if by in roles(explainer.get_params(deep=False)):
+        raise ExplainError(
+            f"column '{by}' tells the groups, so it cannot be the label, a prediction, the loss, the cluster or the "
+            "weight as well: name another column, or copy it under another name"
         )
     frames = [as_frame(table, role) for table, role in ((source, "source"), (target, "target"))]
     for frame in frames:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAMED = 24  # domains whose names fit on the axis
-_TITLES = {"gap": "gap to the reference"} | {name: f"{name} term" for name in CURVES[1:]}
+_GAPS = {"domains": "gap to the reference", "groups": "gap to the target"}
 
 
 def draw(curve: GapCurve) -> Figure:
-    """Gap, baseline, covariate and outcome term, one below the other on a common axis of domains.
+    """Gap, baseline, covariate and outcome term, one below the other on a common axis of domains or groups.
 
     Args:
         curve: What to draw.
@@ -31,7 +31,7 @@ def draw(curve: GapCurve) -> Figure:
 
     figure = Figure(figsize=(max(7.0, min(14.0, 0.35 * len(curve.reports))), 8), layout="constrained")
     for axes, name in zip(figure.subplots(len(CURVES), 1, sharex=True), CURVES, strict=True):
-        line(curve.curve(name), axes, _TITLES[name])
+        line(curve.curve(name), axes, _GAPS[curve.kind] if name == "gap" else f"{name} term")
     return figure
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from explain.report import STATUS_MEANING, GapReport, Status, encode
+from explain.report import STATUS_MEANING, GapReport, Status, decimals, encode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,6 +125,7 @@ class GapCurve:
             f"and a positive number says that {worse}. The intervals hold for all numbers "
             f"together at {100 * self.level:g} % (each at {100 * self.each_level:.1f} %)."
         )
+        told = decimals(point.value for point in self.points)
         for name in CURVES:
             moved = [point for point in self.curve(name) if point.moved]
             what = "The gap" if name == "gap" else f"The {name} term"
@@ -134,7 +135,7 @@ class GapCurve:
             largest = max(moved, key=lambda point: abs(point.value))
             text += (
                 f" {what} differs from 0 in {len(moved)} of {count}, most in {largest.domain} "
-                f"({largest.value:+.4f} [{largest.low:+.4f}, {largest.high:+.4f}])."
+                f"({largest.value:+.{told}f} [{largest.low:+.{told}f}, {largest.high:+.{told}f}])."
             )
         for domain, reason in self.refused.items():
             text += f" {domain} was not explained: {reason}."
@@ -146,12 +147,13 @@ class GapCurve:
 
     def _lines(self) -> Iterator[str]:
         width = max([len("domain"), *map(len, self.reports)])
+        told = decimals(point.value for point in self.points)
         yield self.summary()
         yield ""
         yield f"{self.kind[:-1]:<{width}}" + "".join(f"{name:>12} " for name in CURVES) + " status"
         for domain in self.reports:
             points = {point.name: point for point in self.points if point.domain == domain}
-            cells = "".join(f"{points[name].value:>+12.4f}{'*' if points[name].moved else ' '}" for name in CURVES)
+            cells = "".join(f"{points[name].value:>+12.{told}f}{'*' if points[name].moved else ' '}" for name in CURVES)
             yield f"{domain:<{width}}{cells} {points['outcome'].status}"
         met = {point.status for point in self.points} - {"ok"}
         if met:

@@ -15,7 +15,7 @@ from explain.encode import Column, encode
 from explain.errors import ExplainError
 from explain.functional.metrics import Metric
 from explain.functional.rows import Floats, Rows
-from explain.outcomes import Losses
+from explain.outcomes import Losses, one_type
 from explain.tables import Frames, find, pick, read_weights
 
 Codes = NDArray[np.int64]
@@ -256,7 +256,9 @@ def _encode(
 
 def _clusters(frames: Frames, name: Hashable, orders: Sequence[Codes]) -> list[Codes]:
     """Codes by first appearance among the sorted rows, so that neither names nor repeated rows matter."""
-    columns = [column.to_numpy() for column in pick(frames, name, "the cluster")]
+    found = pick(frames, name, "the cluster")
+    one_type([column for column in found if len(column)], name, "clusters")
+    columns = [column.to_numpy() for column in found]
     codes, _ = pd.factorize(np.concatenate([part[rows] for part, rows in zip(columns, orders, strict=True)]))
     parts = []
     for part, rows in zip(np.split(codes, [len(orders[0])]), orders, strict=False):

@@ -14,17 +14,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from explain.dates import DATES, DURATIONS, days_of_dates, days_of_durations, is_dates
 from explain.errors import ExplainError
 from explain.functional.rows import Floats
+from explain.tables import check_size
 
 KEPT_LEVELS = 100  # of a category; boosting takes 255 at most
 ID_SHARE = 0.5  # of the rows: with more different texts than this, a column names rows
 ID_ROWS = 50  # below so many rows, many different texts prove nothing
 
-Kind = Literal["number", "date", "category"]
+Kind = Literal["number", "date", "duration", "category"]
 _INFERRED: dict[str, Kind] = {
     **dict.fromkeys(("boolean", "integer", "floating", "mixed-integer-float", "decimal", "empty"), "number"),
-    **dict.fromkeys(("date", "datetime", "datetime64", "timedelta", "timedelta64", "period"), "date"),
+    **dict.fromkeys(DATES, "date"),
+    **dict.fromkeys(DURATIONS, "duration"),
     **dict.fromkeys(("string", "bytes", "categorical"), "category"),
 }
 
@@ -75,8 +78,8 @@ def encode(
         anchored: Whether codes follow the first table alone, those of values that it does not have come last.
 
     Raises:
-        ExplainError: If the column is complex, mixes kinds of values, is infinite or wholly missing somewhere, names
-            rows, or has a value that is not among the levels.
+        ExplainError: If the column is complex, mixes kinds of values, is infinite, too large or wholly missing
+            somewhere, names rows, or has a value that is not among the levels.
     """
     name = columns[0].name
     missing = [column.isna().to_numpy() for column in columns]
@@ -100,10 +103,13 @@ def encode(
     if kind == "category" or categorical:
         return _category(columns, content, kind, said)
     if kind == "date":
-        return Column([_days(column) for column in columns], False, {"kind": "date", **said})
-    parts = [column.to_numpy(np.float64, na_value=math.nan) for column in columns]
+        return Column(days_of_dates(columns), False, {"kind": "date", **said})
+    if kind == "duration":
+        return Column([days_of_durations(column) for column in columns], False, {"kind": "duration", **said})
+    parts = [column.to_numpy(np.float64, na_value=math.nan) + 0.0 for column in columns]  # -0.0 is 0.0
     if infinite := sum(int(np.isinf(part).sum()) for part in parts):
         raise ExplainError(f"column '{name}' has {infinite} infinite values: drop those rows or leave them empty")
+    check_size(np.concatenate(parts), name)
     if all(_counts_rows(part) for part in parts if len(part)):
         raise ExplainError(
             f"column '{name}' counts the rows, so it tells nothing about them: leave it out, or list it as ordinal if "
@@ -130,7 +136,11 @@ def _kind(columns: Sequence[pd.Series]) -> Kind:
                 f"column '{column.name}' holds {what}, but numbers, dates or texts of one kind are needed: convert or "
                 "leave it out"
             )
-        found.add("category" if isinstance(column.dtype, pd.CategoricalDtype) else kind)
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            kind = "category"
+        elif inferred == "string" and is_dates(column):
+            kind = "date"
+        found.add(kind)
     if len(found) > 1:
         raise ExplainError(
             f"column '{columns[0].name}' holds {' and '.join(sorted(found))} values in different tables: convert one"
@@ -138,25 +148,11 @@ def _kind(columns: Sequence[pd.Series]) -> Kind:
     return found.pop()
 
 
-def _days(column: pd.Series) -> Floats:
-    """Dates as days since 1970, durations as days; NaN where missing."""
-    if isinstance(column.dtype, pd.PeriodDtype) or pd.api.types.infer_dtype(column, skipna=True) == "period":
-        column = pd.Series(pd.PeriodIndex(column).to_timestamp(), name=column.name)
-    if pd.api.types.infer_dtype(column, skipna=True).startswith("timedelta"):
-        return np.asarray(pd.to_timedelta(column) / pd.Timedelta(days=1), dtype=np.float64)
-    try:
-        stamps = pd.to_datetime(column, utc=True)
-    except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ExplainError(f"column '{column.name}' holds dates that cannot be read ({reason}): convert it") from error
-    return np.asarray((stamps - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1), dtype=np.float64)
-
-
 def _ranks(columns: Sequence[pd.Series], levels: list[Hashable], missing: Sequence[NDArray[np.bool_]]) -> list[Floats]:
     """Places among the levels."""
     place = {level: float(rank) for rank, level in enumerate(levels)}
-    place = {str(level): rank for level, rank in place.items()} | place
-    if len(set(map(str, levels))) < len(levels) or len(levels) < 2:
+    place = {_text(level): rank for level, rank in place.items()} | place
+    if len(set(map(_text, levels))) < len(levels) or len(levels) < 2:
         raise ExplainError(
             f"column '{columns[0].name}' has the ordinal levels {levels}, but two or more different ones are needed"
         )
@@ -166,7 +162,7 @@ def _ranks(columns: Sequence[pd.Series], levels: list[Hashable], missing: Sequen
         for row, value in enumerate(column.astype(object)):
             if absent[row]:
                 continue
-            rank = place.get(value, place.get(str(value)))
+            rank = place.get(value, place.get(_text(value)))
             if rank is None:
                 raise ExplainError(
                     f"column '{column.name}' holds {value!r}, which is not among its ordinal levels {levels}: list it"
@@ -188,7 +184,7 @@ def _category(
     if kind == "number":
         values = np.concatenate([part.to_numpy(np.float64) for part in present])
     else:
-        values = np.concatenate([part.astype(object).astype(str).to_numpy(str) for part in present])
+        values = np.array([_text(value) for part in present for value in part.astype(object)], dtype=str)
     found, codes = np.unique(values, return_inverse=True)
     if len(values) >= ID_ROWS and len(found) > ID_SHARE * len(values):
         raise ExplainError(
@@ -207,6 +203,11 @@ def _category(
         codes, count = np.where(rare, KEPT_LEVELS - 1, codes), KEPT_LEVELS
     parts = _spread(codes, missing)
     return Column([np.nan_to_num(part, nan=count) for part in parts] if absent else parts, True, said)
+
+
+def _text(value: object) -> str:
+    """A value as it is written, a whole number without a decimal point whether it is held as 7 or as 7.0."""
+    return str(int(value)) if isinstance(value, float | np.floating) and value.is_integer() else str(value)
 
 
 def _canonical(codes: NDArray[np.int64], count: int, content: _Content) -> NDArray[np.int64]:

@@ -80,24 +80,16 @@ def read_losses(
         pairs = list(zip(means, outcomes, strict=True))
         return Losses([squared_error(f, y) if kind == "squared" else quantile_loss(f, y, tau) for f, y in pairs])
 
-    _one_type(raw, label)
-    classes, codes = np.unique(np.concatenate([part.to_numpy() for part in raw]), return_inverse=True)
+    classes, labels = _classes(raw, label, kind)
     if kind in METRICS:
-        return _scored(kind, classes, np.split(codes, [len(raw[0])]), predicted, label)
-    if len(classes) < 2:
-        raise ExplainError(f"column '{label}' holds one label, {classes[0]!r}, but at least two classes are needed")
-    if len(classes) > MAX_CLASSES:
-        raise ExplainError(
-            f"column '{label}' holds {len(classes)} different labels, more than {MAX_CLASSES} classes: "
-            "use loss='squared' or loss='given' with outcome='loss'"
-        )
-    labels = np.split(codes.astype(np.int64), [len(raw[0])])
+        return _scored(kind, classes, labels, predicted, label)
+    alone = _one_column(predicted[0], classes, kind, label) if len(predicted) == 1 else None
     tables = []
     for position in range(len(frames)):
-        parts = [column[position] for column in predicted]
-        if len(parts) == 1:
-            f = _one_column(parts[0], classes, kind)
+        if alone is not None:
+            f = alone[position]
         else:
+            parts = [column[position] for column in predicted]
             f = np.column_stack([numbers(part, name) for part, name in zip(parts, names, strict=True)])
         try:
             tables.append(loss_table(kind, f, len(classes)))  # type: ignore[arg-type]
@@ -107,23 +99,56 @@ def read_losses(
     return Losses(loss, tables, labels) if outcome == "risk" else Losses(loss)
 
 
+def read_classes(frames: Frames, label: Hashable, kind: str) -> tuple[NDArray[np.generic], list[Codes]]:
+    """The labels of all tables, sorted, and the code of every row's.
+
+    Args:
+        frames: The tables.
+        label: Column of the labels.
+        kind: Loss for labels of finitely many classes, or a metric.
+
+    Raises:
+        ExplainError: If labels are missing, of several types, or fewer or more than the loss takes.
+    """
+    return _classes(pick(frames, label, "the label"), label, kind)
+
+
+def _classes(raw: list[pd.Series], label: Hashable, kind: str) -> tuple[NDArray[np.generic], list[Codes]]:
+    one_type(raw, label, "labels")
+    classes, codes = np.unique(np.concatenate([part.to_numpy() for part in raw]), return_inverse=True)
+    if kind in METRICS and len(classes) != 2:
+        raise ExplainError(
+            f"column '{label}' holds {_listed(classes)}, but the loss '{kind}' is defined for two labels: make one of "
+            "them the class that counts"
+        )
+    if len(classes) < 2:
+        raise ExplainError(f"column '{label}' holds {_listed(classes)}, but at least two classes are needed")
+    if len(classes) > MAX_CLASSES:
+        raise ExplainError(
+            f"column '{label}' holds {len(classes)} different labels, more than {MAX_CLASSES} classes: make classes of "
+            "it, or take loss 'squared' or losses that are given, with outcome='loss'"
+        )
+    return classes, np.split(codes.astype(np.int64), [len(raw[0])])
+
+
+def _listed(classes: NDArray[np.generic]) -> str:
+    """Some labels in words."""
+    some = ", ".join(map(repr, classes[:6].tolist())) + (", ..." if len(classes) > 6 else "")
+    return f"{len(classes)} different labels ({some})" if len(classes) > 1 else f"one label ({some})"
+
+
 def _scored(
     kind: str,
     classes: NDArray[np.generic],
-    codes: list[NDArray[np.intp]],
+    codes: list[Codes],
     predicted: list[list[pd.Series]],
     label: Hashable,
 ) -> Losses:
     """Labels and scores of two classes."""
-    if len(classes) != 2:
-        raise ExplainError(
-            f"column '{label}' holds {len(classes)} different labels, but the loss '{kind}' is defined for 2: make one "
-            "of them the class that counts"
-        )
     if len(predicted) != 1:
         raise ExplainError(
             f"the loss '{kind}' has {len(predicted)} prediction columns, but it needs one: the probability of "
-            f"{classes[1]!r}"
+            f"{classes[1:].tolist()[0]!r}"
         )
     positive = [part.astype(np.float64) for part in codes]
     for side, part in enumerate(positive):
@@ -136,9 +161,7 @@ def _scored(
     if kind == "auc":
         scores = [numbers(part, part.name) for part in predicted[0]]
     else:
-        chances = [
-            _one_column(part, classes, "zero_one" if kind in ("f1", "recall") else kind) for part in predicted[0]
-        ]
+        chances = _one_column(predicted[0], classes, "zero_one" if kind in ("f1", "recall") else kind, label)
         scores = [part if part.ndim == 1 else part[:, 1] for part in chances]
         if any(len(part) and not (part.min() >= 0 and part.max() <= 1) for part in scores):
             low, high = min(part.min() for part in scores), max(part.max() for part in scores)
@@ -152,28 +175,39 @@ def _scored(
     return Losses(loss, scored=Scores(kind, positive, scores))  # type: ignore[arg-type]
 
 
-def _one_column(column: pd.Series, classes: NDArray[np.generic], kind: str) -> Floats:
-    """Probabilities from one column: those of the second of two classes, or predicted labels for the 0-1 loss."""
-    values = column.to_numpy()
-    number = column.dtype.kind in "fiub"
+def _one_column(columns: list[pd.Series], classes: NDArray[np.generic], kind: str, label: Hashable) -> list[Floats]:
+    """Probabilities from one column: those of the second of two classes, or predicted labels for the 0-1 loss.
+
+    What a column holds is decided for all tables together: a table where every row is predicted to be a 1 does not tell
+    whether that is a label or a probability.
+    """
+    parts = [column.to_numpy() for column in columns]
+    values = np.concatenate(parts)
+    number = all(column.dtype.kind in "fiub" for column in columns)
     if number and len(classes) == 2 and (kind != "zero_one" or not np.isin(values, classes).all()):
-        return np.asarray(values, dtype=np.float64)
+        return [np.asarray(part, dtype=np.float64) for part in parts]
     if kind != "zero_one":
+        two = "" if number else f", and column '{columns[0].name}' holds {columns[0].dtype} values"
         raise ExplainError(
-            f"the loss '{kind}' needs probabilities: name a list of {len(classes)} prediction columns, one a class"
-            + (" or one column of numbers" if len(classes) == 2 else "")
+            f"the loss '{kind}' needs probabilities, and column '{label}' holds {_listed(classes)}{two}: name "
+            f"a list of {len(classes)} prediction columns of numbers, one a class in this order"
+            + (", or one column of numbers, the probability of the last" if len(classes) == 2 else "")
         )
     unknown = set(np.unique(values).tolist()) - set(classes.tolist())
     if unknown:
         raise ExplainError(
-            f"column '{column.name}' predicts {min(unknown, key=str)!r}, which is not among the labels "
-            f"{classes[:10].tolist()}"
+            f"column '{columns[0].name}' predicts {min(unknown, key=str)!r}, which is not among the labels: column "
+            f"'{label}' holds {_listed(classes)}; predict one, or name a list of prediction columns, one a class"
         )
-    return np.asarray(values[:, None] == classes, dtype=np.float64)
+    return [np.asarray(part[:, None] == classes, dtype=np.float64) for part in parts]
 
 
-def _one_type(columns: list[pd.Series], name: Hashable) -> None:
-    """Refuse labels that are numbers here and texts there, which would be different classes or the same by accident."""
+def one_type(columns: list[pd.Series], name: Hashable, what: str) -> None:
+    """Refuse labels or clusters that are numbers here and texts there: different ones, or the same by accident.
+
+    Raises:
+        ExplainError: If there are several types.
+    """
     kinds = set()
     for column in columns:
         plain = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
@@ -182,6 +216,6 @@ def _one_type(columns: list[pd.Series], name: Hashable) -> None:
     kinds -= {"empty"}
     if len(kinds) > 1 or any(kind.startswith("mixed") for kind in kinds):
         raise ExplainError(
-            f"column '{name}' holds labels of several types ({', '.join(sorted(kinds))}): make all of them numbers, or "
+            f"column '{name}' holds {what} of several types ({', '.join(sorted(kinds))}): make all of them numbers, or "
             "all of them texts"
         )

@@ -183,5 +183,5 @@ def table_of(rows: Sequence[dict[str, object]]) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4f}"
+        return "" if math.isnan(value) else f"{value:.4f}" if not 0 < abs(value) < 1e-3 else f"{value:.3g}"
     return html.escape(str(value))

@@ -74,7 +74,8 @@ def common_support(
     if everything.auc > SEPARABLE_AUC:
         raise ExplainError(
             f"a classifier tells source from target with an AUC of {everything.auc:.3f}, so hardly any source row "
-            "resembles the target: leave out or coarsen the features that name the domain"
+            "resembles the target: leave out or coarsen the features that name the domain. "
+            + _tellers(sample, families, parts)
         )
     if not trim:
         return sample, everything
@@ -85,6 +86,19 @@ def common_support(
     usable_folds(trimmed, folds)
     left = Rows(*(part[rows] for part, rows in zip(probability, inside, strict=True)))
     return trimmed, _overlap(trimmed, left, kept)
+
+
+def _tellers(sample: Sample, families: Families, parts: tuple[Codes, Codes]) -> str:
+    """Which features tell the domains apart by themselves, most of all first."""
+    alone = [(name, np.array([column])) for name, column in zip(sample.upstream, sample.baseline, strict=True)]
+    alone += list(zip(sample.names, sample.groups, strict=True))
+    found = {
+        name: _overlap(sample, domain_probability(sample, families.density, parts, columns)).auc
+        for name, columns in alone
+    }
+    worst = sorted(found, key=lambda name: (-round(found[name], 3), name))[:3]
+    said = ", ".join(f"'{name}' {found[name]:.3f}" for name in worst if found[name] > 0.9 or name == worst[0])
+    return f"AUC of each alone: {said}"
 
 
 def _overlap(sample: Sample, probability: Rows, kept: float = 1.0) -> Overlap:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,9 +19,10 @@ Kind = Literal["covariate", "outcome"]
 
 STATUS_MEANING: dict[Status, str] = {
     "ok": "estimated, with a normal interval",
-    "no-shift": "not estimated: no shift of this kind could be told from noise, so there is nothing to share out",
-    "weak-shift": "not estimated: there is a shift of this kind, as its term differs from 0, but how it varies from "
-    "row to row could not be told from noise, so it is not shared out",
+    "no-shift": "not estimated: no shift of this kind, or between models no difference, could be told from noise, so "
+    "there is nothing to share out",
+    "weak-shift": "not estimated: there is a shift of this kind, or between models a difference, as its mean differs "
+    "from 0, but how it varies from row to row could not be told from noise, so it is not shared out",
     "low-overlap": "weak: few source rows resemble the target, so the interval is wide and may be too narrow still",
     "few-clusters": "weak: too few clusters (or one far larger than the others) to know the errors well",
     "few-rows": "weak: too few rows, or too few source rows that resemble the target, for the intervals to hold",
@@ -164,21 +165,28 @@ class GapReport:
 
     def summary(self) -> str:
         """What was found, in a few sentences."""
-        start, end = self.ends
-        text = (
-            f"Mean {self.loss} loss: {start} {self.totals[start]:.4f}, {end} {self.totals[end]:.4f}, gap "
-            f"{self.totals['gap']:+.4f}. {self.sign} Intervals are at {100 * self.level:g} %."
-        )
+        told = self._told
+        text = f"{self._totals()}. {self.sign} Intervals are at {100 * self.level:g} %."
         if self.aggregate:
             largest = max(self.aggregate, key=lambda term: abs(term.value))
-            text += (
-                f" The largest term is '{largest.name}' ({largest.value:+.4f} [{largest.low:+.4f}, "
-                f"{largest.high:+.4f}])."
-            )
-        return text + (
-            " Shares by variable are shares of explained variation of the shift across inputs, not of the mean gap: a "
-            "variable can have a large share of a term that is near 0."
+            text += f" The largest term is '{largest.name}' ({largest.value:+.{told}f} {_interval(largest, told)})"
+            text += ", which cannot be told from 0." if largest.low <= 0 <= largest.high else "."
+        if all(math.isnan(term.value) for term in (*self.covariate, *self.outcome)):
+            return f"{text} Nothing is shared out among variables."
+        what, mean = ("difference", "difference") if self.mode == "models" else ("shift", "term")
+        return (
+            f"{text} Shares by variable are shares of explained variation of the {what} across inputs, not of the mean "
+            f"gap: a variable can have a large share of a {mean} that is near 0."
         )
+
+    def _totals(self) -> str:
+        (start, end), told = self.ends, self._told
+        first, last, gap = (self.totals[name] for name in (start, end, "gap"))
+        return f"{self.loss}: {start} {first:.{told}f}, {end} {last:.{told}f}, gap {gap:+.{told}f}"
+
+    @property
+    def _told(self) -> int:
+        return decimals(self.totals.values())
 
     def to_json(self) -> str:
         """The report as strict JSON: numbers that are not finite become the texts "nan", "inf" and "-inf"."""
@@ -228,9 +236,8 @@ class GapReport:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        start, end = self.ends
-        gap = self.totals["gap"]
-        yield f"{self.loss}: {start} {self.totals[start]:.4f}, {end} {self.totals[end]:.4f}, gap {gap:+.4f}"
+        told = self._told
+        yield self._totals()
         yield self.sign
         if self.aggregate:
             yield ""
@@ -239,7 +246,7 @@ class GapReport:
         if self.baseline:
             yield ""
             yield f"Contributions to the baseline term (beyond the paper), with {100 * self.level:g} % intervals"
-            yield from (_line(term, _share_bar(term, self.baseline)) for term in self.baseline)
+            yield from (_line(term, _share_bar(term, self.baseline), told) for term in self.baseline)
         for title, terms in (
             ("Shares of the covariate shift", self.covariate),
             ("Shares of the outcome shift" if self.mode != "models" else "Shares of the difference", self.outcome),
@@ -263,19 +270,34 @@ class GapReport:
         low, high = min(levels), max(levels)
         scale = (_BAR - 1) / (high - low) if high > low else 0.0
         spots = [round((level - low) * scale) for level in levels]
-        yield f"{start:<16}{levels[0]:>9.4f}{'':27}{' ' * spots[0]}|"
+        told = self._told
+        yield f"{start:<16}{levels[0]:>9.{told}f}{'':27}{' ' * spots[0]}|"
         for term, here, there in zip(self.aggregate, spots, spots[1:], strict=False):
             left, right = min(here, there), max(here, there)
-            yield _line(term, " " * left + ("+" if term.value >= 0 else "-") * max(1, right - left))
-        yield f"{end:<16}{levels[-1]:>9.4f}{'':27}{' ' * spots[-1]}|"
+            yield _line(term, " " * left + ("+" if term.value >= 0 else "-") * max(1, right - left), told)
+        yield f"{end:<16}{levels[-1]:>9.{told}f}{'':27}{' ' * spots[-1]}|"
 
 
-def _line(term: Term, bar: str) -> str:
+def _line(term: Term, bar: str, told: int = 4) -> str:
     if math.isnan(term.value):
         return f"{term.name:<16}{'':>9}  {term.status}"
-    interval = f"[{term.low:+.4f}, {term.high:+.4f}]"
     note = "" if term.status == "ok" else f"  {term.status}"
-    return f"{term.name:<16}{term.value:>+9.4f}  {interval:<23}  {bar}{note}".rstrip()
+    return f"{term.name:<16}{term.value:>+9.{told}f}  {_interval(term, told):<23}  {bar}{note}".rstrip()
+
+
+def decimals(values: Iterable[float]) -> int:
+    """How many decimals to write: four, and more where all numbers are small.
+
+    Example:
+        >>> decimals([0.25, 0.1]), decimals([0.00125, 0.001])
+        (4, 5)
+    """
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return 4 if not 0 < largest < 0.01 else 2 - math.floor(math.log10(largest))
+
+
+def _interval(term: Term, told: int) -> str:
+    return f"[{term.low:+.{told}f}, {term.high:+.{told}f}]"
 
 
 def _share_bar(term: Term, terms: tuple[Term, ...]) -> str:

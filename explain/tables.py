@@ -15,6 +15,7 @@ Frames = Sequence[pd.DataFrame]
 
 DOMAINS = ("source", "target")
 RECALIBRATION = "recalibration"
+LARGEST = 1e150  # of a number, and one over it the least range of a column: squares beyond are no numbers any more
 
 
 def as_frame(table: object, role: str) -> pd.DataFrame:
@@ -30,7 +31,7 @@ def as_frame(table: object, role: str) -> pd.DataFrame:
     if isinstance(table, pd.DataFrame):
         frame = table.reset_index(drop=True)
     elif isinstance(table, Mapping):
-        frame = pd.DataFrame({name: list(column) if np.ndim(column) > 1 else column for name, column in table.items()})
+        frame = _from_mapping(table, role).reset_index(drop=True)
     elif hasattr(table, "to_pandas"):
         frame = table.to_pandas()
     elif np.ndim(np.asarray(table)) == 2:
@@ -45,6 +46,21 @@ def as_frame(table: object, role: str) -> pd.DataFrame:
     if twice := list(frame.columns[frame.columns.duplicated()]):
         raise ExplainError(f"the {role} has several columns called '{twice[0]}': rename or drop all but one")
     return frame
+
+
+def _from_mapping(table: Mapping[Hashable, object], role: str) -> pd.DataFrame:
+    """Columns side by side; pandas columns by their index, where they have the same."""
+    columns = {name: list(column) if np.ndim(column) > 1 else column for name, column in table.items()}  # type: ignore[arg-type,call-overload]
+    series = [column for column in columns.values() if isinstance(column, pd.Series)]
+    if any(len(one) != len(series[0]) or set(one.index) != set(series[0].index) for one in series):
+        raise ExplainError(
+            f"the columns of the {role} have different indexes, so that their rows do not belong together: make one "
+            "DataFrame of them, or give them without an index"
+        )
+    try:
+        return pd.DataFrame(columns)
+    except ValueError as error:
+        raise ExplainError(f"the columns of the {role} make no table ({error}): give each as many rows") from error
 
 
 def find(frames: Frames, name: Hashable, use: str) -> list[pd.Series]:
@@ -89,7 +105,29 @@ def numbers(column: pd.Series, name: Hashable) -> Floats:
     """
     if column.dtype.kind not in "fiub":
         raise ExplainError(f"column '{name}' holds {column.dtype} values, but numbers are needed")
-    return np.asarray(column.to_numpy(np.float64))
+    found = np.asarray(column.to_numpy(np.float64))
+    check_size(found, name)
+    return found
+
+
+def check_size(values: Floats, name: Hashable) -> None:
+    """Refuse numbers whose squares cannot be computed with; missing ones are left out.
+
+    Raises:
+        ExplainError: If one is too large, or all lie too close together.
+    """
+    present = values[~np.isnan(values)]
+    if not len(present):
+        return
+    low, high = float(present.min()), float(present.max())
+    if max(-low, high) > LARGEST:
+        worst = high if high >= -low else low
+        raise ExplainError(
+            f"column '{name}' has the value {worst:g}, which is beyond {LARGEST:g}: rescale the column, or leave its "
+            "rows empty where it stands for a missing value"
+        )
+    if 0 < high - low < 1 / LARGEST:
+        raise ExplainError(f"column '{name}' has values from {low:g} to {high:g}, too close together: rescale it")
 
 
 def read_weights(frames: Frames, name: Hashable) -> list[Floats]:
@@ -170,4 +208,6 @@ def check_roles(baseline: Sequence[Hashable], players: Mapping[str, Sequence[Has
         if every.count(column) > 1:
             raise ExplainError(f"column '{column}' is listed twice: every column belongs to the baseline or one group")
         if column in taken:
-            raise ExplainError(f"column '{column}' is a label, prediction, loss or cluster and cannot be a feature too")
+            raise ExplainError(
+                f"column '{column}' is a label, prediction, loss, cluster or weight and cannot be a feature too"
+            )

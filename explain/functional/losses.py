@@ -35,7 +35,7 @@ def loss_table(kind: FiniteLoss, predictions: Floats, classes: int) -> Floats:
         >>> loss_table("brier", np.array([0.75]), 2)
         array([[0.5625, 0.0625]])
     """
-    predictions = np.asarray(predictions, dtype=np.float64)
+    predictions = given = np.asarray(predictions, dtype=np.float64)
     if predictions.ndim == 1 and classes == 2:
         predictions = np.stack([1 - predictions, predictions], axis=1)
     if predictions.ndim != 2 or predictions.shape[1] != classes:
@@ -45,9 +45,10 @@ def loss_table(kind: FiniteLoss, predictions: Floats, classes: int) -> Floats:
         )
     worst = np.abs(predictions.sum(1) - 1).max(initial=0.0)
     if not (predictions.min(initial=0.0) >= 0 and worst < 1e-4):
+        missed = "" if worst < 1e-4 else f" and miss a sum of 1 by {worst:.2g}"
         raise ValueError(
-            f"predictions range from {predictions.min():.4g} to {predictions.max():.4g} and miss a sum of 1 by "
-            f"{worst:.2g}, but they must be probabilities: apply the sigmoid or softmax first"
+            f"predictions range from {given.min():.4g} to {given.max():.4g}{missed}, but they must be probabilities, "
+            "between 0 and 1: apply the sigmoid or softmax first, or divide percentages by 100"
         )
     if kind == "zero_one":
         return np.asarray(np.arange(classes) != predictions.argmax(1)[:, None], dtype=np.float64)
@@ -57,9 +58,9 @@ def loss_table(kind: FiniteLoss, predictions: Floats, classes: int) -> Floats:
         return table
     if kind == "log":
         if predictions.min(initial=1.0) <= 0:
-            raise ValueError("a predicted probability is 0, so its log loss is infinite: clip predictions, as to 1e-6")
+            raise ValueError("predictions of 0 have an infinite log loss: clip predictions to 1e-6")
         return -np.log(predictions)
-    raise ValueError(f"the loss is '{kind}', but a table of losses exists for {', '.join(FINITE_LOSSES)}")
+    raise ValueError(f"predictions have losses for every label under {', '.join(FINITE_LOSSES)}, not under '{kind}'")
 
 
 def observed_loss(table: Floats, labels: NDArray[np.int64]) -> Floats:

@@ -277,7 +277,9 @@ def _condition(text: str, key: str) -> tuple[Callable[..., pd.Series], float | d
         with contextlib.suppress(ValueError):
             return OPERATORS[sign], read(bound)
     raise FieldError(
-        key, f"expected a number after {sign}, as in '{sign} 2006', or a date, as in '{sign} 2006-01-31', got {text!r}"
+        key,
+        f"expected a number after {sign}, as in '{sign} 2006', or a date, as in '{sign} 2006-01-31', got {text!r}; a "
+        f"value that itself begins with {sign} must be renamed in the table",
     )
 
 

@@ -84,7 +84,7 @@ def check_model_options(model: ExplainedModel, where: str) -> str:
 
 
 def fit(model: ExplainedModel, rows: pd.DataFrame, features: list[str], label: str, seed: int) -> BaseEstimator:
-    """Train a model on rows that are not analysed: categories one-hot, numbers standardised, gaps marked.
+    """Train a model on rows that are not analysed: categories one-hot, numbers and days standardised, gaps marked.
 
     Args:
         model: What to train.
@@ -105,6 +105,7 @@ def fit(model: ExplainedModel, rows: pd.DataFrame, features: list[str], label: s
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+    rows = _with_days(rows, features)
     options = DEFAULTS.get(model.kind, {}) | model.options
     if "random_state" in inspect.signature(_class(model)).parameters:
         options.setdefault("random_state", seed)
@@ -126,9 +127,16 @@ def fit(model: ExplainedModel, rows: pd.DataFrame, features: list[str], label: s
 
 def predicted(fitted: BaseEstimator, rows: pd.DataFrame, features: list[str]) -> NDArray[np.generic]:
     """Probabilities of a trained model: of the second class where there are two, else of every class, shape (n, k)."""
-    chances = fitted.predict_proba(rows[features])
+    chances = fitted.predict_proba(_with_days(rows, features)[features])
     found: NDArray[np.generic] = chances[:, 1:] if chances.shape[1] == 2 else chances
     return found
+
+
+def _with_days(rows: pd.DataFrame, features: list[str]) -> pd.DataFrame:
+    """The rows with days in the place of dates."""
+    from explain.dates import days_of_dates, is_dates
+
+    return rows.assign(**{name: days_of_dates([rows[name]])[0] for name in features if is_dates(rows[name])})
 
 
 def _class(model: ExplainedModel) -> type[BaseEstimator]:

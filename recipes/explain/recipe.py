@@ -74,16 +74,19 @@ def _check_explainer(recipe: Recipe) -> str:
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Read, train, explain, report."""
     from explain.errors import ExplainError
+    from explain.outcomes import read_classes
     from recipes.explain.report import finish, finish_curve
 
     tables = [table for table in load_domains(recipe.data, folder.say) if table is not None]
     for table in tables:
         need_columns(table, recipe.columns, "the recipe names columns")
-    tables, losses, trained_on = _predict(recipe, tables, folder)
-    folder.say(f"explaining {' and '.join(f'{len(table):,}' for table in tables)} rows")
-    counts = dict(zip(("source_rows", "target_rows"), map(len, tables), strict=False))
-    extra = {**counts, "training_rows": trained_on}
     try:
+        if any(model.fitted for model in recipe.models):
+            read_classes((tables[0], tables[-1]), recipe.label, recipe.loss)  # before models are trained on them
+        tables, losses, trained_on = _predict(recipe, tables, folder)
+        folder.say(f"explaining {' and '.join(f'{len(table):,}' for table in tables)} rows")
+        counts = dict(zip(("source_rows", "target_rows"), map(len, tables), strict=False))
+        extra = {**counts, "training_rows": trained_on}
         if recipe.mode == "curve" or recipe.by:
             finish_curve(folder, _curve(recipe, tables, losses), extra)
         else:
@@ -96,10 +99,8 @@ def _predict(
     recipe: Recipe, tables: list[pd.DataFrame], folder: RunFolder
 ) -> tuple[list[pd.DataFrame], list[list[str]], int]:
     """Rows to analyse with every model's predictions or losses in columns, their names, and how many rows trained."""
-    source = tables[0].sample(frac=1.0, random_state=recipe.seed)
-    training = round(recipe.train_share * len(source)) if any(model.fitted for model in recipe.models) else 0
-    held_out, source = source.iloc[:training], source.iloc[training:]
-    kept = [source, *(table.sample(frac=1.0, random_state=recipe.seed) for table in tables[1:])]
+    drawn = [table.sample(frac=1.0, random_state=recipe.seed) for table in tables]
+    held_out, kept = _held_out(recipe, drawn)
     limits = (recipe.data.max_source, recipe.data.max_target)
     kept = [table.iloc[: limit or None].copy() for table, limit in zip(kept, limits, strict=False)]
     names: list[list[str]] = []
@@ -116,7 +117,24 @@ def _predict(
             table.assign(**dict(zip(names[-1], chances.T, strict=True)))
             for table, chances in zip(kept, found, strict=True)
         ]
-    return kept, names, training
+    return kept, names, len(held_out)
+
+
+def _held_out(recipe: Recipe, tables: list[pd.DataFrame]) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
+    """The source rows that train models, and what is left of all tables.
+
+    Where rows come in clusters, whole clusters train, and none of their rows is analysed in either domain: a model
+    knows what is like its training rows.
+    """
+    source = tables[0]
+    share = recipe.train_share if any(model.fitted for model in recipe.models) else 0
+    if not recipe.cluster or not share:
+        training = round(share * len(source))
+        return source.iloc[:training], [source.iloc[training:], *tables[1:]]
+    names = source[recipe.cluster].drop_duplicates()
+    names = names.sample(n=max(1, round(share * len(names))), random_state=recipe.seed)
+    seen = [table[recipe.cluster].isin(names) for table in tables]
+    return source[seen[0]], [table[~rows] for table, rows in zip(tables, seen, strict=True)]
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:

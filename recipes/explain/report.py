@@ -85,20 +85,21 @@ def finish_curve(folder: RunFolder, curve: GapCurve, extra: Mapping[str, object]
         extra: What the run itself knows, such as how many rows were explained.
     """
     write_text(folder.path / "curve.json", curve.to_json() + "\n")
-    rows = curve.table()
+    rows, one = curve.table(), curve.kind[:-1]
     folder.figure(
         "curve",
         curve.plot(),
         [list(row.values()) for row in rows],
         list(rows[0]),
-        title="The gap and its terms from domain to domain",
-        told="Above 0 the domain does worse. The thick intervals hold each by itself, the thin ones all together.",
+        title=f"The gap and its terms from {one} to {one}",
+        told=f"Above 0 the {one} does worse{' in the target than in the source' if one == 'group' else ''}. The thick "
+        "intervals hold each by itself, the thin ones all together.",
     )
     shares = [_rounded(row) for row in curve.shares()]
     met = {row["status"] for row in [*rows, *shares]}
     tables: dict[str, Sequence[Mapping[str, object]]] = {
         "Points": [_rounded(row) for row in rows],
-        "Domains that were not explained": [{"domain": name, "reason": why} for name, why in curve.refused.items()],
+        f"{one.title()}s that were not explained": [{one: name, "reason": why} for name, why in curve.refused.items()],
         "What the statuses mean": _meanings(met),
         "Shares by variable": shares,
     }
@@ -191,7 +192,11 @@ def _numbers(terms: Sequence[Term]) -> dict[str, dict[str, object]]:
 
 
 def _rounded(row: Mapping[str, object]) -> dict[str, object]:
-    return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
+    return {key: _short(value) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _short(value: float) -> float:
+    return round(value, 5) if not 0 < abs(value) < 1e-3 else float(f"{value:.3g}")
 
 
 def _flat(value: object, name: str = "") -> list[tuple[str, object]]:

@@ -69,7 +69,8 @@ class Recipe:
             squared or quantile for numbers; what losses in columns are called.
         model: The model that is explained; of two the first, e.g. the teacher.
         second: The other model, e.g. the student.
-        train_share: Share of the source rows that train models; they are not analysed.
+        train_share: Share of the source rows that train models; they are not analysed. With cluster the share of its
+            clusters, none of whose rows is analysed in either domain.
         baseline: Columns upstream of all others, within which the shifts of the others are looked at.
         groups: What the gap is shared out among: columns by name.
         by: Column whose values are explained each by itself, as the recall of women and of men; none for all together.

@@ -175,6 +175,7 @@ def test_recall_by_group():
             assert report.totals[name] == pytest.approx(REFERENCES["recall"](part.label, part.prediction), abs=1e-12)
     assert 0.9 < curve.each_level < 1
     assert "2 groups from source to target" in curve.to_text()
+    assert curve.plot().axes[0].get_ylabel() == "gap to the target"
     alone = GapExplainer(["w"], {"z": "z"}, loss="recall", **FAST)
     alone.fit(*(frame[frame.sex == "m"].drop(columns="sex") for frame in frames))
     assert alone.report_.to_json() == curve["m"].to_json()

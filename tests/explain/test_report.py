@@ -150,3 +150,25 @@ def test_overlap_is_drawn_where_it_is_known(report):
 def test_a_page_escapes_names(report):
     evil = replace(report, outcome=(replace(report.outcome[0], name="<script>"),))
     assert "<script>" not in evil.to_html()
+
+
+def test_the_summary_says_whether_the_largest_term_differs_from_0_and_whether_anything_is_shared_out(report):
+    assert "The largest term is 'outcome' (+0.0900 [+0.0570, +0.1230])." in report.summary()
+    assert "can have a large share" in report.summary()
+    unsure = replace(report, aggregate=(Term("outcome", 0.09, 0.1, -0.05, 0.2),), outcome=report.covariate)
+    assert "(+0.0900 [-0.0500, +0.2000]), which cannot be told from 0." in unsure.summary()
+    assert unsure.summary().endswith("Nothing is shared out among variables.")
+    between = replace(report, mode="models", totals={"first": 0.2, "second": 0.3, "gap": 0.1}, aggregate=())
+    assert "explained variation of the difference across inputs" in between.summary()
+
+
+def test_small_losses_are_told_with_more_decimals(report):
+    small = replace(
+        report,
+        totals={"source": 2.5e-5, "target": 3.5e-5, "gap": 1e-5},
+        aggregate=(Term("outcome", 1e-5, 1e-6, 8e-6, 1.2e-5),),
+    )
+    assert "gap +0.0000100" in small.to_text()
+    assert "+0.0000100  [+0.0000080, +0.0000120]" in small.to_text()
+    assert "[+0.0000080, +0.0000120]" in small.summary()
+    assert "<td>1e-05</td>" in small.to_html()

@@ -107,6 +107,9 @@ def test_metrics_groups_and_the_baseline_term_go_through_a_recipe(front, tables)
     result = json.loads((tables / "groups/result.json").read_text())
     assert list(result["domains"]) == ["f", "m"]
     assert result["loss"] == "1 - recall"
+    page = (tables / "groups/report.html").read_text()
+    assert "from group to group" in page
+    assert "Above 0 the group does worse in the target than in the source." in page
     rows = {"loss": "brier", "estimation": {"attribute_baseline": True}, "groups": {"skill": ["skill"]}}
     run(front, recipe(data=data, baseline=["age", "clinic"], **rows), "baseline")
     result = json.loads((tables / "baseline/result.json").read_text())

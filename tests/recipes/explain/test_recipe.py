@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from explain.errors import ExplainError
 from explain.report import GapReport
 from recipes.data.wheels import cached
+from recipes.explain.models import fit
 from recipes.front.table import shipped
 from tests.recipes import tiny
 from tests.recipes.explain.survey import people, recipe, run
@@ -68,6 +70,45 @@ def test_a_model_is_trained_on_rows_that_are_not_analysed(front, tables, model):
     run(front, trained | {"model": model, "train_share": 0.4, "loss": "zero_one"})
     result = json.loads((tables / "out/result.json").read_text())
     assert (result["training_rows"], result["source_rows"], result["target_rows"]) == (120, 180, 300)
+
+
+def test_whole_clusters_train_and_none_of_their_rows_is_analysed(front, tables, monkeypatch):
+    """A forest knows the clinics that it has seen; forty of them are in both years."""
+    seen = {}
+    monkeypatch.setattr("recipes.explain.recipe.fit", lambda *given: seen.update(rows=given[1]) or fit(*given))
+    monkeypatch.setattr("recipes.explain.recipe._explain", lambda _, made, *rest: seen.update(kept=made) or stop(rest))
+    forest = {"kind": "forest", "options": {"n_estimators": 5}, "columns": []}
+    done = front("r.yaml", "--out", "out", r=yaml.safe_dump(recipe(cluster="clinic", model=forest, train_share=0.25)))
+    assert "enough" in done.err
+    trained = set(seen["rows"].clinic)
+    assert len(trained) == 10
+    for table, year in zip(seen["kept"], (2000, 2001), strict=True):
+        assert not trained & set(table.clinic)
+        every = pd.read_csv(tables / "both.csv")
+        assert len(table) == (~every.clinic[every.year == year].isin(trained)).sum()
+
+
+def stop(_):
+    raise ExplainError("enough")
+
+
+def test_dates_of_a_csv_are_days_to_the_explainer_and_to_a_trained_model(front, tables):
+    """A label that follows the day in the year is told by a logistic regression of days, not of names of days."""
+    rng = np.random.default_rng(0)
+    day = rng.integers(0, 365, 600)
+    late = (day > 182).astype(int)
+    every = pd.read_csv(tables / "both.csv").assign(when=pd.Timestamp("2020-01-01") + pd.to_timedelta(day, "D"))
+    every.assign(when=every.when.astype(str), label=late).to_csv(tables / "dated.csv", index=False)
+    made = recipe(
+        data={"path": "dated.csv"},
+        model={"kind": "logistic", "columns": []},
+        groups={"skill": ["skill"], "day": ["when"]},
+    )
+    run(front, made | {"loss": "zero_one"})
+    result = json.loads((tables / "out/result.json").read_text())
+    assert result["totals"]["source"] < 0.1
+    said = json.loads((tables / "out/gap.json").read_text())["diagnostics"]["columns"]
+    assert said["when"] == {"kind": "date"}
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_a_shift_of_the_risk_is_refused_where_there_is_no_risk(front, tables, ch
         ({"baseline": ["Age"]}, "both.csv has no column 'Age'; its header has age, skill, city"),
         ({"data": {"column": "when"}}, "both.csv has no column 'when'"),
         ({"groups": {"recalibration": ["skill"]}}, "groups: expected another name than 'recalibration'"),
-        ({"groups": {"all": ["skill", "p"]}}, "column 'p' is a label, prediction, loss or cluster"),
+        ({"groups": {"all": ["skill", "p"]}}, "column 'p' is a label, prediction, loss, cluster or weight"),
         ({"categorical": ["year"]}, "categorical: expected columns of baseline or groups, got 'year'"),
         ({"ordinal": {"year": ["2000", "2001"]}}, "ordinal: expected columns of baseline or groups, got 'year'"),
         ({"data": {"path": "gone.csv"}}, "data.path: no file 'gone.csv'; give a csv file"),
@@ -100,6 +100,7 @@ def test_a_shift_of_the_risk_is_refused_where_there_is_no_risk(front, tables, ch
         ({"data": {"target": ""}}, "data.target: expected a value of column 'year', got ''"),
         ({"data": {"column": ""}}, "data.source: expected nothing without a column, got 2000"),
         ({"data": {"target": ">= soon"}}, "data.target: expected a number after >="),
+        ({"data": {"source": "<=50K"}}, "got '<=50K'; a value that itself begins with <= must be renamed in the table"),
         ({"data": {"kind": "acs", "path": ""}}, "data.column: expected state for kind acs, got 'year'"),
         (
             {"data": {"kind": "gss", "path": "", "target_path": "x", "column": "", "source": "", "target": ""}},
@@ -129,7 +130,7 @@ def test_a_wrong_recipe_is_refused(front, tables, changes, sentence):
         ({"data": {"max_target": 12}}, "the target has 12 usable rows, but 2 folds need 20"),
         ({"model": {"columns": ["guess"]}}, "they must be probabilities"),
         ({"model": {"kind": "logistic", "columns": [], "options": {"C": -1.0}}}, "the logistic cannot be trained"),
-        ({"groups": {"sides": ["skill", "year"]}}, "a classifier tells source from target"),
+        ({"groups": {"sides": ["skill", "year"]}}, "AUC of each alone: 'sides' 1.000"),
     ],
 )
 def test_rows_that_cannot_be_explained_end_the_run_with_one_sentence(front, tables, changes, sentence):
@@ -140,3 +141,12 @@ def test_rows_that_cannot_be_explained_end_the_run_with_one_sentence(front, tabl
     assert sentence in said
     assert all(line.startswith("training:") for line in progress)
     assert not (tables / "out/result.json").exists()
+
+
+def test_labels_are_looked_at_before_a_model_is_trained_on_them(front, tables):
+    done = front(
+        "r.yaml", "--out", "out", r=yaml.safe_dump(recipe(label="number", model={"kind": "logistic", "columns": []}))
+    )
+    assert done.code == 1
+    assert done.err.splitlines()[0].startswith("column 'number' holds 600 different labels, more than 50 classes")
+    assert "training" not in done.err
