@@ -194,6 +194,7 @@ def _engine(
         return VllmEngine(options.server, options.mixtures, options.names)
     if kind == "transformers":
         return TransformersEngine(twin, tokenizer, context, options.batch)
-    more = ["--dtype", options.dtype, *extra]
+    # vLLM's own `auto` would serve weights in float32 as float16 or bfloat16.
+    more = ["--dtype", str(twin.dtype).removeprefix("torch."), *extra]
     server = stack.enter_context(running(options.folder, names=options.names, python=options.vllm_python, extra=more))
     return VllmEngine(server.address, server.cache, options.names)

@@ -1,6 +1,7 @@
 """The front on transformers: every prompt is answered under its own mixture, whole or streamed, alone or in company."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -17,13 +18,14 @@ httpx = pytest.importorskip("httpx", reason="the extra 'serve' is not installed"
 import twinmerge  # noqa: E402
 from tests.twinmerge import tiny  # noqa: E402
 from tests.twinmerge.serving.conftest import listening, make_twin, texts, tokenizer  # noqa: E402
+from twinmerge.serving import vllm_server  # noqa: E402
 from twinmerge.serving.asking import Limits  # noqa: E402
 from twinmerge.serving.command import load, main  # noqa: E402
 from twinmerge.serving.decoding import Job, Sampling  # noqa: E402
 from twinmerge.serving.front import Conversations, PromptRouter, create_app  # noqa: E402
 from twinmerge.serving.mixtures import PARTS, name_of, parts_of  # noqa: E402
 from twinmerge.serving.transformers_engine import Text, TransformersEngine  # noqa: E402
-from twinmerge.serving.vllm_server import free_port  # noqa: E402
+from twinmerge.serving.vllm_server import Server, free_port  # noqa: E402
 
 PROMPTS = texts(8)
 GREEDY = {"temperature": 0, "max_tokens": 8}
@@ -349,6 +351,24 @@ def test_the_command_refuses_before_it_reads_the_model(folder: Any, capsys: pyte
             main([str(folder), *words.split()])
         assert ended.value.code == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("asked", "given"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_vllm_serves_the_stored_number_format(
+    folder: Any, asked: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[str] = []
+
+    @contextlib.contextmanager
+    def started(place: Any, *, names: int, python: str, extra: Any) -> Any:
+        words.extend(extra)
+        yield Server("http://127.0.0.1:1", place)
+
+    monkeypatch.setattr(vllm_server, "running", started)
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
+    line = [str(folder), "--port", str(free_port()), "--vllm-python", "sh", "--dtype", asked, "--", "--seed", "1"]
+    assert main(line) == 0
+    assert words == ["--dtype", given, "--seed", "1"]
 
 
 def test_short_and_long_prompts_in_company_stay_within_learned_positions(tmp_path: Any) -> None:
