@@ -28,7 +28,7 @@ from recipes.merge.experts import (
     read_expert,
 )
 from recipes.merge.finetune import check_training
-from recipes.merge.kinds import check_kind, check_tokens
+from recipes.merge.kinds import check_kind, check_positions, check_tokens
 from recipes.merge.layers import check_layers
 from recipes.merge.routable import check_images_taken, check_routable
 from recipes.merge.schema import Recipe
@@ -135,6 +135,7 @@ def _check_base(recipe: Recipe) -> str:
         return "base: not here as a folder, so that experts are compared with it when the run starts"
     check_kind(recipe.base, recipe.tasks, base.config)
     check_tokens(base.folder, recipe.training, recipe.tasks)
+    check_positions(base, recipe.training, recipe.tasks)
     if not recipe.tasks:
         sees = reads_images(base.config)
         if sees and "text_config" in base.config and not is_pair(base):

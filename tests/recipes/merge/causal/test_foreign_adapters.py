@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from tests.recipes.merge.causal import tiny_lm
 from twinmerge.checkpoints import inspect_checkpoint
@@ -124,3 +124,23 @@ def test_what_the_run_would_refuse_is_refused_by_the_check(tmp_path):
     assert done.code == 2
     assert "experts.topic:" in done.err
     assert "the base ties its embedding to its output layer" in done.err
+
+
+def test_rows_beyond_learned_positions_are_refused_by_the_check(tmp_path):
+    world = tiny_lm.World(tmp_path)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 34}
+    words = AutoModelForCausalLM.from_pretrained(world.base).config.vocab_size
+    GPT2LMHeadModel(GPT2Config(vocab_size=words, pad_token_id=0, eos_token_id=2, **sizes)).save_pretrained(world.base)
+    for metric, code in (("exact_match", 2), ("perplexity", 0)):  # rows of 32 tokens, and answers of 3 behind them
+        done = world.run(world.causal("finetune", [tiny_lm.source(world.folder, "mood", metric)]), "out", "--check")
+        assert done.code == code
+    done = world.run(world.causal("finetune", [tiny_lm.source(world.folder, "mood")]), "out", "--check")
+    assert "training.max_length: expected at most 31" in done.err
+    assert "34 positions and answers of up to 3 tokens (max_new_tokens)" in done.err
+
+
+def test_a_file_without_rows_is_said_to_have_none(tmp_path):
+    world = tiny_lm.World(tmp_path)
+    (tmp_path / "none.jsonl").write_text("")
+    source = tiny_lm.source(world.folder, "mood") | {"source": "jsonl", "path": str(tmp_path / "none.jsonl")}
+    assert "it has no rows" in world.run(world.causal("finetune", [source]), "out", "--check").err
