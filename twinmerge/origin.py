@@ -61,7 +61,8 @@ def _read(checkpoint: Checkpoint, name: str) -> Tensor:
 
     file = checkpoint.files[name]
     if file.suffix == ".bin":
-        found: Tensor = read_pickled(file)[name]
-        return found
+        tensor: Tensor = read_pickled(file)[name]
+        return tensor
     with safe_open(file, framework="pt") as opened:
-        return opened.get_tensor(name)
+        tensor = opened.get_tensor(name)
+    return tensor

@@ -13,6 +13,7 @@ from twinmerge.serving.mixtures import PARTS, in_parts, name_of, parts_of
 
 ROUTED, SHARED, EXPERT = "twin", "shared", "expert:"
 _TEMPLATE = ("tools", "documents", "add_generation_prompt", "continue_final_message")
+_VARIABLES = "chat_template_kwargs"
 
 
 class RequestError(Exception):
@@ -168,7 +169,8 @@ def _chat_ids(body: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[
         raise RequestError(400, "the chat template is the folder's own; leave chat_template out.", "chat_template")
     if not tokenizer.chat_template:
         raise RequestError(400, "this model's tokenizer has no chat template; use /v1/completions.", "messages")
-    options = {key: body[key] for key in _TEMPLATE if body.get(key) is not None} | _variables(body, tokenizer)
+    _check_variables(body, tokenizer)
+    options = {key: body[key] for key in _TEMPLATE if body.get(key) is not None} | (body.get(_VARIABLES) or {})
     options.setdefault("add_generation_prompt", True)
     try:
         ids = tokenizer.apply_chat_template(messages, return_dict=False, **options)
@@ -178,11 +180,12 @@ def _chat_ids(body: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[
     return list(ids)
 
 
-def _variables(body: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The template's own variables; what else `apply_chat_template` takes would prompt otherwise than vLLM does."""
-    key, own = "chat_template_kwargs", inspect.signature(tokenizer.apply_chat_template).parameters
-    given = {} if body.get(key) is None else body[key]
-    if not isinstance(given, dict) or (wrong := sorted(given.keys() & own.keys() - set(_TEMPLATE))):
-        got = repr(given) if not isinstance(given, dict) else f"given {', '.join(wrong)}"
-        raise RequestError(400, f'{key} is {got}; give variables of the template, such as {{"name": value}}.', key)
-    return given
+def _check_variables(body: Mapping[str, object], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let only the template's own variables pass; what `apply_chat_template` takes else, vLLM does not."""
+    own, given = inspect.signature(tokenizer.apply_chat_template).parameters, body.get(_VARIABLES)
+    wrong = sorted(given.keys() & own.keys() - set(_TEMPLATE)) if isinstance(given, dict) else []
+    if wrong or not isinstance(given, dict | None):
+        got = f"given {', '.join(wrong)}" if wrong else repr(given)
+        raise RequestError(
+            400, f'{_VARIABLES} is {got}; give variables of the template, such as {{"name": value}}.', _VARIABLES
+        )
