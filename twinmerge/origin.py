@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from twinmerge.errors import CheckpointError
 from twinmerge.headers import Checkpoint, inspect_checkpoint, read_pickled
@@ -61,8 +61,6 @@ def _read(checkpoint: Checkpoint, name: str) -> Tensor:
 
     file = checkpoint.files[name]
     if file.suffix == ".bin":
-        tensor: Tensor = read_pickled(file)[name]
-        return tensor
+        return cast("Tensor", read_pickled(file)[name])
     with safe_open(file, framework="pt") as opened:
-        tensor = opened.get_tensor(name)
-    return tensor
+        return cast("Tensor", opened.get_tensor(name))
