@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from twinmerge.errors import CheckpointError, lacking
 from twinmerge.headers import Checkpoint, inspect_checkpoint, read_header, read_json, read_pickled
+from twinmerge.origin import refuse_other_base
 from twinmerge.towers import tower_of
 
 if TYPE_CHECKING:
@@ -353,6 +354,7 @@ def _check_adapter(base: Checkpoint, expert: Checkpoint, vocabulary: str) -> str
     except _UnknownModuleError:  # transformers saves some models under other names than they have in memory
         shapes = _in_memory(base)
         adapted = _adapted(expert, shapes)
+    refuse_other_base(base, expert, adapted)
     for name, (_, first, second) in adapted.items():
         A, B = expert.tensors[first][1], expert.tensors[second][1]
         product, shape = (B[0], prod(A[1:])), shapes[name]

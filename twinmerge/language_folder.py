@@ -49,12 +49,17 @@ def read_language_folder(
     with torch.no_grad():
         theirs = original(**inputs).logits
     terms: LoraTerms = {}
-    if found.kind == "lora" and not lora_obstacle(found):
-        terms = read_lora(found, own)
+    plain = found.kind == "lora" and not lora_obstacle(found)
+    beside = _beside(found) if plain else ""
+    if plain:
+        _refuse_tied(found, model)
+    if plain and not beside:
+        terms = read_lora(found, own, beside=True)
         state, note = {**own, **_adapted(model, own, terms)}, f", factors of {len(terms)} matrices"
     else:
         whole = original if found.kind == "full" else original.merge_and_unload()
-        state, note = {name: parameter.detach() for name, parameter in whole.named_parameters()}, ""
+        state = {name: parameter.detach() for name, parameter in whole.named_parameters()}
+        note = f", merged into whole weights since it holds '{beside}' beside its factors" if beside else ""
     if odd := sorted(own.keys() ^ state.keys()):
         raise CheckpointError(f"{where} and the base differ in the parameter '{odd[0]}'; give the base it came from.")
     for name, value in state.items():
@@ -95,6 +100,25 @@ def _original(found: Checkpoint, base: Path | str) -> Any:
             f"{found.folder} cannot be loaded as a causal language model ({reason}); save it with save_pretrained."
         ) from error
     return whole.eval()
+
+
+def _beside(found: Checkpoint) -> str:
+    """What an adapter holds beside its factors; a copy of an adapted embedding's own weight, as PEFT adds, is none."""
+    copied = ".base_layer.weight"
+    return next((key for key in found.tensors if ".lora_" not in key and not key.endswith(copied)), "")
+
+
+def _refuse_tied(found: Checkpoint, model: PreTrainedModel) -> None:
+    """Refuse an adapter of the embedding or the output layer of a base that has one weight for both."""
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if ends[1] is None or ends[0].weight is not ends[1].weight:
+        return
+    for name in (name for name, module in model.named_modules() if module in ends):
+        if any(key.removeprefix("base_model.model.").startswith(f"{name}.") for key in found.tensors):
+            raise CheckpointError(
+                f"{found.folder} changes '{name}', and the base ties its embedding to its output layer, so that a "
+                "merge would change both; save the base with tie_word_embeddings false, and merge on that."
+            )
 
 
 def _adapted(model: PreTrainedModel, own: dict[str, Tensor], terms: LoraTerms) -> dict[str, Tensor]:

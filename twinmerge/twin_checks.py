@@ -140,6 +140,10 @@ class TwinChecks(_Stock):
         return assistant.mixture.use(assistant._weights(weights))
 
     def _weights(self, weights: Tensor) -> Tensor:
+        if not isinstance(weights, Tensor):
+            raise ValueError(
+                f"router_weights are {type(weights).__name__}, and this twin takes a tensor (batch, {len(self.tasks)})."
+            )
         if weights.dim() != 2 or weights.shape[1] != len(self.tasks):
             raise ValueError(
                 f"router_weights have shape {tuple(weights.shape)}, and this twin takes (batch, {len(self.tasks)})."

@@ -156,8 +156,8 @@ class TwinMixin(TwinChecks):
         mixture.
 
         Raises:
-            ValueError: for a kept cache whose mixture is unknown or another than `router_weights`, or an assistant
-                that is a twin of other tasks.
+            ValueError: for a kept cache whose mixture is unknown or another than `router_weights`, weights that are
+                NaN or infinite, or an assistant that is a twin of other tasks.
         """
         model = self
         if router_weights is None and cached_length(kwargs):
@@ -176,6 +176,8 @@ class TwinMixin(TwinChecks):
             with torch.no_grad():
                 router_weights = self.route(prompt, mask, **self._side(kwargs))
         weights = self._continued(self._weights(router_weights), kwargs)
+        if not weights.isfinite().all():  # tokens would not show it
+            raise ValueError(f"router_weights hold NaN or infinite values ({weights.tolist()}); give finite numbers.")
         given = {**kwargs, **({} if inputs is None else {model.main_input_name: inputs})}
         if isinstance(given.get(model.main_input_name), Tensor):
             self._check_layouts(weights, {k: v for k, v in given.items() if isinstance(v, Tensor)}, whole_forward)

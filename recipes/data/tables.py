@@ -263,7 +263,8 @@ def _need_columns(source: TaskSource, where: str, present: list[str], wanted: li
         if column not in present:
             other = next((mark for mark in ";\t|," if len(present) == 1 and mark in present[0]), "")
             hint = f"; its header is separated by {other!r}, set 'delimiter:' to that" if other else ""
-            raise RunError(f"task {source.name!r}: {where} has no column {column!r}; it has {', '.join(present)}{hint}")
+            found = ", ".join(present) or "no rows"
+            raise RunError(f"task {source.name!r}: {where} has no column {column!r}; it has {found}{hint}")
 
 
 def _rows(source: TaskSource, where: str, columns: dict[str, list[Any]], into: Rows) -> None:

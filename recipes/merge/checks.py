@@ -28,7 +28,7 @@ from recipes.merge.experts import (
     read_expert,
 )
 from recipes.merge.finetune import check_training
-from recipes.merge.kinds import check_kind, check_tokens
+from recipes.merge.kinds import check_kind, check_positions, check_tokens
 from recipes.merge.layers import check_layers
 from recipes.merge.routable import check_images_taken, check_routable
 from recipes.merge.schema import Recipe
@@ -38,6 +38,7 @@ from twinmerge.towers import is_pair, load_body
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
     from recipes.data.looks import Look
     from twinmerge.checkpoints import Checkpoint
@@ -134,6 +135,7 @@ def _check_base(recipe: Recipe) -> str:
         return "base: not here as a folder, so that experts are compared with it when the run starts"
     check_kind(recipe.base, recipe.tasks, base.config)
     check_tokens(base.folder, recipe.training, recipe.tasks)
+    check_positions(base, recipe.training, recipe.tasks)
     if not recipe.tasks:
         sees = reads_images(base.config)
         if sees and "text_config" in base.config and not is_pair(base):
@@ -187,10 +189,12 @@ def check_given(recipe: Recipe, name: str, given: str, base: Checkpoint | None, 
         line = inspect_expert(where, base, recipe.vocabulary)
         if base is not None and reads_images(base.config):
             _check_sight(recipe, where)
-        if base is None or is_own(where) or recipe.training.model == "causal":
+        if base is None or is_own(where):
             return f"expert {name}: {line}"
         if base.bytes > READ_IN_FULL:
-            return f"expert {name}: {line}; its head is compared with its own logits when the run starts"
+            return f"expert {name}: {line}; its answers are compared with its own model's when the run starts"
+        if recipe.training.model == "causal":
+            return f"expert {name}: {_language_expert(where, base)}"
         expert = read_expert(where, base, base.folder, _model(base.folder), recipe.vocabulary, recipe.labels.get(name))
         if task is not None and recipe.training.heads != "zeroshot":
             if expert.head is None:
@@ -216,6 +220,21 @@ def _look(base: str, size: int) -> Look:
     from recipes.data.looks import look_of
 
     return look_of(base, size)
+
+
+def _language_expert(where: Path, base: Checkpoint) -> str:
+    from twinmerge.language_folder import read_language_folder
+
+    return read_language_folder(where, base.folder, _language_model(base.folder), headers=base).note
+
+
+@functools.cache
+def _language_model(where: Path) -> PreTrainedModel:
+    from recipes.merge.causal.train import language_model
+
+    hush_libraries()
+    model: PreTrainedModel = language_model(where).eval()
+    return model
 
 
 @functools.cache

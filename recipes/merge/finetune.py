@@ -30,7 +30,7 @@ from recipes.front.schema import show
 from recipes.merge.adapters import adapted, check_quantised
 from recipes.merge.causal.train import train_language
 from recipes.merge.experts import check_base, expert_damage
-from recipes.merge.kinds import check_kind, check_tokens
+from recipes.merge.kinds import check_kind, check_positions, check_tokens
 from recipes.merge.routable import check_images_taken
 from recipes.merge.schema import Training, check_tasks
 from recipes.merge.sharding import check_sharding
@@ -99,6 +99,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     if base is not None:
         check_kind(recipe.base, recipe.tasks, base.config)
         check_tokens(base.folder, recipe.training, recipe.tasks)
+        check_positions(base, recipe.training, recipe.tasks)
     if recipe.tasks[0].kind == "images":
         yield check_images_taken(recipe.base, recipe.training.image_size)
     check_training(recipe.training, recipe.trainer, recipe.tasks)

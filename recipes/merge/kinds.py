@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipes.data.language_task import GENERATED
 from recipes.data.models import reads_images
 from recipes.data.task_source import TaskSource
 from recipes.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
     from recipes.merge.schema import Training
+    from twinmerge.checkpoints import Checkpoint
+
+_TABLES = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight")
 
 
 def check_kind(base: str, tasks: Sequence[TaskSource], config: Mapping[str, object]) -> None:
@@ -61,3 +65,31 @@ def check_tokens(folder: Path, training: Training, tasks: Sequence[TaskSource]) 
         check_length(training.max_length, tokenizer, str(folder))
     except RunError as error:
         raise RecipeError(f"training.max_length: {error}") from error
+
+
+def check_positions(base: Checkpoint, training: Training, tasks: Sequence[TaskSource]) -> None:
+    """Refuse rows and answers that are longer than a language model's table of learned positions.
+
+    Models that compute their positions have no such table and take longer rows.
+
+    Args:
+        base: Headers of the base.
+        training: Of the recipe.
+        tasks: Of the recipe.
+
+    Raises:
+        RecipeError: With the fields and what is accepted.
+    """
+    tables = [shape[0] for name, (_, shape) in base.tensors.items() if name.endswith(_TABLES)]
+    if training.model != "causal" or not tables:
+        return
+    told = [base.config.get(key) for key in ("n_positions", "max_position_embeddings")]
+    most = min(tables + [n for n in told if isinstance(n, int)])  # some tables have rows of their own beside
+    answers = [t.language.generation.max_new_tokens for t in tasks if t.language and t.language.metric in GENERATED]
+    longest = max(answers, default=0)
+    if training.max_length + longest > most:
+        behind = f" and answers of up to {longest} tokens (max_new_tokens) behind its rows" if longest else ""
+        raise RecipeError(
+            f"training.max_length: expected at most {most - longest} for {base.folder}, which has {most} "
+            f"positions{behind}, got {training.max_length}"
+        )

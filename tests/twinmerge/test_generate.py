@@ -266,3 +266,17 @@ def test_as_many_images_as_texts_are_not_taken_for_one_each() -> None:
         got = twin(input_ids=ids, **images, router_weights=tiny.mixtures(1)).logits
         wanted = densify(twin, dict(zip(twin.tasks, tiny.mixtures(1)[0].tolist(), strict=True)))
         torch.testing.assert_close(got, wanted(input_ids=ids, **images).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.tensor([[float("nan"), 1, 0]]), "router_weights hold NaN or infinite values"),
+        (torch.tensor([[float("inf"), 1, 0]]), "router_weights hold NaN or infinite values"),
+        ([[1.0, 0, 0]], "router_weights are list, and this twin takes a tensor"),
+        (torch.ones(3), "router_weights have shape"),
+    ],
+)
+def test_weights_that_are_no_mixture_are_refused(weights: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generated(twin_of("llama"), tiny.text(1), router_weights=weights)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from twinmerge.serving.mixtures import PARTS, name_of, parts_of
+from twinmerge.serving.mixtures import PARTS, in_parts, name_of, parts_of
 
 ROUTED, SHARED, EXPERT = "twin", "shared", "expert:"
-_TEMPLATE = ("tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+_TEMPLATE = ("tools", "documents", "add_generation_prompt", "continue_final_message")
+_VARIABLES = "chat_template_kwargs"
 
 
 class RequestError(Exception):
@@ -120,8 +122,8 @@ def _model(name: object, tasks: list[str]) -> tuple[tuple[int, ...] | None, bool
         experts = ", ".join(f"'{EXPERT}{task}'" for task in tasks)
         raise RequestError(
             404,
-            f"model {name!r} is not served; ask for '{ROUTED}', '{SHARED}', {experts}, or a mixture "
-            f"'{name_of([0] * len(tasks))}' of {PARTS}ths that sum to {PARTS}.",
+            f"model {name!r} is not served; ask for '{ROUTED}', '{SHARED}', {experts}, or a mixture, "
+            f"such as '{name_of(in_parts([1] * len(tasks)))}', {PARTS}ths that sum to {PARTS}.",
             "model",
         )
     return parts, False
@@ -141,7 +143,10 @@ def _ids(body: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     if isinstance(prompt, str):
-        prompt = tokenizer(prompt, add_special_tokens=body.pop("add_special_tokens", True))["input_ids"]
+        special = body.pop("add_special_tokens", True)
+        if not isinstance(special, bool):
+            raise RequestError(400, f"add_special_tokens is {special!r}; give true or false.", "add_special_tokens")
+        prompt = tokenizer(prompt, add_special_tokens=special)["input_ids"]
     if not isinstance(prompt, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
         raise RequestError(400, "prompt is one text or one list of token ids; send one request a prompt.", "prompt")
     body["prompt"] = prompt  # the ids that are routed are the ids that are served
@@ -164,8 +169,8 @@ def _chat_ids(body: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[
         raise RequestError(400, "the chat template is the folder's own; leave chat_template out.", "chat_template")
     if not tokenizer.chat_template:
         raise RequestError(400, "this model's tokenizer has no chat template; use /v1/completions.", "messages")
-    options = {key: body[key] for key in _TEMPLATE if body.get(key) is not None}
-    options |= options.pop("chat_template_kwargs", {})
+    _check_variables(body, tokenizer)
+    options = {key: body[key] for key in _TEMPLATE if body.get(key) is not None} | (body.get(_VARIABLES) or {})
     options.setdefault("add_generation_prompt", True)
     try:
         ids = tokenizer.apply_chat_template(messages, return_dict=False, **options)
@@ -173,3 +178,14 @@ def _chat_ids(body: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[
         reason = " ".join(str(error).split())[:200]
         raise RequestError(400, f"the chat template refuses these messages ({reason}).", "messages") from error
     return list(ids)
+
+
+def _check_variables(body: Mapping[str, object], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let only the template's own variables pass; what `apply_chat_template` takes else, vLLM does not."""
+    own, given = inspect.signature(tokenizer.apply_chat_template).parameters, body.get(_VARIABLES)
+    wrong = sorted(given.keys() & own.keys() - set(_TEMPLATE)) if isinstance(given, dict) else []
+    if wrong or not isinstance(given, dict | None):
+        got = f"given {', '.join(wrong)}" if wrong else repr(given)
+        raise RequestError(
+            400, f'{_VARIABLES} is {got}; give variables of the template, such as {{"name": value}}.', _VARIABLES
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shutil
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -38,12 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="a twin folder")
     add("--host", default="127.0.0.1", help="address to listen on; this machine only by default")
-    add("--port", type=_count, default=8080, help="port to listen on (8080)")
+    add("--port", type=_port, default=8080, help="port to listen on (8080)")
     add("--engine", choices=["auto", "vllm", "transformers"], default="auto", help="auto: vLLM where it is installed")
     add("--server", metavar="URL", help="a running vLLM server with the plug-in, instead of starting one")
     add("--mixtures", type=Path, metavar="DIR", help="that server's GAPBRIDGE_MIXTURES")
     add("--vllm-python", default=sys.executable, metavar="PYTHON", help="of another environment that has vLLM")
-    add("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
+    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="auto: as stored")
     add("--device", default="cpu", help="of the router, and of the twin without vLLM, such as cuda (cpu)")
     add("--batch", type=_count, default=8, help="prompts of one batch without vLLM (8)")
     add("--names", type=_count, default=64, help="mixtures that vLLM holds at most (64)")
@@ -55,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if _count(text) > 65535:
+        raise argparse.ArgumentTypeError(f"'{text}' is no port; give one from 1 to 65535")
     return int(text)
 
 
@@ -94,6 +102,8 @@ def serve(options: argparse.Namespace, extra: Sequence[str]) -> None:
 
     if options.host not in _LOCAL:
         print(f"listening on {options.host}: whoever reaches it may use it, it asks for no key", file=sys.stderr)
+    _kind(options, extra)
+    _try_port(options.host, options.port)
     with ExitStack() as stack:
         twin, tokenizer = load(options.folder, options.dtype, options.device)
         context = int(getattr(twin.config, "max_position_embeddings", 2048))
@@ -104,6 +114,16 @@ def serve(options: argparse.Namespace, extra: Sequence[str]) -> None:
         uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
 
 
+def _try_port(host: str, port: int) -> None:
+    """Say that nobody can listen there before a model is read and a server started."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise RuntimeError(
+            f"{host}, port {port}, cannot be listened on ({error.strerror}); give another --host or --port."
+        ) from error
+
+
 def load(folder: Path, dtype: str, device: str) -> tuple[TwinMixin, PreTrainedTokenizerBase]:
     """The routed twin and its tokenizer.
 
@@ -112,8 +132,10 @@ def load(folder: Path, dtype: str, device: str) -> tuple[TwinMixin, PreTrainedTo
     """
     from transformers import AutoTokenizer
 
-    from twinmerge.artefact import load as load_twin
+    from twinmerge.artefact import MANIFEST, load as load_twin
 
+    if (folder / "merged" / MANIFEST).is_file():
+        raise CheckpointError(f"{folder} is the folder of a run; serve the twin in it, {folder / 'merged'}.")
     twin = load_twin(folder, dtype=dtype)
     if not hasattr(twin, "lm_head") and twin.get_output_embeddings() is None:
         raise CheckpointError(
@@ -127,6 +149,33 @@ def load(folder: Path, dtype: str, device: str) -> tuple[TwinMixin, PreTrainedTo
     return twin, tokenizer
 
 
+def _kind(options: argparse.Namespace, extra: Sequence[str]) -> str:
+    """What will answer: `server`, a running vLLM, `vllm`, one that is started here, or `transformers`.
+
+    Raises:
+        RuntimeError: when the options name what is not there, or do not belong together.
+    """
+    if options.server is not None:
+        if options.mixtures is None:
+            raise RuntimeError("--server needs --mixtures, the folder that the server's GAPBRIDGE_MIXTURES names.")
+        return "server"
+    here = options.vllm_python != sys.executable or importlib.util.find_spec("vllm") is not None
+    if options.engine == "vllm" and not here:
+        raise RuntimeError(
+            "vllm is not installed here; install it, name its environment by --vllm-python, or leave --engine out."
+        )
+    if options.engine == "transformers" or not here:
+        if extra:
+            words = " ".join(extra)
+            raise RuntimeError(
+                f"'{words}' is meant for vLLM, and transformers answers here; leave out -- and the rest."
+            )
+        return "transformers"
+    if shutil.which(options.vllm_python) is None:
+        raise RuntimeError(f"--vllm-python {options.vllm_python} is no program; name the Python that has vLLM.")
+    return "vllm"
+
+
 def _engine(
     options: argparse.Namespace,
     extra: Sequence[str],
@@ -135,23 +184,17 @@ def _engine(
     context: int,
     stack: ExitStack,
 ) -> Engine:
-    """What answers: a running vLLM server, one that is started here, or transformers."""
+    """What answers, started."""
     from twinmerge.serving.transformers_engine import TransformersEngine
     from twinmerge.serving.vllm_engine import VllmEngine
-
-    if options.server is not None:
-        if options.mixtures is None:
-            raise RuntimeError("--server needs --mixtures, the folder that the server's GAPBRIDGE_MIXTURES names.")
-        return VllmEngine(options.server, options.mixtures, options.names)
-    here = options.vllm_python != sys.executable or importlib.util.find_spec("vllm") is not None
-    if options.engine == "vllm" and not here:
-        raise RuntimeError(
-            "vllm is not installed here; install it, name its environment by --vllm-python, or leave --engine out."
-        )
-    if options.engine == "transformers" or not here:
-        return TransformersEngine(twin, tokenizer, context, options.batch)
     from twinmerge.serving.vllm_server import running
 
-    more = ["--dtype", options.dtype, *extra]
+    kind = _kind(options, extra)
+    if kind == "server":
+        return VllmEngine(options.server, options.mixtures, options.names)
+    if kind == "transformers":
+        return TransformersEngine(twin, tokenizer, context, options.batch)
+    # vLLM's own `auto` would serve weights in float32 as float16 or bfloat16.
+    more = ["--dtype", str(twin.dtype).removeprefix("torch."), *extra]
     server = stack.enter_context(running(options.folder, names=options.names, python=options.vllm_python, extra=more))
     return VllmEngine(server.address, server.cache, options.names)

@@ -123,6 +123,25 @@ def _tell(job: Job, token: int, ends: frozenset[int]) -> None:
         job.tell(None)
 
 
+def fitting(jobs: Sequence[Job], context: int) -> list[list[Job]]:
+    """Batches in which no row outruns the context: one that has ended runs on until its batch's longest answer has.
+
+    Args:
+        jobs: each of which fits alone.
+        context: positions of the model.
+    """
+    batches: list[list[Job]] = []
+    for job in jobs:
+        for batch in batches:
+            both = [*batch, job]
+            if max(len(other.ids) for other in both) + max(other.length for other in both) <= context:
+                batch.append(job)
+                break
+        else:
+            batches.append([job])
+    return batches
+
+
 def decode(twin: TwinMixin, jobs: Sequence[Job], ends: frozenset[int], pad: int) -> None:
     """Answer a batch; the tokens go to the jobs as they come.
 

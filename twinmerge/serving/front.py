@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -183,6 +184,16 @@ def create_app(engine: Engine, twin: TwinMixin, tokenizer: PreTrainedTokenizerBa
     async def refuse(request: Request, refusal: RequestError) -> Response:
         return JSONResponse(refusal.body(), refusal.status)
 
+    @app.exception_handler(HTTPException)
+    async def nothing_there(request: Request, found: HTTPException) -> Response:
+        asked = f"{request.method} {request.url.path}"
+        refusal = RequestError(
+            found.status_code,
+            f"{asked} is not served ({found.detail}); POST to /v1/completions or /v1/chat/completions, or GET "
+            "/v1/models or /health.",
+        )
+        return JSONResponse(refusal.body(), refusal.status, found.headers)
+
     @app.get("/health")
     async def health() -> Response:
         trouble = await engine.trouble()
@@ -206,9 +217,9 @@ def create_app(engine: Engine, twin: TwinMixin, tokenizer: PreTrainedTokenizerBa
 
     async def complete(request: Request, chat: bool) -> Response:
         body = await _body(request, limits.body)
-        asked = await asyncio.to_thread(read, body, chat, tokenizer, tasks, limits)
 
         async def work() -> Response:
+            asked = await asyncio.to_thread(read, body, chat, tokenizer, tasks, limits)
             return await engine.answer(asked, await mixture(asked), request.scope[_EXIT])
 
         try:
@@ -239,9 +250,11 @@ async def _body(request: Request, limit: int) -> Any:
         if len(read_so_far) > limit:
             raise RequestError(413, f"the request is larger than the {limit} bytes that this server reads.")
     try:
-        return json.loads(read_so_far)
-    except ValueError as error:  # also bytes that are no text
+        body = json.loads(read_so_far)
+        json.dumps(body, ensure_ascii=False).encode()  # half a character is none, and no tokenizer takes it
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, and lists in lists without end
         raise RequestError(400, f"the body is no JSON ({error}).") from error
+    return body
 
 
 async def _unless_gone(request: Request, work: Any) -> Response:

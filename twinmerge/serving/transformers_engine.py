@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from twinmerge.serving.asking import Asked, RequestError
 from twinmerge.serving.batching import Batcher
-from twinmerge.serving.decoding import Job, Sampling, decode
+from twinmerge.serving.decoding import Job, Sampling, decode, fitting
 from twinmerge.twin_mixin import TwinMixin
 
 _READ = frozenset(
@@ -116,9 +116,8 @@ class TransformersEngine:
         return None
 
     def _work(self, jobs: Sequence[Job]) -> list[None]:
-        wanted = [job for job in jobs if not job.stopped.is_set()]
-        if wanted:
-            decode(self.twin, wanted, self.ends, self.pad)
+        for batch in fitting([job for job in jobs if not job.stopped.is_set()], self.context):
+            decode(self.twin, batch, self.ends, self.pad)
         return [None] * len(jobs)
 
     async def answer(self, asked: Asked, parts: tuple[int, ...] | None, leaving: AsyncExitStack) -> Response:

@@ -91,22 +91,22 @@ def running(
     """
     mixer = Mixer(folder)
     rank = mixer.server_rank
-    cache = Path(tempfile.mkdtemp(prefix="gapbridge-mixtures-", dir=in_memory(names * mixer.nbytes)))
-    port = free_port()
-    process = subprocess.Popen(
-        command(folder, port, rank, names, python, extra),
-        env=environment(folder, cache, names),
-        cwd=cache,  # a folder named like a package would be imported instead of it
-        stdout=2,
-        start_new_session=True,  # its workers end with it
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(address, process, patience)
-        yield Server(address, cache)
-    finally:
-        end(process)
-        shutil.rmtree(cache, ignore_errors=True)
+    port, memory = free_port(), in_memory(names * mixer.nbytes)
+    with tempfile.TemporaryDirectory(prefix="gapbridge-mixtures-", dir=memory, ignore_cleanup_errors=True) as place:
+        cache = Path(place)
+        process = subprocess.Popen(
+            command(folder, port, rank, names, python, extra),
+            env=environment(folder, cache, names),
+            cwd=cache,  # a folder named like a package would be imported instead of it
+            stdout=2,
+            start_new_session=True,  # its workers end with it
+        )
+        address = f"http://127.0.0.1:{port}"
+        try:
+            wait_for(address, process, patience)
+            yield Server(address, cache)
+        finally:
+            end(process)
 
 
 def in_memory(needed: int, memory: Path = Path("/dev/shm")) -> Path | None:  # noqa: S108

@@ -1,7 +1,9 @@
 """The front on transformers: every prompt is answered under its own mixture, whole or streamed, alone or in company."""
 
 import asyncio
+import contextlib
 import json
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -13,13 +15,17 @@ import torch
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="the extra 'serve' is not installed")
 
-from tests.twinmerge.serving.conftest import listening, make_twin, texts  # noqa: E402
+import twinmerge  # noqa: E402
+from tests.twinmerge import tiny  # noqa: E402
+from tests.twinmerge.serving.conftest import listening, make_twin, texts, tokenizer  # noqa: E402
+from twinmerge.serving import vllm_server  # noqa: E402
 from twinmerge.serving.asking import Limits  # noqa: E402
 from twinmerge.serving.command import load, main  # noqa: E402
-from twinmerge.serving.decoding import Sampling  # noqa: E402
+from twinmerge.serving.decoding import Job, Sampling  # noqa: E402
 from twinmerge.serving.front import Conversations, PromptRouter, create_app  # noqa: E402
 from twinmerge.serving.mixtures import PARTS, name_of, parts_of  # noqa: E402
 from twinmerge.serving.transformers_engine import Text, TransformersEngine  # noqa: E402
+from twinmerge.serving.vllm_server import Server, free_port  # noqa: E402
 
 PROMPTS = texts(8)
 GREEDY = {"temperature": 0, "max_tokens": 8}
@@ -228,7 +234,41 @@ def test_what_is_no_request_is_refused(client: Any) -> None:
     reply = client.post("/v1/chat/completions", json={"messages": image})
     assert "the router cannot see" in reply.json()["error"]["message"]
     assert client.post("/v1/chat/completions", json={"messages": []}).status_code == 400
-    assert client.get("/v1/files").status_code == 404
+    for reply, status in ((client.get("/v1/files"), 404), (client.get("/v1/completions"), 405)):
+        assert reply.status_code == status
+        assert "is not served" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "said"),
+    [
+        ("completions", b'{"prompt": "\\ud800"}', "the body is no JSON"),  # half a character
+        ("completions", b"[" * 100_000, "the body is no JSON"),
+        ("completions", b'{"prompt": "w1", "add_special_tokens": 5}', "add_special_tokens is 5; give true or false"),
+        ("chat/completions", b'{"chat_template_kwargs": 5}', "chat_template_kwargs is 5; give variables"),
+        ("chat/completions", b'{"chat_template_kwargs": {"tokenize": false}}', "is given tokenize; give variables"),
+        ("chat/completions", b'{"chat_template_kwargs": {"chat_template": "w9"}}', "is given chat_template"),
+        ("chat/completions", b'{"chat_template_kwargs": {"truncation": true, "max_length": 1}}', "max_length, trunc"),
+    ],
+)
+def test_nothing_in_a_body_breaks_the_reading(client: Any, path: str, content: bytes, said: str) -> None:
+    messages = b'{"messages": [{"role": "user", "content": "w5 w6"}], '
+    content = messages + content[1:] if path.startswith("chat") else content
+    reply = client.post(f"/v1/{path}", content=content)
+    assert (reply.status_code, said in reply.json()["error"]["message"]) == (400, True), reply.text
+
+
+def test_a_template_s_own_variables_reach_it(client: Any, reference: Any) -> None:
+    messages = [{"role": "user", "content": "w5 w9"}]
+    for more in ({"chat_template_kwargs": {"add_generation_prompt": False, "thinks": True}}, {"tools": None}):
+        reply = client.post("/v1/chat/completions", json={"messages": messages, **GREEDY, **more}).json()
+        wanted = reference("w5 w9" if "chat_template_kwargs" in more else "w5 w9 w0")
+        assert (reply["choices"][0]["message"]["content"], reply["model"]) == wanted
+
+
+def test_a_mixture_that_a_refusal_names_is_served(client: Any) -> None:
+    said = client.post("/v1/completions", json={"prompt": "w1", "model": "spam"}).json()["error"]["message"]
+    assert ask(client, "w1", model=next(word.strip("',") for word in said.split() if word.startswith("'twin@")))
 
 
 def test_health(client: Any) -> None:
@@ -289,3 +329,68 @@ def test_the_command_says_what_is_wrong(tmp_path: Any, capsys: pytest.CaptureFix
         main([str(tmp_path), "--port", "no"])
     assert ended.value.code == 2
     assert "'no' is no whole number" in capsys.readouterr().err
+
+
+def test_the_command_refuses_before_it_reads_the_model(folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder.parent / "run"
+    run.mkdir()
+    (run / "merged").symlink_to(folder)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        wrong = {
+            f"{folder} --port {busy.getsockname()[1]}": "cannot be listened on (Address already in use",
+            f"{folder} --host 203.0.113.7": "203.0.113.7, port 8080, cannot be listened on",
+            f"{folder} --engine transformers -- --gpu 1": "'--gpu 1' is meant for vLLM",
+            f"{folder} --vllm-python {folder}/none": "none is no program",
+            f"{run} --engine transformers --port {free_port()}": f"serve the twin in it, {run / 'merged'}",
+        }
+        for words, said in wrong.items():
+            assert main(words.split()) == 1
+            assert said in capsys.readouterr().err
+    for words, said in (("--port 65536", "'65536' is no port"), ("--dtype float17", "invalid choice: 'float17'")):
+        with pytest.raises(SystemExit) as ended:
+            main([str(folder), *words.split()])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("asked", "given"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_vllm_serves_the_stored_number_format(
+    folder: Any, asked: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[str] = []
+
+    @contextlib.contextmanager
+    def started(place: Any, *, names: int, python: str, extra: Any) -> Any:
+        words.extend(extra)
+        yield Server("http://127.0.0.1:1", place)
+
+    monkeypatch.setattr(vllm_server, "running", started)
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
+    line = [str(folder), "--port", str(free_port()), "--vllm-python", "sh", "--dtype", asked, "--", "--seed", "1"]
+    assert main(line) == 0
+    assert words == ["--dtype", given, "--seed", "1"]
+
+
+def test_short_and_long_prompts_in_company_stay_within_learned_positions(tmp_path: Any) -> None:
+    model = tiny.gpt2()
+    model.generation_config.update(eos_token_id=None, pad_token_id=0)
+    size, context = model.config.vocab_size, model.config.n_positions
+    experts = [{k: v for k, v in e.items() if isinstance(v, tuple)} for e in tiny.differences(model)]
+    twin = twinmerge.attach(model, tiny.TASKS, experts, None).eval()
+    bodies = [([5] * (context - 4), 3), ([7, 8], context - 3)]  # each fits alone, and the first ends early
+    with torch.no_grad():
+        wanted = [
+            twin.generate(torch.tensor([ids]), router_weights=torch.eye(3)[:1], max_new_tokens=n, do_sample=False)
+            for ids, n in bodies
+        ]
+    told: list[list[int]] = [[], []]
+    jobs = [
+        Job(ids, (64, 0, 0), n, Sampling(temperature=0), lambda token, i=i: told[i].append(token))
+        for i, (ids, n) in enumerate(bodies)
+    ]
+    assert size > 8
+    engine = TransformersEngine(twin, tokenizer(), context)
+    engine.ends = frozenset()
+    engine._work(jobs)
+    for ids, row, got in zip((ids for ids, _ in bodies), wanted, told, strict=True):
+        assert got == [*row[0, len(ids) :].tolist(), None]

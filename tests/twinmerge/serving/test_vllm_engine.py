@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response  # noqa: E402
 from fastapi.responses import JSONResponse, StreamingResponse  # noqa: E402
 
 from tests.twinmerge.serving.conftest import listening, texts, tokenizer  # noqa: E402
-from twinmerge.serving import resolver  # noqa: E402
+from twinmerge.serving import resolver, vllm_server  # noqa: E402
 from twinmerge.serving.asking import Limits  # noqa: E402
 from twinmerge.serving.command import load  # noqa: E402
 from twinmerge.serving.front import create_app  # noqa: E402
@@ -153,3 +153,12 @@ def test_a_server_that_ends_is_told(folder: Path, tmp_path: Path) -> None:
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     with pytest.raises(RuntimeError, match="ended with code 3 before it answered"), running(folder, python=str(python)):
         pass
+
+
+def test_a_server_that_does_not_start_leaves_no_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_server, "in_memory", lambda needed: tmp_path)
+    with pytest.raises(FileNotFoundError), running(folder, python=str(tmp_path / "none")):
+        pass
+    assert not list(tmp_path.iterdir())
