@@ -386,8 +386,8 @@ def same_tokenizer(base: Checkpoint, expert: Checkpoint) -> None:
     if name is not None and _vocabulary(base.folder / name) != _vocabulary(expert.folder / name):
         raise CheckpointError(
             f"{expert.folder} has another tokenizer than the base {base.folder} ({name} differs); "
-            "experts must be fine-tunes of the base (where tokens were added, declare 'vocabulary: union', which a recipe "
-            "with language tasks does not take)."
+            "experts must be fine-tunes of the base (where tokens were added, declare 'vocabulary: union', which a "
+            "recipe with language tasks does not take)."
         )
 
 
