@@ -215,7 +215,7 @@ def measure(*, compiled: bool = False, rounds: int = ROUNDS) -> tuple[dict[str, 
     """Seconds by round of each, and the largest difference of a weight after all updates."""
     module = make()
     if compiled:
-        module._step = torch.compile(module._simulator_step)
+        module.simulator.step = torch.compile(module.simulator.step)  # type: ignore[method-assign]
     hand = HandWritten(module)
     clock = Clock(hand)
     data = SeedDataModule(WARM_UP + rounds, BATCH, group_size=64, validation_episodes=64, test_episodes=64)

@@ -103,17 +103,21 @@ def fit(model: ExplainedModel, rows: pd.DataFrame, features: list[str], label: s
     from sklearn.compose import make_column_transformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+    from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
-    rows = _with_days(rows, features)
+    from explain.dates import is_dates
+
     options = DEFAULTS.get(model.kind, {}) | model.options
     if "random_state" in inspect.signature(_class(model)).parameters:
         options.setdefault("random_state", seed)
     numbers = [name for name in features if rows[name].dtype.kind in "fiub"]
+    dates = [name for name in features if is_dates(rows[name])]
+    others = [name for name in features if name not in (*numbers, *dates)]
     filled = make_pipeline(SimpleImputer(add_indicator=True, keep_empty_features=True), StandardScaler())
     encoder = make_column_transformer(
         (filled, numbers),
-        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), [n for n in features if n not in numbers]),
+        (make_pipeline(FunctionTransformer(_in_days), filled), dates),
+        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), others),
     )
     try:
         pipeline = make_pipeline(encoder, _class(model)(**options))
@@ -127,16 +131,16 @@ def fit(model: ExplainedModel, rows: pd.DataFrame, features: list[str], label: s
 
 def predicted(fitted: BaseEstimator, rows: pd.DataFrame, features: list[str]) -> NDArray[np.generic]:
     """Probabilities of a trained model: of the second class where there are two, else of every class, shape (n, k)."""
-    chances = fitted.predict_proba(_with_days(rows, features)[features])
+    chances = fitted.predict_proba(rows[features])
     found: NDArray[np.generic] = chances[:, 1:] if chances.shape[1] == 2 else chances
     return found
 
 
-def _with_days(rows: pd.DataFrame, features: list[str]) -> pd.DataFrame:
-    """The rows with days in the place of dates."""
-    from explain.dates import days_of_dates, is_dates
+def _in_days(dates: pd.DataFrame) -> pd.DataFrame:
+    """Columns of dates as days; what was a date in training must be one ever after."""
+    from explain.dates import days_of_dates
 
-    return rows.assign(**{name: days_of_dates([rows[name]])[0] for name in features if is_dates(rows[name])})
+    return dates.assign(**{name: days_of_dates([dates[name]])[0] for name in dates})
 
 
 def _class(model: ExplainedModel) -> type[BaseEstimator]:

