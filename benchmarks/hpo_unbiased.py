@@ -128,7 +128,9 @@ def forms(simulator: Enumerable, policy: ToyPolicy) -> dict[str, tuple[bool, Ten
         reached.append(state["s"])
         return state, cost
 
-    roll, _ = all_episodes(simulator, policy, step=step)
+    watched = copy.copy(simulator)
+    watched.step = step  # type: ignore[method-assign]
+    roll, _ = all_episodes(watched, policy)
     cut, _ = all_episodes(simulator, policy, cross_term=False)
     windows, _ = all_episodes(simulator, policy, window=2)
     branched, _ = all_episodes(simulator, policy, branch=True)
