@@ -265,11 +265,11 @@ def _by_rows(frame: pd.DataFrame, column: Hashable | None, rows: int) -> dict[st
 
 
 def _estimate(explainer: GapExplainer, planned: Sequence[_Planned], *, shared: bool) -> list[_Explained]:
-    """Estimates of all domains; together where they share the players in the same order and the number of folds."""
+    """Estimates of all domains; together where they share the players in the same order, folds and repeats."""
     together: dict[object, list[int]] = {}
     for place, each in enumerate(planned):
         plan = each.plan
-        together.setdefault((plan.sample.names, plan.folds) if shared and plan.folds else place, []).append(place)
+        together.setdefault(_shape(plan) if shared and plan.folds else place, []).append(place)
     repeats: list[list[Estimate]] = [[] for _ in planned]
     for places in together.values():
         plans = [planned[place].plan for place in places]
@@ -284,6 +284,11 @@ def _estimate(explainer: GapExplainer, planned: Sequence[_Planned], *, shared: b
     ]
 
 
+def _shape(plan: Plan) -> object:
+    """What comparisons must have in common to be estimated together."""
+    return plan.sample.names, plan.folds, len(plan.parts)
+
+
 def _points(
     explainer: GapExplainer, source: pd.DataFrame, found: Sequence[_Explained], reports: Mapping[str, GapReport]
 ) -> tuple[tuple[Point, ...], float]:
@@ -292,7 +297,8 @@ def _points(
     freedom = {each.name: judge(each.plan.sample, each.plan.support).freedom for each in varying}
     single = explainer.level
     if varying:
-        spread = np.mean([_joint(explainer, source, varying, k) for k in range(explainer.repeats)], axis=0)
+        most = max(len(each.repeats) for each in varying)
+        spread = np.mean([_joint(explainer, source, varying, k) for k in range(most)], axis=0)
         single = each_level(spread, explainer.level, seed=explainer.seed)
     points = []
     for each in found:
@@ -328,7 +334,7 @@ def _joint(explainer: GapExplainer, source: pd.DataFrame, found: Sequence[_Expla
         if sample.origin is None:
             raise ValueError("the rows of a sample do not say where they stand in their table")
         for side in (0, 1):
-            rows[side].append(MAPS @ each.repeats[repeat].rows[side])
+            rows[side].append(MAPS @ each.repeats[repeat % len(each.repeats)].rows[side])
             places[side].append(each.rows[sample.origin[0]] if side == 0 else sample.origin[1])
             weight = sample.weight_of(side)
             own[side].append(weight / weight.sum())

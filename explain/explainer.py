@@ -17,7 +17,7 @@ from explain.functional.metrics import METRIC_NAMES
 from explain.functional.shapley import sample_subsets, subsets
 from explain.nuisances import candidates, choose_families
 from explain.outcomes import Losses, read_losses
-from explain.plan import EXACT_PLAYERS, Plan, check_counts, common_support, deal, usable_folds
+from explain.plan import EXACT_PLAYERS, Plan, check_counts, common_support, deal, usable_folds, usable_repeats
 from explain.report import GapReport, Mode
 from explain.structure import Explainer, check_options
 from explain.tables import Frames, as_frame, resolve_groups
@@ -53,7 +53,9 @@ class GapExplainer(Explainer):
         n_bins: Number of bins of the source risk in a shift of the outcome; at least 200 target rows for each are
             advisable.
         folds: Number of folds of the cross-fitting, at least 2.
-        repeats: How often the cross-fitting is repeated with other folds; estimates are medians over the repeats.
+        repeats: How often the cross-fitting is repeated with other folds; estimates are medians over the repeats, and
+            errors hold what the repeats differ by. When not given, 2 where all learners are linear and a domain has
+            fewer than 20 000 rows, else 1.
         learners: "linear", "hist_gb", "auto" (cross-validated choice of the two for each kind of nuisance), or a pair
             of a scikit-learn classifier and regressor.
         level: Level of the intervals, in (0, 1).
@@ -99,7 +101,7 @@ class GapExplainer(Explainer):
         ordinal: Mapping[Hashable, Sequence[Hashable]] | None = None,
         n_bins: Count = 20,
         folds: Annotated[int, Range(2)] = 5,
-        repeats: Count = 1,
+        repeats: Count | None = None,
         learners: Any = "auto",
         level: OpenShare = 0.9,
         interval: Literal["wald", "fieller"] = "wald",
@@ -205,7 +207,8 @@ class GapExplainer(Explainer):
             masks = subsets(players)
         else:
             masks, counts = sample_subsets(players, self.subset_draws, next(draws))
-        parts = tuple(deal(sample, folds, next(draws)) for _ in range(self.repeats))
+        repeats = usable_repeats(self.repeats, families.names().values(), min(sample.sizes))
+        parts = tuple(deal(sample, folds, next(draws)) for _ in range(repeats))
         upstream = subsets(len(self.baseline)) if self.attribute_baseline else None
         return Plan(sample, tuple(groups), families, support, masks, counts, folds, parts, upstream)
 
@@ -237,7 +240,7 @@ class GapExplainer(Explainer):
             settings={
                 "rows": list(plan.sample.sizes),
                 "folds": plan.folds,
-                "repeats": self.repeats,
+                "repeats": len(plan.parts),
                 "n_bins": self.n_bins,
                 "outcome": self.outcome,
                 "learners": plan.families.names(),

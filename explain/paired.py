@@ -25,7 +25,7 @@ from explain.functional.values import curvature
 from explain.levels import Runs
 from explain.nuisances import Family, best_family, candidates, problem
 from explain.outcomes import Losses, read_losses
-from explain.plan import EXACT_PLAYERS, check_counts, usable_folds
+from explain.plan import EXACT_PLAYERS, check_counts, usable_folds, usable_repeats
 from explain.report import GapReport
 from explain.structure import Explainer, check_options
 from explain.tables import as_frame, read_weights, resolve_groups
@@ -60,7 +60,7 @@ class ModelGapExplainer(Explainer):
         categorical: Columns of numbers that are codes of categories.
         ordinal: Values of a column from the lowest to the highest, by column.
         folds: Folds of cross-fitting, at least 2.
-        repeats: Cross-fits with other folds; estimates are medians.
+        repeats: Cross-fits with other folds, as of :class:`~explain.explainer.GapExplainer`.
         learners: As of :class:`~explain.explainer.GapExplainer`; only the regressor is used.
         level: Level of the intervals.
         interval: "wald" or "fieller".
@@ -90,7 +90,7 @@ class ModelGapExplainer(Explainer):
         categorical: Sequence[Hashable] = (),
         ordinal: Mapping[Hashable, Sequence[Hashable]] | None = None,
         folds: Annotated[int, Range(2)] = 5,
-        repeats: Count = 1,
+        repeats: Count | None = None,
         learners: Any = "auto",
         level: OpenShare = 0.9,
         interval: Literal["wald", "fieller"] = "wald",
@@ -141,7 +141,7 @@ class ModelGapExplainer(Explainer):
         else:
             masks, counts = sample_subsets(players, self.subset_draws, rng)
         repeats = []
-        for _ in range(self.repeats):
+        for _ in range(usable_repeats(self.repeats, {family.name}, len(d))):
             fold = assign_folds(sample.sizes, folds, rng, clusters=sample.clusters, weight=sample.weight)[0]
             with Parallel(n_jobs=self.n_jobs, return_as="generator" if self.progress else "list") as workers:
                 parallel = watched(workers, progress=self.progress)
@@ -173,7 +173,7 @@ class ModelGapExplainer(Explainer):
                 **({"columns": dict(sample.said)} if sample.said else {}),
                 "rows": len(d),
                 "folds": folds,
-                "repeats": self.repeats,
+                "repeats": len(repeats),
                 "learners": {"loss": family.name},
             },
         )

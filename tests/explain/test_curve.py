@@ -70,9 +70,9 @@ def test_what_is_shared_changes_no_bit_and_another_domain_changes_nothing(tables
     apart, together = len(fits), []
     monkeypatch.setattr(Family, "_learn", lambda self, *args: together.append(1) or learn(self, *args))
     both = gap_curve(*tables, ["w"], GROUPS, loss="brier", **FAST)
-    # Of the reference alone are in each fold the risk, the mean given the baseline, what is left of it, and the mean
-    # given each of two subsets.
-    assert apart - len(together) == 2 * (3 + 2)
+    # Of the reference alone are in each fold of both repeats the risk, the mean given the baseline, what is left of it,
+    # and the mean given each of two subsets.
+    assert apart - len(together) == 2 * 2 * (3 + 2)
     for name, single in singles.items():
         assert both[name].to_json() == single[name].to_json() == curve[name].to_json()
 
@@ -132,6 +132,14 @@ def test_weights_repeats_and_trimming_go_through_a_curve(tables):
     for one, other in zip(found.points, plain.points, strict=True):
         assert one.value == pytest.approx(other.value, abs=1e-8)
         assert one.low == pytest.approx(other.low, abs=1e-4)
+
+
+def test_domains_of_a_curve_are_repeated_as_often_as_each_needs(tables, monkeypatch):
+    monkeypatch.setattr("explain.plan.SETTLED_ROWS", 340)
+    found = gap_curve(*tables, ["w"], {"a": "a"}, **FAST)
+    assert [found[name].diagnostics["repeats"] for name in ("2001", "late")] == [2, 1]
+    names = [point.name for point in found.points if point.domain == "late"]
+    assert names == ["gap", "baseline", "covariate", "outcome"]
 
 
 def test_domains_that_cannot_be_explained_are_named(tables, curve):

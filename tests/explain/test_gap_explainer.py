@@ -6,7 +6,7 @@ import pytest
 from scipy.special import expit
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-from explain import ExplainError, GapExplainer
+from explain import ExplainError, GapExplainer, ModelGapExplainer
 
 FAST = {"learners": "linear", "folds": 3}
 
@@ -188,6 +188,21 @@ def test_repeats_fieller_and_trimming(frames, report):
     assert sum(term.value for term in found.outcome) == pytest.approx(1, abs=1e-10)
     shares = {term.name: term for term in found.outcome}
     assert shares["b"].high - shares["b"].value != pytest.approx(shares["b"].value - shares["b"].low)  # Fieller is skew
+
+
+def test_errors_of_linear_learners_hold_the_noise_of_the_folds(frames):
+    options = {**FAST, "learners": "linear", "groups": {"a": "a", "b": "b"}}
+    found = GapExplainer(["w"], **options).fit(*frames).report_
+    assert found.diagnostics["repeats"] == 2
+    assert found.outcome == GapExplainer(["w"], repeats=2, **options).fit(*frames).report_.outcome
+    once = GapExplainer(["w"], repeats=1, **options).fit(*frames).report_
+    assert once.diagnostics["repeats"] == 1
+    assert [term.value for term in once.outcome] != [term.value for term in found.outcome]
+    boosted = GapExplainer(["w"], **{**options, "learners": "hist_gb", "groups": {"a": "a"}, "folds": 2})
+    assert boosted.fit(*frames).report_.diagnostics["repeats"] == 1
+    models = frames[0].assign(first=frames[0]["prediction"], second=0.5)
+    compared = ModelGapExplainer({"a": "a"}, loss="brier", learners="linear", folds=2).fit(models).report_
+    assert compared.diagnostics["repeats"] == 2
 
 
 def test_clusters_widen_the_intervals(frames):

@@ -34,14 +34,14 @@ def reports():
     pair = {"models": ("prediction", "second"), "loss": "brier"}
     plain = [frame.drop(columns=["weight", "patient", "second", "loss"]) for frame in (one, two)]
     return {
-        "zero_one": GapExplainer(["w"], **FAST).fit(*plain).report_,
-        "brier": GapExplainer(["w"], features, loss="brier", **options, **FAST).fit(one, two).report_,
+        "zero_one": GapExplainer(["w"], repeats=1, **FAST).fit(*plain).report_,
+        "brier": GapExplainer(["w"], features, loss="brier", repeats=1, **options, **FAST).fit(one, two).report_,
         "given": GapExplainer(["w"], features, loss="given", outcome="loss", repeats=2, trim=0.02, **FAST)
         .fit(one, two)
         .report_,
         "boosting": GapExplainer(["w"], {"a": "a"}, loss="log", learners="hist_gb", folds=2).fit(one, two).report_,
-        "models": ModelGapExplainer(features, **pair, learners="linear", folds=2).fit(one).report_,
-        "gaps": gap_of_gaps(one, two, ["w"], features, **pair, **FAST),
+        "models": ModelGapExplainer(features, **pair, learners="linear", folds=2, repeats=1).fit(one).report_,
+        "gaps": gap_of_gaps(one, two, ["w"], features, **pair, repeats=1, **FAST),
     }
 
 
