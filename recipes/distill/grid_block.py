@@ -11,6 +11,7 @@ from distill.regimes import regime
 from recipes.fields import FieldError, check_positive, check_seed, check_unique
 
 RIVALS = ("dkd", "dist")
+METHODS = ("ce", "kd", *RIVALS)
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Grid:
         if len(set(self.rates)) < len(self.rates) or not all(0 < rate < math.inf for rate in self.rates):
             raise FieldError("rates", f"expected different positive numbers, got {self.rates}")
         budgets = {name: len(tried) for name, tried in self.candidates.items()}
-        if set(budgets) != {"ce", "kd", *RIVALS} or len(set(budgets.values())) != 1:
+        if set(budgets) != set(METHODS) or len(set(budgets.values())) != 1:
             raise FieldError("candidates", f"expected as many for each of ce, kd, dkd and dist, got {budgets}")
 
     @property
