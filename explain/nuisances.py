@@ -36,6 +36,7 @@ class Family:
         regressor: Any scikit-learn regressor.
         native: Whether the estimators take missing values, and codes of categories (through `categorical_features`), as
             they are; else :class:`~explain.design.Plain` stands before them.
+        joint: Whether the regressor learns several outcomes at once, each as it would alone.
         base: A smoother family for what is noise for the most part; the family itself when not given.
         kept: Fitted estimators by what they learnt from; none are kept when not given.
     """
@@ -44,6 +45,7 @@ class Family:
     classifier: BaseEstimator
     regressor: BaseEstimator
     native: bool = False
+    joint: bool = False
     base: Family | None = None
     kept: dict[bytes, Fitted] | None = field(default=None, compare=False, repr=False)
 
@@ -124,7 +126,7 @@ class Fitted:
     estimator: Any
 
     def predict(self, X: Floats) -> Floats:
-        """Predictions of a regressor, shape (n,)."""
+        """Predictions of a regressor, shape (n,), or (n, k) where it learnt k outcomes at once."""
         found: Floats = self.estimator.predict(X if self.plain is None else self.plain.transform(X))
         return found
 
@@ -173,6 +175,7 @@ def linear() -> Family:
         "linear",
         QuadraticLogistic(),
         QuadraticRidge(),
+        joint=True,
     )
 
 

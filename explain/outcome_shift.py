@@ -63,8 +63,17 @@ class _Known:
         rows = self.fold.train[1]
         X, weight = self.at(1, rows), self.sample.weights(1, rows)
         categorical = np.concatenate([self.sample.categorical[self.columns], np.zeros(self.risks, dtype=bool)])
+        if family.joint:
+            return family.fit_regressor(X, outcomes, categorical, weight, self.risks).predict
         models = [family.fit_regressor(X, outcome, categorical, weight, self.risks) for outcome in outcomes.T]
         return lambda A: np.column_stack([model.predict(A) for model in models])
+
+    def learn_with(self, family: Family, outcomes: Floats, contrast: Floats) -> tuple[Predict, Predict]:
+        """Regressions of outcomes, and the smoother family's of a contrast; together where one learns them at once."""
+        if family.joint and family.smooth is family:
+            both, count = self.learn(family, np.hstack([outcomes, contrast])), outcomes.shape[1]
+            return lambda A: both(A)[:, :count], lambda A: both(A)[:, count:]
+        return self.learn(family, outcomes), self.learn(family.smooth, contrast)
 
     def slope(self, predict: Predict, k: int) -> Floats:
         """Derivative of a prediction by the k-th source risk, at the held-out source rows."""
@@ -72,23 +81,19 @@ class _Known:
         below, above = (predict(self.at(0, rows, k, by)) for by in (-1, 1))
         return self.bins.slope(self.fold.risk.source[rows, k], below, above)
 
-    def unknown(self, family: Family, contrast: Floats) -> Floats:
-        """What A does not know of a contrast, at the held-out target rows."""
-        seen, held = self.fold.train[1], self.fold.test[1]
-        return contrast[held] - self.learn(family.smooth, contrast[seen])(self.at(1, held))
-
 
 def _of_loss(known: _Known, families: Families, contrast: Floats) -> Piece:
     """Where rows have one loss each."""
     sample, fold, family = known.sample, known.fold, families.loss
     seen, (test_0, test_1) = fold.train[1], fold.test
-    mean_s = known.learn(family, fold.mu_1.target[seen, None])
-    mu_s, mu_1 = mean_s(known.at(1, test_1))[:, 0], fold.mu_1.target[test_1]
+    mean_s, noise = known.learn_with(family, fold.mu_1.target[seen, None], contrast[seen])
+    there = known.at(1, test_1)
+    mu_s, mu_1 = mean_s(there)[:, 0], fold.mu_1.target[test_1]
     coefficient = -2 * (fold.mu_1.source[test_0] - mean_s(known.at(0, test_0))[:, 0]) * known.slope(mean_s, 0)[:, 0]
     residual = (sample.loss.source - fold.mu_0.source)[test_0]
     source = risk_rows(fold.ratio_x[test_0], coefficient, residual, sample.weights(0, test_0))
     target = loss_level_rows(sample.loss.target[test_1], mu_1, mu_s)
-    return Piece(Rows(source, target), (mu_1 - mu_s) ** 2, None, known.unknown(family, contrast)[:, 0] ** 2)
+    return Piece(Rows(source, target), (mu_1 - mu_s) ** 2, None, (contrast[test_1] - noise(there))[:, 0] ** 2)
 
 
 def _of_labels(known: _Known, families: Families, p_1: Rows, contrast: Floats) -> Piece:
@@ -98,7 +103,7 @@ def _of_labels(known: _Known, families: Families, p_1: Rows, contrast: Floats) -
     if sample.table is None or sample.labels is None:
         raise ValueError("probabilities of labels are not known where rows have no labels")
     table, labels = sample.table, sample.labels
-    others = known.learn(family, p_1.target[seen, 1:])
+    others, noise = known.learn_with(family, p_1.target[seen, 1:], contrast[seen, 1:])
 
     def chances(A: Floats) -> Floats:
         return _with_first(others(A))
@@ -128,7 +133,7 @@ def _of_labels(known: _Known, families: Families, p_1: Rows, contrast: Floats) -
         residual = (labels[0][test_0] == k + 1) - fold.risk.source[test_0, k]
         source += risk_rows(fold.ratio_x[test_0], coefficient, residual, sample.weights(0, test_0))
     differences = table.target[test_1, 1:] - table.target[test_1, :1]
-    missed = (differences * known.unknown(family, contrast[:, 1:])).sum(1) ** 2
+    missed = (differences * (contrast[test_1, 1:] - noise(there))).sum(1) ** 2
     left = mu_1 - (table.target[test_1] * p_s).sum(1)
     return Piece(Rows(source, target), left**2, None, missed)
 

@@ -16,7 +16,8 @@ class MomentRidge(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Ridge regression; of several penalties the one with the least leave-one-out error.
 
     scikit-learn's `RidgeCV` does the same by a decomposition of the whole matrix, an order of magnitude slower where
-    rows are many: the eigenvectors of the columns' moments are enough.
+    rows are many: the eigenvectors of the columns' moments are enough. They are found once for several outcomes, each
+    of which has the penalty and the coefficients that it would have alone.
 
     Args:
         alphas: Penalties to choose from, positive; the constant has none.
@@ -26,7 +27,7 @@ class MomentRidge(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self.alphas = alphas
 
     def fit(self, X: Floats, y: Floats, sample_weight: Floats | None = None) -> MomentRidge:
-        """Fit to rows, shape (n, m) and (n,)."""
+        """Fit to rows, shape (n, m), and outcomes, shape (n,) or (n, k)."""
         return self.fit_blocks(lambda: [X], y, sample_weight)
 
     def fit_blocks(
@@ -36,36 +37,37 @@ class MomentRidge(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             blocks: Gives the columns of all rows, block by block, whenever it is called: three times.
-            y: Outcomes of all rows, shape (n,).
+            y: Outcomes of all rows, shape (n,) or (n, k).
             sample_weight: Weights of all rows.
         """
         weight = np.ones(len(y)) if sample_weight is None else sample_weight
+        outcomes = y[:, None] if y.ndim == 1 else y
         total = weight.sum()
-        self.centre_ = sum(heavy @ X for X, heavy, _ in _with(blocks, weight, y)) / total
-        self.constant_ = float(weight @ y / total)
+        self.centre_ = sum(heavy @ X for X, heavy, _ in _with(blocks, weight, outcomes)) / total
+        constants = weight @ outcomes / total
         moments, towards = 0.0, 0.0
-        for X, mass, outcome in _with(blocks, weight, y):
+        for X, mass, outcome in _with(blocks, weight, outcomes):
             moved = X - self.centre_
             heavy = moved * mass[:, None]
-            moments, towards = moments + heavy.T @ moved, towards + heavy.T @ (outcome - self.constant_)
+            moments, towards = moments + heavy.T @ moved, towards + heavy.T @ (outcome - constants)
         values, vectors = np.linalg.eigh(moments)
         scale = 1 / (np.maximum(values, 0.0)[:, None] + np.array(self.alphas))  # one column a penalty
         turned = vectors.T @ towards
-        best = 0
-        if len(self.alphas) > 1:
-            errors = np.zeros(len(self.alphas))
-            for X, mass, outcome in _with(blocks, weight, y):
-                seen = (X - self.centre_) @ vectors
-                leverage = mass[:, None] * (seen**2 @ scale + 1 / total)
-                left = (outcome - self.constant_)[:, None] - seen @ (turned[:, None] * scale)
-                errors += mass @ (left / np.maximum(1 - leverage, 1e-9)) ** 2
-            best = int(errors.argmin())
-        self.alpha_ = float(self.alphas[best])
-        self.coef_ = vectors @ (turned * scale[:, best])
+        errors = np.zeros((outcomes.shape[1], len(self.alphas)))
+        for X, mass, outcome in _with(blocks, weight, outcomes) if len(self.alphas) > 1 else ():
+            seen = (X - self.centre_) @ vectors
+            leverage = mass[:, None] * (seen**2 @ scale + 1 / total)
+            kept = np.maximum(1 - leverage, 1e-9)
+            for k, here in enumerate((outcome - constants).T):
+                errors[k] += mass @ ((here[:, None] - seen @ (turned[:, [k]] * scale)) / kept) ** 2
+        best = errors.argmin(1)
+        alpha, coef = np.array(self.alphas)[best], vectors @ (turned * scale[:, best])
+        first = 0 if y.ndim == 1 else slice(None)
+        self.alpha_, self.constant_, self.coef_ = alpha[first], constants[first], coef[:, first]
         return self
 
     def predict(self, X: Floats) -> Floats:
-        """Predictions, shape (n,)."""
+        """Predictions, shape (n,) or (n, k)."""
         return np.asarray((X - self.centre_) @ self.coef_ + self.constant_)
 
 

@@ -34,10 +34,10 @@ class _Smooth(BaseEstimator):  # type: ignore[misc]
 
 
 class QuadraticRidge(RegressorMixin, _Smooth):  # type: ignore[misc]
-    """Ridge regression on the quadratic basis, its penalty chosen by leave-one-out."""
+    """Ridge regression on the quadratic basis, its penalty chosen by leave-one-out, for each of several outcomes."""
 
     def fit(self, X: Floats, y: Floats, sample_weight: Floats | None = None) -> QuadraticRidge:
-        """Fit to rows, shape (n, m) and (n,)."""
+        """Fit to rows, shape (n, m), and outcomes, shape (n,) or (n, k)."""
         self._learn_basis(X, sample_weight)
         if len(X) <= BLOCK:
             self.ridge_ = MomentRidge().fit(self.quadratic_.transform(X), y, sample_weight)
@@ -46,7 +46,7 @@ class QuadraticRidge(RegressorMixin, _Smooth):  # type: ignore[misc]
         return self
 
     def predict(self, X: Floats) -> Floats:
-        """Predictions, shape (n,)."""
+        """Predictions, shape (n,) or (n, k)."""
         return np.concatenate([self.ridge_.predict(block) for block in self._blocks(X)])
 
 

@@ -36,6 +36,18 @@ def test_the_penalty_has_the_least_error_of_leaving_each_row_out(signal):
     assert MomentRidge(alphas).fit(X, y).alpha_ == alphas[int(np.argmin(missed))]
 
 
+def test_several_outcomes_are_learnt_at_once_as_each_alone():
+    rng = np.random.default_rng(4)
+    X, weight = rng.normal(size=(90, 6)), rng.uniform(0.5, 2, 90)
+    Y = np.column_stack([3 * X[:, 0], X[:, 1], np.zeros(90)]) + rng.normal(size=(90, 3))
+    together = MomentRidge().fit(X, Y, sample_weight=weight)
+    for k, y in enumerate(Y.T):
+        alone = MomentRidge().fit(X, y, sample_weight=weight)
+        assert together.alpha_[k] == alone.alpha_
+        np.testing.assert_allclose(together.predict(X)[:, k], alone.predict(X), rtol=1e-12)
+    assert len(set(together.alpha_)) > 1
+
+
 def test_a_crossed_basis_follows_what_the_risk_means_at_every_value():
     """Given a risk and a bit, the hidden number is the one or the other: three columns at once decide."""
     rng = np.random.default_rng(2)
