@@ -167,7 +167,8 @@ class Detail:
         value = self._terms(repeats, np.eye(len(self.masks))[by_size])
         flags = self._flags(value)
         bounded, low, high = at_most_one(*value)
-        value = Terms(bounded, value.variance, low, high)
+        estimated = self.masks[by_size].any(1) | (kind == "outcome")  # shifting nothing explains no covariate shift
+        value = Terms(bounded, *(np.where(estimated, part, 0.0) for part in (value.variance, low, high)))
         values = [SubsetValue(kind, names, *_numbers(value, i), flags[i]) for i, names in enumerate(subsets)]
         total = None if self.counts is None else self.counts.sum(0)
         chosen = [0, *(1 + self.names.index(name) for name in self.order)]

@@ -55,6 +55,8 @@ def test_drivers_are_found_and_bystanders_are_not(report):
     covariate, outcome = ({term.name: term for term in part} for part in (report.covariate, report.outcome))
     values = {value.subset: value for value in report.values if value.kind == "covariate"}
     assert values[("a",)].low <= 1 <= values[("a",)].high  # only a has moved
+    nothing = values[()]  # known, and not estimated
+    assert (nothing.value, nothing.se, nothing.low, nothing.high) == (0, 0, 0, 0)
     assert covariate["a"].low > max(covariate[name].high for name in ("b", "colour"))
     assert outcome["colour"].low <= 0 <= outcome["colour"].high
     assert outcome["colour"].high < min(outcome[name].value for name in ("a", "b"))
