@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from explain.data import Codes, Sample
 from explain.functional.aggregate import expectation_rows, shifted_rows
 from explain.functional.density import density_ratio
-from explain.functional.rows import Floats, Rows, quantile
+from explain.functional.rows import Floats, Rows, quantile, quantiles
 from explain.functional.values import (
     covariate_rows,
     outcome_denominator_rows,
@@ -159,7 +159,7 @@ def _settled(sample: Sample, family: Family, train: tuple[Codes, Codes], mu: Row
     found = mu_w
     for side, part in parts:  # noise that is extrapolated would be squared: no further than in the middle of the rows
         inside, weight = part[side][train[side]], sample.weights(side, train[side])
-        low, high = (quantile(inside, share, weight) for share in (1 - _SETTLED_QUANTILE, _SETTLED_QUANTILE))
+        low, high = quantiles(inside, (1 - _SETTLED_QUANTILE, _SETTLED_QUANTILE), weight)
         found = Rows(*(before + np.clip(more, low, high) for before, more in zip(found, part, strict=True)))
     return found
 

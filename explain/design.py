@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from explain.functional.rows import Floats, quantile
+from explain.functional.rows import Floats, quantiles
 
 Mask = NDArray[np.bool_]
 _KNOTS = (0.2, 0.5, 0.8)  # quantiles of a number at which its slope may change
@@ -16,12 +16,14 @@ _CROSSED_KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # where columns are crossed
 _ROWS_PER_TERM = 20  # of the basis, before products with columns of zeros and ones are left out
 _ROWS_PER_CROSSING = 10  # what is learnt from crossed columns is a regression, which hardly has noise
 _MOST_CROSSED = 1000  # products with crossed terms; beyond, time grows faster than anything is learnt
-BLOCK = 25_000  # rows whose basis is in memory at once
+BLOCK = 25_000  # rows whose basis is made as a whole
+PIECE = 2_000  # rows of it that are in memory at once where there are more
 
 
 def blocks_of(rows: int) -> list[slice]:
-    """Slices of at most `BLOCK` rows, one where there are none."""
-    return [slice(start, start + BLOCK) for start in range(0, max(rows, 1), BLOCK)]
+    """One slice up to `BLOCK` rows, else slices of at most `PIECE` rows."""
+    step = BLOCK if rows <= BLOCK else PIECE
+    return [slice(start, start + step) for start in range(0, max(rows, 1), step)]
 
 
 class Plain(BaseEstimator):  # type: ignore[misc]
@@ -94,7 +96,7 @@ class Quadratic(BaseEstimator):  # type: ignore[misc]
         self.knots_ = [
             (column, knot)
             for column in self.squares_
-            for knot in sorted({quantile(U[:, column], share, sample_weight) for share in knots})
+            for knot in sorted(set(quantiles(U[:, column], knots, sample_weight)))
         ]
         if len(self.knots_) > room:  # few rows: no bends
             self.knots_ = []

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from explain.functional.rows import Floats, quantile
+from explain.functional.rows import Floats, quantiles
 
 
 class Bins(NamedTuple):
@@ -67,7 +67,7 @@ def quantile_bins(sample: Floats, count: int, weights: Floats | None = None) -> 
         count: B, at least 1; fewer are made where values repeat.
         weights: Weights of the rows; equal when not given.
     """
-    edges = np.unique([quantile(sample, share, weights) for share in np.arange(1, count) / count])
+    edges = np.unique(quantiles(sample, np.arange(1, count) / count, weights))
     edges = edges[edges > sample.min()]  # edges are values of the sample, so that no bin is empty
     index = np.searchsorted(edges, sample, side="right")
     mass = np.ones(len(sample)) if weights is None else weights

@@ -1,6 +1,6 @@
 """Two samples side by side, one array for each domain; weighted means and quantiles."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +64,22 @@ def quantile(values: Floats, q: float, weights: Floats | None = None) -> float:
         >>> quantile(np.array([1.0, 2.0, 3.0]), 0.5), quantile(np.array([1.0, 2.0, 3.0]), 0.5, np.array([3, 1, 1]))
         (2.0, 1.0)
     """
-    order = np.argsort(values, kind="stable")
-    below = np.cumsum(np.ones(len(values)) if weights is None else weights[order])
-    place = np.searchsorted(below, q * below[-1] * (1 - 1e-12))  # rounding of the sum must not move to the next row
-    return float(values[order[min(int(place), len(values) - 1)]])
+    return quantiles(values, [q], weights)[0]
+
+
+def quantiles(values: Floats, shares: Iterable[float], weights: Floats | None = None) -> list[float]:
+    """Several quantiles of the same values, which are sorted once; see :func:`quantile`.
+
+    Args:
+        values: Shape (n,).
+        shares: In [0, 1].
+        weights: Weights of the rows, on any scale.
+    """
+    if weights is None:
+        ordered, below = np.sort(values), np.arange(1, len(values) + 1)
+    else:
+        order = np.argsort(values, kind="stable")
+        ordered, below = values[order], np.cumsum(weights[order])
+    # Rounding of the sum must not move to the next row.
+    places = (np.searchsorted(below, share * below[-1] * (1 - 1e-12)) for share in shares)
+    return [float(ordered[min(int(place), len(ordered) - 1)]) for place in places]

@@ -126,6 +126,7 @@ def test_blocks_of_rows_are_what_all_rows_at_once_are(monkeypatch, weighted):
     whole = QuadraticRidge().fit(X, y, weight), QuadraticLogistic().fit(X, label, weight)
     for module in (design, smooth):
         monkeypatch.setattr(module, "BLOCK", 150)
+    monkeypatch.setattr(design, "PIECE", 60)
     parts = QuadraticRidge().fit(X, y, weight), QuadraticLogistic().fit(X, label, weight)
     np.testing.assert_allclose(parts[0].predict(X), whole[0].predict(X), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(parts[1].predict_proba(X), whole[1].predict_proba(X), atol=2e-4)  # sklearn stops earlier
