@@ -269,7 +269,8 @@ def _estimate(explainer: GapExplainer, planned: Sequence[_Planned], *, shared: b
     together: dict[object, list[int]] = {}
     for place, each in enumerate(planned):
         plan = each.plan
-        together.setdefault(_shape(plan) if shared and plan.folds else place, []).append(place)
+        alike = (plan.sample.names, plan.folds, len(plan.parts))
+        together.setdefault(alike if shared and plan.folds else place, []).append(place)
     repeats: list[list[Estimate]] = [[] for _ in planned]
     for places in together.values():
         plans = [planned[place].plan for place in places]
@@ -282,11 +283,6 @@ def _estimate(explainer: GapExplainer, planned: Sequence[_Planned], *, shared: b
         _Explained(each.name, each.frames[1], each.rows, each.plan, repeats[place])
         for place, each in enumerate(planned)
     ]
-
-
-def _shape(plan: Plan) -> object:
-    """What comparisons must have in common to be estimated together."""
-    return plan.sample.names, plan.folds, len(plan.parts)
 
 
 def _points(

@@ -54,8 +54,8 @@ class GapExplainer(Explainer):
             advisable.
         folds: Number of folds of the cross-fitting, at least 2.
         repeats: How often the cross-fitting is repeated with other folds; estimates are medians over the repeats, and
-            errors hold what the repeats differ by. When not given, 2 where all learners are linear and a domain has
-            fewer than 20 000 rows, else 1.
+            errors hold what the repeats differ by. When not given, 2 where a nuisance is learnt linearly and a domain has
+            fewer than 20 000 rows (or clusters), else 1.
         learners: "linear", "hist_gb", "auto" (cross-validated choice of the two for each kind of nuisance), or a pair
             of a scikit-learn classifier and regressor.
         level: Level of the intervals, in (0, 1).
@@ -207,7 +207,7 @@ class GapExplainer(Explainer):
             masks = subsets(players)
         else:
             masks, counts = sample_subsets(players, self.subset_draws, next(draws))
-        repeats = usable_repeats(self.repeats, families.names().values(), min(sample.sizes))
+        repeats = usable_repeats(sample, self.repeats, families.names().values())
         parts = tuple(deal(sample, folds, next(draws)) for _ in range(repeats))
         upstream = subsets(len(self.baseline)) if self.attribute_baseline else None
         return Plan(sample, tuple(groups), families, support, masks, counts, folds, parts, upstream)

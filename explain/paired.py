@@ -141,7 +141,7 @@ class ModelGapExplainer(Explainer):
         else:
             masks, counts = sample_subsets(players, self.subset_draws, rng)
         repeats = []
-        for _ in range(usable_repeats(self.repeats, {family.name}, len(d))):
+        for _ in range(usable_repeats(sample, self.repeats, {family.name}, domains=1)):
             fold = assign_folds(sample.sizes, folds, rng, clusters=sample.clusters, weight=sample.weight)[0]
             with Parallel(n_jobs=self.n_jobs, return_as="generator" if self.progress else "list") as workers:
                 parallel = watched(workers, progress=self.progress)

@@ -22,7 +22,7 @@ from explain.tables import DOMAINS
 EXACT_PLAYERS = 10
 SEPARABLE_AUC = 0.99
 MIN_ROWS = 10  # of a domain, for each fold
-SETTLED_ROWS = 20_000  # of the smaller domain, from which on the noise of the folds does not matter
+SETTLED_UNITS = 20_000  # rows or clusters of a domain, from which on the noise of the folds does not matter
 
 
 @dataclass(frozen=True)
@@ -133,25 +133,23 @@ def usable_folds(sample: Sample, folds: int, domains: int = 2) -> int:
     return min(folds, *counts)
 
 
-def usable_repeats(repeats: int | None, learners: Collection[str], rows: int) -> int:
+def usable_repeats(sample: Sample, repeats: int | None, learners: Collection[str], domains: int = 2) -> int:
     """How often to cross-fit: as often as asked for, else as often as the error of a share needs.
 
     Which rows share a fold moves a share by up to half its standard error, and with a single repeat that error does not
     hold it. Two repeats halve the variance, and what they differ by tells the rest. Errors of boosting are wide enough
-    without, and the noise falls with the rows faster than the error does.
+    without, and the noise falls with the rows, or the clusters that are dealt to folds, faster than the error does.
 
     Args:
+        sample: The data.
         repeats: Asked for, if any.
-        learners: Names of the families.
-        rows: Of the smaller domain.
-
-    Example:
-        >>> usable_repeats(None, {"linear"}, 4000), usable_repeats(None, {"hist_gb"}, 4000), usable_repeats(5, {}, 4000)
-        (2, 1, 5)
+        learners: Names of the families; one of them that is linear is enough.
+        domains: 1 where there is no target.
     """
     if repeats is not None:
         return repeats
-    return 2 if set(learners) == {"linear"} and rows < SETTLED_ROWS else 1
+    units = sample.sizes if sample.clusters is None else tuple(len(np.unique(part)) for part in sample.clusters)
+    return 2 if "linear" in learners and min(units[:domains]) < SETTLED_UNITS else 1
 
 
 def deal(sample: Sample, folds: int, rng: np.random.Generator) -> tuple[Codes, Codes]:

@@ -135,7 +135,7 @@ def test_weights_repeats_and_trimming_go_through_a_curve(tables):
 
 
 def test_domains_of_a_curve_are_repeated_as_often_as_each_needs(tables, monkeypatch):
-    monkeypatch.setattr("explain.plan.SETTLED_ROWS", 340)
+    monkeypatch.setattr("explain.plan.SETTLED_UNITS", 340)
     found = gap_curve(*tables, ["w"], {"a": "a"}, **FAST)
     assert [found[name].diagnostics["repeats"] for name in ("2001", "late")] == [2, 1]
     names = [point.name for point in found.points if point.domain == "late"]

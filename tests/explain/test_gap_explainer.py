@@ -7,6 +7,7 @@ from scipy.special import expit
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
 from explain import ExplainError, GapExplainer, ModelGapExplainer
+from explain.nuisances import Families, hist_gb, linear
 
 FAST = {"learners": "linear", "folds": 3}
 
@@ -205,6 +206,21 @@ def test_errors_of_linear_learners_hold_the_noise_of_the_folds(frames):
     models = frames[0].assign(first=frames[0]["prediction"], second=0.5)
     compared = ModelGapExplainer({"a": "a"}, loss="brier", learners="linear", folds=2).fit(models).report_
     assert compared.diagnostics["repeats"] == 2
+
+
+def test_one_linear_nuisance_is_enough_to_cross_fit_twice(frames, monkeypatch):
+    mixed = Families(outcome=linear(), density=linear(), loss=hist_gb())
+    monkeypatch.setattr("explain.explainer.choose_families", lambda families, sample: mixed)
+    assert GapExplainer(["w"], {"b": "b"}, folds=2).fit(*frames).report_.diagnostics["repeats"] == 2
+
+
+def test_many_rows_of_few_clusters_are_cross_fitted_twice(frames, monkeypatch):
+    monkeypatch.setattr("explain.plan.SETTLED_UNITS", 500)
+    clustered = [frame.assign(patient=np.arange(len(frame)) // 4) for frame in frames]
+    found = [
+        GapExplainer(["w"], {"b": "b"}, cluster=name, **FAST).fit(*clustered).report_ for name in (None, "patient")
+    ]
+    assert [report.diagnostics["repeats"] for report in found] == [1, 2]
 
 
 def test_clusters_widen_the_intervals(frames):
