@@ -54,8 +54,8 @@ class GapExplainer(Explainer):
             advisable.
         folds: Number of folds of the cross-fitting, at least 2.
         repeats: How often the cross-fitting is repeated with other folds; estimates are medians over the repeats, and
-            errors hold what the repeats differ by. When not given, 2 where a nuisance is learnt linearly and a domain has
-            fewer than 20 000 rows (or clusters), else 1.
+            errors hold what the repeats differ by. When not given, 2 where a nuisance is learnt linearly and a domain
+            has fewer than 20 000 rows (or clusters), else 1.
         learners: "linear", "hist_gb", "auto" (cross-validated choice of the two for each kind of nuisance), or a pair
             of a scikit-learn classifier and regressor.
         level: Level of the intervals, in (0, 1).
