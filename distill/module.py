@@ -26,13 +26,12 @@ from distill.language import LanguageLoss, known_tokens, next_tokens, read_apart
 from distill.losses import DistillLoss, Terms
 from distill.models import Model, Network, build, check_outputs, not_plain, terms_of
 from distill.networks import Frozen, TextNetwork
-from distill.optimizers import averaged, check_optimizer, make_optimizer, make_schedule, own_stream
-from distill.order import ViewLoader
+from distill.optimizers import averaged, check_optimizer, checked_factors, make_optimizer, make_schedule, own_stream
 from distill.regimes import method as published, regime as named_regime
 from distill.sampling import Sampler, checked_samples
 from distill.scores import Scores, classes_of, score_rows, warn_of
 from distill.terms import Outputs
-from gapbridge.arguments import Count, NotNegative, Share, Whole
+from gapbridge.arguments import Count, NotNegative, Positive, Share, Whole
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
@@ -59,6 +58,7 @@ class DistillModule(lightning.LightningModule):
         teacher: A model, or the name of one; None where no term needs one or a cache stands in.
         terms: Names and options of the losses, or losses of one's own, see `DistillLoss`; by student where there are
             several. None takes those that `method` was published with for the regime.
+        rate_factors: What the regime's learning rate is multiplied with, by student; 1 where a student is not named.
         method: Name of a published method, one that `distill.regimes.method` knows.
         regime: Name of the training regime, one of `distill.regimes.REGIMES`.
         changes: Values of the regime that are different here.
@@ -91,6 +91,7 @@ class DistillModule(lightning.LightningModule):
         teacher: Model | None = None,
         terms: dict[str, Any] | None = None,
         *,
+        rate_factors: dict[str, Positive] | None = None,
         method: str = "kd",
         regime: str = "A2",
         changes: dict[str, object] | None = None,
@@ -118,6 +119,7 @@ class DistillModule(lightning.LightningModule):
         self.regime = named_regime(regime, changes)
         check_optimizer(self.regime)
         by_student = terms_of(models, terms, published(method, regime) if terms is None else None, student, method)
+        self._rates = checked_factors(rate_factors, models)
         check_labels(torch.tensor(item_labels or [0]), classes)
         self._apart = check_apart(by_student)
         self._sampler = Sampler(checked_samples(samples, by_student, task), prompt_tokens, sampling_temperature)
@@ -275,8 +277,9 @@ class DistillModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Go to that place: Lightning forgets to, once the length of the training was asked for."""
-        if self._places and isinstance(self.trainer.train_dataloader, ViewLoader):
-            self.trainer.train_dataloader.load_state_dict(self._places[0])
+        go_on = getattr(self.trainer.train_dataloader, "load_state_dict", None)
+        if self._places and go_on is not None:
+            go_on(self._places[0])
         self._places = []
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
@@ -357,7 +360,7 @@ class DistillModule(lightning.LightningModule):
         """The regime's optimizer, one a student with its hints' own parameters, and its schedule."""
         parts = {name: {"network": self.students[name], "losses": self.losses[name]} for name in self.students}
         trained = {name: nn.ModuleDict(part) for name, part in parts.items()}
-        optimizer = make_optimizer(self.regime, trained)
+        optimizer = make_optimizer(self.regime, trained, self._rates)
         per_epoch = self.regime.schedule_on == "epoch"
         # A run of other length than the regime's keeps the shape of the schedule.
         self._length = self.regime.epochs if per_epoch else int(self.trainer.estimated_stepping_batches)

@@ -276,7 +276,7 @@ def image_model(name: str, classes: int, size: int = 0, **options: Any) -> nn.Mo
 
     if NAMES.fullmatch(name):
         own = {k: v for k, v in options.items() if k == "in_chans"}
-        return cast(nn.Module, small_model(name, classes, **own))
+        return _read(cast(nn.Module, small_model(name, classes, **own)), name, options)
     local = name.partition(".")[0]
     if ":" not in name and not timm.is_model(local):
         close = difflib.get_close_matches(local, timm.list_models(), n=1)
@@ -291,6 +291,21 @@ def image_model(name: str, classes: int, size: int = 0, **options: Any) -> nn.Mo
     info = getattr(model, "feature_info", None)
     if size and info and size < (least := max(stage["reduction"] for stage in list(info))):
         raise DistillError(f"the image size is {size}, but {name} shrinks images {least} times; give at least {least}")
+    return model
+
+
+def _read(model: nn.Module, name: str, options: Mapping[str, object]) -> nn.Module:
+    """A small network with the weights that its options name; what ships with timm alone is refused."""
+    if options.get("pretrained"):
+        raise DistillError(f"{name} ships no weights, so pretrained cannot be true; name a file by checkpoint_path")
+    if (path := options.get("checkpoint_path")) is not None:
+        from timm.models import load_checkpoint
+
+        try:
+            load_checkpoint(model, str(path))
+        except Exception as error:  # files of others are broken in many ways
+            reason = " ".join(str(error).split())[:200]
+            raise DistillError(f"the checkpoint_path {path} does not fit {name}: {reason}") from error
     return model
 
 

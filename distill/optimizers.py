@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,14 +84,35 @@ def check_optimizer(regime: Regime) -> None:
         raise DistillError(f"optimizer {regime.optimizer!r} cannot be made ({reason}); {hint}") from error
 
 
-def make_optimizer(regime: Regime, students: Mapping[str, nn.Module]) -> Optimizer:
+def checked_factors(factors: Mapping[str, float] | None, students: Iterable[str]) -> dict[str, float]:
+    """What the learning rate of every student is multiplied with.
+
+    Args:
+        factors: By student; 1 where one is not named.
+        students: Their names.
+
+    Raises:
+        DistillError: For a factor of a student that there is not.
+
+    >>> checked_factors({"kd": 2.0}, ["ce", "kd"])
+    {'ce': 1.0, 'kd': 2.0}
+    """
+    names, given = list(students), factors or {}
+    if unknown := [name for name in given if name not in names]:
+        raise DistillError(f"rate_factors names {unknown[0]!r}, but the students are {', '.join(names)}; name these")
+    return {name: given.get(name, 1.0) for name in names}
+
+
+def make_optimizer(regime: Regime, students: Mapping[str, nn.Module], factors: Mapping[str, float]) -> Optimizer:
     """The optimizer of a regime, one a student.
 
     Args:
         regime: Names it, its rates and what decays.
         students: By name, all that is trained with a student: its network as `network`, its losses as `losses`.
+        factors: By student, what the regime's learning rate is multiplied with.
     """
-    parts = [_single(regime, trained) for trained in students.values()]
+    own = {name: replace(regime, learning_rate=factors[name] * regime.learning_rate) for name in students}
+    parts = [_single(own[name], trained) for name, trained in students.items()]
     return parts[0] if len(parts) == 1 else SeparateOptimizers(parts)
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from recipes.data.text_module import MixedTextDataModule
     from recipes.distill.prompt_data import PromptData
 
+GLYPHS = (20_000, 4000)  # drawn for training, and for validation and test each, where a recipe does not say
+
 Mixed = TypeVar("Mixed", bound="MixedTextDataModule | MixedImageDataModule | PromptData")
 
 
@@ -35,6 +37,8 @@ def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | Non
         return _texts(recipe, data.task, training)
     if data.source == "files":
         return _files(recipe, training)
+    if data.source == "drawn_glyphs":
+        return _drawn(recipe, training)
     from distill.cached_data import CachedImageData
     from distill.data import ImageData
 
@@ -47,6 +51,22 @@ def data_module(recipe: Recipe, changes: Mapping[str, object], cache: Path | Non
         teacher = recipe.teacher
         return CachedImageData(source, path, views=teacher.views, folder=str(cache), form=teacher.keep, **options)
     return ImageData(source, path, **options)
+
+
+def _drawn(recipe: Recipe, training: Regime) -> LightningDataModule:
+    from distill.transforms import mixup
+    from recipes.distill.glyph_module import GlyphData
+
+    data = recipe.data
+    return GlyphData(
+        data.rows or GLYPHS[0],
+        training.batch_size,
+        recipe.trainer.max_steps,
+        bool(training.auto_augment),
+        mixup(training, data.classes) if training.mixes else None,
+        recipe.seed,
+        data.test_rows or GLYPHS[1],
+    )
 
 
 def _texts(recipe: Recipe, task: TaskSource, training: Regime) -> LightningDataModule:

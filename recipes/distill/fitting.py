@@ -37,9 +37,8 @@ def image_network(recipe: Recipe, role: str, network: Network) -> Any:
     from distill.networks import image_model
 
     options = {k: v for k, v in network.options.items() if k not in ("pretrained", "checkpoint_path", "mean", "std")}
-    own = GLYPH if recipe.grid is not None else recipe.training.image_size
-    size = int(options.pop("size", 0)) or own
-    deep = role == "student" and recipe.grid is None and recipe.training.drop_path
+    size = int(options.pop("size", 0)) or recipe.training.image_size
+    deep = role == "student" and recipe.training.drop_path
     drop = {"drop_path_rate": recipe.training.drop_path} if deep else {}
     with told(RecipeError, f"{role}.model"), torch.device("meta"):
         return image_model(network.model, recipe.data.classes, size, **drop, **options), size
@@ -77,22 +76,21 @@ def check_losses(recipe: Recipe) -> str:
             sizes |= {f"{role}_{key}": value for key, value in built.sizes().items()}
             sizes[f"{role}_layers"] = partial(built.layer_width, size)
     vocabulary = recipe.arguments().get("vocabulary", "mask")
-    for name in recipe.methods:
-        terms = recipe.terms(name)
+    for where, terms in recipe.tried.items():
         if (recipe.kind != "images" or merge) and "crd" in terms:
             source = "the tasks of a merge" if merge else recipe.kind
-            raise RecipeError(f"methods.{name}: crd needs the class of every training row, which {source} do not give")
-        with told(RecipeError, f"methods.{name}"), torch.device("cpu"):
+            raise RecipeError(f"{where}: crd needs the class of every training row, which {source} do not give")
+        with told(RecipeError, where), torch.device("cpu"):
             if recipe.kind == "language" and recipe.chunk:
                 LanguageLoss(terms, vocabulary, recipe.chunk)
             else:
                 loss = DistillLoss(with_hard(terms, recipe.training), sizes)
                 needs = loss.needs
                 if merge:
-                    check_masked(recipe, name, loss)
+                    check_masked(recipe, where, loss)
                 if recipe.teacher.others and needs - {"logits"}:
                     raise RecipeError(
-                        f"methods.{name}: {', '.join(terms)} compare more than logits, which is all that several "
+                        f"{where}: {', '.join(terms)} compare more than logits, which is all that several "
                         "teachers say together; give one teacher, or losses of logits"
                     )
     return f"losses of {', '.join(recipe.methods)}: fit {recipe.kind}"
@@ -111,6 +109,8 @@ def check_fit(recipe: Recipe, config: TrainerConfig) -> int:
     processes = check_trainer(config, scores=("test",))
     if config.max_epochs == -1 and config.max_steps == -1:
         raise RecipeError("trainer.max_epochs: expected a number of epochs, or trainer.max_steps, got -1")
+    if recipe.data.source == "drawn_glyphs":
+        _check_drawn(recipe, config, processes)
     trained = {"": recipe.training}
     if recipe.teacher.train:
         trained["teacher."] = regime(recipe.regime, recipe.changes | recipe.teacher.changes)
@@ -129,6 +129,21 @@ def check_fit(recipe: Recipe, config: TrainerConfig) -> int:
                 f"got {own}"
             )
     return processes
+
+
+def _check_drawn(recipe: Recipe, config: TrainerConfig, processes: int) -> None:
+    """Refuse trainings for which no glyphs are drawn."""
+    if recipe.training.image_size != GLYPH:
+        raise RecipeError(
+            f"changes.image_size: expected {GLYPH}, the side of a drawn glyph, got {recipe.training.image_size}"
+        )
+    if config.max_steps < 1:
+        raise RecipeError(f"trainer.max_steps: expected how many batches are drawn, at least 1, got {config.max_steps}")
+    if processes * config.accumulate_grad_batches > 1:
+        raise RecipeError(
+            f"data.source: drawn_glyphs are drawn by one process, a batch an update, got {processes} processes times "
+            f"trainer.accumulate_grad_batches {config.accumulate_grad_batches}; take glyphs for more"
+        )
 
 
 def check_images(recipe: Recipe, processes: int, config: TrainerConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import cast
@@ -47,6 +48,32 @@ class Updates(IterableDataset[dict[str, Tensor]]):
             images = self.images[index].float() / 255
             images = augmented(images, draw) if self.augment else images
             yield {"images": images, "labels": self.labels[index], "index": index}
+
+
+class UpdateLoader(DataLoader[dict[str, Tensor]]):
+    """The updates in their order, which a training that goes on takes up where its checkpoint was written.
+
+    Args:
+        updates: The batches.
+    """
+
+    def __init__(self, updates: Updates) -> None:
+        super().__init__(updates, batch_size=None)
+        self._updates, self._done, self._skip = updates.updates, 0, 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        self._done, skip, self._skip = self._skip, self._skip, 0
+        for batch in itertools.islice(super().__iter__(), skip, None):  # what was drawn before moves the stream on
+            self._done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many updates are done."""
+        return {"batches": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind these; after the last one from the first."""
+        self._skip = state["batches"] if state["batches"] < self._updates else 0
 
 
 def augmented(images: Tensor, draw: torch.Generator) -> Tensor:
@@ -95,11 +122,11 @@ class GlyphData(lightning.LightningDataModule):
         self.rows, self.batch_size, self.updates, self.augment = rows, batch_size, updates, augment
         self.mix, self.draw_seed, self.test_rows = mix, seed, test_rows
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def train_dataloader(self) -> UpdateLoader:
         """All updates, as one epoch."""
         images, labels = _set(self.rows, TRAIN)
         updates = Updates(images, labels, self.batch_size, self.updates, self.augment, self.draw_seed)
-        return DataLoader(updates, batch_size=None)
+        return UpdateLoader(updates)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Validation glyphs."""

@@ -108,12 +108,12 @@ def _check_options(place: Path, options: Values, *, language: bool) -> None:
         raise RecipeError(f"student.options: {unloadable(Network(str(place), options), place, error)}") from error
 
 
-def check_masked(recipe: Recipe, name: str, loss: DistillLoss) -> None:
+def check_masked(recipe: Recipe, where: str, loss: DistillLoss) -> None:
     """Try a method's losses on made-up rows of all tasks, whose heads have other numbers of classes.
 
     Args:
         recipe: With a merge as data.
-        name: Of the method.
+        where: Its place in the recipe.
         loss: Its losses.
 
     Raises:
@@ -125,12 +125,12 @@ def check_masked(recipe: Recipe, name: str, loss: DistillLoss) -> None:
 
     if recipe.kind == "language":  # a token is the same in every task
         if recipe.apart:
-            raise RecipeError(f"methods.{name}: uld is for other tokens, but student and twin read the same; take kd")
+            raise RecipeError(f"{where}: uld is for other tokens, but student and twin read the same; take kd")
         return
     if not loss.needs <= {"logits"}:
         if recipe.kind == "images":
             raise RecipeError(
-                f"methods.{name}: its losses compare {', '.join(sorted(loss.needs - {'logits'}))}, but students of a "
+                f"{where}: its losses compare {', '.join(sorted(loss.needs - {'logits'}))}, but students of a "
                 "merge of images are taught by logits; give losses of these, such as kd"
             )
         return
@@ -142,8 +142,7 @@ def check_masked(recipe: Recipe, name: str, loss: DistillLoss) -> None:
         loss(Outputs(student), Outputs(teacher), torch.zeros(len(masked), dtype=torch.long))
     except (DistillError, ValueError) as error:
         raise RecipeError(
-            f"methods.{name}: its losses cannot compare tasks of {', '.join(map(str, widths))} classes in one batch: "
-            f"{error}"
+            f"{where}: its losses cannot compare tasks of {', '.join(map(str, widths))} classes in one batch: {error}"
         ) from error
 
 

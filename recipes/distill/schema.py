@@ -1,4 +1,4 @@
-"""What a distill recipe says: teacher, student, data, regime, methods, and the grid of the comparison."""
+"""What a distill recipe says: teacher, student, data, regime and methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distill.errors import DistillError
 from distill.form import Form
 from distill.regimes import Regime, method, regime
 from recipes.data.task_source import TaskSource
-from recipes.distill.grid_block import Grid
+from recipes.distill.compare_block import Compare
 from recipes.distill.merge_run import TWIN, merge_kind
 from recipes.fields import FieldError, check_name, check_positive, check_range, check_seed
 from recipes.front.signature import FedBlock, takes
@@ -117,8 +117,9 @@ class Data:
     """What is learned from.
 
     Attributes:
-        source: Images: folder, hub, digits, mnist, fashion_mnist, cifar100, glyphs; texts: task; language: files; merge
-            is the inputs of all tasks of a merge run, for one student with a head for every task.
+        source: Images: folder, hub, digits, mnist, fashion_mnist, cifar100, glyphs, or drawn_glyphs, which one process
+            augments batch by batch for trainings of trainer.max_steps updates; texts: task; language: files; merge is
+            the inputs of all tasks of a merge run, for one student with a head for every task.
         path: Folder, file or Hub name; for files a folder of text files, or python for the standard library; for merge
             the run folder.
         pattern: Which files of the folder.
@@ -133,7 +134,17 @@ class Data:
     """
 
     source: Literal[
-        "folder", "hub", "digits", "mnist", "fashion_mnist", "cifar100", "glyphs", "task", "files", "merge"
+        "folder",
+        "hub",
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "cifar100",
+        "glyphs",
+        "drawn_glyphs",
+        "task",
+        "files",
+        "merge",
     ] = "folder"
     path: str = ""
     pattern: str = "**/*.txt"
@@ -187,7 +198,7 @@ class Recipe(FedBlock):
         changes: Values of the regime that are different here.
         methods: Losses and their options by the name of the method; an empty entry takes what was published for the
             regime, as do the names ce, kd, dkd, dist and others.
-        grid: Compare methods over data sizes, regimes and seeds instead.
+        compare: Tune all methods alike and train them over seeds instead, for their gaps with intervals.
         trainer: Arguments of lightning.Trainer.
     """
 
@@ -200,10 +211,11 @@ class Recipe(FedBlock):
     regime: str = "A2"
     changes: Values = field(default_factory=dict)
     methods: dict[str, Terms] = field(default_factory=lambda: {"kd": {}})
-    grid: Grid | None = None
+    compare: Compare | None = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     if TYPE_CHECKING:  # what the recipe itself reads of the module's arguments
         samples: dict[str, dict[str, float]] | None = field(init=False)
+        rate_factors: dict[str, float] | None = field(init=False)
         prompt_tokens: int = field(init=False)
         sampling_temperature: float = field(init=False)
         channels_last: bool = field(init=False)
@@ -225,14 +237,11 @@ class Recipe(FedBlock):
             self._check_merge()
         elif not self.student.model:
             raise FieldError("student.model", "expected a model unless the data is a merge, got ''")
-        if self.teacher.views and (self.kind != "images" or self.grid is not None or not self.teacher.model):
+        if self.teacher.views and (self.kind != "images" or not self.teacher.model):
             raise FieldError("teacher.views", f"expected 0 without a teacher of images, got {self.teacher.views}")
         if self.data.task is not None and self.data.task.kind != "classification":
             raise FieldError("data.task.kind", f"expected classification, got {self.data.task.kind!r}")
         self._check_kept()
-        if self.grid is not None and (self.teacher.others or self.samples):
-            where = "teacher.others" if self.teacher.others else "samples"
-            raise FieldError(where, "expected none with a grid, whose one teacher answers about glyphs")
         if not self.methods:
             raise FieldError("methods", "expected at least one method, got none")
         for where, changes in (("changes", self.changes), ("teacher.changes", self.changes | self.teacher.changes)):
@@ -246,6 +255,8 @@ class Recipe(FedBlock):
                 self.terms(name)
             except DistillError as error:
                 raise FieldError(f"methods.{name}", str(error)) from error
+        if self.compare is not None:
+            self._check_compare(self.compare)
 
     def _check_merge(self) -> None:
         """Refuse what the merge decides, and what is not done with its data."""
@@ -262,7 +273,7 @@ class Recipe(FedBlock):
             "teacher.server": (self.teacher.server, "", none),
             "teacher.keep": (self.teacher.keep, Keep(), "what it says is kept whole"),
             "teacher.dtype": (self.teacher.dtype, "float32", "its router reads what it computes"),
-            "grid": (self.grid, None, "a grid has data of its own"),
+            "compare": (self.compare, None, "its students train one by one"),
             "samples": (self.samples or None, None, "the inputs are the merge's"),
             "lora_rank": (self.lora_rank, 0, "students are made whole"),
         }
@@ -274,6 +285,15 @@ class Recipe(FedBlock):
             if given != wanted:
                 told = "none" if wanted in (None, [], {}, "", Keep()) else str(wanted).lower()
                 raise FieldError(where, f"expected {told} with a merge as data, since {why}, got {given!r}")
+
+    def _check_compare(self, compare: Compare) -> None:
+        """Refuse what a comparison does not do: whatever is kept beside a training is that of one seed."""
+        compare.check(self.methods)
+        teacher = self.teacher
+        alone = {"teacher.views": teacher.views, "teacher.server": teacher.server, "samples": self.samples}
+        alone |= {"rate_factors": self.rate_factors, "teacher.keep": teacher.keep != Keep()}
+        if where := next((name for name, given in alone.items() if given), None):
+            raise FieldError(where, "expected none with compare, whose trainings have seeds and rates of their own")
 
     def _check_kept(self) -> None:
         """Refuse what no cache keeps, and a server that cannot be asked."""
@@ -319,6 +339,18 @@ class Recipe(FedBlock):
     def terms(self, name: str) -> Terms:
         """Losses of a method: its own, else the published ones."""
         return self.methods[name] or method(name, self.regime)
+
+    def candidates(self, name: str) -> dict[str, Terms]:
+        """All losses that are tried for a method, by where the recipe has them; one unless methods are compared."""
+        further = self.compare.candidates.get(name, []) if self.compare else []
+        return {f"methods.{name}": self.terms(name)} | {
+            f"compare.candidates.{name}.{index}": terms for index, terms in enumerate(further)
+        }
+
+    @property
+    def tried(self) -> dict[str, Terms]:
+        """All losses that are trained with, by where the recipe has them."""
+        return {where: terms for name in self.methods for where, terms in self.candidates(name).items()}
 
     @property
     def training(self) -> Regime:

@@ -1,22 +1,63 @@
-"""One training of a distill recipe under a regime, and the figures that its test gives."""
+"""One training of a distill recipe under a regime: its module, its trainer, and the figures that its test gives."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from recipes.distill.networks import network
+from recipes.distill.schema import Recipe, Terms
 from recipes.running.trainer import TrainerConfig, build_trainer
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule, Trainer
+    from torch import nn
 
+    from distill.data import ImageData
     from distill.module import DistillModule
     from distill.regimes import Regime
-    from recipes.distill.schema import Recipe
     from recipes.running.folder import RunFolder
 
-__all__ = ["figures", "fit", "limited"]
+__all__ = ["figures", "fit", "limited", "side_by_side"]
+
+
+def side_by_side(
+    recipe: Recipe,
+    teacher: nn.Module | None,
+    terms: Mapping[str, Terms],
+    data: LightningDataModule,
+    labels: list[str] | None,
+    **options: object,
+) -> DistillModule:
+    """A student for every entry of the terms, all from the same initial weights, with the teacher.
+
+    Args:
+        recipe: The recipe; its seed draws the weights.
+        teacher: The teacher.
+        terms: Losses by student.
+        data: Of the training.
+        labels: Names of the classes of texts.
+        options: Arguments of `DistillModule` in place of the recipe's.
+    """
+    import lightning
+
+    from distill.module import DistillModule
+
+    classes = len(labels) if labels else recipe.data.classes
+    students: dict[str, nn.Module | str] = {}
+    for name in terms:
+        lightning.seed_everything(recipe.seed, workers=True, verbose=False)
+        students[name] = network(recipe, recipe.student, classes, student=True)
+    negatives = any("crd" in chosen for chosen in terms.values())
+    given: dict[str, object] = {
+        "task": recipe.kind,
+        "classes": classes,
+        "teacher_dtype": recipe.teacher.dtype,
+        "item_labels": cast("ImageData", data).item_labels() if negatives else None,
+        "labels": labels,
+    }
+    return DistillModule(students, teacher, dict(terms), **(given | recipe.arguments() | options))  # type: ignore[arg-type]
 
 
 def fit(
@@ -34,7 +75,7 @@ def limited(config: TrainerConfig, training: Regime) -> TrainerConfig:
     return replace(config, max_epochs=limit)
 
 
-def figures(tested: Mapping[str, float], name: str, students: int) -> dict[str, float]:
-    """What a test logged of one of several students, by the figure's own name."""
-    stage = f"test/{name}/" if students > 1 else "test/"
-    return {key.removeprefix(stage): value for key, value in tested.items() if key.startswith(stage)}
+def figures(found: Mapping[str, float], name: str, students: int, split: str = "test") -> dict[str, float]:
+    """What a test or validation logged of one of several students, by the figure's own name."""
+    stage = f"{split}/{name}/" if students > 1 else f"{split}/"
+    return {key.removeprefix(stage): value for key, value in found.items() if key.startswith(stage)}

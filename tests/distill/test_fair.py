@@ -47,17 +47,25 @@ def test_a_student_ends_where_it_would_have_ended_alone(tmp_path, optimizer):
     changes = CHANGES | {"optimizer": optimizer, "learning_rate": 0.01}
     terms = {"a": KD, "b": STRONG, "c": {"hard": {}}}
 
-    def fit(names):
+    def fit(names, rate=0.01, factors=None):
         lightning.seed_everything(5, verbose=False)
         students = {name: Dropping() for name in names}
-        made = DistillModule(students, linear(2, 20), {n: terms[n] for n in names}, changes=changes, classes=CLASSES)
+        own, given = {n: terms[n] for n in names}, changes | {"learning_rate": rate}
+        made = DistillModule(students, linear(2, 20), own, changes=given, rate_factors=factors, classes=CLASSES)
         trainer(tmp_path).fit(made, datamodule=Data())
         return ends(made)
 
-    together = fit("abc")
+    together = fit("abc", factors={"b": 3.0})
     for name in terms:
-        for alone, beside in zip(fit(name)[name], together[name], strict=True):
+        for alone, beside in zip(fit(name, 0.03 if name == "b" else 0.01)[name], together[name], strict=True):
             assert torch.equal(alone, beside)
+
+
+def test_a_factor_of_no_student_is_refused():
+    with pytest.raises(DistillError, match=r"rate_factors names 'd', but the students are a; name these"):
+        DistillModule({"a": linear(1)}, None, {"a": {"hard": {}}}, rate_factors={"d": 2.0}, classes=CLASSES)
+    with pytest.raises(DistillError, match=r"rate_factors.*a"):
+        DistillModule({"a": linear(1)}, None, {"a": {"hard": {}}}, rate_factors={"a": 0.0}, classes=CLASSES)
 
 
 def test_a_stream_is_named_and_leaves_no_trace():

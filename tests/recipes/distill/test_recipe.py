@@ -1,4 +1,4 @@
-"""Distillation through the real command: pictures, texts, language, the grid, the stronger recipes, every refusal."""
+"""Distillation through the real command: pictures, texts, language, the stronger recipes, every refusal."""
 
 import json
 from pathlib import Path
@@ -217,27 +217,6 @@ def test_the_previous_protocol_takes_two_steps(world):
     done = world.run(recipe, "cifar")
     assert done.code == 0, done.err
     assert set(rows(world, "cifar")) == {"teacher", "ce", "kd", "dkd", "dist"}
-
-
-def test_the_grid_goes_on_cell_by_cell(world):
-    recipe = shipped("distill_grid_tiny.yaml")
-    recipe["grid"]["sizes"] = [64]
-    assert world.run(recipe, "grid").code == 0
-    whole = json.loads((world.folder / "grid/result.json").read_text())
-    cells = sorted((world.folder / "grid/cells").glob("*.json"))  # each with its digest beside it
-    assert len(cells) == 3 * (1 + 2)
-    (world.folder / "grid/result.json").unlink()
-    (world.folder / "grid/cells/weak-64-1.json").unlink()
-    kept = {cell: cell.stat().st_mtime_ns for cell in cells if cell.exists()}
-    done = world.run(recipe, "grid", "--resume")
-    assert done.code == 0, done.err
-    assert all(cell.stat().st_mtime_ns == when for cell, when in kept.items())
-    assert json.loads((world.folder / "grid/result.json").read_text()) == whole
-    for row in whole["gaps"]:
-        scores = [c for c in whole["cells"] if (c["recipe"], c["size"]) == (row["recipe"], row["size"])]
-        gaps = [100 * (c[c["rival"]] - c["kd"]) for c in scores]
-        assert row["value"] == pytest.approx(np.mean(gaps))
-        assert row["low"] <= row["value"] <= row["high"]
 
 
 @pytest.mark.parametrize(

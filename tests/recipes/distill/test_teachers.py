@@ -92,16 +92,6 @@ def test_hints_by_module_and_several_teachers_of_images(world):
     assert "methods.h: SmallCNN has no module 'nowhere'" in refused.err
 
 
-def test_a_grid_has_one_teacher(world):
-    for key, more in (
-        ("teacher.others", {"teacher": {"others": [{"model": "small_cnn_4"}]}}),
-        ("samples", {"samples": {"kd": {"own": 0.5}}}),
-    ):
-        refused = world.run(shipped("distill_grid_tiny.yaml", **more), "x", "--check")
-        assert refused.code == 2
-        assert f"{key}: expected none with a grid" in refused.err
-
-
 def test_the_report_tells_what_networks_cost_and_confuse(world):
     if not (world.folder / "both").exists():
         pytest.skip("the test before did not run")

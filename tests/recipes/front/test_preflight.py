@@ -78,7 +78,7 @@ REFUSED = [
         "methods.review: review needs student_channels",
     ),
     ("distill_lm_tiny.yaml", "methods={dist: {}}", "methods.dist: in chunks a language model learns from hard and one"),
-    ("distill_grid_tiny.yaml", "grid.tuning_seed=-1", "grid.tuning_seed: expected a number >= 0"),
+    ("distill_grid_tiny.yaml", "compare.tuning_seed=-1", "compare.tuning_seed: expected a number >= 0"),
     ("explain_tiny.yaml", "label=wage", "data: no column is called 'wage'; kind gss has year"),
     (
         "explain_tiny.yaml",

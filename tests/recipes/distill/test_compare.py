@@ -1,0 +1,151 @@
+"""Methods compared: what the tuning chose, gaps over seeds, what is trained again, and every refusal."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from scipy import stats
+
+from distill import DistillError
+from distill.networks import image_model
+from distill.small import small_model
+from recipes.distill.glyph_module import UpdateLoader, Updates
+from tests.recipes import tiny
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*right on .* of the (validation|test) rows.*"
+)  # tiny teachers are weak
+
+
+RECIPE = yaml.safe_load((Path(tiny.ROOT) / "recipes/distill/distill_grid_tiny.yaml").read_text(encoding="utf-8"))
+
+
+RECIPE["trainer"]["max_steps"], RECIPE["data"]["test_rows"] = 30, 400
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    world = tiny.World(tmp_path_factory.mktemp("compare"))
+    done = world.run(RECIPE, "out")
+    assert done.code == 0, done.err
+    return world, done
+
+
+def test_every_candidate_is_tried_at_every_rate_and_the_best_on_validation_is_kept(compared):
+    world, done = compared
+    result = json.loads((world.folder / "out/result.json").read_text())
+    assert len(result["tuning"]) == 4 * 2 * 2  # methods, the published loss and another, rates
+    for name, choice in result["chosen"].items():
+        own = {(row["candidate"], row["rate"]): row["validation"] for row in result["tuning"] if row["method"] == name}
+        assert len(own) == 4
+        assert choice["validation"] == max(own.values())
+    assert result["condition"] in done.out
+    best = {name: result["chosen"][name]["validation"] for name in ("dkd", "dist")}
+    assert best[result["rival"]] == max(best.values())
+
+
+def test_gaps_are_paired_by_seed_with_a_student_interval(compared):
+    world, _ = compared
+    result = json.loads((world.folder / "out/result.json").read_text())
+    assert [cell["seed"] for cell in result["cells"]] == [0, 1]
+    for name, gap in result["gaps"].items():
+        each = [100 * (cell["accuracy"][name] - cell["accuracy"]["kd"]) for cell in result["cells"]]
+        mean = sum(each) / 2
+        low, high = stats.t.interval(0.95, 1, mean, stats.sem(each)) if each[0] != each[1] else (mean, mean)
+        assert gap == pytest.approx({"value": mean, "low": low, "high": high})
+    assert result["gap"] == result["gaps"][result["rival"]]
+
+
+def test_a_comparison_goes_on_where_it_stopped(compared):
+    world, _ = compared
+    out = world.folder / "out"
+    whole = json.loads((out / "result.json").read_text())
+    kept = {file: file.stat().st_mtime_ns for file in (out / "cells").glob("*.json") if file.stem != "seed1"}
+    (out / "result.json").unlink()
+    (out / "cells/seed1.json").unlink()
+    longer = world.run(RECIPE, "out", "trainer.max_steps=40", "--resume")
+    assert longer.code == 2
+    assert "teacher was trained with trainer.max_steps 30" in longer.err
+    done = world.run(RECIPE, "out", "--resume")
+    assert done.code == 0, done.err
+    assert "train tuning" not in done.out + done.err
+    assert all(file.stat().st_mtime_ns == when for file, when in kept.items())
+    assert json.loads((out / "result.json").read_text()) == whole
+
+
+def test_a_student_ends_where_it_does_alone(compared):
+    """A method of the comparison is a plain run of its loss, seed and learning rate."""
+    world, _ = compared
+    cell = json.loads((world.folder / "out/cells/seed1.json").read_text())
+    chosen = json.loads((world.folder / "out/cells/tuning.json").read_text())["chosen"]
+    weights = world.folder / "out/teacher/network.safetensors"
+    for name, choice in chosen.items():
+        done = world.run(
+            RECIPE,
+            name,
+            "compare=null",
+            "seed=1",
+            "teacher.train=false",
+            f"teacher.options={{in_chans: 1, checkpoint_path: {weights}}}",
+            f"methods={json.dumps({name: choice['terms']})}",
+            f"changes.learning_rate={0.005 * choice['rate']}",
+        )
+        assert done.code == 0, done.err
+        alone = json.loads((world.folder / name / "result.json").read_text())["rows"]
+        assert alone[name]["accuracy"] == cell["accuracy"][name]
+        assert alone["teacher"]["accuracy"] == pytest.approx(cell["teacher"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("compare.rates=[1.0, 1.0]", "compare.rates: expected different positive numbers, got [1.0, 1.0]"),
+        ("compare.rates=[0.0]", "compare.rates: expected different positive numbers, got [0.0]"),
+        ("compare.seeds=[]", "compare.seeds: expected at least one, got none"),
+        ("compare.seeds=[0, 1000]", "compare.seeds: "),
+        ("compare.candidates.kd=[]", "expected as many for each of ce, kd, dkd, dist, got {'ce': 1, 'kd': 0,"),
+        ("compare.candidates.rkd=[{rkd: {}}]", "expected as many for each of ce, kd, dkd, dist"),
+        ("compare.candidates.kd=[{kd: {heat: 1.0}}]", "compare.candidates.kd.0: "),
+        ("compare.baseline=kl", "compare.baseline: expected one of several methods (ce, kd, dkd, dist), got 'kl'"),
+        ("rate_factors={kd: 2.0}", "rate_factors: expected none with compare"),
+        ("trainer.max_steps=-1", "trainer.max_steps: expected how many batches are drawn, at least 1, got -1"),
+        ("changes.image_size=32", "changes.image_size: expected 16, the side of a drawn glyph, got 32"),
+        ("trainer.accumulate_grad_batches=2", "data.source: drawn_glyphs are drawn by one process"),
+    ],
+)
+def test_what_is_no_fair_comparison_is_refused(front, change, sentence):
+    refused = front("distill_grid_tiny.yaml", "--check", change)
+    assert refused.code == 2
+    assert sentence in refused.err
+
+
+def test_drawn_batches_go_on_behind_those_that_are_done():
+    images, labels = torch.arange(64, dtype=torch.uint8).view(8, 1, 2, 4).repeat(1, 1, 8, 4), torch.arange(8)
+
+    def loader():
+        return UpdateLoader(Updates(images, labels, 4, updates=5, augment=True, seed=3))
+
+    whole = list(loader())
+    first, later = loader(), loader()
+    for _, _ in zip(range(2), first, strict=False):
+        pass
+    later.load_state_dict(first.state_dict())
+    for left, right in zip(whole[2:], later, strict=True):
+        assert torch.equal(left["images"], right["images"])
+    assert later.state_dict() == {"batches": 5}
+
+
+def test_a_small_network_begins_with_the_weights_it_is_given_or_says_why_not(tmp_path):
+    saved = small_model("small_cnn_4", 10, in_chans=1)
+    save_file(saved.state_dict(), tmp_path / "good.safetensors")
+    save_file({"other": torch.zeros(2)}, tmp_path / "bad.safetensors")
+    read = image_model("small_cnn_4", 10, in_chans=1, checkpoint_path=str(tmp_path / "good.safetensors"))
+    assert all(torch.equal(a, b) for a, b in zip(saved.state_dict().values(), read.state_dict().values(), strict=True))
+    for name in ("bad", "absent"):
+        with pytest.raises(DistillError, match=rf"checkpoint_path .*{name}\.safetensors does not fit small_cnn_4"):
+            image_model("small_cnn_4", 10, in_chans=1, checkpoint_path=str(tmp_path / f"{name}.safetensors"))
+    with pytest.raises(DistillError, match="small_cnn_4 ships no weights, so pretrained cannot be true"):
+        image_model("small_cnn_4", 10, in_chans=1, pretrained=True)
