@@ -1,12 +1,14 @@
-"""SmolLM2-135M into its own first two layers: forward and reverse KL, JSD on and off policy, sequences, labels alone.
+"""SmolLM2-135M into itself with a fifth of its layers taken out: KL both ways, JSD, own samples, sequences, labels.
 
-The text is Python's standard library, which every machine has. Cut off after two layers SmolLM2 says nothing of sense,
-and own samples of nonsense teach nothing: so one student is first brought to speech by forward KL, as GKD begins with a
-fine-tuned one, and all methods go on from it with as many updates. One run of the recipe a seed trains all students
-side by side on one teacher pass, as a user would (`python -m recipes.run`); it is a cell, kept under
+The text is Python's standard library, which every machine has. Six of thirty layers, evenly spaced, are taken out. What
+is left is first brought back to speech by forward KL, as GKD begins with a fine-tuned student, since own samples of
+nonsense teach nothing; all methods go on from there with as many updates. One run of the recipe a seed trains all
+students side by side on one teacher pass, as a user would (`python -m recipes.run`); it is a cell, kept under
 ``runs/benchmarks``, and one that was stopped goes on from its checkpoint. ``perplexity_<method>`` is that of test
-blocks. ``choice_<method>`` is the task: of four texts, which one goes on from a given beginning, by the student's
-log-probability; a guess is right in a quarter. ``on_policy_over_plain_loop`` is the time of the module's update on own
+blocks, which begin anywhere in a file. ``choice_<method>`` is the task: of four texts, which one goes on from a given
+beginning, by the student's log-probability; a guess is right in a quarter. The comparison can tell where the beginning
+has recovered much of what was cut off (``perplexity_cut`` and ``perplexity_start``) and is still worse than the
+teacher; both are printed before it starts. ``on_policy_over_plain_loop`` is the time of the module's update on own
 samples over that of the same loop by hand, which generates by transformers, computes whole logits and differentiates
 them; ``peak_memory_gb`` is the resident memory of a process that makes such updates, and ``peak_over_plain_loop`` that
 over the loop's. An hour of one free core.
@@ -29,16 +31,17 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.cells import kept_in
 from benchmarks.common import Figure, interval, median_ratio, write_results
 from distill import DistillModule, TokenData
 from recipes.data.smollm2 import smollm2
+from recipes.distill.shorter import shorter, spread
 from recipes.running.quiet import hush_libraries, silent_trainer
 
-SEEDS, LAYERS, LENGTH, PROMPT, BATCH, BLOCKS, TEST = 3, 2, 48, 24, 4, 120, 32
-START, START_SEED, RATES = 600, 1000, (1.0e-3, 2.0e-4)  # blocks and seed of the beginning; learning rates
+SEEDS, LAYERS, LENGTH, PROMPT, BATCH, BLOCKS, TEST = 3, 24, 48, 24, 4, 160, 64
+START, START_SEED, RATES = 400, 1000, (3.0e-4, 1.0e-4)  # blocks and seed of the beginning; learning rates
 ROUNDS, STEPS = 7, 2
 METHODS = {
     "ce": {"hard": {}},
@@ -62,7 +65,9 @@ def main() -> None:
     torch.set_num_threads(1)
     hush_libraries()
     with kept_in(given.folder) as (folder, cells):
-        start = cells.of("start", lambda: {"perplexity": begun(folder, min(START, 5 * given.blocks))})
+        start = cells.of("start", lambda: begun(folder, min(START, 5 * given.blocks)))
+        if not start["teacher"] < start["start"] < start["cut"] / 2:
+            raise SystemExit(f"the comparison cannot tell: perplexities of cut, start and teacher are {start}")
         scores = [
             cells.of(f"seed{seed}", lambda s=seed: trained(folder, s, given.blocks)) for seed in range(given.seeds)
         ]
@@ -75,8 +80,7 @@ def main() -> None:
     for name in METHODS:
         for figure in ("perplexity", "choice"):
             figures[f"{figure}_{name}"] = interval([row[name][figure] for row in scores])
-    figures["perplexity_start"] = start["perplexity"]
-    figures["perplexity_teacher"] = scores[0]["teacher"]["perplexity"]
+    figures |= {f"perplexity_{name}": value for name, value in start.items()}
     figures["choice_teacher"] = scores[0]["teacher"]["choice"]
     rows = [{"seed": i, "method": name, **found} for i, row in enumerate(scores) for name, found in row.items()]
     for name, value in figures.items():
@@ -85,11 +89,17 @@ def main() -> None:
         print(write_results("distill_lm", figures, {"students": rows, "updates": [dict(speed)]}, seeds=SEEDS))
 
 
-def begun(folder: Path, blocks: int) -> float:
-    """Make the student that all methods begin with; its perplexity."""
+def begun(folder: Path, blocks: int) -> dict[str, float]:
+    """Make the student that all methods begin with; perplexities of it, of what it was cut to, and of the teacher."""
+    cut = folder / "cut"
+    if not (cut / "tokenizer_config.json").exists():
+        student().save_pretrained(cut)
+        AutoTokenizer.from_pretrained(smollm2()).save_pretrained(cut)
     made = recipe(START_SEED, blocks, {"kd": {"kd": {}}}, RATES[0])
-    made["student"] = {"model": "shipped:smollm2", "options": {"num_hidden_layers": LAYERS, "dtype": "float32"}}
-    return float(np.exp(finished(folder / "start", made)["kd"]["loss"]))
+    made["student"] = {"model": str(cut.resolve()), "options": {"dtype": "float32"}}
+    finished(folder / "start", made)
+    places = {"cut": cut, "start": folder / "start/students/kd/model", "teacher": smollm2()}
+    return {name: perplexity(model_of(place), test_blocks()) for name, place in places.items()}
 
 
 def recipe(seed: int, blocks: int, methods: dict[str, Any], rate: float) -> dict[str, Any]:
@@ -130,17 +140,28 @@ def trained(folder: Path, seed: int, blocks: int) -> dict[str, Any]:
     made["student"] = {"model": str((folder / "start/students/kd/model").resolve()), "options": {"dtype": "float32"}}
     found = finished(place, made)
     models = {name: place / "students" / name / "model" for name in METHODS} | {"teacher": smollm2()}
-    data = TokenData(python_files(), str(smollm2()), length=LENGTH, batch_size=BATCH, evaluation_blocks=TEST)
-    data.setup()
-    tokens = data.splits["test"].tokens
     return {
         name: {
             "perplexity": float(np.exp(found[name]["loss"])),
             "accuracy": found[name]["accuracy"],
-            "choice": chosen(model_of(model), tokens),
+            "choice": chosen(model_of(model), test_blocks()),
         }
         for name, model in models.items()
     }
+
+
+def test_blocks() -> Tensor:
+    """The blocks that the recipe tests on, shape (TEST, LENGTH)."""
+    data = TokenData(python_files(), str(smollm2()), length=LENGTH, batch_size=BATCH, evaluation_blocks=TEST)
+    data.setup()
+    return data.splits["test"].tokens
+
+
+@torch.no_grad()
+def perplexity(model: Any, tokens: Tensor) -> float:
+    """Of the next tokens of all blocks."""
+    logs = torch.cat([model(input_ids=part).logits[:, :-1].log_softmax(-1) for part in tokens.split(BATCH)])
+    return float(logs.gather(-1, tokens[:, 1:, None]).mean().neg().exp())
 
 
 def finished(place: Path, made: dict[str, Any]) -> dict[str, Any]:
@@ -199,8 +220,14 @@ def texts(turn: int) -> list[Tensor]:
 
 
 def student() -> Any:
-    """The student at its start, which never ends a text, so that both sides say as much."""
-    made = model_of(smollm2(), num_hidden_layers=LAYERS)
+    """The teacher without some of its layers."""
+    teacher = model_of(smollm2())
+    return shorter(teacher, spread(teacher.config.num_hidden_layers, LAYERS))
+
+
+def endless() -> Any:
+    """The student that never ends a text, so that both sides say as much."""
+    made = student()
     made.config.eos_token_id = made.generation_config.eos_token_id = None
     return made
 
@@ -219,7 +246,7 @@ class Watch(lightning.Callback):
 def ours() -> Callable[[int], float]:
     """Updates by `DistillModule` under a Trainer."""
     module = DistillModule(
-        student(),
+        endless(),
         model_of(smollm2()),
         {"jsd": {"beta": 0.5}},
         task="language",
@@ -240,7 +267,7 @@ def ours() -> Callable[[int], float]:
 
 def plain() -> Callable[[int], float]:
     """Updates as one would write them by hand."""
-    speaker, teacher = student(), model_of(smollm2())
+    speaker, teacher = endless(), model_of(smollm2())
     optimizer = torch.optim.AdamW(speaker.parameters(), 1e-4, weight_decay=0.02)
     new, mask = LENGTH - PROMPT, torch.ones(BATCH, PROMPT, dtype=torch.long)
 
