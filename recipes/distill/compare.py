@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from recipes.running.folder import RunFolder
 
-__all__ = ["check_compare", "run_compare"]
+__all__ = ["check_compare", "interval", "run_compare"]
 
 LEAD = 5.0  # points by which the teacher is to be ahead of labels alone
 

@@ -143,6 +143,12 @@ def _check_network(recipe: Recipe, role: str, network: Network) -> str:
         if network.model == "shipped:smollm2":
             return f"{role} shipped:smollm2: {smollm2.describe()}"
         return f"{role}: {check_model(network.model)}"
+    weights = network.options.get("checkpoint_path")
+    if weights and not Path(str(weights)).expanduser().is_file():
+        raise RecipeError(
+            f"{role}.options.checkpoint_path: {weights} does not exist; give the file of the weights, such as "
+            "students/ce/network.safetensors of a finished run"
+        )
     model, size = image_network(recipe, role, network)
     count = sum(parameter.numel() for parameter in model.parameters())
     return f"{role} {network.model}: {count / 1e6:.2f} M parameters, {size} px, {recipe.data.classes} classes"

@@ -111,6 +111,10 @@ def test_a_student_ends_where_it_does_alone(compared):
         ("compare.candidates.kd=[{kd: {heat: 1.0}}]", "compare.candidates.kd.0: "),
         ("compare.baseline=kl", "compare.baseline: expected one of several methods (ce, kd, dkd, dist), got 'kl'"),
         ("rate_factors={kd: 2.0}", "rate_factors: expected none with compare"),
+        (
+            "teacher.options={in_chans: 1, checkpoint_path: a.safetensors}",
+            "teacher.options.checkpoint_path: a.safetensors does not exist; give the file of the weights",
+        ),
         ("trainer.max_steps=-1", "trainer.max_steps: expected how many batches are drawn, at least 1, got -1"),
         ("changes.image_size=32", "changes.image_size: expected 16, the side of a drawn glyph, got 32"),
         ("trainer.accumulate_grad_batches=2", "data.source: drawn_glyphs are drawn by one process"),
