@@ -40,7 +40,7 @@ from recipes.data.smollm2 import smollm2
 from recipes.distill.shorter import shorter, spread
 from recipes.running.quiet import hush_libraries, silent_trainer
 
-SEEDS, LAYERS, LENGTH, PROMPT, BATCH, BLOCKS, TEST = 3, 24, 48, 24, 4, 160, 64
+SEEDS, LAYERS, LENGTH, PROMPT, BATCH, BLOCKS, TEST = 3, 24, 48, 24, 4, 96, 64
 START, START_SEED, RATES = 400, 1000, (3.0e-4, 1.0e-4)  # blocks and seed of the beginning; learning rates
 ROUNDS, STEPS = 7, 2
 METHODS = {

@@ -41,6 +41,8 @@ def network(recipe: Recipe, config: Network, classes: int, *, student: bool) -> 
     from distill.models import build
 
     options = dict(config.options)
+    if weights := options.get("checkpoint_path"):
+        options["checkpoint_path"] = str(Path(weights).expanduser())
     name = config.model
     training = recipe.training
     if recipe.kind == "images" and student:
