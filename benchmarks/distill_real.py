@@ -101,7 +101,7 @@ def main(words: list[str]) -> None:
         run(_file(f"{kind}-teacher", teacher | {"trainer": trainer}), OUT / f"{kind}-teacher")
         sweep = [word for key, values in swept.items() for word in ("--sweep", f"{key}={values}")]
         whole = recipe | {"log_gradients_every": 0, "trainer": {**TRAINER, "max_steps": 300}}
-        run(_file(kind, whole), OUT / kind, *sweep, "--show", "gap", "accuracy")
+        run(_file(kind, whole), OUT / kind, *sweep, "--show", "gap", "--show", "accuracy")
         rows = places(OUT / kind, rows_key)
         tables[kind] = table(rows)
         best = max(row["result"]["accuracy"]["ce"]["value"] for row in rows)

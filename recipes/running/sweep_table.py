@@ -19,6 +19,8 @@ from recipes.running.intervals import half_interval
 if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
 
+MOST_LINES = 12  # that a figure has room for
+
 Settings = Mapping[str, str]
 Line = dict[str, Any]
 Done = tuple[Settings, int, dict[str, float], Path]  # settings, seed, every number, folder
@@ -72,13 +74,18 @@ def finish(
         return
     found = list(dict.fromkeys(name for _, _, values, _ in done for name in values))
     _write_runs(folder.path / "runs.csv", done)
+    told_with = [name.removesuffix(".value") for name in found if name.endswith(".value")]
+    own = [name for name in told_with if {f"{name}.low", f"{name}.high"} <= set(found)]
+    for name in own:  # a number with an interval of its own is one number
+        found[found.index(f"{name}.value")] = name
+        found = [other for other in found if other not in (f"{name}.low", f"{name}.high")]
     groups = {key: [name for name in found if name == key or name.startswith(f"{key}.")] for key in asked}
     for key, names in groups.items():
         if not names:
             raise RecipeError(f"--show {key}: no result has this number; {did_you_mean(key, found)}")
     groups = groups or {name: [name] for name in [name for name in found if "." not in name] or found}
     shown = list(dict.fromkeys(name for names in groups.values() for name in names))
-    rows = list(_rows(done, shown))
+    rows = list(_rows(done, shown, own))
     for key, names in groups.items():
         _draw(folder, key, names, rows)
     runs = [
@@ -91,15 +98,19 @@ def finish(
         folder.say(line)
 
 
-def _rows(done: Sequence[Done], shown: Sequence[str]) -> Iterator[Line]:
+def _rows(done: Sequence[Done], shown: Sequence[str], own: Sequence[str]) -> Iterator[Line]:
+    """A line a combination; a number that a run tells with an interval keeps that where there is one run."""
     combinations: dict[tuple[tuple[str, str], ...], list[dict[str, float]]] = {}
     for settings, _, values, _ in done:
         combinations.setdefault(tuple(settings.items()), []).append(values)
     for chosen, runs in combinations.items():
         row: Line = {**dict(chosen), "runs": len(runs)}
         for name in shown:
-            known = [values[name] for values in runs if name in values and math.isfinite(values[name])]
-            row[name] = interval(known) if known else {}
+            key = f"{name}.value" if name in own else name
+            known = [values for values in runs if key in values and math.isfinite(values[key])]
+            row[name] = interval([values[key] for values in known]) if known else {}
+            if name in own and len(known) == 1:
+                row[name] |= {end: known[0][f"{name}.{end}"] for end in ("low", "high")}
         yield row
 
 
@@ -135,34 +146,39 @@ def _write_runs(path: Path, done: Sequence[Done]) -> None:
 
 
 def _draw(folder: RunFolder, key: str, names: Sequence[str], rows: Sequence[Line]) -> None:
-    """Numbers over the one key that is varied, where its values are numbers; a line each."""
+    """Numbers over the last key that is varied, where its values are numbers; a line for each, and for other keys."""
     varied = [name for name, value in rows[0].items() if isinstance(value, str)]
-    if len(varied) != 1 or len(rows) < 2:
-        return
+    lines: dict[str, list[tuple[float, Mapping[str, float]]]] = {}
     try:
-        rows = sorted(rows, key=lambda row: float(row[varied[0]]))
-    except ValueError:
+        for row in rows:
+            others = [f"{name} {row[name]}" for name in varied[:-1]]
+            for name in names:
+                parts = [name.removeprefix(f"{key}.")] * (len(names) > 1) + others
+                if row[name]:
+                    lines.setdefault(", ".join(parts) or key, []).append((float(row[varied[-1]]), row[name]))
+    except (ValueError, IndexError):
+        return
+    places = {place for line in lines.values() for place, _ in line}
+    if len(places) < 2 or len(lines) > MOST_LINES:
         return
     from matplotlib.figure import Figure
 
     figure, table = Figure(figsize=(6, 3.6)), []
     axes = figure.add_subplot()
-    places = [float(row[varied[0]]) for row in rows]
-    for name in names:
-        known = [(place, row[name]) for place, row in zip(places, rows, strict=True) if row[name]]
+    for label, line in lines.items():
+        known = sorted(line, key=lambda point: point[0])
         means = [found["mean"] for _, found in known]
         spans = [[abs(found["mean"] - found.get(end, found["mean"])) for _, found in known] for end in ("low", "high")]
-        label = name.removeprefix(f"{key}.")
         axes.errorbar([place for place, _ in known], means, yerr=spans, marker="o", capsize=3, label=label)
-        named = [label] if len(names) > 1 else []
+        named = [label] if len(lines) > 1 else []
         table += [[place, *named, found["mean"], found.get("low"), found.get("high")] for place, found in known]
     if min(places) > 0 and max(places) / min(places) >= 10:
         axes.set_xscale("log")
-    axes.set(xlabel=varied[0], ylabel=key)
-    columns = [varied[0], "mean", "low", "high"]
-    if len(names) > 1:
+    axes.set(xlabel=varied[-1], ylabel=key)
+    columns = [varied[-1], "mean", "low", "high"]
+    if len(lines) > 1:
         axes.legend(fontsize=8)
-        columns.insert(1, "number")
+        columns.insert(1, "line")
     file = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in key)
     told = "Means over seeds; the bars are 95 % Student intervals."
-    folder.figure(file, figure, table, columns, title=f"{key} over {varied[0]}", told=told)
+    folder.figure(file, figure, table, columns, title=f"{key} over {varied[-1]}", told=told)

@@ -51,7 +51,7 @@ def test_a_sweep_over_the_simulator_draws_a_line_a_method(front, tmp_path):
     done = front("hpo_dims_tiny.yaml", *words, "methods={hpo: {}, without: {cross: 'off'}}")
     assert done.code == 0, done.err
     drawn = (tmp_path / "s/figures/gaps.csv").read_text().splitlines()
-    assert drawn[0] == "simulator.init_args.dimension,number,mean,low,high"
+    assert drawn[0] == "simulator.init_args.dimension,line,mean,low,high"
     assert [line.split(",")[:2] for line in drawn[1:]] == [[n, m] for m in ("hpo", "without") for n in ("2.0", "3.0")]
     rows = json.loads((tmp_path / "s/result.json").read_text())["rows"]
     for row in rows:

@@ -13,8 +13,10 @@ import pytest
 from scipy import stats
 
 from recipes.errors import RecipeError
+from recipes.running.folder import RunFolder
 from recipes.running.lock import refuse_live
 from recipes.running.sweep import Cell, Sweep, seeds_of, values_of
+from recipes.running.sweep_table import finish
 from tests.recipes.conftest import ROOT
 
 TOY = "recipe: toy\n"
@@ -43,6 +45,29 @@ def test_every_value_runs_under_every_seed(swept, tmp_path):
     drawn = (folder / "figures/value.csv").read_text().splitlines()
     assert drawn[0] == "method.rank,mean,low,high"
     assert [line[:8] for line in drawn[1:]] == ["2.0,2.5,", "4.0,4.5,"]
+
+
+def test_a_number_with_an_interval_of_its_own_keeps_it_and_two_keys_make_lines(tmp_path):
+    cells, gap = [], {("1", "10"): 1.0, ("1", "100"): 2.0, ("2", "10"): 3.0, ("2", "100"): 4.0}
+    for (rows, steps), value in gap.items():
+        for seed in (0, 1) if rows == "2" else (0,):
+            place = tmp_path / f"{rows}-{steps}-{seed}"
+            place.mkdir()
+            own = {"value": value + seed, "low": value - 0.5, "high": value + 0.5}
+            (place / "result.json").write_text(json.dumps({"gap": own, "value": 7.0}))
+            cells.append(({"rows": rows, "steps": steps}, seed, place))
+    folder = RunFolder(tmp_path, "sweep", quiet=True)
+    (tmp_path / "recipe.yaml").write_text("recipe: toy\n")
+    finish(folder, cells, [])
+    made = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert made[0]["gap"] == {"mean": 1.0, "low": 0.5, "high": 1.5}
+    low, high = stats.t.interval(0.95, 1, loc=3.5, scale=stats.sem([3.0, 4.0]))
+    assert made[2]["gap"] == pytest.approx({"mean": 3.5, "low": low, "high": high})
+    assert set(made[0]) == {"rows", "steps", "runs", "gap", "value"}
+    drawn = list(csv.DictReader(io.StringIO((tmp_path / "figures/gap.csv").read_text())))
+    assert [(row["line"], row["steps"], row["mean"]) for row in drawn] == [
+        *(("rows 1", "10.0", "1.0"), ("rows 1", "100.0", "2.0"), ("rows 2", "10.0", "3.5"), ("rows 2", "100.0", "4.5"))
+    ]
 
 
 def test_several_keys_make_every_combination():
