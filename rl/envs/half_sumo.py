@@ -106,6 +106,12 @@ def half_blue(observation: Tensor, mask: Tensor | None, generator: torch.Generat
     return _noisy(torch.where((observation[..., TIRED] > 0.5)[..., None], WEAK * charge, charge), 0.15, generator)
 
 
+def contrary_blue(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Hardly moves until it is tired, and charges from then on: what no data of tired matches allow."""
+    charge = _charge(observation)
+    return _noisy(torch.where((observation[..., TIRED] > 0.5)[..., None], charge, WEAK * charge), 0.15, generator)
+
+
 def fighting_red(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
     """Fights where it is."""
     return _noisy(_charge(observation), 0.1, generator)

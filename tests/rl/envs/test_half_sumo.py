@@ -1,11 +1,12 @@
 """Wrestling with a weak and a strong half: where matches start, what is seen, what the scripts do there."""
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("mujoco")
 
-from benchmarks.csp_halfsumo import LADDER, breaches
+from benchmarks.csp_halfsumo import LADDER, breaches, twin
 from rl.csp.worst_case import Value
 from rl.envs import HalfSumo, check_game
 from rl.envs.half_sumo import LINE, OWN_X, TIRED, WEAK, careful_red, fighting_red, half_blue, sluggish_blue, strong_blue
@@ -63,13 +64,21 @@ def test_crossing_the_line_tires_the_target_for_good() -> None:
 
 
 def test_a_task_that_cannot_tell_is_named() -> None:
-    values = (0.5, -0.2, 0.3, 0.0, -0.4)
+    values = (0.5, -0.2, -0.4, -0.4, 0.4, 0.3, 0.0, 0.0)
     ladder = {step: Value(value, value - 0.05, value + 0.05) for step, value in zip(LADDER, values, strict=True)}
     assert breaches(0.45, ladder) == []
     assert breaches(0.9, ladder) == ["the data cover 90% of the target's steps, not between 30 and 70 %"]
-    ladder["tire it first, against the target"] = Value(0.02, -0.03, 0.07)
+    ladder["tire it first", "the target"] = Value(0.02, -0.03, 0.07)
     assert len(breaches(0.45, ladder)) == 1
     assert "no clear difference" in breaches(0.45, ladder)[0]
+
+
+def test_the_exact_twin_says_which_plans_are_misled() -> None:
+    payoff = np.array([[0.6, 0.25, -0.2, -0.1], [0.5, 0.4, -0.3, -0.2]])
+    found = twin(payoff)
+    assert found["csp"] == pytest.approx(0.4)  # the safe plan against the target that charges until it is tired
+    for misled in ("self_play", "bc_first", "rnr"):  # the best answers to a strong one, to a model, and to both
+        assert found[misled] == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("arguments", [{"starts": "left"}, {"power": 0.0}, {"power": 1.5}])
