@@ -5,9 +5,10 @@ is left is first brought back to speech by forward KL, as GKD begins with a fine
 nonsense teach nothing; all methods go on from there with as many updates. One run of the recipe a seed trains all
 students side by side on one teacher pass, as a user would (`python -m recipes.run`); it is a cell, kept under
 ``runs/benchmarks``, and one that was stopped goes on from its checkpoint. ``perplexity_<method>`` is that of test
-blocks, which begin anywhere in a file, and ``accuracy_<method>`` the share of right next tokens. ``choice_<method>`` is the task: of four texts, which one goes on from a given
-beginning, by the student's log-probability; a guess is right in a quarter. The comparison can tell where the beginning
-has recovered much of what was cut off (``perplexity_cut`` and ``perplexity_start``) and is still worse than the
+blocks, which begin anywhere in a file, and ``accuracy_<method>`` the share of right next tokens. ``choice_<method>`` is
+the task: of four texts, which one goes on from a given beginning, by the student's log-probability; a guess is right in
+a quarter. The comparison can tell where the beginning has recovered much of what was cut off (``perplexity_cut`` and
+``perplexity_start``) and is still worse than the
 teacher; both are printed before it starts. ``on_policy_over_plain_loop`` is the time of the module's update on own
 samples over that of the same loop by hand, which generates by transformers, computes whole logits and differentiates
 them; ``peak_memory_gb`` is the resident memory of a process that makes such updates, and ``peak_over_plain_loop`` that
