@@ -106,7 +106,8 @@ def check_fit(recipe: Recipe, config: TrainerConfig) -> int:
     Raises:
         RecipeError: When there is no such trainer, nothing ends the training, or the batch cannot be dealt out.
     """
-    processes = check_trainer(config, scores=("test",))
+    scores = ("test",) if recipe.compare is None else ("validation", "test")
+    processes = check_trainer(config, scores=scores)
     if config.max_epochs == -1 and config.max_steps == -1:
         raise RecipeError("trainer.max_epochs: expected a number of epochs, or trainer.max_steps, got -1")
     if recipe.data.source == "drawn_glyphs":

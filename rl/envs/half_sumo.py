@@ -27,7 +27,7 @@ class HalfSumo(Sumo):
     The task is made so that it can tell methods apart. The data hold marked matches alone, and in those the target is
     idle. Crossing the line first, then fighting, is safe: it needs nothing that the data do not show. Fighting at
     once from the left pays only against the target that a fitted model makes of these data. See
-    ``benchmarks/csp_halfsumo.py``, which measures that before anything is trained.
+    ``benchmarks/csp_ladder.py``, which measures that before anything is trained.
 
     Args:
         horizon: Decisions of a match.

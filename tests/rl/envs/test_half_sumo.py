@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("mujoco")
 
-from benchmarks.csp_halfsumo import LADDER, breaches, twin
+from benchmarks.csp_ladder import LADDER, breaches, twin
 from rl.csp.worst_case import Value
 from rl.envs import HalfSumo, check_game
 from rl.envs.half_sumo import LINE, OWN_X, TIRED, WEAK, careful_red, fighting_red, half_blue, sluggish_blue, strong_blue
