@@ -294,6 +294,8 @@ class Recipe(FedBlock):
         alone |= {"rate_factors": self.rate_factors, "teacher.keep": teacher.keep != Keep()}
         if where := next((name for name, given in alone.items() if given), None):
             raise FieldError(where, "expected none with compare, whose trainings have seeds and rates of their own")
+        if where := next((name for name, terms in self.tried.items() if "uld" in terms), None):
+            raise FieldError(where, "expected losses of one tokenizer with compare, got uld, which pairs two")
 
     def _check_kept(self) -> None:
         """Refuse what no cache keeps, and a server that cannot be asked."""

@@ -117,6 +117,7 @@ def test_a_student_ends_where_it_does_alone(compared):
         ),
         ("trainer.max_steps=-1", "trainer.max_steps: expected how many batches are drawn, at least 1, got -1"),
         ("changes.image_size=32", "changes.image_size: expected 16, the side of a drawn glyph, got 32"),
+        ("compare.candidates.kd=[{uld: {}}]", "compare.candidates.kd.0: expected losses of one tokenizer with compare"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches: expected more than 0"),
         ("trainer.accumulate_grad_batches=2", "data.source: drawn_glyphs are drawn by one process"),
     ],
