@@ -1,4 +1,4 @@
-"""The football adapter: on a stand-in that has the engine's habits, slowly on the engine itself, and where it is absent."""
+"""The football adapter: on a stand-in that has the engine's habits, on the engine itself, and where it is absent."""
 
 import importlib.util
 import os
@@ -16,6 +16,7 @@ from rl.envs.football import football_env
 from rl.envs.parallel import ParallelGame
 
 OURS, THEIRS = ["left_0", "left_1", "left_2"], ["right_0"]
+ROOT = Path(__file__).parents[3]  # the engine's environment plays with this checkout
 ENVIRONMENT = Path(os.environ.get("FOOTBALL_ENVIRONMENT", "~/.cache/gapbridge/football")).expanduser()
 
 
@@ -31,8 +32,8 @@ class Config(dict):
 class Engine:
     """Has the interface and the habits of the engine, none of its football.
 
-    As there, a match depends on a seed, on the order of the teams, which follows from the first seed and then stays, and
-    on whether an even or an odd number of matches came before. The first seed is drawn when the engine is made.
+    As there, a match depends on a seed, on the order of the teams, which follows from the first seed and then stays,
+    and on whether an even or an odd number of matches came before. The first seed is drawn when the engine is made.
     """
 
     def __init__(self, left, right, checkpoints):
@@ -62,7 +63,9 @@ class Engine:
         self.time += 1
         score = np.sign(sum(actions[:left]) - left * sum(actions[left:])) if self.time == 6 else 0
         paid = np.array([score] * left + [-score] * right, dtype=np.float32)
-        if self.checkpoints and not self.reached and actions[0] == 5:  # to the first of the left team, and to nobody else
+        if (
+            self.checkpoints and not self.reached and actions[0] == 5
+        ):  # to the first of the left team, and to nobody else
             paid[0], self.reached = paid[0] + 0.1, True
         return self._looks(), paid, self.time == 6, {}
 
@@ -162,3 +165,64 @@ def test_what_the_engine_does_not_have_is_refused(made, arguments, sentence):
 def test_absent_engine():
     with pytest.raises(ImportError, match="needs Google Football, which is not installed"):
         football_env()
+
+
+ON_THE_ENGINE = """
+import numpy as np, torch
+from rl.envs import check_game
+from rl.envs.check_parallel import check_parallel_env
+from rl.envs.football import football_env
+from rl.envs.parallel import ParallelGame
+
+LEFT, RIGHT = ["left_0", "left_1", "left_2"], ["right_0"]
+
+
+def match(env, seed=None, steps=40):
+    chance = np.random.default_rng(0)
+    seen, paid = [np.stack(list(env.reset(seed=seed)[0].values()))], []
+    while env.agents and len(paid) < steps:
+        looks, rewards, *_ = env.step({name: chance.integers(19) for name in env.agents})
+        seen.append(np.stack(list(looks.values())))
+        paid.append(list(rewards.values()))
+    assert seen[0].dtype == np.float32 and seen[0].shape == (len(env.possible_agents), 115)
+    return np.array(seen)
+
+
+check_parallel_env(football_env, LEFT, RIGHT, horizon=500)
+for scenario, left in (("academy_3_vs_1_with_keeper", 3), ("5_vs_5", 1)):
+    copies = [football_env(scenario, left) for _ in range(3)]
+    match(copies[0])
+    for seed in range(4):
+        first, *others = [match(env, seed) for env in copies]
+        assert all(np.array_equal(first, other) for other in others)
+        assert not np.array_equal(first, match(copies[0]))
+
+env = football_env("academy_run_to_score", 1, 1, "scoring,checkpoints")
+env.reset(seed=0)
+earned = 0.0
+while env.agents:  # the only attacker runs to the goal
+    _, paid, *_ = env.step({"left_0": 5, "right_0": 0})
+    assert paid["left_0"] == -paid["right_0"]
+    earned += paid["left_0"]
+assert earned > 0, earned
+assert env.render().shape == (96, 216, 3)
+
+game = ParallelGame(football_env, LEFT, RIGHT, horizon=20, at_once=5)
+assert len(check_game(game)) == 3
+for bad in ({"scenario": "no_such"}, {"left": 9}):
+    try:
+        football_env(**bad)
+    except ValueError:
+        continue
+    raise AssertionError(bad)
+print("played")
+"""
+
+
+@pytest.mark.slow  # plays on the engine where FOOTBALL_ENVIRONMENT names an environment that has it
+@pytest.mark.skipif(not ENVIRONMENT.is_dir(), reason="no engine: bash benchmarks/football_cpu/make.sh FOLDER")
+def test_the_engine_itself():
+    command = [ENVIRONMENT / "bin" / "python", "-W", "ignore", "-c", ON_THE_ENGINE]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("played\n")
