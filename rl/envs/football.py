@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
 
@@ -53,13 +54,15 @@ def football_env(
             "or use another game, as rl.envs.pursuit.PredatorPrey"
         ) from error
     _check_scenario(scenario, left, right)
-    engine = create(
-        env_name=scenario,
-        representation="simple115v2",
-        rewards=rewards,
-        number_of_left_players_agent_controls=left,
-        number_of_right_players_agent_controls=right,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of gym, about the steps that the engine makes
+        engine = create(
+            env_name=scenario,
+            representation="simple115v2",
+            rewards=rewards,
+            number_of_left_players_agent_controls=left,
+            number_of_right_players_agent_controls=right,
+        )
     return FootballEnv(engine, left, right)
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,7 @@ def made(monkeypatch):
     made = {}
 
     def create_environment(**arguments):
+        warnings.warn("it is recommended to set `new_step_api=True`", DeprecationWarning, stacklevel=1)  # of gym
         made.clear()
         made.update(arguments)
         sizes = (arguments[f"number_of_{side}_players_agent_controls"] for side in ("left", "right"))
