@@ -299,8 +299,9 @@ def _coverage(
     from rl.csp.rollout import pairs_of, play
 
     target, rows = scenario.true_target() or problem.models[0], []
+    count = min(512, recipe.attack.test_episodes)
     for name, agent in agents.items():
-        episodes = play(problem.game, (agent, target), 512, torch.Generator().manual_seed(recipe.seed))
+        episodes = play(problem.game, (agent, target), count, torch.Generator().manual_seed(recipe.seed))
         counts = problem.counts(pairs_of(episodes, problem.game.seats[1]).observations)
         bounds = [("never", 0, 1), ("1 to 9", 1, 10), ("10 to 99", 10, 100), ("100 or more", 100, float("inf"))]
         shares = {title: float(((counts >= low) & (counts < high)).float().mean()) for title, low, high in bounds}

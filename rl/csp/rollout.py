@@ -83,6 +83,21 @@ def play(
     Returns:
         The episodes.
     """
+    most = game.at_once or episodes
+    if episodes <= most:
+        return _batch(game, policies, episodes, generator, watch)
+    counts = [min(most, episodes - begun) for begun in range(0, episodes, most)]
+    return join([_batch(game, policies, count, generator, watch) for count in counts])
+
+
+def _batch(
+    game: BatchedGame,
+    policies: Sequence[nn.Module],
+    episodes: int,
+    generator: torch.Generator,
+    watch: Callable[[State], None] | None,
+) -> Episodes:
+    """Episodes that are played at the same time."""
     seats = dict(zip(game.seats, policies, strict=True))
     where = next((parameter.device for policy in policies for parameter in policy.parameters()), game.device)
     memories: dict[str, Tensor | None] = dict.fromkeys(game.seats)

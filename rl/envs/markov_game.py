@@ -37,6 +37,8 @@ class BatchedGame(ABC):
         horizon: After how many steps the last episode is done.
         discount: In (0, 1].
         device: Where states and rewards live.
+        at_once: The largest batch that :meth:`reset` takes, or None for any; more episodes are played one batch after
+            the other.
     """
 
     seats: tuple[str, str]
@@ -47,6 +49,7 @@ class BatchedGame(ABC):
     horizon: int
     discount: float = 0.99
     device: torch.device = torch.device("cpu")
+    at_once: int | None = None
 
     @abstractmethod
     def reset(self, batch: int, generator: torch.Generator) -> State:

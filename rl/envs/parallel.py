@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl.envs.check_batched import BATCH
 from rl.envs.markov_game import Actions, BatchedGame, State
 from rl.envs.native_actions import action_size, native_action
 from rl.envs.petting_zoo import (
@@ -51,10 +52,12 @@ class ParallelGame(BatchedGame):
         horizon: Steps after which an episode is cut, if the environment has not ended it.
         arguments: Keyword arguments of the function.
         discount: In (0, 1].
+        at_once: How many copies are held at most, at least 5; more episodes are played one batch after the other. None
+            holds one for every episode of a batch, hundreds in an evaluation: costly where each runs an engine.
 
     Raises:
         ValueError: If there is no such function, what it makes is no environment of PettingZoo, an agent does not exist
-            or is on no side, or spaces of a side differ or are of another kind. See also
+            or is on no side, or spaces of a side differ or are of another kind, or ``at_once`` is too small. See also
             :func:`rl.envs.check_parallel.check_parallel_env`.
     """
 
@@ -68,11 +71,16 @@ class ParallelGame(BatchedGame):
         horizon: int,
         arguments: Mapping[str, object] | None = None,
         discount: float = 0.99,
+        at_once: int | None = None,
     ) -> None:
+        if at_once is not None and at_once < BATCH:
+            raise ValueError(
+                f"at_once is {at_once}, but checks begin {BATCH} episodes together; give at least that, or leave it out"
+            )
         self._make = environment if callable(environment) else imported(environment)
         self._arguments = dict(arguments or {})
         self.agents = dict(zip(self.seats, (list(ours), list(target)), strict=True))
-        self.horizon, self.discount = horizon, discount
+        self.horizon, self.discount, self.at_once = horizon, discount, at_once
         self._environments = [self._new()]
         self._run = self._tick = 0
         probe = self._environments[0]
@@ -98,6 +106,11 @@ class ParallelGame(BatchedGame):
 
     def reset(self, batch: int, generator: torch.Generator) -> State:
         """Reset as many copies, each with a seed of its own from the generator."""
+        if batch > (self.at_once or batch):
+            raise ValueError(
+                f"{batch} episodes are to begin, but at_once holds {self.at_once} copies; give a higher at_once, or "
+                "begin fewer at a time"
+            )
         while len(self._environments) < batch:
             self._environments.append(self._new())
         seeds = torch.randint(_SEEDS, (batch,), generator=generator).tolist()
@@ -160,7 +173,10 @@ class ParallelGame(BatchedGame):
 
     def frame(self, state: State, row: int) -> NDArray[np.uint8]:
         """What the environment renders; it must have been made with ``render_mode='rgb_array'``."""
-        picture = self._environments[row].render()
+        render = getattr(self._environments[row], "render", None)
+        if render is None:
+            raise NotImplementedError(f"{type(self._environments[row]).__name__} has no render, so it has no replay")
+        picture = render()
         if picture is None:
             raise NotImplementedError("the environment rendered nothing; give arguments: {render_mode: rgb_array}")
         return np.asarray(picture, dtype=np.uint8)

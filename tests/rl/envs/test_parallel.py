@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from rl.csp.policies import ScriptedPolicy
+from rl.csp.rollout import play
 from rl.envs.check_batched import check_game
 from rl.envs.check_parallel import check_parallel_env
 from rl.envs.parallel import GameAsParallelEnv, ParallelGame
@@ -87,6 +89,39 @@ def test_a_users_environment_as_a_batched_game():
     for _ in range(4):
         following, _, done = game.step(following, actions, generator)
     assert done.all()
+
+
+def test_more_episodes_than_copies_are_played_one_batch_after_the_other():
+    made = []
+
+    class Counted(Duel):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    game = ParallelGame(Counted, **SIDES, horizon=7, at_once=5)
+    knight = ScriptedPolicy(lambda seen, mask, generator: torch.full(seen.shape[:2], 2))
+    dragon = ScriptedPolicy(lambda seen, mask, generator: torch.zeros(*seen.shape[:2], 1))
+    episodes = play(game, (knight, dragon), 12, torch.Generator().manual_seed(0))
+    assert len(made) == 5
+    seeds, expected = torch.Generator().manual_seed(0), []
+    for seed in [s for n in (5, 5, 2) for s in torch.randint(2**31, (n,), generator=seeds).tolist()]:
+        env, total = Duel(), 0.0
+        env.reset(seed=seed)
+        while env.agents:
+            total += env.step({"knight": 2, "dragon": [2.0]})[1]["knight"]
+        expected.append(total)
+    torch.testing.assert_close(episodes.returns, torch.tensor(expected))
+    with pytest.raises(ValueError, match="6 episodes are to begin, but at_once holds 5 copies"):
+        game.reset(6, torch.Generator())
+    with pytest.raises(ValueError, match="at_once is 4, but checks begin 5 episodes together"):
+        ParallelGame(Duel, **SIDES, horizon=7, at_once=4)
+
+
+def test_an_environment_without_render_draws_nothing():
+    game = ParallelGame(Duel, **SIDES, horizon=7)
+    with pytest.raises(NotImplementedError, match="Duel has no render"):
+        game.frame(game.reset(1, torch.Generator()), 0)
 
 
 def test_simple_tag_as_a_batched_game_is_our_predator_prey():
