@@ -3,9 +3,9 @@
 Images are Fashion-MNIST (Debian's dataset-fashion-mnist) at 16 pixels, a 32-wide CNN teaching 4-wide ones under A2
 without mixing and dropped paths. Texts are the questions of TREC in six classes, a fine-tuned MiniLM teaching copies of
 itself with one layer. Each has a teacher, then sweeps of the ``compare:`` recipe over updates, on images over training
-rows too; three losses a method on images and two on text at two
-learning rates, chosen on validation under a seed of their own, three other seeds on test rows, last checkpoint. Gaps,
-slopes and ``teacher_over_ce`` are those of ``distill_grid``. Finished runs are kept. An hour on two cores.
+rows too; three losses a method on images and two on text at two learning rates, chosen on validation under a seed of
+their own, three other seeds on test rows, last checkpoint. Gaps, slopes and ``teacher_over_ce`` are those of
+``distill_grid``. Finished runs are kept. An hour on two cores.
 """
 
 from __future__ import annotations
