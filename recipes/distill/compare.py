@@ -103,7 +103,8 @@ def tune(
         best = max((key for key in tried if tried[key][0] == name), key=scores.__getitem__)
         chosen[name] = {"terms": tried[best][1], "rate": tried[best][2], "validation": scores[best]}
     alone = [name for name in chosen if set(chosen[name]["terms"]) == {"hard"}]
-    rivals = [name for name in chosen if name != compare.baseline and name not in alone] or alone
+    others = [name for name in chosen if name != compare.baseline]
+    rivals = [name for name in others if name not in alone] or others
     condition = ""
     if alone and found["teacher"] is not None:
         lead = 100 * (found["teacher"] - max(chosen[name]["validation"] for name in alone))

@@ -59,6 +59,18 @@ def test_gaps_are_paired_by_seed_with_a_student_interval(compared):
     assert result["gap"] == result["gaps"][result["rival"]]
 
 
+def test_methods_of_labels_alone_are_compared_without_a_teacher(compared):
+    world, _ = compared
+    alone = RECIPE | {"teacher": {}, "compare": {"seeds": [0], "baseline": "kd"}}
+    for first, second in (("kd", "other"), ("other", "kd")):  # the better on validation may be the baseline
+        methods = {first: {"hard": {"smoothing": 0.1}}, second: {"hard": {}}}
+        done = world.run(alone | {"methods": methods}, f"{first}-first")
+        assert done.code == 0, done.err
+        result = json.loads((world.folder / f"{first}-first/result.json").read_text())
+        assert (result["rival"], result["condition"]) == ("other", "")
+        assert "teacher" not in result
+
+
 def test_a_comparison_goes_on_where_it_stopped(compared):
     world, _ = compared
     out = world.folder / "out"
