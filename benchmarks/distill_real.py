@@ -20,9 +20,10 @@ import yaml
 from benchmarks.common import Figure, write_results
 from benchmarks.gaps import Row, places, run, slopes, table
 
+Recipe = dict[str, Any]
 OUT = Path("runs/distill_real")
 TRAINER = {"accelerator": "cpu", "devices": 1}
-METHODS: dict[str, Any] = {"ce": {"hard": {}}, "kd": {}, "dkd": {}, "dist": {}}
+METHODS: Recipe = {"ce": {"hard": {}}, "kd": {}, "dkd": {}, "dist": {}}
 HOT = {
     "ce": [{"hard": {"smoothing": 0.1}}],
     "kd": [{"hard": {}, "kd": {"weight": 3.0, "temperature": 4.0}}],
@@ -38,13 +39,13 @@ ALONE = {
 FASHION = "/usr/share/datasets/fashion-mnist"
 
 
-def images() -> tuple[dict[str, Any], dict[str, Any], str, list[tuple[str, str]]]:
+def images() -> tuple[Recipe, Recipe, str, list[tuple[str, str]]]:
     """The comparison on images, what its teacher's recipe differs by, the key of the rows, and updates x rows swept."""
     options = {"in_chans": 1, "mean": [0.286], "std": [0.353]}
     weights = OUT / "images-teacher/students/ce/network.safetensors"
     changes = {"batch_size": 128, "image_size": 16, "schedule_on": "update", "hard": "ce", "mixup": 0.0, "cutmix": 0.0}
     changes |= {"drop_path": 0.0, "repeats": 1, "auto_augment": "", "scale": [0.6, 1.0]}
-    recipe: dict[str, Any] = {
+    recipe: Recipe = {
         "recipe": "distill",
         "name": "fashion",
         "teacher": {"model": "small_cnn_32", "options": {**options, "checkpoint_path": str(weights)}},
@@ -62,12 +63,12 @@ def images() -> tuple[dict[str, Any], dict[str, Any], str, list[tuple[str, str]]
     return recipe, alone, "data.rows", [("300,1200", "2000,48000"), ("4800", "48000")]
 
 
-def texts() -> tuple[dict[str, Any], dict[str, Any], str, list[tuple[str, str]]]:
+def texts() -> tuple[Recipe, Recipe, str, list[tuple[str, str]]]:
     """The same on text."""
     task = {"name": "trec", "max_train": 4500, "max_validation": 500}
     changes = {"batch_size": 16, "optimizer": "adamw", "learning_rate": 3.0e-4, "weight_decay": 0.01}
     changes |= {"schedule_on": "update", "hard": "ce"}
-    recipe: dict[str, Any] = {
+    recipe: Recipe = {
         "recipe": "distill",
         "name": "trec",
         "teacher": {"model": str(OUT / "texts-teacher/students/ce/model")},
@@ -121,7 +122,7 @@ def main(words: list[str]) -> None:
         print(write_results("distill_real", figures, tables, seeds=3))
 
 
-def _file(name: str, recipe: dict[str, Any]) -> str:
+def _file(name: str, recipe: Recipe) -> str:
     path = OUT / f"{name}.yaml"
     text = yaml.safe_dump({**recipe, "seed": 0}, sort_keys=False)
     if not path.exists() or path.read_text(encoding="utf-8") != text:

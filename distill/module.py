@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -85,6 +85,9 @@ class DistillModule(lightning.LightningModule):
         sampling_temperature: At which students sample; 0 takes the likeliest token.
     """
 
+    _labels_checked = False
+    _places: Sequence[dict[str, int]] = ()  # in the data, where the training goes on
+
     def __init__(
         self,
         student: Model | dict[str, Model] = "resnet18",
@@ -145,8 +148,6 @@ class DistillModule(lightning.LightningModule):
         # Every process makes the hints' memories alike; sending them before each step would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [f"losses.{name}" for name, _ in self.losses.named_buffers()]
         self._windows = {name: Window() for name in ("", *self._sampler.samples)}  # samples differ in tokens
-        self._labels_checked = False
-        self._places: list[dict[str, int]] = []
 
     def _follow(self, labels: list[str] | None) -> None:
         """Let all networks mean the same class by the same position."""
@@ -280,7 +281,7 @@ class DistillModule(lightning.LightningModule):
         go_on = getattr(self.trainer.train_dataloader, "load_state_dict", None)
         if self._places and go_on is not None:
             go_on(self._places[0])
-        self._places = []
+        self._places = ()
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         """Update, and average the students' weights, before any callback sees or saves them."""

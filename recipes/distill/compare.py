@@ -24,6 +24,7 @@ from recipes.running.intervals import half_interval
 from recipes.running.seals import seal, sealed
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import nn
 
     from recipes.running.folder import RunFolder
@@ -182,7 +183,7 @@ def report(compare: Compare, tuning: Values, cells: Sequence[Mapping[str, Any]],
     if cells[0]["teacher"] is not None:
         result["teacher"] = 100 * statistics.fmean(cell["teacher"] for cell in cells)
     columns = ("method", "value", "low", "high")
-    drawn = [[name, gap["value"], gap["low"], gap["high"]] for name, gap in gaps.items()]
+    drawn = [(name, gap["value"], gap["low"], gap["high"]) for name, gap in gaps.items()]
     folder.figure(
         "gaps",
         _picture(drawn, baseline),
@@ -219,7 +220,7 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
-def _picture(rows: Sequence[Sequence[Any]], baseline: str) -> Any:
+def _picture(rows: Sequence[tuple[str, float, float, float]], baseline: str) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 1.2 + 0.4 * len(rows)), layout="constrained")

@@ -228,7 +228,7 @@ def test_the_previous_protocol_takes_two_steps(world):
         ({"methods": {"kd": {"kd": {"weight": -1.0}}}}, "methods.kd: weight of kd is -1.0, but it must be"),
         ({"student": {"model": "small_cn"}}, "student.model: timm has no model 'small_cn'"),
         ({"teacher": {"model": "resnet18", "options": {}}}, "teacher.model: the image size is 8, but resnet18 shrinks"),
-        ({"teacher": {"model": "", "train": False}}, "teacher.model: method kd needs a teacher, got none"),
+        ({"teacher": {"model": "", "train": False}}, "teacher.model: methods.kd needs a teacher, got none"),
         ({"data": {"source": "folder", "path": "nowhere"}}, "data.path: 'nowhere' does not exist"),
         ({"data": {"source": "task"}}, "data.task: expected a text task with source task"),
         ({"lora_rank": -1}, "lora_rank: expected a whole number >= 0, got -1"),
