@@ -174,6 +174,8 @@ def _draw(folder: RunFolder, key: str, names: Sequence[str], rows: Sequence[Line
         table += [[place, *named, found["mean"], found.get("low"), found.get("high")] for place, found in known]
     if min(places) > 0 and max(places) / min(places) >= 10:
         axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(sorted(places), [f"{place:g}" for place in sorted(places)])
     axes.set(xlabel=varied[-1], ylabel=key)
     columns = [varied[-1], "mean", "low", "high"]
     if len(lines) > 1:
