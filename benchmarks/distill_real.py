@@ -104,8 +104,8 @@ def main(words: list[str]) -> None:
         rows: list[Row] = []
         for number, (updates, sizes) in enumerate(sweeps):
             out, swept = OUT / f"{kind}-{number}", {"trainer.max_steps": updates, rows_key: sizes}
-            words = [word for key, values in swept.items() for word in ("--sweep", f"{key}={values}")]
-            run(file, out, *words, "--jobs", "2", "--show", "gap", "--show", "accuracy")
+            varied = [word for key, values in swept.items() for word in ("--sweep", f"{key}={values}")]
+            run(file, out, *varied, "--jobs", "2", "--show", "gap", "--show", "accuracy")
             rows += places(out, rows_key)
         tables[kind] = table(rows)
         best = max(row["result"]["accuracy"]["ce"]["value"] for row in rows)
