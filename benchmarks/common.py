@@ -24,8 +24,6 @@ from typing import Any
 
 from scipy.stats import binom
 
-from recipes.running.intervals import half_interval
-
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = [
     "torch",
@@ -141,12 +139,6 @@ def interleaved_times(
             if turn >= warm_up:
                 times[name].append(time.perf_counter() - start)
     return times
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean of independent values, such as those of seeds, with its 95 % Student interval; of one value, the value."""
-    mean, half = statistics.fmean(values), half_interval(values) or 0.0
-    return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def median_ratio(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]:

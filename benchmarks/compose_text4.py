@@ -11,7 +11,8 @@ import sys
 from typing import Any
 
 from benchmarks.cells import Row, kept_run
-from benchmarks.common import Figure, interval, write_results
+from benchmarks.common import Figure, write_results
+from recipes.running.intervals import interval
 
 SEEDS = (0, 1, 2, 3, 4, 5)
 DENSE, SMALL = "dense", "small"

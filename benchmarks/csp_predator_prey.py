@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.common import interval, write_results
+from benchmarks.common import write_results
 from recipes.csp.games import Scenario, build
 from recipes.running.files import write_json
+from recipes.running.intervals import interval
 from recipes.running.quiet import hush_libraries, silent_trainer
 
 CELLS = Path("runs/benchmarks")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.common import Figure, write_results
 from benchmarks.gaps import Row, by_seed, places, run, slopes, table
-from recipes.distill.compare import interval
+from recipes.running.intervals import interval
 
 OUT = Path("runs/distill_grid")
 PICTURE = Path("docs") / "distill_grid.png"

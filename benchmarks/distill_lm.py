@@ -35,10 +35,11 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.cells import kept_in
-from benchmarks.common import Figure, interval, median_ratio, write_results
+from benchmarks.common import Figure, median_ratio, write_results
 from distill import DistillModule, TokenData
 from recipes.data.smollm2 import smollm2
 from recipes.distill.shorter import shorter, spread
+from recipes.running.intervals import interval
 from recipes.running.quiet import hush_libraries, silent_trainer
 
 SEEDS, LAYERS, LENGTH, PROMPT, BATCH, BLOCKS, TEST = 3, 24, 48, 24, 4, 192, 64

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.distill.compare import interval
+from recipes.running.intervals import interval
 
 Row = dict[str, Any]
 

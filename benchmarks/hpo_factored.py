@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import interval, write_results
+from benchmarks.common import write_results
 from benchmarks.hpo_cells import cell, rows_of
+from recipes.running.intervals import interval
 from rl.envs.hybrid import HybridSimulator, Noise, State
 from rl.hpo.policies import HybridPolicy
 from rl.hpo.rollout import Draws, Rollout, rollout

@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.common import interval, write_results
+from benchmarks.common import write_results
 from benchmarks.hpo_cells import cell, rows_of
+from recipes.running.intervals import interval
 
 SEEDS = 5
 UPDATES, BATCH = 300, 256

@@ -22,8 +22,9 @@ import math
 import statistics
 from typing import Any, NamedTuple
 
-from benchmarks.common import interval, write_results
+from benchmarks.common import write_results
 from benchmarks.hpo_cells import cell, rows_of
+from recipes.running.intervals import interval
 
 SEEDS = 3
 TUNING_SEEDS = (100, 101)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.common import interval, write_results
+from benchmarks.common import write_results
 from benchmarks.hpo_cells import cell, rows_of
+from recipes.running.intervals import interval
 
 SEEDS = 3
 UPDATES, BATCH = 600, 256

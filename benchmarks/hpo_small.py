@@ -18,8 +18,9 @@ import torch
 from scipy.stats import poisson
 from torch import Tensor
 
-from benchmarks.common import interval, write_results
+from benchmarks.common import write_results
 from benchmarks.hpo_cells import cell, rows_of
+from recipes.running.intervals import interval
 from rl.envs.hybrid import Decide, HybridSimulator, Noise, State, play, reported_cost
 from rl.envs.lot_sizing import LotSizing
 from rl.hpo.advice import SCORE, advise

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Figure, interval, write_results
+from benchmarks.common import Figure, write_results
+from recipes.running.intervals import interval
 from twinmerge.methods import methods
 
 SEEDS = (0, 1, 2)

@@ -9,7 +9,8 @@ import statistics
 from typing import Any
 
 from benchmarks.cells import Row, kept_run
-from benchmarks.common import Figure, interval, write_results
+from benchmarks.common import Figure, write_results
+from recipes.running.intervals import interval
 
 SEEDS = (0, 1, 2)
 UNSEEN = (("inflect", "dialogue"), ("pronounce", "trec"), ("trec", "dialogue"))  # left out, a pair for each seed

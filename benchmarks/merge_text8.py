@@ -12,8 +12,9 @@ import sys
 from typing import Any
 
 from benchmarks.cells import KEPT, Row, kept_run
-from benchmarks.common import Figure, interval, write_results
+from benchmarks.common import Figure, write_results
 from benchmarks.text8_experts import REGIMES, SEEDS, TASKS, expert, make
+from recipes.running.intervals import interval
 
 
 def main() -> None:

@@ -22,12 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import Figure, interleaved_times, interval, median_ratio, write_results
+from benchmarks.common import Figure, interleaved_times, median_ratio, write_results
 from distill.cache import Form, Identity, TeacherCache
 from distill.cached_views import fill_cache, weights_digest
 from distill.functional import kd
 from distill.glyphs import CHARACTERS, MEAN, STD, Glyphs
 from distill.views import Augmentation, ViewDataset
+from recipes.running.intervals import interval
 
 WIDTH, BLOCKS, CLASSES, BATCH, ROUNDS = 384, 6, 99, 256, 15
 RATIOS = (1, 4, 10)

@@ -20,7 +20,7 @@ from recipes.distill.schema import Recipe, Terms, Values
 from recipes.distill.training import figures, fit, side_by_side
 from recipes.running.environment import process_rank
 from recipes.running.files import write_json
-from recipes.running.intervals import half_interval
+from recipes.running.intervals import interval
 from recipes.running.seals import seal, sealed
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from recipes.running.folder import RunFolder
 
-__all__ = ["check_compare", "interval", "run_compare"]
+__all__ = ["check_compare", "run_compare"]
 
 LEAD = 5.0  # points by which the teacher is to be ahead of labels alone
 
@@ -212,12 +212,6 @@ def report(compare: Compare, tuning: Values, cells: Sequence[Mapping[str, Any]],
         f"{name} {gap['value']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]" for name, gap in gaps.items()
     )
     folder.finish(result, tables, summary=f"Points above {baseline}: {shown}; {best}.")
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean with a 95 % Student interval; of one value, the value."""
-    mean, half = statistics.fmean(values), half_interval(values) or 0.0
-    return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def _picture(rows: Sequence[tuple[str, float, float, float]], baseline: str) -> Figure:

@@ -77,8 +77,9 @@ def check_losses(recipe: Recipe) -> str:
             sizes[f"{role}_layers"] = partial(built.layer_width, size)
     vocabulary = recipe.arguments().get("vocabulary", "mask")
     for where, terms in recipe.tried.items():
-        if (recipe.kind != "images" or merge) and "crd" in terms:
-            source = "the tasks of a merge" if merge else recipe.kind
+        drawn = recipe.data.source == "drawn_glyphs"
+        if (recipe.kind != "images" or merge or drawn) and "crd" in terms:
+            source = "the tasks of a merge" if merge else "drawn_glyphs" if drawn else recipe.kind
             raise RecipeError(f"{where}: crd needs the class of every training row, which {source} do not give")
         with told(RecipeError, where), torch.device("cpu"):
             if recipe.kind == "language" and recipe.chunk:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import cast
@@ -11,8 +11,9 @@ import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
+from distill.data import drawing
 from distill.glyphs import Glyphs
 
 __all__ = ["GlyphData"]
@@ -25,8 +26,10 @@ def _set(items: int, seed: int) -> tuple[Tensor, Tensor]:
     return Glyphs(items, seed).tensors()
 
 
-class Updates(IterableDataset[dict[str, Tensor]]):
-    """Training batches, one an update.
+class Updates:
+    """Training batches, one an update, which a training that goes on takes up where its checkpoint was written.
+
+    A loader that knows its length: of others Lightning fetches a batch ahead, which the position would count as done.
 
     Args:
         images: Shape (rows, 1, 16, 16), uint8.
@@ -40,32 +43,20 @@ class Updates(IterableDataset[dict[str, Tensor]]):
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, updates: int, augment: bool, seed: int) -> None:
         self.images, self.labels, self.batch_size, self.updates = images, labels, batch_size, updates
         self.augment, self.seed = augment, seed
+        self._done = self._skip = 0
+
+    def __len__(self) -> int:
+        return self.updates
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        draw = torch.Generator().manual_seed(self.seed)
-        for _ in range(self.updates):
+        draw, skip, self._skip = torch.Generator().manual_seed(self.seed), self._skip, 0
+        for update in range(self.updates):
             index = torch.randint(len(self.images), (self.batch_size,), generator=draw)
             images = self.images[index].float() / 255
             images = augmented(images, draw) if self.augment else images
-            yield {"images": images, "labels": self.labels[index], "index": index}
-
-
-class UpdateLoader(DataLoader[dict[str, Tensor]]):
-    """The updates in their order, which a training that goes on takes up where its checkpoint was written.
-
-    Args:
-        updates: The batches.
-    """
-
-    def __init__(self, updates: Updates) -> None:
-        super().__init__(updates, batch_size=None)
-        self._updates, self._done, self._skip = updates.updates, 0, 0
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
-        self._done, skip, self._skip = self._skip, self._skip, 0
-        for batch in itertools.islice(super().__iter__(), skip, None):  # what was drawn before moves the stream on
-            self._done += 1
-            yield batch
+            if update >= skip:  # what was drawn before moves the stream on
+                self._done = update + 1
+                yield {"images": images, "labels": self.labels[index], "index": index}
 
     def state_dict(self) -> dict[str, int]:
         """How many updates are done."""
@@ -73,7 +64,7 @@ class UpdateLoader(DataLoader[dict[str, Tensor]]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on behind these; after the last one from the first."""
-        self._skip = state["batches"] if state["batches"] < self._updates else 0
+        self._skip = state["batches"] if state["batches"] < self.updates else 0
 
 
 def augmented(images: Tensor, draw: torch.Generator) -> Tensor:
@@ -122,11 +113,10 @@ class GlyphData(lightning.LightningDataModule):
         self.rows, self.batch_size, self.updates, self.augment = rows, batch_size, updates, augment
         self.mix, self.draw_seed, self.test_rows = mix, seed, test_rows
 
-    def train_dataloader(self) -> UpdateLoader:
+    def train_dataloader(self) -> Updates:
         """All updates, as one epoch."""
         images, labels = _set(self.rows, TRAIN)
-        updates = Updates(images, labels, self.batch_size, self.updates, self.augment, self.draw_seed)
-        return UpdateLoader(updates)
+        return Updates(images, labels, self.batch_size, self.updates, self.augment, self.draw_seed)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Validation glyphs."""
@@ -146,5 +136,6 @@ class GlyphData(lightning.LightningDataModule):
         """Mix training batches."""
         if self.mix is None or self.trainer is None or not self.trainer.training:
             return batch
-        images, labels = self.mix(batch["images"].clone(), batch["labels"])
+        with drawing(self.draw_seed, zlib.crc32(batch["index"].cpu().numpy().tobytes())):  # as a resumed run does, too
+            images, labels = self.mix(batch["images"].clone(), batch["labels"])
         return {**batch, "images": images, "labels": labels}

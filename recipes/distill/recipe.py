@@ -98,9 +98,12 @@ def check_methods(recipe: Recipe) -> str:
     from distill.arguments import check_names
     from distill.compact import check_kept
     from distill.losses import check_terms
+    from distill.optimizers import checked_factors
 
     with told(RecipeError, "methods"):
         check_names(recipe.methods, "student")
+    with told(RecipeError):
+        checked_factors(recipe.rate_factors, recipe.methods)
     for where, terms in recipe.tried.items():
         with told(RecipeError, where):
             check_terms(terms)

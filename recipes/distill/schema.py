@@ -239,6 +239,8 @@ class Recipe(FedBlock):
             raise FieldError("student.model", "expected a model unless the data is a merge, got ''")
         if self.teacher.views and (self.kind != "images" or not self.teacher.model):
             raise FieldError("teacher.views", f"expected 0 without a teacher of images, got {self.teacher.views}")
+        if self.teacher.views and self.data.source == "drawn_glyphs":
+            raise FieldError("teacher.views", f"expected 0 with drawn_glyphs, got {self.teacher.views}; take glyphs")
         if self.data.task is not None and self.data.task.kind != "classification":
             raise FieldError("data.task.kind", f"expected classification, got {self.data.task.kind!r}")
         self._check_kept()

@@ -18,3 +18,9 @@ def half_interval(values: Sequence[float]) -> float | None:
     from scipy.stats import t as student
 
     return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean of independent values, such as those of seeds, with its 95 % Student interval; of one value, the value."""
+    mean, half = statistics.fmean(values), half_interval(values) or 0.0
+    return {"value": mean, "low": mean - half, "high": mean + half}

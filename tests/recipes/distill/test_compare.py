@@ -3,16 +3,21 @@
 import json
 from pathlib import Path
 
+import lightning
+import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from scipy import stats
 
-from distill import DistillError
+from distill import DistillError, DistillModule
 from distill.networks import image_model
+from distill.regimes import regime
 from distill.small import small_model
-from recipes.distill.glyph_module import UpdateLoader, Updates
+from distill.transforms import mixup
+from recipes.distill.glyph_module import GlyphData, Updates
 from tests.recipes import tiny
 
 pytestmark = pytest.mark.filterwarnings(
@@ -129,6 +134,10 @@ def test_a_student_ends_where_it_does_alone(compared):
         ),
         ("trainer.max_steps=-1", "trainer.max_steps: expected how many batches are drawn, at least 1, got -1"),
         ("changes.image_size=32", "changes.image_size: expected 16, the side of a drawn glyph, got 32"),
+        (
+            "methods={ce: {}, kd: {}, dkd: {}, dist: {crd: {}}}",
+            "crd needs the class of every training row",
+        ),
         ("compare.candidates.kd=[{uld: {}}]", "compare.candidates.kd.0: expected losses of one tokenizer with compare"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches: expected more than 0"),
         ("trainer.accumulate_grad_batches=2", "data.source: drawn_glyphs are drawn by one process"),
@@ -140,11 +149,24 @@ def test_what_is_no_fair_comparison_is_refused(front, change, sentence):
     assert sentence in refused.err
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("teacher.views=2", "teacher.views: expected 0 with drawn_glyphs, got 2; take glyphs"),
+        ("rate_factors={kdd: 2.0}", "rate_factors names 'kdd', but the students are ce, kd, dkd, dist; name these"),
+    ],
+)
+def test_what_no_training_takes_is_refused(front, change, sentence):
+    refused = front("distill_grid_tiny.yaml", "--check", "compare=null", change)
+    assert refused.code == 2
+    assert sentence in refused.err
+
+
 def test_drawn_batches_go_on_behind_those_that_are_done():
     images, labels = torch.arange(64, dtype=torch.uint8).view(8, 1, 2, 4).repeat(1, 1, 8, 4), torch.arange(8)
 
     def loader():
-        return UpdateLoader(Updates(images, labels, 4, updates=5, augment=True, seed=3))
+        return Updates(images, labels, 4, updates=5, augment=True, seed=3)
 
     whole = list(loader())
     first, later = loader(), loader()
@@ -167,3 +189,29 @@ def test_a_small_network_begins_with_the_weights_it_is_given_or_says_why_not(tmp
             image_model("small_cnn_4", 10, in_chans=1, checkpoint_path=str(tmp_path / f"{name}.safetensors"))
     with pytest.raises(DistillError, match="small_cnn_4 ships no weights, so pretrained cannot be true"):
         image_model("small_cnn_4", 10, in_chans=1, pretrained=True)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize("mixes", [True, False])
+def test_drawn_glyphs_resumed_in_the_middle_end_as_an_unbroken_training(tmp_path, mixes):
+    changes = {"batch_size": 8, "image_size": 16, "schedule_on": "update", "drop_path": 0.0}
+    changes |= {} if mixes else {"mixup": 0.0, "cutmix": 0.0}
+
+    def parts():
+        torch.manual_seed(0)
+        mix = mixup(regime("A2", changes), 99) if mixes else None
+        made = DistillModule(small_model("small_cnn_2", 99), None, {"hard": {}}, changes=changes, classes=99)
+        return made, GlyphData(64, 8, 9, True, mix, 0, 8)
+
+    def trainer(steps, **options):
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+        return lightning.Trainer(accelerator="cpu", devices=1, max_steps=steps, **quiet, **options)
+
+    whole, data = parts()
+    keeps = {"callbacks": [ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)]}
+    trainer(9, **keeps).fit(whole, datamodule=data)
+    resumed, data = parts()
+    np.random.seed(5)  # noqa: NPY002 (timm draws from it, and a resumed run has it elsewhere)
+    trainer(9, **keeps).fit(resumed, datamodule=data, ckpt_path=tmp_path / "step=4.ckpt")
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
