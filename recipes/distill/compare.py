@@ -106,13 +106,8 @@ def tune(
     alone = [name for name in chosen if set(chosen[name]["terms"]) == {"hard"}]
     others = [name for name in chosen if name != compare.baseline]
     rivals = [name for name in others if name not in alone] or others
-    condition = ""
-    if alone and found["teacher"] is not None:
-        lead = 100 * (found["teacher"] - max(chosen[name]["validation"] for name in alone))
-        condition = (
-            f"condition {'holds' if lead >= LEAD else 'FAILS'}: on validation the teacher is {lead:.1f} points above "
-            f"the best student of labels alone; the comparison can tell from {LEAD:g} on"
-        )
+    ends = [chosen[name]["validation"] for name in alone]
+    condition = can_tell(found["teacher"], max(ends)) if ends and found["teacher"] is not None else ""
     return {
         "scores": [
             {"method": tried[key][0], "candidate": key, "rate": rates[key], "validation": scores[key]} for key in tried
@@ -121,6 +116,21 @@ def tune(
         "rival": max(rivals, key=lambda name: chosen[name]["validation"]),
         "condition": condition,
     }
+
+
+def can_tell(teacher: float, alone: float) -> str:
+    """Whether methods can be told apart, in a sentence: that the teacher knows more than students do without it.
+
+    Args:
+        teacher: Its accuracy on validation.
+        alone: That of the best student of labels alone.
+
+    """
+    lead = round(100 * (teacher - alone), 9)
+    return (
+        f"condition {'holds' if lead >= LEAD else 'FAILS'}: on validation the teacher is {lead:.1f} points above the "
+        f"best student of labels alone; from {LEAD:g} on a comparison can tell"
+    )
 
 
 def train(

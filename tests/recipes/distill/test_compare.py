@@ -128,6 +128,7 @@ def test_a_student_ends_where_it_does_alone(compared):
         ("compare.candidates.kd=[{kd: {heat: 1.0}}]", "compare.candidates.kd.0: "),
         ("compare.baseline=kl", "compare.baseline: expected one of several methods (ce, kd, dkd, dist), got 'kl'"),
         ("rate_factors={kd: 2.0}", "rate_factors: expected none with compare"),
+        ("samples={kd: {own: 0.5}}", "samples: expected none with compare"),
         (
             "teacher.options={in_chans: 1, checkpoint_path: a.safetensors}",
             "teacher.options.checkpoint_path: a.safetensors does not exist; give the file of the weights",
