@@ -10,14 +10,14 @@ from torch import Tensor
 from rl.envs.markov_game import Actions, State
 from rl.envs.sumo import Sumo
 
-RING = 1.6  # radius; larger than Sumo's, so that there is time to go somewhere
+WIDER = 4 / 3  # times as wide as Sumo's ring, so that there is time to go somewhere
 LINE = 0.25  # how far right, in radii, we have to go to tire the target
 WEAK = 0.0  # share of its power that a tired target uses
 OWN_X, TIRED = 15, 19  # where observations have the own place along x, and whether the target is tired
 
 
 class HalfSumo(Sumo):
-    """Two boxes in a ring, in whose right half the target was recorded and in whose left half it was not; we are red.
+    """Two bodies in a ring, in whose right half the target was recorded and in whose left half it was not; we are red.
 
     Rules are those of `Sumo`, with these changes. We are weaker: our motors have the share ``power`` of blue's. Once we
     have been right of a line, the match is marked as tired, for good, and both see the mark; what it means to the
@@ -30,6 +30,7 @@ class HalfSumo(Sumo):
     ``benchmarks/csp_ladder.py``, which measures that before anything is trained.
 
     Args:
+        body: ``pusher``, cheap to simulate, or ``walker``, an ant that trots by itself; as in `Sumo`.
         horizon: Decisions of a match.
         starts: ``right`` as recorded, ``all`` for both halves alike.
         power: Of our motors, in (0, 1].
@@ -42,30 +43,33 @@ class HalfSumo(Sumo):
 
     def __init__(
         self,
+        body: Literal["pusher", "walker"] = "pusher",
         horizon: int = 120,
         starts: Literal["all", "right"] = "all",
         power: float = 0.7,
         shaping: float = 0.1,
     ) -> None:
+        if body not in {"pusher", "walker"}:
+            raise ValueError(f"body is {body!r}, but it must be pusher or walker")
         if starts not in {"all", "right"} or not 0 < power <= 1:
             raise ValueError(
                 f"starts is {starts!r} and power {power}, but they must be all or right, and above 0 and at most 1"
             )
-        super().__init__("pusher", horizon, "all", shaping)
+        super().__init__(body, horizon, "all", shaping)
         self.where, self.power = starts, power
-        self.body = self.body._replace(ring=RING)
+        self.body = self.body._replace(ring=WIDER * self.body.ring)
         self.observation_dim = {seat: width + 5 for seat, width in self.observation_dim.items()}
 
     def reset(self, batch: int, generator: torch.Generator) -> State:
         """Bodies a quarter of the radius to either side of a point in one of the halves; ``tired`` marks the right."""
-        state = super().reset(batch, generator)
+        state, ring = super().reset(batch, generator), self.body.ring
         draw = torch.rand(batch, 4, generator=generator, dtype=torch.float64)
         angle = 2 * torch.pi * draw[:, 0]
-        apart = 0.28 * RING * torch.stack([angle.cos(), angle.sin()], dim=1)
-        along = (0.35 + 0.15 * draw[:, 1]) * RING
+        apart = 0.28 * ring * torch.stack([angle.cos(), angle.sin()], dim=1)
+        along = (0.35 + 0.15 * draw[:, 1]) * ring
         if self.where == "all":
             along = torch.where(draw[:, 3] < 0.5, -along, along)
-        centre = torch.stack([along, 0.5 * (draw[:, 2] - 0.5) * RING], dim=1)
+        centre = torch.stack([along, 0.5 * (draw[:, 2] - 0.5) * ring], dim=1)
         physics, width = state["physics"], self.body.positions
         physics[:, 1:3], physics[:, 1 + width : 3 + width] = centre + apart, centre - apart
         return {**state, "tired": along > 0}
@@ -76,7 +80,7 @@ class HalfSumo(Sumo):
         views = [self._pose(state["physics"], seat) for seat in (0, 1)]
         for seat, name in enumerate(self.seats):
             own, other = views[seat], views[1 - seat]
-            parts = [own["place"][:, 0] / RING, other["place"][:, 0] / RING]
+            parts = [own["place"][:, 0] / self.body.ring, other["place"][:, 0] / self.body.ring]
             parts += [own["heading"].cos(), own["heading"].sin(), state["tired"].double()]
             seen[name] = torch.cat([seen[name], torch.stack(parts, dim=1).float()[:, None]], dim=-1)
         return seen
@@ -86,7 +90,7 @@ class HalfSumo(Sumo):
         red, blue = self.seats
         weaker = {red: actions[red] * self.power, blue: actions[blue]}
         following, reward, done = super().step(state, weaker, generator)
-        there = self._pose(following["physics"], 0)["place"][:, 0] > LINE * RING
+        there = self._pose(following["physics"], 0)["place"][:, 0] > LINE * self.body.ring
         return {**following, "tired": state["tired"] | (there & ~state["done"])}, reward, done
 
 
@@ -119,7 +123,8 @@ def fighting_red(observation: Tensor, mask: Tensor | None, generator: torch.Gene
 
 def careful_red(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
     """Crosses the line first, and then fights."""
-    cosine, sine, goal = observation[..., 17], observation[..., 18], 0.5 * RING
+    ring = observation[..., 12] + observation[..., :2].norm(dim=-1)  # our distance from the edge and from the centre
+    cosine, sine, goal = observation[..., 17], observation[..., 18], 0.5 * ring
     # The centre in the own frame, moved along x as seen from there.
     ahead, aside = observation[..., 0] + goal * cosine, observation[..., 1] - goal * sine
     tired = (observation[..., TIRED] > 0.5)[..., None]

@@ -33,7 +33,8 @@ class Sumo(BatchedGame):
     both move, how much time is left, and the joints of its own body.
 
     Args:
-        body: ``pusher``, a box that thrusts and turns, cheap to simulate, or ``ant``, four legs with eight motors.
+        body: ``pusher``, a box that thrusts and turns, cheap to simulate; ``ant``, four legs with eight motors; or
+            ``walker``, an ant that trots by itself and is told, like a pusher, how fast ahead and how to turn.
         horizon: Decisions of a match.
         starts: Where bodies start: ``front`` face to face, ``all`` with any headings.
         shaping: Weight of the dense part of the reward.
@@ -51,24 +52,29 @@ class Sumo(BatchedGame):
 
     def __init__(
         self,
-        body: Literal["pusher", "ant"] = "pusher",
+        body: Literal["pusher", "ant", "walker"] = "pusher",
         horizon: int = 60,
         starts: Literal["all", "front"] = "all",
         shaping: float = 0.1,
     ) -> None:
         if body not in BODIES or starts not in {"all", "front"}:
-            raise ValueError(f"body is {body!r} and starts {starts!r}, but they must be pusher or ant, all or front")
+            raise ValueError(
+                f"body is {body!r} and starts {starts!r}, but they must be one of {', '.join(BODIES)}, and all or front"
+            )
         if horizon < 1 or shaping < 0:
             raise ValueError(f"the horizon is {horizon} and shaping {shaping}, but they must be at least 1 and 0")
         self.body: Body = BODIES[body]()
         self.horizon, self.starts, self.shaping = horizon, starts, shaping
         model, _ = _compiled(self.body.xml)
         self._width = int(_mujoco().mj_stateSize(model, _mujoco().mjtState.mjSTATE_FULLPHYSICS))
-        joints = 0 if body == "pusher" else 2 * self.body.motors + 10
+        self._decision = float(model.opt.timestep) * self.body.substeps  # in seconds
+        if self.body.gait is not None:
+            self.discount = 0.995  # walks are slow: the same match takes about twice as many decisions
+        joints = 2 * self.body.motors + 10 if body == "ant" else 0
         self.players = dict.fromkeys(self.seats, 1)
         self.observation_dim = dict.fromkeys(self.seats, 15 + joints)
         self.n_actions = dict.fromkeys(self.seats, 0)
-        self.action_dim = dict.fromkeys(self.seats, self.body.motors)
+        self.action_dim = dict.fromkeys(self.seats, self.body.motors if self.body.gait is None else 2)
 
     def reset(self, batch: int, generator: torch.Generator) -> State:
         """``physics`` of MuJoCo, (batch, ...), ``time`` and ``done``; bodies opposite each other at half the radius."""
@@ -111,19 +117,23 @@ class Sumo(BatchedGame):
                 turned(other["motion"]),
                 torch.stack([angle.cos(), angle.sin(), own["spin"], other["spin"]], dim=1),
                 torch.stack([self.body.ring - _distance(one["place"]) for one in (own, other)] + [left], dim=1),
-                own["posture"],
-                other["posture"][:, :4],
             ]
+            if self.body.gait is None:
+                parts += [own["posture"], other["posture"][:, :4]]
             seen[name] = torch.cat(parts, dim=1).float()[:, None]
         return seen
 
     def step(self, state: State, actions: Actions, generator: torch.Generator) -> tuple[State, Tensor, Tensor]:
-        """Drive all motors for one decision; nothing is random."""
+        """Drive all motors, or lead the gaits, for one decision; nothing is random."""
         live = ~state["done"]
         physics = state["physics"].clone()
         if live.any():
-            control = torch.cat([actions[seat][live, 0] for seat in self.seats], dim=1).clamp(-1, 1)
-            physics[live] = torch.from_numpy(_advance(self.body, physics[live].numpy(), control.double().numpy()))
+            commands = [actions[seat][live, 0].double().clamp(-1, 1) for seat in self.seats]
+            if self.body.gait is not None:
+                seconds = state["time"][live] * self._decision
+                commands = [self.body.gait(command, seconds) for command in commands]
+            control = torch.cat(commands, dim=1)
+            physics[live] = torch.from_numpy(_advance(self.body, physics[live].numpy(), control.numpy()))
         time = state["time"] + live
         before, after = self._lead(state["physics"]), self._lead(physics)
         lost = torch.stack([self._lost(physics, seat) for seat in (0, 1)], dim=1) & live[:, None]

@@ -1,5 +1,7 @@
 """Wrestling with a weak and a strong half: where matches start, what is seen, what the scripts do there."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -16,10 +18,12 @@ def chance(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_it_keeps_the_protocol_and_starts_in_its_halves() -> None:
-    check_game(HalfSumo(horizon=4))
-    for starts, share in (("right", 1.0), ("all", 0.5)):
-        game = HalfSumo(starts=starts)
+@pytest.mark.parametrize("body", ["pusher", "walker"])
+def test_it_keeps_the_protocol_and_starts_in_its_halves(body: Literal["pusher", "walker"]) -> None:
+    check_game(HalfSumo(body, horizon=4))
+    starting: tuple[tuple[Literal["right", "all"], float], ...] = (("right", 1.0), ("all", 0.5))
+    for starts, share in starting:
+        game = HalfSumo(body, starts=starts)
         state = game.reset(400, chance())
         right = (game._pose(state["physics"], 0)["place"] + game._pose(state["physics"], 1)["place"])[:, 0] > 0
         assert float(right.float().mean()) == pytest.approx(share, abs=0.08)
@@ -49,11 +53,12 @@ def test_the_target_is_weak_when_tired_only_and_we_are_weaker() -> None:
     assert motion[0] < motion[1]
 
 
-def test_crossing_the_line_tires_the_target_for_good() -> None:
-    game = HalfSumo()
+@pytest.mark.parametrize(("body", "decisions"), [("pusher", 25), ("walker", 90)])
+def test_crossing_the_line_tires_the_target_for_good(body: Literal["pusher", "walker"], decisions: int) -> None:
+    game = HalfSumo(body)
     state, was = game.reset(64, chance()), torch.zeros(64, dtype=torch.bool)
     fresh = ~state["tired"]
-    for _ in range(25):
+    for _ in range(decisions):
         seen = game.observe(state)
         was |= (seen["red"][:, 0, OWN_X] > LINE) & ~state["done"]
         actions = {"red": careful_red(seen["red"], None, chance(1)), "blue": torch.zeros(64, 1, 2)}
@@ -85,3 +90,5 @@ def test_the_exact_twin_says_which_plans_are_misled() -> None:
 def test_arguments_out_of_range_are_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be all or right, and above 0 and at most 1"):
         HalfSumo(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="body is 'ant', but it must be pusher or walker"):
+        HalfSumo("ant")  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def test_what_a_player_sees_does_not_depend_on_how_the_ring_is_turned():
     torch.testing.assert_close(game.observe({**state, "physics": turned})["red"], game.observe(state)["red"])
 
 
-@pytest.mark.parametrize("body", ["pusher", "ant"])
+@pytest.mark.parametrize("body", ["pusher", "ant", "walker"])
 def test_rows_do_not_touch_and_ended_matches_stay_still(body):
     game = Sumo(body, horizon=4)
     state = game.reset(6, generator())
@@ -117,8 +117,30 @@ def test_ants_stand_and_a_toppled_ant_loses():
     assert reward[0] < -0.9
 
 
-def test_pickles_and_frames():
-    game = pickle.loads(pickle.dumps(Sumo()))  # noqa: S301
+def test_a_walker_goes_where_it_is_told_and_stands_when_it_is_told_nothing():
+    game = Sumo("walker", horizon=60)
+    game.body = game.body._replace(ring=30.0)  # far from each other
+    state = game.reset(3, generator())
+    assert game.observe(state)["red"].shape == (3, 1, 15)
+    begin, turned = game._pose(state["physics"], 0), torch.zeros(3)
+    told = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])[:, None]
+    for _ in range(50):  # five seconds
+        before = game._pose(state["physics"], 0)["heading"]
+        state, _, _ = game.step(state, {"red": told, "blue": 0 * told}, generator())
+        turn = game._pose(state["physics"], 0)["heading"] - before
+        turned += torch.remainder(turn + torch.pi, 2 * torch.pi) - torch.pi
+    moved = game._pose(state["physics"], 0)["place"] - begin["place"]
+    ahead = torch.stack([begin["heading"].cos(), begin["heading"].sin()], dim=1)
+    assert float((moved * ahead).sum(1)[0]) > 3.0
+    assert float(turned[1]) > 5.0
+    assert float(moved[1:].norm(dim=1).max()) < 0.3
+    assert float(turned[[0, 2]].abs().max()) < 0.3
+    assert not any(game._lost(state["physics"], seat).any() for seat in (0, 1))
+
+
+@pytest.mark.parametrize("body", ["pusher", "walker"])
+def test_pickles_and_frames(body):
+    game = pickle.loads(pickle.dumps(Sumo(body)))  # noqa: S301
     assert game.frame(game.reset(2, generator()), 0).shape == (200, 200, 3)
 
 
