@@ -23,17 +23,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import write_results
+from benchmarks.csp_coverage import coverage
 from benchmarks.csp_halfsumo import SETUP
 from benchmarks.csp_predator_prey import Setup
 from recipes.csp.games import build
-from rl.csp.dataset import record_target
-from rl.csp.pairs import Coverage
 from rl.csp.policies import ScriptedPolicy
-from rl.csp.rollout import pairs_of, play
 from rl.csp.worst_case import Value, value_of
 from rl.envs import half_sumo
 from rl.exact.matrix import maxmin
@@ -60,19 +57,13 @@ def conditions(setup: Setup, seed: int = 0, episodes: int = 1024) -> tuple[float
     Args:
         setup: Which game and how much is recorded.
         seed: Of the data and the matches.
-        episodes: For every value.
+        episodes: For every value of the ladder.
 
     Returns:
         The share of the target's steps that the data saw, where we fight at once; the ladder.
     """
-    scenario = build(setup.game, "", dict(setup.game_arguments))
-    data = record_target(
-        scenario.recorded, scenario.ours, scenario.target, setup.recorded, torch.Generator().manual_seed(seed)
-    )
-    game, counted = scenario.game, Coverage(data.pairs().observations, setup.arguments["radius"])
-    scripts = (ScriptedPolicy(half_sumo.fighting_red), ScriptedPolicy(half_sumo.half_blue))
-    lived = play(game, scripts, min(episodes, 256), torch.Generator().manual_seed(seed + 1))
-    covered = float((counted(pairs_of(lived, game.seats[1]).observations) >= 1).float().mean())
+    game = build(setup.game, "", dict(setup.game_arguments)).game
+    covered = coverage(setup, half_sumo.fighting_red, seed)
     ladder = {
         (plan, target): value_of(game, ScriptedPolicy(PLANS[plan]), ScriptedPolicy(TARGETS[target]), episodes, seed + 2)
         for plan, target in LADDER
