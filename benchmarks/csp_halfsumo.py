@@ -3,16 +3,28 @@
 The task is `rl.envs.half_sumo.HalfSumo`. Before anything is trained, ``csp_ladder`` measures with scripted policies
 that it can tell methods apart, and the run ends if it cannot. Cells, values and tuning are those of
 ``csp_predator_prey``; the true target, strong wherever the data do not show it, counts among the adversaries of the
-reported seeds. Five seeds take an estimated six hours of one core; an interrupted run goes on where it was. ``tiny``
-runs one small cell.
+reported seeds. To show what plan is played, CSP and the best response to a fitted model are watched: in how many of the
+matches that begin where the target is strong they go and tire it first. Five seeds take an estimated six hours of one
+core; an interrupted run goes on where it was. ``tiny`` runs one small cell.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 
+import torch
+
 from benchmarks import csp_mujoco
-from benchmarks.csp_predator_prey import CELLS, Setup, cell, main as measure
+from benchmarks.csp_predator_prey import CELLS, Setup, cell, main as measure, make, run
+from recipes.csp.games import build
+from recipes.running.files import write_json
+from recipes.running.intervals import interval
+from recipes.running.quiet import silent_trainer
+from rl.csp.data import RolloutDataModule
+from rl.csp.dataset import record_target
+from rl.csp.policies import ScriptedPolicy
+from rl.csp.rollout import play
 
 SETUP = Setup(
     name="csp_halfsumo",
@@ -45,6 +57,33 @@ TINY = SETUP._replace(
 )
 
 
+def tires_first(setup: Setup, method: str, seed: int) -> float:
+    """Of the matches that begin where the target is strong, the share in which a policy gets behind the line in time.
+
+    CSP's policy is that of its cell, which has to be there; another method is trained again, without an attack.
+    """
+    path = CELLS / setup.name / f"plan-{method}-{seed}.json"
+    if path.is_file():
+        return float(json.loads(path.read_text(encoding="utf-8")))
+    scenario = build(setup.game, "", dict(setup.game_arguments))
+    assert scenario.ours is not None
+    assert scenario.target is not None
+    chance = torch.Generator().manual_seed(seed)
+    pairs = record_target(scenario.recorded, scenario.ours, scenario.target, setup.recorded, chance).pairs()
+    module = make(setup, method, {}, seed, scenario, pairs)
+    if method == "csp":
+        module.load_state_dict(torch.load(CELLS / setup.name / f"proxy-{seed}.pt", weights_only=True))
+    else:
+        trainer = silent_trainer(max_epochs=1, limit_val_batches=0)
+        trainer.fit(module, RolloutDataModule(setup.iterations, setup.episodes, seed=seed))
+    states: list[dict[str, torch.Tensor]] = []
+    policies, matches = (module.agent, ScriptedPolicy(scenario.target)), setup.attack["test_episodes"]
+    play(scenario.game, policies, matches, torch.Generator().manual_seed(seed + 1), watch=states.append)
+    share = float(states[-1]["tired"][~states[0]["tired"]].float().mean())
+    write_json(path, share)
+    return share
+
+
 def main(words: list[str]) -> None:
     """Check the conditions, then run everything and write the figures."""
     if words == ["tiny"]:
@@ -53,6 +92,10 @@ def main(words: list[str]) -> None:
     from benchmarks.csp_ladder import measured
 
     figures, _ = measured()
+    run(SETUP)  # CSP's policies are watched
+    for method in ("csp", "bc_first"):
+        shares = [tires_first(SETUP, method, seed) for seed in range(SETUP.seeds)]
+        figures[f"{method}_tires_first"] = interval(shares)
     measure(SETUP, figures)
 
 

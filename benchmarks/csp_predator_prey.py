@@ -245,17 +245,12 @@ def run(setup: Setup) -> list[dict[str, Any]]:
     return table
 
 
-def main(
-    setup: Setup,
-    further: Mapping[str, Any] | None = None,
-    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-) -> None:
+def main(setup: Setup, further: Mapping[str, Any] | None = None) -> None:
     """Run everything and write the figures.
 
     Args:
         setup: What is run.
         further: Figures beside those of the methods.
-        tables: Likewise.
     """
     table = run(setup)
     worst = {row["method"]: row["worst"] for row in table}
@@ -264,7 +259,7 @@ def main(
     figures: dict[str, Any] = {"best_baseline_worst": rivals[best], **(further or {})}
     figures["csp_worst_lead_low"] = min(row["lead"]["low"] for row in table if row["method"] in rivals)
     figures |= {f"{row['method']}_{key}": row[key] for row in table for key in ("worst", "true", "lead")}
-    print("best baseline:", best, write_results(setup.name, figures, {"methods": table, **(tables or {})}, setup.seeds))
+    print("best baseline:", best, write_results(setup.name, figures, {"methods": table}, setup.seeds))
 
 
 if __name__ == "__main__":
