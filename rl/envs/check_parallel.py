@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
@@ -106,10 +106,7 @@ def _play(env: ParallelEnv, seed: int, horizon: int, ours: Sequence[str]) -> tup
     return horizon, not env.agents, found
 
 
-Look = Any  # what the space of the agent says: an array, or a dictionary, with action_mask where actions are masked
-
-
-def _check_looks(env: ParallelEnv, seen: Mapping[str, Look]) -> list[float]:
+def _check_looks(env: ParallelEnv, seen: Mapping[str, object]) -> list[float]:
     """Observations of the agents that are there, as numbers: present, of the right shape, finite."""
     numbers: list[float] = []
     for name in env.agents:
@@ -117,8 +114,8 @@ def _check_looks(env: ParallelEnv, seen: Mapping[str, Look]) -> list[float]:
             raise ValueError(f"{name} is in agents, but the environment gives it no observation")
     for name, observed in seen.items():
         space = look_space(env, name)
-        masked = is_masked(env, name)
-        look = observed["observation"] if masked else observed
+        masks = observed if is_masked(env, name) and isinstance(observed, Mapping) else {}
+        look = masks.get("observation", observed)
         if isinstance(space, gymnasium.spaces.Box) and np.shape(look) != space.shape:
             raise ValueError(
                 f"{name} observes an array of shape {np.shape(look)}, but its space has shape {space.shape}"
@@ -126,16 +123,18 @@ def _check_looks(env: ParallelEnv, seen: Mapping[str, Look]) -> list[float]:
         numbers += flat(space, look).tolist()
         if not np.isfinite(numbers).all():
             raise ValueError(f"{name} observes NaN or infinite numbers")
-        if masked and not np.asarray(observed["action_mask"]).any() and in_turn(env, name):
+        if masks and not np.asarray(masks["action_mask"]).any() and in_turn(env, name):
             raise ValueError(f"{name} has no legal action: its action_mask is all 0")
     return numbers
 
 
-def _random_action(env: ParallelEnv, name: str, observed: Look, generator: np.random.Generator) -> object:
+def _random_action(env: ParallelEnv, name: str, observed: object, generator: np.random.Generator) -> object:
     """A legal action drawn from the test's own generator."""
     space = env.action_space(name)
     n_actions, width = action_size(space, name)
     if not n_actions:
         return native_action(space, generator.uniform(-1, 1, width))
-    legal = np.flatnonzero(observed["action_mask"]) if is_masked(env, name) else np.arange(n_actions)
+    legal = np.arange(n_actions)
+    if is_masked(env, name) and isinstance(observed, Mapping):
+        legal = np.flatnonzero(observed["action_mask"])
     return native_action(space, generator.choice(legal)) if len(legal) else None  # it waits for its turn

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -213,8 +212,8 @@ class ParallelGame(BatchedGame):
                 for place, name in enumerate(names):
                     if name not in observations:
                         continue
-                    look: Any = observations[name]
-                    if masked:
+                    look = observations[name]
+                    if masked and isinstance(look, Mapping):
                         masks[row, place] = np.asarray(look["action_mask"], dtype=bool)
                         look = look["observation"]
                     looks[row, place] = flat(spaces[place], look)
