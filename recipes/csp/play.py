@@ -178,11 +178,6 @@ def _opponent(text: str, game: BatchedGame) -> nn.Module:
             return random_policy(game, seat)
         if text.endswith(".safetensors"):
             policy = load_policy(text)
-            if policy.seat.name != seat:
-                raise RecipeError(
-                    f"gapbridge play --against: {text} is a policy of the seat {policy.seat.name!r}, but the target's "
-                    f"is {seat!r}; save one with save_policy(policy, path, game, {seat!r})"
-                )
         else:
             sys.path[:] = [*sys.path, *({str(Path.cwd())} - set(sys.path))]  # the user's own files, after all others
             found = find("opponent", text)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
     from rl.csp.module import CSPModule
     from rl.csp.pairs import Pairs
+    from rl.envs.markov_game import BatchedGame
 
 __all__ = ["Recipe", "check", "run"]
 FIXED = (
@@ -53,15 +54,18 @@ def check(recipe: Recipe) -> Iterator[str]:
     scenario = _scenario(recipe, RecipeError)
     ours, theirs = scenario.game.seats
     yield f"game: {type(scenario.game).__name__}, we are {ours}, the target is {theirs}"
+    if recipe.game.name == "own":
+        yield from (f"game: {line}" for line in _play_own(scenario.game))
     if recipe.data.path:
+        from rl.csp.copies import data_warnings
         from rl.csp.dataset import check_dataset, load_data
-        from rl.csp.stationarity import change_warning
+        from rl.csp.scales import scale_warnings
 
         try:
             data = load_data(recipe.data.path)
             yield from (f"data: {line}" for line in check_dataset(data, scenario.game))
-            if changed := change_warning(data.pairs()):
-                yield f"data: warning: {changed}"
+            told = [*data_warnings(data.pairs()), *scale_warnings(data.pairs(), scenario.game)]
+            yield from (f"data: warning: {line}" for line in told)
         except (OSError, ValueError) as error:
             raise RecipeError(f"data.path: {error}") from error
     else:
@@ -116,6 +120,25 @@ def _check_training(recipe: Recipe, scenario: Scenario, rows: dict[str, dict[str
         except ValueError as error:
             raise RecipeError(f"adaptation ({row}): {error}") from error
     return check_batches(recipe.trainer, {"train": per_epoch, "validation": 1})
+
+
+def _play_own(game: BatchedGame) -> list[str]:
+    """Try a user's game in random episodes, in which its faults show that training would only stumble on."""
+    from rl.envs import ParallelGame, check_game, check_parallel_env
+    from rl.trial import reason_of
+
+    try:
+        if isinstance(game, ParallelGame):
+            sides = game.agents["ours"], game.agents["target"]
+            return check_parallel_env(game.new_environment, *sides, game.horizon, must_end=False, must_repeat=False)
+        return check_game(game, must_repeat=False)
+    except ValueError as error:
+        raise RecipeError(f"game: {error}") from error
+    except Exception as error:  # whatever a user's own code raises
+        raise RecipeError(
+            f"game: it fails in random episodes ({type(error).__name__}: {reason_of(error)}); rl.envs.check_game plays "
+            "them in Python"
+        ) from error
 
 
 def _scenario(recipe: Recipe, error: type[Exception]) -> Scenario:

@@ -192,8 +192,7 @@ def _exact(scenario: Scenario, problem: CSPModule) -> Exact | None:
     from rl.exact.markov import best_response, robust_plan
     from rl.exact.sets import Free, TotalVariation, consistent_sets, root_radius
 
-    data = [problem.train_pairs, problem.held_out_pairs]
-    counts = sum(game.state_counts(part.observations, part.actions) for part in data)
+    counts = game.state_counts(problem.pairs.observations, problem.pairs.actions)
     states, _, actions = game.exact.reward.shape
     certified = certified_sets(game.exact, counts)
     likely = consistent_sets(counts, lambda model, n: TotalVariation(model, root_radius(n)))
@@ -318,7 +317,8 @@ def _warnings(
     search: WorstCase,
 ) -> list[dict[str, str]]:
     """What a reader of the numbers must know."""
-    from rl.csp.stationarity import change_warning
+    from rl.csp.copies import data_warnings
+    from rl.csp.scales import scale_warnings
     from rl.csp.worst_case import TRAINING_PROXY
 
     found = []
@@ -345,6 +345,5 @@ def _warnings(
             f"the worst likely value {claim:.3f} is above what is obtained, {ours['obtained']:.3f}: the target is not "
             "within the radii 1/(2 sqrt n), which guarantee nothing"
         )
-    if changed := change_warning(problem.train_pairs):
-        found.append(changed)
+    found += [*data_warnings(problem.pairs), *scale_warnings(problem.pairs, problem.game)]
     return [{"warning": text} for text in found]

@@ -44,7 +44,7 @@ class Data:
 
     Attributes:
         path: An .npz, .parquet or .csv file with the columns observation, action, episode and t, and perhaps player,
-            last and action_mask; empty records the shipped target.
+            last, action_mask, active and seat; empty records the shipped target.
         episodes: How many are recorded.
         behaviour: Of card games, how our seat plays meanwhile: uniform, or narrow (it nearly always calls).
     """

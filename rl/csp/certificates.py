@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,14 +15,15 @@ from torch import Tensor, nn
 
 from gapbridge.arguments import Count, ProperShare, Seed, check_arguments
 from rl.csp.contract import check_fixed
+from rl.csp.copies import data_warnings
 from rl.csp.dataset import TargetData
 from rl.csp.loading import pairs_of
 from rl.csp.module import CSPModule
 from rl.csp.pairs import Pairs
 from rl.csp.policies import CategoricalLaw, ScriptedPolicy
-from rl.csp.stationarity import change_warning
 from rl.csp.worst_case import estimate_worst_case
 from rl.envs.markov_game import BatchedGame
+from rl.envs.native_actions import game_action
 from rl.envs.spiel import sequence_form
 from rl.envs.spiel_game import SpielGame
 from rl.envs.tabular import TabularGame
@@ -79,8 +82,8 @@ def certify(
 
     Args:
         policy: Of our seat: a policy of this package, as ``module.agent`` or what `load_policy` gives; a model of
-            Stable-Baselines3, or what has its ``predict``; or a function ``act(observations, mask, generator)`` that
-            gives actions (N, players) for observations (N, players, O).
+            Stable-Baselines3 without memory, or what has its ``predict``; or a function ``act(observations, mask,
+            generator)`` that gives actions (N, players) for observations (N, players, O).
         data: The target's, or the path of a file.
         game: What is played.
         failure: Probability that a certified value is above the true one, over the data and the draws.
@@ -105,7 +108,8 @@ def certify(
         >>> verdict.is_certified, 0.29 < verdict.value <= 0.3
         (True, True)
     """
-    check_arguments(certify, {"failure": failure, "draws": draws, "seed": seed})
+    check_arguments(certify, {"data": data, "game": game, "failure": failure, "draws": draws, "seed": seed})
+    inspect.signature(estimate_worst_case).bind_partial(**search)  # a misspelt word is refused where none is needed too
     agent = _playable(policy, deterministic=deterministic)
     check_fixed(agent, game, game.seats[0])
     pairs = pairs_of(data, game)
@@ -118,8 +122,7 @@ def certify(
     else:
         why = "the game is neither tabular nor a tree of OpenSpiel in which the policy's probabilities are known"
         verdict = _estimated(agent, pairs, game, seed, why, search)
-    changed = change_warning(pairs)
-    return replace(verdict, words=(*verdict.words, *([f"Warning: {changed}."] if changed else [])))
+    return replace(verdict, words=(*verdict.words, *(f"Warning: {told}." for told in data_warnings(pairs))))
 
 
 def _certified(agent: nn.Module, pairs: Pairs, game: TabularGame, failure: float, draws: int, seed: int) -> Verdict:
@@ -244,11 +247,16 @@ def _playable(policy: object, *, deterministic: bool) -> nn.Module:
 
 
 class _Predicting(ScriptedPolicy):
-    """A model with the ``predict`` of Stable-Baselines3; where its law can be asked for, that is what it plays by."""
+    """A model with the ``predict`` of Stable-Baselines3; where its law can be asked for, that is what it plays by.
+
+    Its actions are those of its ``action_space``, where it has one, and become the game's as in `rl.csp.Recorder`.
+    """
 
     def __init__(self, model: Any, *, deterministic: bool) -> None:
         super().__init__(self._acted)
         self.model, self.deterministic = model, deterministic
+        space = getattr(model, "action_space", None)
+        self.space = space if isinstance(space, gymnasium.spaces.Space) else None
 
     def forward(
         self, observations: Tensor, masks: Tensor | None = None, memories: Tensor | None = None
@@ -277,6 +285,13 @@ class _Predicting(ScriptedPolicy):
     def _acted(self, seen: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
         rows = seen.reshape(-1, seen.shape[-1]).numpy()
         allowed = {} if mask is None else {"action_masks": mask.reshape(len(rows), -1).numpy()}
-        found = self.model.predict(rows, deterministic=self.deterministic, **allowed)
-        actions = torch.as_tensor(np.asarray(found[0]))
+        answer = self.model.predict(rows, deterministic=self.deterministic, **allowed)
+        if not isinstance(answer, tuple) or len(answer) != 2 or len(np.asarray(answer[0])) != len(rows):
+            raise ValueError(f"predict must give one action for each of {len(rows)} observations, and a state")
+        found, state = answer
+        if state is not None:
+            raise ValueError("its predict gives a state, a memory of the episode, and would be asked without one")
+        if self.space is not None:
+            found = [game_action(self.space, action) for action in found]
+        actions = torch.as_tensor(np.asarray(found))
         return actions.reshape(*seen.shape[:-1], *actions.shape[1:])

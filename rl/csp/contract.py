@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl.csp.acting import Seat
 from rl.envs.markov_game import BatchedGame
 from rl.trial import reason_of
 
@@ -110,6 +111,12 @@ def check_fixed(policy: nn.Module, game: BatchedGame, seat: str) -> None:
         ValueError: If it cannot be called so, or gives actions that the seat does not have.
     """
     what = f"the {type(policy).__name__} given for seat {seat!r}"
+    saved = getattr(policy, "seat", None)
+    if isinstance(saved, Seat) and saved.name != seat:
+        raise ValueError(
+            f"{what} is a policy of the seat {saved.name!r}; give one of the seat {seat!r}, saved with "
+            f"save_policy(policy, path, game, {seat!r})."
+        )
     generator = torch.Generator().manual_seed(0)
     seen, legal = _first(game, seat, generator)
     if not isinstance(getattr(policy, "memory", None), int):

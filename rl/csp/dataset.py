@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,8 @@ from rl.envs.markov_game import BatchedGame
 
 Policy = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
 REQUIRED = ("observation", "action", "episode", "t")
-OPTIONAL = ("player", "last", "action_mask", "active", "seat")
+FLAGS = ("last", "action_mask", "active")
+OPTIONAL = ("player", *FLAGS, "seat")
 
 
 class TargetData(NamedTuple):
@@ -39,7 +41,8 @@ class TargetData(NamedTuple):
         action_mask: Legal actions, boolean (N, A), or None.
         active: Whether the player was there and decided, boolean (N,), or None where it always was. Rows where it had
             left or waited for its turn may be given, so that t has no gaps, and are not used.
-        seat: Name of the seat that each row is of, text (N,), or None. With it, rows of another seat are found.
+        seat: Name of the seat that each row is of, or of the agent that plays it, text (N,), or None. With it, rows of
+            another seat, and players in another order, are found.
     """
 
     observation: NDArray[np.float32]
@@ -66,8 +69,8 @@ class TargetData(NamedTuple):
         _, track = np.unique(columns, axis=0, return_inverse=True)
         mask = None if self.action_mask is None else torch.from_numpy(self.action_mask[order])
         return Pairs(
-            torch.from_numpy(self.observation[order]),
-            torch.from_numpy(self.action[order]),
+            torch.from_numpy(np.asarray(self.observation, dtype=np.float32)[order]),
+            torch.from_numpy(_actions(self.action)[order]),
             mask,
             torch.from_numpy(episode.astype(np.int64)),
             torch.from_numpy(track.reshape(-1).astype(np.int64)),
@@ -99,6 +102,10 @@ def load_data(path: str | Path) -> TargetData:
             f"{path} has no {' and no '.join(missing)}; required are {', '.join(REQUIRED)}, "
             f"optional are {', '.join(OPTIONAL)}"
         )
+    known = [*REQUIRED, *OPTIONAL]
+    for name in columns.keys() - set(known):
+        if (near := difflib.get_close_matches(name, known, n=1, cutoff=0.8)) and near[0] not in columns:
+            raise ValueError(f"{path} has a column {name}; did you mean {near[0]}? Rename it, or leave it out")
     try:
         data = TargetData(
             np.asarray(columns["observation"], dtype=np.float32),
@@ -106,10 +113,8 @@ def load_data(path: str | Path) -> TargetData:
             _whole(columns["episode"], "episode"),
             _whole(columns["t"], "t"),
             _whole(columns.get("player", np.zeros(len(columns["episode"]), dtype=np.int64)), "player"),
-            np.asarray(columns["last"], dtype=bool) if "last" in columns else None,
-            np.asarray(columns["action_mask"], dtype=bool) if "action_mask" in columns else None,
-            np.asarray(columns["active"], dtype=bool) if "active" in columns else None,
-            np.asarray(columns["seat"], dtype=str) if "seat" in columns else None,
+            seat=np.asarray(columns["seat"], dtype=str) if "seat" in columns else None,
+            **{name: _flags(columns[name], name) for name in FLAGS if name in columns},
         )
         _check_columns(data)
     except ValueError as error:
@@ -165,12 +170,8 @@ def check_dataset(data: TargetData, game: BatchedGame) -> list[str]:
             are gone and not marked as such.
     """
     _check_columns(data)
+    _check_seat(data, game)
     seat = game.seats[1]
-    if data.seat is not None and (wrong := np.flatnonzero(data.seat != seat)).size:
-        raise ValueError(
-            f"row {wrong[0]} of the data is of the seat '{data.seat[wrong[0]]}', but the target is '{seat}'; keep its "
-            "rows alone"
-        )
     if (width := data.observation.shape[1]) != game.observation_dim[seat]:
         raise ValueError(
             f"observations of the data have length {width}, but {seat} sees {game.observation_dim[seat]} numbers"
@@ -275,6 +276,17 @@ def _whole(column: object, name: str) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
+def _flags(column: object, name: str) -> NDArray[np.bool_]:
+    """Booleans, from booleans or the numbers 0 and 1; whatever else would be true without a word."""
+    array = np.asarray(column)
+    known = np.isin(array, (0, 1)) if array.dtype.kind in "biuf" else np.zeros(array.shape, dtype=bool)
+    if not known.all():
+        raise ValueError(
+            f"{name} holds {array[~known].tolist()[0]!r}, but it must hold true or false, or 1 or 0, in every row"
+        )
+    return array.astype(np.bool_)
+
+
 def _check_columns(data: TargetData) -> None:
     """What holds whatever the game is."""
     n = len(data.t)
@@ -308,12 +320,31 @@ def _check_columns(data: TargetData) -> None:
             raise ValueError(f"episode {episode[wrong[0]]} {flaw}; last must be true at the last step and nowhere else")
 
 
+def _check_seat(data: TargetData, game: BatchedGame) -> None:
+    """Rows of the target alone, each of the player that it is numbered as."""
+    if data.seat is None:
+        return
+    seat = game.seats[1]
+    for player, agent in enumerate(game.agent_names(seat)):
+        if (wrong := np.flatnonzero((data.player == player) & ~np.isin(data.seat, (seat, agent)))).size:
+            raise ValueError(
+                f"row {wrong[0]} of the data is of the seat '{data.seat[wrong[0]]}', but the target is '{seat}', and "
+                f"its player {player} '{agent}'; keep its rows alone, with players in the game's order, or leave the "
+                "column seat out where only the names differ"
+            )
+
+
 def _check_observations(data: TargetData, rows: NDArray[np.int64], game: BatchedGame) -> None:
     """Observations that the seat can make, and none of a player that has left or waits."""
     seat, seen = game.seats[1], data.observation[rows]
     if not rows.size:
         raise ValueError("no row of the data is active; record the target where it decides")
     state = game.reset(1, torch.Generator().manual_seed(0))
+    if data.action_mask is not None and seat not in (game.action_mask(state) or {}):
+        raise ValueError(
+            f"the data have action_mask, but the game tells {seat} no legal actions, so that it may play them all; "
+            "leave the column out, or give the game masks"
+        )
     if data.active is None and game.active(state) is not None and (gone := np.flatnonzero(~seen.any(1))).size:
         raise ValueError(
             f"the observation in row {gone[0]} is all zeros, as of a player that has left or waits for its turn, and "

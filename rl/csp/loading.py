@@ -85,8 +85,10 @@ def pairs_of(data: str | Pairs | TargetData, game: BatchedGame) -> Pairs:
             f"{game.observation_dim[seat]} numbers"
         )
     wanted = () if game.n_actions[seat] else (game.action_dim[seat],)
+    if not bool(data.observations.isfinite().all() and data.actions.isfinite().all()):
+        raise ValueError("the data hold NaN or infinite numbers; drop such episodes or repair them")
     outside = bool(game.n_actions[seat]) and not bool(
-        ((data.actions >= 0) & (data.actions < game.n_actions[seat])).all()
+        ((data.actions >= 0) & (data.actions < game.n_actions[seat]) & (data.actions % 1 == 0)).all()
     )
     if tuple(data.actions.shape[1:]) != wanted or outside:
         raise ValueError(
@@ -94,4 +96,5 @@ def pairs_of(data: str | Pairs | TargetData, game: BatchedGame) -> Pairs:
             f"{data.actions.max():g}, but {seat} has {game.n_actions[seat] or 'no'} discrete actions and real ones of "
             f"length {game.action_dim[seat]}"
         )
-    return data
+    actions = data.actions.long() if game.n_actions[seat] else data.actions.float()
+    return data._replace(observations=data.observations.float(), actions=actions)

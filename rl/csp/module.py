@@ -43,9 +43,7 @@ class CSPModule(DecidingModule):
     r"""Adapt a policy to a target known only through data, for the worst target that agrees with the data.
 
     An iteration is ``proxy_updates`` updates of the proxy, each on new episodes against the present agent with minus
-    our reward and the data term, then one of the agent; see :mod:`rl.csp.update`.
-
-    The constraint is
+    our reward and the data term, then one of the agent; see :mod:`rl.csp.update`. The constraint is
 
     - ``penalty``: C times the data term, with C fixed;
     - ``lagrangian``: C follows the excess of the data term over that of the fitted model, above a floor;
@@ -179,7 +177,8 @@ class CSPModule(DecidingModule):
         check_options(pool, constraint, floor, ceiling)
         self.game = game_of(game, game_args)
         self.seat = Seat.of(self.game)
-        self.train_pairs, self.held_out_pairs = pairs_of(data, self.game).split(held_out, seed)
+        self.pairs = pairs_of(data, self.game)
+        self.train_pairs, self.held_out_pairs = self.pairs.split(held_out, seed)
         self.counts = Coverage(self.train_pairs.observations, radius)
         plain = partial(SeatPolicy.of, self.game, hidden=hidden, memory=memory, normalise=normalise, log_std=log_std)
         self._make_policy: Callable[[str], nn.Module] = plain if policy is None else partial(made_for, policy)

@@ -67,8 +67,9 @@ class Coverage:
             index = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:REFERENCE_ROWS]
             counts = counts[index] * (len(observations) / counts[index].sum())
             rows = rows[index]
-        self.scale = observations.std(0, correction=0).clamp(min=1e-6)
-        self.centre = observations.mean(0)
+        exactly = observations.double()  # a mean that is rounded moves a column that never changes, by far on its scale
+        self.scale = exactly.std(0, correction=0).clamp(min=1e-6).to(observations)
+        self.centre = exactly.mean(0).to(observations)
         self.rows, self.counts, self.radius = (rows - self.centre) / self.scale, counts.float(), radius
 
     def __call__(self, observations: Tensor) -> Tensor:

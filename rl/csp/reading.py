@@ -66,7 +66,10 @@ def _vectors(path: Path, columns: Mapping[str, Column]) -> dict[str, Column]:
     numbered: dict[str, dict[int, Column]] = {}
     for name, column in columns.items():
         if matched := _NUMBERED.fullmatch(name):
-            numbered.setdefault(matched[1], {})[int(matched[2])] = column
+            parts = numbered.setdefault(matched[1], {})
+            if int(matched[2]) in parts:
+                raise ValueError(f"{path} has two columns for entry {int(matched[2])} of {matched[1]}; leave one out")
+            parts[int(matched[2])] = column
         else:
             found[name] = column
     for name, parts in numbered.items():

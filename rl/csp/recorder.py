@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rl.csp.dataset import TargetData, save_data
 from rl.envs.native_actions import action_size, game_action
-from rl.envs.petting_zoo import flat, is_masked, look_space, width_of
+from rl.envs.petting_zoo import flat, in_turn, is_masked, look_space, width_of
 
 Given = Any  # of another library, whose parts are checked where they are read
 
@@ -88,7 +88,7 @@ class Recorder:
                 self._note(name, self._environment.observe(name), action)
             return self._environment.step(action)
         for name in self._target:
-            if name in action and name in self._seen and name in self._environment.agents:
+            if name in action and name in self._seen and in_turn(self._environment, name):
                 self._note(name, self._seen[name], action[name])
         answer = self._environment.step(action)
         self._seen = answer[0]
@@ -117,6 +117,8 @@ class Recorder:
             np.asarray(players, dtype=np.int64),
             None if self._cut or self._open() else last,
             np.stack(masks) if self._masked else None,
+            np.ones(len(looks), dtype=bool),
+            np.asarray([self._target[player] for player in players]),
         )
 
     def save(self, path: str | Path) -> None:

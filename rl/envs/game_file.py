@@ -75,11 +75,11 @@ class FileGame(TabularGame):
             transition, reward, start, terminal, horizon = _matrix(given["payoff"], what)
         elif kind is ARRAYS:
             transition, reward, start = (_array(given[name], name, what) for name in ("transition", "reward", "start"))
-            terminal = [int(_number(state, "terminal", what)) for state in np.atleast_1d(given["terminal"])]
-            horizon = int(_number(given["horizon"], "horizon", what))
+            terminal = [_whole(state, "terminal", what) for state in np.atleast_1d(given["terminal"])]
+            horizon = _whole(given["horizon"], "horizon", what)
         else:
             transition, reward, start, terminal = _moves(given, what)
-            horizon = int(_number(given["horizon"], "horizon", what))
+            horizon = _whole(given["horizon"], "horizon", what)
             self.names = {name: list(map(str, given[name])) for name in ("states", "ours", "theirs")}
         if horizon < 1:
             raise ValueError(f"{what}: the horizon is {horizon}, but an episode has at least 1 step")
@@ -113,11 +113,15 @@ def _read(path: Path) -> Words:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, but a game in YAML has at most {LARGEST}; use .npz")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML file ({' '.join(str(error).split())[:200]}); correct it") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{path} holds a {type(found).__name__}; it must hold the words of a game, such as payoff")
+    words = [] if node is None else [word.value for word, _ in node.value]
+    if twice := sorted({word for word in words if words.count(word) > 1}):
+        raise ValueError(f"{path} says {twice[0]} twice, of which one would not count; say it once")
     return found
 
 
@@ -198,6 +202,13 @@ def _array(value: ArrayLike, name: str, what: str) -> Array:
     if not np.isfinite(found).all():
         raise ValueError(f"{what}: {name} holds NaN or infinite numbers; give finite ones")
     return found
+
+
+def _whole(value: Given, name: str, what: str) -> int:
+    number = _number(value, name, what)
+    if isinstance(value, bool | np.bool_) or not number.is_integer():
+        raise ValueError(f"{what}: {name} is {value!r}, but it must be a whole number")
+    return int(number)
 
 
 def _number(value: Given, name: str, what: str) -> float:

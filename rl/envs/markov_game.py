@@ -102,6 +102,10 @@ class BatchedGame(ABC):
         """
         return torch.zeros(len(observations), dtype=torch.bool)
 
+    def agent_names(self, seat: str) -> list[str]:
+        """Names of the players of a seat, in order."""
+        return [f"{seat}_{player}" for player in range(self.players[seat])]
+
     def frame(self, state: State, row: int) -> NDArray[np.uint8]:
         """A picture of one episode, (height, width, 3), for replays.
 

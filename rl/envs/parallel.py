@@ -22,6 +22,7 @@ from rl.envs.petting_zoo import (
     look_space,
     require_parallel,
     require_seats,
+    require_seen_masks,
     width_of,
 )
 
@@ -81,7 +82,7 @@ class ParallelGame(BatchedGame):
         self._arguments = dict(arguments or {})
         self.agents = dict(zip(self.seats, (list(ours), list(target)), strict=True))
         self.horizon, self.discount, self.at_once = horizon, discount, at_once
-        self._environments = [self._new()]
+        self._environments = [self.new_environment()]
         self._run = self._tick = 0
         probe = self._environments[0]
         require_parallel(probe)
@@ -96,8 +97,12 @@ class ParallelGame(BatchedGame):
             self.observation_dim[seat] = width_of(probe, names[0])
             self.n_actions[seat], self.action_dim[seat] = action_size(space, names[0])
 
-    def _new(self) -> ParallelEnv:
-        """A copy of the environment in which all act at once."""
+    def new_environment(self) -> ParallelEnv:
+        """A copy of the environment in which all act at once.
+
+        Raises:
+            ValueError: If it cannot be made with its arguments.
+        """
         try:
             made = self._make(**self._arguments)
         except TypeError as error:
@@ -112,9 +117,13 @@ class ParallelGame(BatchedGame):
                 "begin fewer at a time"
             )
         while len(self._environments) < batch:
-            self._environments.append(self._new())
+            self._environments.append(self.new_environment())
         seeds = torch.randint(_SEEDS, (batch,), generator=generator).tolist()
-        seen = [env.reset(seed=seed)[0] for env, seed in zip(self._environments, seeds, strict=False)]
+        seen = []
+        for env, seed in zip(self._environments, seeds, strict=False):
+            looks, infos = env.reset(seed=seed)
+            require_seen_masks(env, infos)
+            seen.append(looks)
         self._run, self._tick = self._run + 1, 0
         return self._state(seen, torch.zeros(batch, dtype=torch.bool), torch.zeros(batch, dtype=torch.int64))
 
@@ -131,11 +140,15 @@ class ParallelGame(BatchedGame):
         """Which agents are in their episode and do not wait for their turn."""
         return {seat: state[f"active_{seat}"] for seat in self.seats}
 
+    def agent_names(self, seat: str) -> list[str]:
+        """Names of the environment's agents on a side."""
+        return self.agents[seat]
+
     def impossible(self, seat: str, observations: Tensor) -> Tensor:
         """Observations outside the bounds of the seat's space."""
-        space = look_space(self._environments[0], self.agents[seat][0])
+        space = gymnasium.spaces.flatten_space(look_space(self._environments[0], self.agents[seat][0]))
         if not isinstance(space, gymnasium.spaces.Box):
-            return ((observations < 0) | (observations > 1)).any(1)
+            return super().impossible(seat, observations)
         low, high = (torch.from_numpy(x.astype(np.float32).reshape(-1)) for x in (space.low, space.high))
         return ((observations < low) | (observations > high)).any(1)
 
@@ -162,6 +175,8 @@ class ParallelGame(BatchedGame):
             }
             observations, rewards, _, _, _ = env.step(moves)
             seen.append(observations)
+            if unpaid := [name for name in self.agents["ours"] if name in moves and name not in rewards]:
+                raise ValueError(f"the environment pays {unpaid[0]} nothing for a step that it took; return its reward")
             reward[row] = sum(float(rewards.get(name, 0)) for name in self.agents["ours"]) / self.players["ours"]
             time[row] += 1
             done[row] = not env.agents or time[row] >= self.horizon
@@ -176,7 +191,10 @@ class ParallelGame(BatchedGame):
         render = getattr(self._environments[row], "render", None)
         if render is None:
             raise NotImplementedError(f"{type(self._environments[row]).__name__} has no render, so it has no replay")
-        picture = render()
+        try:
+            picture = render()
+        except NotImplementedError:  # as of PettingZoo's own classes, without a word
+            picture = None
         if picture is None:
             raise NotImplementedError("the environment rendered nothing; give arguments: {render_mode: rgb_array}")
         return np.asarray(picture, dtype=np.uint8)
@@ -189,12 +207,13 @@ class ParallelGame(BatchedGame):
             masks = np.ones((len(seen), len(names), max(self.n_actions[seat], 1)), dtype=bool)
             active = np.zeros((len(seen), len(names)), dtype=bool)
             spaces = [look_space(self._environments[0], name) for name in names]
+            masked = is_masked(self._environments[0], names[0])
             for row, observations in enumerate(seen):
                 for place, name in enumerate(names):
                     if name not in observations:
                         continue
                     look = observations[name]
-                    if isinstance(look, Mapping):
+                    if masked and isinstance(look, Mapping):
                         masks[row, place] = np.asarray(look["action_mask"], dtype=bool)
                         look = look["observation"]
                     looks[row, place] = flat(spaces[place], look)
@@ -202,7 +221,7 @@ class ParallelGame(BatchedGame):
             masks[..., 0] |= ~masks.any(-1)  # who waits has no legal action, but a law needs one
             state[f"observation_{seat}"] = torch.from_numpy(looks)
             state[f"active_{seat}"] = torch.from_numpy(active)
-            if is_masked(self._environments[0], names[0]):
+            if masked:
                 state[f"mask_{seat}"] = torch.from_numpy(masks)
         return state
 
@@ -210,8 +229,9 @@ class ParallelGame(BatchedGame):
 class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
     """One episode of a batched game as a PettingZoo parallel environment.
 
-    Agents are named ``<seat>_<number>``. Ours are paid our reward, the target's its negative. Where a game has action
-    masks, observations are dictionaries with ``observation`` and ``action_mask``, as PettingZoo's are.
+    Agents are named as the game names them, ``<seat>_<number>`` unless it says otherwise. Ours are paid our reward, the
+    target's its negative. Where a game has action masks, observations are dictionaries with ``observation`` and
+    ``action_mask``, as PettingZoo's are.
 
     Args:
         game: The game.
@@ -222,7 +242,7 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
     def __init__(self, game: BatchedGame) -> None:
         self.game = game
         self.metadata = {"name": type(game).__name__, "render_modes": ["rgb_array"]}
-        self._place = {f"{seat}_{i}": (seat, i) for seat in game.seats for i in range(game.players[seat])}
+        self._place = {name: (seat, i) for seat in game.seats for i, name in enumerate(game.agent_names(seat))}
         self.possible_agents = list(self._place)
         self.agents: list[str] = []
         self._generator = torch.Generator()
@@ -273,6 +293,12 @@ class GameAsParallelEnv(ParallelEnv):  # type: ignore[misc]
         self.agents = [] if ended else self.agents
         everyone = self.possible_agents
         return looks, paid, dict.fromkeys(everyone, ended), dict.fromkeys(everyone, False), {n: {} for n in everyone}
+
+    def decides(self, agent: str) -> bool:
+        """Whether the next step asks the agent; else it has left or waits, and its action is not carried out."""
+        seat, place = self._place[agent]
+        active = self.game.active(self._state) or {}
+        return seat not in active or bool(active[seat][0, place])
 
     def render(self) -> NDArray[np.uint8]:
         """A picture, (height, width, 3)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,8 @@ def in_turn(environment: ParallelEnv, name: str) -> bool:
     """Whether an agent is in its episode and, where turns are taken, has the turn."""
     if name not in environment.agents:
         return False
+    if hasattr(environment, "decides"):
+        return bool(environment.decides(name))
     turns = getattr(environment, "aec_env", None)
     return turns is None or acts_at_once(turns) or bool(turns.agent_selection == name)
 
@@ -123,9 +126,37 @@ def _is_environment(made: type | None) -> bool:
 
 
 def is_masked(environment: ParallelEnv, name: str) -> bool:
-    """Whether an agent is told which actions are legal."""
+    """Whether an agent is told which actions are legal.
+
+    Raises:
+        ValueError: If it is told in another way than PettingZoo's, in which nobody would read it.
+    """
     space = environment.observation_space(name)
-    return isinstance(space, gymnasium.spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}
+    parts = set(space.spaces) if isinstance(space, gymnasium.spaces.Dict) else set[str]()
+    if "action_mask" in parts and parts != {"observation", "action_mask"}:
+        raise ValueError(
+            f"{name} observes {', '.join(sorted(parts))}; beside action_mask there must be observation alone, so put "
+            "everything else that it sees into observation"
+        )
+    return "action_mask" in parts
+
+
+def require_seen_masks(environment: ParallelEnv, infos: Mapping[str, object]) -> None:
+    """Refuse masks that stand beside the observations, where nobody would read them.
+
+    Args:
+        environment: The environment.
+        infos: By agent, as its reset gave them.
+
+    Raises:
+        ValueError: In one sentence.
+    """
+    for name, info in infos.items():
+        if isinstance(info, Mapping) and "action_mask" in info and not is_masked(environment, name):
+            raise ValueError(
+                f"{name} is told its legal actions in infos; give them in its observation, a Dict with observation and "
+                "action_mask, so that policies see them"
+            )
 
 
 def look_space(environment: ParallelEnv, name: str) -> gymnasium.Space[object]:
@@ -135,9 +166,16 @@ def look_space(environment: ParallelEnv, name: str) -> gymnasium.Space[object]:
 
 
 def flat(space: gymnasium.Space[object], look: object) -> NDArray[np.float32]:
-    """A flattened observation."""
+    """A flattened observation.
+
+    Raises:
+        ValueError: If it has another number of entries than its space.
+    """
     flat = look if isinstance(space, gymnasium.spaces.Box) else gymnasium.spaces.flatten(space, look)
-    return np.asarray(flat, dtype=np.float32).reshape(-1)
+    numbers = np.asarray(flat, dtype=np.float32).reshape(-1)
+    if isinstance(space, gymnasium.spaces.Box) and numbers.size != math.prod(space.shape):
+        raise ValueError(f"an observation has shape {np.shape(numbers)}, but its space has shape {space.shape}")
+    return numbers
 
 
 def width_of(environment: object, name: str) -> int:

@@ -44,9 +44,10 @@ class TabularGame(BatchedGame):
     ) -> None:
         S, A, B = exact.reward.shape
         table = np.eye(S) if observations is None else observations
-        if table.ndim != 2 or len(table) != S or len(np.unique(table, axis=0)) != S:
+        if table.ndim != 2 or len(table) != S or len(np.unique(table.astype(np.float32), axis=0)) != S:
             raise ValueError(
-                f"the observations have shape {table.shape}, but they must be (states, D) with {S} rows that all differ"
+                f"the observations have shape {table.shape}, but they must be (states, D) with {S} rows that all "
+                "differ as float32"
             )
         self.exact, self.seats, self.horizon, self.discount = exact, seats, horizon, exact.discount
         self.players = dict.fromkeys(seats, 1)
@@ -93,7 +94,13 @@ class TabularGame(BatchedGame):
 
     def impossible(self, seat: str, observations: Tensor) -> Tensor:
         """Observations that are those of no state."""
-        return torch.cdist(observations.double(), self.observations.double()).min(1).values > _NEAR
+        return self._nearest(observations)[0] > _NEAR
+
+    def _nearest(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Of observations (N, D), the distance to that of the nearest state, and its number, (N,) each."""
+        how = "donot_use_mm_for_euclid_dist"  # products of large numbers leave nothing of small differences
+        distance = torch.cdist(observations.double(), self.observations.double(), compute_mode=how)
+        return distance.min(1).values, distance.argmin(1)
 
     def state_counts(self, observations: Tensor, actions: Tensor) -> Array:
         """How often the target took every action at every state, (S, B).
@@ -108,8 +115,7 @@ class TabularGame(BatchedGame):
         Raises:
             ValueError: If an observation is that of no state.
         """
-        distance = torch.cdist(observations.double(), self.observations.double())
-        nearest, node = distance.min(1)
+        nearest, node = self._nearest(observations)
         if (nearest > _NEAR).any():
             raise ValueError(f"observation {int(nearest.argmax())} of the data is that of no state of the game")
         counts = np.zeros(self.exact.reward.shape[::2])
@@ -121,7 +127,7 @@ class TabularGame(BatchedGame):
         cumulative = _cumulative(table)
 
         def act(observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
-            node = torch.cdist(observation[:, 0], self.observations).argmin(1)
+            node = self._nearest(observation[:, 0])[1]
             return _draw(cumulative[node], generator)[:, None]
 
         return act

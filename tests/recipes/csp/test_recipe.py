@@ -140,7 +140,7 @@ def test_a_run_is_played_against_a_new_opponent_by_one_command(finished, capsys,
     for further, message in (
         (["random", "--policy", "best"], "has no policy 'best'; it has bc-first"),
         (["no.such"], "opponent 'no.such' cannot be imported"),
-        ([str(folder / "policies/csp.safetensors")], "is a policy of the seat 'agent', but the target's is 'guard'"),
+        ([str(folder / "policies/csp.safetensors")], "is a policy of the seat 'agent'; give one of the seat 'guard'"),
     ):
         assert play([*words, *further]) == 2
         assert message in capsys.readouterr().err
@@ -284,3 +284,39 @@ def test_environments_that_cannot_be_played_are_refused(tmp_path, monkeypatch, a
     own = {"name": "own", "class_path": "rl.envs.parallel.ParallelGame", "init_args": made}
     recipe = TINY | {"game": own, "data": {"path": str(maze_file(tmp_path))}, "baselines": ["bc_first"]}
     refused(tmp_path, recipe, sentence)
+
+
+@pytest.mark.parametrize(
+    ("flaw", "sentence"),
+    [
+        ({"reward": "much"}, "game: the reward of knight in step 0 is 'much', but it must be a finite number"),
+        ({"shape": [3]}, r"game: knight observes an array of shape (3,), but its space has shape (2,)"),
+        ({"legal": "all"}, "game: it fails in random episodes ("),
+    ],
+)
+def test_a_game_of_ones_own_is_played_before_it_is_trained_in(tmp_path, flaw, sentence):
+    code, _, complained = run(tmp_path, own_duel(tmp_path, flaw), "--check")
+    assert code == 2
+    assert complained.startswith(sentence)
+    assert complained.count("\n") == 1
+
+
+def test_chance_that_cannot_be_repeated_is_told(tmp_path):
+    code, said, complained = run(tmp_path, own_duel(tmp_path, {"unseeded": True}), "--check")
+    assert (code, complained) == (0, "")
+    assert "game: warning: two episodes with the same seed and actions differ" in said
+
+
+def own_duel(folder, flaw):
+    """A recipe for an environment of one's own with a flaw."""
+    steps = {"observation": np.zeros((4, 2)), "action": np.zeros((4, 1)), "active": np.ones(4, dtype=bool)}
+    np.savez(folder / "duel.npz", **steps, episode=[0, 0, 1, 1], t=[0, 1, 0, 1])
+    init_args = {
+        "environment": "tests.rl.envs.test_parallel.Duel",
+        "arguments": flaw,
+        "ours": ["knight"],
+        "target": ["dragon"],
+        "horizon": 7,
+    }
+    game = {"name": "own", "class_path": "rl.envs.ParallelGame", "init_args": init_args}
+    return TINY | {"game": game, "data": {"path": "duel.npz"}, "baselines": ["bc_first"], "sweep": {}}

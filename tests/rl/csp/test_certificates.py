@@ -1,12 +1,14 @@
 """The worst case of policies from anywhere: certified where the game is tabular, else an estimate that says so."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
-from rl.csp import SeatPolicy, TablePolicy, certify, pairs_of, play, record_target
+from rl.csp import SeatPolicy, TablePolicy, certify, load_policy, pairs_of, play, record_target, save_policy
 from rl.csp.dataset import TargetData
 from rl.envs import FileGame, SpielGame, VaultMaze
 from rl.envs.spiel import sequence_form
@@ -170,8 +172,54 @@ def test_elsewhere_nothing_is_called_certified() -> None:
     assert "no promise" in str(verdict)
 
 
-def test_what_cannot_be_evaluated_is_refused() -> None:
+class Reaching(Model):
+    """A model of real actions between 0 and 10, as its own environment takes them."""
+
+    action_space = spaces.Box(0, 10, (2,), np.float64)
+
+    def predict(self, observation: Any, deterministic: bool = False) -> tuple[Any, None]:
+        return np.full((len(observation), 2), self.table), None
+
+
+def test_a_models_actions_are_taken_in_the_units_of_its_space() -> None:
+    game = Push()
+    data = record_target(
+        game,
+        lambda seen, mask, generator: torch.zeros(*seen.shape[:2], 2),
+        lambda seen, mask, generator: torch.zeros(*seen.shape[:2], 1),
+        6,
+        torch.Generator().manual_seed(0),
+    )
+    few = {"iterations": 1, "episodes": 8, "test_episodes": 32}
+    wanted = certify(lambda seen, mask, generator: torch.full((*seen.shape[:2], 2), -0.5), data, game, **few)
+    assert certify(Reaching(2.5), data, game, **few).value == pytest.approx(wanted.value)
+    with pytest.raises(ValueError, match=r"is outside Box\(0.0, 10.0"):
+        certify(Reaching(11.0), data, game, **few)
+
+
+class Remembering(Model):
+    """A model that gives back a state, as recurrent ones do."""
+
+    def predict(self, observation: Any, deterministic: bool = False) -> tuple[Any, Any]:
+        return super().predict(observation, deterministic)[0], (np.zeros(1),)
+
+
+def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
     data = guard(5)
+    symmetric = FileGame(payoff=[[0, 1], [1, 0]])
+    save_policy(SeatPolicy.of(symmetric, "target", hidden=[4]), tmp_path / "theirs.safetensors", symmetric, "target")
+    records = record_target(symmetric, *[symmetric.policy(np.full((2, 2), 0.5))] * 2, 3, torch.Generator())
+    with pytest.raises(ValueError, match="is a policy of the seat 'target'; give one of the seat 'agent'"):
+        certify(load_policy(tmp_path / "theirs.safetensors"), records, symmetric)
+    with pytest.raises(ValueError, match="its predict gives a state, a memory of the episode"):
+        certify(Remembering(PLAN), data, MAZE)
+    for wrong in (tmp_path / "data.npz", {}, None):
+        with pytest.raises(ValueError, match="data: expected text or a TargetData or a Pairs, got"):
+            certify(Model(PLAN), wrong, MAZE)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="game: expected a BatchedGame"):
+        certify(Model(PLAN), data, "rl.envs.VaultMaze")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'iteration'"):
+        certify(Model(PLAN), data, MAZE, iteration=3)
     with pytest.raises(ValueError, match="the policy is a str; give one of this package"):
         certify("policy.pt", data, MAZE)
     with pytest.raises(ValueError, match="actions from 7 to 7; this seat has 0 to 2"):

@@ -1,5 +1,7 @@
 """The data file: round trips, recording, and one sentence for every kind of bad file."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,10 @@ BAD = {
         lambda d: d._replace(observation=d.observation + 0.25),
         r"the observation in row 0 is .* which guard cannot see in this game; give the rows of guard alone",
     ),
+    "masks of no game": (
+        lambda d: d._replace(action_mask=np.ones((len(d.t), 2), bool)),
+        "have action_mask, but the game tells guard no legal actions",
+    ),
     "nobody": (lambda d: d._replace(active=np.zeros(len(d.t), bool)), "no row of the data is active"),
     "empty": (lambda d: TargetData(*(None if x is None else x[:0] for x in d)), "the data hold no step"),
 }
@@ -140,6 +146,43 @@ def test_bad_files_get_one_sentence(data, tmp_path):
         load_data(tmp_path / "half.npz")
     with pytest.raises(ValueError, match=r"must end in .npz, .parquet or .csv"):
         save_data(tmp_path / "data.txt", data)
+
+
+@pytest.mark.parametrize("name", ["last", "active", "action_mask_0"])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("value", ["no", None, 2, -np.inf])
+def test_what_is_neither_true_nor_false_is_not_taken_for_true(data, tmp_path, name, ending, value):
+    import pandas as pd
+
+    save_data(tmp_path / "data.csv", data)
+    table = pd.read_csv(tmp_path / "data.csv").assign(action_mask_0=True, action_mask_1=True, active=True)
+    table[name] = [value] * 2 + table[name].tolist()[2:]
+    path = tmp_path / f"spoilt.{ending}"
+    if ending == "csv":
+        table.to_csv(path, index=False)
+    else:
+        table[name] = table[name].astype("string" if value == "no" else "boolean" if value is None else float)
+        table.to_parquet(path)
+    with pytest.raises(ValueError, match=f"{name.removesuffix('_0')} holds .*, but it must hold true or false"):
+        load_data(path)
+
+
+def test_columns_that_would_not_be_read_are_refused(data, tmp_path):
+    import pandas as pd
+
+    save_data(tmp_path / "data.csv", data)
+    table = pd.read_csv(tmp_path / "data.csv")
+    for extra, sentence in (
+        ("actve", "has a column actve; did you mean active"),
+        ("Action_mask", "has a column Action_mask; did you mean action_mask"),
+        ("observation[0]", "two columns for entry 0 of observation"),
+        ("observation_00", "two columns for entry 0 of observation"),
+    ):
+        table.assign(**{extra: 1}).to_csv(tmp_path / "extra.csv", index=False)
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            load_data(tmp_path / "extra.csv")
+    table.assign(reward=1.0, score="high").to_csv(tmp_path / "more.csv", index=False)
+    assert np.array_equal(load_data(tmp_path / "more.csv").observation, data.observation)
 
 
 def test_lists_of_uneven_length_get_one_sentence(data, tmp_path):

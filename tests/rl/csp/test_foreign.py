@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from rl.csp import Recorder, check_dataset, from_minari, from_rllib, load_data, record_target, save_data
-from rl.envs import GameAsParallelEnv, ParallelGame, VaultMaze
+from rl.envs import GameAsParallelEnv, ParallelGame, SpielGame, VaultMaze
 from rl.envs.native_actions import action_size, game_action, native_action
 from rl.envs.vault_maze import behaviour, true_guard
 
@@ -89,22 +89,60 @@ def test_what_is_recorded_outside_is_what_is_recorded_inside(tmp_path: Path) -> 
         Recorder(GameAsParallelEnv(maze), ["thief"])
 
 
-def test_turns_of_others_are_recorded_without_gaps() -> None:
+def test_an_action_that_is_given_while_waiting_is_not_the_targets() -> None:
+    """In a parallel loop everybody gives an action, also who waits; nobody carries that out."""
     tictactoe = pytest.importorskip("pettingzoo.classic.tictactoe_v3")
-    env, random = Recorder(tictactoe.env(), ["player_2"]), np.random.default_rng(0)
+    conversions = pytest.importorskip("pettingzoo.utils.conversions")
+    env = Recorder(conversions.turn_based_aec_to_parallel(tictactoe.env()), ["player_2"])
+    env.reset(seed=0)
+    for step in range(4):
+        env.step({"player_1": step, "player_2": step})
+    assert env.data().action.tolist() == [1, 3]
+    check_dataset(env.data(), ParallelGame("pettingzoo.classic.tictactoe_v3.env", ["player_1"], ["player_2"], 9))
+
+
+def test_a_game_of_cards_is_recorded_as_it_records_itself() -> None:
+    pytest.importorskip("pyspiel")
+    game, random = SpielGame("kuhn_poker"), np.random.default_rng(0)
+    env = Recorder(GameAsParallelEnv(game), ["player_1_0"])
+    turns = 0
+    for episode in range(20):
+        seen: Any = env.reset(seed=episode)[0]
+        while env.agents:
+            turns += bool(seen["player_1_0"]["observation"].any())  # the game shows zeros to who waits
+            moves = {name: int(random.choice(np.flatnonzero(look["action_mask"]))) for name, look in seen.items()}
+            seen, *_ = env.step(moves)
+    data = env.data()
+    assert len(data.t) == turns
+    assert data.observation.any(1).all()
+    assert check_dataset(data, game)[0] == f"{turns} steps of player_1 in 20 episodes"
+    within = ParallelGame(lambda: GameAsParallelEnv(game), ["player_0_0"], ["player_1_0"], 9)
+    state = within.reset(2, torch.Generator().manual_seed(0))
+    assert {seat: who.tolist() for seat, who in within.active(state).items()} == {
+        "ours": [[True]] * 2,
+        "target": [[False]] * 2,
+    }
+
+
+@pytest.mark.parametrize(("ours", "target"), [("player_1", "player_2"), ("player_2", "player_1")])
+def test_turns_of_others_are_recorded_without_gaps(ours: str, target: str) -> None:
+    tictactoe = pytest.importorskip("pettingzoo.classic.tictactoe_v3")
+    env, random = Recorder(tictactoe.env(), [target]), np.random.default_rng(0)
     taken = []
     for episode in range(3):
         env.reset(seed=episode)
         for name in env.agent_iter():
             look, _, ended, cut, _ = env.last()
             action = None if ended or cut else int(random.choice(np.flatnonzero(look["action_mask"])))
-            taken += [action] if name == "player_2" and action is not None else []
+            taken += [action] if name == target and action is not None else []
             env.step(action)
     data = env.data()
     assert data.action.tolist() == taken
     assert data.action_mask is not None
-    game = ParallelGame("pettingzoo.classic.tictactoe_v3.env", ["player_1"], ["player_2"], 9)
-    check_dataset(data, game)
+    check_dataset(data, ParallelGame("pettingzoo.classic.tictactoe_v3.env", [ours], [target], 9))
+    exchanged = ParallelGame("pettingzoo.classic.tictactoe_v3.env", [target], [ours], 9)
+    with pytest.raises(ValueError, match=f"is of the seat '{target}', but the target is 'target', and its player 0 '"):
+        check_dataset(data, exchanged)
 
 
 @pytest.mark.parametrize(

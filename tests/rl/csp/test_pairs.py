@@ -29,6 +29,15 @@ def test_counts_of_equal_and_of_near_observations():
     assert Coverage(pairs().observations, 0.31 / scale)(asked).tolist() == [[3, 1], [3, 0]]
 
 
+@pytest.mark.parametrize("large", [0.1, 1e4, 1.7e9])
+def test_a_column_that_never_changes_takes_nothing_from_the_counts(large):
+    kinds = torch.tensor([[0.0, large], [1.0, large], [2.0, large]])
+    times = torch.tensor([500, 300, 200])
+    counts = Coverage(kinds.repeat_interleave(times, dim=0))
+    assert counts(kinds).tolist() == times.tolist()
+    assert not counts(kinds * torch.tensor([1.0, 1.5])).any()
+
+
 @pytest.mark.parametrize(("power", "expected"), [(1.0, [0.5, 0.25, 0.25]), (0.0, [1 / 3, 1 / 6, 1 / 2])])
 def test_states_weigh_as_the_power_says(power, expected):
     batch = PairSampler(pairs(), power=power).draw(draws(0))

@@ -79,6 +79,9 @@ def test_arrays_are_read_as_they_are(tmp_path: Path) -> None:
         ({"moves": [["gate", "push"]]}, "a move is"),
         ({"states": ["gate", "gate"]}, "list of different names"),
         ({"horizon": 0}, "an episode has at least 1 step"),
+        ({"horizon": 2.7}, "horizon is 2.7, but it must be a whole number"),
+        ({"horizon": float("inf")}, "horizon is inf, but it must be a whole number"),
+        ({"observations": [[1e9], [1e9 + 1], [0.0]]}, "3 rows that all differ as float32"),
         ({"colour": "red"}, "unknown word 'colour'"),
         ({"observations": [[0.0], [0.0], [1.0]]}, "3 rows that all differ"),
         ({"discount": 1.5}, r"the discount, 1.5, in \[0, 1\)"),
@@ -98,6 +101,7 @@ def test_files_that_are_no_games_are_refused(tmp_path: Path) -> None:
         ("[1, 2]", "holds a list"),
         ("{a: [}", "is no YAML file"),
         ("payof: [[1]]", "needs payoff, or"),
+        ("payoff: [[1]]\npayoff: [[2]]", "says payoff twice"),
     ):
         (tmp_path / "game.yaml").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=message):

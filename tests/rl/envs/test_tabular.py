@@ -40,6 +40,22 @@ def test_a_random_game_with_random_transitions_is_played_as_it_is_solved():
     assert abs(played.mean() - exact.value(ours, theirs)) < 4 * played.std() / 20_000**0.5
 
 
+@pytest.mark.parametrize("large", [0.0, 1e4, -1e7])
+def test_states_are_told_apart_beside_a_large_number_that_they_share(large):
+    start = np.array([0.5, 0.5, 0.0])
+    transition = np.zeros((3, 2, 2, 3))
+    transition[..., 2] = 1
+    looks = np.array([[0.0, large], [1.0, large], [0.5, large]])
+    game = TabularGame(MarkovGame(transition, np.zeros((3, 2, 2)), 0.9, start), [2], 1, looks)
+    node = torch.arange(3).repeat(100)
+    seen = game.observations[node]
+    own = game.policy(np.eye(2)[[0, 1, 0]])
+    assert torch.equal(own(seen[:, None], None, torch.Generator())[:, 0], torch.tensor([0, 1, 0]).repeat(100))
+    assert game.state_counts(seen, node % 2).tolist() == [[100, 0], [0, 100], [100, 0]]
+    assert not game.impossible("target", seen).any()
+    assert game.impossible("target", seen + torch.tensor([0.25, 0.0])).all()
+
+
 def test_the_behaviour_covers_what_it_is_said_to_cover():
     occupancy = maze_game().occupancy(behaviour(), true_guard())
     assert ((occupancy > 0) == COVERED).all()
