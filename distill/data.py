@@ -168,6 +168,8 @@ class ImageData(lightning.LightningDataModule):
         if self.splits:
             return
         read = read_images(self.source, self.path, self.rows)
+        if self.test_rows and self.source in ("folder", "hub"):  # which stand class by class, or may
+            read = {split: images if split == "train" else mixed(images) for split, images in read.items()}
         splits = cut(read)
         for split, limit in (("train", self.rows), ("validation", self.test_rows), ("test", self.test_rows)):
             images = splits[split]
@@ -354,6 +356,12 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
             except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
                 raise DistillError(f"{path} is no whole idx file ({error}); copy it again") from error
     raise DistillError(f"{folder} has no {name} nor {name}.gz; give the folder of the four idx files")
+
+
+def mixed(images: Images | Rows) -> Rows:
+    """All rows in a fixed random order, so that the first n of them are a fair sample."""
+    order = np.random.default_rng(0).permutation(len(images)).tolist()
+    return Rows(images, order, [images.targets[row] for row in order])
 
 
 def cut(read: Mapping[str, Images | Rows], shares: tuple[float, float] = (0.1, 0.2)) -> dict[str, Images | Rows]:
