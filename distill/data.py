@@ -121,7 +121,8 @@ class ImageData(lightning.LightningDataModule):
 
     Teacher and student get one and the same tensor: views are made in the loader, mixed on the device, and normalised
     by each network for itself. A test split that is missing is the validation split where there is one (as in ImageNet,
-    where nothing may be chosen on it); what else is missing is cut from train, the same for every seed.
+    where nothing may be chosen on it); what else is missing is cut from train, the same for every seed. Splits are in
+    an order that no seed changes and that does not follow the classes, so that their first rows are a fair sample.
 
     Args:
         source: folder (`train/<class>/*.jpg`, `val` and `test` beside it, as ImageNet), hub (columns image and label
@@ -168,7 +169,7 @@ class ImageData(lightning.LightningDataModule):
         if self.splits:
             return
         read = read_images(self.source, self.path, self.rows)
-        if self.test_rows and self.source in ("folder", "hub"):  # which stand class by class, or may
+        if self.source in ("folder", "hub"):  # which stand class by class, or may
             read = {split: images if split == "train" else mixed(images) for split, images in read.items()}
         splits = cut(read)
         for split, limit in (("train", self.rows), ("validation", self.test_rows), ("test", self.test_rows)):

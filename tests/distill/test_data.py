@@ -128,6 +128,11 @@ def test_rows_of_a_folder_that_are_kept_are_of_all_classes(tmp_path, splits):
             shown = [np.asarray(images[row][0]).tobytes() for row in range(limit)]
             assert shown[:8] == kept.setdefault(split, shown)
     assert (kept["test"] == kept["validation"]) == ("test" not in splits)
+    whole = ImageData("folder", str(where), changes=SMALL, classes=2)
+    whole.setup()
+    for loader in (whole.val_dataloader(), whole.test_dataloader()):  # of which a trainer may take some batches
+        assert set(next(iter(loader))["labels"].tolist()) == {0, 1}
+        assert sorted(row for batch in loader for row in batch["labels"].tolist()) == [0] * 20 + [1] * 20
 
 
 def test_real_digits_and_glyphs():
