@@ -121,7 +121,8 @@ class ImageData(lightning.LightningDataModule):
 
     Teacher and student get one and the same tensor: views are made in the loader, mixed on the device, and normalised
     by each network for itself. A test split that is missing is the validation split where there is one (as in ImageNet,
-    where nothing may be chosen on it); what else is missing is cut from train, the same for every seed.
+    where nothing may be chosen on it); what else is missing is cut from train, the same for every seed. Splits are in
+    an order that no seed changes and that does not follow the classes, so that their first rows are a fair sample.
 
     Args:
         source: folder (`train/<class>/*.jpg`, `val` and `test` beside it, as ImageNet), hub (columns image and label
@@ -168,6 +169,8 @@ class ImageData(lightning.LightningDataModule):
         if self.splits:
             return
         read = read_images(self.source, self.path, self.rows)
+        if self.source in ("folder", "hub"):  # which stand class by class, or may
+            read = {split: images if split == "train" else mixed(images) for split, images in read.items()}
         splits = cut(read)
         for split, limit in (("train", self.rows), ("validation", self.test_rows), ("test", self.test_rows)):
             images = splits[split]
@@ -354,6 +357,12 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
             except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
                 raise DistillError(f"{path} is no whole idx file ({error}); copy it again") from error
     raise DistillError(f"{folder} has no {name} nor {name}.gz; give the folder of the four idx files")
+
+
+def mixed(images: Images | Rows) -> Rows:
+    """All rows in a fixed random order, so that the first n of them are a fair sample."""
+    order = np.random.default_rng(0).permutation(len(images)).tolist()
+    return Rows(images, order, [images.targets[row] for row in order])
 
 
 def cut(read: Mapping[str, Images | Rows], shares: tuple[float, float] = (0.1, 0.2)) -> dict[str, Images | Rows]:

@@ -18,6 +18,7 @@ from distill.batches import INPUTS, Batch, Task, as_batch, check_labels, device_
 from distill.compact import stored_classes
 from distill.cross_tokenizer import check_apart
 from distill.ensemble import voices
+from distill.errors import about
 from distill.functional.vocabulary import Vocabulary
 from distill.gathering import Window
 from distill.hard import with_hard
@@ -218,7 +219,8 @@ class DistillModule(lightning.LightningModule):
             if window not in weights:
                 even = self.task != "language"
                 weights[window] = self._windows[window].weight(rows, windows, device, even=even)
-            with own_stream(device, *stream):  # what one drops does not hang on how many went before it
+            # What one drops does not hang on how many went before it.
+            with own_stream(device, *stream), about(name, len(self.students) > 1):
                 outputs = student(read, needs[name])
                 if not rows and not isinstance(self.losses[name], LanguageLoss):  # texts with nothing to predict
                     total = total + 0.0 * outputs.logits.sum()

@@ -18,10 +18,12 @@ from recipes.distill.compare_block import Compare
 from recipes.distill.data import data_module
 from recipes.distill.schema import Recipe, Terms, Values
 from recipes.distill.training import figures, fit, side_by_side
+from recipes.errors import RecipeError
 from recipes.running.environment import process_rank
 from recipes.running.files import write_json
 from recipes.running.intervals import interval
 from recipes.running.seals import seal, sealed
+from recipes.running.trainer import instantiate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +37,25 @@ LEAD = 5.0  # points by which the teacher is to be ahead of labels alone
 
 
 def check_compare(recipe: Recipe, compare: Compare) -> str:
-    """Say what is trained."""
+    """Say what is trained.
+
+    Args:
+        recipe: The recipe.
+        compare: Its block.
+
+    Raises:
+        RecipeError: For a callback that keeps checkpoints or watches validation, which these trainings do not have.
+    """
+    from lightning.pytorch.callbacks import Checkpoint
+
+    made = instantiate(recipe.trainer, loggers=False)["callbacks"]
+    for callback in made if isinstance(made, list) else [made]:
+        if isinstance(callback, Checkpoint) or str(getattr(callback, "monitor", "")).startswith("validation"):
+            raise RecipeError(
+                f"trainer.callbacks: expected none that keeps checkpoints or watches validation with compare, whose "
+                f"trainings are scored once, at their end, and begin anew when they are stopped; got "
+                f"{type(callback).__name__}"
+            )
     tried = len(recipe.tried) * len(compare.rates)
     return (
         f"comparison: one tuning of {tried} students ({len(recipe.tried)} losses at {len(compare.rates)} learning "
@@ -115,6 +135,7 @@ def tune(
         "chosen": chosen,
         "rival": max(rivals, key=lambda name: chosen[name]["validation"]),
         "condition": condition,
+        "warning": found["warning"],
     }
 
 
@@ -128,8 +149,9 @@ def can_tell(teacher: float, alone: float) -> str:
     """
     lead = round(100 * (teacher - alone), 9)
     return (
-        f"condition {'holds' if lead >= LEAD else 'FAILS'}: on validation the teacher is {lead:.1f} points above the "
-        f"best student of labels alone; from {LEAD:g} on a comparison can tell"
+        f"condition {'holds' if lead >= LEAD else 'FAILS'}: on validation the teacher is {abs(lead):.1f} points "
+        f"{'above' if lead >= 0 else 'below'} the best student of labels alone; from {LEAD:g} above it on a comparison "
+        "can tell"
     )
 
 
@@ -170,6 +192,7 @@ def train(
         split: {
             "accuracy": {student: figures(measured, student, len(terms), split)["accuracy"] for student in terms},
             "teacher": measured.get(f"{split}/teacher_accuracy"),
+            "warning": module.doubts.get(f"{split} chance", ""),
         }
         for split, measured in found.items()
     }
@@ -189,7 +212,8 @@ def report(compare: Compare, tuning: Values, cells: Sequence[Mapping[str, Any]],
     accuracy = {name: interval([row[name] for row in points]) for name in chosen}
     gaps = {name: interval([row[name] - row[baseline] for row in points]) for name in chosen if name != baseline}
     result: Values = {"accuracy": accuracy, "gaps": gaps, "gap": gaps[rival], "rival": rival, "cells": list(cells)}
-    result |= {"chosen": chosen, "tuning": tuning["scores"], "condition": tuning["condition"]}
+    warnings = [told for told in dict.fromkeys(found["warning"] for found in (tuning, *cells)) if told]
+    result |= {"chosen": chosen, "tuning": tuning["scores"], "condition": tuning["condition"], "warnings": warnings}
     if cells[0]["teacher"] is not None:
         result["teacher"] = 100 * statistics.fmean(cell["teacher"] for cell in cells)
     columns = ("method", "value", "low", "high")
@@ -203,25 +227,36 @@ def report(compare: Compare, tuning: Values, cells: Sequence[Mapping[str, Any]],
         told=f"Points of test accuracy above {baseline}'s; bars are 95 % intervals over seeds. A bar that holds 0 says "
         "that these seeds do not tell the two apart.",
     )
-    tables: dict[str, Sequence[Mapping[str, Any]]] = {
-        f"Gap to {baseline} (points)": [{"method": name, **gap} for name, gap in gaps.items()],
-        "Test accuracy (%)": [{"method": name, **found} for name, found in accuracy.items()],
-        "What the tuning chose": [
-            {
-                "method": name,
-                "losses": json.dumps(choice["terms"]),
-                "rate": choice["rate"],
-                "validation": choice["validation"],
-            }
-            for name, choice in chosen.items()
-        ],
-    }
-    tables |= {"Can it tell?": [{"condition": tuning["condition"]}]} if tuning["condition"] else {}
     best = f"best on validation beside {baseline}: {rival}"
     shown = "; ".join(
         f"{name} {gap['value']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]" for name, gap in gaps.items()
     )
-    folder.finish(result, tables, summary=f"Points above {baseline}: {shown}; {best}.")
+    folder.finish(result, _tables(baseline, result), summary=f"Points above {baseline}: {shown}; {best}.")
+
+
+def _tables(baseline: str, result: Values) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """The tables of a result: gaps, accuracies, what was chosen, and what speaks against it."""
+    over = f"mean over {len(result['cells'])} seeds, 95 % interval"
+    gaps = [{"method": name, **gap} for name, gap in result["gaps"].items()]
+    scores = [{"method": name, **found} for name, found in result["accuracy"].items()]
+    taught = [{"method": "teacher", "value": result["teacher"]}] if "teacher" in result else []
+    chosen = [
+        {
+            "method": name,
+            "losses": json.dumps(choice["terms"]),
+            "rate": choice["rate"],
+            "validation accuracy in %": 100 * choice["validation"],
+        }
+        for name, choice in result["chosen"].items()
+    ]
+    tables = {
+        f"Gap to {baseline} in points of test accuracy ({over})": gaps,
+        f"Test accuracy in % ({over})": [*scores, *taught],
+        "What the tuning chose": chosen,
+        "Can it tell?": [{"condition": result["condition"]}] if result["condition"] else [],
+        "Warnings": [{"warning": told} for told in result["warnings"]],
+    }
+    return {title: rows for title, rows in tables.items() if rows}
 
 
 def _picture(rows: Sequence[tuple[str, float, float, float]], baseline: str) -> Figure:

@@ -15,7 +15,7 @@ class Compare:
     """A fair comparison of the methods in place of one training: all tuned alike, then trained over seeds.
 
     Attributes:
-        seeds: Of the trainings that are reported, on test rows.
+        seeds: Of the trainings that are reported, on test rows; two or more.
         tuning_seed: Seed of the tuning, on validation rows; none of the reported ones.
         rates: What the learning rate is multiplied with; every candidate is tried with each.
         candidates: For every method further losses to try, as many each; what stands under methods is tried too.
@@ -34,9 +34,10 @@ class Compare:
             check_seed(seed, f"seeds.{index}")
         check_seed(self.tuning_seed, "tuning_seed")
         check_unique([str(seed) for seed in (*self.seeds, self.tuning_seed)], "seeds")
-        for name in ("seeds", "rates"):
-            if not getattr(self, name):
-                raise FieldError(name, "expected at least one, got none")
+        if len(self.seeds) < 2:
+            raise FieldError("seeds", f"expected at least two, over which a gap has an interval, got {self.seeds}")
+        if not self.rates:
+            raise FieldError("rates", "expected at least one, got none")
         if len(set(self.rates)) < len(self.rates) or not all(0 < rate < math.inf for rate in self.rates):
             raise FieldError("rates", f"expected different positive numbers, got {self.rates}")
 

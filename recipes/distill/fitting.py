@@ -11,7 +11,7 @@ from recipes.data import wheels
 from recipes.distill.data import data_module, network_places, same_words
 from recipes.distill.merge_checks import check_masked
 from recipes.distill.networks import told
-from recipes.distill.schema import GLYPH, Network, Recipe, Values
+from recipes.distill.schema import GLYPH, UNDRAWN, Network, Recipe, Values
 from recipes.errors import RecipeError
 from recipes.running.lengths import check_batches
 from recipes.running.trainer import TrainerConfig, check_trainer
@@ -135,6 +135,18 @@ def check_fit(recipe: Recipe, config: TrainerConfig) -> int:
 
 def _check_drawn(recipe: Recipe, config: TrainerConfig, processes: int) -> None:
     """Refuse trainings for which no glyphs are drawn."""
+    from distill.glyphs import CHARACTERS
+
+    if recipe.data.classes < len(CHARACTERS):
+        raise RecipeError(
+            f"data.classes: expected {len(CHARACTERS)} or more, as many characters are drawn, got {recipe.data.classes}"
+        )
+    for where, changes in (("changes", recipe.changes), ("teacher.changes", recipe.teacher.changes)):
+        if unused := [name for name in changes if name in UNDRAWN]:
+            raise RecipeError(
+                f"{where}.{unused[0]}: expected none with drawn_glyphs, which are turned, scaled and shifted in a "
+                "way of their own where auto_augment is not empty; take glyphs for it"
+            )
     if recipe.training.image_size != GLYPH:
         raise RecipeError(
             f"changes.image_size: expected {GLYPH}, the side of a drawn glyph, got {recipe.training.image_size}"

@@ -181,6 +181,11 @@ def _merge_inputs(recipe: Recipe) -> list[Path]:
     return [run.folder / "recipe.yaml", run.folder / "result.json", *named, *tables]
 
 
+def own_seeds(recipe: Recipe) -> str:
+    """The key of the seeds that one run goes through itself; empty where it has one seed."""
+    return "compare.seeds" if recipe.compare is not None else ""
+
+
 def finished(path: Path) -> list[str]:
     """Names of the trainings of a run folder that are finished, as their checkpoints are named."""
     teacher = ["teacher"] if (path / "teacher" / "network.safetensors").is_file() else []

@@ -158,11 +158,14 @@ class Data:
 
 
 DECIDED = ("pattern", "classes", "grey", "test_rows", "length")  # keys of the data that a merge decides
+# Values of a regime about how images are shown, which drawn glyphs do not follow.
+UNDRAWN = (
+    *("repeats", "color_jitter", "erase", "crop", "padding", "scale", "ratio", "interpolation", "flip", "test_crop"),
+)
 # Values of a regime about images and about networks that a merge's data and students do not take.
 SHOWN = (
-    *("image_size", "drop_path", "dropout", "repeats", "auto_augment", "mixup", "cutmix", "mix_probability"),
-    *("switch_probability", "color_jitter", "erase", "crop", "padding", "scale", "ratio", "interpolation", "flip"),
-    "test_crop",
+    *("image_size", "drop_path", "dropout", "auto_augment", "mixup", "cutmix", "mix_probability", "switch_probability"),
+    *UNDRAWN,
 )
 GLYPH = 16  # side of a glyph, in pixels
 
@@ -253,6 +256,8 @@ class Recipe(FedBlock):
                 raise FieldError("regime" if "no regime" in str(error) else where, str(error)) from error
         for name in self.methods:
             check_name(name, "methods")
+            if name == "teacher":
+                raise FieldError("methods.teacher", "expected another name: the teacher is called so in every table")
             try:
                 self.terms(name)
             except DistillError as error:

@@ -31,6 +31,7 @@ from recipes.running.sweep import (
     Cell,
     Sweep,
     check_inputs,
+    check_seeds,
     ended,
     folder_of,
     plan_of,
@@ -160,6 +161,7 @@ def _check(path: Path, wanted: Search, spaces: Mapping[str, BaseDistribution], o
     for place, settings in enumerate(tried):
         words = [*options.words[1:], *(f"{key}={value}" for key, value in settings.items())]
         parsed = parse(path, words)
+        check_seeds(parsed, wanted.plan)
         if options.check or options.resume is None:
             check(parsed, quiet=options.quiet or place > 0)
     if not options.quiet:

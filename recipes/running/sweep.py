@@ -9,12 +9,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recipes.errors import RecipeError, RunError
+from recipes.front import table
 from recipes.front.parse import Parsed, parse
 from recipes.front.show import to_yaml
 from recipes.running.engines import STOP, Command, check_engine, engine
@@ -227,11 +229,30 @@ def _all_parsed(path: Path, overrides: Sequence[str], plan: Sweep) -> dict[str, 
             continue
         try:
             parsed[str(cell.settings)] = parse(path, [*overrides, *cell.words])
+            check_seeds(parsed[str(cell.settings)], plan)
         except RecipeError as error:
             problems += error.problems
     if problems:
         raise RecipeError(*dict.fromkeys(problems))
     return parsed
+
+
+def check_seeds(parsed: Parsed, plan: Sweep) -> None:
+    """Refuse several seeds of a run that goes through seeds itself: such runs repeat each other, and are no sample.
+
+    Args:
+        parsed: One combination.
+        plan: What is varied.
+
+    Raises:
+        RecipeError: With the key of its own seeds.
+    """
+    own: Callable[[Any], str] = getattr(table.load(parsed.name), "own_seeds", lambda _: "")
+    if len(plan.seeds) > 1 and (key := own(parsed.recipe)):
+        raise RecipeError(
+            f"--seeds: every run goes through the seeds of {key} itself, so that runs under several seeds repeat each "
+            f"other, and an interval over them means nothing; leave --seeds out, and name as many seeds under {key}"
+        )
 
 
 def _check(plan: Sweep, parsed: Sequence[Parsed], *, quiet: bool) -> None:

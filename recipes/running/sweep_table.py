@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from recipes.running.folder import RunFolder
 
 MOST_LINES = 12  # that a figure has room for
+ENDS = ("low", "high")  # of an interval; one of them is missing where it is infinite, both where there is none
 
 Settings = Mapping[str, str]
 Line = dict[str, Any]
@@ -78,7 +79,7 @@ def finish(
     own = [name for name in told_with if {f"{name}.low", f"{name}.high"} <= set(found)]
     for name in own:  # a number with an interval of its own is one number
         found[found.index(f"{name}.value")] = name
-        found = [other for other in found if other not in (f"{name}.low", f"{name}.high")]
+        found = [other for other in dict.fromkeys(found) if other not in (f"{name}.low", f"{name}.high")]
     groups = {key: [name for name in found if name == key or name.startswith(f"{key}.")] for key in asked}
     for key, names in groups.items():
         if not names:
@@ -106,11 +107,12 @@ def _rows(done: Sequence[Done], shown: Sequence[str], own: Sequence[str]) -> Ite
     for chosen, runs in combinations.items():
         row: Line = {**dict(chosen), "runs": len(runs)}
         for name in shown:
-            key = f"{name}.value" if name in own else name
-            known = [values for values in runs if key in values and math.isfinite(values[key])]
-            row[name] = interval([values[key] for values in known]) if known else {}
+            keys = (name, f"{name}.value") if name in own else (name,)  # a run may tell the number alone
+            told = [(values, next((values[key] for key in keys if key in values), math.nan)) for values in runs]
+            known = [(values, number) for values, number in told if math.isfinite(number)]
+            row[name] = interval([number for _, number in known]) if known else {}
             if name in own and len(known) == 1:
-                row[name] |= {end: known[0][f"{name}.{end}"] for end in ("low", "high")}
+                row[name] |= {end: known[0][0][f"{name}.{end}"] for end in ENDS if f"{name}.{end}" in known[0][0]}
         yield row
 
 
@@ -119,8 +121,7 @@ def _flat(row: Line) -> dict[str, object]:
     for name, found in row.items():
         if isinstance(found, Mapping):
             flat[name] = found.get("mean")
-            if "low" in found:
-                flat |= {f"{name} low": found["low"], f"{name} high": found["high"]}
+            flat |= {f"{name} {end}": found[end] for end in ENDS if end in found}
     return flat
 
 
@@ -168,7 +169,7 @@ def _draw(folder: RunFolder, key: str, names: Sequence[str], rows: Sequence[Line
     for label, line in lines.items():
         known = sorted(line, key=lambda point: point[0])
         means = [found["mean"] for _, found in known]
-        spans = [[abs(found["mean"] - found.get(end, found["mean"])) for _, found in known] for end in ("low", "high")]
+        spans = [[abs(found["mean"] - found.get(end, found["mean"])) for _, found in known] for end in ENDS]
         axes.errorbar([place for place, _ in known], means, yerr=spans, marker="o", capsize=3, label=label)
         named = [label] if len(lines) > 1 else []
         table += [[place, *named, found["mean"], found.get("low"), found.get("high")] for place, found in known]

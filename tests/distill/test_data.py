@@ -113,6 +113,28 @@ def test_missing_splits_are_cut_and_the_same_for_every_seed():
     assert sorted(rows) == list(range(40))
 
 
+@pytest.mark.parametrize("splits", [("train", "val"), ("train", "val", "test")])
+def test_rows_of_a_folder_that_are_kept_are_of_all_classes(tmp_path, splits):
+    """A folder is read class by class, of which the first rows are cats alone."""
+    where = folder(tmp_path, splits=splits, images=20)
+    kept = {}
+    for limit in (8, 16):
+        data = ImageData("folder", str(where), changes=SMALL, classes=2, rows=limit, test_rows=limit)
+        data.setup()
+        for split, images in data.splits.items():
+            assert len(images) == limit
+            assert set(images.targets) == {0, 1}
+            assert [images[row][1] for row in range(limit)] == images.targets
+            shown = [np.asarray(images[row][0]).tobytes() for row in range(limit)]
+            assert shown[:8] == kept.setdefault(split, shown)
+    assert (kept["test"] == kept["validation"]) == ("test" not in splits)
+    whole = ImageData("folder", str(where), changes=SMALL, classes=2)
+    whole.setup()
+    for loader in (whole.val_dataloader(), whole.test_dataloader()):  # of which a trainer may take some batches
+        assert set(next(iter(loader))["labels"].tolist()) == {0, 1}
+        assert sorted(row for batch in loader for row in batch["labels"].tolist()) == [0] * 20 + [1] * 20
+
+
 def test_real_digits_and_glyphs():
     data = ImageData("digits", changes=SMALL, classes=10, grey=True, rows=50, test_rows=20)
     data.setup()

@@ -16,6 +16,7 @@ from distill.optimizers import SeparateOptimizers, own_stream
 from tests.distill.nets import CHANGES, CLASSES, Data, linear, trainer
 
 KD = {"hard": {"weight": 0.3}, "kd": {"weight": 0.7, "temperature": 2.0}}
+HARD = {"hard": {}}
 STRONG = {"hard": {}, "kd": {"weight": 90.0, "temperature": 4.0}}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*logging interval.*"),
@@ -59,6 +60,15 @@ def test_a_student_ends_where_it_would_have_ended_alone(tmp_path, optimizer):
     for name in terms:
         for alone, beside in zip(fit(name, 0.03 if name == "b" else 0.01)[name], together[name], strict=True):
             assert torch.equal(alone, beside)
+
+
+@knows_nothing
+def test_of_several_students_the_one_that_diverges_is_named(tmp_path):
+    students = {"calm": linear(1), "wild": linear(1)}
+    nn.init.constant_(students["wild"].head.bias, torch.nan)
+    made = DistillModule(students, None, {"calm": HARD, "wild": HARD}, changes=CHANGES, classes=CLASSES)
+    with pytest.raises(DistillError, match=r"^student wild: .*(NaN|nan)"):
+        trainer(tmp_path).fit(made, datamodule=Data())
 
 
 def test_a_factor_of_no_student_is_refused():

@@ -66,7 +66,7 @@ def test_gaps_are_paired_by_seed_with_a_student_interval(compared):
 
 def test_methods_of_labels_alone_are_compared_without_a_teacher(compared):
     world, _ = compared
-    alone = RECIPE | {"teacher": {}, "compare": {"seeds": [0], "baseline": "kd"}}
+    alone = RECIPE | {"teacher": {}, "compare": {"seeds": [0, 1], "baseline": "kd"}}
     for first, second in (("kd", "other"), ("other", "kd")):  # the better on validation may be the baseline
         methods = {first: {"hard": {"smoothing": 0.1}}, second: {"hard": {}}}
         done = world.run(alone | {"methods": methods}, f"{first}-first")
@@ -121,7 +121,8 @@ def test_a_student_ends_where_it_does_alone(compared):
     [
         ("compare.rates=[1.0, 1.0]", "compare.rates: expected different positive numbers, got [1.0, 1.0]"),
         ("compare.rates=[0.0]", "compare.rates: expected different positive numbers, got [0.0]"),
-        ("compare.seeds=[]", "compare.seeds: expected at least one, got none"),
+        ("compare.seeds=[]", "compare.seeds: expected at least two, over which a gap has an interval, got []"),
+        ("compare.seeds=[3]", "compare.seeds: expected at least two, over which a gap has an interval, got [3]"),
         ("compare.seeds=[0, 1000]", "compare.seeds: "),
         ("compare.candidates.kd=[]", "expected as many for each of ce, kd, dkd, dist, got {'ce': 1, 'kd': 0,"),
         ("compare.candidates.rkd=[{rkd: {}}]", "expected as many for each of ce, kd, dkd, dist"),
@@ -142,6 +143,18 @@ def test_a_student_ends_where_it_does_alone(compared):
         ("compare.candidates.kd=[{uld: {}}]", "compare.candidates.kd.0: expected losses of one tokenizer with compare"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches: expected more than 0"),
         ("trainer.accumulate_grad_batches=2", "data.source: drawn_glyphs are drawn by one process"),
+        ("data.classes=98", "data.classes: expected 99 or more, as many characters are drawn, got 98"),
+        ("changes.flip=0.5", "changes.flip: expected none with drawn_glyphs"),
+        ("teacher.changes={erase: 0.1}", "teacher.changes.erase: expected none with drawn_glyphs"),
+        (
+            "trainer.callbacks={class_path: lightning.pytorch.callbacks.ModelCheckpoint}",
+            "expected none that keeps checkpoints or watches validation with compare",
+        ),
+        (
+            "trainer.callbacks=[{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: "
+            "validation/accuracy}}]",
+            "at their end, and begin anew when they are stopped; got EarlyStopping",
+        ),
     ],
 )
 def test_what_is_no_fair_comparison_is_refused(front, change, sentence):
@@ -154,6 +167,7 @@ def test_what_is_no_fair_comparison_is_refused(front, change, sentence):
     ("change", "sentence"),
     [
         ("teacher.views=2", "teacher.views: expected 0 with drawn_glyphs, got 2; take glyphs"),
+        ("methods={kd: {}, teacher: {kd: {}}}", "methods.teacher: expected another name: the teacher is called so"),
         ("rate_factors={kdd: 2.0}", "rate_factors names 'kdd', but the students are ce, kd, dkd, dist; name these"),
     ],
 )
@@ -161,6 +175,15 @@ def test_what_no_training_takes_is_refused(front, change, sentence):
     refused = front("distill_grid_tiny.yaml", "--check", "compare=null", change)
     assert refused.code == 2
     assert sentence in refused.err
+
+
+@pytest.mark.parametrize("words", [["data.rows=32,64"], ["compare={candidates: {}},null", "compare=null"]])
+def test_seeds_of_a_sweep_would_only_repeat_those_of_a_comparison(front, words):
+    refused = front("distill_grid_tiny.yaml", *words[1:], "--sweep", words[0], "--seeds", "2", "--check")
+    assert refused.code == 2
+    assert "--seeds: every run goes through the seeds of compare.seeds itself" in refused.err
+    plain = ("compare=null", "--sweep", "data.rows=32,64", "--seeds", "2", "--check")
+    assert front("distill_grid_tiny.yaml", *plain).code == 0
 
 
 def test_drawn_batches_go_on_behind_those_that_are_done():

@@ -1,11 +1,15 @@
 """What sweeps of comparisons say of the gap: slopes over doublings, what strong training gains, and if they tell."""
 
+import json
+
 import pytest
 from scipy import stats
 
 from benchmarks.distill_grid import figures
 from benchmarks.gaps import slopes
-from recipes.distill.compare import can_tell
+from recipes.distill.compare import can_tell, report
+from recipes.distill.compare_block import Compare
+from recipes.running.folder import RunFolder
 
 BY_UPDATES, BY_ROWS = (-0.5, -0.75, -1.0), (-0.2, 0.1, -0.2)
 
@@ -55,3 +59,21 @@ def test_the_condition_is_said():
     assert can_tell(0.71, 0.65).startswith("condition holds: on validation the teacher is 6.0 points above")
     assert can_tell(0.7, 0.65).startswith("condition holds: on validation the teacher is 5.0 points above")
     assert can_tell(0.69, 0.65).startswith("condition FAILS: on validation the teacher is 4.0 points above")
+    assert can_tell(0.62, 0.65).startswith("condition FAILS: on validation the teacher is 3.0 points below")
+
+
+def test_the_report_has_the_teacher_the_number_of_seeds_and_every_warning_once(tmp_path):
+    chosen = {name: {"terms": {name: {}}, "rate": 1.0, "validation": 0.5} for name in ("kd", "dkd")}
+    tuning = {"chosen": chosen, "rival": "dkd", "scores": [], "condition": "", "warning": "it knows nothing"}
+    cells = [
+        {"seed": seed, "accuracy": {"kd": 0.5, "dkd": right}, "teacher": 0.75, "warning": told}
+        for seed, right, told in ((0, 0.5, "no more here"), (1, 0.625, "no more here"), (2, 0.75, ""))
+    ]
+    report(Compare(), tuning, cells, RunFolder(tmp_path, "compare", quiet=True))
+    made = json.loads((tmp_path / "result.json").read_text())
+    low, high = stats.t.interval(0.95, 2, 12.5, stats.sem([0.0, 12.5, 25.0]))
+    assert made["gap"] == pytest.approx({"value": 12.5, "low": low, "high": high})
+    assert made["warnings"] == ["it knows nothing", "no more here"]
+    page = (tmp_path / "report.html").read_text()
+    for told in ("mean over 3 seeds, 95 % interval", "<th scope='row'>teacher</th>", *made["warnings"]):
+        assert page.count(told) >= 1

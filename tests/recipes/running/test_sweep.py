@@ -70,6 +70,24 @@ def test_a_number_with_an_interval_of_its_own_keeps_it_and_two_keys_make_lines(t
     ]
 
 
+def test_runs_with_and_without_intervals_stand_in_one_table(tmp_path):
+    """One tells a whole interval, one an interval that is open above, one a value without any, one a plain number."""
+    told = {"1": {"value": 1.0, "low": 0.5, "high": 1.5}, "2": {"value": 2.0, "low": 1.5, "high": None}}
+    told |= {"3": {"value": 3.0, "low": None, "high": None}, "4": 4.0}
+    for rank, gap in told.items():
+        (tmp_path / rank).mkdir()
+        (tmp_path / rank / "result.json").write_text(json.dumps({"gap": gap}))
+    (tmp_path / "recipe.yaml").write_text("recipe: toy\n")
+    finish(RunFolder(tmp_path, "sweep", quiet=True), [({"rank": rank}, 0, tmp_path / rank) for rank in told], ["gap"])
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert [row["gap"] for row in rows] == [
+        {"mean": 1.0, "low": 0.5, "high": 1.5},
+        *({"mean": 2.0, "low": 1.5}, {"mean": 3.0}, {"mean": 4.0}),
+    ]
+    drawn = (tmp_path / "figures/gap.csv").read_text().splitlines()
+    assert drawn == ["rank,mean,low,high", "1.0,1.0,0.5,1.5", "2.0,2.0,1.5,", "3.0,3.0,,", "4.0,4.0,,"]
+
+
 def test_several_keys_make_every_combination():
     cells = Sweep({"a": ["1", "2"], "b": ["x", "y"]}, [0, 3]).cells()
     assert [cell.name for cell in cells] == [f"a={a},b={b},seed={s}" for a in (1, 2) for b in "xy" for s in (0, 3)]
