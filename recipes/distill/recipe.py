@@ -41,6 +41,7 @@ from recipes.distill.schema import Network, Recipe, Values
 from recipes.distill.training import figures, fit, limited, side_by_side
 from recipes.errors import RecipeError, RunError
 from recipes.front.preflight import check_all
+from recipes.running.inputs import TREE
 from recipes.running.lengths import told as length
 from recipes.running.quiet import hush_libraries
 from recipes.running.trainer import build_trainer
@@ -158,7 +159,7 @@ def _check_network(recipe: Recipe, role: str, network: Network) -> str:
 
 
 def inputs(recipe: Recipe) -> list[Path]:
-    """The user's own files and folders that a run reads; folders of images apart, which may hold millions."""
+    """The user's own files and folders that a run reads; of folders of images, names and sizes."""
     networks = [*recipe.voices, recipe.student]
     weights = [
         str(network.options["checkpoint_path"]) for network in networks if network.options.get("checkpoint_path")
@@ -168,7 +169,22 @@ def inputs(recipe: Recipe) -> list[Path]:
     tables = [] if recipe.data.task is None else own_files(recipe.data.task)
     texts = text_files(recipe) if recipe.kind == "language" and recipe.data.path != "python" else []
     models = [network.model for network in networks] if recipe.kind != "images" else []
-    return [*map(Path, [*models, *weights]), *tables, *texts]
+    return [*map(Path, [*models, *weights]), *tables, *texts, *_images(recipe)]
+
+
+def _images(recipe: Recipe) -> list[Path]:
+    """The user's own images: files, or trees of them."""
+    from distill.data import NAMES
+
+    if recipe.kind != "images" or not recipe.data.path:
+        return []
+    where = Path(recipe.data.path)
+    trees = {
+        "folder": [name for names in NAMES.values() for name in names],
+        "cifar100": ["cifar-100-python"],
+    }.get(recipe.data.source, [])
+    files = {"mnist": [where], "fashion_mnist": sorted(where.expanduser().glob("*ubyte*"))}
+    return [*(where / name / TREE for name in trees), *files.get(recipe.data.source, [])]
 
 
 def _merge_inputs(recipe: Recipe) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,17 +11,28 @@ from recipes.running.seals import STAMP, digest, times
 
 NAME = "inputs.json"
 READ = (".safetensors", ".bin", ".json", ".txt", ".model", ".ckpt", ".pt", ".csv", ".jsonl", ".parquet", ".npz")
+TREE = "**"  # last part of a path that stands for all files below a folder, which may be millions
 
-Noted = Mapping[str, list[int | str]]  # file -> size, times and digest
+# file -> size, times and digest; tree -> how many files, their bytes, 0, and the digest of their names and sizes
+Noted = Mapping[str, list[int | str]]
 
 
 def note(paths: Iterable[Path]) -> Noted:
     """Size, times and digest of every file, and of what readers take up of every folder; what is missing is left out.
 
     Args:
-        paths: Files and folders.
+        paths: Files, folders, and ``folder/**`` for names and sizes of all files below a folder.
     """
-    return {str(file): [*times(file), digest(file)] for file in _read(paths)}
+    paths = list(paths)
+    trees = {str(path): _tree(path.parent) for path in paths if path.name == TREE and path.parent.is_dir()}
+    files: dict[str, list[int | str]] = {str(file): [*times(file), digest(file)] for file in _read(paths)}
+    return files | trees
+
+
+def _tree(folder: Path) -> list[int | str]:
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    listed = json.dumps(sorted(sizes.items()))
+    return [len(sizes), sum(sizes.values()), 0, hashlib.sha256(listed.encode()).hexdigest()]
 
 
 def _read(paths: Iterable[Path]) -> Iterator[Path]:
@@ -45,6 +57,10 @@ def changed(noted: Noted) -> str:
     """The first file that is not as it was noted, in words; empty when there is none."""
     for name, (*seen, known) in noted.items():
         file = Path(name)
+        if file.name == TREE:
+            if not file.parent.is_dir() or _tree(file.parent)[-1] != known:
+                return f"{file.parent} has changed"
+            continue
         if not file.is_file():
             return f"{name} is gone"
         if times(file) != seen and digest(file) != known:

@@ -217,6 +217,11 @@ def test_the_previous_protocol_takes_two_steps(world):
     done = world.run(recipe, "cifar")
     assert done.code == 0, done.err
     assert set(rows(world, "cifar")) == {"teacher", "ce", "kd", "dkd", "dist"}
+    (world.folder / "cifar/result.json").unlink()
+    (world.folder / "cifar_pictures/train/class0/3.png").rename(world.folder / "cifar_pictures/train/class1/4.png")
+    done = world.run(recipe, "cifar", "--resume")
+    assert done.code == 2
+    assert f"{world.folder}/cifar_pictures/train has changed since the run was started; put it back" in done.err
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,20 @@ def test_what_is_noted_is_compared_by_content_where_times_differ(tmp_path, monke
     assert changed(noted) == f"{tmp_path / 'model.safetensors'} is gone"
 
 
+def test_of_a_tree_names_and_sizes_are_noted(tmp_path):
+    photo = tmp_path / "train/cat/1.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"1234")
+    tree = tmp_path / "train/**"
+    noted = note(path for path in [tree, tmp_path / "val/**"])
+    assert list(noted) == [str(tree)]
+    assert noted[str(tree)][:2] == [1, 4]
+    os.utime(photo)
+    assert changed(noted) == added(noted, [tree]) == ""
+    photo.rename(photo.with_name("2.jpg"))
+    assert changed(noted) == f"{tmp_path / 'train'} has changed"
+
+
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": 1}', '{"a": ["x", 1, 2, 3]}', "[" * 100_000])
 def test_a_damaged_note_is_told_from_an_empty_one(tmp_path, text):
     assert read_noted(tmp_path) is None
