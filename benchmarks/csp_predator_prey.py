@@ -239,8 +239,9 @@ def run(setup: Setup) -> list[dict[str, Any]]:
     for method in METHODS:
         mine, csp = ([row for row in rows if row["method"] == name] for name in (method, "csp"))
         values = {key: interval([row[key] for row in mine]) for key in ("worst", "true")}
-        # Seeds share their data and the proxy they are attacked with: CSP's worst value minus this method's.
-        values["lead"] = interval([a["worst"] - b["worst"] for a, b in zip(csp, mine, strict=True)])
+        # Seeds share their data and the proxy they are attacked with: CSP's values minus this method's.
+        for lead, key in (("lead", "worst"), ("true_lead", "true")):
+            values[lead] = interval([a[key] - b[key] for a, b in zip(csp, mine, strict=True)])
         table.append({"method": method, "chosen": chosen[method], **values})
     return table
 
@@ -258,7 +259,7 @@ def main(setup: Setup, further: Mapping[str, Any] | None = None) -> None:
     best = max(rivals, key=lambda method: rivals[method]["value"])
     figures: dict[str, Any] = {"best_baseline_worst": rivals[best], **(further or {})}
     figures["csp_worst_lead_low"] = min(row["lead"]["low"] for row in table if row["method"] in rivals)
-    figures |= {f"{row['method']}_{key}": row[key] for row in table for key in ("worst", "true", "lead")}
+    figures |= {f"{row['method']}_{key}": row[key] for row in table for key in ("worst", "true", "lead", "true_lead")}
     print("best baseline:", best, write_results(setup.name, figures, {"methods": table}, setup.seeds))
 
 
