@@ -11,9 +11,7 @@ import torch
 
 from benchmarks import csp_halfsumo, csp_mujoco, csp_predator_prey
 from benchmarks.common import write_results
-from benchmarks.csp_predator_prey import Setup
-from recipes.csp.games import build
-from rl.csp.dataset import record_target
+from benchmarks.csp_predator_prey import Setup, record
 from rl.csp.pairs import Coverage
 from rl.csp.policies import Act, ScriptedPolicy
 from rl.csp.rollout import pairs_of, play
@@ -28,11 +26,7 @@ def coverage(setup: Setup, ours: Act | None = None, seed: int = 0, episodes: int
         seed: Of the data and the matches.
         episodes: Of the test.
     """
-    scenario = build(setup.game, "", dict(setup.game_arguments))
-    assert scenario.ours is not None
-    assert scenario.target is not None
-    chance = torch.Generator().manual_seed(seed)
-    data = record_target(scenario.recorded, scenario.ours, scenario.target, setup.recorded, chance)
+    scenario, data = record(setup, seed)
     counted = Coverage(data.pairs().observations, setup.arguments["radius"])
     scripts = (ScriptedPolicy(ours or scenario.ours), ScriptedPolicy(scenario.target))
     lived = play(scenario.game, scripts, episodes, torch.Generator().manual_seed(seed + 1))

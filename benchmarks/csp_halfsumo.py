@@ -16,13 +16,11 @@ import sys
 import torch
 
 from benchmarks import csp_mujoco
-from benchmarks.csp_predator_prey import CELLS, Setup, cell, main as measure, make, run
-from recipes.csp.games import build
+from benchmarks.csp_predator_prey import CELLS, Setup, cell, main as measure, make, record, run
 from recipes.running.files import write_json
 from recipes.running.intervals import interval
 from recipes.running.quiet import silent_trainer
 from rl.csp.data import RolloutDataModule
-from rl.csp.dataset import record_target
 from rl.csp.policies import ScriptedPolicy
 from rl.csp.rollout import play
 
@@ -65,12 +63,9 @@ def tires_first(setup: Setup, method: str, seed: int) -> float:
     path = CELLS / setup.name / f"plan-{method}-{seed}.json"
     if path.is_file():
         return float(json.loads(path.read_text(encoding="utf-8")))
-    scenario = build(setup.game, "", dict(setup.game_arguments))
-    assert scenario.ours is not None
+    scenario, data = record(setup, seed)
     assert scenario.target is not None
-    chance = torch.Generator().manual_seed(seed)
-    pairs = record_target(scenario.recorded, scenario.ours, scenario.target, setup.recorded, chance).pairs()
-    module = make(setup, method, {}, seed, scenario, pairs)
+    module = make(setup, method, {}, seed, scenario, data.pairs())
     if method == "csp":
         module.load_state_dict(torch.load(CELLS / setup.name / f"proxy-{seed}.pt", weights_only=True))
     else:

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -26,6 +26,9 @@ from recipes.csp.games import Scenario, build
 from recipes.running.files import write_json
 from recipes.running.intervals import interval
 from recipes.running.quiet import hush_libraries, silent_trainer
+
+if TYPE_CHECKING:
+    from rl.csp.dataset import TargetData
 
 CELLS = Path("runs/benchmarks")
 # The rows; `imitation` is a fit.
@@ -93,6 +96,17 @@ SETUP = Setup(
 )
 
 
+def record(setup: Setup, seed: int) -> tuple[Scenario, TargetData]:
+    """The scenario of a game, and the target's data of a seed."""
+    from rl.csp.dataset import record_target
+
+    scenario = build(setup.game, "", dict(setup.game_arguments))
+    assert scenario.ours is not None
+    assert scenario.target is not None
+    chance = torch.Generator().manual_seed(seed)
+    return scenario, record_target(scenario.recorded, scenario.ours, scenario.target, setup.recorded, chance)
+
+
 def make(setup: Setup, method: str, changes: Mapping[str, Any], seed: int, scenario: Scenario, pairs: Any) -> Any:
     """The module of a method."""
     from rl.csp.baselines import baseline
@@ -109,7 +123,6 @@ def cell(setup: Setup, method: str, changes: Mapping[str, Any], seed: int) -> di
     """Train and attack one method, or read what an earlier run found."""
     from rl.csp.baselines import imitate
     from rl.csp.data import RolloutDataModule
-    from rl.csp.dataset import record_target
     from rl.csp.policies import ScriptedPolicy
     from rl.csp.rollout import pairs_of, play
     from rl.csp.worst_case import estimate_worst_case, evaluate
@@ -120,10 +133,8 @@ def cell(setup: Setup, method: str, changes: Mapping[str, Any], seed: int) -> di
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
-    scenario = build(setup.game, "", dict(setup.game_arguments))
-    pairs = record_target(
-        scenario.recorded, scenario.ours, scenario.target, setup.recorded, torch.Generator().manual_seed(seed)
-    ).pairs()
+    scenario, data = record(setup, seed)
+    pairs = data.pairs()
     module = make(setup, method, changes, seed, scenario, pairs)
     excess = None
     if method == "imitation":
